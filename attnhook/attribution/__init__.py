@@ -1,0 +1,1 @@
+"""From captured attention to patch maps and numbers. Pure functions."""

@@ -1,0 +1,109 @@
+"""Raw attention: the row of what the model reads out, on the patch grid.
+
+It says where a readout's attention went in one block. It is no gradient saliency and not importance: what a patch contributes also
+depends on its value vector and on every other block.
+"""
+
+import torch
+from torch import Tensor
+
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.errors import NoReadoutError, RowsNotKeptError
+from attnhook.options import HeadFusion, HeadsOption, Rows, choose
+
+
+def raw_attention(maps: AttentionMaps, *, block: int | str = -1, heads: HeadsOption = "mean", row: int | None = None) -> Tensor:
+    """The readout's attention row of one block, on the patch grid.
+
+    With A the block's attention matrix `(batch, heads, queries, keys)` and r the readout (class token, pooling query, or the mean over the
+    patches' rows), the map is `fuse_heads(A[:, :, r, patches])`. Values are softmax weights: with `heads="mean"` they sum to 1 minus the
+    attention that goes to special tokens.
+
+    Args:
+        maps: What was captured; any `rows`.
+        block: Index (negative from the end) or name.
+        heads: `"mean"`, `"max"` or `"min"` over heads, one head's index, or None to keep all heads.
+        row: Which of several kept rows; needed only if `rows` chose several tokens.
+
+    Returns:
+        `(batch, h, w)` float32, or `(batch, heads, h, w)` for `heads=None`.
+
+    Raises:
+        RowsNotKeptError: If several rows were kept and `row` does not say which.
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, raw_attention
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> with torch.inference_mode(), AttentionCapture(model, blocks=1) as capture:
+        ...     logits = model(torch.randn(1, 3, 224, 224))
+        >>> raw_attention(capture.maps, heads=None).shape
+        torch.Size([1, 3, 14, 14])
+    """
+    chosen = maps[block]
+    weights = readout_row(maps, chosen, row=row)
+    return fuse_heads(chosen.layout.patches(weights), heads)
+
+
+def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None = None) -> Tensor:
+    """One row a head of a block: the readout's, or the one that was chosen when capturing.
+
+    Args:
+        maps: What `block` belongs to.
+        block: The block.
+        row: Which of several kept rows.
+
+    Returns:
+        `(batch, heads, keys)` float32.
+
+    Raises:
+        RowsNotKeptError: If several rows were kept and `row` does not say which, or it does not exist.
+    """
+    kept = _readout_of_matrix(maps, block) if maps.rows is Rows.ALL and row is None else block.rows
+    count = kept.shape[2]
+    if row is None and count > 1:
+        raise RowsNotKeptError(
+            f"block {block.name!r} keeps {count} rows: expected one. Say which with row=0 to {count - 1}, or capture with rows='readout'."
+        )
+    if row is not None and not -count <= row < count:
+        raise RowsNotKeptError(f"row {row} was not kept: expected -{count} to {count - 1} of block {block.name!r}.")
+    return kept[:, :, 0 if row is None else row]
+
+
+def _readout_of_matrix(maps: AttentionMaps, block: BlockAttention) -> Tensor:
+    readout = maps.readout
+    if block.pooling:
+        return block.matrix.rows(slice(None))
+    if readout.rows is Rows.CLS:
+        return block.matrix.rows([block.layout.class_token()])
+    if readout.rows is Rows.MEAN:
+        return block.matrix.mean_rows(block.layout.patch_tokens)
+    raise NoReadoutError(
+        f"block {block.name!r} has no readout row: {readout.reason}. Take the pooling block, give row=, or capture with rows='cls' or 'mean'."
+    )
+
+
+def fuse_heads(maps: Tensor, heads: HeadsOption) -> Tensor:
+    """Make one map of the heads' maps.
+
+    Args:
+        maps: `(batch, heads, ...)`.
+        heads: `"mean"`, `"max"` or `"min"`, one head's index (negative from the end), or None to keep all.
+
+    Returns:
+        `(batch, ...)`, or `maps` for None.
+
+    Raises:
+        IndexError: If the head does not exist.
+    """
+    count = maps.shape[1]
+    if heads is None:
+        return maps
+    if isinstance(heads, int) and not isinstance(heads, bool):
+        if not -count <= heads < count:
+            raise IndexError(f"head {heads} does not exist: expected -{count} to {count - 1}.")
+        return maps[:, heads]
+    fusion = choose(HeadFusion, heads, "heads")
+    if fusion is HeadFusion.MEAN:
+        return maps.mean(dim=1)
+    return torch.amax(maps, dim=1) if fusion is HeadFusion.MAX else torch.amin(maps, dim=1)

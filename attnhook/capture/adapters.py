@@ -1,0 +1,291 @@
+"""What capture has to be told about a model, who tells it, and how the teller is found.
+
+An adapter answers four questions about a model: which modules compute token attention, which special tokens stand in its sequence, where the
+patch grid can be seen, and which tokens the head reads. Adapters are looked up by the model's type along its MRO. Those of the libraries live
+in `attnhook.zoo` and are imported when a model of that library turns up, never before; none of them imports its library.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from attnhook.errors import UnknownBlockError, UnsupportedModelError
+from attnhook.options import BlocksOption, Rows, Size
+
+_LIBRARIES = {"timm": "attnhook.zoo._timm", "transformers": "attnhook.zoo._transformers", "torchvision": "attnhook.zoo._torchvision"}
+
+
+class Kernel(StrEnum):
+    """How a module computes its attention, as far as that is known before it runs.
+
+    Attributes:
+        SDPA: Calls `torch.nn.functional.scaled_dot_product_attention` by that attribute.
+        MULTIHEAD: Is an `nn.MultiheadAttention`, read from its own inputs and weights.
+        INTERFACE: Calls a function registered at transformers' attention interface.
+        OPEN: Anything else that calls scaled_dot_product_attention or a softmax; every torch call is watched.
+    """
+
+    SDPA = "sdpa"
+    MULTIHEAD = "multihead"
+    INTERFACE = "interface"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSite:
+    """One module that computes token attention once or more a forward.
+
+    Attributes:
+        name: Its path in the model, as in `named_modules()`.
+        module: The module.
+        kernel: How it computes attention, or a function that tells it from the module's present settings.
+        pooling: Whether it is an attention pooling: a learned query reads the patches.
+    """
+
+    name: str
+    module: nn.Module
+    kernel: Kernel | Callable[[nn.Module], Kernel] = Kernel.OPEN
+    pooling: bool = False
+
+    def running_kernel(self) -> Kernel:
+        """How the module computes attention with its present settings."""
+        if isinstance(self.module, nn.MultiheadAttention):
+            return Kernel.MULTIHEAD
+        return self.kernel if isinstance(self.kernel, Kernel) else self.kernel(self.module)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the model's head reads.
+
+    Attributes:
+        rows: The class token, the pooling query, the mean over patches; None if none of the three.
+        reason: Why, in words: shown by `describe` and in the error where `rows` is None.
+    """
+
+    rows: Rows | None
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class SeenTokens:
+    """What one call of a model's token module showed of the sequence.
+
+    Attributes:
+        order: Which patches were kept, and in which order: `(batch, kept)` int64; None if all, in order.
+        grid: Patch rows and columns, where no patch embedding shows them; None if one does.
+        patch_area: Pixels that this grid covers.
+        padding: Number of padding tokens behind the patches.
+        problem: Why this sequence has no one grid, or None.
+    """
+
+    order: Tensor | None = None
+    grid: Size | None = None
+    patch_area: Size | None = None
+    padding: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ModelAnatomy:
+    """An adapter's answer. Only `sites` is needed for rows; the rest makes grids and readouts.
+
+    Attributes:
+        sites: The attention modules in the order in which they run.
+        cls: Index of the class token, or None.
+        registers: Number of register tokens.
+        distillation: Whether there is a distillation token after the class token.
+        suffix: Number of tokens behind the patches.
+        readout: What the head reads.
+        image_module: The module whose first four-dimensional input is the image batch, `(batch, channels, height, width)`.
+        grid_module: The module whose output is the patch embedding, `(batch, width, h, w)`.
+        token_module: The module whose call says which patches were kept, or how many there are, where the patch embedding cannot.
+        tokens_of: Turns that call `(args, kwargs, output)` into `SeenTokens`.
+    """
+
+    sites: tuple[AttentionSite, ...]
+    cls: int | None = 0
+    registers: int = 0
+    distillation: bool = False
+    suffix: int = 0
+    readout: Readout = field(default=Readout(None, "nothing is known about what reads its tokens"))
+    image_module: nn.Module | None = None
+    grid_module: nn.Module | None = None
+    token_module: nn.Module | None = None
+    tokens_of: Callable[[tuple[Any, ...], dict[str, Any], Any], SeenTokens] | None = None
+
+    def under(self, prefix: str) -> "ModelAnatomy":
+        """The same anatomy inside a larger model, with the sites' names prefixed."""
+        if not prefix:
+            return self
+        return replace(self, sites=tuple(replace(site, name=f"{prefix}.{site.name}") for site in self.sites))
+
+
+class Adapter(Protocol):
+    """A callable that describes the models of one type."""
+
+    def __call__(self, model: Any, /) -> ModelAnatomy:
+        """Describe `model`; raise `UnsupportedModelError` saying what it does instead, if it has no token attention."""
+
+
+_registry: dict[str, Adapter] = {}
+
+
+def register_adapter(model_type: type | str, adapter: Adapter) -> None:
+    """Teach capture a new type of model.
+
+    Args:
+        model_type: The class of the models, or its full name (`"package.module.Class"`), so that registering imports nothing. Subclasses
+            are covered; the closest registered class along the MRO wins, and a later registration of the same class replaces the earlier.
+        adapter: Called with the model, answers with its `ModelAnatomy`.
+
+    Example:
+        >>> from torch import nn
+        >>> from attnhook import AttentionSite, ModelAnatomy, register_adapter
+        >>> class MyViT(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.patches = nn.Conv2d(3, 8, 4, 4)
+        ...         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        >>> def my_vit(model):
+        ...     site = AttentionSite("attention", model.attention)
+        ...     return ModelAnatomy(sites=(site,), cls=None, image_module=model.patches, grid_module=model.patches)
+        >>> register_adapter(MyViT, my_vit)
+    """
+    _registry[model_type if isinstance(model_type, str) else _full_name(model_type)] = adapter
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def find_adapter(model: nn.Module) -> Adapter | None:
+    """The adapter of the closest registered class along the MRO of `model`'s type, or None."""
+    for kind in type(model).__mro__:
+        library = _LIBRARIES.get(kind.__module__.partition(".")[0])
+        if library is not None:
+            importlib.import_module(library)  # registers its adapters, once
+        adapter = _registry.get(_full_name(kind))
+        if adapter is not None:
+            return adapter
+    return None
+
+
+def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
+    """Describe a model, or the one known model inside it.
+
+    Args:
+        model: Any module: a known model, or one that holds a known model somewhere (wrappers, `torch.compile`, DDP).
+
+    Returns:
+        The anatomy with names relative to `model`; None if nothing in it is known.
+
+    Raises:
+        UnsupportedModelError: If several known models stand side by side.
+    """
+    found: list[tuple[str, ModelAnatomy]] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{outer}.") or not outer for outer, _ in found):
+            continue
+        adapter = find_adapter(module)
+        if adapter is not None:
+            found.append((name, adapter(module)))
+    if len(found) > 1:
+        names = ", ".join(repr(name) for name, _ in found)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds several models with attention: expected one, got {names}. Capture one of them: "
+            f"AttentionCapture(model.{found[0][0]})."
+        )
+    return found[0][1].under(found[0][0]) if found else None
+
+
+def guess_sites(model: nn.Module, blocks: BlocksOption) -> tuple[AttentionSite, ...]:
+    """The attention modules of a model that no adapter knows: those that the user names, or every `nn.MultiheadAttention`.
+
+    Args:
+        model: The model.
+        blocks: Names, a predicate over names, or anything else for "what can be recognised".
+
+    Returns:
+        The sites in the order of `named_modules()`; empty if there are none.
+
+    Raises:
+        UnknownBlockError: If a name does not exist.
+    """
+    modules = dict(model.named_modules())
+    if callable(blocks):
+        chosen = [name for name in modules if name and blocks(name)]
+    elif isinstance(blocks, str):
+        chosen = [blocks]
+    elif isinstance(blocks, Sequence) and blocks and all(isinstance(block, str) for block in blocks):
+        chosen = [str(block) for block in blocks]
+    else:
+        chosen = [name for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)]
+    for name in chosen:
+        if name not in modules:
+            raise UnknownBlockError(f"unknown block {name!r}: {type(model).__name__} has no module of that name.")
+    return tuple(AttentionSite(name, modules[name]) for name in chosen)
+
+
+def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple[AttentionSite, ...]:
+    """Apply a block selector with timm's meaning.
+
+    Args:
+        sites: All of them, in order.
+        blocks: None = all, int n = the last n, a name, a sequence of indices (negative from the end) and names, or a predicate over names.
+
+    Returns:
+        The chosen ones, in the order of the model.
+
+    Raises:
+        UnknownBlockError: If an index or a name does not exist, or nothing is chosen; the message gives the legal ones.
+    """
+    if blocks is None:
+        return tuple(sites)
+    names = [site.name for site in sites]
+    if callable(blocks):
+        chosen = {i for i, name in enumerate(names) if blocks(name)}
+    elif isinstance(blocks, bool):
+        raise UnknownBlockError(f"unknown block {blocks!r}: expected an index or a name.")
+    elif isinstance(blocks, int):
+        if not 0 < blocks <= len(names):
+            raise UnknownBlockError(f"blocks={blocks} means the last {blocks}: expected 1 to {len(names)}. For one, pass [index].")
+        chosen = set(range(len(names) - blocks, len(names)))
+    else:
+        chosen = {block_index(names, block) for block in ([blocks] if isinstance(blocks, str) else blocks)}
+    if not chosen:
+        raise UnknownBlockError(f"blocks={blocks!r} selects no block: expected at least one of {_summary(names)}.")
+    return tuple(site for i, site in enumerate(sites) if i in chosen)
+
+
+def block_index(names: Sequence[str], block: int | str) -> int:
+    """Index of a block given by name or number.
+
+    Args:
+        names: All names, in order.
+        block: A name, or an index (negative from the end).
+
+    Returns:
+        An index in `range(len(names))`.
+
+    Raises:
+        UnknownBlockError: If there is no such block.
+    """
+    if isinstance(block, str):
+        if block in names:
+            return list(names).index(block)
+        raise UnknownBlockError(f"unknown block {block!r}: expected one of {_summary(names)}.")
+    if isinstance(block, bool) or not -len(names) <= block < len(names):
+        raise UnknownBlockError(
+            f"unknown block {block!r}: expected an index from {-len(names)} to {len(names) - 1}, or one of {_summary(names)}."
+        )
+    return block % len(names)
+
+
+def _summary(names: Sequence[str]) -> str:
+    shown = list(names) if len(names) <= 6 else [*names[:3], "...", names[-1]]
+    return ", ".join(name if name == "..." else repr(name) for name in shown)

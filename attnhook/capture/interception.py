@@ -1,0 +1,389 @@
+"""Sees the attention call that happens between `open` and `close` on one thread, and hands over its operands.
+
+Four ways, from cheap to thorough, one a `Kernel`:
+
+- SDPA: for the duration of the scope `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every call on and
+  tells the scopes open on *this thread*. Two attribute writes a block, where a function mode costs a Python call for every torch call in it.
+- OPEN: a `TorchFunctionMode` that sees scaled_dot_product_attention and every softmax over the last of four dimensions.
+- INTERFACE: the same, and the function registered at transformers' attention interface is wrapped, so that a kernel which calls neither (a
+  custom or compiled one) is seen with its operands. Those are believed only if they reproduce the kernel's own output.
+- MULTIHEAD: nothing is opened. An `nn.MultiheadAttention` is read from its own inputs and weights after it ran, because an open mode
+  would switch its fast path off and move its output.
+
+Dynamo: a scope must not be traced; sessions run compiled modules eagerly.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from attnhook.capture.adapters import Kernel
+from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
+from attnhook.errors import UnsupportedModelError
+
+
+class Listener(Protocol):
+    """What is told about attention calls. All arguments by reference; the listener copies what it keeps."""
+
+    def operands(self, call: Operands, kernel: str) -> None:
+        """An attention call with these operands ran."""
+
+    def logits(self, scores: Tensor, weights: Tensor) -> None:
+        """A softmax over `scores` `(batch, heads, queries, keys)` gave `weights`."""
+
+
+class Scope(Protocol):
+    """Something that watches between `open` and `close`."""
+
+    def open(self) -> None:
+        """Begin to watch, on this thread."""
+
+    def close(self) -> None:
+        """Stop watching; harmless if not open."""
+
+
+def scope_for(module: nn.Module, kernel: Kernel, listener: Listener) -> Scope | None:
+    """The cheapest scope that sees the attention of a module.
+
+    Args:
+        module: The attention module.
+        kernel: How it computes attention.
+        listener: Told about each call.
+
+    Returns:
+        The scope; None for `Kernel.MULTIHEAD`, which needs none.
+    """
+    if kernel is Kernel.MULTIHEAD:
+        return None
+    if kernel is Kernel.SDPA:
+        return _FusedScope(listener)
+    if kernel is Kernel.INTERFACE:
+        return _InterfaceScope(module, listener)
+    return _OpenScope(listener)
+
+
+def sdpa_operands(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Operands:
+    """The operands of one call of `scaled_dot_product_attention`; takes exactly its arguments.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`, or without heads.
+        key: `(batch, key heads, keys, head_dim)`, or without heads.
+        value: As `key`; not kept.
+        attn_mask: Boolean or additive mask.
+        dropout_p: Ignored: rows are those before dropout.
+        is_causal: Whether query i sees keys 0..i only.
+        scale: Factor on the scores.
+        enable_gqa: Implied by the shapes.
+
+    Returns:
+        The operands, by reference, always with four dimensions.
+
+    Raises:
+        UnsupportedModelError: If the call's tensors have neither three nor four dimensions, or are nested.
+    """
+    if query.is_nested or query.dim() not in (3, 4):
+        shape = "nested" if query.is_nested else tuple(query.shape)
+        raise UnsupportedModelError(
+            "an attention call cannot be recorded: expected queries of shape (batch, heads, tokens, head_dim), "
+            f"got {shape}. Capture other blocks with `blocks=`."
+        )
+    if query.dim() == 3:
+        query, key = query.unsqueeze(1), key.unsqueeze(1)
+        if attn_mask is not None and attn_mask.dim() == 3:
+            attn_mask = attn_mask.unsqueeze(1)
+    return Operands(query.detach(), key.detach(), scale, None if attn_mask is None else attn_mask.detach(), is_causal)
+
+
+# --- SDPA: the attribute of torch.nn.functional -------------------------------------------------------------------------------------------
+
+
+class _Watchers(threading.local):
+    """The scopes that are open on this thread."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+
+
+_watchers = _Watchers()
+_lock = threading.Lock()
+_open_scopes = 0  # on all threads together: the attribute is replaced while there are any
+_original: Callable[..., Any] = F.scaled_dot_product_attention  # what it held before
+
+
+def _passing_sdpa(*args: Any, **kwargs: Any) -> Any:
+    output = _original(*args, **kwargs)
+    listeners = _watchers.listeners
+    if listeners:
+        call = sdpa_operands(*args, **kwargs)
+        for listener in tuple(listeners):
+            listener.operands(call, "scaled_dot_product_attention")
+    return output
+
+
+
+class _FusedScope:
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._depth = 0
+
+    def open(self) -> None:
+        global _open_scopes, _original  # noqa: PLW0603 (one process has one torch.nn.functional)
+        self._depth += 1
+        _watchers.listeners.append(self._listener)
+        with _lock:
+            _open_scopes += 1
+            if _open_scopes == 1:
+                _original = F.scaled_dot_product_attention
+                F.scaled_dot_product_attention = _passing_sdpa
+
+    def close(self) -> None:
+        global _open_scopes  # noqa: PLW0603
+        if not self._depth:
+            return
+        self._depth -= 1
+        _watchers.listeners.remove(self._listener)
+        with _lock:
+            _open_scopes -= 1
+            if _open_scopes == 0:
+                F.scaled_dot_product_attention = _original
+
+
+# --- anything else: a function mode -------------------------------------------------------------------------------------------------------
+
+_BUILTIN_SDPA = torch._C._nn.scaled_dot_product_attention
+_SOFTMAXES = frozenset({torch.softmax, F.softmax, torch.Tensor.softmax, torch.special.softmax})
+
+
+class _WatchMode(TorchFunctionMode):
+    """Passes every torch call on unchanged and reports attention calls."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self.listener = listener
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if func is _BUILTIN_SDPA:
+            self.listener.operands(sdpa_operands(*args, **(kwargs or {})), "scaled_dot_product_attention")
+        elif func in _SOFTMAXES:
+            self._softmax(result, *args, **(kwargs or {}))
+        return result
+
+    def _softmax(self, weights: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:  # noqa: A002
+        if weights.dim() == 4 and dim in (-1, 3):
+            self.listener.logits(input.detach(), weights.detach())
+
+
+class _OpenScope:
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._modes: list[_WatchMode] = []
+
+    def open(self) -> None:
+        mode = _WatchMode(self._listener)
+        mode.__enter__()
+        self._modes.append(mode)
+
+    def close(self) -> None:
+        if self._modes:
+            _leave(self._modes.pop())
+
+
+def _leave(mode: TorchFunctionMode) -> None:
+    """Take a mode off this thread's stack, also from under modes that an aborted forward left above it."""
+    above = []
+    while torch._C._len_torch_function_stack() > 0:
+        top = torch._C._pop_torch_function_stack()
+        if top is mode:
+            break
+        above.append(top)
+    for other in reversed(above):
+        torch._C._push_on_torch_function_stack(other)
+
+
+# --- transformers' attention interface ----------------------------------------------------------------------------------------------------
+
+
+class _InterfaceScope:
+    """Watches as `_OpenScope` does; a registered function in which that sees nothing is read from its operands and checked."""
+
+    def __init__(self, module: nn.Module, listener: Listener) -> None:
+        self._inner = _OpenScope(self)
+        self._listener = listener
+        self._interface, self._name = _interface_of(module)
+        self._before: list[Any] = []
+        self._seen = 0
+
+    def operands(self, call: Operands, kernel: str) -> None:
+        self._seen += 1
+        self._listener.operands(call, kernel)
+
+    def logits(self, scores: Tensor, weights: Tensor) -> None:
+        self._seen += 1
+        self._listener.logits(scores, weights)
+
+    def open(self) -> None:
+        function = self._interface[self._name]
+        self._before.append(self._interface._local_mapping.get(self._name))
+        self._interface._local_mapping[self._name] = self._wrap(function)
+        self._inner.open()
+
+    def close(self) -> None:
+        if not self._before:
+            return
+        self._inner.close()
+        before = self._before.pop()
+        if before is None:
+            self._interface._local_mapping.pop(self._name, None)
+        else:
+            self._interface._local_mapping[self._name] = before
+
+    def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        owner = threading.get_ident()
+
+        def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any) -> Any:
+            seen = self._seen
+            result = function(module, query, key, value, mask, **kwargs)
+            if threading.get_ident() == owner and self._seen == seen:
+                call = _interface_operands(query, key, mask, kwargs, self._name)
+                _check_against_output(call, value, result[0], self._name, kwargs.get("dropout", 0.0))
+                self._listener.operands(call, self._name)
+            return result
+
+        return watched
+
+
+def _interface_of(module: nn.Module) -> tuple[Any, str]:
+    interface = None
+    forward: Any = type(module).forward
+    while interface is None and forward is not None:
+        interface = getattr(forward, "__globals__", {}).get("ALL_ATTENTION_FUNCTIONS")
+        forward = getattr(forward, "__wrapped__", None)
+    if interface is None:
+        raise UnsupportedModelError(f"{type(module).__name__} does not use transformers' attention interface.")
+    return interface, module.config._attn_implementation  # type: ignore[union-attr, return-value]
+
+
+def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any], name: str) -> Operands:
+    if mask is not None and not isinstance(mask, Tensor):
+        raise UnsupportedModelError(
+            f"the attention function {name!r} got a mask of type {type(mask).__name__}: expected a tensor or None. "
+            "Load the model with attn_implementation='sdpa'."
+        )
+    bias = kwargs.get("position_bias")
+    if bias is not None:
+        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else bias + mask
+    mask = None if mask is None else mask.detach()
+    return Operands(query.detach(), key.detach(), kwargs.get("scaling"), mask, bool(kwargs.get("is_causal", False)))
+
+
+def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: str, dropout: float) -> None:
+    """Hold reconstructed rows against what an unseen kernel returned: row @ V must be its output."""
+    if dropout:
+        raise UnsupportedModelError(
+            f"the attention function {name!r} calls neither scaled_dot_product_attention nor softmax and applies dropout, so "
+            "its rows cannot be checked. Call model.eval(), or load the model with attn_implementation='sdpa'."
+        )
+    first = SoftmaxMatrix(call).rows(slice(0, 1))
+    with quiet_arithmetic(value.device.type):
+        groups = first.shape[1] // value.shape[1]
+        expected = (first @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
+        got = output.detach()[:, :1].float().flatten()
+        low = torch.finfo(output.dtype).eps > 1e-6
+        if got.shape != expected.shape or not torch.allclose(got, expected, rtol=2e-2 if low else 1e-3, atol=2e-2 if low else 1e-4):
+            raise UnsupportedModelError(
+                f"the attention function {name!r} does not compute softmax(Q K^T * scale + mask) V of the operands it is given: its "
+                "output differs from that. Load the model with attn_implementation='sdpa' to capture it."
+            )
+
+
+# --- nn.MultiheadAttention ----------------------------------------------------------------------------------------------------------------
+
+
+def multihead_operands(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice | None) -> Operands:
+    """The operands of an `nn.MultiheadAttention` call, from its inputs and weights.
+
+    For a few rows in float32 no key is projected: with q_h the query of head h, q_h (W_k x + b_k)^T equals (q_h W_k) x^T up to a constant per
+    row, which the softmax cancels. The returned keys are then the inputs themselves, shared by all heads.
+
+    Args:
+        module: The module, which has just run.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        rows: The queries wanted, or None for all.
+
+    Returns:
+        Operands whose query axis holds only `rows`; a mask is cut to them.
+
+    Raises:
+        UnsupportedModelError: If the module appends keys of its own (`add_bias_kv`, `add_zero_attn`).
+    """
+    if module.bias_k is not None or module.add_zero_attn:
+        raise UnsupportedModelError("nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are no tokens.")
+    names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
+    call = {**dict(zip(names, args, strict=False)), **kwargs}
+    query, key = call["query"], call["key"]
+    mask = _multihead_mask(module, call, key)
+    if query.dim() == 2:
+        query, key = query.unsqueeze(0), key.unsqueeze(0)
+    elif not module.batch_first:
+        query, key = query.transpose(0, 1), key.transpose(0, 1)
+    chosen = slice(None) if rows is None else rows
+    query, key = query.detach()[:, chosen], key.detach()
+    if mask is not None and mask.shape[-2] > 1:
+        mask = mask[:, :, chosen]
+    query, key = _project(module, query, key, few=rows is not None)
+    return Operands(query, key, (module.embed_dim // module.num_heads) ** -0.5, mask)
+
+
+def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, *, few: bool) -> tuple[Tensor, Tensor]:
+    width, heads = module.embed_dim, module.num_heads
+    if module.in_proj_weight is None:
+        weight_q, weight_k = module.q_proj_weight.detach(), module.k_proj_weight.detach()
+    else:
+        weight_q, weight_k = module.in_proj_weight.detach()[: 2 * width].chunk(2)
+    bias = None if module.in_proj_bias is None else module.in_proj_bias.detach()
+    plain = query.dtype is torch.float32 and not torch.is_autocast_enabled(query.device.type)
+    previous = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)
+    try:
+        query = F.linear(query, weight_q, None if bias is None else bias[:width])
+        query = query.unflatten(-1, (heads, width // heads)).transpose(1, 2)
+        if few and plain:
+            return query @ weight_k.view(heads, width // heads, -1), key.unsqueeze(1)
+        key = F.linear(key, weight_k, None if bias is None else bias[width : 2 * width])
+        return query, key.unflatten(-1, (heads, width // heads)).transpose(1, 2)
+    finally:
+        torch._C._set_grad_enabled(previous)
+
+
+def _multihead_mask(module: nn.MultiheadAttention, call: dict[str, Any], key: Tensor) -> Tensor | None:
+    """Join the two masks (True or -inf: hidden) into one additive mask that broadcasts to (batch, heads, queries, keys)."""
+    joined: Tensor | None = None
+    for name in ("attn_mask", "key_padding_mask"):
+        mask = call.get(name)
+        if mask is None:
+            continue
+        mask = mask.detach()
+        if mask.dtype is torch.bool:
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask, float("-inf"))
+        if name == "key_padding_mask":
+            mask = mask.reshape(-1, 1, 1, mask.shape[-1])
+        elif mask.dim() == 3:
+            mask = mask.unflatten(0, (-1, module.num_heads))
+        joined = mask if joined is None else joined + mask
+    return joined

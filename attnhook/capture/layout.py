@@ -1,0 +1,221 @@
+"""Which tokens of a sequence are what, and the way between a sequence and the patch grid.
+
+A `TokenLayout` is passive data about one sequence of one forward. It does not look at any model: the zoo says which special tokens a
+model has, and the patch embedding's output says how large the grid was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnhook.errors import NoClassTokenError, TokenLayoutError
+from attnhook.options import PatchIndex, Size
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The order of the tokens: prefix tokens, the patches row by row, suffix tokens.
+
+    Attributes:
+        grid: Patch rows and columns, `(h, w)`.
+        cls: Index of the class token in the sequence (0: first; -1: last), or None if the model has none.
+        registers: Number of register tokens between the other prefix tokens and the patches.
+        distillation: Whether a distillation token follows the class token (DeiT).
+        suffix: Number of tokens after the patches, the class token not counted (YOLOS: its detection tokens).
+        order: For models that drop or shuffle patches (MAE): for each patch token its index on the row-major grid, int64,
+            `(batch, kept patches)`. None where all patches stand in order.
+
+    Example:
+        >>> import torch
+        >>> layout = TokenLayout(grid=(2, 3), registers=4)
+        >>> layout.num_prefix_tokens, layout.num_tokens
+        (5, 11)
+        >>> layout.patches(torch.arange(11))
+        tensor([[ 5,  6,  7],
+                [ 8,  9, 10]])
+    """
+
+    grid: Size
+    cls: int | None = 0
+    registers: int = 0
+    distillation: bool = False
+    suffix: int = 0
+    order: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise TokenLayoutError(f"bad patch grid: expected (rows, columns), both at least 1, got {self.grid!r}.")
+        if min(self.registers, self.suffix) < 0:
+            raise TokenLayoutError(
+                f"bad token counts: expected none below 0, got registers={self.registers}, suffix={self.suffix}."
+            )
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens in front of the patches."""
+        first = self.cls is not None and self.cls >= 0
+        return int(first) + int(self.distillation) + self.registers
+
+    @property
+    def num_suffix_tokens(self) -> int:
+        """Number of tokens behind the patches."""
+        last = self.cls is not None and self.cls < 0
+        return self.suffix + int(last)
+
+    @property
+    def num_patches(self) -> int:
+        """Number of cells of the grid."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_patch_tokens(self) -> int:
+        """Number of patch tokens in the sequence: fewer than `num_patches` where the model dropped some."""
+        return self.num_patches if self.order is None else self.order.shape[-1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence."""
+        return self.num_prefix_tokens + self.num_patch_tokens + self.num_suffix_tokens
+
+    @property
+    def patch_tokens(self) -> slice:
+        """Where the patches stand in the sequence."""
+        return slice(self.num_prefix_tokens, self.num_prefix_tokens + self.num_patch_tokens)
+
+    def describe(self) -> str:
+        """The layout in words, for messages and tables: `1 class + 4 register + 16x16 patch tokens`."""
+        words = [
+            f"{count} {name}"
+            for count, name in (
+                (int(self.cls is not None and self.cls >= 0), "class"),
+                (int(self.distillation), "distillation"),
+                (self.registers, "register"),
+            )
+            if count
+        ]
+        dropped = "" if self.order is None else f" ({self.num_patch_tokens} kept)"
+        words.append(f"{self.grid[0]}x{self.grid[1]} patch{dropped}")
+        words += [f"{self.suffix} suffix"] if self.suffix else []
+        words += ["1 class"] if self.num_suffix_tokens > self.suffix else []
+        return " + ".join(words) + " tokens"
+
+    def check(self, num_tokens: int, *, where: str = "the sequence") -> None:
+        """Hold the layout against the length of a real sequence.
+
+        Args:
+            num_tokens: Number of tokens that the attention saw.
+            where: What the sequence belongs to, for the message.
+
+        Raises:
+            TokenLayoutError: If the counts differ.
+        """
+        if num_tokens != self.num_tokens:
+            raise TokenLayoutError(
+                f"the tokens of {where} do not fit the patch grid: expected {self.num_tokens} = {self.describe()}, "
+                f"got {num_tokens}. The model drops, merges or adds tokens: read `.rows` without a grid, or pass "
+                "`layout=TokenLayout(...)` that describes what is there."
+            )
+
+    def patches(self, row: Tensor) -> Tensor:
+        """Take the patches out of rows over all tokens and put them on the grid.
+
+        Args:
+            row: `(..., num_tokens)`, any dtype.
+
+        Returns:
+            `(..., h, w)`. Patches that the model dropped are NaN (floating dtypes only).
+
+        Raises:
+            TokenLayoutError: If the last dimension is not `num_tokens` long.
+        """
+        self.check(row.shape[-1], where="a row")
+        patches = row[..., self.patch_tokens]
+        if self.order is not None:
+            patches = self._unshuffle(patches)
+        return patches.reshape(*row.shape[:-1], *self.grid)
+
+    def _unshuffle(self, patches: Tensor) -> Tensor:
+        order = self.order
+        if order is None or order.shape[0] not in (1, patches.shape[0]):
+            raise TokenLayoutError(
+                f"a row of shuffled patches: expected the batch first, {None if order is None else order.shape[0]} images, "
+                f"got shape {tuple(patches.shape)}. Pass whole rows, (batch, ..., tokens)."
+            )
+        index = order.to(patches.device).reshape(order.shape[0], *[1] * (patches.dim() - 2), -1).expand(patches.shape)
+        grid = patches.new_full((*patches.shape[:-1], self.num_patches), float("nan"))
+        return grid.scatter(-1, index, patches)
+
+    def token_of(self, patch: PatchIndex) -> int:
+        """Index in the sequence of the patch at `(row, column)`; negative numbers count from the end.
+
+        Args:
+            patch: Row and column on the grid.
+
+        Returns:
+            The token's index.
+
+        Raises:
+            TokenLayoutError: If the patch lies outside the grid, or the model shuffles its patches.
+        """
+        (row, column), (height, width) = patch, self.grid
+        if not (-height <= row < height and -width <= column < width):
+            raise TokenLayoutError(
+                f"patch {tuple(patch)} lies outside the grid: expected a row below {height} and a column below {width}."
+            )
+        if self.order is not None:
+            raise TokenLayoutError(
+                f"patch {tuple(patch)} has no fixed token: this model drops or shuffles its patches per image. "
+                "Ask for token indices, or switch its masking off."
+            )
+        return self.num_prefix_tokens + (row % height) * width + column % width
+
+    def tokens_of(self, choice: Sequence[int | PatchIndex]) -> list[int]:
+        """Indices in the sequence of a mixed choice of token indices and `(row, column)` patches.
+
+        Args:
+            choice: Ints are token indices (negative from the end), pairs are patches.
+
+        Returns:
+            One index a choice, all in `range(num_tokens)`.
+
+        Raises:
+            TokenLayoutError: If a token or a patch does not exist.
+        """
+        tokens = [self.token_of(c) if isinstance(c, tuple) else int(c) for c in choice]
+        for token in tokens:
+            if not -self.num_tokens <= token < self.num_tokens:
+                raise TokenLayoutError(
+                    f"token {token} does not exist: expected one of {self.num_tokens}, which are {self.describe()}."
+                )
+        return [token % self.num_tokens for token in tokens]
+
+    def class_token(self) -> int:
+        """Index in the sequence of the class token.
+
+        Returns:
+            The index, in `range(num_tokens)`.
+
+        Raises:
+            NoClassTokenError: If there is none.
+        """
+        if self.cls is None:
+            raise NoClassTokenError(f"no class token: the sequence has {self.describe()}. Use rows='mean' or rows='readout'.")
+        return self.cls % self.num_tokens
+
+    def without_special_tokens(self) -> "TokenLayout":
+        """The same grid with patches only: what an attention pooling that skips the prefix tokens reads."""
+        return TokenLayout(self.grid, cls=None, order=self.order)
+
+    def outside(self, row: Tensor) -> Tensor:
+        """Attention mass on tokens that are no patches.
+
+        Args:
+            row: `(..., num_tokens)`.
+
+        Returns:
+            `(...)`, between 0 and 1 for softmax rows.
+        """
+        patches = torch.nan_to_num(self.patches(row)).sum(dim=(-2, -1))
+        return row.sum(dim=-1) - patches

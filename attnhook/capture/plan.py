@@ -1,0 +1,158 @@
+"""What one capture is going to record: the user's words (`blocks=`, `rows=`, `layout=`) resolved against the model's anatomy, before anything runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from attnhook.capture.adapters import AttentionSite, ModelAnatomy, Readout, choose_blocks, find_anatomy, guess_sites
+from attnhook.capture.layout import TokenLayout
+from attnhook.errors import NoClassTokenError, NoReadoutError, UnsupportedModelError
+from attnhook.options import BlocksOption, PatchIndex, Rows, RowsOption, choose
+
+RowsChoice = Rows | tuple[int | PatchIndex, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CapturePlan:
+    """What to record.
+
+    Attributes:
+        model: The model, out of its wrappers.
+        anatomy: What is known about it, the user's layout applied.
+        sites: The chosen attention modules.
+        rows: Which rows, `READOUT` resolved to what the head reads.
+        layout: The user's layout, or None to read the grid off each forward.
+    """
+
+    model: nn.Module
+    anatomy: ModelAnatomy
+    sites: tuple[AttentionSite, ...]
+    rows: RowsChoice
+    layout: TokenLayout | None
+
+
+def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: TokenLayout | None) -> CapturePlan:
+    """Resolve what the user asked for.
+
+    Args:
+        model: Any module.
+        blocks: Which blocks, timm's meaning.
+        rows: Which rows.
+        layout: Overrides what the zoo says about the tokens.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UnsupportedModelError: If the model has no attention that could be captured.
+    """
+    inner = unwrapped(model)
+    known = find_anatomy(inner)
+    anatomy = ModelAnatomy(sites=guess_sites(inner, blocks)) if known is None else known
+    if not anatomy.sites:
+        raise UnsupportedModelError(
+            f"{type(inner).__name__} has no attention that attnhook knows: expected a model of timm, transformers or torchvision, "
+            "or nn.MultiheadAttention modules. Name its attention modules with blocks=[...] and its tokens with "
+            "layout=TokenLayout(...), or register an adapter with register_adapter."
+        )
+    if layout is not None:
+        anatomy = _with_layout(anatomy, layout)
+    kind = _resolve_rows(inner, anatomy, rows)
+    if known is None and not isinstance(blocks, int):
+        blocks = None  # they chose the sites
+    sites = choose_blocks(_candidates(anatomy, kind), blocks)
+    return CapturePlan(inner, anatomy, sites, kind, layout)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Take a model out of torch.compile and (FS)DDP wrappers.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The model inside.
+
+    Raises:
+        UnsupportedModelError: If its forward cannot run hooks: scripted, traced, exported, or replicated by DataParallel.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"cannot capture a {type(model).__name__}: expected a torch.nn.Module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"cannot capture {type(model).__name__}: scripted and traced models run no Python hooks. Capture the eager model."
+        )
+    if isinstance(model, torch.fx.GraphModule):
+        raise UnsupportedModelError(
+            "cannot capture an fx.GraphModule (torch.export, fx feature extraction): it has lost its attention modules. "
+            "Capture the model that it was made from."
+        )
+    if isinstance(model, nn.DataParallel):
+        raise UnsupportedModelError(
+            "cannot capture nn.DataParallel: it runs copies of the model on other threads. Capture model.module on one device, or "
+            "use DistributedDataParallel."
+        )
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _with_layout(anatomy: ModelAnatomy, layout: TokenLayout) -> ModelAnatomy:
+    readout = anatomy.readout
+    if readout.rows is None or (readout.rows is Rows.CLS) != (layout.cls is not None):
+        rows = Rows.MEAN if layout.cls is None else Rows.CLS
+        readout = Readout(rows, "the layout that was passed " + ("has a class token" if rows is Rows.CLS else "has no class token"))
+    return replace(
+        anatomy,
+        cls=layout.cls,
+        registers=layout.registers,
+        distillation=layout.distillation,
+        suffix=layout.suffix,
+        readout=anatomy.readout if anatomy.readout.rows is Rows.POOL else readout,
+    )
+
+
+def _resolve_rows(model: nn.Module, anatomy: ModelAnatomy, rows: RowsOption) -> RowsChoice:
+    name = type(model).__name__
+    if not isinstance(rows, str):
+        return _chosen(rows)
+    kind = choose(Rows, rows, "rows")
+    if kind is Rows.READOUT:
+        if anatomy.readout.rows is None:
+            raise NoReadoutError(
+                f"rows='readout' has no meaning for this {name}: {anatomy.readout.reason}. Choose rows='cls', 'mean', 'all' or token indices."
+            )
+        kind = anatomy.readout.rows
+    if kind is Rows.CLS and anatomy.cls is None:
+        raise NoClassTokenError(
+            f"{name} has no class token: rows='cls' expects one. Its head reads "
+            f"{anatomy.readout.rows or 'something else'} ({anatomy.readout.reason}): use rows='readout', 'mean' or 'all'."
+        )
+    if kind is Rows.POOL and not any(site.pooling for site in anatomy.sites):
+        raise NoReadoutError(
+            f"{name} has no attention pooling: rows='pool' expects a learned pooling query. Use rows='readout', 'mean' or 'all'."
+        )
+    return kind
+
+
+def _chosen(rows: Sequence[int | PatchIndex]) -> tuple[int | PatchIndex, ...]:
+    chosen: list[int | PatchIndex] = []
+    for row in rows:
+        if isinstance(row, int) and not isinstance(row, bool):
+            chosen.append(row)
+        elif isinstance(row, Sequence) and len(row) == 2:
+            chosen.append((int(row[0]), int(row[1])))
+        else:
+            raise ValueError(f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {[*map(str, Rows)]}.")
+    if not chosen:
+        raise ValueError("rows=[] keeps nothing: expected at least one token index or (row, column) patch.")
+    return tuple(chosen)
+
+
+def _candidates(anatomy: ModelAnatomy, rows: RowsChoice) -> tuple[AttentionSite, ...]:
+    if rows is Rows.ALL:
+        return anatomy.sites
+    return tuple(site for site in anatomy.sites if site.pooling is (rows is Rows.POOL))

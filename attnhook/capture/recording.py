@@ -1,0 +1,273 @@
+"""The records of one forward while it runs, and their turning into `AttentionMaps`.
+
+While the model runs only scores are computed and kept; their softmax waits until the maps are read. On a small model the time of a captured
+row is the time to call a few more torch operations between the model's own, so every one that can wait does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnhook.capture.adapters import AttentionSite, SeenTokens
+from attnhook.capture.interception import multihead_operands
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.plan import CapturePlan
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic, softmax_rows
+from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutError
+from attnhook.options import Rows, Size
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedCall:
+    """One attention call: scores of the chosen rows, finished rows, or the implicit matrix."""
+
+    kernel: str
+    scores: Tensor | None = None
+    rows: Tensor | None = None
+    matrix: SoftmaxMatrix | None = None
+    masked: bool = False
+
+    def finished(self) -> Tensor | SoftmaxMatrix:
+        """The softmax rows, `(batch, heads, queries, keys)` float32, or the matrix."""
+        if self.matrix is not None:
+            return self.matrix
+        if self.rows is not None:
+            return self.rows
+        if self.scores is None:
+            raise BlockNotCapturedError("an attention call was recorded without its rows.")
+        with quiet_arithmetic(self.scores.device.type):
+            return softmax_rows(self.scores, masked=self.masked)
+
+
+@dataclass(eq=False)
+class ForwardRecord:
+    """What one forward showed.
+
+    Attributes:
+        calls: The attention calls by site name, in the order in which they ran.
+        ran: Names of the sites whose forward ran.
+        errors: By site name, why a call could not be recorded.
+        input_size: Pixels of the images that went in.
+        grid: Patch rows and columns that the patch embedding gave.
+        patch_area: Pixels that the grid covers.
+        tokens: What the token module showed.
+    """
+
+    calls: dict[str, list[CapturedCall]] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
+    errors: dict[str, AttnhookError] = field(default_factory=dict)
+    input_size: Size | None = None
+    grid: Size | None = None
+    patch_area: Size | None = None
+    tokens: SeenTokens = field(default_factory=SeenTokens)
+
+    def saw_tokens(self, tokens: SeenTokens) -> None:
+        """Take over what the token module showed."""
+        self.tokens = tokens
+        if tokens.grid is not None:
+            self.grid, self.patch_area = tokens.grid, tokens.patch_area
+            self.input_size = self.input_size or tokens.patch_area
+
+    def saw_grid(self, embedding: Any, module: nn.Module) -> None:
+        """Read the patch grid off the patch embedding's output, `(batch, width, h, w)`."""
+        if not isinstance(embedding, Tensor) or embedding.dim() != 4:
+            return
+        self.grid = (embedding.shape[2], embedding.shape[3])
+        stride = getattr(module, "stride", None)
+        if isinstance(stride, tuple) and len(stride) == 2:
+            self.patch_area = (self.grid[0] * int(stride[0]), self.grid[1] * int(stride[1]))
+        else:
+            self.patch_area = self.input_size
+
+    def layout(self, plan: CapturePlan) -> TokenLayout | str:
+        """The layout of the whole sequence, or why there is none."""
+        if plan.layout is not None:
+            return plan.layout
+        if self.tokens.problem is not None:
+            return self.tokens.problem
+        if self.grid is None:
+            return "the patch grid is not known: no patch embedding was seen in this forward. Pass layout=TokenLayout(...)."
+        known = plan.anatomy
+        return TokenLayout(
+            self.grid,
+            known.cls,
+            known.registers,
+            distillation=known.distillation,
+            suffix=known.suffix + self.tokens.padding,
+            order=self.tokens.order,
+        )
+
+
+class SiteRecorder:
+    """Records the calls of one attention module; a `Listener` of interception.
+
+    Args:
+        plan: What to record.
+        site: The module.
+        device: Where rows are kept, None for where they are computed.
+    """
+
+    def __init__(self, plan: CapturePlan, site: AttentionSite, device: torch.device | None) -> None:
+        self.plan = plan
+        self.site = site
+        self.device = device
+        self.record = ForwardRecord()  # replaced as each forward begins
+
+    def operands(self, call: Operands, kernel: str) -> None:
+        """Keep what the plan asks for of a call given by its operands."""
+        try:
+            with quiet_arithmetic(call.query.device.type):
+                self._keep(self._of_operands(call, kernel))
+        except AttnhookError as error:
+            self.record.errors.setdefault(self.site.name, error)
+
+    def logits(self, scores: Tensor, weights: Tensor) -> None:
+        """Keep what the plan asks for of an explicit softmax."""
+        try:
+            with quiet_arithmetic(scores.device.type):
+                self._keep(self._of_logits(scores, weights))
+        except AttnhookError as error:
+            self.record.errors.setdefault(self.site.name, error)
+
+    def multihead(self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what the plan asks for of a call of `nn.MultiheadAttention`, which has just run."""
+        try:
+            rows = self._few_rows()
+            call = multihead_operands(module, args, kwargs, rows)
+            with quiet_arithmetic(call.query.device.type):
+                if rows is None:
+                    self._keep(self._of_operands(call, "multihead"))
+                else:
+                    self._keep(CapturedCall("multihead", scores=call.logits(slice(None)), masked=call.masked))
+        except AttnhookError as error:
+            self.record.errors.setdefault(self.site.name, error)
+
+    def _keep(self, call: CapturedCall) -> None:
+        if self.device is not None:
+            call = CapturedCall(
+                call.kernel,
+                scores=None if call.scores is None else call.scores.to(self.device),
+                rows=None if call.rows is None else call.rows.to(self.device),
+                matrix=None if call.matrix is None else call.matrix.to(self.device),
+                masked=call.masked,
+            )
+        self.record.calls.setdefault(self.site.name, []).append(call)
+
+    def _of_operands(self, call: Operands, kernel: str) -> CapturedCall:
+        rows = self.plan.rows
+        if rows is Rows.ALL:
+            return CapturedCall(kernel, matrix=SoftmaxMatrix(call))
+        if rows is Rows.MEAN and not self.site.pooling:
+            return CapturedCall(kernel, rows=SoftmaxMatrix(call).mean_rows(self._patch_queries(call.shape[2])))
+        return CapturedCall(kernel, scores=call.logits(self._queries(call.shape[2], call.query.device)), masked=call.masked)
+
+    def _of_logits(self, scores: Tensor, weights: Tensor) -> CapturedCall:
+        rows = self.plan.rows
+        if rows is Rows.ALL or rows is Rows.MEAN:
+            # A low-precision softmax is repeated in float32, so that its rows sum to 1.
+            exact = weights if weights.dtype in (torch.float32, torch.float64) else torch.softmax(scores.float(), dim=-1)
+            matrix = SoftmaxMatrix(exact)
+            if rows is Rows.ALL:
+                return CapturedCall("softmax", matrix=matrix)
+            return CapturedCall("softmax", rows=matrix.mean_rows(self._patch_queries(scores.shape[2])))
+        chosen = scores[:, :, self._queries(scores.shape[2], scores.device)]
+        exact = chosen.to(torch.float64 if chosen.dtype is torch.float64 else torch.float32, copy=True)
+        return CapturedCall("softmax", scores=exact, masked=True)
+
+    def _few_rows(self) -> slice | None:
+        """The wanted queries as a slice, if it can be told before their number is known."""
+        if self.site.pooling:
+            return slice(None)
+        if self.plan.rows is Rows.CLS:
+            cls = self.plan.anatomy.cls or 0
+            return slice(cls, cls + 1 or None)
+        return None
+
+    def _queries(self, total: int, device: torch.device) -> slice | Tensor:
+        few = self._few_rows()
+        if few is not None:
+            return few
+        layout = self.record.layout(self.plan)
+        chosen = self.plan.rows if isinstance(self.plan.rows, tuple) else ()
+        if isinstance(layout, str):
+            if any(isinstance(choice, tuple) for choice in chosen):
+                raise TokenLayoutError(f"the patches of rows={list(chosen)} have no tokens: {layout}")
+            tokens = [choice for choice in chosen if isinstance(choice, int)]
+        else:
+            layout.check(total, where=f"block {self.site.name!r}")
+            tokens = layout.tokens_of(chosen)
+        if any(not -total <= token < total for token in tokens):
+            raise TokenLayoutError(f"a token of rows={tokens} does not exist: block {self.site.name!r} has {total} queries.")
+        return torch.tensor([token % total for token in tokens], device=device)
+
+    def _patch_queries(self, total: int) -> slice:
+        layout = self.record.layout(self.plan)
+        if isinstance(layout, str):
+            raise TokenLayoutError(f"rows='mean' of block {self.site.name!r}: {layout}")
+        layout.check(total, where=f"block {self.site.name!r}")
+        return layout.patch_tokens
+
+
+def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
+    """Turn the records of one forward into maps.
+
+    Args:
+        record: What the forward showed.
+        plan: What was to be recorded.
+
+    Returns:
+        The maps of all blocks of the plan.
+
+    Raises:
+        BlockNotCapturedError: If a block of the plan is missing; the message says whether it ran.
+    """
+    layout = record.layout(plan)
+    blocks = []
+    for site in plan.sites:
+        calls = record.calls.get(site.name, [])
+        if site.name in record.errors:
+            raise record.errors[site.name]
+        if not calls:
+            raise BlockNotCapturedError(_why_missing(site, record, plan))
+        for number, call in enumerate(calls):
+            kept = call.finished()
+            name = f"{site.name}:{number}" if number else site.name
+            fitting = _layout_of_block(layout, kept.shape[-1], site, name)
+            blocks.append(BlockAttention(name, call.kernel, kept, fitting, site.pooling))
+    return AttentionMaps(
+        blocks,
+        rows=plan.rows,
+        readout=plan.anatomy.readout,
+        input_size=record.input_size,
+        patch_area=record.patch_area,
+    )
+
+
+def _layout_of_block(layout: TokenLayout | str, keys: int, site: AttentionSite, name: str) -> TokenLayout | str:
+    if isinstance(layout, str):
+        return layout
+    if site.pooling and keys == layout.num_patch_tokens:
+        return layout.without_special_tokens()
+    try:
+        layout.check(keys, where=f"block {name!r}")
+    except TokenLayoutError as error:
+        return str(error)
+    return layout
+
+
+def _why_missing(site: AttentionSite, record: ForwardRecord, plan: CapturePlan) -> str:
+    captured = len(record.calls)
+    if site.name in record.ran:
+        return (
+            f"block {site.name!r} ({type(site.module).__name__}) ran, but no attention call was seen in it: expected "
+            "scaled_dot_product_attention or a softmax over (batch, heads, queries, keys). It may use a kernel of its own "
+            "(flash-attn, xformers, flex attention), or its settings changed inside the context. Load the model with "
+            "attn_implementation='sdpa' (transformers), or leave the block out with blocks=."
+        )
+    return (
+        f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward: {captured} of {len(plan.sites)} "
+        "blocks were captured. The forward ended early, skips this block, or runs it compiled; capture the blocks that run with blocks=."
+    )

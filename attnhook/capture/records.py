@@ -1,0 +1,292 @@
+"""What was captured: read-only, usable after the context has closed, free of any reference to the model.
+
+`AttentionMaps` holds one forward; its blocks are `BlockAttention`s. Both can be moved, stacked, saved and loaded (safetensors only).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from attnhook.capture.adapters import Readout, block_index
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
+from attnhook.errors import NothingCapturedError, RowsNotKeptError, TokenLayoutError
+from attnhook.options import Rows, Size
+
+_FORMAT = "attnhook-maps-1"
+
+
+@dataclass(frozen=True, eq=False)
+class BlockAttention:
+    """The attention of one block in one forward.
+
+    Attributes:
+        name: The attention module's path; a module's second call in one forward is `"name:1"`.
+        kernel: What computed it, for provenance: `"scaled_dot_product_attention"`, `"softmax"`, `"multihead"`, or the name of a function
+            registered at transformers' attention interface.
+        kept: The rows as captured, `(batch, heads, queries, keys)` float32, or the implicit matrix.
+        token_layout: What the keys are, or the reason why no layout is known.
+        pooling: Whether the queries are learned pooling queries.
+    """
+
+    name: str
+    kernel: str
+    kept: Tensor | SoftmaxMatrix
+    token_layout: TokenLayout | str
+    pooling: bool = False
+
+    @property
+    def rows(self) -> Tensor:
+        """The captured rows, `(batch, heads, queries, keys)` float32; with `rows="all"` the same as `weights()`."""
+        return self.kept if isinstance(self.kept, Tensor) else self.kept.dense()
+
+    @property
+    def matrix(self) -> SoftmaxMatrix:
+        """The whole matrix, implicit; raises `RowsNotKeptError` unless captured with `rows="all"`."""
+        if isinstance(self.kept, Tensor):
+            raise RowsNotKeptError(
+                f"block {self.name!r} keeps {self.kept.shape[2]} of the matrix's rows: expected all. Capture with rows='all'."
+            )
+        return self.kept
+
+    def weights(self) -> Tensor:
+        """The dense matrix, materialised now.
+
+        Returns:
+            `(batch, heads, queries, keys)` float32.
+
+        Raises:
+            RowsNotKeptError: Unless captured with `rows="all"`.
+        """  # noqa: DOC502 (raised by .matrix)
+        return self.matrix.dense()
+
+    @property
+    def layout(self) -> TokenLayout:
+        """What the keys are; raises `TokenLayoutError` with the numbers if they fit no grid."""
+        if isinstance(self.token_layout, str):
+            raise TokenLayoutError(self.token_layout)
+        return self.token_layout
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(batch, heads, queries, keys)` of what was kept."""
+        batch, heads, queries, keys = self.kept.shape
+        return batch, heads, queries, keys
+
+    def to(self, device: torch.device | str) -> "BlockAttention":
+        """The same on another device."""
+        return replace(self, kept=self.kept.to(device))
+
+    def __repr__(self) -> str:
+        return f"BlockAttention({self.name!r}, shape={self.shape}, kernel={self.kernel!r})"
+
+
+class AttentionMaps(Sequence[BlockAttention]):
+    """The blocks of one forward, in the order of the model.
+
+    Index with an int, a slice or a block's name.
+
+    Args:
+        blocks: The blocks.
+        rows: What was kept: one of `Rows`, or the chosen tokens and patches.
+        readout: What the model's head reads.
+        input_size: Height and width in pixels of the images that went in, or None if not seen.
+        patch_area: Height and width in pixels that the patch grid covers from the top left, or None if not seen. Differs from `input_size`
+            where the model pads its input to whole patches, or drops a remainder.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockAttention],
+        *,
+        rows: Rows | Sequence[Any],
+        readout: Readout,
+        input_size: Size | None = None,
+        patch_area: Size | None = None,
+    ) -> None:
+        self._blocks = tuple(blocks)
+        self._rows = rows
+        self._readout = readout
+        self._input_size = input_size
+        self._patch_area = patch_area
+
+    @overload
+    def __getitem__(self, index: int | str) -> BlockAttention: ...
+    @overload
+    def __getitem__(self, index: slice) -> "AttentionMaps": ...
+    def __getitem__(self, index: int | str | slice) -> "BlockAttention | AttentionMaps":
+        if isinstance(index, slice):
+            return self._with(self._blocks[index])
+        if isinstance(index, int) and not isinstance(index, bool) and not -len(self) <= index < len(self):
+            # Sequence iteration ends on IndexError; UnknownBlockError, a LookupError, would not stop it.
+            raise IndexError(f"block {index} was not captured: expected an index from {-len(self)} to {len(self) - 1}.")
+        return self._blocks[block_index(self.block_names, index)]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __iter__(self) -> Iterator[BlockAttention]:
+        return iter(self._blocks)
+
+    def __repr__(self) -> str:
+        rows = self.rows.value if isinstance(self.rows, Rows) else f"{len(self.rows)} chosen"
+        shape = self._blocks[-1].shape if self._blocks else ()
+        return f"AttentionMaps({len(self)} blocks, rows={rows}, last block {shape})"
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The blocks' names, in order."""
+        return tuple(block.name for block in self._blocks)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The layout of the last block's keys; raises `TokenLayoutError` if they fit no grid."""
+        return self[-1].layout
+
+    @property
+    def rows(self) -> Rows | Sequence[Any]:
+        """What was kept."""
+        return self._rows
+
+    @property
+    def readout(self) -> Readout:
+        """What the model's head reads."""
+        return self._readout
+
+    @property
+    def input_size(self) -> Size | None:
+        """Height and width in pixels of the model's input, or None if the patch embedding was not seen."""
+        return self._input_size
+
+    @property
+    def patch_area(self) -> Size | None:
+        """Height and width in pixels that the patch grid covers, from the input's top left, or None if not seen."""
+        return self._patch_area
+
+    def stack(self) -> Tensor:
+        """All blocks in one tensor.
+
+        Returns:
+            `(blocks, batch, heads, queries, keys)` float32.
+
+        Raises:
+            RowsNotKeptError: If the blocks' shapes differ.
+        """
+        shapes = {block.shape for block in self}
+        if len(shapes) != 1:
+            raise RowsNotKeptError(f"blocks cannot be stacked: expected one shape, got {sorted(shapes)}. Stack a slice of them.")
+        return torch.stack([block.rows for block in self])
+
+    def to(self, device: torch.device | str) -> "AttentionMaps":
+        """The same on another device."""
+        return self._with([block.to(device) for block in self])
+
+    def _with(self, blocks: Sequence[BlockAttention]) -> "AttentionMaps":
+        return AttentionMaps(
+            blocks, rows=self.rows, readout=self.readout, input_size=self.input_size, patch_area=self.patch_area
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file: to a temporary name first, so that a failure leaves no half-written file.
+
+        Implicit matrices are written dense.
+
+        Args:
+            path: The file's path.
+
+        Raises:
+            NothingCapturedError: If there are no blocks to save.
+        """
+        from safetensors.torch import save_file
+
+        if not self._blocks:
+            raise NothingCapturedError("nothing to save: expected at least one block, got none.")
+        tensors = {f"rows.{i}": block.rows.contiguous() for i, block in enumerate(self)}
+        orders = {f"order.{i}": _layout_order(block) for i, block in enumerate(self)}
+        tensors |= {name: order for name, order in orders.items() if order is not None}
+        header = {
+            "format": _FORMAT,
+            "rows": self.rows.value if isinstance(self.rows, Rows) else list(self.rows),
+            "readout": [self.readout.rows, self.readout.reason],
+            "input_size": self.input_size,
+            "patch_area": self.patch_area,
+            "blocks": [_block_header(block) for block in self],
+        }
+        target = Path(path)
+        temporary = target.with_name(f"{target.name}.partial")
+        try:
+            save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AttentionMaps":
+        """Read what `save` wrote.
+
+        Args:
+            path: The file's path.
+
+        Returns:
+            The maps, on the CPU; matrices captured with `rows="all"` are dense.
+
+        Raises:
+            NothingCapturedError: If the file is not one of ours.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise NothingCapturedError(f"cannot read {str(path)!r}: expected a safetensors file, got {error}.") from None
+        header = json.loads(metadata.get("attnhook", "{}"))
+        if header.get("format") != _FORMAT:
+            raise NothingCapturedError(
+                f"cannot read {str(path)!r}: expected a file of format {_FORMAT!r}, got {header.get('format')!r}."
+            )
+        kept_all = header["rows"] == Rows.ALL
+        blocks = [
+            _block_from(entry, tensors[f"rows.{i}"], tensors.get(f"order.{i}"), implicit=kept_all)
+            for i, entry in enumerate(header["blocks"])
+        ]
+        rows = [tuple(row) if isinstance(row, list) else row for row in header["rows"]]
+        readout, reason = header["readout"]
+        return cls(
+            blocks,
+            rows=Rows(header["rows"]) if isinstance(header["rows"], str) else rows,
+            readout=Readout(None if readout is None else Rows(readout), reason),
+            input_size=_size(header["input_size"]),
+            patch_area=_size(header["patch_area"]),
+        )
+
+
+def _size(pair: list[int] | None) -> Size | None:
+    return None if pair is None else (pair[0], pair[1])
+
+
+def _layout_order(block: BlockAttention) -> Tensor | None:
+    return None if isinstance(block.token_layout, str) else block.token_layout.order
+
+
+def _block_header(block: BlockAttention) -> dict[str, Any]:
+    layout: Any = block.token_layout
+    if isinstance(layout, TokenLayout):
+        fields = ("grid", "cls", "registers", "distillation", "suffix")
+        layout = {name: getattr(layout, name) for name in fields}
+    return {"name": block.name, "kernel": block.kernel, "pooling": block.pooling, "layout": layout}
+
+
+def _block_from(entry: dict[str, Any], rows: Tensor, order: Tensor | None, *, implicit: bool) -> BlockAttention:
+    layout = entry["layout"]
+    if isinstance(layout, dict):
+        grid = layout.pop("grid")
+        layout = TokenLayout(grid=(grid[0], grid[1]), order=order, **layout)
+    kept = SoftmaxMatrix(rows) if implicit else rows
+    return BlockAttention(entry["name"], entry["kernel"], kept, layout, entry["pooling"])

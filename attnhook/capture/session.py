@@ -1,0 +1,286 @@
+"""`AttentionCapture`: the context manager. Hooks say who computes attention, interception says what.
+
+Nothing of the model is changed, replaced or called a second time. On entry hooks are registered through one `ExitStack`; on exit they are
+removed, and every scope that an aborted forward left open is closed. Only forwards of the thread that entered are recorded, and none that
+run inside a backward (gradient checkpointing repeats the forward there).
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from attnhook.capture.adapters import AttentionSite
+from attnhook.capture.interception import Scope, scope_for
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.plan import make_plan
+from attnhook.capture.recording import ForwardRecord, SiteRecorder, finish
+from attnhook.capture.records import AttentionMaps
+from attnhook.errors import NothingCapturedError
+from attnhook.options import BlocksOption, RowsOption
+
+
+class AttentionCapture:
+    """Capture attention from an existing model while it runs, without changing one bit of its output.
+
+    Fused kernels stay on. The rows asked for are computed in float32 from the operands of the model's own attention calls, so they include
+    its norms, rotary embeddings, biases and masks; they are taken before dropout and sum to 1.
+
+    Args:
+        model: A Vision Transformer of timm, transformers or torchvision, a module that holds one, or any model with attention modules.
+        blocks: Which blocks, with timm's meaning: None = all, int n = the last n, a sequence of indices (negative from the end) or names, or
+            a predicate over names.
+        rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
+            `"readout"` (the one of the three that the model's head reads), `"all"` (queries and keys are kept by reference and the matrix
+            stays implicit), or a sequence of `(row, column)` patches and token indices.
+        layout: What the tokens are, for models that attnhook does not know; overrides what it knows.
+        device: Where rows are kept; by default where they are computed.
+
+    Raises:
+        UnsupportedModelError: If the model has no attention that can be captured.
+        UnknownBlockError: If `blocks` names a block that does not exist.
+        NoReadoutError: If the model has no such row (`NoClassTokenError`: no class token).
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, raw_attention
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> with torch.inference_mode(), AttentionCapture(model) as capture:
+        ...     logits = model(torch.randn(2, 3, 224, 224))
+        >>> capture.maps[-1].rows.shape
+        torch.Size([2, 3, 1, 197])
+        >>> raw_attention(capture.maps).shape
+        torch.Size([2, 14, 14])
+    """  # noqa: DOC502 (raised while planning)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        blocks: BlocksOption = None,
+        rows: RowsOption = "readout",
+        layout: TokenLayout | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._plan = make_plan(model, blocks, rows, layout)
+        keep_on = None if device is None else torch.device(device)
+        self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
+        self._forwards: list[ForwardRecord] = []
+        self._finished: dict[int, AttentionMaps] = {}
+        self._stack: ExitStack | None = None
+        self._owner = 0
+        self._paused = 0
+        self._foreign_calls = 0
+
+    # --- the context ------------------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if self._stack is not None:
+            raise NothingCapturedError("this capture is already open: expected one `with` at a time. Make a second AttentionCapture.")
+        self.clear()
+        self._owner = threading.get_ident()
+        with ExitStack() as stack:
+            _run_eagerly(self._plan.model, stack)
+            self._hook_images(stack)
+            for recorder in self._recorders:
+                self._hook_site(recorder, stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    def _hook_site(self, recorder: SiteRecorder, stack: ExitStack) -> None:
+        site = recorder.site
+        scope = scope_for(site.module, site.running_kernel(), recorder)
+        hooks = _SiteHooks(self, recorder, scope)
+        if scope is not None:
+            stack.callback(scope.close)
+            stack.callback(site.module.register_forward_pre_hook(_Hook(hooks.before)).remove)
+        after = site.module.register_forward_hook(_Hook(hooks.after), prepend=True, with_kwargs=scope is None, always_call=True)
+        stack.callback(after.remove)
+
+    def _hook_images(self, stack: ExitStack) -> None:
+        anatomy = self._plan.anatomy
+        first = self._plan.model if anatomy.image_module is None else anatomy.image_module
+        stack.callback(first.register_forward_pre_hook(_Hook(self._forward_begins), with_kwargs=True).remove)
+        if anatomy.grid_module is not None:
+            stack.callback(anatomy.grid_module.register_forward_hook(_Hook(self._grid_seen)).remove)
+        if anatomy.token_module is not None:
+            hook = anatomy.token_module.register_forward_hook(_Hook(self._tokens_seen), with_kwargs=True)
+            stack.callback(hook.remove)
+
+    # --- what hooks report ------------------------------------------------------------------------------------------------------------
+
+    def listens(self) -> bool:
+        """Whether the forward that is running now is to be recorded."""
+        if self._paused or self._stack is None:
+            return False
+        if torch._C._current_graph_task_id() != -1:  # inside a backward: checkpointing runs the forward again
+            return False
+        if threading.get_ident() != self._owner:
+            self._foreign_calls += 1
+            return False
+        return True
+
+    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.listens():
+            return
+        record = self._new_record()
+        images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4), None)
+        if images is not None:
+            record.input_size = (images.shape[2], images.shape[3])
+
+    def _new_record(self) -> ForwardRecord:
+        record = ForwardRecord()
+        self._forwards.append(record)
+        for recorder in self._recorders:
+            recorder.record = record
+        return record
+
+    def current_record(self) -> ForwardRecord:
+        """The record of the forward that is running; a new one if attention modules are called on their own."""
+        return self._forwards[-1] if self._forwards else self._new_record()
+
+    def _grid_seen(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.listens():
+            self.current_record().saw_grid(output, module)
+
+    def _tokens_seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        tokens_of = self._plan.anatomy.tokens_of
+        if tokens_of is not None and self.listens():
+            self.current_record().saw_tokens(tokens_of(args, kwargs, output))
+
+    # --- results ----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """Names of the blocks that are captured, in order."""
+        return tuple(site.name for site in self._plan.sites)
+
+    @property
+    def maps(self) -> AttentionMaps:
+        """The maps of the last forward.
+
+        Raises `NothingCapturedError` with the cause if there are none, `BlockNotCapturedError` if a block is missing.
+        """
+        if not self._forwards:
+            raise NothingCapturedError(self._why_nothing())
+        return self._finish(len(self._forwards) - 1)
+
+    @property
+    def forwards(self) -> tuple[AttentionMaps, ...]:
+        """The maps of every forward since the context was entered (or `clear()`), oldest first; sizes may differ."""
+        return tuple(self._finish(number) for number in range(len(self._forwards)))
+
+    def _finish(self, number: int) -> AttentionMaps:
+        if number not in self._finished:
+            record = self._forwards[number]
+            if not record.calls and not record.ran and not record.errors:
+                raise NothingCapturedError(self._why_nothing())
+            self._finished[number] = finish(record, self._plan)
+            if self._stack is None:
+                record.calls.clear()  # the scores are not needed beside the rows
+                record.ran.clear()
+        return self._finished[number]
+
+    def _why_nothing(self) -> str:
+        what = f"nothing captured: expected a forward of {type(self._plan.model).__name__} inside the context"
+        if self._foreign_calls:
+            return f"{what}, got one on another thread. Enter the context on the thread that runs the model."
+        if self._paused:
+            return f"{what}, got none while the capture was not paused."
+        if self._forwards:
+            return (
+                f"{what}, got one in which no attention module ran. A compiled copy of the model, a replica, or only a part of it "
+                "ran: run this very model inside the context, and compile it after the context is entered, not before."
+            )
+        return (
+            f"{what}, got none. Call model(images) inside `with AttentionCapture(model) as capture:`. If you did, it was another "
+            "copy of the model, or a compiled one: pass that one to AttentionCapture."
+        )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing inside this context."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    def clear(self) -> None:
+        """Forget everything captured so far."""
+        self._forwards.clear()
+        self._finished.clear()
+        self._foreign_calls = 0
+        for recorder in self._recorders:
+            recorder.record = ForwardRecord()
+
+    def __repr__(self) -> str:
+        state = "open" if self._stack is not None else "closed"
+        return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
+
+
+class _SiteHooks:
+    """The two hooks of one attention module."""
+
+    def __init__(self, capture: AttentionCapture, recorder: SiteRecorder, scope: Scope | None) -> None:
+        self._capture = capture
+        self._recorder = recorder
+        self._scope = scope
+
+    @property
+    def site(self) -> AttentionSite:
+        return self._recorder.site
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._scope is not None and self._capture.listens():
+            self._recorder.record = self._capture.current_record()
+            self._scope.open()
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        if not self._capture.listens():
+            return
+        record = self._recorder.record = self._capture.current_record()
+        record.ran.add(self.site.name)
+        if self._scope is not None:
+            self._scope.close()
+        elif isinstance(module, nn.MultiheadAttention) and rest[-1] is not None:  # None: its forward raised
+            self._recorder.multihead(module, args, rest[0])
+
+
+class _Hook:
+    """A hook whose copies do nothing: `deepcopy(model)` (EMA) and `torch.save(model)` work inside a context."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> None:
+        self._function(*args)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _InertHook, ()
+
+
+class _InertHook:
+    """What is left of a hook in a copy of the model."""
+
+    def __call__(self, *args: Any) -> None:
+        """Do nothing."""
+
+
+def _run_eagerly(model: nn.Module, stack: ExitStack) -> None:
+    """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
+    for module in model.modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return

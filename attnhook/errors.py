@@ -1,0 +1,58 @@
+"""Every error that attnhook raises on purpose.
+
+All derive from `AttnhookError`, so one `except` catches them; each also derives from the builtin that Python users would
+expect (`ValueError`, `LookupError`, `RuntimeError`), so code that knows nothing of attnhook handles them well.
+Messages read: *what failed: expected X, got Y. What to do.*
+"""
+
+
+class AttnhookError(Exception):
+    """Base of every error of this library."""
+
+
+class NothingCapturedError(AttnhookError, RuntimeError):
+    """No attention was recorded: no forward ran, or it ran where the capture could not see it."""
+
+
+class BlockNotCapturedError(NothingCapturedError):
+    """A block was asked for, and its attention was not seen in a forward that others completed."""
+
+
+class NoReadoutError(AttnhookError, ValueError):
+    """The row of a readout was asked for that the model does not have."""
+
+
+class NoClassTokenError(NoReadoutError):
+    """The class token's row was asked for, and the model has no class token."""
+
+
+class TokenLayoutError(AttnhookError, ValueError):
+    """The tokens of a sequence do not fit the layout: prefix tokens + grid + suffix tokens."""
+
+
+class UnknownBlockError(AttnhookError, LookupError):
+    """A block was named, or numbered, that the model does not have."""
+
+
+class UnsupportedModelError(AttnhookError, TypeError):
+    """The model, or the way it is run, cannot be captured; the message says what it does instead."""
+
+
+class RowsNotKeptError(AttnhookError, ValueError):
+    """A result needs rows that this capture did not keep (`rows=` chose others)."""
+
+
+class ImageError(AttnhookError, ValueError):
+    """An image could not be read, is damaged, too large, or of a shape that is no image."""
+
+
+class GeometryError(AttnhookError, ValueError):
+    """A patch map and the geometry of its image do not go together, or a preprocessing step cannot be followed."""
+
+
+class ModelLoadError(AttnhookError, ValueError):
+    """A model specification could not be turned into a model; the message says what is missing."""
+
+
+class MissingPackageError(ModelLoadError, ImportError):
+    """An optional package is missing; the message carries the line that installs it."""

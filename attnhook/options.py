@@ -1,0 +1,80 @@
+"""The choices that users make by name, and the type aliases that several rooms share.
+
+Strings are coerced once, where the user passes them, with `choose`; inside the library only enum members travel.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import TypeAlias, TypeVar
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width, in pixels or in patches."""
+
+PatchIndex: TypeAlias = tuple[int, int]
+"""Row and column of a patch on the patch grid, counted from the top left."""
+
+RowsOption: TypeAlias = "str | Sequence[int | PatchIndex]"
+BlocksOption: TypeAlias = "int | str | Sequence[int | str] | Callable[[str], bool] | None"
+HeadsOption: TypeAlias = "str | int | None"
+ScaleOption: TypeAlias = "str | tuple[float, float]"
+
+
+class Rows(StrEnum):
+    """Which rows of the attention matrix a capture keeps."""
+
+    CLS = "cls"
+    POOL = "pool"
+    MEAN = "mean"
+    READOUT = "readout"
+    ALL = "all"
+
+
+class HeadFusion(StrEnum):
+    """How the maps of several heads become one."""
+
+    MEAN = "mean"
+    MAX = "max"
+    MIN = "min"
+
+
+class Scale(StrEnum):
+    """How attention values become colours.
+
+    `MINMAX` stretches each picture over the whole colormap, so pictures cannot be compared with each other. `UNIFORM` shows multiples of
+    the uniform attention 1/N on one fixed range, so they can.
+    """
+
+    MINMAX = "minmax"
+    UNIFORM = "uniform"
+
+
+class Interpolation(StrEnum):
+    """How a patch map becomes pixels."""
+
+    BILINEAR = "bilinear"
+    NEAREST = "nearest"
+    BICUBIC = "bicubic"
+
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def choose(kind: type[_Choice], value: str, argument: str) -> _Choice:
+    """Turn what a user passed into a member of `kind`.
+
+    Args:
+        kind: The enum of legal choices.
+        value: A member or its value.
+        argument: The argument's name, for the message.
+
+    Returns:
+        The member.
+
+    Raises:
+        ValueError: If `value` is none of the choices; the message lists them.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        legal = ", ".join(repr(member.value) for member in kind)
+        raise ValueError(f"unknown {argument}: expected one of {legal}, got {value!r}.") from None

@@ -1,0 +1,1 @@
+"""The uses: photos in, pictures out."""

@@ -1,0 +1,1 @@
+"""What each library's models mean. Knows nothing of hooks."""
