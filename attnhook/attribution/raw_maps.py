@@ -12,7 +12,9 @@ from attnhook.errors import NoReadoutError, RowsNotKeptError
 from attnhook.options import HeadFusion, HeadsOption, Rows, choose
 
 
-def raw_attention(maps: AttentionMaps, *, block: int | str = -1, heads: HeadsOption = "mean", row: int | None = None) -> Tensor:
+def raw_attention(
+    maps: AttentionMaps, *, block: int | str = -1, heads: HeadsOption = "mean", row: int | None = None
+) -> Tensor:
     """The readout's attention row of one block, on the patch grid.
 
     With A the block's attention matrix `(batch, heads, queries, keys)` and r the readout (class token, pooling query, or the mean over the
@@ -99,7 +101,7 @@ def fuse_heads(maps: Tensor, heads: HeadsOption) -> Tensor:
     count = maps.shape[1]
     if heads is None:
         return maps
-    if isinstance(heads, int) and not isinstance(heads, bool):
+    if isinstance(heads, int):
         if not -count <= heads < count:
             raise IndexError(f"head {heads} does not exist: expected -{count} to {count - 1}.")
         return maps[:, heads]

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from attnhook.errors import UnknownBlockError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, Size
 
-_LIBRARIES = {"timm": "attnhook.zoo._timm", "transformers": "attnhook.zoo._transformers", "torchvision": "attnhook.zoo._torchvision"}
+_LIBRARIES = {
+    "timm": "attnhook.zoo._timm",
+    "transformers": "attnhook.zoo._transformers",
+    "torchvision": "attnhook.zoo._torchvision",
+}
 
 
 class Kernel(StrEnum):
@@ -253,7 +257,9 @@ def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple
         raise UnknownBlockError(f"unknown block {blocks!r}: expected an index or a name.")
     elif isinstance(blocks, int):
         if not 0 < blocks <= len(names):
-            raise UnknownBlockError(f"blocks={blocks} means the last {blocks}: expected 1 to {len(names)}. For one, pass [index].")
+            raise UnknownBlockError(
+                f"blocks={blocks} means the last {blocks}: expected 1 to {len(names)}. For one, pass [index]."
+            )
         chosen = set(range(len(names) - blocks, len(names)))
     else:
         chosen = {block_index(names, block) for block in ([blocks] if isinstance(blocks, str) else blocks)}

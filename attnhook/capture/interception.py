@@ -134,7 +134,6 @@ def _passing_sdpa(*args: Any, **kwargs: Any) -> Any:
     return output
 
 
-
 class _FusedScope:
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -183,7 +182,7 @@ class _WatchMode(TorchFunctionMode):
             self._softmax(result, *args, **(kwargs or {}))
         return result
 
-    def _softmax(self, weights: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:  # noqa: A002
+    def _softmax(self, weights: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
         if weights.dim() == 4 and dim in (-1, 3):
             self.listener.logits(input.detach(), weights.detach())
 
@@ -195,7 +194,7 @@ class _OpenScope:
 
     def open(self) -> None:
         mode = _WatchMode(self._listener)
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
 
     def close(self) -> None:
@@ -255,7 +254,9 @@ class _InterfaceScope:
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         owner = threading.get_ident()
 
-        def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any) -> Any:
+        def watched(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any
+        ) -> Any:
             seen = self._seen
             result = function(module, query, key, value, mask, **kwargs)
             if threading.get_ident() == owner and self._seen == seen:
@@ -286,7 +287,13 @@ def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str,
         )
     bias = kwargs.get("position_bias")
     if bias is not None:
-        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else bias + mask
+        mask = (
+            bias
+            if mask is None
+            else bias.masked_fill(~mask, float("-inf"))
+            if mask.dtype is torch.bool
+            else bias + mask
+        )
     mask = None if mask is None else mask.detach()
     return Operands(query.detach(), key.detach(), kwargs.get("scaling"), mask, bool(kwargs.get("is_causal", False)))
 
@@ -304,86 +311,10 @@ def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: s
         expected = (first @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
         got = output.detach()[:, :1].float().flatten()
         low = torch.finfo(output.dtype).eps > 1e-6
-        if got.shape != expected.shape or not torch.allclose(got, expected, rtol=2e-2 if low else 1e-3, atol=2e-2 if low else 1e-4):
+        if got.shape != expected.shape or not torch.allclose(
+            got, expected, rtol=2e-2 if low else 1e-3, atol=2e-2 if low else 1e-4
+        ):
             raise UnsupportedModelError(
                 f"the attention function {name!r} does not compute softmax(Q K^T * scale + mask) V of the operands it is given: its "
                 "output differs from that. Load the model with attn_implementation='sdpa' to capture it."
             )
-
-
-# --- nn.MultiheadAttention ----------------------------------------------------------------------------------------------------------------
-
-
-def multihead_operands(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice | None) -> Operands:
-    """The operands of an `nn.MultiheadAttention` call, from its inputs and weights.
-
-    For a few rows in float32 no key is projected: with q_h the query of head h, q_h (W_k x + b_k)^T equals (q_h W_k) x^T up to a constant per
-    row, which the softmax cancels. The returned keys are then the inputs themselves, shared by all heads.
-
-    Args:
-        module: The module, which has just run.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        rows: The queries wanted, or None for all.
-
-    Returns:
-        Operands whose query axis holds only `rows`; a mask is cut to them.
-
-    Raises:
-        UnsupportedModelError: If the module appends keys of its own (`add_bias_kv`, `add_zero_attn`).
-    """
-    if module.bias_k is not None or module.add_zero_attn:
-        raise UnsupportedModelError("nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are no tokens.")
-    names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
-    call = {**dict(zip(names, args, strict=False)), **kwargs}
-    query, key = call["query"], call["key"]
-    mask = _multihead_mask(module, call, key)
-    if query.dim() == 2:
-        query, key = query.unsqueeze(0), key.unsqueeze(0)
-    elif not module.batch_first:
-        query, key = query.transpose(0, 1), key.transpose(0, 1)
-    chosen = slice(None) if rows is None else rows
-    query, key = query.detach()[:, chosen], key.detach()
-    if mask is not None and mask.shape[-2] > 1:
-        mask = mask[:, :, chosen]
-    query, key = _project(module, query, key, few=rows is not None)
-    return Operands(query, key, (module.embed_dim // module.num_heads) ** -0.5, mask)
-
-
-def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, *, few: bool) -> tuple[Tensor, Tensor]:
-    width, heads = module.embed_dim, module.num_heads
-    if module.in_proj_weight is None:
-        weight_q, weight_k = module.q_proj_weight.detach(), module.k_proj_weight.detach()
-    else:
-        weight_q, weight_k = module.in_proj_weight.detach()[: 2 * width].chunk(2)
-    bias = None if module.in_proj_bias is None else module.in_proj_bias.detach()
-    plain = query.dtype is torch.float32 and not torch.is_autocast_enabled(query.device.type)
-    previous = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)
-    try:
-        query = F.linear(query, weight_q, None if bias is None else bias[:width])
-        query = query.unflatten(-1, (heads, width // heads)).transpose(1, 2)
-        if few and plain:
-            return query @ weight_k.view(heads, width // heads, -1), key.unsqueeze(1)
-        key = F.linear(key, weight_k, None if bias is None else bias[width : 2 * width])
-        return query, key.unflatten(-1, (heads, width // heads)).transpose(1, 2)
-    finally:
-        torch._C._set_grad_enabled(previous)
-
-
-def _multihead_mask(module: nn.MultiheadAttention, call: dict[str, Any], key: Tensor) -> Tensor | None:
-    """Join the two masks (True or -inf: hidden) into one additive mask that broadcasts to (batch, heads, queries, keys)."""
-    joined: Tensor | None = None
-    for name in ("attn_mask", "key_padding_mask"):
-        mask = call.get(name)
-        if mask is None:
-            continue
-        mask = mask.detach()
-        if mask.dtype is torch.bool:
-            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask, float("-inf"))
-        if name == "key_padding_mask":
-            mask = mask.reshape(-1, 1, 1, mask.shape[-1])
-        elif mask.dim() == 3:
-            mask = mask.unflatten(0, (-1, module.num_heads))
-        joined = mask if joined is None else joined + mask
-    return joined

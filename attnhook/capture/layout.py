@@ -201,7 +201,9 @@ class TokenLayout:
             NoClassTokenError: If there is none.
         """
         if self.cls is None:
-            raise NoClassTokenError(f"no class token: the sequence has {self.describe()}. Use rows='mean' or rows='readout'.")
+            raise NoClassTokenError(
+                f"no class token: the sequence has {self.describe()}. Use rows='mean' or rows='readout'."
+            )
         return self.cls % self.num_tokens
 
     def without_special_tokens(self) -> "TokenLayout":

@@ -1,4 +1,4 @@
-"""What one capture is going to record: the user's words (`blocks=`, `rows=`, `layout=`) resolved against the model's anatomy, before anything runs."""
+"""What one capture is going to record: `blocks=`, `rows=`, `layout=` resolved against the model's anatomy, before anything runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,7 +104,9 @@ def _with_layout(anatomy: ModelAnatomy, layout: TokenLayout) -> ModelAnatomy:
     readout = anatomy.readout
     if readout.rows is None or (readout.rows is Rows.CLS) != (layout.cls is not None):
         rows = Rows.MEAN if layout.cls is None else Rows.CLS
-        readout = Readout(rows, "the layout that was passed " + ("has a class token" if rows is Rows.CLS else "has no class token"))
+        readout = Readout(
+            rows, "the layout that was passed " + ("has a class token" if rows is Rows.CLS else "has no class token")
+        )
     return replace(
         anatomy,
         cls=layout.cls,
@@ -146,7 +148,9 @@ def _chosen(rows: Sequence[int | PatchIndex]) -> tuple[int | PatchIndex, ...]:
         elif isinstance(row, Sequence) and len(row) == 2:
             chosen.append((int(row[0]), int(row[1])))
         else:
-            raise ValueError(f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {[*map(str, Rows)]}.")
+            raise ValueError(
+                f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {[*map(str, Rows)]}."
+            )
     if not chosen:
         raise ValueError("rows=[] keeps nothing: expected at least one token index or (row, column) patch.")
     return tuple(chosen)

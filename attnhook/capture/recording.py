@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import AttentionSite, SeenTokens
-from attnhook.capture.interception import multihead_operands
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.multihead import multihead_operands
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic, softmax_rows
@@ -135,7 +135,7 @@ class SiteRecorder:
     def multihead(self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the plan asks for of a call of `nn.MultiheadAttention`, which has just run."""
         try:
-            rows = self._few_rows()
+            rows = None if self.plan.rows is Rows.ALL else self._few_rows()
             call = multihead_operands(module, args, kwargs, rows)
             with quiet_arithmetic(call.query.device.type):
                 if rows is None:
@@ -162,13 +162,17 @@ class SiteRecorder:
             return CapturedCall(kernel, matrix=SoftmaxMatrix(call))
         if rows is Rows.MEAN and not self.site.pooling:
             return CapturedCall(kernel, rows=SoftmaxMatrix(call).mean_rows(self._patch_queries(call.shape[2])))
-        return CapturedCall(kernel, scores=call.logits(self._queries(call.shape[2], call.query.device)), masked=call.masked)
+        return CapturedCall(
+            kernel, scores=call.logits(self._queries(call.shape[2], call.query.device)), masked=call.masked
+        )
 
     def _of_logits(self, scores: Tensor, weights: Tensor) -> CapturedCall:
         rows = self.plan.rows
         if rows is Rows.ALL or rows is Rows.MEAN:
             # A low-precision softmax is repeated in float32, so that its rows sum to 1.
-            exact = weights if weights.dtype in (torch.float32, torch.float64) else torch.softmax(scores.float(), dim=-1)
+            exact = (
+                weights if weights.dtype in (torch.float32, torch.float64) else torch.softmax(scores.float(), dim=-1)
+            )
             matrix = SoftmaxMatrix(exact)
             if rows is Rows.ALL:
                 return CapturedCall("softmax", matrix=matrix)
@@ -200,7 +204,9 @@ class SiteRecorder:
             layout.check(total, where=f"block {self.site.name!r}")
             tokens = layout.tokens_of(chosen)
         if any(not -total <= token < total for token in tokens):
-            raise TokenLayoutError(f"a token of rows={tokens} does not exist: block {self.site.name!r} has {total} queries.")
+            raise TokenLayoutError(
+                f"a token of rows={tokens} does not exist: block {self.site.name!r} has {total} queries."
+            )
         return torch.tensor([token % total for token in tokens], device=device)
 
     def _patch_queries(self, total: int) -> slice:

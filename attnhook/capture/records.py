@@ -62,7 +62,7 @@ class BlockAttention:
 
         Raises:
             RowsNotKeptError: Unless captured with `rows="all"`.
-        """  # noqa: DOC502 (raised by .matrix)
+        """
         return self.matrix.dense()
 
     @property
@@ -179,7 +179,9 @@ class AttentionMaps(Sequence[BlockAttention]):
         """
         shapes = {block.shape for block in self}
         if len(shapes) != 1:
-            raise RowsNotKeptError(f"blocks cannot be stacked: expected one shape, got {sorted(shapes)}. Stack a slice of them.")
+            raise RowsNotKeptError(
+                f"blocks cannot be stacked: expected one shape, got {sorted(shapes)}. Stack a slice of them."
+            )
         return torch.stack([block.rows for block in self])
 
     def to(self, device: torch.device | str) -> "AttentionMaps":
@@ -245,7 +247,9 @@ class AttentionMaps(Sequence[BlockAttention]):
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
-            raise NothingCapturedError(f"cannot read {str(path)!r}: expected a safetensors file, got {error}.") from None
+            raise NothingCapturedError(
+                f"cannot read {str(path)!r}: expected a safetensors file, got {error}."
+            ) from None
         header = json.loads(metadata.get("attnhook", "{}"))
         if header.get("format") != _FORMAT:
             raise NothingCapturedError(

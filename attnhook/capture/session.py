@@ -55,7 +55,7 @@ class AttentionCapture:
         torch.Size([2, 3, 1, 197])
         >>> raw_attention(capture.maps).shape
         torch.Size([2, 14, 14])
-    """  # noqa: DOC502 (raised while planning)
+    """
 
     def __init__(
         self,
@@ -80,7 +80,9 @@ class AttentionCapture:
 
     def __enter__(self) -> Self:
         if self._stack is not None:
-            raise NothingCapturedError("this capture is already open: expected one `with` at a time. Make a second AttentionCapture.")
+            raise NothingCapturedError(
+                "this capture is already open: expected one `with` at a time. Make a second AttentionCapture."
+            )
         self.clear()
         self._owner = threading.get_ident()
         with ExitStack() as stack:
@@ -105,7 +107,9 @@ class AttentionCapture:
         if scope is not None:
             stack.callback(scope.close)
             stack.callback(site.module.register_forward_pre_hook(_Hook(hooks.before)).remove)
-        after = site.module.register_forward_hook(_Hook(hooks.after), prepend=True, with_kwargs=scope is None, always_call=True)
+        after = site.module.register_forward_hook(
+            _Hook(hooks.after), prepend=True, with_kwargs=scope is None, always_call=True
+        )
         stack.callback(after.remove)
 
     def _hook_images(self, stack: ExitStack) -> None:

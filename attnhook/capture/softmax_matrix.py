@@ -15,7 +15,7 @@ BUDGET_BYTES = 2**22
 """Size that chunks of the matrix are cut to: 4 MiB of float32, small enough for a CPU's second-level cache share and a GPU's L2."""
 
 
-class quiet_arithmetic:  # noqa: N801 (used as a statement, like torch.no_grad)
+class quiet_arithmetic:
     """Context in which attention is computed: no autograd, no autocast, no inference tensors."""
 
     def __init__(self, device_type: str) -> None:
@@ -91,10 +91,8 @@ class Operands:
         batch, heads, queries, keys = self.shape
         if self.mask is not None:
             mask = self.mask.expand(batch, heads, queries, keys)[:, :, index]
-            if mask.dtype is torch.bool:
-                logits = logits.masked_fill_(~mask, float("-inf"))
-            else:
-                logits = logits.add_(mask)
+            hidden = mask.dtype is torch.bool
+            logits = logits.masked_fill_(~mask, float("-inf")) if hidden else logits.add_(mask)
         if self.causal:
             positions = torch.arange(queries, device=logits.device)[index]
             later = torch.arange(keys, device=logits.device) > positions[:, None]

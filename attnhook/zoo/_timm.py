@@ -71,7 +71,9 @@ def _readout(model: Any, *, has_class_token: bool) -> Readout:
     if pool == "":
         rows = Rows.CLS if has_class_token else Rows.MEAN
         return Readout(rows, "no pooling; " + ("it has a class token" if has_class_token else "it has no class token"))
-    return Readout(None, f"its head pools with global_pool={pool!r}, which is neither one token nor the mean over patches")
+    return Readout(
+        None, f"its head pools with global_pool={pool!r}, which is neither one token nor the mean over patches"
+    )
 
 
 def _kept_patches(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:

@@ -19,8 +19,25 @@ _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 
 # Families whose pooler or classification head reads the class token where they have one, and the mean over patches where not.
 _FAMILIES = frozenset(
-    "vit deit dinov2 dinov2_with_registers dinov3_vit clip clip_vision_model siglip siglip_vision_model siglip2 "
-    "siglip2_vision_model beit data2vec-vision vit_mae vit_msn ijepa yolos".split()
+    {
+        "vit",
+        "deit",
+        "dinov2",
+        "dinov2_with_registers",
+        "dinov3_vit",
+        "clip",
+        "clip_vision_model",
+        "siglip",
+        "siglip_vision_model",
+        "siglip2",
+        "siglip2_vision_model",
+        "beit",
+        "data2vec-vision",
+        "vit_mae",
+        "vit_msn",
+        "ijepa",
+        "yolos",
+    }
 )
 # Classes whose head reads the mean over patches although there is a class token, or an attention pooling that it passes by.
 _MEAN_HEADS = frozenset({"CLIPForImageClassification", "SiglipForImageClassification", "Siglip2ForImageClassification"})
@@ -46,7 +63,9 @@ def vision_model(model: Any) -> ModelAnatomy:
             f"{type(model).__name__} (model_type {_model_type(model)!r}) has a patch embedding but no attention module that uses "
             "transformers' attention interface. Name its attention modules with blocks=[...] in a model of your own, or register an adapter."
         )
-    class_token = next((t for n in ("cls_token", "class_embedding") if (t := getattr(embeddings, n, None)) is not None), None)
+    class_token = next(
+        (t for n in ("cls_token", "class_embedding") if (t := getattr(embeddings, n, None)) is not None), None
+    )
     projection = _projection(embeddings)
     packed = not isinstance(projection, nn.Conv2d)
     return ModelAnatomy(
@@ -78,7 +97,9 @@ def _embeddings(model: nn.Module) -> tuple[str, nn.Module]:
             "model, or a family that is not supported yet; register_adapter teaches attnhook a new one."
         )
     names = ", ".join(repr(name) for name, _ in found)
-    raise UnsupportedModelError(f"{kind} has several patch embeddings: expected one vision tower, got {names}. Capture one of the towers.")
+    raise UnsupportedModelError(
+        f"{kind} has several patch embeddings: expected one vision tower, got {names}. Capture one of the towers."
+    )
 
 
 def _projection(embeddings: Any) -> nn.Module:
@@ -86,7 +107,7 @@ def _projection(embeddings: Any) -> nn.Module:
     if patches is None:
         patches = embeddings.patch_embedding
     inner = getattr(patches, "projection", None)
-    return inner if isinstance(inner, nn.Module) else patches  # type: ignore[no-any-return]
+    return inner if isinstance(inner, nn.Module) else patches
 
 
 def _count(embeddings: nn.Module, name: str) -> int:
@@ -126,9 +147,9 @@ def _kernel(module: Any) -> Kernel:
 
 
 def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: bool) -> Readout:
-    name, family = type(model).__name__, _model_type(model)
-    if family not in _FAMILIES:
-        return Readout(None, f"what the head of model_type {family!r} reads is not known")
+    name = type(model).__name__
+    if _model_type(model) not in _FAMILIES:
+        return Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known")
     if name.endswith("ForObjectDetection"):
         return Readout(None, "its head reads the detection tokens, which are the last tokens: rows=range(-n, 0)")
     if name in _MEAN_HEADS:
@@ -158,7 +179,9 @@ def _packed_tokens(embeddings: Any) -> Any:
     def tokens_of(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
         shapes = kwargs.get("spatial_shapes", args[1] if len(args) > 1 else None)
         if shapes is None:
-            return SeenTokens(problem="the patch grid is not known: the embeddings got no spatial_shapes. Pass layout=TokenLayout(...).")
+            return SeenTokens(
+                problem="the patch grid is not known: the embeddings got no spatial_shapes. Pass layout=TokenLayout(...)."
+            )
         grids = {(int(rows), int(columns)) for rows, columns in torch.as_tensor(shapes).tolist()}
         if len(grids) > 1:
             return SeenTokens(
