@@ -1,0 +1,153 @@
+"""What would be captured from a model, and why."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attnhook.capture.adapters import Kernel
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.plan import CapturePlan, make_plan
+from attnhook.capture.records import AttentionMaps
+from attnhook.capture.session import AttentionCapture
+from attnhook.options import Size
+from attnhook.workflows.running import run_vision
+
+_KERNELS = {
+    Kernel.SDPA: "fused (scaled_dot_product_attention)",
+    Kernel.MULTIHEAD: "nn.MultiheadAttention",
+    Kernel.INTERFACE: "registered attention function",
+    Kernel.OPEN: "explicit softmax or any",
+}
+
+
+@dataclass(frozen=True)
+class BlockDescription:
+    """One attention module.
+
+    Attributes:
+        name: Its path.
+        type_name: Its class.
+        kernel: How it computes attention, or, after a forward, what was seen to.
+        pooling: Whether its queries are learned pooling queries.
+        shape: After a forward: `(batch, heads, queries, keys)`.
+    """
+
+    name: str
+    type_name: str
+    kernel: str
+    pooling: bool
+    shape: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What attnhook knows of a model; `str()` of it is a table.
+
+    Attributes:
+        type_name: The model's class.
+        blocks: Its attention modules, in order.
+        tokens: The special tokens in words.
+        readout: What the head reads (`"cls"`, `"pool"`, `"mean"`), or None.
+        readout_reason: Why.
+        grid: After a forward: patch rows and columns.
+        input_size: After a forward: height and width of the images in pixels.
+    """
+
+    type_name: str
+    blocks: tuple[BlockDescription, ...]
+    tokens: str
+    readout: str | None
+    readout_reason: str
+    grid: Size | None = None
+    input_size: Size | None = None
+
+    def __str__(self) -> str:
+        grid = "read off each forward" if self.grid is None else f"{self.grid[0]} x {self.grid[1]}"
+        if self.input_size is not None:
+            grid += f" patches of a {self.input_size[0]} x {self.input_size[1]} px input (height x width)"
+        head = [
+            ("model", self.type_name),
+            ("tokens", self.tokens),
+            ("readout", f"{self.readout or 'none'} ({self.readout_reason})"),
+            ("grid", grid),
+        ]
+        rows = [("block", "module", "kernel", "batch, heads, queries, keys")]
+        for number, block in enumerate(self.blocks):
+            kind = f"{block.type_name} (pooling)" if block.pooling else block.type_name
+            shape = "" if block.shape is None else ", ".join(map(str, block.shape))
+            rows.append((f"{number:>2}  {block.name}", kind, block.kernel, shape))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*(f"{name:<8} {value}" for name, value in head), "", *table])
+
+
+def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription:
+    """Say what would be hooked in a model, and why.
+
+    Args:
+        model: The model.
+        pixels: `(batch, 3, height, width)`: one forward is run on them, and the description then says which kernel ran, the shapes and
+            the grid. None runs nothing.
+
+    Returns:
+        The description.
+
+    Raises:
+        UnsupportedModelError: If it has no attention that can be captured.
+
+    Example:
+        >>> import timm
+        >>> from attnhook import describe
+        >>> description = describe(timm.create_model("vit_tiny_patch16_224"))
+        >>> len(description.blocks), description.readout
+        (12, 'cls')
+    """  # noqa: DOC502 (raised while planning)
+    plan = make_plan(model, None, "all", None)
+    maps = None if pixels is None else _run(model, pixels)
+    layout = (
+        None if maps is None else next((b.token_layout for b in maps if isinstance(b.token_layout, TokenLayout)), None)
+    )
+    readout = plan.anatomy.readout
+    return ModelDescription(
+        type_name=f"{type(plan.model).__module__}.{type(plan.model).__qualname__}",
+        blocks=_from_plan(plan) if maps is None else _from_maps(plan, maps),
+        tokens=_tokens_in_words(plan),
+        readout=None if readout.rows is None else readout.rows.value,
+        readout_reason=readout.reason,
+        grid=None if layout is None else layout.grid,
+        input_size=None if maps is None else maps.input_size,
+    )
+
+
+def _run(model: nn.Module, pixels: Tensor) -> AttentionMaps:
+    with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
+        run_vision(model, pixels)
+    return capture.maps
+
+
+def _from_plan(plan: CapturePlan) -> tuple[BlockDescription, ...]:
+    return tuple(
+        BlockDescription(site.name, type(site.module).__name__, _KERNELS[site.running_kernel()], site.pooling)
+        for site in plan.sites
+    )
+
+
+def _from_maps(plan: CapturePlan, maps: AttentionMaps) -> tuple[BlockDescription, ...]:
+    types = {site.name: type(site.module).__name__ for site in plan.sites}
+    return tuple(
+        BlockDescription(block.name, types[block.name.partition(":")[0]], block.kernel, block.pooling, block.shape)
+        for block in maps
+    )
+
+
+def _tokens_in_words(plan: CapturePlan) -> str:
+    known = plan.anatomy
+    counts = (
+        (int(known.cls is not None), "class token"),
+        (int(known.distillation), "distillation token"),
+        (known.registers, "register tokens"),
+    )
+    words = [f"{count} {name}" for count, name in counts if count] + ["patches"]
+    words += [f"{known.suffix} tokens behind them"] if known.suffix else []
+    return ", ".join(words)

@@ -1,0 +1,280 @@
+"""Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from attnhook.attribution.methods import METHODS
+from attnhook.capture.records import AttentionMaps
+from attnhook.capture.session import AttentionCapture
+from attnhook.errors import GeometryError
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.heatmaps import heatmap
+from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.overlays import overlay
+from attnhook.options import HeadsOption, Interpolation, Rows, RowsOption, ScaleOption, Size, choose
+from attnhook.workflows.running import run_vision
+from attnhook.zoo.loading import VisionModel, load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionResult:
+    """Where a model's readout looked in one photo.
+
+    A notebook shows the overlay. Raw attention is where attention went in one block; it is not importance.
+
+    Attributes:
+        image: The photo, RGB, upright, at its own size.
+        attention: The map on the patch grid, `(h, w)` float32, unnormalised.
+        geometry: Where the model looked in the photo.
+        patch_area: Height and width in pixels of the model's input that the grid covers, or None for all of it.
+        maps: Everything captured, one image, on the CPU.
+        settings: What made the map: model, method, block, heads, readout.
+        mode: How patches become pixels.
+    """
+
+    image: Image.Image
+    attention: Tensor
+    geometry: ImageGeometry
+    patch_area: Size | None
+    maps: AttentionMaps
+    settings: dict[str, Any] = field(default_factory=dict)
+    mode: Interpolation = Interpolation.BILINEAR
+
+    @property
+    def heatmap(self) -> Tensor:
+        """The map at the photo's size: `(H, W)` float32, NaN where the model did not look."""
+        return self.upsample(self.attention)
+
+    def upsample(self, patch_map: Tensor) -> Tensor:
+        """Bring another map of the same grid to the photo's size.
+
+        Args:
+            patch_map: `(h, w)`, or `(n, h, w)` for several, such as one a head.
+
+        Returns:
+            `(H, W)` or `(n, H, W)` float32, NaN where the model did not look.
+        """
+        return heatmap(patch_map, self.geometry, mode=self.mode, patch_area=self.patch_area)
+
+    @property
+    def uniform(self) -> float:
+        """What a patch would get if the sequence were attended uniformly: the unit of `scale="uniform"`."""
+        return 1.0 / self.maps[self.settings.get("block", -1)].shape[-1]
+
+    @property
+    def outside(self) -> float:
+        """Attention mass on tokens that are no patches; NaN if the map is not one of softmax rows."""
+        return (
+            1.0 - float(torch.nan_to_num(self.attention).sum()) if self.settings.get("heads") != "max" else float("nan")
+        )
+
+    @property
+    def caption(self) -> str:
+        """Model, block, heads, readout, mass outside the patches: what a figure has to say."""
+        said = self.settings
+        words = [
+            f"{said['model']}, {said['method']} of {said['block']}",
+            f"{_heads_in_words(said['heads'])}, {said['rows']} row",
+        ]
+        if not np.isnan(self.outside):
+            words.append(f"{self.outside:.0%} of the attention outside the patches")
+        return "; ".join(words)
+
+    def overlay(self, *, colormap: Any = "viridis", alpha: float = 0.5, scale: ScaleOption = "minmax") -> Image.Image:
+        """The heat map over the photo.
+
+        Args:
+            colormap: A matplotlib colormap or its name.
+            alpha: Opacity of the heat map, 0 to 1.
+            scale: `"minmax"` (this picture's own range), `"uniform"` (multiples of uniform attention, comparable between pictures) or
+                `(vmin, vmax)`.
+
+        Returns:
+            An RGB image of the photo's size; pixels that the model did not see are the photo's.
+        """
+        return overlay(self.image, self.heatmap, colormap=colormap, alpha=alpha, scale=scale, uniform=self.uniform)
+
+    def figure(self, *, colormap: Any = "viridis", alpha: float = 0.5, scale: ScaleOption = "minmax") -> "Figure":
+        """The overlay as a matplotlib figure with a colour bar and a caption.
+
+        Args:
+            colormap: As in `overlay`.
+            alpha: As in `overlay`.
+            scale: As in `overlay`.
+
+        Returns:
+            The figure; save it with `.savefig`.
+        """
+        from attnhook.imaging.figures import overlay_figure
+
+        return overlay_figure(
+            self.image,
+            self.heatmap,
+            caption=self.caption,
+            colormap=colormap,
+            alpha=alpha,
+            scale=scale,
+            uniform=self.uniform,
+        )
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write the overlay, to a temporary name first.
+
+        Args:
+            path: The file's path; its suffix says the format.
+            **options: As in `overlay`.
+
+        Returns:
+            The path.
+        """
+        return save_image(self.overlay(**options), path)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.overlay().save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        return f"AttentionResult({self.image.width}x{self.image.height} photo, grid {tuple(self.attention.shape)}, {self.caption})"
+
+
+def attend(
+    model: "str | VisionModel | nn.Module",
+    images: "ImageSource | Sequence[ImageSource]",
+    *,
+    method: str = "raw_attention",
+    block: int | str = -1,
+    heads: HeadsOption = "mean",
+    rows: RowsOption = "readout",
+    mode: str = "bilinear",
+    preprocess: Preprocess | None = None,
+) -> list[AttentionResult]:
+    """From photos to attention maps in one call.
+
+    Args:
+        model: What `load` takes or gives; or any module, with `preprocess`.
+        images: A photo or a sequence of them: paths, PIL images, arrays, tensors.
+        method: One of `METHODS`.
+        block: Which block, by index or name.
+        heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index.
+        rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`.
+        mode: `"bilinear"`, `"nearest"`, or `"bicubic"` (which overshoots).
+        preprocess: For a module of your own: image to `(pixels (1, 3, height, width), ImageGeometry)`.
+
+    Returns:
+        One result a photo, in order.
+
+    Raises:
+        ValueError: If an option is not one of its choices, or a module comes without `preprocess`.
+
+    Example:
+        >>> from attnhook import attend
+        >>> result = attend("demo", "cat.jpg")[0]  # doctest: +SKIP
+        >>> result.save("cat-attention.png")  # doctest: +SKIP
+    """
+    return list(iterate_attention(model, images, method, block, heads, rows, mode, preprocess))
+
+
+def iterate_attention(
+    model: "str | VisionModel | nn.Module",
+    images: "ImageSource | Sequence[ImageSource]",
+    method: str,
+    block: int | str,
+    heads: HeadsOption,
+    rows: RowsOption,
+    mode: str,
+    preprocess: Preprocess | None,
+) -> Iterator[AttentionResult]:
+    """`attend`, one result at a time: for many photos, or where one that fails must not stop the others."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}.")
+    if heads is None:
+        raise ValueError(
+            "heads=None keeps all heads: expected one map a photo. Take result.maps and raw_attention(maps, heads=None)."
+        )
+    smooth = choose(Interpolation, mode, "mode")
+    module, name, prepare = _model_parts(model, preprocess)
+    capture = AttentionCapture(module, rows=rows, device="cpu")
+    for image in images if isinstance(images, list | tuple) else [images]:
+        photo = read_image(image)
+        pixels, geometry = prepare(photo)
+        with torch.inference_mode(), capture:
+            run_vision(module, pixels)
+        maps = capture.maps
+        _check_sizes(maps, geometry, name)
+        settings = {
+            "model": name,
+            "method": method,
+            "block": maps[block].name,
+            "heads": heads,
+            "rows": maps.rows.value if isinstance(maps.rows, Rows) else str(list(maps.rows)),
+        }
+        attention = METHODS[method](maps, block=block, heads=heads)[0]
+        yield AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth)
+
+
+def _model_parts(
+    model: "str | VisionModel | nn.Module", preprocess: Preprocess | None
+) -> tuple[nn.Module, str, Preprocess]:
+    if isinstance(model, nn.Module):
+        if preprocess is None:
+            raise ValueError(
+                f"a bare {type(model).__name__} does not say how photos become its pixels: expected preprocess=, a function from an image "
+                "to (pixels, ImageGeometry). Or pass a spec such as 'timm:vit_base_patch16_224'."
+            )
+        return model, type(model).__name__, preprocess
+    loaded = load(model) if isinstance(model, str) else model
+    return loaded.model, loaded.name, preprocess or loaded.preprocess
+
+
+def _check_sizes(maps: AttentionMaps, geometry: ImageGeometry, name: str) -> None:
+    if maps.input_size is not None and maps.input_size != tuple(geometry.input_size):
+        raise GeometryError(
+            f"{name} was fed {maps.input_size} pixels: expected {tuple(geometry.input_size)}, which the geometry says. Its preprocessing "
+            "and its geometry do not go together."
+        )
+
+
+def _heads_in_words(heads: HeadsOption) -> str:
+    return f"head {heads}" if isinstance(heads, int) else f"{heads} over heads"
+
+
+def save_image(picture: Image.Image, path: str | Path) -> Path:
+    """Write a picture to a temporary name, then rename: never half a file.
+
+    Args:
+        picture: The picture.
+        path: The file's path; its suffix says the format.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If Pillow knows no format of that suffix.
+    """
+    target = Path(path)
+    format_name = Image.registered_extensions().get(target.suffix.lower())
+    if format_name is None:
+        raise ValueError(
+            f"cannot save {target.name!r}: expected a picture's suffix such as .png or .jpg, got {target.suffix!r}."
+        )
+    temporary = target.with_name(f"{target.name}.partial")
+    try:
+        picture.save(temporary, format=format_name)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

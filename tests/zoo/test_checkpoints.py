@@ -1,0 +1,64 @@
+"""Local weights: loaded to the last tensor, or refused with the way to put it right."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from attnhook.errors import ModelLoadError
+from attnhook.zoo.loading import load
+from tests.zoo.saved_models import TIMM_NAME, save_timm
+
+CONVERT_LINE = r"python -c .*torch\.load\('weights\.\w+', weights_only=True\).*'weights\.safetensors'"
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_weights_of_a_wrapped_model_say_so(tmp_path, wrapper):
+    state = save_timm(tmp_path / "weights.safetensors").state_dict()
+    save_file({wrapper + key: tensor for key, tensor in state.items()}, tmp_path / "weights.safetensors")
+    with pytest.raises(ModelLoadError, match=rf"{len(state)} missing .*start with '{wrapper}'.*without its wrapper"):
+        load(f"timm:{TIMM_NAME}@{tmp_path / 'weights.safetensors'}")
+
+
+def test_weights_that_do_not_fit_name_the_tensors(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    state = save_timm(path).state_dict()
+    state["extra.weight"] = torch.zeros(1)
+    state["cls_token"] = torch.zeros(1, 1, 3)
+    del state["norm.bias"]
+    save_file(state, path)
+    expected = (
+        r"1 missing \(norm\.bias\); 1 unexpected \(extra\.weight\); "
+        r"1 of another shape \(cls_token \(1, 1, 3\) instead of \(1, 1, 64\)\)"
+    )
+    with pytest.raises(ModelLoadError, match=expected):
+        load(f"timm:{TIMM_NAME}@{path}")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin", ".pt"])
+def test_pickles_are_refused_unread_with_the_line_that_converts_them(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"not even read")
+    with pytest.raises(ModelLoadError, match=rf"expected a \.safetensors file, got .*weights\{suffix}.*{CONVERT_LINE}"):
+        load(f"timm:{TIMM_NAME}@{path}")
+
+
+def test_the_line_that_converts_works(tmp_path):
+    state = save_timm(tmp_path / "other.safetensors").state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ModelLoadError) as refused:
+        load(f"timm:{TIMM_NAME}@{tmp_path / 'weights.pth'}")
+    code = str(refused.value).split('python -c "')[1].split('"`')[0]
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)  # noqa: S603
+    assert load_file(tmp_path / "weights.safetensors").keys() == state.keys()
+
+
+def test_absent_and_damaged_files_are_named(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    with pytest.raises(ModelLoadError, match=r"expected a file .*weights\.safetensors, got none"):
+        load(f"timm:{TIMM_NAME}@{path}")
+    path.write_bytes(b"damaged")
+    with pytest.raises(ModelLoadError, match=r"expected an intact safetensors file, got .*weights\.safetensors"):
+        load(f"timm:{TIMM_NAME}@{path}")
