@@ -67,7 +67,7 @@ def scope_for(module: nn.Module, kernel: Kernel, listener: Listener) -> Scope | 
     return _OpenScope(listener)
 
 
-def sdpa_operands(
+def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
     query: Tensor,
     key: Tensor,
     value: Tensor,

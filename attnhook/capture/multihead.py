@@ -65,10 +65,10 @@ def multihead_operands(
 
 def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, *, few: bool) -> tuple[Tensor, Tensor]:
     width, heads = module.embed_dim, module.num_heads
-    if module.in_proj_weight is None:
-        weight_q, weight_k = module.q_proj_weight.detach(), module.k_proj_weight.detach()
-    else:
+    if module._qkv_same_embed_dim:
         weight_q, weight_k = module.in_proj_weight.detach()[: 2 * width].chunk(2)
+    else:
+        weight_q, weight_k = module.q_proj_weight.detach(), module.k_proj_weight.detach()
     bias = None if module.in_proj_bias is None else module.in_proj_bias.detach()
     plain = query.dtype is torch.float32 and not torch.is_autocast_enabled(query.device.type)
     previous = torch.is_grad_enabled()

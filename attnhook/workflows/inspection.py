@@ -102,7 +102,7 @@ def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription
         >>> description = describe(timm.create_model("vit_tiny_patch16_224"))
         >>> len(description.blocks), description.readout
         (12, 'cls')
-    """  # noqa: DOC502 (raised while planning)
+    """
     plan = make_plan(model, None, "all", None)
     maps = None if pixels is None else _run(model, pixels)
     layout = (

@@ -1,12 +1,12 @@
 """Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -72,7 +72,8 @@ class AttentionResult:
     @property
     def uniform(self) -> float:
         """What a patch would get if the sequence were attended uniformly: the unit of `scale="uniform"`."""
-        return 1.0 / self.maps[self.settings.get("block", -1)].shape[-1]
+        keys: int = self.maps[self.settings.get("block", -1)].shape[-1]
+        return 1.0 / keys
 
     @property
     def outside(self) -> float:
@@ -89,7 +90,7 @@ class AttentionResult:
             f"{said['model']}, {said['method']} of {said['block']}",
             f"{_heads_in_words(said['heads'])}, {said['rows']} row",
         ]
-        if not np.isnan(self.outside):
+        if not math.isnan(self.outside):
             words.append(f"{self.outside:.0%} of the attention outside the patches")
         return "; ".join(words)
 
@@ -185,20 +186,25 @@ def attend(
         >>> result = attend("demo", "cat.jpg")[0]  # doctest: +SKIP
         >>> result.save("cat-attention.png")  # doctest: +SKIP
     """
-    return list(iterate_attention(model, images, method, block, heads, rows, mode, preprocess))
+    return list(
+        iterate_attention(
+            model, images, method=method, block=block, heads=heads, rows=rows, mode=mode, preprocess=preprocess
+        )
+    )
 
 
 def iterate_attention(
     model: "str | VisionModel | nn.Module",
     images: "ImageSource | Sequence[ImageSource]",
-    method: str,
-    block: int | str,
-    heads: HeadsOption,
-    rows: RowsOption,
-    mode: str,
-    preprocess: Preprocess | None,
+    *,
+    method: str = "raw_attention",
+    block: int | str = -1,
+    heads: HeadsOption = "mean",
+    rows: RowsOption = "readout",
+    mode: str = "bilinear",
+    preprocess: Preprocess | None = None,
 ) -> Iterator[AttentionResult]:
-    """`attend`, one result at a time: for many photos, or where one that fails must not stop the others."""
+    """`attend`, one result at a time: for many photos, or where the first results are wanted early."""
     if method not in METHODS:
         raise ValueError(f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}.")
     if heads is None:
@@ -208,7 +214,8 @@ def iterate_attention(
     smooth = choose(Interpolation, mode, "mode")
     module, name, prepare = _model_parts(model, preprocess)
     capture = AttentionCapture(module, rows=rows, device="cpu")
-    for image in images if isinstance(images, list | tuple) else [images]:
+    several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    for image in several:
         photo = read_image(image)
         pixels, geometry = prepare(photo)
         with torch.inference_mode(), capture:

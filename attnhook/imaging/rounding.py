@@ -1,0 +1,144 @@
+"""To which whole pixel each library rounds a resized size and the start of a centred crop.
+
+Plain integer rules, copied from what the libraries do and not from what they say; the sources are named. Nothing here knows of maps or
+of configurations. All sizes are (height, width) in pixels.
+"""
+
+import math
+from enum import StrEnum
+
+from attnhook.options import Size
+
+
+class CropRounding(StrEnum):
+    """Where a centred crop (or the photo inside a centred border) starts when the difference is odd.
+
+    `TORCHVISION` rounds half to even (also timm, and transformers' fast processors before 5.0). `FAST` and `SLOW` are the torchvision and
+    the PIL backend of transformers: both round down, but the slow one puts the odd pixel of a border in front.
+    """
+
+    TORCHVISION = "torchvision"
+    FAST = "fast"
+    SLOW = "slow"
+
+
+def crop_start(length: int, crop: int, rounding: CropRounding) -> int:
+    """Find where a centred crop starts along one axis.
+
+    Args:
+        length: The picture's length in pixels.
+        crop: The crop's length in pixels; where it is longer, a border is added around the picture.
+        rounding: Whose rule.
+
+    Returns:
+        The first pixel of the crop; negative where a border comes first.
+    """
+    if crop > length:
+        return -((crop - length + (rounding is CropRounding.SLOW)) // 2)
+    if rounding is CropRounding.TORCHVISION:
+        return round((length - crop) / 2)
+    return (length - crop) // 2
+
+
+def shortest_edge_size(size: Size, edge: int, longest: int | None = None) -> Size:
+    """Resize so that the shorter edge has a given length (torchvision `_compute_resized_output_size`; transformers alike).
+
+    Args:
+        size: The size before.
+        edge: The shorter edge afterwards.
+        longest: The most that the longer edge may then have; the shorter one gives way.
+
+    Returns:
+        The size afterwards.
+    """
+    short, long = min(size), max(size)
+    new_short, new_long = edge, int(edge * long / short)
+    if longest is not None and new_long > longest:
+        new_short, new_long = int(longest * new_short / new_long), longest
+    return (new_long, new_short) if size[1] <= size[0] else (new_short, new_long)
+
+
+def detection_size(size: Size, shortest: int, longest: int, *, multiple: int | None = None) -> Size:
+    """Resize within two bounds, as detectors do (transformers `get_size_with_aspect_ratio` and the YOLOS variant of it).
+
+    Args:
+        size: The size before.
+        shortest: The shorter edge aimed at.
+        longest: The most that the longer edge may have.
+        multiple: Round down to multiples of this (YOLOS: 16).
+
+    Returns:
+        The size afterwards.
+    """
+    height, width = size
+    target: float = shortest
+    edge = shortest
+    if max(size) / min(size) * shortest > longest:
+        target = longest * float(min(size)) / float(max(size))
+        edge = round(target)
+    unchanged = (height <= width and height == edge) or (multiple is None and width <= height and width == edge)
+    if unchanged:
+        new = size
+    elif width < height:
+        new = (int(target * height / width), edge)
+    else:
+        new = (edge, int(target * width / height))
+    return new if multiple is None else (new[0] - new[0] % multiple, new[1] - new[1] % multiple)
+
+
+def fitted_size(size: Size, bounds: Size) -> Size:
+    """Resize to fit exactly inside bounds (transformers `get_image_size_for_max_height_width`).
+
+    Args:
+        size: The size before.
+        bounds: The largest height and width.
+
+    Returns:
+        The size afterwards.
+    """
+    factor = min(bounds[0] / size[0], bounds[1] / size[1])
+    return int(size[0] * factor), int(size[1] * factor)
+
+
+def kept_ratio_size(size: Size, target: Size, *, longest: bool) -> Size:
+    """Resize to cover a target, or to fit inside it (timm `ResizeKeepRatio`).
+
+    Args:
+        size: The size before.
+        target: The size to cover or to fit into.
+        longest: True to fit inside, False to cover.
+
+    Returns:
+        The size afterwards.
+    """
+    ratios = (size[0] / target[0], size[1] / target[1])
+    ratio = max(ratios) if longest else min(ratios)
+    return round(size[0] / ratio), round(size[1] / ratio)
+
+
+def patch_budget_size(size: Size, patch: int, budget: int) -> Size:
+    """Resize to the most patches within a budget (transformers `get_image_size_for_max_num_patches`, SigLIP2 NaFlex).
+
+    Args:
+        size: The size before.
+        patch: The side of a patch in pixels.
+        budget: The most patches.
+
+    Returns:
+        The size afterwards, both edges multiples of `patch`.
+    """
+
+    def scaled(factor: float) -> Size:
+        height, width = (max(patch, math.ceil(edge * factor / patch) * patch) for edge in size)
+        return height, width
+
+    tolerance = 1e-5
+    low, high = tolerance / 10, 100.0
+    while high - low >= tolerance:
+        factor = (low + high) / 2
+        height, width = scaled(factor)
+        if (height / patch) * (width / patch) <= budget:
+            low = factor
+        else:
+            high = factor
+    return scaled(low)

@@ -1,0 +1,108 @@
+"""The plan of the house: who may import whom, how long a file may be, what importing costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnhook
+
+PACKAGE = Path(attnhook.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAY_IMPORT = {
+    "errors": set(),
+    "options": {"errors"},
+    "capture": {"errors", "options"},
+    "imaging": {"errors", "options"},
+    "zoo": {"errors", "options", "capture", "imaging"},
+    "attribution": {"errors", "options", "capture", "imaging"},
+    "workflows": {"errors", "options", "capture", "imaging", "zoo", "attribution"},
+    "demo": {"errors", "options", "capture", "imaging", "zoo", "attribution", "workflows"},
+    "cli": {"errors", "options", "capture", "imaging", "zoo", "attribution", "workflows", "demo"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+HEAVY = ("timm", "transformers", "torchvision", "matplotlib")
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def imported_modules(source: str) -> list[tuple[str, bool]]:
+    """Names of imported modules, and whether at module level."""
+    tree = ast.parse(source)
+    inside = {
+        node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node not in inside) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.module, node not in inside))
+    return found
+
+
+def own_imports(path: Path) -> list[str]:
+    return [name for name, _ in imported_modules(path.read_text()) if name.startswith("attnhook.")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way_through_the_rooms(path: Path) -> None:
+    room = room_of(path)
+    for name in own_imports(path):
+        target = name.split(".")[1]
+        assert target == room or target in MAY_IMPORT[room], f"{room} imports {name}"
+
+
+@pytest.mark.parametrize("room", ["capture", "imaging", "zoo", "attribution", "workflows"])
+def test_no_circle_inside_a_room(room: str) -> None:
+    arrows = {
+        f"attnhook.{room}.{path.stem}": {name for name in own_imports(path) if name.startswith(f"attnhook.{room}.")}
+        for path in (PACKAGE / room).glob("*.py")
+        if path.stem != "__init__"
+    }
+    while arrows:
+        leaves = [name for name, targets in arrows.items() if not targets & arrows.keys()]
+        assert leaves, f"a circle among {sorted(arrows)}"
+        for name in leaves:
+            del arrows[name]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_file_lengths_and_names(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= (40 if path.name == "__init__.py" else 400)
+    assert path.stem not in {"utils", "logging"}
+    defined = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert path.stem not in defined
+
+
+def test_the_checker_sees_a_forbidden_import() -> None:
+    source = "def f():\n    import timm\nfrom attnhook.zoo.loading import load\n"
+    assert set(imported_modules(source)) == {("attnhook.zoo.loading", True), ("timm", False)}
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = "import attnhook, sys; from attnhook import AttentionCapture; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "attnhook.capture.session" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_the_check_for_heavy_modules_works() -> None:
+    code = "import matplotlib, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert set(HEAVY) & set(loaded)
+
+
+def test_every_public_name_exists_and_is_documented() -> None:
+    for name in attnhook.__all__:
+        value = getattr(attnhook, name)
+        assert not callable(value) or value.__doc__
+    with pytest.raises(AttributeError, match="no_such_name"):
+        attnhook.no_such_name  # noqa: B018
