@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from attnhook.errors import MissingPackageError, ModelLoadError
 from attnhook.zoo import demo_weights as module
 from attnhook.zoo.demo_weights import (
+    backbone_weights,
     cache_dir,
     convert,
     find_onnx_file,
