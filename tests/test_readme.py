@@ -1,0 +1,55 @@
+"""The README's Python, run as it stands. Only the model hubs are replaced: their models come with random weights."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import transformers
+from PIL import Image
+from skimage.data import chelsea
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def cat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(chelsea()).save("cat.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
+    config = transformers.Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=4)
+    processor = transformers.BitImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224})
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: transformers.Dinov2Model(config))
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", lambda name: processor)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("picture", ["cat-timm.png", "cat-hf.png"])
+def test_ten_lines(cat: Path, picture: str) -> None:
+    (block,) = [block for block in BLOCKS if picture in block]
+    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 (our own README)
+    assert size_of(cat / picture) == (451, 300)
+
+
+@pytest.mark.slow
+def test_one_call(cat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in BLOCKS if "cat-demo.png" in block]
+    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 (our own README)
+    assert size_of(cat / "cat-demo.png") == (451, 300)
+    assert "demo" in capsys.readouterr().out
+
+
+def test_every_block_is_run_by_a_test() -> None:
+    assert len(BLOCKS) == 3
