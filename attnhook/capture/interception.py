@@ -105,7 +105,7 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
         query, key = query.unsqueeze(1), key.unsqueeze(1)
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.unsqueeze(1)
-    return Operands(query.detach(), key.detach(), scale, None if attn_mask is None else attn_mask.detach(), is_causal)
+    return Operands(query, key, scale, attn_mask, is_causal)
 
 
 # --- SDPA: the attribute of torch.nn.functional -------------------------------------------------------------------------------------------
@@ -294,8 +294,7 @@ def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str,
             if mask.dtype is torch.bool
             else bias + mask
         )
-    mask = None if mask is None else mask.detach()
-    return Operands(query.detach(), key.detach(), kwargs.get("scaling"), mask, bool(kwargs.get("is_causal", False)))
+    return Operands(query, key, kwargs.get("scaling"), mask, bool(kwargs.get("is_causal", False)))
 
 
 def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: str, dropout: float) -> None:
@@ -305,7 +304,7 @@ def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: s
             f"the attention function {name!r} calls neither scaled_dot_product_attention nor softmax and applies dropout, so "
             "its rows cannot be checked. Call model.eval(), or load the model with attn_implementation='sdpa'."
         )
-    first = SoftmaxMatrix(call).rows(slice(0, 1))
+    first = SoftmaxMatrix(call.detached()).rows(slice(0, 1))
     with quiet_arithmetic(value.device.type):
         groups = first.shape[1] // value.shape[1]
         expected = (first @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()

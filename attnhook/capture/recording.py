@@ -20,7 +20,7 @@ from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutErr
 from attnhook.options import Rows, Size
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class CapturedCall:
     """One attention call: scores of the chosen rows, finished rows, or the implicit matrix."""
 
@@ -34,12 +34,11 @@ class CapturedCall:
         """The softmax rows, `(batch, heads, queries, keys)` float32, or the matrix."""
         if self.matrix is not None:
             return self.matrix
-        if self.rows is not None:
-            return self.rows
-        if self.scores is None:
-            raise BlockNotCapturedError("an attention call was recorded without its rows.")
-        with quiet_arithmetic(self.scores.device.type):
+        if self.scores is not None:
             return softmax_rows(self.scores, masked=self.masked)
+        if self.rows is not None:
+            return self.rows.clone() if self.rows.is_inference() else self.rows
+        raise BlockNotCapturedError("an attention call was recorded without its rows.")
 
 
 @dataclass(eq=False)
@@ -159,7 +158,7 @@ class SiteRecorder:
     def _of_operands(self, call: Operands, kernel: str) -> CapturedCall:
         rows = self.plan.rows
         if rows is Rows.ALL:
-            return CapturedCall(kernel, matrix=SoftmaxMatrix(call))
+            return CapturedCall(kernel, matrix=SoftmaxMatrix(call.detached()))
         if rows is Rows.MEAN and not self.site.pooling:
             return CapturedCall(kernel, rows=SoftmaxMatrix(call).mean_rows(self._patch_queries(call.shape[2])))
         return CapturedCall(
@@ -230,6 +229,11 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     Raises:
         BlockNotCapturedError: If a block of the plan is missing; the message says whether it ran.
     """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        return _finish(record, plan)
+
+
+def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     layout = record.layout(plan)
     blocks = []
     for site in plan.sites:

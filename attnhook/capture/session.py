@@ -6,7 +6,7 @@ run inside a backward (gradient checkpointing repeats the forward there).
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +14,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import AttentionSite
 from attnhook.capture.interception import Scope, scope_for
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import make_plan
@@ -67,6 +66,7 @@ class AttentionCapture:
         device: torch.device | str | None = None,
     ) -> None:
         self._plan = make_plan(model, blocks, rows, layout)
+        self._modules = tuple(self._plan.model.modules())
         keep_on = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
         self._forwards: list[ForwardRecord] = []
@@ -86,7 +86,7 @@ class AttentionCapture:
         self.clear()
         self._owner = threading.get_ident()
         with ExitStack() as stack:
-            _run_eagerly(self._plan.model, stack)
+            _run_eagerly(self._modules, stack)
             self._hook_images(stack)
             for recorder in self._recorders:
                 self._hook_site(recorder, stack)
@@ -242,10 +242,6 @@ class _SiteHooks:
         self._recorder = recorder
         self._scope = scope
 
-    @property
-    def site(self) -> AttentionSite:
-        return self._recorder.site
-
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._scope is not None and self._capture.listens():
             self._recorder.record = self._capture.current_record()
@@ -254,8 +250,9 @@ class _SiteHooks:
     def after(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         if not self._capture.listens():
             return
-        record = self._recorder.record = self._capture.current_record()
-        record.ran.add(self.site.name)
+        if self._scope is None:
+            self._recorder.record = self._capture.current_record()
+        self._recorder.record.ran.add(self._recorder.site.name)
         if self._scope is not None:
             self._scope.close()
         elif isinstance(module, nn.MultiheadAttention) and rest[-1] is not None:  # None: its forward raised
@@ -282,9 +279,9 @@ class _InertHook:
         """Do nothing."""
 
 
-def _run_eagerly(model: nn.Module, stack: ExitStack) -> None:
+def _run_eagerly(modules: Sequence[nn.Module], stack: ExitStack) -> None:
     """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
-    for module in model.modules():
-        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+    for module in modules:
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             return

@@ -4,7 +4,6 @@ Pure torch: knows nothing of models or hooks. All arithmetic is float32 (float64
 that it is the same whatever the surrounding code runs under. No dropout: a softmax row sums to 1.
 """
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,31 +15,34 @@ BUDGET_BYTES = 2**22
 
 
 class quiet_arithmetic:
-    """Context in which attention is computed: no autograd, no autocast, no inference tensors."""
+    """Context in which attention is computed: no autograd, no autocast. Written out, because it is entered once a block."""
+
+    __slots__ = ("_autocast", "_device_type", "_grad")
 
     def __init__(self, device_type: str) -> None:
         self._device_type = device_type
         self._grad = False
-        self._stack: ExitStack | None = None
+        self._autocast: torch.autocast | None = None
 
     def __enter__(self) -> None:
-        if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(self._device_type):
-            self._stack = ExitStack()
-            self._stack.enter_context(torch.inference_mode(mode=False))
-            self._stack.enter_context(torch.autocast(self._device_type, enabled=False))
         self._grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        if self._grad:
+            torch._C._set_grad_enabled(False)
+        if torch.is_autocast_enabled(self._device_type):
+            self._autocast = torch.autocast(self._device_type, enabled=False)
+            self._autocast.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        torch._C._set_grad_enabled(self._grad)
-        if self._stack is not None:
-            self._stack.close()
-            self._stack = None
+        if self._autocast is not None:
+            self._autocast.__exit__(kind, error, trace)
+            self._autocast = None
+        if self._grad:
+            torch._C._set_grad_enabled(True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Operands:
     """What one attention call was given, by reference.
 
@@ -63,6 +65,11 @@ class Operands:
         """`(batch, heads, queries, keys)`."""
         batch, heads, queries, _ = self.query.shape
         return batch, heads, queries, self.key.shape[-2]
+
+    def detached(self) -> "Operands":
+        """The same operands without their autograd history: what may be kept."""
+        mask = None if self.mask is None else self.mask.detach()
+        return Operands(self.query.detach(), self.key.detach(), self.scale, mask, self.causal)
 
     @property
     def masked(self) -> bool:

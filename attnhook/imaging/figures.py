@@ -25,7 +25,7 @@ Heatmaps: TypeAlias = "Heatmap | Sequence[Heatmap]"
 _PER_IMAGE = "Colours: min-max per image, not comparable between images."
 _BAR_INCHES = 0.9
 _BAR_WIDTH_INCHES = 0.12
-_SHEET_ASPECT = 1.5  # width over height that a sheet aims at
+_SHEET_ASPECT = 2.0  # width over height that a sheet aims at
 _FEWEST_COLUMNS, _MOST_COLUMNS = 3, 7
 _TITLE_INCHES = 0.24
 _LINE_INCHES = 0.17
@@ -127,7 +127,7 @@ def sheet(
         heatmaps: The maps, (maps, height, width) at the photo's size, or a sequence of (height, width).
         titles: One title per map; wrapped to the picture.
         caption: What the figure shows: model, block, head fusion, readout, scale, mass outside the patches. Wrapped to the figure.
-        columns: Pictures per row, the photo included. Default: few cells empty, the sheet somewhat wider than high.
+        columns: Pictures per row, the photo included. Default: few cells empty, the sheet about twice as wide as high.
         photo_title: The title of the photo; None leaves the photo out.
         colormap: The name of a matplotlib colormap, or a `Colormap`.
         alpha: The heat maps' opacity, 0 to 1.
@@ -204,7 +204,7 @@ def _columns(pictures: int, aspect: float) -> int:
 
     def cost(columns: int) -> float:
         rows = -(-pictures // columns)
-        return 2 * (rows * columns - pictures) / pictures + abs(math.log(columns / (rows * aspect) / _SHEET_ASPECT))
+        return 2 * (rows * columns - pictures) / pictures + abs(math.log(columns / (rows * aspect) / _SHEET_ASPECT)) / 2
 
     return min(range(min(pictures, _FEWEST_COLUMNS), min(pictures, _MOST_COLUMNS) + 1), key=cost)
 

