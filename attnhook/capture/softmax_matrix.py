@@ -30,7 +30,7 @@ class quiet_arithmetic:
             torch._C._set_grad_enabled(False)
         if torch.is_autocast_enabled(self._device_type):
             self._autocast = torch.autocast(self._device_type, enabled=False)
-            self._autocast.__enter__()
+            self._autocast.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
