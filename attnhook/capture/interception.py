@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from attnhook.capture.adapters import Kernel
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
-from attnhook.errors import UnsupportedModelError
+from attnhook.errors import AttnhookError, UnsupportedModelError
 
 
 class Listener(Protocol):
@@ -32,6 +32,9 @@ class Listener(Protocol):
 
     def operands(self, call: Operands, kernel: str) -> None:
         """An attention call with these operands ran."""
+
+    def refused(self, error: AttnhookError) -> None:
+        """An attention call ran that cannot be recorded; the forward goes on, and reading the maps raises this."""
 
     def logits(self, scores: Tensor, weights: Tensor) -> None:
         """A softmax over `scores` `(batch, heads, queries, keys)` gave `weights`."""
@@ -108,6 +111,15 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
     return Operands(query, key, scale, attn_mask, is_causal)
 
 
+def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        call = sdpa_operands(*args, **kwargs)
+    except UnsupportedModelError as error:
+        listener.refused(error)
+    else:
+        listener.operands(call, "scaled_dot_product_attention")
+
+
 # --- SDPA: the attribute of torch.nn.functional -------------------------------------------------------------------------------------------
 
 
@@ -128,9 +140,8 @@ def _passing_sdpa(*args: Any, **kwargs: Any) -> Any:
     output = _original(*args, **kwargs)
     listeners = _watchers.listeners
     if listeners:
-        call = sdpa_operands(*args, **kwargs)
         for listener in tuple(listeners):
-            listener.operands(call, "scaled_dot_product_attention")
+            _report(listener, args, kwargs)
     return output
 
 
@@ -177,7 +188,7 @@ class _WatchMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
         if func is _BUILTIN_SDPA:
-            self.listener.operands(sdpa_operands(*args, **(kwargs or {})), "scaled_dot_product_attention")
+            _report(self.listener, args, kwargs or {})
         elif func in _SOFTMAXES:
             self._softmax(result, *args, **(kwargs or {}))
         return result
@@ -231,6 +242,10 @@ class _InterfaceScope:
         self._seen += 1
         self._listener.operands(call, kernel)
 
+    def refused(self, error: AttnhookError) -> None:
+        self._seen += 1
+        self._listener.refused(error)
+
     def logits(self, scores: Tensor, weights: Tensor) -> None:
         self._seen += 1
         self._listener.logits(scores, weights)
@@ -260,12 +275,23 @@ class _InterfaceScope:
             seen = self._seen
             result = function(module, query, key, value, mask, **kwargs)
             if threading.get_ident() == owner and self._seen == seen:
-                call = _interface_operands(query, key, mask, kwargs, self._name)
-                _check_against_output(call, value, result[0], self._name, kwargs.get("dropout", 0.0))
-                self._listener.operands(call, self._name)
+                with torch._C.DisableTorchFunction():  # our own softmax is not the model's
+                    self._reconstruct(query, key, value, mask, kwargs, result[0])
             return result
 
         return watched
+
+
+    def _reconstruct(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        try:
+            call = _interface_operands(query, key, mask, kwargs, self._name)
+            _check_against_output(call, value, output, self._name, kwargs.get("dropout", 0.0))
+        except UnsupportedModelError as error:
+            self.refused(error)
+        else:
+            self._listener.operands(call, self._name)
 
 
 def _interface_of(module: nn.Module) -> tuple[Any, str]:

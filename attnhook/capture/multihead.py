@@ -58,7 +58,7 @@ def multihead_operands(
     chosen = slice(None) if rows is None else rows
     query, key = query.detach()[:, chosen], key.detach()
     if mask is not None and mask.shape[-2] > 1:
-        mask = mask[:, :, chosen]
+        mask = mask[..., chosen, :]
     query, key = _project(module, query, key, few=rows is not None)
     return Operands(query, key, (module.embed_dim // module.num_heads) ** -0.5, mask)
 

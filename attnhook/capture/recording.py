@@ -115,13 +115,17 @@ class SiteRecorder:
         self.device = device
         self.record = ForwardRecord()  # replaced as each forward begins
 
+    def refused(self, error: AttnhookError) -> None:
+        """Remember why a call could not be recorded."""
+        self.record.errors.setdefault(self.site.name, error)
+
     def operands(self, call: Operands, kernel: str) -> None:
         """Keep what the plan asks for of a call given by its operands."""
         try:
             with quiet_arithmetic(call.query.device.type):
                 self._keep(self._of_operands(call, kernel))
         except AttnhookError as error:
-            self.record.errors.setdefault(self.site.name, error)
+            self.refused(error)
 
     def logits(self, scores: Tensor, weights: Tensor) -> None:
         """Keep what the plan asks for of an explicit softmax."""
@@ -129,7 +133,7 @@ class SiteRecorder:
             with quiet_arithmetic(scores.device.type):
                 self._keep(self._of_logits(scores, weights))
         except AttnhookError as error:
-            self.record.errors.setdefault(self.site.name, error)
+            self.refused(error)
 
     def multihead(self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the plan asks for of a call of `nn.MultiheadAttention`, which has just run."""
@@ -142,7 +146,7 @@ class SiteRecorder:
                 else:
                     self._keep(CapturedCall("multihead", scores=call.logits(slice(None)), masked=call.masked))
         except AttnhookError as error:
-            self.record.errors.setdefault(self.site.name, error)
+            self.refused(error)
 
     def _keep(self, call: CapturedCall) -> None:
         if self.device is not None:

@@ -66,7 +66,7 @@ class AttentionCapture:
         device: torch.device | str | None = None,
     ) -> None:
         self._plan = make_plan(model, blocks, rows, layout)
-        self._modules = tuple(self._plan.model.modules())
+        self._modules = tuple(model.modules())
         keep_on = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
         self._forwards: list[ForwardRecord] = []
