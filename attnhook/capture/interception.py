@@ -281,7 +281,6 @@ class _InterfaceScope:
 
         return watched
 
-
     def _reconstruct(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], output: Tensor
     ) -> None:

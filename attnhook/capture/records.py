@@ -210,7 +210,9 @@ class AttentionMaps(Sequence[BlockAttention]):
             raise NothingCapturedError("nothing to save: expected at least one block, got none.")
         tensors = {f"rows.{i}": block.rows.contiguous() for i, block in enumerate(self)}
         orders = {f"order.{i}": _layout_order(block) for i, block in enumerate(self)}
-        tensors |= {name: order.clone().contiguous() for name, order in orders.items() if order is not None}  # blocks share one
+        tensors |= {
+            name: order.clone().contiguous() for name, order in orders.items() if order is not None
+        }  # blocks share one
         header = {
             "format": _FORMAT,
             "rows": self.rows.value if isinstance(self.rows, Rows) else list(self.rows),

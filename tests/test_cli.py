@@ -1,0 +1,132 @@
+"""The command line, in this process, with a tiny model from a file."""
+
+import json
+
+import pytest
+from PIL import Image
+
+import attnhook
+from attnhook.cli import main
+from tests.zoo.saved_models import photo, save_timm
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_timm(path)
+    return f"timm:test_vit@{path}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    photo().save("cat.png")
+    photo(80, 60).save("other/cat.jpg")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "cat.png").read_bytes()[:60])
+    return tmp_path
+
+
+def test_one_corrupt_image_does_not_stop_the_others(spec, folder, capsys):
+    arguments = ["overlay", "cat.png", "bad.png", "other/cat.jpg", "--model", spec, "--out", "maps", "--heads", "1"]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert "[2/3] bad.png: cannot read" in said.err
+    assert "2 of 3" in said.out
+    manifest = json.loads((folder / "maps/manifest.json").read_text())
+    first, bad, third = manifest["images"]
+    assert manifest["failed"] == 1
+    assert manifest["settings"]["heads"] == 1
+    assert manifest["versions"]["attnhook"] == attnhook.__version__
+    assert all(manifest["versions"].values())
+    assert bad["output"] is None
+    assert "bad.png" in bad["error"]
+    assert [first["output"], third["output"]] == ["cat-attention.png", "cat-attention-2.png"]
+    assert first["photo_size"] == [60, 90]
+    assert first["error"] is None
+    assert first["grid"] == [10, 10]
+    assert 0 <= first["min"] < first["max"] <= 1
+    assert 0 < first["outside"] < 1
+    assert sorted(path.name for path in (folder / "maps").iterdir()) == [
+        "cat-attention-2.png",
+        "cat-attention.png",
+        "manifest.json",
+    ]
+    with Image.open(folder / "maps/cat-attention-2.png") as picture:
+        assert picture.size == (60, 80)
+
+
+def test_an_input_is_never_overwritten(spec, folder):
+    photo().save("cat-attention.png")
+    before = (folder / "cat-attention.png").read_bytes()
+    assert main(["overlay", "cat.png", "cat-attention.png", "--model", spec, "--out", "."]) == 0
+    assert (folder / "cat-attention.png").read_bytes() == before
+    assert (folder / "cat-attention-2.png").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--rows", "2,3", "--scale", "uniform"], ["--scale", "0,0.5", "--block", "blocks.0.attn"]]
+)
+@pytest.mark.usefixtures("folder")
+def test_options_reach_the_map(spec, options):
+    assert main(["overlay", "cat.png", "--model", spec, *options]) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--heads", "99"],
+        ["--block", "99"],
+        ["--block", "nowhere"],
+        ["--colormap", "virids"],
+        ["--alpha", "7"],
+        ["--scale", "2,1"],
+        ["--method", "grad_cam"],
+        ["--rows", "pool"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.usefixtures("folder")
+def test_bad_options_take_one_line(spec, options, capsys):
+    assert main(["overlay", "cat.png", "--model", spec, *options]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("attnhook overlay: error: ")
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--heads", "most"], ["--rows", "1"], ["--scale", "log"], ["--mode", "cubic"]])
+def test_misspelt_options_leave_with_two(options, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["overlay", "cat.png", *options])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_unknown_model(capsys):
+    assert main(["describe", "--model", "timm:no_such_vit"]) == 2
+    assert "no_such_vit" in capsys.readouterr().err
+
+
+def test_describe(spec, capsys):
+    assert main(["describe", "--model", spec]) == 0
+    said = capsys.readouterr().out
+    assert "blocks.0.attn" in said
+    assert "10 x 10 patches" in said
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["overlay"], ["describe"]], ids=lambda words: " ".join(words) or "all"
+)
+def test_help_has_examples_and_defaults(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--help"])
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    assert "examples:\n  attnhook " in said
+    assert not command or "(default: " in said
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"attnhook {attnhook.__version__}\n"

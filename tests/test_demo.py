@@ -1,0 +1,39 @@
+"""The demo; in full only with the real weights."""
+
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from attnhook import demo
+from attnhook.cli import main
+from attnhook.errors import MissingPackageError
+
+
+def test_without_scikit_image(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "attnhook\[demo\]"'):
+        demo.read_photos()
+
+
+def test_clipped_range_leaves_one_sink_out():
+    attention = torch.linspace(0, 0.1, 1000).reshape(20, 50)
+    attention[0, 0] = 9.0
+    low, high = demo.clipped_range(attention)
+    assert 0 < low < high < 0.11
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "PHOTOS", ("chelsea",))
+    assert main(["demo", "--out", str(tmp_path / "out"), "--repeats", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "differ by at most" in said
+    assert "times the bare forward" in said
+    paths = sorted((tmp_path / "out").iterdir())
+    assert len(paths) == 6
+    for path in paths:
+        assert str(path) in said
+        with Image.open(path) as picture:
+            picture.load()

@@ -1,0 +1,123 @@
+"""Photos in, pictures out, with a tiny model."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from attnhook import ImageGeometry, VisionModel, attend
+from attnhook.errors import GeometryError
+from attnhook.workflows.results import save_image
+from tests.models import GRID, IMAGE, TIMM
+from tests.zoo.saved_models import photo
+
+PHOTO = photo(48, 100)  # halved and cropped at the centre: 10 columns to either side are not seen
+
+
+@pytest.fixture(scope="module")
+def module():
+    return next(case for case in TIMM if case.name == "vit").build()
+
+
+def seen(size):
+    return ImageGeometry.identity(size).resize(IMAGE[0]).center_crop(IMAGE)
+
+
+def pixels_of(picture):
+    small = picture.resize((50, 24))
+    return to_tensor(small.crop((5, 0, 45, 24)))
+
+
+@pytest.fixture(scope="module")
+def model(module):
+    return VisionModel(module, "tiny", "timm", pixels_of, seen, input_size=IMAGE)
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return attend(model, PHOTO)[0]
+
+
+def test_fields(result):
+    assert result.attention.shape == GRID
+    assert result.heatmap.shape == (48, 100)
+    assert result.settings["block"] == "blocks.1.attn"
+    assert result.uniform == 1 / 16
+    row = result.maps[-1].rows[0].mean(0)[0]
+    torch.testing.assert_close(result.attention.flatten(), row[1:])
+    assert result.outside == pytest.approx(float(row[0]), abs=1e-5)
+
+
+def test_caption(result):
+    assert result.caption.startswith("tiny, raw_attention of blocks.1.attn; mean over heads, cls row; ")
+    assert "% of the attention outside the patches" in result.caption
+
+
+def test_overlay_leaves_the_rest_of_the_photo(result):
+    before, after = np.asarray(PHOTO), np.asarray(result.overlay())
+    assert (before[:, :10] == after[:, :10]).all()
+    assert (before[:, 90:] == after[:, 90:]).all()
+    assert (before[:, 10:90] != after[:, 10:90]).any(-1).mean() > 0.9
+
+
+def test_notebook_picture(result):
+    with Image.open(io.BytesIO(result._repr_png_())) as picture:
+        assert (picture.format, picture.size) == ("PNG", (100, 48))
+
+
+def test_save(result, tmp_path):
+    assert result.save(tmp_path / "a.png", alpha=1.0) == tmp_path / "a.png"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_save_refuses_an_unknown_suffix(result, tmp_path):
+    with pytest.raises(ValueError, match=r"suffix such as \.png"):
+        result.save(tmp_path / "a.picture")
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "a.png"
+    target.write_bytes(b"old")
+
+    def half(self, path, format):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        save_image(PHOTO, target)
+    assert target.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_one_patch_one_head(model):
+    (one,) = attend(model, PHOTO, rows=[(2, 4)], heads=1, block=0)
+    assert one.maps.rows == ((2, 4),)
+    torch.testing.assert_close(one.attention.flatten(), one.maps[0].rows[0, 1, 0, 1:])
+    assert "head 1, [(2, 4)] row" in one.caption
+
+
+def test_bare_module(module, result):
+    def prepare(picture):
+        return pixels_of(picture)[None], seen((picture.height, picture.width))
+
+    with pytest.raises(ValueError, match="preprocess="):
+        attend(module, PHOTO)
+    several = attend(module, [PHOTO, PHOTO], preprocess=prepare)
+    assert len(several) == 2
+    torch.testing.assert_close(several[1].attention, result.attention)
+
+
+def test_geometry_that_is_not_the_preprocessings(module):
+    with pytest.raises(GeometryError, match="do not go together"):
+        attend(module, PHOTO, preprocess=lambda one: (pixels_of(one)[None], ImageGeometry.identity((48, 100))))
+
+
+@pytest.mark.parametrize("options", [{"method": "grad_cam"}, {"heads": None}, {"mode": "cubic"}])
+def test_bad_options(model, options):
+    with pytest.raises(ValueError, match="expected"):
+        attend(model, PHOTO, **options)
