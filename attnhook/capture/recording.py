@@ -114,6 +114,7 @@ class SiteRecorder:
         self.site = site
         self.device = device
         self.record = ForwardRecord()  # replaced as each forward begins
+        self._few = self._few_rows()
 
     def refused(self, error: AttnhookError) -> None:
         """Remember why a call could not be recorded."""
@@ -122,6 +123,9 @@ class SiteRecorder:
     def operands(self, call: Operands, kernel: str) -> None:
         """Keep what the plan asks for of a call given by its operands."""
         try:
+            if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(call.query.device.type):
+                self._keep(self._of_operands(call, kernel))  # quiet already
+                return
             with quiet_arithmetic(call.query.device.type):
                 self._keep(self._of_operands(call, kernel))
         except AttnhookError as error:
@@ -138,7 +142,7 @@ class SiteRecorder:
     def multihead(self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the plan asks for of a call of `nn.MultiheadAttention`, which has just run."""
         try:
-            rows = None if self.plan.rows is Rows.ALL else self._few_rows()
+            rows = self._few
             call = multihead_operands(module, args, kwargs, rows)
             with quiet_arithmetic(call.query.device.type):
                 if rows is None:
@@ -160,10 +164,12 @@ class SiteRecorder:
         self.record.calls.setdefault(self.site.name, []).append(call)
 
     def _of_operands(self, call: Operands, kernel: str) -> CapturedCall:
+        if self._few is not None:
+            return CapturedCall(kernel, scores=call.logits(self._few), masked=call.masked)
         rows = self.plan.rows
         if rows is Rows.ALL:
             return CapturedCall(kernel, matrix=SoftmaxMatrix(call.detached()))
-        if rows is Rows.MEAN and not self.site.pooling:
+        if rows is Rows.MEAN:
             return CapturedCall(kernel, rows=SoftmaxMatrix(call).mean_rows(self._patch_queries(call.shape[2])))
         return CapturedCall(
             kernel, scores=call.logits(self._queries(call.shape[2], call.query.device)), masked=call.masked
@@ -186,6 +192,8 @@ class SiteRecorder:
 
     def _few_rows(self) -> slice | None:
         """The wanted queries as a slice, if it can be told before their number is known."""
+        if self.plan.rows is Rows.ALL:
+            return None
         if self.site.pooling:
             return slice(None)
         if self.plan.rows is Rows.CLS:
@@ -194,9 +202,8 @@ class SiteRecorder:
         return None
 
     def _queries(self, total: int, device: torch.device) -> slice | Tensor:
-        few = self._few_rows()
-        if few is not None:
-            return few
+        if self._few is not None:
+            return self._few
         layout = self.record.layout(self.plan)
         chosen = self.plan.rows if isinstance(self.plan.rows, tuple) else ()
         if isinstance(layout, str):

@@ -103,23 +103,23 @@ class AttentionCapture:
     def _hook_site(self, recorder: SiteRecorder, stack: ExitStack) -> None:
         site = recorder.site
         scope = scope_for(site.module, site.running_kernel(), recorder)
-        hooks = _SiteHooks(self, recorder, scope)
-        if scope is not None:
+        if scope is None:
+            after: Callable[..., None] = _ReadsMultihead(self, recorder)
+        else:
+            after = _ClosesScope(self, recorder, scope)
             stack.callback(scope.close)
-            stack.callback(site.module.register_forward_pre_hook(_Hook(hooks.before)).remove)
-        after = site.module.register_forward_hook(
-            _Hook(hooks.after), prepend=True, with_kwargs=scope is None, always_call=True
-        )
-        stack.callback(after.remove)
+            stack.callback(site.module.register_forward_pre_hook(_OpensScope(self, recorder, scope)).remove)
+        handle = site.module.register_forward_hook(after, prepend=True, with_kwargs=scope is None, always_call=True)
+        stack.callback(handle.remove)
 
     def _hook_images(self, stack: ExitStack) -> None:
         anatomy = self._plan.anatomy
         first = self._plan.model if anatomy.image_module is None else anatomy.image_module
-        stack.callback(first.register_forward_pre_hook(_Hook(self._forward_begins), with_kwargs=True).remove)
+        stack.callback(first.register_forward_pre_hook(_Reports(self._forward_begins), with_kwargs=True).remove)
         if anatomy.grid_module is not None:
-            stack.callback(anatomy.grid_module.register_forward_hook(_Hook(self._grid_seen)).remove)
+            stack.callback(anatomy.grid_module.register_forward_hook(_Reports(self._grid_seen)).remove)
         if anatomy.token_module is not None:
-            hook = anatomy.token_module.register_forward_hook(_Hook(self._tokens_seen), with_kwargs=True)
+            hook = anatomy.token_module.register_forward_hook(_Reports(self._tokens_seen), with_kwargs=True)
             stack.callback(hook.remove)
 
     # --- what hooks report ------------------------------------------------------------------------------------------------------------
@@ -226,41 +226,28 @@ class AttentionCapture:
         self._forwards.clear()
         self._finished.clear()
         self._foreign_calls = 0
+        empty = ForwardRecord()
         for recorder in self._recorders:
-            recorder.record = ForwardRecord()
+            recorder.record = empty
 
     def __repr__(self) -> str:
         state = "open" if self._stack is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
 
 
-class _SiteHooks:
-    """The two hooks of one attention module."""
-
-    def __init__(self, capture: AttentionCapture, recorder: SiteRecorder, scope: Scope | None) -> None:
-        self._capture = capture
-        self._recorder = recorder
-        self._scope = scope
-
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._scope is not None and self._capture.listens():
-            self._recorder.record = self._capture.current_record()
-            self._scope.open()
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
-        if not self._capture.listens():
-            return
-        if self._scope is None:
-            self._recorder.record = self._capture.current_record()
-        self._recorder.record.ran.add(self._recorder.site.name)
-        if self._scope is not None:
-            self._scope.close()
-        elif isinstance(module, nn.MultiheadAttention) and rest[-1] is not None:  # None: its forward raised
-            self._recorder.multihead(module, args, rest[0])
-
-
 class _Hook:
     """A hook whose copies do nothing: `deepcopy(model)` (EMA) and `torch.save(model)` work inside a context."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _InertHook, ()
+
+
+class _Reports(_Hook):
+    """Hands what happened on to the capture."""
+
+    __slots__ = ("_function",)
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
@@ -268,8 +255,49 @@ class _Hook:
     def __call__(self, *args: Any) -> None:
         self._function(*args)
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        return _InertHook, ()
+
+class _OpensScope(_Hook):
+    """Before an attention module runs. Written flat, as the next: they run once a block."""
+
+    __slots__ = ("_capture", "_recorder", "_scope")
+
+    def __init__(self, capture: AttentionCapture, recorder: SiteRecorder, scope: Scope) -> None:
+        self._capture = capture
+        self._recorder = recorder
+        self._scope = scope
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._capture.listens():
+            self._recorder.record = self._capture.current_record()
+            self._scope.open()
+
+
+class _ClosesScope(_OpensScope):
+    """After an attention module ran, or raised."""
+
+    __slots__ = ()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
+        if self._capture.listens():
+            self._scope.close()
+            self._recorder.record.ran.add(self._recorder.site.name)
+
+
+class _ReadsMultihead(_Hook):
+    """After an `nn.MultiheadAttention` ran, or raised (its output is then None)."""
+
+    __slots__ = ("_capture", "_recorder")
+
+    def __init__(self, capture: AttentionCapture, recorder: SiteRecorder) -> None:
+        self._capture = capture
+        self._recorder = recorder
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._capture.listens():
+            self._recorder.record = self._capture.current_record()
+            self._recorder.record.ran.add(self._recorder.site.name)
+            if output is not None and isinstance(module, nn.MultiheadAttention):
+                self._recorder.multihead(module, args, kwargs)
 
 
 class _InertHook:
