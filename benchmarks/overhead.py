@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import timm
@@ -74,6 +74,7 @@ def checked(candidates: Mapping[str, Candidate]) -> dict[str, float]:
                 errors[name] = candidate.check(result)
             except CheckError as error:
                 raise CheckError(f"{name}: {error}") from None
+        del result  # the next candidate's matrices may need its memory
     return errors
 
 
@@ -125,10 +126,10 @@ def bases_of(candidates: Mapping[str, Candidate]) -> dict[str, str]:
 
 
 def chosen(candidates: Mapping[str, Candidate], names: list[str] | None) -> dict[str, Candidate]:
-    """The named candidates with their bases and the noise floor; all if none is named."""
+    """The named candidates with their bases and the noise floor; all if none is named. Names that this case lacks are skipped."""
     if names is None:
         return dict(candidates)
-    bases = {"bare"} | {candidates[name].base for name in names}
+    bases = {"bare"} | {candidates[name].base for name in names if name in candidates}
     return {name: c for name, c in candidates.items() if name in bases or name in names or name == "bare again"}
 
 
@@ -233,10 +234,8 @@ def run_case(name: str, options: argparse.Namespace) -> list[Result]:
         extra = extra_memory(weighed, bases_of(candidates), lambda c: spawn_probe(name, c, options.threads))
     blocks = {"attnhook, all blocks": None, "attnhook, last block": 1}
     return [
-        Result(
-            **{
-                key: getattr(result, key) for key in ("case", "candidate", "base", "milliseconds", "ratio", "row_error")
-            },
+        replace(
+            result,
             extra_bytes=extra.get(result.candidate),
             construction_ms=construction_ms(case.model, blocks[result.candidate])
             if result.candidate in blocks
@@ -249,7 +248,10 @@ def run_case(name: str, options: argparse.Namespace) -> list[Result]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
-    parser.add_argument("--candidates", nargs="+", metavar="NAME", help="only these, with their bases (default: all)")
+    names = list(dict.fromkeys(name for spec in CASES.values() for name in Case(spec).candidates()))
+    parser.add_argument(
+        "--candidates", nargs="+", choices=names, metavar="NAME", help="only these, with their bases (default: all)"
+    )
     parser.add_argument("--repeats", type=int, help="rounds that count (default: each case's own, 11 to 200)")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before those (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")

@@ -200,6 +200,14 @@ def test_choosing_a_candidate_keeps_its_base_and_the_noise_floor(overhead, cases
     assert overhead.chosen(candidates, None) == candidates
 
 
+def test_unknown_names_are_refused_before_anything_runs(overhead, capsys):
+    for option in ("--candidates", "--cases"):
+        with pytest.raises(SystemExit) as exit_:
+            overhead.main([option, "attnhok"])
+        assert exit_.value.code == 2
+        assert "invalid choice: 'attnhok'" in capsys.readouterr().err
+
+
 # --- checks of results --------------------------------------------------------------------------------------------------------------------
 
 

@@ -129,6 +129,7 @@ class _Watchers(threading.local):
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
+        self.interfaces: list[_InterfaceScope] = []
 
 
 _watchers = _Watchers()
@@ -153,6 +154,7 @@ class _FusedScope:
 
     def open(self) -> None:
         global _open_scopes, _original  # noqa: PLW0603 (one process has one torch.nn.functional)
+        self.close()  # left open by a forward that KeyboardInterrupt ended
         self._depth += 1
         _watchers.listeners.append(self._listener)
         with _lock:
@@ -188,10 +190,12 @@ class _WatchMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
-        if func is _BUILTIN_SDPA:
-            _report(self.listener, args, kwargs or {})
-        elif func in _SOFTMAXES:
-            self._softmax(result, *args, **(kwargs or {}))
+        if func is _BUILTIN_SDPA or func in _SOFTMAXES:
+            with torch._C.DisableTorchFunction():  # an outer capture's mode must not see our own softmax
+                if func is _BUILTIN_SDPA:
+                    _report(self.listener, args, kwargs or {})
+                else:
+                    self._softmax(result, *args, **(kwargs or {}))
         return result
 
     def _softmax(self, weights: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
@@ -205,6 +209,7 @@ class _OpenScope:
         self._modes: list[_WatchMode] = []
 
     def open(self) -> None:
+        self.close()  # left open by a forward that KeyboardInterrupt ended
         mode = _WatchMode(self._listener)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
@@ -236,7 +241,7 @@ class _InterfaceScope:
         self._inner = _OpenScope(self)
         self._listener = listener
         self._interface, self._name = _interface_of(module)
-        self._before: list[Any] = []
+        self._key = (id(self._interface), self._name)
         self._seen = 0
 
     def operands(self, call: Operands, kernel: str) -> None:
@@ -252,36 +257,47 @@ class _InterfaceScope:
         self._listener.logits(scores, weights)
 
     def open(self) -> None:
-        function = self._interface[self._name]
-        self._before.append(self._interface._local_mapping.get(self._name))
-        self._interface._local_mapping[self._name] = self._wrap(function)
+        self.close()  # left open by a forward that KeyboardInterrupt ended
+        mapping = self._interface._local_mapping
+        with _lock:
+            count, before = _wrapped.get(self._key, (0, None))
+            if not count:
+                before = mapping.get(self._name)
+                mapping[self._name] = _watched(self._interface[self._name], self._key)
+            _wrapped[self._key] = (count + 1, before)
+        _watchers.interfaces.append(self)
         self._inner.open()
 
     def close(self) -> None:
-        if not self._before:
+        if self not in _watchers.interfaces:
             return
         self._inner.close()
-        before = self._before.pop()
-        if before is None:
-            self._interface._local_mapping.pop(self._name, None)
-        else:
-            self._interface._local_mapping[self._name] = before
+        _watchers.interfaces.remove(self)
+        mapping = self._interface._local_mapping
+        with _lock:
+            count, before = _wrapped.pop(self._key)
+            if count > 1:
+                _wrapped[self._key] = (count - 1, before)
+            elif before is None:
+                mapping.pop(self._name, None)
+            else:
+                mapping[self._name] = before
 
-    def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        owner = threading.get_ident()
+    def after_call(self, key: tuple[int, str]) -> Callable[..., None] | None:
+        """What to call with the arguments and output of the function `key`; None if this scope watches another."""
+        if self._key != key:
+            return None
+        seen = self._seen
 
-        def watched(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any
-        ) -> Any:
-            seen = self._seen
-            result = function(module, query, key, value, mask, **kwargs)
-            if threading.get_ident() == owner and self._seen == seen:
+        def finish(  # noqa: PLR0917 (the function's own arguments)
+            query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], output: Any
+        ) -> None:
+            if self._seen == seen:
                 with torch._C.DisableTorchFunction():  # our own softmax is not the model's
                     call_of = partial(_interface_operands, query, key, mask, kwargs, self._name)
-                    self._reconstruct(call_of, value, kwargs, result[0])
-            return result
+                    self._reconstruct(call_of, value, kwargs, output[0])
 
-        return watched
+        return finish
 
     def _reconstruct(
         self, call_of: Callable[[], Operands], value: Tensor, kwargs: dict[str, Any], output: Tensor
@@ -293,6 +309,23 @@ class _InterfaceScope:
             self.refused(error)
         else:
             self._listener.operands(call, self._name)
+
+
+_wrapped: dict[tuple[int, str], tuple[int, Any]] = {}  # open scopes on all threads, what the mapping held before
+
+
+def _watched(function: Callable[..., Any], name: tuple[int, str]) -> Callable[..., Any]:
+    """`function`, wrapped once for the process: it tells the scopes that are open on the calling thread."""
+
+    def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any) -> Any:
+        told = [scope.after_call(name) for scope in tuple(_watchers.interfaces)]
+        result = function(module, query, key, value, mask, **kwargs)
+        for finish in told:
+            if finish is not None:
+                finish(query, key, value, mask, kwargs, result)
+        return result
+
+    return watched
 
 
 def _interface_of(module: nn.Module) -> tuple[Any, str]:

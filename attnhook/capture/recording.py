@@ -206,8 +206,9 @@ class SiteRecorder:
             return self._few
         layout = self.record.layout(self.plan)
         chosen = self.plan.rows if isinstance(self.plan.rows, tuple) else ()
-        if isinstance(layout, str):
-            if any(isinstance(choice, tuple) for choice in chosen):
+        patches = any(isinstance(choice, tuple) for choice in chosen)
+        if isinstance(layout, str) or not patches:  # token indices need no grid
+            if patches:
                 raise TokenLayoutError(f"the patches of rows={list(chosen)} have no tokens: {layout}")
             tokens = [choice for choice in chosen if isinstance(choice, int)]
         else:

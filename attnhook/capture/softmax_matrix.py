@@ -20,7 +20,7 @@ class quiet_arithmetic:
     __slots__ = ("_autocast", "_device_type", "_grad")
 
     def __init__(self, device_type: str) -> None:
-        self._device_type = device_type
+        self._device_type = "cpu" if device_type == "meta" else device_type  # meta has no autocast to ask for
         self._grad = False
         self._autocast: torch.autocast | None = None
 

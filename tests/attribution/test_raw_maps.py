@@ -1,0 +1,81 @@
+"""Raw attention against the rows it is cut from."""
+
+import pytest
+import torch
+
+from attnhook import AttentionCapture, AttentionMaps, raw_attention
+from attnhook.errors import NoReadoutError, RowsNotKeptError
+from tests.models import GRID, TIMM, TRANSFORMERS, images
+
+CASES = {case.name: case for case in TIMM + TRANSFORMERS}
+
+
+def maps_of(name: str, batch: int = 2, **options) -> AttentionMaps:
+    case = CASES[name]
+    model = case.build()
+    with torch.no_grad(), AttentionCapture(model, **options) as capture:
+        case.feed(model, batch)
+    return capture.maps
+
+
+def test_heads_are_fused_as_asked() -> None:
+    maps = maps_of("vit")
+    heads = raw_attention(maps, heads=None)
+    assert heads.shape == (2, 4, *GRID)
+    torch.testing.assert_close(heads.flatten(2), maps[-1].rows[:, :, 0, 1:])
+    assert torch.equal(raw_attention(maps), heads.mean(1))
+    assert torch.equal(raw_attention(maps, heads="max"), heads.amax(1))
+    assert torch.equal(raw_attention(maps, heads="min"), heads.amin(1))
+    assert torch.equal(raw_attention(maps, heads=-1), heads[:, 3])
+    assert torch.equal(raw_attention(maps, block=0, heads=1), maps[0].rows[:, 1, 0, 1:].view(2, *GRID))
+    with pytest.raises(IndexError, match="head 4 does not exist: expected -4 to 3"):
+        raw_attention(maps, heads=4)
+    with pytest.raises(ValueError, match="unknown heads"):
+        raw_attention(maps, heads="median")
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_avg", "vit_siglip", "vit_registers", "ViTModel", "Dinov2Model"])
+def test_all_rows_give_the_readouts_map(name: str) -> None:
+    readout, everything = maps_of(name), maps_of(name, rows="all")
+    torch.testing.assert_close(raw_attention(everything), raw_attention(readout), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_avg", "vit_siglip", "ViTModel"])
+def test_a_batch_of_two_equals_two_singles(name: str) -> None:
+    model, batch = CASES[name].build(), images(2)
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(batch) if name != "ViTModel" else model(pixel_values=batch)
+        together = raw_attention(capture.maps)
+        singles = []
+        for image in batch:
+            model(image[None])
+            singles.append(raw_attention(capture.maps))
+    torch.testing.assert_close(together, torch.cat(singles), atol=2e-5, rtol=0)
+
+
+def test_the_row_of_a_patch() -> None:
+    everything = maps_of("vit", rows="all")[-1].weights()
+    chosen = maps_of("vit", rows=[(1, 2), (-1, -1), 0])
+    for row, token in enumerate((1 + 1 * GRID[1] + 2, 15, 0)):
+        expected = everything[:, :, token, 1:].mean(1).view(2, *GRID)
+        torch.testing.assert_close(raw_attention(chosen, row=row), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(raw_attention(maps_of("vit", rows=[(1, 2)])), raw_attention(chosen, row=0))
+    with pytest.raises(RowsNotKeptError, match="keeps 3 rows: expected one"):
+        raw_attention(chosen)
+    with pytest.raises(RowsNotKeptError, match="row 3 was not kept: expected -3 to 2"):
+        raw_attention(chosen, row=3)
+
+
+def test_a_model_without_a_readout_says_why() -> None:
+    from torch import nn
+
+    from attnhook import TokenLayout
+
+    model = nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True))
+    with torch.no_grad(), AttentionCapture(model, blocks="0", rows="all") as capture:
+        model[0](*[torch.randn(1, 6, 8)] * 3)
+    with pytest.raises(NoReadoutError, match="has no readout row"):
+        raw_attention(capture.maps)
+    with torch.no_grad(), AttentionCapture(model, rows="all", layout=TokenLayout((2, 3), cls=None)) as capture:
+        model[0](*[torch.randn(1, 6, 8)] * 3)
+    assert raw_attention(capture.maps).shape == (1, 2, 3)

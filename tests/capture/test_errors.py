@@ -1,0 +1,161 @@
+"""Every error of a capture says what failed, with the numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attnhook import AttentionCapture, TokenLayout, raw_attention
+from attnhook.errors import (
+    AttnhookError,
+    BlockNotCapturedError,
+    NoClassTokenError,
+    NoReadoutError,
+    NothingCapturedError,
+    RowsNotKeptError,
+    TokenLayoutError,
+    UnknownBlockError,
+    UnsupportedModelError,
+)
+from tests.models import IMAGE, TIMM, images
+
+CASES = {case.name: case for case in TIMM}
+
+
+def vit() -> nn.Module:
+    return CASES["vit"].build()
+
+
+def test_nothing_captured() -> None:
+    with AttentionCapture(vit()) as capture:
+        pass
+    with pytest.raises(NothingCapturedError, match=r"expected a forward of VisionTransformer .* got none"):
+        _ = capture.maps
+    model = vit()
+    with AttentionCapture(model) as capture:
+        model.patch_embed(images())
+    with pytest.raises(NothingCapturedError, match="got one in which no attention module ran"):
+        _ = capture.maps
+
+
+def test_a_block_that_never_ran() -> None:
+    model = vit()
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model.blocks[0](model._pos_embed(model.patch_embed(images())))
+    with pytest.raises(BlockNotCapturedError, match=r"'blocks.1.attn' \(Attention\) did not run .* 1 of 2"):
+        _ = capture.maps
+
+
+class Blind(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class FiveDimensions(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x[None], x[None], x[None])[0]
+
+
+def test_a_kernel_that_is_not_seen() -> None:
+    model = nn.Sequential(Blind())
+    with AttentionCapture(model, blocks="0", rows="all") as capture:
+        model(torch.ones(1, 2, 3, 4))
+    with pytest.raises(BlockNotCapturedError, match=r"'0' \(Blind\) ran, but no attention call was seen"):
+        _ = capture.maps
+
+
+def test_a_call_that_cannot_be_recorded_does_not_stop_the_model() -> None:
+    model = nn.Sequential(FiveDimensions())
+    with AttentionCapture(model, blocks="0", rows="all") as capture:
+        model(torch.ones(1, 2, 3, 4))
+    with pytest.raises(UnsupportedModelError, match="an attention call cannot be recorded"):
+        _ = capture.maps
+
+
+def test_rows_that_the_model_does_not_have() -> None:
+    with pytest.raises(NoClassTokenError, match=r"has no class token: .*use rows='readout'"):
+        AttentionCapture(CASES["vit_reg_gap"].build(), rows="cls")
+    with pytest.raises(NoReadoutError, match="has no attention pooling"):
+        AttentionCapture(vit(), rows="pool")
+    with pytest.raises(NoReadoutError, match="rows='readout' has no meaning"):
+        AttentionCapture(nn.Sequential(nn.MultiheadAttention(8, 2)))
+    with pytest.raises(ValueError, match="unknown rows: expected one of"):
+        AttentionCapture(vit(), rows="clas")
+    with pytest.raises(ValueError, match="keeps nothing"):
+        AttentionCapture(vit(), rows=[])
+    with pytest.raises(ValueError, match="bad row"):
+        AttentionCapture(vit(), rows=[(1, 2, 3)])
+
+
+def test_dropped_patches_leave_rows_and_no_grid() -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(IMAGE, 8, embed_dim=32, depth=2, num_heads=4, patch_drop_rate=0.5).train()
+    numbers = r"expected 16 = 1 class \+ 3x5 patch tokens, got 8"
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(images())
+    assert capture.maps[0].rows.shape == (2, 4, 1, 8)
+    with pytest.raises(TokenLayoutError, match=numbers):
+        _ = capture.maps.layout
+    with pytest.raises(TokenLayoutError, match=numbers):
+        raw_attention(capture.maps)
+    with torch.no_grad(), AttentionCapture(model, rows=[0, -1]) as capture:
+        model(images())
+    assert capture.maps[0].rows.shape == (2, 4, 2, 8)
+    for rows in ("mean", [(0, 0)]):
+        with torch.no_grad(), AttentionCapture(model, rows=rows) as capture:
+            model(images())
+        with pytest.raises(TokenLayoutError, match=numbers):
+            _ = capture.maps
+
+
+def test_rows_that_do_not_exist() -> None:
+    model = vit()
+    for rows, words in (([16], "token"), ([(3, 0)], r"patch \(3, 0\) lies outside")):
+        with torch.no_grad(), AttentionCapture(model, rows=rows) as capture:
+            model(images())
+        with pytest.raises(TokenLayoutError, match=words):
+            _ = capture.maps
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(images())
+    with pytest.raises(RowsNotKeptError, match="keeps 1 of the matrix's rows"):
+        capture.maps[0].weights()
+
+
+@pytest.mark.parametrize(
+    "blocks, words",
+    [
+        ("blocks.7.attn", "unknown block 'blocks.7.attn': expected one of 'blocks.0.attn'"),
+        ([2], "expected an index from -2 to 1"),
+        ([-3], "expected an index from -2 to 1"),
+        (3, "blocks=3 means the last 3: expected 1 to 2"),
+        (0, "expected 1 to 2"),
+        (True, "expected an index or a name"),
+        ([], "selects no block"),
+        (lambda name: False, "selects no block"),
+    ],
+)
+def test_unknown_blocks(blocks, words: str) -> None:
+    with pytest.raises(UnknownBlockError, match=words) as caught:
+        AttentionCapture(vit(), blocks=blocks)
+    assert isinstance(caught.value, (AttnhookError, LookupError))
+
+
+def test_unknown_blocks_of_an_unknown_model() -> None:
+    with pytest.raises(UnknownBlockError, match="no module of that name"):
+        AttentionCapture(nn.Sequential(Blind()), blocks=["7"], layout=TokenLayout((1, 1)))
+
+
+def test_unsupported_models() -> None:
+    from torchvision.models import resnet18
+
+    with pytest.raises(UnsupportedModelError, match="ResNet has no attention that attnhook knows"):
+        AttentionCapture(resnet18())
+    several = nn.ModuleDict({"student": vit(), "teacher": vit()})
+    with pytest.raises(UnsupportedModelError, match="expected one, got 'student', 'teacher'"):
+        AttentionCapture(several)
+    model = nn.Sequential(nn.MultiheadAttention(8, 2, add_zero_attn=True))
+    with AttentionCapture(model, rows="all") as capture:
+        model[0](*[torch.ones(3, 1, 8)] * 3)
+    with pytest.raises(UnsupportedModelError, match="attends to keys that are no tokens"):
+        _ = capture.maps
