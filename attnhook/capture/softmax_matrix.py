@@ -25,12 +25,12 @@ class quiet_arithmetic:
         self._autocast: torch.autocast | None = None
 
     def __enter__(self) -> None:
+        if torch.is_autocast_enabled(self._device_type):  # may raise: before anything is switched
+            self._autocast = torch.autocast(self._device_type, enabled=False)
+            self._autocast.__enter__()  # type: ignore[no-untyped-call]
         self._grad = torch.is_grad_enabled()
         if self._grad:
             torch._C._set_grad_enabled(False)
-        if torch.is_autocast_enabled(self._device_type):
-            self._autocast = torch.autocast(self._device_type, enabled=False)
-            self._autocast.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

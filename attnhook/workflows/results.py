@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,25 +186,6 @@ def attend(
         >>> result = attend("demo", "cat.jpg")[0]  # doctest: +SKIP
         >>> result.save("cat-attention.png")  # doctest: +SKIP
     """
-    return list(
-        iterate_attention(
-            model, images, method=method, block=block, heads=heads, rows=rows, mode=mode, preprocess=preprocess
-        )
-    )
-
-
-def iterate_attention(
-    model: "str | VisionModel | nn.Module",
-    images: "ImageSource | Sequence[ImageSource]",
-    *,
-    method: str = "raw_attention",
-    block: int | str = -1,
-    heads: HeadsOption = "mean",
-    rows: RowsOption = "readout",
-    mode: str = "bilinear",
-    preprocess: Preprocess | None = None,
-) -> Iterator[AttentionResult]:
-    """`attend`, one result at a time: for many photos, or where the first results are wanted early."""
     if method not in METHODS:
         raise ValueError(f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}.")
     if heads is None:
@@ -214,6 +195,7 @@ def iterate_attention(
     smooth = choose(Interpolation, mode, "mode")
     module, name, prepare = _model_parts(model, preprocess)
     capture = AttentionCapture(module, rows=rows, device="cpu")
+    results = []
     several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
     for image in several:
         photo = read_image(image)
@@ -230,7 +212,8 @@ def iterate_attention(
             "rows": maps.rows.value if isinstance(maps.rows, Rows) else str(list(maps.rows)),
         }
         attention = METHODS[method](maps, block=block, heads=heads)[0]
-        yield AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth)
+        results.append(AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth))
+    return results
 
 
 def _model_parts(
