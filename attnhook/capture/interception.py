@@ -2,11 +2,10 @@
 
 Four ways, from cheap to thorough, one a `Kernel`:
 
-- SDPA: for the duration of the scope `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every call on and
-  tells the scopes open on *this thread*. Two attribute writes a block, where a function mode costs a Python call for every torch call in it.
+- SDPA: while a capture is open (`watched_sdpa`) `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every
+  call on and tells the scopes open on *this thread*. A function mode would cost a Python call for every torch call in the block.
 - OPEN: a `TorchFunctionMode` that sees scaled_dot_product_attention and every softmax over the last of four dimensions.
-- INTERFACE: the same, and the function registered at transformers' attention interface is wrapped, so that a kernel which calls neither (a
-  custom or compiled one) is seen with its operands. Those are believed only if they reproduce the kernel's own output.
+- INTERFACE: the same, and the function registered at transformers' attention interface is wrapped: see `interfaces`.
 - MULTIHEAD: nothing is opened. An `nn.MultiheadAttention` is read from its own inputs and weights after it ran, because an open mode
   would switch its fast path off and move its output.
 
@@ -14,17 +13,16 @@ Dynamo: a scope must not be traced; sessions run compiled modules eagerly.
 """
 
 import threading
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from attnhook.capture.adapters import Kernel
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
+from attnhook.capture.softmax_matrix import Operands
 from attnhook.errors import AttnhookError, UnsupportedModelError
 
 
@@ -33,6 +31,9 @@ class Listener(Protocol):
 
     def operands(self, call: Operands, kernel: str) -> None:
         """An attention call with these operands ran."""
+
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """A call with these arguments of scaled_dot_product_attention ran; False if it is to be told as operands instead."""
 
     def refused(self, error: AttnhookError) -> None:
         """An attention call ran that cannot be recorded; the forward goes on, and reading the maps raises this."""
@@ -47,28 +48,8 @@ class Scope(Protocol):
     def open(self) -> None:
         """Begin to watch, on this thread."""
 
-    def close(self) -> None:
-        """Stop watching; harmless if not open."""
-
-
-def scope_for(module: nn.Module, kernel: Kernel, listener: Listener) -> Scope | None:
-    """The cheapest scope that sees the attention of a module.
-
-    Args:
-        module: The attention module.
-        kernel: How it computes attention.
-        listener: Told about each call.
-
-    Returns:
-        The scope; None for `Kernel.MULTIHEAD`, which needs none.
-    """
-    if kernel is Kernel.MULTIHEAD:
-        return None
-    if kernel is Kernel.SDPA:
-        return _FusedScope(listener)
-    if kernel is Kernel.INTERFACE:
-        return _InterfaceScope(module, listener)
-    return _OpenScope(listener)
+    def close(self) -> bool:
+        """Stop watching; False if it was not open on this thread."""
 
 
 def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
@@ -129,50 +110,62 @@ class _Watchers(threading.local):
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
-        self.interfaces: list[_InterfaceScope] = []
+        self.interfaces: list[Any] = []
 
 
-_watchers = _Watchers()
-_lock = threading.Lock()
-_open_scopes = 0  # on all threads together: the attribute is replaced while there are any
+watchers = _Watchers()
+lock = threading.Lock()
+_watching = 0  # contexts open on all threads together: the attribute is replaced while there are any
 _original: Callable[..., Any] = F.scaled_dot_product_attention  # what it held before
 
 
 def _passing_sdpa(*args: Any, **kwargs: Any) -> Any:
     output = _original(*args, **kwargs)
-    listeners = _watchers.listeners
-    if listeners:
-        for listener in tuple(listeners):
+    for listener in watchers.listeners:
+        if not listener.plain(args, kwargs):
             _report(listener, args, kwargs)
     return output
 
 
-class _FusedScope:
+@contextmanager
+def watched_sdpa() -> Iterator[None]:
+    """Let scopes of `Kernel.SDPA` see the calls that are made through `torch.nn.functional.scaled_dot_product_attention`."""
+    global _watching, _original  # noqa: PLW0603 (one process has one torch.nn.functional)
+    with lock:
+        _watching += 1
+        if _watching == 1:
+            _original = F.scaled_dot_product_attention
+            F.scaled_dot_product_attention = _passing_sdpa
+    try:
+        yield
+    finally:
+        with lock:
+            _watching -= 1
+            if _watching == 0:
+                F.scaled_dot_product_attention = _original
+
+
+class FusedScope:
+    """Watches the calls that `watched_sdpa` passes on. Opened and closed once a block: this thread's own list, no lock."""
+
+    __slots__ = ("_listener",)
+
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._depth = 0
 
     def open(self) -> None:
-        global _open_scopes, _original  # noqa: PLW0603 (one process has one torch.nn.functional)
-        self.close()  # left open by a forward that KeyboardInterrupt ended
-        self._depth += 1
-        _watchers.listeners.append(self._listener)
-        with _lock:
-            _open_scopes += 1
-            if _open_scopes == 1:
-                _original = F.scaled_dot_product_attention
-                F.scaled_dot_product_attention = _passing_sdpa
+        """Begin to watch, on this thread."""
+        listeners = watchers.listeners
+        if self._listener not in listeners:  # else left open by a forward that KeyboardInterrupt ended
+            listeners.append(self._listener)
 
-    def close(self) -> None:
-        global _open_scopes  # noqa: PLW0603
-        if not self._depth:
-            return
-        self._depth -= 1
-        _watchers.listeners.remove(self._listener)
-        with _lock:
-            _open_scopes -= 1
-            if _open_scopes == 0:
-                F.scaled_dot_product_attention = _original
+    def close(self) -> bool:
+        """Stop watching; False if it was not open on this thread."""
+        listeners = watchers.listeners
+        if self._listener not in listeners:
+            return False
+        listeners.remove(self._listener)
+        return True
 
 
 # --- anything else: a function mode -------------------------------------------------------------------------------------------------------
@@ -203,20 +196,28 @@ class _WatchMode(TorchFunctionMode):
             self.listener.logits(input.detach(), weights.detach())
 
 
-class _OpenScope:
+class OpenScope:
+    """Watches every torch call on this thread through a function mode."""
+
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
+        self._thread = 0
         self._modes: list[_WatchMode] = []
 
     def open(self) -> None:
+        """Begin to watch, on this thread."""
         self.close()  # left open by a forward that KeyboardInterrupt ended
+        self._thread = threading.get_ident()
         mode = _WatchMode(self._listener)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
 
-    def close(self) -> None:
-        if self._modes:
-            _leave(self._modes.pop())
+    def close(self) -> bool:
+        """Stop watching; False if it was not open on this thread."""
+        if not self._modes or self._thread != threading.get_ident():  # a mode is on its own thread's stack
+            return False
+        _leave(self._modes.pop())
+        return True
 
 
 def _leave(mode: TorchFunctionMode) -> None:
@@ -229,151 +230,3 @@ def _leave(mode: TorchFunctionMode) -> None:
         above.append(top)
     for other in reversed(above):
         torch._C._push_on_torch_function_stack(other)
-
-
-# --- transformers' attention interface ----------------------------------------------------------------------------------------------------
-
-
-class _InterfaceScope:
-    """Watches as `_OpenScope` does; a registered function in which that sees nothing is read from its operands and checked."""
-
-    def __init__(self, module: nn.Module, listener: Listener) -> None:
-        self._inner = _OpenScope(self)
-        self._listener = listener
-        self._interface, self._name = _interface_of(module)
-        self._key = (id(self._interface), self._name)
-        self._seen = 0
-
-    def operands(self, call: Operands, kernel: str) -> None:
-        self._seen += 1
-        self._listener.operands(call, kernel)
-
-    def refused(self, error: AttnhookError) -> None:
-        self._seen += 1
-        self._listener.refused(error)
-
-    def logits(self, scores: Tensor, weights: Tensor) -> None:
-        self._seen += 1
-        self._listener.logits(scores, weights)
-
-    def open(self) -> None:
-        self.close()  # left open by a forward that KeyboardInterrupt ended
-        mapping = self._interface._local_mapping
-        with _lock:
-            count, before = _wrapped.get(self._key, (0, None))
-            if not count:
-                before = mapping.get(self._name)
-                mapping[self._name] = _watched(self._interface[self._name], self._key)
-            _wrapped[self._key] = (count + 1, before)
-        _watchers.interfaces.append(self)
-        self._inner.open()
-
-    def close(self) -> None:
-        if self not in _watchers.interfaces:
-            return
-        self._inner.close()
-        _watchers.interfaces.remove(self)
-        mapping = self._interface._local_mapping
-        with _lock:
-            count, before = _wrapped.pop(self._key)
-            if count > 1:
-                _wrapped[self._key] = (count - 1, before)
-            elif before is None:
-                mapping.pop(self._name, None)
-            else:
-                mapping[self._name] = before
-
-    def after_call(self, key: tuple[int, str]) -> Callable[..., None] | None:
-        """What to call with the arguments and output of the function `key`; None if this scope watches another."""
-        if self._key != key:
-            return None
-        seen = self._seen
-
-        def finish(  # noqa: PLR0917 (the function's own arguments)
-            query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], output: Any
-        ) -> None:
-            if self._seen == seen:
-                with torch._C.DisableTorchFunction():  # our own softmax is not the model's
-                    call_of = partial(_interface_operands, query, key, mask, kwargs, self._name)
-                    self._reconstruct(call_of, value, kwargs, output[0])
-
-        return finish
-
-    def _reconstruct(
-        self, call_of: Callable[[], Operands], value: Tensor, kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        try:
-            call = call_of()
-            _check_against_output(call, value, output, self._name, kwargs.get("dropout", 0.0))
-        except UnsupportedModelError as error:
-            self.refused(error)
-        else:
-            self._listener.operands(call, self._name)
-
-
-_wrapped: dict[tuple[int, str], tuple[int, Any]] = {}  # open scopes on all threads, what the mapping held before
-
-
-def _watched(function: Callable[..., Any], name: tuple[int, str]) -> Callable[..., Any]:
-    """`function`, wrapped once for the process: it tells the scopes that are open on the calling thread."""
-
-    def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any) -> Any:
-        told = [scope.after_call(name) for scope in tuple(_watchers.interfaces)]
-        result = function(module, query, key, value, mask, **kwargs)
-        for finish in told:
-            if finish is not None:
-                finish(query, key, value, mask, kwargs, result)
-        return result
-
-    return watched
-
-
-def _interface_of(module: nn.Module) -> tuple[Any, str]:
-    interface = None
-    forward: Any = type(module).forward
-    while interface is None and forward is not None:
-        interface = getattr(forward, "__globals__", {}).get("ALL_ATTENTION_FUNCTIONS")
-        forward = getattr(forward, "__wrapped__", None)
-    if interface is None:
-        raise UnsupportedModelError(f"{type(module).__name__} does not use transformers' attention interface.")
-    return interface, module.config._attn_implementation  # type: ignore[union-attr, return-value]
-
-
-def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any], name: str) -> Operands:
-    if mask is not None and not isinstance(mask, Tensor):
-        raise UnsupportedModelError(
-            f"the attention function {name!r} got a mask of type {type(mask).__name__}: expected a tensor or None. "
-            "Load the model with attn_implementation='sdpa'."
-        )
-    bias = kwargs.get("position_bias")
-    if bias is not None:
-        mask = (
-            bias
-            if mask is None
-            else bias.masked_fill(~mask, float("-inf"))
-            if mask.dtype is torch.bool
-            else bias + mask
-        )
-    return Operands(query, key, kwargs.get("scaling"), mask, bool(kwargs.get("is_causal", False)))
-
-
-def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: str, dropout: float) -> None:
-    """Hold reconstructed rows against what an unseen kernel returned: row @ V must be its output."""
-    if dropout:
-        raise UnsupportedModelError(
-            f"the attention function {name!r} calls neither scaled_dot_product_attention nor softmax and applies dropout, so "
-            "its rows cannot be checked. Call model.eval(), or load the model with attn_implementation='sdpa'."
-        )
-    first = SoftmaxMatrix(call.detached()).rows(slice(0, 1))
-    with quiet_arithmetic(value.device.type):
-        groups = first.shape[1] // value.shape[1]
-        expected = (first @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
-        got = output.detach()[:, :1].float().flatten()
-        low = torch.finfo(output.dtype).eps > 1e-6
-        if got.shape != expected.shape or not torch.allclose(
-            got, expected, rtol=2e-2 if low else 1e-3, atol=2e-2 if low else 1e-4
-        ):
-            raise UnsupportedModelError(
-                f"the attention function {name!r} does not compute softmax(Q K^T * scale + mask) V of the operands it is given: its "
-                "output differs from that. Load the model with attn_implementation='sdpa' to capture it."
-            )

@@ -41,6 +41,34 @@ class CapturedCall:
         raise BlockNotCapturedError("an attention call was recorded without its rows.")
 
 
+class PlainCall:
+    """One attention call whose scores wait for their scale and softmax: one tensor `(heads, rows, keys)` an image."""
+
+    __slots__ = ("scale", "scores")
+
+    kernel = "scaled_dot_product_attention"
+
+    def __init__(self, scores: list[Tensor], scale: float) -> None:
+        self.scores = scores
+        self.scale = scale
+
+    def finished(self) -> Tensor:
+        """The softmax rows, `(batch, heads, queries, keys)` float32."""
+        return torch.softmax(torch.stack(self.scores) * self.scale, dim=-1)
+
+
+def _finish_together(calls: list[CapturedCall | PlainCall]) -> list[Tensor | SoftmaxMatrix]:
+    """What every call kept, finished; one softmax for all plain calls where their shapes and scales agree."""
+    plain = [call for call in calls if isinstance(call, PlainCall)]
+    alike = len({(call.scale, len(call.scores), call.scores[0].shape) for call in plain}) == 1
+    if not alike or len(plain) != len(calls):
+        return [call.finished() for call in calls]
+    first = plain[0]
+    scores = torch.stack([image for call in plain for image in call.scores]) * first.scale
+    together = torch.split(torch.softmax(scores, dim=-1), len(first.scores))
+    return [rows.clone() for rows in together]  # each owns exactly its bytes
+
+
 @dataclass(eq=False)
 class ForwardRecord:
     """What one forward showed.
@@ -49,19 +77,27 @@ class ForwardRecord:
         calls: The attention calls by site name, in the order in which they ran.
         ran: Names of the sites whose forward ran.
         errors: By site name, why a call could not be recorded.
+        begun: Whether the model's forward began; False if only attention modules were called.
         input_size: Pixels of the images that went in.
         grid: Patch rows and columns that the patch embedding gave.
         patch_area: Pixels that the grid covers.
         tokens: What the token module showed.
+        maps: What it was turned into, once asked for.
     """
 
-    calls: dict[str, list[CapturedCall]] = field(default_factory=dict)
+    calls: dict[str, list[CapturedCall | PlainCall]] = field(default_factory=dict)
     ran: set[str] = field(default_factory=set)
     errors: dict[str, AttnhookError] = field(default_factory=dict)
+    begun: bool = False
     input_size: Size | None = None
     grid: Size | None = None
     patch_area: Size | None = None
     tokens: SeenTokens = field(default_factory=SeenTokens)
+    maps: AttentionMaps | None = None
+
+    def is_empty(self) -> bool:
+        """Whether no attention module ran."""
+        return not (self.calls or self.ran or self.errors)
 
     def saw_tokens(self, tokens: SeenTokens) -> None:
         """Take over what the token module showed."""
@@ -119,6 +155,37 @@ class SiteRecorder:
     def refused(self, error: AttnhookError) -> None:
         """Remember why a call could not be recorded."""
         self.record.errors.setdefault(self.site.name, error)
+
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Keep the scores of the commonest call by the fewest operations: a few float32 rows, no mask, no autograd, no autocast.
+
+        Args:
+            args: Of `scaled_dot_product_attention`.
+            kwargs: Likewise.
+
+        Returns:
+            False if the call is not of that kind, and nothing was kept.
+        """
+        rows = self._few
+        if rows is None or len(args) != 3 or self.device is not None or torch.is_grad_enabled():
+            return False
+        if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
+            return False
+        query, key, _ = args
+        if query.dtype is not torch.float32 or query.is_nested or query.dim() != 4:
+            return False
+        batch, heads, _, width = query.shape
+        if key.shape[1] != heads:
+            return False
+        # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
+        scores = [torch.bmm(query[image, :, rows], key[image].transpose(1, 2)) for image in range(batch)]
+        if not scores or scores[0].dtype is not torch.float32:  # autocast
+            return False
+        scale = kwargs.get("scale")
+        self.record.calls.setdefault(self.site.name, []).append(
+            PlainCall(scores, width**-0.5 if scale is None else scale)
+        )
+        return True
 
     def operands(self, call: Operands, kernel: str) -> None:
         """Keep what the plan asks for of a call given by its operands."""
@@ -247,18 +314,22 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
 
 def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     layout = record.layout(plan)
-    blocks = []
+    fitting: dict[int, TokenLayout | str] = {}
+    found: list[tuple[AttentionSite, str, CapturedCall | PlainCall]] = []
     for site in plan.sites:
         calls = record.calls.get(site.name, [])
         if site.name in record.errors:
             raise record.errors[site.name]
         if not calls:
             raise BlockNotCapturedError(_why_missing(site, record, plan))
-        for number, call in enumerate(calls):
-            kept = call.finished()
-            name = f"{site.name}:{number}" if number else site.name
-            fitting = _layout_of_block(layout, kept.shape[-1], site, name)
-            blocks.append(BlockAttention(name, call.kernel, kept, fitting, site.pooling))
+        found += [(site, f"{site.name}:{i}" if i else site.name, call) for i, call in enumerate(calls)]
+    blocks = []
+    for (site, name, call), kept in zip(found, _finish_together([call for *_, call in found]), strict=True):
+        keys = kept.shape[-1]
+        tokens = None if site.pooling else fitting.get(keys)
+        if tokens is None:
+            tokens = fitting[keys] = _layout_of_block(layout, keys, site, name)
+        blocks.append(BlockAttention(name, call.kernel, kept, tokens, site.pooling))
     return AttentionMaps(
         blocks,
         rows=plan.rows,

@@ -5,18 +5,22 @@ removed, and every scope that an aborted forward left open is closed. Only forwa
 run inside a backward (gradient checkpointing repeats the forward there).
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._C import _current_graph_task_id
+from torch.utils.hooks import RemovableHandle
 
-from attnhook.capture.interception import Scope, scope_for
+from attnhook.capture.adapters import Kernel
+from attnhook.capture.interception import FusedScope, OpenScope, Scope, watched_sdpa
+from attnhook.capture.interfaces import InterfaceScope
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.plan import make_plan
+from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import ForwardRecord, SiteRecorder, finish
 from attnhook.capture.records import AttentionMaps
 from attnhook.errors import NothingCapturedError
@@ -66,11 +70,11 @@ class AttentionCapture:
         device: torch.device | str | None = None,
     ) -> None:
         self._plan = make_plan(model, blocks, rows, layout)
-        self._modules = tuple(model.modules())
+        self._compilable = _compilable(model, self._plan)
         keep_on = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
-        self._forwards: list[ForwardRecord] = []
-        self._finished: dict[int, AttentionMaps] = {}
+        self._records: list[ForwardRecord] = []
+        self._begin(ForwardRecord())
         self._stack: ExitStack | None = None
         self._owner = 0
         self._paused = 0
@@ -84,12 +88,17 @@ class AttentionCapture:
                 "this capture is already open: expected one `with` at a time. Make a second AttentionCapture."
             )
         self.clear()
-        self._owner = threading.get_ident()
+        self._owner = get_ident()
         with ExitStack() as stack:
-            _run_eagerly(self._modules, stack)
-            self._hook_images(stack)
-            for recorder in self._recorders:
-                self._hook_site(recorder, stack)
+            _run_eagerly(self._compilable, stack)
+            handles: list[RemovableHandle] = []
+            stack.callback(_remove_all, handles)
+            self._hook_images(handles)
+            scopes: list[Scope] = []
+            stack.callback(_close_all, scopes)
+            kernels = {self._hook_site(recorder, handles, scopes) for recorder in self._recorders}
+            if Kernel.SDPA in kernels:
+                stack.enter_context(watched_sdpa())
             self._stack = stack.pop_all()
         return self
 
@@ -100,27 +109,28 @@ class AttentionCapture:
         if stack is not None:
             stack.close()
 
-    def _hook_site(self, recorder: SiteRecorder, stack: ExitStack) -> None:
-        site = recorder.site
-        scope = scope_for(site.module, site.running_kernel(), recorder)
+    def _hook_site(self, recorder: SiteRecorder, handles: list[RemovableHandle], scopes: list[Scope]) -> Kernel:
+        module = recorder.site.module
+        kernel = recorder.site.running_kernel()
+        scope = _scope_for(module, kernel, recorder)
         if scope is None:
             after: Callable[..., None] = _ReadsMultihead(self, recorder)
         else:
-            after = _ClosesScope(self, recorder, scope)
-            stack.callback(scope.close)
-            stack.callback(site.module.register_forward_pre_hook(_OpensScope(self, recorder, scope)).remove)
-        handle = site.module.register_forward_hook(after, prepend=True, with_kwargs=scope is None, always_call=True)
-        stack.callback(handle.remove)
+            after = _ClosesScope(recorder, scope)
+            scopes.append(scope)
+            handles.append(module.register_forward_pre_hook(_OpensScope(self, scope)))
+        handles.append(module.register_forward_hook(after, prepend=True, with_kwargs=scope is None, always_call=True))
+        return kernel
 
-    def _hook_images(self, stack: ExitStack) -> None:
+    def _hook_images(self, handles: list[RemovableHandle]) -> None:
         anatomy = self._plan.anatomy
         first = self._plan.model if anatomy.image_module is None else anatomy.image_module
-        stack.callback(first.register_forward_pre_hook(_Reports(self._forward_begins), with_kwargs=True).remove)
+        handles.append(first.register_forward_pre_hook(_Reports(self._forward_begins), with_kwargs=True))
         if anatomy.grid_module is not None:
-            stack.callback(anatomy.grid_module.register_forward_hook(_Reports(self._grid_seen)).remove)
+            handles.append(anatomy.grid_module.register_forward_hook(_Reports(self._grid_seen)))
         if anatomy.token_module is not None:
             hook = anatomy.token_module.register_forward_hook(_Reports(self._tokens_seen), with_kwargs=True)
-            stack.callback(hook.remove)
+            handles.append(hook)
 
     # --- what hooks report ------------------------------------------------------------------------------------------------------------
 
@@ -128,9 +138,9 @@ class AttentionCapture:
         """Whether the forward that is running now is to be recorded."""
         if self._paused or self._stack is None:
             return False
-        if torch._C._current_graph_task_id() != -1:  # inside a backward: checkpointing runs the forward again
+        if _current_graph_task_id() != -1:  # inside a backward: checkpointing runs the forward again
             return False
-        if threading.get_ident() != self._owner:
+        if get_ident() != self._owner:
             self._foreign_calls += 1
             return False
         return True
@@ -138,30 +148,30 @@ class AttentionCapture:
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.listens():
             return
-        record = self._new_record()
+        record = ForwardRecord(begun=True)
+        self._begin(record)
         images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4), None)
         if images is not None:
             record.input_size = (images.shape[2], images.shape[3])
 
-    def _new_record(self) -> ForwardRecord:
-        record = ForwardRecord()
-        self._forwards.append(record)
+    def _begin(self, record: ForwardRecord) -> None:
+        self._records.append(record)
         for recorder in self._recorders:
             recorder.record = record
-        return record
 
-    def current_record(self) -> ForwardRecord:
-        """The record of the forward that is running; a new one if attention modules are called on their own."""
-        return self._forwards[-1] if self._forwards else self._new_record()
+    @property
+    def _forwards(self) -> list[ForwardRecord]:
+        """The records of forwards; the first record waits for attention modules that are called on their own."""
+        return [record for record in self._records if record.begun or not record.is_empty()]
 
     def _grid_seen(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.listens():
-            self.current_record().saw_grid(output, module)
+            self._records[-1].saw_grid(output, module)
 
     def _tokens_seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         tokens_of = self._plan.anatomy.tokens_of
         if tokens_of is not None and self.listens():
-            self.current_record().saw_tokens(tokens_of(args, kwargs, output))
+            self._records[-1].saw_tokens(tokens_of(args, kwargs, output))
 
     # --- results ----------------------------------------------------------------------------------------------------------------------
 
@@ -176,25 +186,24 @@ class AttentionCapture:
 
         Raises `NothingCapturedError` with the cause if there are none, `BlockNotCapturedError` if a block is missing.
         """
-        if not self._forwards:
+        forwards = self._forwards
+        if not forwards:
             raise NothingCapturedError(self._why_nothing())
-        return self._finish(len(self._forwards) - 1)
+        return self._finish(forwards[-1])
 
     @property
     def forwards(self) -> tuple[AttentionMaps, ...]:
         """The maps of every forward since the context was entered (or `clear()`), oldest first; sizes may differ."""
-        return tuple(self._finish(number) for number in range(len(self._forwards)))
+        return tuple(self._finish(record) for record in self._forwards)
 
-    def _finish(self, number: int) -> AttentionMaps:
-        if number not in self._finished:
-            record = self._forwards[number]
-            if not record.calls and not record.ran and not record.errors:
+    def _finish(self, record: ForwardRecord) -> AttentionMaps:
+        if record.maps is None:
+            if record.is_empty():
                 raise NothingCapturedError(self._why_nothing())
-            self._finished[number] = finish(record, self._plan)
+            record.maps = finish(record, self._plan)
             if self._stack is None:
                 record.calls.clear()  # the scores are not needed beside the rows
-                record.ran.clear()
-        return self._finished[number]
+        return record.maps
 
     def _why_nothing(self) -> str:
         what = f"nothing captured: expected a forward of {type(self._plan.model).__name__} inside the context"
@@ -223,12 +232,9 @@ class AttentionCapture:
 
     def clear(self) -> None:
         """Forget everything captured so far."""
-        self._forwards.clear()
-        self._finished.clear()
+        self._records.clear()
+        self._begin(ForwardRecord())
         self._foreign_calls = 0
-        empty = ForwardRecord()
-        for recorder in self._recorders:
-            recorder.record = empty
 
     def __repr__(self) -> str:
         state = "open" if self._stack is not None else "closed"
@@ -259,27 +265,28 @@ class _Reports(_Hook):
 class _OpensScope(_Hook):
     """Before an attention module runs. Written flat, as the next: they run once a block."""
 
-    __slots__ = ("_capture", "_recorder", "_scope")
+    __slots__ = ("_capture", "_scope")
 
-    def __init__(self, capture: AttentionCapture, recorder: SiteRecorder, scope: Scope) -> None:
+    def __init__(self, capture: AttentionCapture, scope: Scope) -> None:
         self._capture = capture
-        self._recorder = recorder
         self._scope = scope
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._capture.listens():
-            self._recorder.record = self._capture.current_record()
             self._scope.open()
 
 
-class _ClosesScope(_OpensScope):
+class _ClosesScope(_Hook):
     """After an attention module ran, or raised."""
 
-    __slots__ = ()
+    __slots__ = ("_recorder", "_scope")
+
+    def __init__(self, recorder: SiteRecorder, scope: Scope) -> None:
+        self._recorder = recorder
+        self._scope = scope
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
-        if self._capture.listens():
-            self._scope.close()
+        if self._scope.close():
             self._recorder.record.ran.add(self._recorder.site.name)
 
 
@@ -294,7 +301,6 @@ class _ReadsMultihead(_Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._capture.listens():
-            self._recorder.record = self._capture.current_record()
             self._recorder.record.ran.add(self._recorder.site.name)
             if output is not None and isinstance(module, nn.MultiheadAttention):
                 self._recorder.multihead(module, args, kwargs)
@@ -305,6 +311,40 @@ class _InertHook:
 
     def __call__(self, *args: Any) -> None:
         """Do nothing."""
+
+
+def _scope_for(module: nn.Module, kernel: Kernel, recorder: SiteRecorder) -> Scope | None:
+    """The cheapest scope that sees the attention of a module; None for `Kernel.MULTIHEAD`, which needs none."""
+    if kernel is Kernel.MULTIHEAD:
+        return None
+    if kernel is Kernel.SDPA:
+        return FusedScope(recorder)
+    if kernel is Kernel.INTERFACE:
+        return InterfaceScope(module, recorder)
+    return OpenScope(recorder)
+
+
+def _remove_all(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _close_all(scopes: list[Scope]) -> None:
+    for scope in scopes:
+        scope.close()
+
+
+def _compilable(model: nn.Module, plan: CapturePlan) -> tuple[nn.Module, ...]:
+    """The modules which, if compiled, would hide a hook: those that hold a hooked module, and what attention modules hold."""
+    anatomy = plan.anatomy
+    hooked = {id(m) for m in (anatomy.image_module, anatomy.grid_module, anatomy.token_module) if m is not None}
+    hooked |= {id(site.module) for site in plan.sites}
+    inside = {id(m) for site in plan.sites for m in site.module.modules() if next(m.children(), None) is not None}
+    chosen = []
+    for module in model.modules():
+        if id(module) in inside or any(id(m) in hooked for m in module.modules()):
+            chosen.append(module)
+    return tuple(chosen)
 
 
 def _run_eagerly(modules: Sequence[nn.Module], stack: ExitStack) -> None:

@@ -123,15 +123,14 @@ def scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
     if key_heads != heads:
         query = query.reshape(batch, key_heads, heads // key_heads * rows, dim)
     if batch == 1:
-        product = torch.baddbmm(
-            query.new_empty(()), query.squeeze(0), key.squeeze(0).transpose(1, 2), beta=0, alpha=scale
-        )
+        product = torch.bmm(query.squeeze(0), key.squeeze(0).transpose(1, 2))
     else:
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
         product = query.new_empty(batch, key_heads, query.shape[2], keys)
-        query, key = query * scale, key.transpose(2, 3)
+        key = key.transpose(2, 3)
         for image in range(batch):
             torch.bmm(query[image], key[image], out=product[image])
+    product *= scale
     return product.view(batch, heads, rows, keys)
 
 

@@ -66,7 +66,7 @@ def traces(model: nn.Module) -> tuple:
     watching = (
         F.scaled_dot_product_attention is FUSED,
         torch._C._len_torch_function_stack(),
-        interception._open_scopes,
+        interception._watching,
     )
     return hooks, modes, attributes, grads, watching, torch.get_rng_state().tolist()
 
@@ -88,7 +88,7 @@ def test_nothing_is_left_behind_by_an_exception(name: str, where: str, error: ty
         model(pixels)
         fail()
     assert traces(model) == before
-    assert not interception._watchers.listeners
+    assert not interception.watchers.listeners
     if handle is not None:
         handle.remove()
     with torch.no_grad(), capture:
