@@ -1,9 +1,10 @@
-"""Sees the attention call that happens between `open` and `close` on one thread, and hands over its operands.
+"""Sees the attention calls of modules while they run, and hands over their operands.
 
 Four ways, from cheap to thorough, one a `Kernel`:
 
-- SDPA: while a capture is open (`watched_sdpa`) `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every
-  call on and tells the scopes open on *this thread*. A function mode would cost a Python call for every torch call in the block.
+- SDPA: while a capture is open (`watching_sdpa`) `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every
+  call on and finds on the call stack which module made it. No hook on the module, and no function mode, which would cost a Python call for
+  every torch call in the block.
 - OPEN: a `TorchFunctionMode` that sees scaled_dot_product_attention and every softmax over the last of four dimensions.
 - INTERFACE: the same, and the function registered at transformers' attention interface is wrapped: see `interfaces`.
 - MULTIHEAD: nothing is opened. An `nn.MultiheadAttention` is read from its own inputs and weights after it ran, because an open mode
@@ -12,9 +13,11 @@ Four ways, from cheap to thorough, one a `Kernel`:
 Dynamo: a scope must not be traced; sessions run compiled modules eagerly.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -105,67 +108,67 @@ def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 # --- SDPA: the attribute of torch.nn.functional -------------------------------------------------------------------------------------------
 
 
-class _Watchers(threading.local):
-    """The scopes that are open on this thread."""
+class FusedWatch:
+    """Tells recorders of the calls that their modules make through `torch.nn.functional.scaled_dot_product_attention`.
 
-    def __init__(self) -> None:
-        self.listeners: list[Listener] = []
-        self.interfaces: list[Any] = []
+    The module that makes a call is found on the call stack: the innermost frame whose first argument is one of the watched modules. That is
+    what a pair of hooks around the module would say, for a third of their time.
+
+    Args:
+        listeners: Who is told, by `id` of the module.
+        listens: Asked at each call whether it is to be told.
+    """
+
+    __slots__ = ("_listeners", "_listens")
+
+    def __init__(self, listeners: dict[int, Listener], listens: Callable[[], bool]) -> None:
+        self._listeners = listeners
+        self._listens = listens
+
+    def saw(self, caller: FrameType | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call ran that the frame `caller` made; most often that is the forward of a watched module."""
+        while caller is not None:
+            names = caller.f_code.co_varnames
+            listener = self._listeners.get(id(caller.f_locals.get(names[0]))) if names else None
+            if listener is not None:
+                break
+            caller = caller.f_back
+        else:
+            return
+        if self._listens() and not listener.plain(args, kwargs):
+            _report(listener, args, kwargs)
 
 
-watchers = _Watchers()
 lock = threading.Lock()
-_watching = 0  # contexts open on all threads together: the attribute is replaced while there are any
+_watches: tuple[
+    FusedWatch, ...
+] = ()  # of the contexts open on all threads: the attribute is replaced while there are any
 _original: Callable[..., Any] = F.scaled_dot_product_attention  # what it held before
 
 
 def _passing_sdpa(*args: Any, **kwargs: Any) -> Any:
     output = _original(*args, **kwargs)
-    for listener in watchers.listeners:
-        if not listener.plain(args, kwargs):
-            _report(listener, args, kwargs)
+    for watch in _watches:
+        watch.saw(sys._getframe(1), args, kwargs)
     return output
 
 
 @contextmanager
-def watched_sdpa() -> Iterator[None]:
-    """Let scopes of `Kernel.SDPA` see the calls that are made through `torch.nn.functional.scaled_dot_product_attention`."""
-    global _watching, _original  # noqa: PLW0603 (one process has one torch.nn.functional)
+def watching_sdpa(watch: FusedWatch) -> Iterator[None]:
+    """Let `watch` see the calls that are made through `torch.nn.functional.scaled_dot_product_attention`."""
+    global _watches, _original  # noqa: PLW0603 (one process has one torch.nn.functional)
     with lock:
-        _watching += 1
-        if _watching == 1:
+        if not _watches:
             _original = F.scaled_dot_product_attention
             F.scaled_dot_product_attention = _passing_sdpa
+        _watches = (*_watches, watch)
     try:
         yield
     finally:
         with lock:
-            _watching -= 1
-            if _watching == 0:
+            _watches = tuple(other for other in _watches if other is not watch)
+            if not _watches:
                 F.scaled_dot_product_attention = _original
-
-
-class FusedScope:
-    """Watches the calls that `watched_sdpa` passes on. Opened and closed once a block: this thread's own list, no lock."""
-
-    __slots__ = ("_listener",)
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-
-    def open(self) -> None:
-        """Begin to watch, on this thread."""
-        listeners = watchers.listeners
-        if self._listener not in listeners:  # else left open by a forward that KeyboardInterrupt ended
-            listeners.append(self._listener)
-
-    def close(self) -> bool:
-        """Stop watching; False if it was not open on this thread."""
-        listeners = watchers.listeners
-        if self._listener not in listeners:
-            return False
-        listeners.remove(self._listener)
-        return True
 
 
 # --- anything else: a function mode -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The registered function is wrapped once for the process while a scope is open. A
 with its operands, and those are believed only if they reproduce the kernel's own output.
 """
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,9 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.interception import Listener, OpenScope, lock, watchers
+from attnhook.capture.interception import Listener, OpenScope, lock
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
 from attnhook.errors import AttnhookError, UnsupportedModelError
+
+
+class _OpenScopes(threading.local):
+    """The interface scopes that are open on this thread."""
+
+    def __init__(self) -> None:
+        self.scopes: list[InterfaceScope] = []
+
+
+_open_here = _OpenScopes()
 
 
 class InterfaceScope:
@@ -55,15 +66,15 @@ class InterfaceScope:
                 before = mapping.get(self._name)
                 mapping[self._name] = _watched(self._interface[self._name], self._key)
             _wrapped[self._key] = (count + 1, before)
-        watchers.interfaces.append(self)
+        _open_here.scopes.append(self)
         self._inner.open()
 
     def close(self) -> bool:
         """Stop watching; False if it was not open on this thread."""
-        if self not in watchers.interfaces:
+        if self not in _open_here.scopes:
             return False
         self._inner.close()
-        watchers.interfaces.remove(self)
+        _open_here.scopes.remove(self)
         mapping = self._interface._local_mapping
         with lock:
             count, before = _wrapped.pop(self._key)
@@ -110,7 +121,7 @@ def _watched(function: Callable[..., Any], name: tuple[int, str]) -> Callable[..
     """`function`, wrapped once for the process: it tells the scopes that are open on the calling thread."""
 
     def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any) -> Any:
-        told = [scope.after_call(name) for scope in tuple(watchers.interfaces)]
+        told = [scope.after_call(name) for scope in tuple(_open_here.scopes)]
         result = function(module, query, key, value, mask, **kwargs)
         for finish in told:
             if finish is not None:

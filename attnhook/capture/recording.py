@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import AttentionSite, SeenTokens
+from attnhook.capture.adapters import AttentionSite, Kernel, SeenTokens
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands
 from attnhook.capture.plan import CapturePlan
@@ -359,6 +359,12 @@ def _why_missing(site: AttentionSite, record: ForwardRecord, plan: CapturePlan) 
             "scaled_dot_product_attention or a softmax over (batch, heads, queries, keys). It may use a kernel of its own "
             "(flash-attn, xformers, flex attention), or its settings changed inside the context. Load the model with "
             "attn_implementation='sdpa' (transformers), or leave the block out with blocks=."
+        )
+    if site.running_kernel() is Kernel.SDPA:
+        return (
+            f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward, or called no scaled_dot_product_attention: "
+            f"{captured} of {len(plan.sites)} blocks were captured. The forward ended early, skips this block or runs it compiled, or the block's settings "
+            "changed to another kernel after the context was entered; capture the blocks that run with blocks=."
         )
     return (
         f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward: {captured} of {len(plan.sites)} "

@@ -17,7 +17,7 @@ from torch._C import _current_graph_task_id
 from torch.utils.hooks import RemovableHandle
 
 from attnhook.capture.adapters import Kernel
-from attnhook.capture.interception import FusedScope, OpenScope, Scope, watched_sdpa
+from attnhook.capture.interception import FusedWatch, Listener, OpenScope, Scope, watching_sdpa
 from attnhook.capture.interfaces import InterfaceScope
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
@@ -96,9 +96,15 @@ class AttentionCapture:
             self._hook_images(handles)
             scopes: list[Scope] = []
             stack.callback(_close_all, scopes)
-            kernels = {self._hook_site(recorder, handles, scopes) for recorder in self._recorders}
-            if Kernel.SDPA in kernels:
-                stack.enter_context(watched_sdpa())
+            fused: dict[int, Listener] = {}
+            for recorder in self._recorders:
+                kernel = recorder.site.running_kernel()
+                if kernel is Kernel.SDPA:
+                    fused[id(recorder.site.module)] = recorder
+                else:
+                    self._hook_site(recorder, kernel, handles, scopes)
+            if fused:
+                stack.enter_context(watching_sdpa(FusedWatch(fused, self.listens)))
             self._stack = stack.pop_all()
         return self
 
@@ -109,18 +115,19 @@ class AttentionCapture:
         if stack is not None:
             stack.close()
 
-    def _hook_site(self, recorder: SiteRecorder, handles: list[RemovableHandle], scopes: list[Scope]) -> Kernel:
+    def _hook_site(
+        self, recorder: SiteRecorder, kernel: Kernel, handles: list[RemovableHandle], scopes: list[Scope]
+    ) -> None:
         module = recorder.site.module
-        kernel = recorder.site.running_kernel()
-        scope = _scope_for(module, kernel, recorder)
-        if scope is None:
+        if kernel is Kernel.MULTIHEAD:
             after: Callable[..., None] = _ReadsMultihead(self, recorder)
         else:
-            after = _ClosesScope(recorder, scope)
+            scope: Scope = InterfaceScope(module, recorder) if kernel is Kernel.INTERFACE else OpenScope(recorder)
             scopes.append(scope)
             handles.append(module.register_forward_pre_hook(_OpensScope(self, scope)))
-        handles.append(module.register_forward_hook(after, prepend=True, with_kwargs=scope is None, always_call=True))
-        return kernel
+            after = _ClosesScope(recorder, scope)
+        with_kwargs = kernel is Kernel.MULTIHEAD
+        handles.append(module.register_forward_hook(after, prepend=True, with_kwargs=with_kwargs, always_call=True))
 
     def _hook_images(self, handles: list[RemovableHandle]) -> None:
         anatomy = self._plan.anatomy
@@ -263,7 +270,7 @@ class _Reports(_Hook):
 
 
 class _OpensScope(_Hook):
-    """Before an attention module runs. Written flat, as the next: they run once a block."""
+    """Before an attention module runs."""
 
     __slots__ = ("_capture", "_scope")
 
@@ -311,17 +318,6 @@ class _InertHook:
 
     def __call__(self, *args: Any) -> None:
         """Do nothing."""
-
-
-def _scope_for(module: nn.Module, kernel: Kernel, recorder: SiteRecorder) -> Scope | None:
-    """The cheapest scope that sees the attention of a module; None for `Kernel.MULTIHEAD`, which needs none."""
-    if kernel is Kernel.MULTIHEAD:
-        return None
-    if kernel is Kernel.SDPA:
-        return FusedScope(recorder)
-    if kernel is Kernel.INTERFACE:
-        return InterfaceScope(module, recorder)
-    return OpenScope(recorder)
 
 
 def _remove_all(handles: list[RemovableHandle]) -> None:
