@@ -363,8 +363,8 @@ def _why_missing(site: AttentionSite, record: ForwardRecord, plan: CapturePlan) 
     if site.running_kernel() is Kernel.SDPA:
         return (
             f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward, or called no scaled_dot_product_attention: "
-            f"{captured} of {len(plan.sites)} blocks were captured. The forward ended early, skips this block or runs it compiled, or the block's settings "
-            "changed to another kernel after the context was entered; capture the blocks that run with blocks=."
+            f"{captured} of {len(plan.sites)} blocks were captured. The forward ended early, skips this block or runs it compiled, or the "
+            "block's settings changed to another kernel after the context was entered; capture the blocks that run with blocks=."
         )
     return (
         f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward: {captured} of {len(plan.sites)} "
