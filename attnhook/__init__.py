@@ -6,7 +6,9 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "attnhook.capture.adapters": ("AttentionSite", "ModelAnatomy", "Readout", "register_adapter"),
+    "attnhook.capture.adapters": ("ModelAnatomy", "Readout", "register_adapter"),
+    "attnhook.capture.sites": ("AttentionSite",),
+    "attnhook.capture.windows": ("WindowLayout",),
     "attnhook.capture.layout": ("TokenLayout",),
     "attnhook.capture.records": ("AttentionMaps", "BlockAttention"),
     "attnhook.capture.session": ("AttentionCapture",),

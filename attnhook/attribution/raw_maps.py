@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.sites import Queries
 from attnhook.errors import NoReadoutError, RowsNotKeptError
 from attnhook.options import HeadFusion, HeadsOption, Rows, choose
 
@@ -74,8 +75,8 @@ def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None =
 
 def _readout_of_matrix(maps: AttentionMaps, block: BlockAttention) -> Tensor:
     readout = maps.readout
-    if block.pooling:
-        return block.matrix.rows(slice(None))
+    if block.queries in (Queries.POOL, Queries.CLASS):
+        return block.matrix.rows(block.readout_rows or slice(None))
     if readout.rows is Rows.CLS:
         return block.matrix.rows([block.layout.class_token()])
     if readout.rows is Rows.MEAN:

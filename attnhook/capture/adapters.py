@@ -8,11 +8,11 @@ in `attnhook.zoo` and are imported when a model of that library turns up, never 
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from attnhook.capture.sites import AttentionSite
 from attnhook.errors import UnknownBlockError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, Size
 
@@ -21,45 +21,6 @@ _LIBRARIES = {
     "transformers": "attnhook.zoo._transformers",
     "torchvision": "attnhook.zoo._torchvision",
 }
-
-
-class Kernel(StrEnum):
-    """How a module computes its attention, as far as that is known before it runs.
-
-    Attributes:
-        SDPA: Calls `torch.nn.functional.scaled_dot_product_attention` by that attribute.
-        MULTIHEAD: Is an `nn.MultiheadAttention`, read from its own inputs and weights.
-        INTERFACE: Calls a function registered at transformers' attention interface.
-        OPEN: Anything else that calls scaled_dot_product_attention or a softmax; every torch call is watched.
-    """
-
-    SDPA = "sdpa"
-    MULTIHEAD = "multihead"
-    INTERFACE = "interface"
-    OPEN = "open"
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionSite:
-    """One module that computes token attention once or more a forward.
-
-    Attributes:
-        name: Its path in the model, as in `named_modules()`.
-        module: The module.
-        kernel: How it computes attention, or a function that tells it from the module's present settings.
-        pooling: Whether it is an attention pooling: a learned query reads the patches.
-    """
-
-    name: str
-    module: nn.Module
-    kernel: Kernel | Callable[[nn.Module], Kernel] = Kernel.OPEN
-    pooling: bool = False
-
-    def running_kernel(self) -> Kernel:
-        """How the module computes attention with its present settings."""
-        if isinstance(self.module, nn.MultiheadAttention):
-            return Kernel.MULTIHEAD
-        return self.kernel if isinstance(self.kernel, Kernel) else self.kernel(self.module)
 
 
 @dataclass(frozen=True)

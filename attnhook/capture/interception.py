@@ -5,7 +5,7 @@ Four ways, from cheap to thorough, one a `Kernel`:
 - SDPA: while a capture is open (`watching_sdpa`) `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every
   call on and finds on the call stack which module made it. No hook on the module, and no function mode, which would cost a Python call for
   every torch call in the block.
-- OPEN: a `TorchFunctionMode` that sees scaled_dot_product_attention and every softmax over the last of four dimensions.
+- OPEN: a `TorchFunctionMode` that sees scaled_dot_product_attention and every softmax over the last of three or more dimensions.
 - INTERFACE: the same, and the function registered at transformers' attention interface is wrapped: see `interfaces`.
 - MULTIHEAD: nothing is opened. An `nn.MultiheadAttention` is read from its own inputs and weights after it ran, because an open mode
   would switch its fast path off and move its output.
@@ -42,7 +42,7 @@ class Listener(Protocol):
         """An attention call ran that cannot be recorded; the forward goes on, and reading the maps raises this."""
 
     def logits(self, scores: Tensor, weights: Tensor) -> None:
-        """A softmax over `scores` `(batch, heads, queries, keys)` gave `weights`."""
+        """A softmax over the last dimension of `scores`, `(..., queries, keys)`, gave `weights`."""
 
 
 class Scope(Protocol):
@@ -68,8 +68,8 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
     """The operands of one call of `scaled_dot_product_attention`; takes exactly its arguments.
 
     Args:
-        query: `(batch, heads, queries, head_dim)`, or without heads.
-        key: `(batch, key heads, keys, head_dim)`, or without heads.
+        query: `(..., queries, head_dim)`.
+        key: `(..., keys, head_dim)`.
         value: As `key`; not kept.
         attn_mask: Boolean or additive mask.
         dropout_p: Ignored: rows are those before dropout.
@@ -78,21 +78,16 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
         enable_gqa: Implied by the shapes.
 
     Returns:
-        The operands, by reference, always with four dimensions.
+        The operands, by reference, in the shapes that the caller gave them.
 
     Raises:
-        UnsupportedModelError: If the call's tensors have neither three nor four dimensions, or are nested.
+        UnsupportedModelError: If the call's tensors are nested.
     """
-    if query.is_nested or query.dim() not in (3, 4):
-        shape = "nested" if query.is_nested else tuple(query.shape)
+    if query.is_nested:
         raise UnsupportedModelError(
-            "an attention call cannot be recorded: expected queries of shape (batch, heads, tokens, head_dim), "
-            f"got {shape}. Capture other blocks with `blocks=`."
+            "an attention call cannot be recorded: expected queries of shape (batch, heads, tokens, head_dim), got nested ones. "
+            "Capture other blocks with `blocks=`."
         )
-    if query.dim() == 3:
-        query, key = query.unsqueeze(1), key.unsqueeze(1)
-        if attn_mask is not None and attn_mask.dim() == 3:
-            attn_mask = attn_mask.unsqueeze(1)
     return Operands(query, key, scale, attn_mask, is_causal)
 
 
@@ -195,7 +190,7 @@ class _WatchMode(TorchFunctionMode):
         return result
 
     def _softmax(self, weights: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
-        if weights.dim() == 4 and dim in (-1, 3):
+        if weights.dim() >= 3 and dim in (-1, weights.dim() - 1):
             self.listener.logits(input.detach(), weights.detach())
 
 

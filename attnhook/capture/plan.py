@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from attnhook.capture.adapters import AttentionSite, ModelAnatomy, Readout, choose_blocks, find_anatomy, guess_sites
+from attnhook.capture.adapters import ModelAnatomy, Readout, choose_blocks, find_anatomy, guess_sites
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.sites import AttentionSite, Queries
 from attnhook.errors import NoClassTokenError, NoReadoutError, UnsupportedModelError
 from attnhook.options import BlocksOption, PatchIndex, Rows, RowsOption, choose
 
@@ -157,6 +158,11 @@ def _chosen(rows: Sequence[int | PatchIndex]) -> tuple[int | PatchIndex, ...]:
 
 
 def _candidates(anatomy: ModelAnatomy, rows: RowsChoice) -> tuple[AttentionSite, ...]:
-    if rows is Rows.ALL:
-        return anatomy.sites
-    return tuple(site for site in anatomy.sites if site.pooling is (rows is Rows.POOL))
+    """The sites that have such rows."""
+    asking = {
+        Rows.ALL: set(Queries),
+        Rows.POOL: {Queries.POOL},
+        Rows.CLS: {Queries.TOKENS, Queries.CLASS},
+    }
+    wanted = asking.get(rows, {Queries.TOKENS, Queries.PATCHES}) if isinstance(rows, Rows) else None
+    return tuple(site for site in anatomy.sites if site.queries in (wanted or {Queries.TOKENS, Queries.PATCHES}))

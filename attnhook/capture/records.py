@@ -14,7 +14,10 @@ from torch import Tensor
 
 from attnhook.capture.adapters import Readout, block_index
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
+from attnhook.capture.storage import packed_layout, size, unpacked_layout
+from attnhook.capture.windows import WindowLayout
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Rows, Size
 
@@ -31,14 +34,25 @@ class BlockAttention:
             registered at transformers' attention interface.
         kept: The rows as captured, `(batch, heads, queries, keys)` float32, or the implicit matrix.
         token_layout: What the keys are, or the reason why no layout is known.
-        pooling: Whether the queries are learned pooling queries.
+        queries: Who asks: all tokens, the patches, the class token, or learned pooling queries.
+        readout_rows: Where the rows of the class token or the pooling stand among all queries, if not where `token_layout` says.
+        query_token_layout: What the queries are where that differs from the keys, or why it is not known; None where it does not differ.
+        mixing: What multiplies the values if not these softmax rows themselves, in words; empty otherwise.
     """
 
     name: str
     kernel: str
     kept: Tensor | SoftmaxMatrix
-    token_layout: TokenLayout | str
-    pooling: bool = False
+    token_layout: TokenLayout | WindowLayout | str
+    queries: Queries = Queries.TOKENS
+    readout_rows: slice | None = None
+    query_token_layout: TokenLayout | WindowLayout | str | None = None
+    mixing: str = ""
+
+    @property
+    def pooling(self) -> bool:
+        """Whether the queries are learned pooling queries."""
+        return self.queries is Queries.POOL
 
     @property
     def rows(self) -> Tensor:
@@ -66,11 +80,18 @@ class BlockAttention:
         return self.matrix.dense()
 
     @property
-    def layout(self) -> TokenLayout:
+    def layout(self) -> TokenLayout | WindowLayout:
         """What the keys are; raises `TokenLayoutError` with the numbers if they fit no grid."""
         if isinstance(self.token_layout, str):
             raise TokenLayoutError(self.token_layout)
         return self.token_layout
+
+    @property
+    def query_layout(self) -> TokenLayout | WindowLayout:
+        """What the queries are (the keys, in most models); raises `TokenLayoutError` if they fit no grid."""
+        if isinstance(self.query_token_layout, str):
+            raise TokenLayoutError(self.query_token_layout)
+        return self.layout if self.query_token_layout is None else self.query_token_layout
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -144,7 +165,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         return tuple(block.name for block in self._blocks)
 
     @property
-    def layout(self) -> TokenLayout:
+    def layout(self) -> TokenLayout | WindowLayout:
         """The layout of the last block's keys; raises `TokenLayoutError` if they fit no grid."""
         return self[-1].layout
 
@@ -209,17 +230,18 @@ class AttentionMaps(Sequence[BlockAttention]):
         if not self._blocks:
             raise NothingCapturedError("nothing to save: expected at least one block, got none.")
         tensors = {f"rows.{i}": block.rows.contiguous() for i, block in enumerate(self)}
-        orders = {f"order.{i}": _layout_order(block) for i, block in enumerate(self)}
-        tensors |= {
-            name: order.clone().contiguous() for name, order in orders.items() if order is not None
-        }  # blocks share one
+        entries = []
+        for i, block in enumerate(self):
+            entry, more = _packed(block, i)
+            entries.append(entry)
+            tensors |= more
         header = {
             "format": _FORMAT,
             "rows": self.rows.value if isinstance(self.rows, Rows) else list(self.rows),
             "readout": [self.readout.rows, self.readout.reason],
             "input_size": self.input_size,
             "patch_area": self.patch_area,
-            "blocks": [_block_header(block) for block in self],
+            "blocks": entries,
         }
         target = Path(path)
         temporary = target.with_name(f"{target.name}.partial")
@@ -258,41 +280,43 @@ class AttentionMaps(Sequence[BlockAttention]):
                 f"cannot read {str(path)!r}: expected a file of format {_FORMAT!r}, got {header.get('format')!r}."
             )
         kept_all = header["rows"] == Rows.ALL
-        blocks = [
-            _block_from(entry, tensors[f"rows.{i}"], tensors.get(f"order.{i}"), implicit=kept_all)
-            for i, entry in enumerate(header["blocks"])
-        ]
+        blocks = [_unpacked(entry, i, tensors, implicit=kept_all) for i, entry in enumerate(header["blocks"])]
         rows = [tuple(row) if isinstance(row, list) else row for row in header["rows"]]
         readout, reason = header["readout"]
         return cls(
             blocks,
             rows=Rows(header["rows"]) if isinstance(header["rows"], str) else rows,
             readout=Readout(None if readout is None else Rows(readout), reason),
-            input_size=_size(header["input_size"]),
-            patch_area=_size(header["patch_area"]),
+            input_size=size(header["input_size"]),
+            patch_area=size(header["patch_area"]),
         )
 
 
-def _size(pair: list[int] | None) -> Size | None:
-    return None if pair is None else (pair[0], pair[1])
+def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    keys, tensors = packed_layout(block.token_layout, f"keys.{number}")
+    queries, more = packed_layout(block.query_token_layout, f"queries.{number}")
+    rows = block.readout_rows
+    entry = {
+        "name": block.name,
+        "kernel": block.kernel,
+        "layout": keys,
+        "queries": block.queries,
+        "query_layout": queries,
+        "readout_rows": None if rows is None else [rows.start, rows.stop],
+        "mixing": block.mixing,
+    }
+    return entry, tensors | more
 
 
-def _layout_order(block: BlockAttention) -> Tensor | None:
-    return None if isinstance(block.token_layout, str) else block.token_layout.order
-
-
-def _block_header(block: BlockAttention) -> dict[str, Any]:
-    layout: Any = block.token_layout
-    if isinstance(layout, TokenLayout):
-        fields = ("grid", "cls", "registers", "distillation", "suffix")
-        layout = {name: getattr(layout, name) for name in fields}
-    return {"name": block.name, "kernel": block.kernel, "pooling": block.pooling, "layout": layout}
-
-
-def _block_from(entry: dict[str, Any], rows: Tensor, order: Tensor | None, *, implicit: bool) -> BlockAttention:
-    layout = entry["layout"]
-    if isinstance(layout, dict):
-        grid = layout.pop("grid")
-        layout = TokenLayout(grid=(grid[0], grid[1]), order=order, **layout)
-    kept = SoftmaxMatrix(rows) if implicit else rows
-    return BlockAttention(entry["name"], entry["kernel"], kept, layout, entry["pooling"])
+def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *, implicit: bool) -> BlockAttention:
+    rows = tensors[f"rows.{number}"]
+    return BlockAttention(
+        entry["name"],
+        entry["kernel"],
+        SoftmaxMatrix(rows) if implicit else rows,
+        unpacked_layout(entry["layout"], f"keys.{number}", tensors) or "no layout was saved",
+        Queries(entry["queries"]),
+        None if entry["readout_rows"] is None else slice(*entry["readout_rows"]),
+        unpacked_layout(entry["query_layout"], f"queries.{number}", tensors),
+        entry["mixing"],
+    )

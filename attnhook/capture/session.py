@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch._C import _current_graph_task_id
 from torch.utils.hooks import RemovableHandle
 
-from attnhook.capture.adapters import Kernel
+from attnhook.capture.forwards import ForwardRecord, finish
 from attnhook.capture.interception import FusedWatch, Listener, OpenScope, Scope, watching_sdpa
 from attnhook.capture.interfaces import InterfaceScope
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
-from attnhook.capture.recording import ForwardRecord, SiteRecorder, finish
+from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps
+from attnhook.capture.sites import Kernel
 from attnhook.errors import NothingCapturedError
 from attnhook.options import BlocksOption, RowsOption
 
@@ -98,6 +99,8 @@ class AttentionCapture:
             stack.callback(_close_all, scopes)
             fused: dict[int, Listener] = {}
             for recorder in self._recorders:
+                if (seen := recorder.site.seen_module) is not None:
+                    handles.append(seen.register_forward_pre_hook(_SeesInputs(self, recorder), with_kwargs=True))
                 kernel = recorder.site.running_kernel()
                 if kernel is Kernel.SDPA:
                     fused[id(recorder.site.module)] = recorder
@@ -295,6 +298,21 @@ class _ClosesScope(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
         if self._scope.close():
             self._recorder.record.ran.add(self._recorder.site.name)
+
+
+class _SeesInputs(_Hook):
+    """Before the module runs whose inputs tell what a site's tokens are."""
+
+    __slots__ = ("_capture", "_recorder")
+
+    def __init__(self, capture: AttentionCapture, recorder: SiteRecorder) -> None:
+        self._capture = capture
+        self._recorder = recorder
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._capture.listens():
+            values = (*args, *kwargs.values())
+            self._recorder.inputs = tuple(v.shape if isinstance(v, Tensor) else v for v in values)
 
 
 class _ReadsMultihead(_Hook):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import Kernel
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
+from attnhook.capture.sites import Kernel
 from attnhook.options import Size
 from attnhook.workflows.running import run_vision
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import AttentionSite, Kernel, ModelAnatomy, Readout, SeenTokens, register_adapter
+from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, register_adapter
+from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
 
@@ -52,7 +53,11 @@ def _sites(model: nn.Module) -> tuple[AttentionSite, ...]:
                 f"block {name!r} computes differential attention ({type(module).__name__}): what multiplies the values is the "
                 "difference of two softmaxes, not attention rows. Choose blocks without it."
             )
-        sites.append(AttentionSite(name, module, _kernel, pooling=type(module).__name__ in _POOLINGS))
+        sites.append(
+            AttentionSite(
+                name, module, _kernel, queries=Queries.POOL if type(module).__name__ in _POOLINGS else Queries.TOKENS
+            )
+        )
     return tuple(sites)
 
 

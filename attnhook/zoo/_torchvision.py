@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from attnhook.capture.adapters import AttentionSite, ModelAnatomy, Readout, register_adapter
+from attnhook.capture.adapters import ModelAnatomy, Readout, register_adapter
+from attnhook.capture.sites import AttentionSite
 from attnhook.options import Rows
 
 

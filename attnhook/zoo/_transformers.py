@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import AttentionSite, Kernel, ModelAnatomy, Readout, SeenTokens, register_adapter
+from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, register_adapter
+from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
 
@@ -125,7 +126,7 @@ def _sites(model: nn.Module, tower: str) -> tuple[AttentionSite, ...]:
         if not name.startswith(tower):
             continue
         if isinstance(module, nn.MultiheadAttention):
-            sites.append(AttentionSite(name, module, pooling=True))
+            sites.append(AttentionSite(name, module, queries=Queries.POOL))
         elif _names_in_forward(module) & {_INTERFACE, "scaled_dot_product_attention", "softmax"}:
             sites.append(AttentionSite(name, module, _kernel))
     return tuple(sites)

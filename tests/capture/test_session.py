@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attnhook import AttentionCapture, AttentionSite, ModelAnatomy, TokenLayout, raw_attention, register_adapter
 from attnhook.capture import interception
-from attnhook.capture.adapters import Kernel
+from attnhook.capture.sites import Kernel
 from attnhook.errors import (
     BlockNotCapturedError,
     NoClassTokenError,

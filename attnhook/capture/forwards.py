@@ -1,0 +1,231 @@
+"""What one forward showed, and its turning into `AttentionMaps`.
+
+While the model runs only scores are kept; their softmax waits until the maps are read. On a small model the time of a captured row is the
+time to call a few more torch operations between the model's own, so every one that can wait does.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnhook.capture.adapters import SeenTokens
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.plan import CapturePlan
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
+from attnhook.capture.softmax_matrix import SoftmaxMatrix, softmax_rows
+from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutError
+from attnhook.options import Size
+
+
+@dataclass(slots=True, eq=False)
+class CapturedCall:
+    """One attention call: scores of the chosen rows, finished rows, or the implicit matrix; what its tokens are, where they have their own."""
+
+    kernel: str
+    scores: Tensor | None = None
+    rows: Tensor | None = None
+    matrix: SoftmaxMatrix | None = None
+    masked: bool = False
+    tokens: SiteTokens | None = None
+
+    def finished(self) -> Tensor | SoftmaxMatrix:
+        """The softmax rows, `(batch, heads, queries, keys)` float32, or the matrix."""
+        if self.matrix is not None:
+            return self.matrix
+        if self.scores is not None:
+            return softmax_rows(self.scores, masked=self.masked)
+        if self.rows is not None:
+            return self.rows.clone() if self.rows.is_inference() else self.rows
+        raise BlockNotCapturedError("an attention call was recorded without its rows.")
+
+
+class PlainCall:
+    """One attention call whose scores wait for their scale and softmax: one tensor `(heads, rows, keys)` an image."""
+
+    __slots__ = ("scale", "scores")
+
+    kernel = "scaled_dot_product_attention"
+    tokens = None
+
+    def __init__(self, scores: list[Tensor], scale: float) -> None:
+        self.scores = scores
+        self.scale = scale
+
+    def finished(self) -> Tensor:
+        """The softmax rows, `(batch, heads, queries, keys)` float32."""
+        return torch.softmax(torch.stack(self.scores) * self.scale, dim=-1)
+
+
+def _finish_together(calls: list[CapturedCall | PlainCall]) -> list[Tensor | SoftmaxMatrix]:
+    """What every call kept, finished; one softmax for all plain calls where their shapes and scales agree."""
+    plain = [call for call in calls if isinstance(call, PlainCall)]
+    alike = len({(call.scale, len(call.scores), call.scores[0].shape) for call in plain}) == 1
+    if not alike or len(plain) != len(calls):
+        return [call.finished() for call in calls]
+    first = plain[0]
+    scores = torch.stack([image for call in plain for image in call.scores]) * first.scale
+    together = torch.split(torch.softmax(scores, dim=-1), len(first.scores))
+    return [rows.clone() for rows in together]  # each owns exactly its bytes
+
+
+@dataclass(eq=False)
+class ForwardRecord:
+    """What one forward showed.
+
+    Attributes:
+        calls: The attention calls by site name, in the order in which they ran.
+        ran: Names of the sites whose forward ran.
+        errors: By site name, why a call could not be recorded.
+        begun: Whether the model's forward began; False if only attention modules were called.
+        input_size: Pixels of the images that went in.
+        grid: Patch rows and columns that the patch embedding gave.
+        patch_area: Pixels that the grid covers.
+        tokens: What the token module showed.
+        maps: What it was turned into, once asked for.
+    """
+
+    calls: dict[str, list[CapturedCall | PlainCall]] = field(default_factory=dict)
+    ran: set[str] = field(default_factory=set)
+    errors: dict[str, AttnhookError] = field(default_factory=dict)
+    begun: bool = False
+    input_size: Size | None = None
+    grid: Size | None = None
+    patch_area: Size | None = None
+    tokens: SeenTokens = field(default_factory=SeenTokens)
+    maps: AttentionMaps | None = None
+
+    def is_empty(self) -> bool:
+        """Whether no attention module ran."""
+        return not (self.calls or self.ran or self.errors)
+
+    def saw_tokens(self, tokens: SeenTokens) -> None:
+        """Take over what the token module showed."""
+        self.tokens = tokens
+        if tokens.grid is not None:
+            self.grid, self.patch_area = tokens.grid, tokens.patch_area
+            self.input_size = self.input_size or tokens.patch_area
+
+    def saw_grid(self, embedding: Any, module: nn.Module) -> None:
+        """Read the patch grid off the patch embedding's output, `(batch, width, h, w)`."""
+        if not isinstance(embedding, Tensor) or embedding.dim() != 4:
+            return
+        self.grid = (embedding.shape[2], embedding.shape[3])
+        stride = getattr(module, "stride", None)
+        if isinstance(stride, tuple) and len(stride) == 2:
+            self.patch_area = (self.grid[0] * int(stride[0]), self.grid[1] * int(stride[1]))
+        else:
+            self.patch_area = self.input_size
+
+    def layout(self, plan: CapturePlan) -> TokenLayout | str:
+        """The layout of the whole sequence, or why there is none."""
+        if plan.layout is not None:
+            return plan.layout
+        if self.tokens.problem is not None:
+            return self.tokens.problem
+        if self.grid is None:
+            return "the patch grid is not known: no patch embedding was seen in this forward. Pass layout=TokenLayout(...)."
+        known = plan.anatomy
+        return TokenLayout(
+            self.grid,
+            known.cls,
+            known.registers,
+            distillation=known.distillation,
+            suffix=known.suffix + self.tokens.padding,
+            order=self.tokens.order,
+        )
+
+
+def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
+    """Turn the records of one forward into maps.
+
+    Args:
+        record: What the forward showed.
+        plan: What was to be recorded.
+
+    Returns:
+        The maps of all blocks of the plan.
+
+    Raises:
+        BlockNotCapturedError: If a block of the plan is missing; the message says whether it ran.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        return _finish(record, plan)
+
+
+def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
+    layout = record.layout(plan)
+    fitting: dict[tuple[int, Queries], TokenLayout | str] = {}
+    found: list[tuple[AttentionSite, str, CapturedCall | PlainCall]] = []
+    for site in plan.sites:
+        calls = record.calls.get(site.name, [])
+        if site.name in record.errors:
+            raise record.errors[site.name]
+        if not calls:
+            raise BlockNotCapturedError(_why_missing(site, record, plan))
+        found += [(site, f"{site.name}:{i}" if i else site.name, call) for i, call in enumerate(calls)]
+    blocks = []
+    for (site, name, call), kept in zip(found, _finish_together([call for *_, call in found]), strict=True):
+        blocks.append(_block(site, name, call, kept, layout, fitting))
+    return AttentionMaps(
+        blocks,
+        rows=plan.rows,
+        readout=plan.anatomy.readout,
+        input_size=record.input_size,
+        patch_area=record.patch_area,
+    )
+
+
+def _block(  # noqa: PLR0917 (one call from one place)
+    site: AttentionSite,
+    name: str,
+    call: CapturedCall | PlainCall,
+    kept: Tensor | SoftmaxMatrix,
+    layout: TokenLayout | str,
+    fitting: dict[tuple[int, Queries], TokenLayout | str],
+) -> BlockAttention:
+    keys = kept.shape[-1]
+    if call.tokens is not None:
+        own = call.tokens
+        return BlockAttention(
+            name, call.kernel, kept, own.keys, site.queries, site.readout_rows, own.queries, mixing=site.mixing
+        )
+    tokens = fitting.get((keys, site.queries))
+    if tokens is None:
+        tokens = fitting[keys, site.queries] = _layout_of_block(layout, keys, site, name)
+    return BlockAttention(name, call.kernel, kept, tokens, site.queries, site.readout_rows, mixing=site.mixing)
+
+
+def _layout_of_block(layout: TokenLayout | str, keys: int, site: AttentionSite, name: str) -> TokenLayout | str:
+    if isinstance(layout, str):
+        return layout
+    if site.queries in (Queries.POOL, Queries.PATCHES) and keys == layout.num_patch_tokens:
+        return layout.without_special_tokens()
+    try:
+        layout.check(keys, where=f"block {name!r}")
+    except TokenLayoutError as error:
+        return str(error)
+    return layout
+
+
+def _why_missing(site: AttentionSite, record: ForwardRecord, plan: CapturePlan) -> str:
+    captured = len(record.calls)
+    if site.name in record.ran:
+        return (
+            f"block {site.name!r} ({type(site.module).__name__}) ran, but no attention call was seen in it: expected "
+            "scaled_dot_product_attention or a softmax over (batch, heads, queries, keys). It may use a kernel of its own "
+            "(flash-attn, xformers, flex attention), or its settings changed inside the context. Load the model with "
+            "attn_implementation='sdpa' (transformers), or leave the block out with blocks=."
+        )
+    if site.running_kernel() is Kernel.SDPA:
+        return (
+            f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward, or called no scaled_dot_product_attention: "
+            f"{captured} of {len(plan.sites)} blocks were captured. The forward ended early, skips this block or runs it compiled, or the "
+            "block's settings changed to another kernel after the context was entered; capture the blocks that run with blocks=."
+        )
+    return (
+        f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward: {captured} of {len(plan.sites)} "
+        "blocks were captured. The forward ended early, skips this block, or runs it compiled; capture the blocks that run with blocks=."
+    )

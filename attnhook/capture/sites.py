@@ -1,0 +1,191 @@
+"""Where attention is computed: one module of a model, how it calls its kernel, how its tensors are arranged, what its tokens are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from torch import Tensor, nn
+
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.softmax_matrix import Operands
+from attnhook.capture.windows import WindowLayout
+from attnhook.errors import UnsupportedModelError
+from attnhook.options import Size
+
+
+class Kernel(StrEnum):
+    """How a module computes its attention, as far as that is known before it runs.
+
+    Attributes:
+        SDPA: Calls `torch.nn.functional.scaled_dot_product_attention` by that attribute.
+        MULTIHEAD: Is an `nn.MultiheadAttention`, read from its own inputs and weights.
+        INTERFACE: Calls a function registered at transformers' attention interface.
+        OPEN: Anything else that calls scaled_dot_product_attention or a softmax; every torch call is watched.
+    """
+
+    SDPA = "sdpa"
+    MULTIHEAD = "multihead"
+    INTERFACE = "interface"
+    OPEN = "open"
+
+
+class Queries(StrEnum):
+    """Who asks in an attention module.
+
+    Attributes:
+        TOKENS: All tokens of the sequence, special tokens included.
+        PATCHES: The patches only, in a model whose other blocks may have special tokens.
+        CLASS: The class token only (class attention).
+        POOL: Learned queries of an attention pooling.
+    """
+
+    TOKENS = "tokens"
+    PATCHES = "patches"
+    CLASS = "class"
+    POOL = "pool"
+
+
+class Arrangement(StrEnum):
+    """Order of the axes of queries, keys and scores, before their last two.
+
+    Attributes:
+        HEADS: `(batch, heads)`.
+        HEADS_WINDOWS: `(batch, heads)` or `(batch, heads, windows)`.
+        WINDOWS: `(batch, windows, heads)`.
+        MERGED: `(batch * heads)` or `(batch * heads, windows)`.
+        SINGLE: `(batch)`: one head without an axis of its own.
+    """
+
+    HEADS = "heads"
+    HEADS_WINDOWS = "heads windows"
+    WINDOWS = "windows"
+    MERGED = "merged"
+    SINGLE = "single"
+
+
+@dataclass(frozen=True, eq=False)
+class SeenCall:
+    """What was seen around one attention call, for those who tell what its tokens are.
+
+    Attributes:
+        inputs: The positional and then the keyword arguments of the site's `seen_module`, tensors replaced by their shapes.
+        input_size: Pixels of the images that went in, or None.
+        grid: Patch rows and columns that the patch embedding gave, or None.
+        queries: Number of queries of one batch entry.
+        keys: Number of keys.
+        number: How many calls of this module came before in this forward.
+    """
+
+    inputs: tuple[Any, ...]
+    input_size: Size | None
+    grid: Size | None
+    queries: int
+    keys: int
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class SiteTokens:
+    """What the tokens of one attention call are.
+
+    Attributes:
+        keys: Layout of the keys, or the reason why there is none.
+        queries: Layout of the queries where it differs, or None.
+    """
+
+    keys: TokenLayout | WindowLayout | str
+    queries: TokenLayout | WindowLayout | str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSite:
+    """One module that computes token attention once or more a forward.
+
+    Attributes:
+        name: Its path in the model, as in `named_modules()`.
+        module: The module.
+        kernel: How it computes attention, or a function that tells it from the module's present settings.
+        queries: Who asks.
+        readout_rows: Where the rows of the class token or the pooling stand among the queries, if not where the model's layout says.
+        arrangement: How its tensors are arranged.
+        heads: Number of heads, needed where they are merged into the batch.
+        mixing: What multiplies the values if not the softmax itself, in words; empty otherwise.
+        tokens_of: Tells what its tokens are from a call; None where the model's own layout holds.
+        seen_module: The module whose inputs `tokens_of` wants to see; None for none.
+    """
+
+    name: str
+    module: nn.Module
+    kernel: Kernel | Callable[[nn.Module], Kernel] = Kernel.OPEN
+    queries: Queries = Queries.TOKENS
+    readout_rows: slice | None = None
+    arrangement: Arrangement = Arrangement.HEADS
+    heads: int = 1
+    mixing: str = ""
+    tokens_of: Callable[[SeenCall], SiteTokens] | None = field(default=None, repr=False)
+    seen_module: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def pooling(self) -> bool:
+        """Whether it is an attention pooling: learned queries read the patches."""
+        return self.queries is Queries.POOL
+
+    @property
+    def plain(self) -> bool:
+        """Whether its tensors are `(batch, heads, tokens, head_dim)` and the model's own layout holds."""
+        return self.arrangement is Arrangement.HEADS and self.tokens_of is None
+
+    def running_kernel(self) -> Kernel:
+        """How the module computes attention with its present settings."""
+        if isinstance(self.module, nn.MultiheadAttention):
+            return Kernel.MULTIHEAD
+        return self.kernel if isinstance(self.kernel, Kernel) else self.kernel(self.module)
+
+    def arranged(self, tensor: Tensor) -> Tensor | None:
+        """Bring queries, keys or scores of this module into the common form; windows join the batch, behind it.
+
+        Args:
+            tensor: As the module computed it.
+
+        Returns:
+            `(batch * windows, heads, rows, columns)`; None if it has none of the arrangement's numbers of dimensions.
+        """
+        dim, kind = tensor.dim(), self.arrangement
+        if kind is Arrangement.MERGED and dim in (3, 4):
+            tensor = tensor.reshape(-1, self.heads, *tensor.shape[1:])
+        elif kind is Arrangement.SINGLE and dim == 3:
+            return tensor.unsqueeze(1)
+        elif kind is Arrangement.WINDOWS and dim == 5:
+            return tensor.flatten(0, 1)
+        if tensor.dim() == 5 and kind in (Arrangement.HEADS_WINDOWS, Arrangement.MERGED):
+            return tensor.transpose(1, 2).flatten(0, 1)
+        return tensor if tensor.dim() == 4 else None
+
+    def arranged_operands(self, call: Operands) -> Operands:
+        """The operands of a fused call in the common form.
+
+        Args:
+            call: As the kernel got them.
+
+        Returns:
+            Operands with four dimensions.
+
+        Raises:
+            UnsupportedModelError: If their shape is none that this module is known to have.
+        """
+        query, key, mask = call.query, call.key, call.mask
+        if self.arrangement is Arrangement.HEADS and query.dim() == 4:
+            return call
+        if self.arrangement is Arrangement.HEADS and query.dim() == 3:  # heads unknown: one
+            mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
+            return Operands(query.unsqueeze(1), key.unsqueeze(1), call.scale, mask, call.causal)
+        common, keys = self.arranged(query), self.arranged(key)
+        if common is None or keys is None:
+            raise UnsupportedModelError(
+                f"an attention call of block {self.name!r} cannot be recorded: expected queries of shape (batch, heads, tokens, "
+                f"head_dim), got {tuple(query.shape)}. Capture other blocks with `blocks=`."
+            )
+        if mask is not None:
+            mask = self.arranged(mask.expand(*query.shape[:-1], key.shape[-2]))
+        return Operands(common, keys, call.scale, mask, call.causal)

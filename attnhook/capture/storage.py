@@ -1,0 +1,70 @@
+"""Layouts as JSON and tensors, and back: how `AttentionMaps` puts them into a safetensors file."""
+
+from typing import Any
+
+from torch import Tensor
+
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.windows import WindowLayout
+from attnhook.options import Size
+
+_FIELDS = ("grid", "cls", "registers", "distillation", "suffix")
+
+
+def packed_layout(layout: TokenLayout | WindowLayout | str | None, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """Turn a layout into what JSON can hold and the tensors that it cannot.
+
+    Args:
+        layout: The layout, the reason why there is none, or None.
+        name: Prefix of the tensors' names, unique in the file.
+
+    Returns:
+        The entry and the tensors.
+    """
+    if isinstance(layout, TokenLayout):
+        order = {} if layout.order is None else {f"{name}.order": _owned(layout.order)}
+        return {field: getattr(layout, field) for field in _FIELDS}, order
+    if isinstance(layout, WindowLayout):
+        tensors = {f"{name}.positions": _owned(layout.positions)}
+        if layout.query_positions is not None:
+            tensors[f"{name}.queries"] = _owned(layout.query_positions)
+        return {"grid": layout.grid, "query_grid": layout.query_grid, "words": layout.words}, tensors
+    return layout, {}
+
+
+def unpacked_layout(entry: Any, name: str, tensors: dict[str, Tensor]) -> TokenLayout | WindowLayout | str | None:
+    """Undo `packed_layout`.
+
+    Args:
+        entry: The entry, as JSON gave it back.
+        name: The prefix.
+        tensors: All tensors of the file.
+
+    Returns:
+        The layout.
+    """
+    if not isinstance(entry, dict):
+        return None if entry is None else str(entry)
+    values = {**entry, "grid": size(entry["grid"])}
+    if "words" not in entry:
+        return TokenLayout(order=tensors.get(f"{name}.order"), **values)
+    values["query_grid"] = size(entry["query_grid"])
+    return WindowLayout(
+        positions=tensors[f"{name}.positions"], query_positions=tensors.get(f"{name}.queries"), **values
+    )
+
+
+def size(pair: list[int] | None) -> Size | None:
+    """Height and width from JSON's list.
+
+    Args:
+        pair: Two numbers, or None.
+
+    Returns:
+        The size, or None.
+    """
+    return None if pair is None else (pair[0], pair[1])
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    return tensor.clone().contiguous()  # blocks share one

@@ -1,0 +1,191 @@
+"""Layouts of attention that looks at a part of the image at a time: windows, strided grids, mask units, halos.
+
+A window is one entry of the batch axis: image 0's windows come first, then image 1's. What position of the stage's grid each key and each
+query of a window is, stands in two index tables; with them any such attention is put back onto the grid by one scatter.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnhook.errors import NoClassTokenError, TokenLayoutError
+from attnhook.options import Size
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """Which positions of a grid the windows of one image hold.
+
+    Attributes:
+        grid: Rows and columns of the stage's positions, `(h, w)`.
+        positions: Row-major index on `grid` of each key of each window, `(windows, keys)` int64; -1 for padding.
+        query_positions: The same of each query, `(windows, queries)`, on the grid of the queries; None if they are the keys.
+        query_grid: Rows and columns of the queries' positions; None if `grid`.
+        words: What the windows are: `"windows of 7x7 shifted by 3"`.
+
+    Example:
+        >>> layout = WindowLayout.partition((4, 6), window=(2, 3))
+        >>> layout.num_windows, layout.num_tokens
+        (4, 6)
+        >>> layout.positions[1]
+        tensor([ 3,  4,  5,  9, 10, 11])
+    """
+
+    grid: Size
+    positions: Tensor = field(compare=False, repr=False)
+    query_positions: Tensor | None = field(default=None, compare=False, repr=False)
+    query_grid: Size | None = None
+    words: str = "windows"
+
+    @classmethod
+    def partition(
+        cls, grid: Size, *, window: Size, shift: Size = (0, 0), strided: bool = False, pad: str = "after"
+    ) -> "WindowLayout":
+        """Cut a grid into equal windows, padded to whole ones.
+
+        Args:
+            grid: Rows and columns.
+            window: Rows and columns of a window (with `strided`: of the grid of positions that attend to each other).
+            shift: Cyclic shift towards the top left before cutting.
+            strided: Whether a window gathers positions a stride apart (MaxViT's grid attention) instead of neighbours.
+            pad: Whether the padding, at the right and the bottom, is put on `"after"` or `"before"` the shift, or to all sides (`"center"`).
+
+        Returns:
+            The layout.
+        """
+        index = torch.arange(grid[0] * grid[1]).reshape(grid)
+        rolled = (-shift[0], -shift[1])
+        index = torch.roll(index, rolled, (0, 1)) if pad != "before" else index
+        rest = [-grid[0] % window[0], -grid[1] % window[1]]
+        before = [r // 2 if pad == "center" else 0 for r in rest]
+        padding = (before[1], rest[1] - before[1], before[0], rest[0] - before[0])
+        index = F.pad(index, padding, value=-1) if any(rest) else index
+        index = torch.roll(index, rolled, (0, 1)) if pad == "before" else index
+        rows, columns = index.shape[0] // window[0], index.shape[1] // window[1]
+        if strided:
+            cut = index.reshape(window[0], rows, window[1], columns).permute(1, 3, 0, 2)
+        else:
+            cut = index.reshape(rows, window[0], columns, window[1]).permute(0, 2, 1, 3)
+        size = f"{window[0]}x{window[1]}"
+        words = f"strided grids of {size}" if strided else f"windows of {size}"
+        words += f" shifted by {shift[0]}, {shift[1]}" if any(shift) else ""
+        return cls(grid, cut.reshape(rows * columns, -1), words=words)
+
+    @property
+    def num_windows(self) -> int:
+        """Number of windows an image."""
+        return self.positions.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of keys in a window, padding included."""
+        return self.positions.shape[1]
+
+    def describe(self) -> str:
+        """The layout in words: `64 windows of 7x7 on a grid of 56x56`."""
+        return f"{self.num_windows} {self.words} on a grid of {self.grid[0]}x{self.grid[1]}"
+
+    def check(self, num_tokens: int, *, where: str = "a window") -> None:
+        """Hold the layout against the number of keys that the attention saw.
+
+        Args:
+            num_tokens: Keys of one window.
+            where: What it belongs to, for the message.
+
+        Raises:
+            TokenLayoutError: If the counts differ.
+        """
+        if num_tokens != self.num_tokens:
+            raise TokenLayoutError(
+                f"the keys of {where} do not fit its windows: expected {self.num_tokens} ({self.describe()}), got {num_tokens}. "
+                "Read `.rows` without a grid."
+            )
+
+    def patches(self, row: Tensor) -> Tensor:
+        """Refuse: a row of one window covers no whole image.
+
+        Args:
+            row: `(..., keys)`.
+
+        Raises:
+            TokenLayoutError: Always; the message says what there is instead.
+        """
+        raise TokenLayoutError(self._no_image(f"a row of shape {tuple(row.shape)}"))
+
+    def outside(self, row: Tensor) -> Tensor:
+        """Refuse, as `patches` does.
+
+        Args:
+            row: `(..., keys)`.
+
+        Raises:
+            TokenLayoutError: Always.
+        """
+        raise TokenLayoutError(self._no_image(f"a row of shape {tuple(row.shape)}"))
+
+    def class_token(self) -> int:
+        """Refuse: windows hold no class token.
+
+        Raises:
+            NoClassTokenError: Always.
+        """
+        raise NoClassTokenError(self._no_image("a class token"))
+
+    def tokens_of(self, choice: object) -> list[int]:
+        """Refuse: a patch belongs to one window of many.
+
+        Args:
+            choice: Ignored.
+
+        Raises:
+            TokenLayoutError: Always.
+        """
+        raise TokenLayoutError(self._no_image(f"the rows {choice}"))
+
+    @property
+    def patch_tokens(self) -> slice:
+        """Refused with `TokenLayoutError`: a window's tokens are not the image's."""
+        raise TokenLayoutError(self._no_image("the mean over patches"))
+
+    def _no_image(self, what: str) -> str:
+        return (
+            f"no map of the whole image for {what}: this block attends within {self.describe()}. Read each window's rows with "
+            "rows='all', or use received_attention(maps, block), the mass that each position receives."
+        )
+
+    def scatter(self, mass: Tensor) -> Tensor:
+        """Put what keys of windows received back onto the grid; padding is dropped, positions in several windows are added up.
+
+        Args:
+            mass: `(batch * windows, ..., keys)`.
+
+        Returns:
+            `(batch, ..., h, w)`.
+        """
+        self.check(mass.shape[-1])
+        windows, keys = self.positions.shape
+        batch = mass.shape[0] // windows
+        mass = mass.reshape(batch, windows, *mass.shape[1:])
+        mass = mass.movedim(1, -2).reshape(*mass.shape[:1], *mass.shape[2:-1], windows * keys)
+        index = self.positions.reshape(-1).to(mass.device)
+        cells = self.grid[0] * self.grid[1]
+        onto = mass.new_zeros(*mass.shape[:-1], cells + 1)
+        index = torch.where(index < 0, cells, index)
+        onto.index_add_(-1, index, mass)
+        return onto[..., :cells].reshape(*mass.shape[:-1], *self.grid)
+
+    def real_queries(self, num_queries: int) -> Tensor:
+        """Which queries of each window are positions and not padding.
+
+        Args:
+            num_queries: Queries of a window.
+
+        Returns:
+            `(windows, queries)` bool.
+        """
+        positions = self.positions if self.query_positions is None else self.query_positions
+        if positions.shape[1] != num_queries:
+            return torch.ones(self.num_windows, num_queries, dtype=torch.bool)
+        return positions >= 0
