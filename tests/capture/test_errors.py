@@ -68,7 +68,7 @@ def test_a_call_that_cannot_be_recorded_does_not_stop_the_model() -> None:
     model = nn.Sequential(FiveDimensions())
     with AttentionCapture(model, blocks="0", rows="all") as capture:
         model(torch.ones(1, 2, 3, 4))
-    with pytest.raises(UnsupportedModelError, match="an attention call .*cannot be recorded"):
+    with pytest.raises(UnsupportedModelError, match=r"an attention call .*cannot be recorded"):
         _ = capture.maps
 
 
