@@ -128,15 +128,34 @@ def _full_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def register_library(package: str, adapter: Adapter, is_model: Callable[[nn.Module], bool]) -> None:
+    """Teach capture all models of a library that have no adapter of their own.
+
+    Args:
+        package: The library's top-level package.
+        adapter: Called with a model.
+        is_model: Tells a whole model of the library from its layers.
+    """
+    _libraries[package] = (adapter, is_model)
+
+
+_libraries: dict[str, tuple[Adapter, Callable[[nn.Module], bool]]] = {}
+
+
 def find_adapter(model: nn.Module) -> Adapter | None:
-    """The adapter of the closest registered class along the MRO of `model`'s type, or None."""
+    """The adapter of the closest registered class along the MRO of `model`'s type, or its library's, or None."""
+    packages = []
     for kind in type(model).__mro__:
-        library = _LIBRARIES.get(kind.__module__.partition(".")[0])
-        if library is not None:
-            importlib.import_module(library)  # registers its adapters, once
+        package = kind.__module__.partition(".")[0]
+        if package in _LIBRARIES:
+            importlib.import_module(_LIBRARIES[package])  # registers its adapters, once
+            packages.append(package)
         adapter = _registry.get(_full_name(kind))
         if adapter is not None:
             return adapter
+    for package in packages:
+        if package in _libraries and _libraries[package][1](model):
+            return _libraries[package][0]
     return None
 
 

@@ -1,81 +1,120 @@
-"""What timm's Vision Transformers mean: which modules are attention, what their tokens are, what their heads read.
+"""What timm's models mean: which modules are attention, what their tokens are, what their heads read.
 
-Imports nothing of timm: types are registered by name, facts are read from the attributes that timm's classes share.
+Imports nothing of timm: modules are recognised by what their code calls, facts are read from the attributes that timm's classes share, and what
+cannot be seen stands by class in `_timm_blocks`.
 """
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, register_adapter
-from attnhook.capture.sites import AttentionSite, Kernel, Queries
+from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, register_library
+from attnhook.capture.sites import AttentionSite, Kernel
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
+from attnhook.zoo._timm_blocks import NOT_TOKENS, Place, facts_in_model
 
-_POOLINGS = {"AttentionPoolLatent"}
-_DIFFERENTIAL = {"DiffAttention", "DiffParallelScalingBlock"}
+_FEATURE_NETS = frozenset({"FeatureListNet", "FeatureDictNet", "FeatureHookNet"})  # what features_only makes of a model
+_CALLS = frozenset({"softmax", "scaled_dot_product_attention"})
 
 
-def vision_transformer(model: Any) -> ModelAnatomy:
-    """Anatomy of timm's `VisionTransformer`, `Eva`, `Beit`, and what derives from them.
+def any_model(model: Any) -> ModelAnatomy:
+    """Anatomy of any model that timm builds.
 
     Args:
         model: The model.
 
     Returns:
         Its anatomy.
+
+    Raises:
+        UnsupportedModelError: If it has no softmax attention between tokens; the message says what it has.
     """
-    distilled = getattr(model, "dist_token", None) is not None
-    has_class_token = getattr(model, "cls_token", None) is not None
-    prefix = int(model.num_prefix_tokens)
+    sites = _sites(model)
+    if not sites:
+        raise UnsupportedModelError(_what_it_does(model))
+    cls, distilled, registers = _special_tokens(model)
+    plain = any(site.tokens_of is None for site in sites)
+    embedding = _patch_embedding(model)
     patch_drop = getattr(model, "patch_drop", None)
     return ModelAnatomy(
-        sites=_sites(model),
-        cls=0 if has_class_token else None,
-        registers=prefix - int(has_class_token) - int(distilled),
+        sites=sites,
+        cls=0 if cls else None,
+        registers=registers,
         distillation=distilled,
-        readout=_readout(model, has_class_token=has_class_token),
-        image_module=model.patch_embed,
-        grid_module=getattr(model.patch_embed, "proj", model.patch_embed),
+        readout=_readout(model, sites, has_class_token=cls),
+        image_module=_image_module(model, embedding if plain else None),
+        grid_module=embedding if plain else None,
         token_module=patch_drop if isinstance(patch_drop, nn.Module) else None,
         tokens_of=_kept_patches,
     )
 
 
 def _sites(model: nn.Module) -> tuple[AttentionSite, ...]:
-    """Every module with timm's switch between the fused and the explicit kernel."""
     sites = []
     for name, module in model.named_modules():
-        if not hasattr(module, "fused_attn"):
-            continue
-        if type(module).__name__ in _DIFFERENTIAL:
-            raise UnsupportedModelError(
-                f"block {name!r} computes differential attention ({type(module).__name__}): what multiplies the values is the "
-                "difference of two softmaxes, not attention rows. Choose blocks without it."
-            )
-        sites.append(
-            AttentionSite(
-                name, module, _kernel, queries=Queries.POOL if type(module).__name__ in _POOLINGS else Queries.TOKENS
-            )
-        )
+        if type(module).__name__ not in NOT_TOKENS and _attends(module):
+            sites.append(AttentionSite(name, module, _kernel, **facts_in_model(Place(model, name, module))))
     return tuple(sites)
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether the class of a module, not a child of it, calls an attention kernel or a softmax."""
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch."):
+            return False
+        functions = (inspect.unwrap(f) for f in vars(kind).values() if inspect.isfunction(f))
+        if any(_CALLS & set(f.__code__.co_names) for f in functions):
+            return True
+    return False
 
 
 def _kernel(module: nn.Module) -> Kernel:
     return Kernel.SDPA if getattr(module, "fused_attn", False) else Kernel.OPEN
 
 
-def _readout(model: Any, *, has_class_token: bool) -> Readout:
-    pool = model.global_pool
-    if pool == "token":
-        return Readout(Rows.CLS, "global_pool='token'")
-    if pool == "map":
-        return Readout(Rows.POOL, "global_pool='map', an attention pooling")
-    if pool == "avg" and not getattr(model, "pool_include_prefix", False):
-        return Readout(Rows.MEAN, "global_pool='avg'")
-    if pool == "":
-        rows = Rows.CLS if has_class_token else Rows.MEAN
-        return Readout(rows, "no pooling; " + ("it has a class token" if has_class_token else "it has no class token"))
+def _special_tokens(model: Any) -> tuple[bool, bool, int]:
+    """Whether there is a class token and a distillation token, and how many registers."""
+    distilled = getattr(model, "dist_token", None) is not None
+    cls = getattr(model, "cls_token", None) is not None or hasattr(model, "cls_token_0")
+    prefix = int(getattr(model, "num_prefix_tokens", int(cls) + int(distilled)))
+    return cls, distilled, max(prefix - int(cls) - int(distilled), 0)
+
+
+def _patch_embedding(model: Any) -> nn.Module | None:
+    for holder in (model, getattr(model, "encoder", None)):
+        embed = getattr(holder, "patch_embed", None)
+        if isinstance(embed, nn.Module):
+            projection = getattr(embed, "proj", embed)
+            return projection if isinstance(projection, nn.Module) else embed
+    return None
+
+
+def _image_module(model: nn.Module, embedding: nn.Module | None) -> nn.Module | None:
+    if isinstance(getattr(model, "patch_embed", None), nn.Module) and embedding is not None:
+        return model.patch_embed  # type: ignore[return-value]
+    if embedding is not None:
+        return embedding
+    return next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+
+
+def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: bool) -> Readout:
+    pool = getattr(model, "global_pool", None)
+    pooling = next((site for site in sites if site.pooling), None)
+    if pooling is not None and (pooling.readout_rows is not None or pool in ("map", "", None)):
+        return Readout(Rows.POOL, f"global_pool={pool!r}, an attention pooling")
+    if has_class_token and pool in ("token", "", None):
+        return Readout(Rows.CLS, f"global_pool={pool!r}, and it has a class token")
+    if any(site.tokens_of is not None for site in sites):
+        return Readout(
+            None,
+            "its head averages the positions of the last stage, while blocks attend on other grids or within windows. Take "
+            "received_attention(maps, block) of a capture with rows='all'",
+        )
+    averages = pool == "avg" and not getattr(model, "pool_include_prefix", False)
+    if averages or (pool in ("", "none", None, "merge", "align", "soft") and not has_class_token):
+        return Readout(Rows.MEAN, f"global_pool={pool!r}" + ("" if averages else ", and it has no class token"))
     return Readout(
         None, f"its head pools with global_pool={pool!r}, which is neither one token nor the mean over patches"
     )
@@ -88,5 +127,26 @@ def _kept_patches(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) ->
     return SeenTokens()
 
 
-for _name in ("vision_transformer.VisionTransformer", "eva.Eva", "beit.Beit"):
-    register_adapter(f"timm.models.{_name}", vision_transformer)
+def _what_it_does(model: nn.Module) -> str:
+    kinds = {type(module).__name__ for module in model.modules()}
+    words = sorted({NOT_TOKENS[kind] for kind in kinds & NOT_TOKENS.keys()})
+    if not words and any("pool" in kind.lower() and "mix" in kind.lower() for kind in kinds):
+        words = ["token mixing by pooling"]
+    if any(isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 for module in model.modules()):
+        words.append("convolutions")
+    elif not words:
+        words.append("multilayer perceptrons over tokens")
+    return (
+        f"{type(model).__name__} has no softmax attention between tokens: expected queries that attend to keys, got {', '.join(words)}. "
+        "There is no attention map to capture; a gradient method such as Grad-CAM suits such models."
+    )
+
+
+def _is_model(module: nn.Module) -> bool:
+    kind = type(module)
+    if not kind.__module__.startswith("timm.models"):
+        return False
+    return hasattr(module, "forward_head") or hasattr(module, "pretrained_cfg") or kind.__name__ in _FEATURE_NETS
+
+
+register_library("timm", any_model, _is_model)

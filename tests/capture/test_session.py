@@ -471,7 +471,7 @@ def test_models_that_cannot_be_captured() -> None:
     vit = BUILDERS["timm"]()
     for model, words in (
         (nn.DataParallel(vit), "DataParallel"),
-        (timm.create_model("resnet18"), "ResNet has no attention"),
+        (timm.create_model("resnet18"), "ResNet has no softmax attention"),
         (nn.ModuleList([vit, BUILDERS["timm"]()]), "several models"),
         ("vit", "expected a torch.nn.Module"),
     ):

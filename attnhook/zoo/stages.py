@@ -1,0 +1,137 @@
+"""What the tokens of hierarchical and windowed models are: the rules that several libraries' models share.
+
+A rule is a function from a `SeenCall` to `SiteTokens`. Grids come from the size of the images and the number of tokens: a model that shrinks
+height and width by one factor has, for one number of tokens, one grid that fits, or the rule says that it cannot tell.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.sites import SeenCall, SiteTokens
+from attnhook.capture.windows import WindowLayout
+from attnhook.options import Size
+
+TokensOf = Callable[[SeenCall], SiteTokens]
+
+
+def shrunk_grid(area: Size, cells: int) -> Size | str:
+    """The grid of a map that is `area` shrunk by one factor in both directions, rounded down or up.
+
+    Args:
+        area: Height and width of what was shrunk.
+        cells: Number of positions that are left.
+
+    Returns:
+        Rows and columns, or the reason why they cannot be told.
+    """
+    fitting: set[Size] = set()
+    for rows in range(1, cells + 1):
+        if cells % rows:
+            continue
+        columns = cells // rows
+        # floor(H / r) == rows or ceil(H / r) == rows, for some r > 0, the same for columns
+        low = max(area[0] / (rows + 1), area[1] / (columns + 1))
+        high = min(area[0] / max(rows - 1, 1e-9), area[1] / max(columns - 1, 1e-9))
+        if low < high:
+            fitting.add((rows, columns))
+    exact = {grid for grid in fitting if grid[0] * area[1] == grid[1] * area[0]}
+    fitting = exact or fitting
+    if len(fitting) == 1:
+        return fitting.pop()
+    return (
+        f"{cells} tokens of a {area[0]}x{area[1]} input: expected one grid of that shape, got {sorted(fitting) or 'none'}. "
+        "Pass layout=TokenLayout(...)."
+    )
+
+
+def _layout(area: Size | None, tokens: int, prefix: int, cls: int | None) -> TokenLayout | str:
+    if area is None:
+        return "the size of the images is not known: no four-dimensional input was seen. Pass layout=TokenLayout(...)."
+    grid = shrunk_grid(area, tokens - prefix)
+    if isinstance(grid, str):
+        return grid
+    return TokenLayout(grid, cls=cls, registers=max(prefix - (cls is not None), 0))
+
+
+def shrunk(prefix: int = 0, cls: int | None = None) -> TokensOf:
+    """Rule of a stage whose positions are the image shrunk by one factor, row by row, keys perhaps further than queries.
+
+    Args:
+        prefix: Number of special tokens in front of the positions.
+        cls: Index of the class token among them, or None.
+
+    Returns:
+        The rule.
+    """
+
+    def tokens_of(call: SeenCall) -> SiteTokens:
+        keys = _layout(call.input_size, call.keys, prefix, cls)
+        same = call.queries == call.keys
+        return SiteTokens(keys, None if same else _layout(call.input_size, call.queries, prefix, cls))
+
+    return tokens_of
+
+
+def class_attention(prefix: int = 1) -> TokensOf:
+    """Rule of a block where only the class token asks, over itself and the positions.
+
+    Args:
+        prefix: Number of special tokens in front of the positions.
+
+    Returns:
+        The rule.
+    """
+
+    def tokens_of(call: SeenCall) -> SiteTokens:
+        keys = _layout(call.input_size, call.keys, prefix, 0)
+        return SiteTokens(keys, "the only query is the class token")
+
+    return tokens_of
+
+
+def windows(cut: Callable[[SeenCall], WindowLayout]) -> TokensOf:
+    """Rule of a block that attends within windows.
+
+    Args:
+        cut: Makes the layout from what was seen.
+
+    Returns:
+        The rule: the layout, or the numbers where the keys do not fit it.
+    """
+
+    def tokens_of(call: SeenCall) -> SiteTokens:
+        layout = cut(call)
+        if layout.num_tokens != call.keys:
+            return SiteTokens(f"{call.keys} keys do not fit {layout.describe()}, which hold {layout.num_tokens}.")
+        return SiteTokens(layout)
+
+    return tokens_of
+
+
+def pair(value: Any) -> Size:
+    """Height and width from one number or two.
+
+    Args:
+        value: An int, or a sequence of two.
+
+    Returns:
+        The size.
+    """
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def parents(model: nn.Module, name: str) -> tuple[nn.Module, ...]:
+    """The modules that hold a module, closest first.
+
+    Args:
+        model: The model.
+        name: The module's path in it.
+
+    Returns:
+        All of them, the model last.
+    """
+    parts = name.split(".")[:-1]
+    return tuple(model.get_submodule(".".join(parts[:i])) for i in range(len(parts), -1, -1))

@@ -1,0 +1,243 @@
+"""Walk every model of the installed timm: rows exact, refused with the reason, wrong, or crashed.
+
+    python benchmarks/coverage.py                       # all of timm, one model a class variant at reduced depth is not taken: real configurations
+    python benchmarks/coverage.py --match 'swin*' --json coverage.json
+    python benchmarks/coverage.py --unique              # one architecture for each set of classes: minutes instead of hours
+
+Weights are random, drawn so that attention is far from uniform; BatchNorm statistics are calibrated on the input, because activations of some
+hybrids explode without. The truth is independent of attnhook: our own function mode records every softmax and the operands of every fused call
+inside the modules that attend, and spells the softmax of those operands out in float64.
+"""
+
+import argparse
+import collections
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from attnhook import AttentionCapture
+from attnhook.errors import UnsupportedModelError
+
+TOLERANCE = 2e-5
+_SDPA = torch._C._nn.scaled_dot_product_attention
+_SOFTMAXES = {torch.softmax, F.softmax, torch.Tensor.softmax}
+_EXACT, _REFUSED, _WRONG, _CRASHED, _SKIPPED = "exact", "refused", "wrong", "crashed", "skipped"
+
+
+class Truth(TorchFunctionMode):
+    """Every softmax matrix, by the innermost module that was running: `(name, matrix (entries, queries, keys))`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.stack, self.found = [""], []
+        self.handles = []
+        for name, module in model.named_modules():
+            if not isinstance(module, nn.Softmax):
+                self.handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.stack.append(name)))
+                self.handles.append(module.register_forward_hook(lambda *_: self.stack.pop() and None))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            if func is _SDPA:
+                self.found.append((self.stack[-1], spelt(*args, **kwargs)))
+            elif func in _SOFTMAXES and result.dim() >= 3:
+                self.found.append((self.stack[-1], result.detach().double().flatten(0, -3)))
+        return result
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def spelt(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """softmax(Q K^T * scale + mask) in float64, `(entries, queries, keys)`."""
+    query, key = query.detach().double(), key.detach().double()
+    if query.dim() == 4 and key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        hidden = attn_mask.dtype is torch.bool
+        scores = scores.masked_fill(~attn_mask, float("-inf")) if hidden else scores + attn_mask
+    if is_causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), float("-inf"))
+    return torch.softmax(scores, dim=-1).flatten(0, -3)
+
+
+def same(ours: torch.Tensor, truth: torch.Tensor) -> float:
+    """Largest difference between two stacks of matrices whose first axes may be in another order; inf if shapes differ."""
+    ours = ours.double().flatten(0, -3)
+    if ours.shape != truth.shape:
+        return float("inf")
+    direct = (ours - truth).abs().max().item()
+    if direct <= TOLERANCE:
+        return direct
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(truth.shape[1:], generator=generator, dtype=torch.float64)
+    order, theirs = ((x * probe).sum((-1, -2)).argsort() for x in (ours, truth))
+    return (ours[order] - truth[theirs]).abs().max().item()
+
+
+def sharpen(model: nn.Module, pixels: torch.Tensor) -> None:
+    """Queries and keys with larger weights, LayerScale at 0.5, BatchNorm statistics of this input."""
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if parameter.dim() == 1 and ("gamma" in name or ".ls" in name or "layer_scale" in name):
+                parameter.fill_(0.5)
+            elif parameter.dim() == 2 and any(
+                key in name for key in ("qkv", ".q.", ".k.", ".kv.", "q_proj", "k_proj", ".qk")
+            ):
+                parameter.copy_(torch.randn_like(parameter) * 1.5 / parameter.shape[1] ** 0.5)
+            elif parameter.dim() == 2 and parameter.shape[0] > 1 and parameter.std() < 0.03:
+                parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model(torch.cat([pixels, pixels.flip(-1)]))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+
+
+def examine(model: nn.Module, pixels: torch.Tensor) -> tuple[str, str]:
+    """Capture one forward and hold it against the truth: outcome and details."""
+    try:
+        capture = AttentionCapture(model, rows="all")
+    except UnsupportedModelError as error:
+        return _REFUSED, str(error).split("got ")[-1].split(". There")[0][:90]
+    sharpen(model, pixels)
+    with torch.no_grad():
+        bare = model(pixels)
+        truth = Truth(model)
+        try:
+            with truth:
+                model(pixels)
+        finally:
+            truth.remove()
+        with capture:
+            output = model(pixels)
+    if not identical(bare, output):
+        return _WRONG, "the output changed"
+    found = collections.defaultdict(list)
+    for name, matrix in truth.found:
+        found[name].append(matrix)
+    worst, count = 0.0, 0
+    for block in capture.maps:
+        name, _, number = block.name.partition(":")
+        matrices = found.get(name, [])
+        if int(number or 0) >= len(matrices):
+            return _WRONG, f"{block.name}: the truth has {len(matrices)} calls"
+        worst = max(worst, same(block.rows, matrices[int(number or 0)]))
+        count += 1
+        if not worst <= TOLERANCE:
+            return (
+                _WRONG,
+                f"{block.name}: error {worst:.1e}, {tuple(block.shape)} against {tuple(matrices[int(number or 0)].shape)}",
+            )
+    missed = {n for n, m in found.items() if n not in set(capture.block_names)}
+    kinds = sorted({type(model.get_submodule(name)).__name__ for name in missed})
+    without = sum(isinstance(block.token_layout, str) for block in capture.maps)
+    words = f"{count} calls, worst {worst:.0e}, readout {capture.maps.readout.rows or 'none'}"
+    words += (
+        f", {without} without a layout: {next(b.token_layout for b in capture.maps if isinstance(b.token_layout, str))}"
+        if without
+        else ""
+    )
+    return _EXACT, words + (f"; not token attention: {kinds}" if kinds else "")
+
+
+def identical(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other) or (
+            torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
+        )
+    if isinstance(one, dict):
+        return all(identical(one[key], other[key]) for key in one)
+    return all(identical(a, b) for a, b in zip(one, other, strict=True))
+
+
+def classes(name: str) -> tuple:
+    """What an architecture is made of: its class and those of its modules, without their numbers."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    attending = {
+        (type(m).__name__, getattr(m, "fused_attn", None))
+        for m in model.modules()
+        if "ttn" in type(m).__name__ or "Attention" in type(m).__name__
+    }
+    facts = (
+        getattr(model, "global_pool", None),
+        getattr(model, "num_prefix_tokens", None),
+        getattr(model, "cls_token", None) is not None,
+    )
+    return type(model).__name__, frozenset(attending), facts, sum(p.numel() for p in model.parameters())
+
+
+def one(name: str, limit: int) -> tuple[str, str]:
+    try:
+        with torch.device("meta"):
+            meta = timm.create_model(name)
+        try:
+            AttentionCapture(meta, rows="all")
+        except UnsupportedModelError as error:
+            return _REFUSED, str(error).split("got ")[-1].split(". There")[0][:90]
+        if sum(p.numel() for p in meta.parameters()) > limit:
+            return _SKIPPED, "too large for this run"
+        model = timm.create_model(name).eval()
+        size = (
+            model.pretrained_cfg["input_size"]
+            if isinstance(model.pretrained_cfg, dict)
+            else model.pretrained_cfg.input_size
+        )
+        pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+        return examine(model, pixels)
+    except Exception as error:  # noqa: BLE001 (the walk goes on)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return _CRASHED, f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--match", default="*", help="of timm's names")
+    parser.add_argument("--unique", action="store_true", help="only the smallest architecture of each set of classes")
+    parser.add_argument("--max-parameters", type=float, default=1e9)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    names = timm.list_models(options.match)
+    if options.unique:
+        groups: dict[tuple, tuple[int, str]] = {}
+        for name in names:
+            *key, parameters = classes(name)
+            groups[tuple(key)] = min(groups.get(tuple(key), (parameters, name)), (parameters, name))
+        names = sorted(name for _, name in groups.values())
+    results = {}
+    for name in names:
+        start = time.time()
+        results[name] = one(name, int(options.max_parameters))
+        print(f"{name:55} {results[name][0]:8} {results[name][1]} [{time.time() - start:.0f} s]", flush=True)
+    counts = collections.Counter(outcome for outcome, _ in results.values())
+    print(dict(counts))
+    if options.json:
+        options.json.write_text(
+            json.dumps({"timm": timm.__version__, "torch": torch.__version__, "results": results}, indent=1)
+        )
+    return int(bool(counts[_WRONG] + counts[_CRASHED]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
