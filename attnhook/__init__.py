@@ -18,6 +18,7 @@ _HOMES = {
     "attnhook.zoo.loading": ("VisionModel", "load"),
     "attnhook.attribution.methods": ("METHODS",),
     "attnhook.attribution.raw_maps": ("raw_attention",),
+    "attnhook.attribution.received": ("received_attention",),
     "attnhook.workflows.inspection": ("ModelDescription", "describe"),
     "attnhook.workflows.results": ("AttentionResult", "attend"),
 }

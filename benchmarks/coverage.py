@@ -205,7 +205,7 @@ def one(name: str, limit: int) -> tuple[str, str]:
         )
         pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
         return examine(model, pixels)
-    except Exception as error:  # noqa: BLE001 (the walk goes on)
+    except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return _CRASHED, f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
 

@@ -5,15 +5,18 @@ cannot be seen stands by class in `_timm_blocks`.
 """
 
 import inspect
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, register_library
 from attnhook.capture.sites import AttentionSite, Kernel
 from attnhook.errors import UnsupportedModelError
-from attnhook.options import Rows
+from attnhook.options import Rows, Size
 from attnhook.zoo._timm_blocks import NOT_TOKENS, Place, facts_in_model
+from attnhook.zoo.stages import pair
 
 _FEATURE_NETS = frozenset({"FeatureListNet", "FeatureDictNet", "FeatureHookNet"})  # what features_only makes of a model
 _CALLS = frozenset({"softmax", "scaled_dot_product_attention"})
@@ -38,6 +41,8 @@ def any_model(model: Any) -> ModelAnatomy:
     plain = any(site.tokens_of is None for site in sites)
     embedding = _patch_embedding(model)
     patch_drop = getattr(model, "patch_drop", None)
+    if type(model).__name__ == "NaFlexVit":
+        return _packed(model, sites, cls=cls, registers=registers)
     return ModelAnatomy(
         sites=sites,
         cls=0 if cls else None,
@@ -54,7 +59,9 @@ def any_model(model: Any) -> ModelAnatomy:
 def _sites(model: nn.Module) -> tuple[AttentionSite, ...]:
     sites = []
     for name, module in model.named_modules():
-        if type(module).__name__ not in NOT_TOKENS and _attends(module):
+        if (
+            name and type(module).__name__ not in NOT_TOKENS and _attends(module)
+        ):  # the model's own softmax weighs features
             sites.append(AttentionSite(name, module, _kernel, **facts_in_model(Place(model, name, module))))
     return tuple(sites)
 
@@ -118,6 +125,39 @@ def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: b
     return Readout(
         None, f"its head pools with global_pool={pool!r}, which is neither one token nor the mean over patches"
     )
+
+
+def _packed(model: Any, sites: tuple[AttentionSite, ...], *, cls: bool, registers: int) -> ModelAnatomy:
+    """NaFlexVit, whose embeddings take images, or patches and their coordinates."""
+    return ModelAnatomy(
+        sites=sites,
+        cls=0 if cls else None,
+        registers=registers,
+        readout=_readout(model, sites, has_class_token=cls),
+        image_module=model.embeds,
+        token_module=model.embeds,
+        tokens_of=partial(_packed_tokens, pair(model.embeds.patch_size)),
+    )
+
+
+def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
+    given = {**dict(zip(("patches", "patch_coord", "patch_valid"), args, strict=False)), **kwargs}
+    patches, places = given["patches"], given.get("patch_coord")
+    if places is None:
+        grid = (patches.shape[2] // patch[0], patches.shape[3] // patch[1])
+        return SeenTokens(grid=grid, patch_area=(grid[0] * patch[0], grid[1] * patch[1]))
+    valid = given.get("patch_valid")
+    count = places.shape[1] if valid is None else int(valid.sum(dim=1).max())
+    last = places[:, :count].amax(dim=1) + 1
+    grids = {(int(h), int(w)) for h, w in last.tolist()}
+    grid = grids.pop()
+    rows_first = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(places)
+    if grids or count != grid[0] * grid[1] or not bool((places[:, :count] == rows_first).all()):
+        return SeenTokens(
+            problem="the images of this batch have different patch grids, or their patches are not in order: expected one grid. Run "
+            "images of one grid together, or read the rows without a grid."
+        )
+    return SeenTokens(grid=grid, patch_area=(grid[0] * patch[0], grid[1] * patch[1]), padding=places.shape[1] - count)
 
 
 def _kept_patches(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
