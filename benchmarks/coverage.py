@@ -1,8 +1,8 @@
 """Walk every model of the installed timm: rows exact, refused with the reason, wrong, or crashed.
 
-    python benchmarks/coverage.py                       # all of timm, one model a class variant at reduced depth is not taken: real configurations
-    python benchmarks/coverage.py --match 'swin*' --json coverage.json
-    python benchmarks/coverage.py --unique              # one architecture for each set of classes: minutes instead of hours
+    python benchmarks/coverage.py --json coverage.json  # every architecture, hours
+    python benchmarks/coverage.py --match 'swin*'
+    python benchmarks/coverage.py --unique              # the smallest architecture of each set of classes: minutes
 
 Weights are random, drawn so that attention is far from uniform; BatchNorm statistics are calibrated on the input, because activations of some
 hybrids explode without. The truth is independent of attnhook: our own function mode records every softmax and the operands of every fused call
@@ -29,6 +29,7 @@ from attnhook.errors import UnsupportedModelError
 TOLERANCE = 2e-5
 _SDPA = torch._C._nn.scaled_dot_product_attention
 _SOFTMAXES = {torch.softmax, F.softmax, torch.Tensor.softmax}
+_QUERIES = ("qkv", ".q.", ".k.", ".kv.", "q_proj", "k_proj", ".qk", "query", "key", "wq", "wk", ".qs.")
 _EXACT, _REFUSED, _WRONG, _CRASHED, _SKIPPED = "exact", "refused", "wrong", "crashed", "skipped"
 
 
@@ -55,6 +56,7 @@ class Truth(TorchFunctionMode):
         return result
 
     def remove(self) -> None:
+        """Take the hooks off."""
         for handle in self.handles:
             handle.remove()
 
@@ -94,10 +96,8 @@ def sharpen(model: nn.Module, pixels: torch.Tensor) -> None:
         with torch.no_grad():
             if parameter.dim() == 1 and ("gamma" in name or ".ls" in name or "layer_scale" in name):
                 parameter.fill_(0.5)
-            elif parameter.dim() == 2 and any(
-                key in name for key in ("qkv", ".q.", ".k.", ".kv.", "q_proj", "k_proj", ".qk")
-            ):
-                parameter.copy_(torch.randn_like(parameter) * 1.5 / parameter.shape[1] ** 0.5)
+            elif parameter.dim() >= 2 and any(key in name for key in _QUERIES):
+                parameter.copy_(torch.randn_like(parameter) * 2 / parameter[0].numel() ** 0.5)
             elif parameter.dim() == 2 and parameter.shape[0] > 1 and parameter.std() < 0.03:
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -135,7 +135,7 @@ def examine(model: nn.Module, pixels: torch.Tensor) -> tuple[str, str]:
     found = collections.defaultdict(list)
     for name, matrix in truth.found:
         found[name].append(matrix)
-    worst, count = 0.0, 0
+    worst, count, peak = 0.0, 0, 0.0
     for block in capture.maps:
         name, _, number = block.name.partition(":")
         matrices = found.get(name, [])
@@ -143,6 +143,7 @@ def examine(model: nn.Module, pixels: torch.Tensor) -> tuple[str, str]:
             return _WRONG, f"{block.name}: the truth has {len(matrices)} calls"
         worst = max(worst, same(block.rows, matrices[int(number or 0)]))
         count += 1
+        peak = max(peak, (block.rows.amax(dim=-1) * block.shape[-1]).mean().item())
         if not worst <= TOLERANCE:
             return (
                 _WRONG,
@@ -151,7 +152,7 @@ def examine(model: nn.Module, pixels: torch.Tensor) -> tuple[str, str]:
     missed = {n for n, m in found.items() if n not in set(capture.block_names)}
     kinds = sorted({type(model.get_submodule(name)).__name__ for name in missed})
     without = sum(isinstance(block.token_layout, str) for block in capture.maps)
-    words = f"{count} calls, worst {worst:.0e}, readout {capture.maps.readout.rows or 'none'}"
+    words = f"{count} calls, worst {worst:.0e}, peak x{peak:.1f} uniform, readout {capture.maps.readout.rows or 'none'}"
     words += (
         f", {without} without a layout: {next(b.token_layout for b in capture.maps if isinstance(b.token_layout, str))}"
         if without
