@@ -6,6 +6,7 @@ in `attnhook.zoo` and are imported when a model of that library turns up, never 
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ _LIBRARIES = {
     "timm": "attnhook.zoo._timm",
     "transformers": "attnhook.zoo._transformers",
     "torchvision": "attnhook.zoo._torchvision",
+    "open_clip": "attnhook.zoo._open_clip",
 }
 
 
@@ -187,12 +189,27 @@ def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
     return found[0][1].under(found[0][0]) if found else None
 
 
-def guess_sites(model: nn.Module, blocks: BlocksOption) -> tuple[AttentionSite, ...]:
-    """The attention modules of a model that no adapter knows: those that the user names, or every `nn.MultiheadAttention`.
+_CALLS = frozenset({"softmax", "scaled_dot_product_attention"})
+
+
+def attends(module: nn.Module) -> bool:
+    """Whether the code of a module's class, not of a child, calls an attention kernel or a softmax."""
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch."):
+            return isinstance(module, nn.MultiheadAttention)
+        functions = (inspect.unwrap(f) for f in vars(kind).values() if inspect.isfunction(f))
+        if any(_CALLS & set(f.__code__.co_names) for f in functions):
+            return True
+    return False
+
+
+def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tuple[AttentionSite, ...]:
+    """The attention modules of a model that no adapter knows: those that the user names, or those that can be recognised.
 
     Args:
         model: The model.
         blocks: Names, a predicate over names, or anything else for "what can be recognised".
+        by_code: Whether modules whose code calls a softmax are recognised too, and not only every `nn.MultiheadAttention`.
 
     Returns:
         The sites in the order of `named_modules()`; empty if there are none.
@@ -208,7 +225,11 @@ def guess_sites(model: nn.Module, blocks: BlocksOption) -> tuple[AttentionSite, 
     elif isinstance(blocks, Sequence) and blocks and all(isinstance(block, str) for block in blocks):
         chosen = [str(block) for block in blocks]
     else:
-        chosen = [name for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)]
+        return tuple(
+            AttentionSite(name, module, guessed=not isinstance(module, nn.MultiheadAttention))
+            for name, module in modules.items()
+            if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module))
+        )
     for name in chosen:
         if name not in modules:
             raise UnknownBlockError(f"unknown block {name!r}: {type(model).__name__} has no module of that name.")

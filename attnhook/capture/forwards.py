@@ -163,6 +163,8 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
         calls = record.calls.get(site.name, [])
         if site.name in record.errors:
             raise record.errors[site.name]
+        if not calls and site.guessed and record.calls:
+            continue
         if not calls:
             raise BlockNotCapturedError(_why_missing(site, record, plan))
         found += [(site, f"{site.name}:{i}" if i else site.name, call) for i, call in enumerate(calls)]

@@ -2,9 +2,9 @@
 
 Four ways, from cheap to thorough, one a `Kernel`:
 
-- SDPA: while a capture is open (`watching_sdpa`) `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every
-  call on and finds on the call stack which module made it. No hook on the module, and no function mode, which would cost a Python call for
-  every torch call in the block.
+- SDPA: while a capture is open `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every call on and finds
+  on the call stack which module made it. No hook on the module, and no function mode, which would cost a Python call for every torch call
+  in the block.
 - OPEN: a `TorchFunctionMode` that sees scaled_dot_product_attention and every softmax over the last of three or more dimensions.
 - INTERFACE: the same, and the function registered at transformers' attention interface is wrapped: see `interfaces`.
 - MULTIHEAD: nothing is opened. An `nn.MultiheadAttention` is read from its own inputs and weights after it ran, because an open mode
@@ -100,11 +100,13 @@ def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         listener.operands(call, "scaled_dot_product_attention")
 
 
-# --- SDPA: the attribute of torch.nn.functional -------------------------------------------------------------------------------------------
+# --- functions that are called through an attribute of torch ------------------------------------------------------------------------------
+
+Tell = Callable[["Listener", tuple[Any, ...], dict[str, Any]], None]
 
 
-class FusedWatch:
-    """Tells recorders of the calls that their modules make through `torch.nn.functional.scaled_dot_product_attention`.
+class FunctionWatch:
+    """Tells recorders of the calls that their modules make through a watched function.
 
     The module that makes a call is found on the call stack: the innermost frame whose first argument is one of the watched modules. That is
     what a pair of hooks around the module would say, for a third of their time.
@@ -112,13 +114,15 @@ class FusedWatch:
     Args:
         listeners: Who is told, by `id` of the module.
         listens: Asked at each call whether it is to be told.
+        tell: Tells a listener of a call with these arguments.
     """
 
-    __slots__ = ("_listeners", "_listens")
+    __slots__ = ("_listeners", "_listens", "_tell")
 
-    def __init__(self, listeners: dict[int, Listener], listens: Callable[[], bool]) -> None:
+    def __init__(self, listeners: dict[int, Listener], listens: Callable[[], bool], tell: Tell) -> None:
         self._listeners = listeners
         self._listens = listens
+        self._tell = tell
 
     def saw(self, caller: FrameType | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A call ran that the frame `caller` made; most often that is the forward of a watched module."""
@@ -130,40 +134,58 @@ class FusedWatch:
             caller = caller.f_back
         else:
             return
-        if self._listens() and not listener.plain(args, kwargs):
-            _report(listener, args, kwargs)
+        if self._listens():
+            self._tell(listener, args, kwargs)
 
 
 lock = threading.Lock()
-_watches: tuple[
-    FusedWatch, ...
-] = ()  # of the contexts open on all threads: the attribute is replaced while there are any
-_original: Callable[..., Any] = F.scaled_dot_product_attention  # what it held before
 
 
-def _passing_sdpa(*args: Any, **kwargs: Any) -> Any:
-    output = _original(*args, **kwargs)
-    for watch in _watches:
-        watch.saw(sys._getframe(1), args, kwargs)
-    return output
+class WatchedFunction:
+    """A function of torch that is called through an attribute: replaced, while anyone watches, by one that passes every call on.
 
+    Args:
+        home: The module that holds it.
+        name: The attribute.
+    """
 
-@contextmanager
-def watching_sdpa(watch: FusedWatch) -> Iterator[None]:
-    """Let `watch` see the calls that are made through `torch.nn.functional.scaled_dot_product_attention`."""
-    global _watches, _original  # noqa: PLW0603 (one process has one torch.nn.functional)
-    with lock:
-        if not _watches:
-            _original = F.scaled_dot_product_attention
-            F.scaled_dot_product_attention = _passing_sdpa
-        _watches = (*_watches, watch)
-    try:
-        yield
-    finally:
+    def __init__(self, home: Any, name: str) -> None:
+        self._home, self._name = home, name
+        self.watches: tuple[FunctionWatch, ...] = ()  # of the contexts open on all threads
+        self.original: Callable[..., Any] = getattr(home, name)
+
+        def passing(*args: Any, **kwargs: Any) -> Any:
+            output = self.original(*args, **kwargs)
+            for watch in self.watches:
+                watch.saw(sys._getframe(1), args, kwargs)
+            return output
+
+        self._passing = passing
+
+    @contextmanager
+    def watched(self, watch: FunctionWatch) -> Iterator[None]:
+        """Let `watch` see the calls."""
         with lock:
-            _watches = tuple(other for other in _watches if other is not watch)
-            if not _watches:
-                F.scaled_dot_product_attention = _original
+            if not self.watches:
+                self.original = getattr(self._home, self._name)
+                setattr(self._home, self._name, self._passing)
+            self.watches = (*self.watches, watch)
+        try:
+            yield
+        finally:
+            with lock:
+                self.watches = tuple(other for other in self.watches if other is not watch)
+                if not self.watches:
+                    setattr(self._home, self._name, self.original)
+
+
+SDPA = WatchedFunction(F, "scaled_dot_product_attention")
+
+
+def tell_fused(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell a listener of a call of `scaled_dot_product_attention`."""
+    if not listener.plain(args, kwargs):
+        _report(listener, args, kwargs)
 
 
 # --- anything else: a function mode -------------------------------------------------------------------------------------------------------

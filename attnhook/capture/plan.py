@@ -51,7 +51,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     """
     inner = unwrapped(model)
     known = find_anatomy(inner)
-    anatomy = ModelAnatomy(sites=guess_sites(inner, blocks)) if known is None else known
+    anatomy = ModelAnatomy(sites=guess_sites(inner, blocks, by_code=layout is not None)) if known is None else known
     if not anatomy.sites:
         raise UnsupportedModelError(
             f"{type(inner).__name__} has no attention that attnhook knows: expected a model of timm, transformers or torchvision, "
@@ -63,7 +63,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     kind = _resolve_rows(inner, anatomy, rows)
     if known is None and not isinstance(blocks, int):
         blocks = None  # they chose the sites
-    sites = choose_blocks(_candidates(anatomy, kind), blocks)
+    sites = tuple(_with_holder(inner, site) for site in choose_blocks(_candidates(anatomy, kind), blocks))
     return CapturePlan(inner, anatomy, sites, kind, layout)
 
 
@@ -155,6 +155,12 @@ def _chosen(rows: Sequence[int | PatchIndex]) -> tuple[int | PatchIndex, ...]:
     if not chosen:
         raise ValueError("rows=[] keeps nothing: expected at least one token index or (row, column) patch.")
     return tuple(chosen)
+
+
+def _with_holder(model: nn.Module, site: AttentionSite) -> AttentionSite:
+    if site.holder is not None or not isinstance(site.module, nn.MultiheadAttention):
+        return site
+    return replace(site, holder=model.get_submodule(site.name.rpartition(".")[0]))
 
 
 def _candidates(anatomy: ModelAnatomy, rows: RowsChoice) -> tuple[AttentionSite, ...]:

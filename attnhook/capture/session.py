@@ -16,8 +16,18 @@ from torch import Tensor, nn
 from torch._C import _current_graph_task_id
 from torch.utils.hooks import RemovableHandle
 
+from attnhook.capture.encoder_layers import ENCODER_LAYER, MULTIHEAD, tell_layer, tell_multihead
 from attnhook.capture.forwards import ForwardRecord, finish
-from attnhook.capture.interception import FusedWatch, Listener, OpenScope, Scope, watching_sdpa
+from attnhook.capture.interception import (
+    SDPA,
+    FunctionWatch,
+    Listener,
+    OpenScope,
+    Scope,
+    Tell,
+    WatchedFunction,
+    tell_fused,
+)
 from attnhook.capture.interfaces import InterfaceScope
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
@@ -98,16 +108,20 @@ class AttentionCapture:
             scopes: list[Scope] = []
             stack.callback(_close_all, scopes)
             fused: dict[int, Listener] = {}
+            layers: dict[int, Listener] = {}
             for recorder in self._recorders:
                 if (seen := recorder.site.seen_module) is not None:
                     handles.append(seen.register_forward_pre_hook(_SeesInputs(self, recorder), with_kwargs=True))
                 kernel = recorder.site.running_kernel()
                 if kernel is Kernel.SDPA:
                     fused[id(recorder.site.module)] = recorder
+                elif kernel is Kernel.ENCODER_LAYER:
+                    fused[id(recorder.site.module)] = layers[id(recorder.site.holder)] = recorder
                 else:
                     self._hook_site(recorder, kernel, handles, scopes)
-            if fused:
-                stack.enter_context(watching_sdpa(FusedWatch(fused, self.listens)))
+            self._watch(stack, SDPA, fused, tell_fused)
+            self._watch(stack, MULTIHEAD, fused if layers else {}, tell_multihead)
+            self._watch(stack, ENCODER_LAYER, layers, tell_layer)
             self._stack = stack.pop_all()
         return self
 
@@ -117,6 +131,10 @@ class AttentionCapture:
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
+
+    def _watch(self, stack: ExitStack, function: WatchedFunction, listeners: dict[int, Listener], tell: Tell) -> None:
+        if listeners:
+            stack.enter_context(function.watched(FunctionWatch(listeners, self.listens, tell)))
 
     def _hook_site(
         self, recorder: SiteRecorder, kernel: Kernel, handles: list[RemovableHandle], scopes: list[Scope]

@@ -20,12 +20,14 @@ class Kernel(StrEnum):
     Attributes:
         SDPA: Calls `torch.nn.functional.scaled_dot_product_attention` by that attribute.
         MULTIHEAD: Is an `nn.MultiheadAttention`, read from its own inputs and weights.
+        ENCODER_LAYER: Is the `nn.MultiheadAttention` of an `nn.TransformerEncoderLayer`, which a hook would drive off its fast path.
         INTERFACE: Calls a function registered at transformers' attention interface.
         OPEN: Anything else that calls scaled_dot_product_attention or a softmax; every torch call is watched.
     """
 
     SDPA = "sdpa"
     MULTIHEAD = "multihead"
+    ENCODER_LAYER = "encoder layer"
     INTERFACE = "interface"
     OPEN = "open"
 
@@ -113,6 +115,8 @@ class AttentionSite:
         mixing: What multiplies the values if not the softmax itself, in words; empty otherwise.
         tokens_of: Tells what its tokens are from a call; None where the model's own layout holds.
         seen_module: The module whose inputs `tokens_of` wants to see; None for none.
+        holder: The module around it.
+        guessed: Whether nothing but its code says that it attends: it is left out where it turns out to call no attention.
     """
 
     name: str
@@ -125,6 +129,8 @@ class AttentionSite:
     mixing: str = ""
     tokens_of: Callable[[SeenCall], SiteTokens] | None = field(default=None, repr=False)
     seen_module: nn.Module | None = field(default=None, repr=False)
+    holder: nn.Module | None = field(default=None, repr=False)
+    guessed: bool = False
 
     @property
     def pooling(self) -> bool:
@@ -139,7 +145,7 @@ class AttentionSite:
     def running_kernel(self) -> Kernel:
         """How the module computes attention with its present settings."""
         if isinstance(self.module, nn.MultiheadAttention):
-            return Kernel.MULTIHEAD
+            return Kernel.ENCODER_LAYER if isinstance(self.holder, nn.TransformerEncoderLayer) else Kernel.MULTIHEAD
         return self.kernel if isinstance(self.kernel, Kernel) else self.kernel(self.module)
 
     def arranged(self, tensor: Tensor) -> Tensor | None:

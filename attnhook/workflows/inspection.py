@@ -16,6 +16,7 @@ from attnhook.workflows.running import run_vision
 _KERNELS = {
     Kernel.SDPA: "fused (scaled_dot_product_attention)",
     Kernel.MULTIHEAD: "nn.MultiheadAttention",
+    Kernel.ENCODER_LAYER: "nn.TransformerEncoderLayer",
     Kernel.INTERFACE: "registered attention function",
     Kernel.OPEN: "explicit softmax or any",
 }

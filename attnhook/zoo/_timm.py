@@ -4,14 +4,13 @@ Imports nothing of timm: modules are recognised by what their code calls, facts 
 cannot be seen stands by class in `_timm_blocks`.
 """
 
-import inspect
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, register_library
+from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, attends, register_library
 from attnhook.capture.sites import AttentionSite, Kernel
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows, Size
@@ -19,7 +18,6 @@ from attnhook.zoo._timm_blocks import NOT_TOKENS, Place, facts_in_model
 from attnhook.zoo.stages import pair
 
 _FEATURE_NETS = frozenset({"FeatureListNet", "FeatureDictNet", "FeatureHookNet"})  # what features_only makes of a model
-_CALLS = frozenset({"softmax", "scaled_dot_product_attention"})
 
 
 def any_model(model: Any) -> ModelAnatomy:
@@ -60,21 +58,10 @@ def _sites(model: nn.Module) -> tuple[AttentionSite, ...]:
     sites = []
     for name, module in model.named_modules():
         if (
-            name and type(module).__name__ not in NOT_TOKENS and _attends(module)
+            name and type(module).__name__ not in NOT_TOKENS and attends(module)
         ):  # the model's own softmax weighs features
             sites.append(AttentionSite(name, module, _kernel, **facts_in_model(Place(model, name, module))))
     return tuple(sites)
-
-
-def _attends(module: nn.Module) -> bool:
-    """Whether the class of a module, not a child of it, calls an attention kernel or a softmax."""
-    for kind in type(module).__mro__:
-        if kind.__module__.startswith("torch."):
-            return False
-        functions = (inspect.unwrap(f) for f in vars(kind).values() if inspect.isfunction(f))
-        if any(_CALLS & set(f.__code__.co_names) for f in functions):
-            return True
-    return False
 
 
 def _kernel(module: nn.Module) -> Kernel:

@@ -67,7 +67,7 @@ def traces(model: nn.Module) -> tuple:
     watching = (
         F.scaled_dot_product_attention is FUSED,
         torch._C._len_torch_function_stack(),
-        interception._watches,
+        interception.SDPA.watches,
     )
     return hooks, modes, attributes, grads, watching, torch.get_rng_state().tolist()
 

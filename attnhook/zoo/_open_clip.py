@@ -1,0 +1,39 @@
+"""What open_clip's vision towers mean. Imports nothing of open_clip: types are registered by name."""
+
+from typing import Any
+
+from torch import nn
+
+from attnhook.capture.adapters import ModelAnatomy, Readout, attends, register_adapter
+from attnhook.capture.sites import AttentionSite, Kernel, Queries
+from attnhook.options import Rows
+
+
+def vision_transformer(model: Any) -> ModelAnatomy:
+    """Anatomy of open_clip's `VisionTransformer`, bare or as the vision tower of a CLIP or CoCa.
+
+    Args:
+        model: The tower.
+
+    Returns:
+        Its anatomy.
+    """
+    sites = tuple(
+        AttentionSite(name, module, Kernel.OPEN, queries=_queries(name))
+        for name, module in model.named_modules()
+        if attends(module) and not isinstance(module, nn.Softmax)
+    )
+    if getattr(model, "attn_pool", None) is not None:
+        readout = Readout(Rows.POOL, "an attention pooling")
+    elif model.pool_type == "avg":
+        readout = Readout(Rows.MEAN, "pool_type='avg'")
+    else:
+        readout = Readout(Rows.CLS, f"pool_type={model.pool_type!r}, and it has a class token")
+    return ModelAnatomy(sites=sites, cls=0, readout=readout, image_module=model.conv1, grid_module=model.conv1)
+
+
+def _queries(name: str) -> Queries:
+    return Queries.POOL if name.startswith("attn_pool") else Queries.TOKENS
+
+
+register_adapter("open_clip.transformer.VisionTransformer", vision_transformer)
