@@ -3,26 +3,11 @@
 import importlib
 from typing import Any
 
+from attnhook.names import HOMES
+
 __version__ = "0.1.0.dev0"
 
-_HOMES = {
-    "attnhook.capture.adapters": ("ModelAnatomy", "Readout", "register_adapter"),
-    "attnhook.capture.sites": ("AttentionSite",),
-    "attnhook.capture.windows": ("WindowLayout",),
-    "attnhook.capture.layout": ("TokenLayout",),
-    "attnhook.capture.records": ("AttentionMaps", "BlockAttention"),
-    "attnhook.capture.session": ("AttentionCapture",),
-    "attnhook.imaging.geometry": ("ImageGeometry",),
-    "attnhook.imaging.heatmaps": ("heatmap",),
-    "attnhook.imaging.overlays": ("overlay",),
-    "attnhook.zoo.loading": ("VisionModel", "load"),
-    "attnhook.attribution.methods": ("METHODS",),
-    "attnhook.attribution.raw_maps": ("raw_attention",),
-    "attnhook.attribution.received": ("received_attention",),
-    "attnhook.workflows.inspection": ("ModelDescription", "describe"),
-    "attnhook.workflows.results": ("AttentionResult", "attend"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in HOMES.items() for name in names}
 
 __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 (strings, collected above)
 

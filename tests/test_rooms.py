@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "demo": {"errors", "options", "capture", "imaging", "zoo", "attribution", "workflows"},
     "cli": {"errors", "options", "capture", "imaging", "zoo", "attribution", "workflows", "demo"},
     "__main__": {"cli"},
-    "__init__": set(),
+    "names": set(),
+    "__init__": {"names"},
 }
 HEAVY = ("timm", "transformers", "torchvision", "matplotlib")
 

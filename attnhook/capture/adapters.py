@@ -192,9 +192,16 @@ def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
 _CALLS = frozenset({"softmax", "scaled_dot_product_attention"})
 
 
+def class_of(module: nn.Module) -> type[Any]:
+    """The class that the author of a module wrote: FSDP2 puts one of its own in front."""
+    return next(
+        (kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed")), type(module)
+    )
+
+
 def attends(module: nn.Module) -> bool:
     """Whether the code of a module's class, not of a child, calls an attention kernel or a softmax."""
-    for kind in type(module).__mro__:
+    for kind in class_of(module).__mro__:
         if kind.__module__.startswith("torch."):
             return isinstance(module, nn.MultiheadAttention)
         functions = (inspect.unwrap(f) for f in vars(kind).values() if inspect.isfunction(f))

@@ -17,7 +17,7 @@ ENCODER_LAYER = WatchedFunction(torch, "_transformer_encoder_layer_fwd")
 MULTIHEAD = WatchedFunction(torch, "_native_multi_head_attention")
 
 
-def tell_layer(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def tell_layer(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Tell a listener of a call of `torch._transformer_encoder_layer_fwd`, which normalises its input first if told so."""
     source, width, heads, weight, bias = args[:5]
     norm_first, eps, norm_weight, norm_bias = args[8:12]
@@ -30,7 +30,7 @@ def tell_layer(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]
         listener.operands(_self_attention(tokens, heads, weight, bias, mask, mask_type), "encoder layer")
 
 
-def tell_multihead(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def tell_multihead(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Tell a listener of a call of `torch._native_multi_head_attention`, which is always self-attention."""
     tokens, _, _, _, heads, weight, bias, _, _, mask, _, _, mask_type = args
     if tokens.is_nested:

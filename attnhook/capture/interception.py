@@ -102,7 +102,7 @@ def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 # --- functions that are called through an attribute of torch ------------------------------------------------------------------------------
 
-Tell = Callable[["Listener", tuple[Any, ...], dict[str, Any]], None]
+Tell = Callable[["Listener", tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class FunctionWatch:
@@ -114,7 +114,7 @@ class FunctionWatch:
     Args:
         listeners: Who is told, by `id` of the module.
         listens: Asked at each call whether it is to be told.
-        tell: Tells a listener of a call with these arguments.
+        tell: Tells a listener of a call: its arguments and its output.
     """
 
     __slots__ = ("_listeners", "_listens", "_tell")
@@ -124,7 +124,7 @@ class FunctionWatch:
         self._listens = listens
         self._tell = tell
 
-    def saw(self, caller: FrameType | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def saw(self, caller: FrameType | None, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A call ran that the frame `caller` made; most often that is the forward of a watched module."""
         while caller is not None:
             names = caller.f_code.co_varnames
@@ -135,7 +135,7 @@ class FunctionWatch:
         else:
             return
         if self._listens():
-            self._tell(listener, args, kwargs)
+            self._tell(listener, args, kwargs, output)
 
 
 lock = threading.Lock()
@@ -157,7 +157,7 @@ class WatchedFunction:
         def passing(*args: Any, **kwargs: Any) -> Any:
             output = self.original(*args, **kwargs)
             for watch in self.watches:
-                watch.saw(sys._getframe(1), args, kwargs)
+                watch.saw(sys._getframe(1), args, kwargs, output)
             return output
 
         self._passing = passing
@@ -182,7 +182,7 @@ class WatchedFunction:
 SDPA = WatchedFunction(F, "scaled_dot_product_attention")
 
 
-def tell_fused(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def tell_fused(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Tell a listener of a call of `scaled_dot_product_attention`."""
     if not listener.plain(args, kwargs):
         _report(listener, args, kwargs)

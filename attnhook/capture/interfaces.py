@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnhook.capture.adapters import class_of
 from attnhook.capture.interception import Listener, OpenScope, lock
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
 from attnhook.errors import AttnhookError, UnsupportedModelError
@@ -133,7 +134,7 @@ def _watched(function: Callable[..., Any], name: tuple[int, str]) -> Callable[..
 
 def _interface_of(module: nn.Module) -> tuple[Any, str]:
     interface = None
-    forward: Any = type(module).forward
+    forward: Any = class_of(module).forward
     while interface is None and forward is not None:
         interface = getattr(forward, "__globals__", {}).get("ALL_ATTENTION_FUNCTIONS")
         forward = getattr(forward, "__wrapped__", None)

@@ -34,7 +34,7 @@ from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.sites import Kernel
-from attnhook.errors import NothingCapturedError
+from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.options import BlocksOption, RowsOption
 
 
@@ -53,9 +53,10 @@ class AttentionCapture:
             stays implicit), or a sequence of `(row, column)` patches and token indices.
         layout: What the tokens are, for models that attnhook does not know; overrides what it knows.
         device: Where rows are kept; by default where they are computed.
+        strict: Whether to refuse a compiled model instead of running it eagerly while the context is open.
 
     Raises:
-        UnsupportedModelError: If the model has no attention that can be captured.
+        UnsupportedModelError: If the model has no attention that can be captured, or, on entering with `strict`, is compiled.
         UnknownBlockError: If `blocks` names a block that does not exist.
         NoReadoutError: If the model has no such row (`NoClassTokenError`: no class token).
 
@@ -79,8 +80,10 @@ class AttentionCapture:
         rows: RowsOption = "readout",
         layout: TokenLayout | None = None,
         device: torch.device | str | None = None,
+        strict: bool = False,
     ) -> None:
         self._plan = make_plan(model, blocks, rows, layout)
+        self._strict = strict
         self._compilable = _compilable(model, self._plan)
         keep_on = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
@@ -101,7 +104,7 @@ class AttentionCapture:
         self.clear()
         self._owner = get_ident()
         with ExitStack() as stack:
-            _run_eagerly(self._compilable, stack)
+            _run_eagerly(self._compilable, stack, strict=self._strict)
             handles: list[RemovableHandle] = []
             stack.callback(_remove_all, handles)
             self._hook_images(handles)
@@ -202,6 +205,11 @@ class AttentionCapture:
             self._records[-1].saw_tokens(tokens_of(args, kwargs, output))
 
     # --- results ----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> CapturePlan:
+        """What is captured: the sites, the rows, what is known about the model."""
+        return self._plan
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -379,9 +387,14 @@ def _compilable(model: nn.Module, plan: CapturePlan) -> tuple[nn.Module, ...]:
     return tuple(chosen)
 
 
-def _run_eagerly(modules: Sequence[nn.Module], stack: ExitStack) -> None:
+def _run_eagerly(modules: Sequence[nn.Module], stack: ExitStack, *, strict: bool) -> None:
     """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
     for module in modules:
         if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            if strict:
+                raise UnsupportedModelError(
+                    f"{type(module).__name__} is compiled: expected an eager model, because strict=True. Leave strict out to run it eagerly "
+                    "inside the context, or compile model and capture together with TraceableCapture."
+                )
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             return

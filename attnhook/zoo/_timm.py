@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, attends, register_library
+from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, attends, class_of, register_library
 from attnhook.capture.sites import AttentionSite, Kernel
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows, Size
@@ -39,7 +39,7 @@ def any_model(model: Any) -> ModelAnatomy:
     plain = any(site.tokens_of is None for site in sites)
     embedding = _patch_embedding(model)
     patch_drop = getattr(model, "patch_drop", None)
-    if type(model).__name__ == "NaFlexVit":
+    if class_of(model).__name__ == "NaFlexVit":
         return _packed(model, sites, cls=cls, registers=registers)
     return ModelAnatomy(
         sites=sites,
@@ -58,7 +58,7 @@ def _sites(model: nn.Module) -> tuple[AttentionSite, ...]:
     sites = []
     for name, module in model.named_modules():
         if (
-            name and type(module).__name__ not in NOT_TOKENS and attends(module)
+            name and class_of(module).__name__ not in NOT_TOKENS and attends(module)
         ):  # the model's own softmax weighs features
             sites.append(AttentionSite(name, module, _kernel, **facts_in_model(Place(model, name, module))))
     return tuple(sites)
@@ -155,7 +155,7 @@ def _kept_patches(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) ->
 
 
 def _what_it_does(model: nn.Module) -> str:
-    kinds = {type(module).__name__ for module in model.modules()}
+    kinds = {class_of(module).__name__ for module in model.modules()}
     words = sorted({NOT_TOKENS[kind] for kind in kinds & NOT_TOKENS.keys()})
     if not words and any("pool" in kind.lower() and "mix" in kind.lower() for kind in kinds):
         words = ["token mixing by pooling"]
@@ -170,10 +170,12 @@ def _what_it_does(model: nn.Module) -> str:
 
 
 def _is_model(module: nn.Module) -> bool:
-    kind = type(module)
+    kind = class_of(module)
     if not kind.__module__.startswith("timm.models"):
         return False
-    return hasattr(module, "forward_head") or hasattr(module, "pretrained_cfg") or kind.__name__ in _FEATURE_NETS
+    if kind.__module__ == "timm.models._features":
+        return kind.__name__ in _FEATURE_NETS  # a FeatureGetterNet holds a whole model
+    return hasattr(module, "forward_head") or hasattr(module, "pretrained_cfg")
 
 
 register_library("timm", any_model, _is_model)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from attnhook.capture.adapters import class_of
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.sites import Arrangement, Queries, SeenCall, SiteTokens
 from attnhook.capture.windows import WindowLayout
@@ -68,7 +69,7 @@ def facts_of(place: Place) -> Facts:
     Returns:
         Keyword arguments; empty for plain attention over the model's tokens.
     """
-    kind = type(place.module)
+    kind = class_of(place.module)
     key = f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
     rule = _RULES.get(key)
     return {} if rule is None else rule(place)
@@ -360,9 +361,10 @@ def facts_in_model(place: Place) -> Facts:
     Returns:
         Keyword arguments of `AttentionSite`.
     """
-    kind = f"{type(place.module).__module__.rpartition('.')[2]}.{type(place.module).__name__}"
+    inner = class_of(place.module)
+    kind = f"{inner.__module__.rpartition('.')[2]}.{inner.__name__}"
     if kind == "attention.Attention":
-        rule = _SHARED.get(type(place.model).__name__)
+        rule = _SHARED.get(class_of(place.model).__name__)
         return {} if rule is None else rule(place)
     if kind == "tnt.Attention":
         return _tnt_inner(place) if place.name.endswith("attn_in") else {"tokens_of": shrunk(1, 0)}

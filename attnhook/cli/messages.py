@@ -1,0 +1,42 @@
+"""What commands say and write: lines on stderr, JSON files."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write JSON under a temporary name, then rename.
+
+    Args:
+        content: What to write.
+        path: The file.
+    """
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its message, or its type if it has none.
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, at once.
+
+    Args:
+        line: The line.
+    """
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,163 @@
+"""`attnhook overlay`: a model's attention over photos, one PNG per image and one manifest."""
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnhook import __version__
+from attnhook.cli.arguments import add_command, add_map_options, add_model
+from attnhook.cli.messages import one_line, say, write_json
+from attnhook.errors import AttnhookError, NoReadoutError, UnknownBlockError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from attnhook.workflows.results import AttentionResult
+    from attnhook.zoo.loading import VisionModel
+
+MANIFEST = "manifest.json"
+# An option that no image can meet: the command fails, not one image.
+_OPTION_ERRORS = (NoReadoutError, UnknownBlockError, UnsupportedModelError)
+
+_TEXT = """\
+Lay a model's attention over photos: one PNG per image and one manifest.json.
+
+The map is one softmax row of one block: where the model's readout (usually the class
+token) looked. It is not importance. Pixels that the model did not see (most models crop
+the centre) stay as they are.
+
+A photo that cannot be read is reported, the others are done, and the exit code is 1."""
+_EXAMPLES = """\
+examples:
+  attnhook overlay cat.jpg
+  attnhook overlay photos/*.jpg --model hf:facebook/dinov2-small --out maps
+  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --block 8 --heads max --scale uniform
+  attnhook overlay cat.jpg --rows 18,12 --mode nearest    what the patch in row 18, column 12 looks at"""
+
+
+def add(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: What `add_subparsers` gave.
+    """
+    overlay = add_command(commands, "overlay", "attention over your photos", _TEXT, _EXAMPLES)
+    overlay.set_defaults(run=_overlay)
+    overlay.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    add_model(overlay)
+    add_map_options(overlay)
+    overlay.add_argument("--out", type=Path, default=Path("attention"), help="folder (default: %(default)s)")
+
+
+def _overlay(arguments: argparse.Namespace) -> int:
+    from attnhook.zoo.loading import load
+
+    _check_map_options(arguments)
+    model = load(arguments.model, device=arguments.device)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    targets = _targets(arguments.images, arguments.out)
+    entries = []
+    for number, (image, target) in enumerate(zip(arguments.images, targets, strict=True), 1):
+        entry = _overlay_one(model, image, target, arguments)
+        entries.append(entry)
+        said = entry["error"] or f"-> {target}"
+        say(f"[{number}/{len(targets)}] {image}: {said}")
+    failed = sum(entry["error"] is not None for entry in entries)
+    manifest = arguments.out / MANIFEST
+    write_json({**_manifest_head(model, arguments), "failed": failed, "images": entries}, manifest)
+    print(f"{len(entries) - failed} of {len(entries)} images done; {manifest}")
+    return 1 if failed else 0
+
+
+def _check_map_options(arguments: argparse.Namespace) -> None:
+    """Say what is wrong with the options before a model is loaded."""
+    import torch
+    from PIL import Image
+
+    from attnhook.attribution.methods import METHODS
+    from attnhook.imaging.overlays import overlay
+
+    if arguments.method not in METHODS:
+        raise ValueError(
+            f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {arguments.method!r}. Check the spelling."
+        )
+    options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale")}
+    overlay(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
+
+
+def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    from attnhook.workflows.results import attend
+
+    entry: dict[str, Any] = {"input": str(image), "output": None, "error": None}
+    try:
+        (result,) = attend(
+            model,
+            str(image),
+            method=arguments.method,
+            block=arguments.block,
+            heads=arguments.heads,
+            rows=arguments.rows,
+            mode=arguments.mode,
+        )
+        result.save(target, colormap=arguments.colormap, alpha=arguments.alpha, scale=arguments.scale)
+    except _OPTION_ERRORS:
+        raise
+    except IndexError as error:  # --block or --heads beyond what the model has
+        raise ValueError(str(error)) from error
+    except (AttnhookError, OSError) as error:
+        return entry | {"error": one_line(error)}
+    return entry | {"output": target.name} | _facts(result)
+
+
+def _facts(result: "AttentionResult") -> dict[str, Any]:
+    known = result.attention[~result.attention.isnan()]
+    return {
+        "photo_size": [result.image.height, result.image.width],
+        "grid": list(result.attention.shape),
+        "block": result.settings["block"],
+        "rows": result.settings["rows"],
+        "min": float(known.min()),
+        "max": float(known.max()),
+        "uniform": result.uniform,
+        "outside": None if math.isnan(result.outside) else result.outside,
+    }
+
+
+def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
+    chosen = ("method", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "device")
+    return {
+        "format": "attnhook-overlay-1",
+        "versions": {"attnhook": __version__} | {name: _version(name) for name in ("torch", "timm", "transformers")},
+        "model": {
+            "spec": arguments.model,
+            "name": model.name,
+            "library": model.library,
+            "class": f"{type(model.model).__module__}.{type(model.model).__qualname__}",
+            "input_size": model.input_size,
+        },
+        "settings": {name: getattr(arguments, name) for name in chosen},
+    }
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _targets(images: Iterable[Path], out: Path) -> list[Path]:
+    """One path per image: no two alike, not even where case does not count, and none of them an input."""
+    sources = list(images)
+    taken = {str(source.expanduser().resolve()).casefold() for source in sources}
+    targets = []
+    for source in sources:
+        number, name = 1, f"{source.stem}-attention.png"
+        while (key := str((out / name).resolve()).casefold()) in taken:
+            number += 1
+            name = f"{source.stem}-attention-{number}.png"
+        taken.add(key)
+        targets.append(out / name)
+    return targets

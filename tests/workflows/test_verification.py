@@ -1,0 +1,67 @@
+"""`verify`: passes where the capture is right, fails where it is not."""
+
+import pytest
+import timm
+import torch
+
+from attnhook import verify
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
+from attnhook.cli import main
+from tests.models import TIMM, TRANSFORMERS, images
+
+CASES = {case.name: case for case in TIMM + TRANSFORMERS}
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_map_registers", "eva_rope", "BeitModel", "DINOv3ViT", "Data2VecVision"])
+def test_a_right_capture_passes_on_both_checks(name: str) -> None:
+    model = CASES[name].build()
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    state = torch.get_rng_state()
+    report = verify(model, images())
+    assert report.passed, str(report)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    if name != "Data2VecVision":  # explicit softmax only
+        assert all(block.output_error is not None and block.explicit_error is not None for block in report.blocks)
+
+
+def test_windows_and_multihead_attention() -> None:
+    from torchvision.models import VisionTransformer
+
+    swin = timm.models.swin_transformer.SwinTransformer(
+        img_size=64, window_size=4, embed_dim=12, depths=(2, 2), num_heads=(2, 2), patch_size=4
+    ).eval()
+    for layer in swin.modules():
+        if hasattr(layer, "fused_attn"):
+            layer.fused_attn = True
+    report = verify(swin, torch.randn(1, 3, 64, 64))
+    assert report.passed, str(report)
+    assert all(block.output_error is not None for block in report.blocks)
+    vit = VisionTransformer(32, 8, 2, 4, 32, 48, num_classes=3).eval()
+    assert verify(vit, torch.randn(1, 3, 32, 32)).passed
+
+
+def test_a_wrong_row_fails_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = SoftmaxMatrix.rows
+
+    def wrong(self, index):
+        right = rows(self, index)
+        return right.flip(-1)
+
+    monkeypatch.setattr(SoftmaxMatrix, "rows", wrong)
+    report = verify(CASES["vit"].build(), images())
+    assert not report.passed
+    assert "OVER TOLERANCE" in str(report)
+    assert "FAILED" in str(report)
+
+
+def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnhook.zoo import loading
+
+    model = CASES["vit"].build()
+    loaded = loading.VisionModel(model, "tiny", "timm", None, None, input_size=(24, 40))
+    monkeypatch.setattr(loading, "load", lambda spec, **_: loaded)
+    assert main(["verify", "--model", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert "passed" in printed
+    assert "blocks.1.attn" in printed
