@@ -82,6 +82,7 @@ class ForwardRecord:
         begun: Whether the model's forward began; False if only attention modules were called.
         input_size: Pixels of the images that went in.
         grid: Patch rows and columns that the patch embedding gave.
+        frames: Steps in time that it gave.
         patch_area: Pixels that the grid covers.
         tokens: What the token module showed.
         maps: What it was turned into, once asked for.
@@ -93,6 +94,7 @@ class ForwardRecord:
     begun: bool = False
     input_size: Size | None = None
     grid: Size | None = None
+    frames: int = 1
     patch_area: Size | None = None
     tokens: SeenTokens = field(default_factory=SeenTokens)
     maps: AttentionMaps | None = None
@@ -109,13 +111,14 @@ class ForwardRecord:
             self.input_size = self.input_size or tokens.patch_area
 
     def saw_grid(self, embedding: Any, module: nn.Module) -> None:
-        """Read the patch grid off the patch embedding's output, `(batch, width, h, w)`."""
-        if not isinstance(embedding, Tensor) or embedding.dim() != 4:
+        """Read the patch grid off the patch embedding's output, `(batch, width, h, w)` or `(batch, width, frames, h, w)`."""
+        if not isinstance(embedding, Tensor) or embedding.dim() not in (4, 5):
             return
-        self.grid = (embedding.shape[2], embedding.shape[3])
+        self.grid = (embedding.shape[-2], embedding.shape[-1])
+        self.frames = embedding.shape[2] if embedding.dim() == 5 else 1
         stride = getattr(module, "stride", None)
-        if isinstance(stride, tuple) and len(stride) == 2:
-            self.patch_area = (self.grid[0] * int(stride[0]), self.grid[1] * int(stride[1]))
+        if isinstance(stride, tuple) and len(stride) in (2, 3):
+            self.patch_area = (self.grid[0] * int(stride[-2]), self.grid[1] * int(stride[-1]))
         else:
             self.patch_area = self.input_size
 
@@ -134,6 +137,7 @@ class ForwardRecord:
             known.registers,
             distillation=known.distillation,
             suffix=known.suffix + self.tokens.padding,
+            frames=self.frames,
             order=self.tokens.order,
         )
 

@@ -24,6 +24,7 @@ class TokenLayout:
         registers: Number of register tokens between the other prefix tokens and the patches.
         distillation: Whether a distillation token follows the class token (DeiT).
         suffix: Number of tokens after the patches, the class token not counted (YOLOS: its detection tokens).
+        frames: Number of steps in time of a video model; its patches stand frame by frame.
         order: For models that drop or shuffle patches (MAE): for each patch token its index on the row-major grid, int64,
             `(batch, kept patches)`. None where all patches stand in order.
 
@@ -42,6 +43,7 @@ class TokenLayout:
     registers: int = 0
     distillation: bool = False
     suffix: int = 0
+    frames: int = 1
     order: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,8 +68,8 @@ class TokenLayout:
 
     @property
     def num_patches(self) -> int:
-        """Number of cells of the grid."""
-        return self.grid[0] * self.grid[1]
+        """Number of cells of the grid, of all frames."""
+        return self.frames * self.grid[0] * self.grid[1]
 
     @property
     def num_patch_tokens(self) -> int:
@@ -96,7 +98,8 @@ class TokenLayout:
             if count
         ]
         dropped = "" if self.order is None else f" ({self.num_patch_tokens} kept)"
-        words.append(f"{self.grid[0]}x{self.grid[1]} patch{dropped}")
+        times = f"{self.frames}x" if self.frames > 1 else ""
+        words.append(f"{times}{self.grid[0]}x{self.grid[1]} patch{dropped}")
         words += [f"{self.suffix} suffix"] if self.suffix else []
         words += ["1 class"] if self.num_suffix_tokens > self.suffix else []
         return " + ".join(words) + " tokens"
@@ -125,7 +128,7 @@ class TokenLayout:
             row: `(..., num_tokens)`, any dtype.
 
         Returns:
-            `(..., h, w)`. Patches that the model dropped are NaN (floating dtypes only).
+            `(..., h, w)`, or `(..., frames, h, w)` if there are several frames. Patches that the model dropped are NaN (floating dtypes only).
 
         Raises:
             TokenLayoutError: If the last dimension is not `num_tokens` long.
@@ -134,7 +137,8 @@ class TokenLayout:
         patches = row[..., self.patch_tokens]
         if self.order is not None:
             patches = self._unshuffle(patches)
-        return patches.reshape(*row.shape[:-1], *self.grid)
+        time = (self.frames,) if self.frames > 1 else ()
+        return patches.reshape(*row.shape[:-1], *time, *self.grid)
 
     def _unshuffle(self, patches: Tensor) -> Tensor:
         order = self.order
@@ -208,7 +212,7 @@ class TokenLayout:
 
     def without_special_tokens(self) -> "TokenLayout":
         """The same grid with patches only: what an attention pooling that skips the prefix tokens reads."""
-        return TokenLayout(self.grid, cls=None, order=self.order)
+        return TokenLayout(self.grid, cls=None, frames=self.frames, order=self.order)
 
     def outside(self, row: Tensor) -> Tensor:
         """Attention mass on tokens that are no patches.
@@ -219,5 +223,5 @@ class TokenLayout:
         Returns:
             `(...)`, between 0 and 1 for softmax rows.
         """
-        patches = torch.nan_to_num(self.patches(row)).sum(dim=(-2, -1))
-        return row.sum(dim=-1) - patches
+        axes = (-3, -2, -1) if self.frames > 1 else (-2, -1)
+        return row.sum(dim=-1) - torch.nan_to_num(self.patches(row)).sum(dim=axes)

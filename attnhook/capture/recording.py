@@ -84,7 +84,7 @@ class SiteRecorder:
     def logits(self, scores: Tensor, weights: Tensor) -> None:
         """Keep what the plan asks for of an explicit softmax; one whose shape is not that of this module's attention is none."""
         arranged, rows = self.site.arranged(scores), self.site.arranged(weights)
-        if arranged is None or rows is None:
+        if arranged is None or rows is None or (self.site.heads and arranged.shape[1] != self.site.heads):
             return
         scores, weights = arranged, rows
         try:

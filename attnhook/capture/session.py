@@ -181,9 +181,9 @@ class AttentionCapture:
             return
         record = ForwardRecord(begun=True)
         self._begin(record)
-        images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4), None)
+        images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() in (4, 5)), None)
         if images is not None:
-            record.input_size = (images.shape[2], images.shape[3])
+            record.input_size = (images.shape[-2], images.shape[-1])
 
     def _begin(self, record: ForwardRecord) -> None:
         self._records.append(record)

@@ -56,6 +56,7 @@ class Arrangement(StrEnum):
         HEADS_WINDOWS: `(batch, heads)` or `(batch, heads, windows)`.
         WINDOWS: `(batch, windows, heads)`.
         MERGED: `(batch * heads)` or `(batch * heads, windows)`.
+        MERGED_OR_HEADS: `(batch * heads)`, or `(batch, heads)` where the tensor has four dimensions.
         SINGLE: `(batch)`: one head without an axis of its own.
     """
 
@@ -63,7 +64,11 @@ class Arrangement(StrEnum):
     HEADS_WINDOWS = "heads windows"
     WINDOWS = "windows"
     MERGED = "merged"
+    MERGED_OR_HEADS = "merged or heads"
     SINGLE = "single"
+
+
+_HEADS_FIRST = (Arrangement.HEADS, Arrangement.MERGED_OR_HEADS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +116,7 @@ class AttentionSite:
         queries: Who asks.
         readout_rows: Where the rows of the class token or the pooling stand among the queries, if not where the model's layout says.
         arrangement: How its tensors are arranged.
-        heads: Number of heads, needed where they are merged into the batch.
+        heads: Number of heads, needed where they are merged into the batch; a softmax over others is then not this module's. 0: not known.
         mixing: What multiplies the values if not the softmax itself, in words; empty otherwise.
         tokens_of: Tells what its tokens are from a call; None where the model's own layout holds.
         seen_module: The module whose inputs `tokens_of` wants to see; None for none.
@@ -125,7 +130,7 @@ class AttentionSite:
     queries: Queries = Queries.TOKENS
     readout_rows: slice | None = None
     arrangement: Arrangement = Arrangement.HEADS
-    heads: int = 1
+    heads: int = 0
     mixing: str = ""
     tokens_of: Callable[[SeenCall], SiteTokens] | None = field(default=None, repr=False)
     seen_module: nn.Module | None = field(default=None, repr=False)
@@ -140,7 +145,7 @@ class AttentionSite:
     @property
     def plain(self) -> bool:
         """Whether its tensors are `(batch, heads, tokens, head_dim)` and the model's own layout holds."""
-        return self.arrangement is Arrangement.HEADS and self.tokens_of is None
+        return self.arrangement in _HEADS_FIRST and self.tokens_of is None
 
     def running_kernel(self) -> Kernel:
         """How the module computes attention with its present settings."""
@@ -158,7 +163,7 @@ class AttentionSite:
             `(batch * windows, heads, rows, columns)`; None if it has none of the arrangement's numbers of dimensions.
         """
         dim, kind = tensor.dim(), self.arrangement
-        if kind is Arrangement.MERGED and dim in (3, 4):
+        if (kind is Arrangement.MERGED and dim in (3, 4)) or (kind is Arrangement.MERGED_OR_HEADS and dim == 3):
             tensor = tensor.reshape(-1, self.heads, *tensor.shape[1:])
         elif kind is Arrangement.SINGLE and dim == 3:
             return tensor.unsqueeze(1)
@@ -181,7 +186,7 @@ class AttentionSite:
             UnsupportedModelError: If their shape is none that this module is known to have.
         """
         query, key, mask = call.query, call.key, call.mask
-        if self.arrangement is Arrangement.HEADS and query.dim() == 4:
+        if self.arrangement in _HEADS_FIRST and query.dim() == 4:
             return call
         if self.arrangement is Arrangement.HEADS and query.dim() == 3:  # heads unknown: one
             mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask

@@ -8,7 +8,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import Size
 
-_FIELDS = ("grid", "cls", "registers", "distillation", "suffix")
+_FIELDS = ("grid", "cls", "registers", "distillation", "suffix", "frames")
 
 
 def packed_layout(layout: TokenLayout | WindowLayout | str | None, name: str) -> tuple[Any, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from attnhook.capture.adapters import class_of
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.sites import Arrangement, Queries, SeenCall, SiteTokens
 from attnhook.capture.windows import WindowLayout
-from attnhook.zoo.stages import class_attention, pair, parents, shrunk, windows
+from attnhook.zoo.stages import class_attention, mask_units, pair, parents, shrunk, windows
 
 # Softmaxes that are not attention between tokens, and what they are.
 NOT_TOKENS = {
@@ -211,29 +211,9 @@ def _hiera(place: Place) -> Facts:
         return _shrunk(place)
 
     def cut(call: SeenCall) -> WindowLayout:
-        tokens = call.inputs[0][1]
-        positions, grid = _unrolled(model, tokens)
-        windowed = positions.reshape(call.keys, -1).T  # a window's tokens stand a number of windows apart
-        if call.queries == call.keys:
-            return WindowLayout(grid, windowed, words="mask units")
-        asking, fewer = _unrolled(model, tokens // module.q_stride)
-        return WindowLayout(grid, windowed, asking.reshape(call.queries, -1).T, fewer, "mask units")
+        return mask_units(model.unroll.size, model.unroll.schedule, call.inputs[0][1], call)
 
     return _windowed(module, cut, arrangement=Arrangement.HEADS_WINDOWS)
-
-
-def _unrolled(model: Any, tokens: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Row-major index of each token of a stage with that many, in the order in which Hiera keeps them."""
-    grid, schedule = list(model.unroll.size), list(model.unroll.schedule)
-    while grid[0] * grid[1] > tokens and schedule:
-        stride = schedule.pop(0)
-        grid = [side // step for side, step in zip(grid, stride, strict=True)]
-    index = torch.arange(grid[0] * grid[1]).reshape(1, *grid)
-    for sy, sx in schedule:
-        batch, height, width = index.shape
-        index = index.reshape(batch, height // sy, sy, width // sx, sx).permute(0, 2, 4, 1, 3)
-        index = index.reshape(batch * sy * sx, height // sy, width // sx)
-    return index.reshape(-1), (grid[0], grid[1])
 
 
 def _tnt_inner(place: Place) -> Facts:

@@ -6,6 +6,7 @@ is written down, by family.
 """
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, class_o
 from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
+from attnhook.zoo._transformers_blocks import NOT_TOKENS, facts_of
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+_CALLS = ("scaled_dot_product_attention", "softmax")
 
 # Families whose pooler or classification head reads the class token where they have one, and the mean over patches where not.
 _FAMILIES = frozenset(
@@ -38,37 +41,69 @@ _FAMILIES = frozenset(
         "vit_msn",
         "ijepa",
         "yolos",
+        "chinese_clip_vision_model",
+        "metaclip_2",
+        "metaclip_2_vision_model",
+        "mlcd",
+        "mlcd_vision_model",
+        "dpt",
+        "vivit",
+        "timesformer",
     }
 )
 # Classes whose head reads the mean over patches although there is a class token, or an attention pooling that it passes by.
-_MEAN_HEADS = frozenset({"CLIPForImageClassification", "SiglipForImageClassification", "Siglip2ForImageClassification"})
+_MEAN_HEADS = frozenset(
+    {
+        "CLIPForImageClassification",
+        "SiglipForImageClassification",
+        "Siglip2ForImageClassification",
+        "MetaClip2ForImageClassification",
+    }
+)
 
 
 def vision_model(model: Any) -> ModelAnatomy:
-    """Anatomy of a `PreTrainedModel` with one vision tower, bare or inside a task model.
+    """Anatomy of a `PreTrainedModel` that sees images: a vision tower, bare or inside a task model, or any other model with attention.
 
     Args:
         model: The model.
 
     Returns:
-        Its anatomy, without the attention of text towers and decoders.
+        Its anatomy. Of a model with a text tower, the vision tower's.
 
     Raises:
-        UnsupportedModelError: If it has no vision tower with a patch embedding and softmax attention, or several.
+        UnsupportedModelError: If it has no softmax attention between tokens, or several vision towers.
     """
-    name, embeddings = _embeddings(model)
+    towers = _embeddings(model)
+    if len(towers) == 1 and (_has_text(model) or _model_type(model) in _FAMILIES):
+        return _tower(model, *towers[0])
+    if _has_text(model) and len(towers) != 1:
+        raise UnsupportedModelError(_no_tower(model, towers))
+    sites = _sites(model, "")
+    if not sites:
+        raise UnsupportedModelError(_what_it_does(model))
+    if len(towers) == 1 and isinstance(_projection(towers[0][1]), nn.Conv2d | nn.Conv3d):
+        return replace(_tower(model, *towers[0]), sites=sites)
+    return ModelAnatomy(
+        sites=sites,
+        cls=None,
+        readout=Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known"),
+        image_module=next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None),
+    )
+
+
+def _tower(model: Any, name: str, embeddings: Any) -> ModelAnatomy:
+    """Anatomy of a family whose embeddings module owns the patch embedding and the special tokens."""
     tower = name.rpartition(".")[0]
     sites = _sites(model, f"{tower}." if tower else "")
     if not sites:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} (model_type {_model_type(model)!r}) has a patch embedding but no attention module that uses "
-            "transformers' attention interface. Name its attention modules with blocks=[...] in a model of your own, or register an adapter."
-        )
+        raise UnsupportedModelError(_what_it_does(model))
     class_token = next(
         (t for n in ("cls_token", "class_embedding") if (t := getattr(embeddings, n, None)) is not None), None
     )
     projection = _projection(embeddings)
-    packed = not isinstance(projection, nn.Conv2d)
+    packed = not isinstance(projection, nn.Conv2d | nn.Conv3d) and hasattr(embeddings, "patch_size")
+    convolves = isinstance(projection, nn.Conv2d | nn.Conv3d)
     return ModelAnatomy(
         sites=sites,
         cls=None if class_token is None else 0,
@@ -77,29 +112,44 @@ def vision_model(model: Any) -> ModelAnatomy:
         suffix=_count(embeddings, "detection_tokens"),
         readout=_readout(model, sites, has_class_token=class_token is not None),
         image_module=embeddings,
-        grid_module=None if packed else projection,
-        token_module=embeddings,
+        grid_module=projection if convolves else None,
+        token_module=embeddings if packed or convolves else None,
         tokens_of=_packed_tokens(embeddings) if packed else _masked_tokens,
     )
 
 
-def _embeddings(model: nn.Module) -> tuple[str, nn.Module]:
-    found = [
+def _has_text(model: Any) -> bool:
+    config = getattr(model, "config", None)
+    return getattr(config, "text_config", None) is not None and getattr(config, "vision_config", None) is not None
+
+
+def _embeddings(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [
         (name, module)
         for name, module in model.named_modules()
         if any(isinstance(getattr(module, child, None), nn.Module) for child in ("patch_embeddings", "patch_embedding"))
     ]
-    if len(found) == 1:
-        return found[0]
-    kind = f"{type(model).__name__} (model_type {_model_type(model)!r})"
-    if not found:
-        raise UnsupportedModelError(
-            f"{kind} has no module that owns a patch embedding: expected a Vision Transformer of transformers. It may be a CNN, a text "
-            "model, or a family that is not supported yet; register_adapter teaches attnhook a new one."
+
+
+def _no_tower(model: nn.Module, towers: list[tuple[str, nn.Module]]) -> str:
+    kind = f"{class_of(model).__name__} (model_type {_model_type(model)!r})"
+    if not towers:
+        return (
+            f"{kind} has no module that owns a patch embedding: expected one vision tower. Capture its vision tower itself, such as "
+            "model.vision_tower, or register an adapter."
         )
-    names = ", ".join(repr(name) for name, _ in found)
-    raise UnsupportedModelError(
-        f"{kind} has several patch embeddings: expected one vision tower, got {names}. Capture one of the towers."
+    names = ", ".join(repr(name) for name, _ in towers)
+    return f"{kind} has several patch embeddings: expected one vision tower, got {names}. Capture one of the towers."
+
+
+def _what_it_does(model: nn.Module) -> str:
+    kinds = {class_of(module).__name__ for module in model.modules()}
+    words = sorted({NOT_TOKENS[kind] for kind in kinds & NOT_TOKENS.keys()})
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        words.append("convolutions")
+    return (
+        f"{class_of(model).__name__} (model_type {_model_type(model)!r}) has no softmax attention between tokens: expected queries that attend "
+        f"to keys, got {', '.join(words) or 'no attention module'}. There is no attention map to capture."
     )
 
 
@@ -107,7 +157,7 @@ def _projection(embeddings: Any) -> nn.Module:
     patches = getattr(embeddings, "patch_embeddings", None)
     if patches is None:
         patches = embeddings.patch_embedding
-    inner = getattr(patches, "projection", None)
+    inner = getattr(patches, "projection", getattr(patches, "proj", None))
     return inner if isinstance(inner, nn.Module) else patches
 
 
@@ -123,13 +173,27 @@ def _model_type(model: Any) -> str:
 def _sites(model: nn.Module, tower: str) -> tuple[AttentionSite, ...]:
     sites = []
     for name, module in model.named_modules():
-        if not name.startswith(tower):
+        kind = class_of(module)
+        if not name or not name.startswith(tower) or kind.__name__ in NOT_TOKENS:
             continue
         if isinstance(module, nn.MultiheadAttention):
-            sites.append(AttentionSite(name, module, queries=Queries.POOL))
-        elif _names_in_forward(module) & {_INTERFACE, "scaled_dot_product_attention", "softmax"}:
-            sites.append(AttentionSite(name, module, _kernel))
+            queries = Queries.POOL if _model_type(model) in _FAMILIES else Queries.TOKENS
+            sites.append(AttentionSite(name, module, queries=queries))
+        elif _calls(kind):
+            guessed = not _names_in_forward(module) & {_INTERFACE, *_CALLS}
+            sites.append(AttentionSite(name, module, _kernel, guessed=guessed, **facts_of(model, name, module)))
     return tuple(sites)
+
+
+def _calls(kind: type[Any]) -> bool:
+    """Whether the code of a class looks its kernel up at the attention interface, or calls one or a softmax itself."""
+    for part in kind.__mro__:
+        if part.__module__.startswith("torch.") or part.__name__ == "PreTrainedModel":
+            return False
+        functions = (inspect.unwrap(f) for f in vars(part).values() if inspect.isfunction(f))
+        if any({_INTERFACE, *_CALLS} & set(f.__code__.co_names) for f in functions):
+            return True
+    return False
 
 
 def _names_in_forward(module: nn.Module) -> set[str]:
@@ -149,6 +213,11 @@ def _kernel(module: Any) -> Kernel:
 
 def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: bool) -> Readout:
     name = class_of(model).__name__
+    if any(site.tokens_of is not None for site in sites) and _model_type(model) not in _FAMILIES:
+        return Readout(
+            None,
+            "its blocks attend within windows or on grids of their own. Take received_attention(maps, block) of a capture with rows='all'",
+        )
     if _model_type(model) not in _FAMILIES:
         return Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known")
     if name.endswith("ForObjectDetection"):

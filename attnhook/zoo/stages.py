@@ -4,10 +4,11 @@ A rule is a function from a `SeenCall` to `SiteTokens`. Grids come from the size
 height and width by one factor has, for one number of tokens, one grid that fits, or the rule says that it cannot tell.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.sites import SeenCall, SiteTokens
@@ -109,6 +110,42 @@ def windows(cut: Callable[[SeenCall], WindowLayout]) -> TokensOf:
         return SiteTokens(layout)
 
     return tokens_of
+
+
+def mask_units(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: int, call: SeenCall) -> WindowLayout:
+    """The mask units of Hiera (Ryali et al. 2023, arXiv:2306.00989), whose tokens stand a number of units apart.
+
+    Args:
+        size: Rows and columns of the first stage's tokens.
+        schedule: The strides by which later stages pool, in the order in which tokens are reordered for them.
+        tokens: Number of tokens that go into the block.
+        call: The call.
+
+    Returns:
+        The layout.
+    """
+    positions, grid = _unrolled(size, schedule, tokens)
+    units = positions.numel() // call.keys
+    keys = positions.reshape(call.keys, units).T
+    if call.queries == call.keys:
+        return WindowLayout(grid, keys, words="mask units")
+    asking, fewer = _unrolled(size, schedule, units * call.queries)
+    return WindowLayout(grid, keys, asking.reshape(call.queries, units).T, fewer, "mask units")
+
+
+def _unrolled(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: int) -> tuple[Tensor, Size]:
+    """Row-major index of each token of a stage with that many, in the order in which Hiera keeps them; the stage's grid."""
+    height, width = size
+    left = list(schedule)
+    while height * width > tokens and left:
+        stride = left.pop(0)
+        height, width = height // stride[0], width // stride[1]
+    index = torch.arange(height * width).reshape(1, height, width)
+    for rows, columns in left:
+        batch, high, wide = index.shape
+        index = index.reshape(batch, high // rows, rows, wide // columns, columns).permute(0, 2, 4, 1, 3)
+        index = index.reshape(batch * rows * columns, high // rows, wide // columns)
+    return index.reshape(-1), (height, width)
 
 
 def pair(value: Any) -> Size:
