@@ -1,7 +1,8 @@
-"""Walk every model of the installed timm: rows exact, refused with the reason, wrong, or crashed.
+"""Walk every model of the installed timm, or the vision families of transformers: rows exact, refused with the reason, wrong, or crashed.
 
     python benchmarks/coverage.py --json coverage.json  # every architecture, hours
     python benchmarks/coverage.py --match 'swin*'
+    python benchmarks/coverage.py --library transformers
     python benchmarks/coverage.py --unique              # the smallest architecture of each set of classes: minutes
 
 Weights are random, drawn so that attention is far from uniform; BatchNorm statistics are calibrated on the input, because activations of some
@@ -11,10 +12,12 @@ inside the modules that attend, and spells the softmax of those operands out in 
 
 import argparse
 import collections
+import fnmatch
 import json
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +25,8 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+import transformers
+import transformers_families
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -32,7 +37,7 @@ TOLERANCE = 2e-5
 _SDPA = torch._C._nn.scaled_dot_product_attention
 _SOFTMAXES = {torch.softmax, F.softmax, torch.Tensor.softmax}
 _QUERIES = ("qkv", ".q.", ".k.", ".kv.", "q_proj", "k_proj", ".qk", "query", "key", "wq", "wk", ".qs.")
-_EXACT, _REFUSED, _WRONG, _CRASHED, _SKIPPED = "exact", "refused", "wrong", "crashed", "skipped"
+_EXACT, _REFUSED, _WRONG, _CRASHED, _SKIPPED, _NOT_RUN = "exact", "refused", "wrong", "crashed", "skipped", "not run"
 
 
 def multihead(module, args, kwargs, output, *, truth, name) -> None:
@@ -238,16 +243,34 @@ def one(name: str, limit: int) -> tuple[str, str]:
         return _CRASHED, f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
 
 
+def family(kind: str) -> tuple[str, str]:
+    """As `one`, for a family of transformers."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return examine(*transformers_families.build(kind))
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        outcome = (
+            _CRASHED if "attnhook" in str(error.__class__.__module__) or "attnhook" in where.filename else _NOT_RUN
+        )
+        return outcome, f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--match", default="*", help="of timm's names")
+    parser.add_argument("--library", choices=["timm", "transformers"], default="timm")
+    parser.add_argument("--match", default="*", help="of names")
     parser.add_argument("--unique", action="store_true", help="only the smallest architecture of each set of classes")
     parser.add_argument("--max-parameters", type=float, default=1e9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = timm.list_models(options.match)
-    if options.unique:
+    if options.library == "transformers":
+        names = sorted(fnmatch.filter(transformers_families.families(), options.match))
+    else:
+        names = timm.list_models(options.match)
+    if options.unique and options.library == "timm":
         groups: dict[tuple, tuple[int, str]] = {}
         for name in names:
             *key, parameters = classes(name)
@@ -256,14 +279,13 @@ def main() -> int:
     results = {}
     for name in names:
         start = time.time()
-        results[name] = one(name, int(options.max_parameters))
+        results[name] = family(name) if options.library == "transformers" else one(name, int(options.max_parameters))
         print(f"{name:55} {results[name][0]:8} {results[name][1]} [{time.time() - start:.0f} s]", flush=True)
     counts = collections.Counter(outcome for outcome, _ in results.values())
     print(dict(counts))
     if options.json:
-        options.json.write_text(
-            json.dumps({"timm": timm.__version__, "torch": torch.__version__, "results": results}, indent=1)
-        )
+        versions = {module.__name__: module.__version__ for module in (timm, transformers, torch)}
+        options.json.write_text(json.dumps({**versions, "results": results}, indent=1))
     return int(bool(counts[_WRONG] + counts[_CRASHED]))
 
 

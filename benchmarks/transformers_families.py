@@ -102,8 +102,59 @@ def with_text(config: Any) -> dict[str, Any]:
     return {"pixel_values": images(image_side(config)), "input_ids": words, "attention_mask": torch.ones_like(words)}
 
 
-_SETTINGS: dict[str, dict[str, Any]] = {}
+def packed(config: Any, name: str = "grid_thw") -> dict[str, Any]:
+    """Patches of one image of 8 by 12, as the towers of Qwen's kind take them."""
+    channels, patch = getattr(config, "in_channels", getattr(config, "num_channels", 3)), config.patch_size
+    width = channels * getattr(config, "temporal_patch_size", 1) * patch * patch
+    pixels = torch.randn(96, width, generator=torch.Generator().manual_seed(0))
+    return {"pixel_values": pixels, name: torch.tensor([[1, 8, 12]])}
+
+
+def naflex(config: Any) -> dict[str, Any]:
+    """Patches of one image of 8 by 12, padded to 100, as SigLIP2 takes them."""
+    vision = getattr(config, "vision_config", config)
+    pixels = torch.randn(1, 100, 3 * vision.patch_size**2, generator=torch.Generator().manual_seed(0))
+    mask = torch.cat([torch.ones(1, 96), torch.zeros(1, 4)], dim=1).long()
+    return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor([[8, 12]])}
+
+
+def pairs(config: Any) -> dict[str, Any]:
+    """Two images to be matched."""
+    return {"pixel_values": torch.randn(1, 2, 3, 96, 128, generator=torch.Generator().manual_seed(0))}
+
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "vjepa2": {"image_size": 64, "crop_size": 64, "frames_per_clip": 4, "hidden_size": 96, "num_attention_heads": 4},
+    "vivit": {"image_size": 64, "num_frames": 4},
+    "pixtral": {"image_size": 256},
+}
 _INPUTS: dict[str, Any] = {
+    "cosmos3_edge_vision": packed,
+    "glm_image_vision": packed,
+    "hunyuan_vl_vision": packed,
+    "hy_v4_vl_vision": packed,
+    "muse_glimmer_vision": packed,
+    "muse_spark_vision": packed,
+    "inkling2_vision": lambda c: packed(c, "image_grid_thw"),
+    "video_llama_3_vision": lambda c: {**packed(c), "merge_sizes": torch.tensor([1])},
+    "siglip2": naflex,
+    "siglip2_vision_model": naflex,
+    "efficientloftr": pairs,
+    "lightglue": pairs,
+    "mgp-str": lambda c: {"pixel_values": images(32, 128)},
+    "vitpose_backbone": lambda c: {"pixel_values": images(256, 192)},
+    "depth_pro": lambda c: {"pixel_values": images(1536)},
+    "videoprism_vision_model": lambda c: {"pixel_values_videos": video(c)},
+    "videomt": lambda c: {"pixel_values_videos": video(c)},
+    "sam3": with_text,
+    "sam3_lite_text": with_text,
+    "kosmos-2": with_text,
+    "seggpt": lambda c: {
+        "pixel_values": images(*c.image_size[:1]) if not isinstance(c.image_size, int) else images(c.image_size),
+        "prompt_pixel_values": images(448),
+        "prompt_masks": images(448),
+    },
+    "oneformer": lambda c: {"pixel_values": images(128), "task_inputs": torch.ones(1, 77).long()},
     "videomae": lambda c: {"pixel_values": video(c)},
     "vivit": lambda c: {"pixel_values": video(c)},
     "timesformer": lambda c: {"pixel_values": video(c)},

@@ -117,7 +117,7 @@ TRANSFORMERS = [
     Case("Dinov2Model", hf("Dinov2Model", "Dinov2Config", **_FIXED)),
     Case("Dinov2ForImageClassification", hf("Dinov2ForImageClassification", "Dinov2Config", **_FIXED)),
     Case("Dinov2WithRegisters", hf("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **_FIXED), registers=4),
-    Case("DINOv3ViT", hf("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=4), registers=4),
+    Case("DINOv3ViT", hf("DINOv3ViTModel", "DINOv3ViTConfig", num_register_tokens=4, image_size=24), registers=4),
     Case("CLIPVision", hf("CLIPVisionModel", "CLIPVisionConfig", **_FIXED), inputs=interpolated),
     Case(
         "CLIPModel",

@@ -120,7 +120,9 @@ def _msra(place: Place) -> Facts:
     block = place.holder()
 
     def cut(call: SeenCall) -> WindowLayout:
-        return WindowLayout.partition(tuple(call.inputs[0][2:4]), window=pair(place.module.resolution))
+        return WindowLayout.partition(
+            tuple(call.inputs[0][2:4]), window=pair(getattr(place.module, "resolution", block.window_resolution))
+        )
 
     return _windowed(block, cut, arrangement=Arrangement.SINGLE)
 
@@ -207,8 +209,6 @@ def _own_map(call: SeenCall) -> SiteTokens:
 
 def _hiera(place: Place) -> Facts:
     model, module = place.model, place.module
-    if not module.use_mask_unit_attn:
-        return _shrunk(place)
 
     def cut(call: SeenCall) -> WindowLayout:
         return mask_units(model.unroll.size, model.unroll.schedule, call.inputs[0][1], call)

@@ -16,7 +16,7 @@ from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, class_o
 from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
-from attnhook.zoo._transformers_blocks import NOT_TOKENS, facts_of
+from attnhook.zoo._transformers_blocks import facts_of, not_tokens
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _CALLS = ("scaled_dot_product_attention", "softmax")
@@ -88,8 +88,12 @@ def vision_model(model: Any) -> ModelAnatomy:
         sites=sites,
         cls=None,
         readout=Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known"),
-        image_module=next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None),
+        image_module=None if getattr(model.config, "text_config", None) is not None else _first_convolution(model),
     )
+
+
+def _first_convolution(model: nn.Module) -> nn.Module | None:
+    return next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
 
 
 def _tower(model: Any, name: str, embeddings: Any) -> ModelAnatomy:
@@ -144,7 +148,7 @@ def _no_tower(model: nn.Module, towers: list[tuple[str, nn.Module]]) -> str:
 
 def _what_it_does(model: nn.Module) -> str:
     kinds = {class_of(module).__name__ for module in model.modules()}
-    words = sorted({NOT_TOKENS[kind] for kind in kinds & NOT_TOKENS.keys()})
+    words = sorted({words for kind in kinds if (words := not_tokens(kind))})
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         words.append("convolutions")
     return (
@@ -174,7 +178,7 @@ def _sites(model: nn.Module, tower: str) -> tuple[AttentionSite, ...]:
     sites = []
     for name, module in model.named_modules():
         kind = class_of(module)
-        if not name or not name.startswith(tower) or kind.__name__ in NOT_TOKENS:
+        if not name or not name.startswith(tower) or not_tokens(kind.__name__):
             continue
         if isinstance(module, nn.MultiheadAttention):
             queries = Queries.POOL if _model_type(model) in _FAMILIES else Queries.TOKENS

@@ -20,10 +20,28 @@ NOT_TOKENS = {
     "SuperPointInterestPointDecoder": "a softmax over the pixels of a cell",
     "DFineIntegral": "a distribution over box edges",
     "Deimv2Integral": "a distribution over box edges",
+    "DFineLQE": "a quality estimate from box distributions",
+    "Deimv2LQE": "a quality estimate from box distributions",
     "GroupViTAssignAttention": "an assignment of tokens to groups",
 }
 
+_DEFORMABLE = "MultiscaleDeformableAttention"  # every detector has its own copy
+
 Facts = dict[str, Any]
+
+
+def not_tokens(kind: str) -> str | None:
+    """What the softmax of a class is if it is not attention between tokens; None if it is, or there is none.
+
+    Args:
+        kind: The class's name.
+
+    Returns:
+        The words.
+    """
+    if kind.endswith(_DEFORMABLE):
+        return "deformable attention, whose weights of sampled points come from the query alone"
+    return NOT_TOKENS.get(kind)
 
 
 def facts_of(model: nn.Module, name: str, module: nn.Module) -> Facts:
@@ -154,6 +172,7 @@ _RULES: dict[str, Callable[[nn.Module, str, Any], Facts]] = {
     "CvtSelfAttention": _cvt,
     "MobileViTSelfAttention": _mobilevit,
     "TimesformerSelfAttention": _timesformer,
+    "MgpstrA3Module": lambda *_: {"arrangement": Arrangement.SINGLE, "queries": Queries.POOL},
     "SamAttention": _decoder,
     "SamHQAttention": _decoder,
 }

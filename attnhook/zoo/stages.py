@@ -127,10 +127,11 @@ def mask_units(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: i
     positions, grid = _unrolled(size, schedule, tokens)
     units = positions.numel() // call.keys
     keys = positions.reshape(call.keys, units).T
+    words = "mask units" if units > 1 else "window of all tokens, in the order of mask units,"
     if call.queries == call.keys:
-        return WindowLayout(grid, keys, words="mask units")
+        return WindowLayout(grid, keys, words=words)
     asking, fewer = _unrolled(size, schedule, units * call.queries)
-    return WindowLayout(grid, keys, asking.reshape(call.queries, units).T, fewer, "mask units")
+    return WindowLayout(grid, keys, asking.reshape(call.queries, units).T, fewer, words)
 
 
 def _unrolled(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: int) -> tuple[Tensor, Size]:

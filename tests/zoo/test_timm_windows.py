@@ -76,6 +76,8 @@ WINDOWED: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     make, size = WINDOWED[name]
+    if name == "maxvit" and not timm.is_model("test_maxvit"):
+        pytest.skip("this timm has no small MaxViT")
     torch.manual_seed(0)
     return make().eval(), torch.randn(2, 3, *size)
 
@@ -208,3 +210,10 @@ def test_hiera_positions_follow_its_own_reordering() -> None:
     positions = torch.empty(tokens, dtype=torch.long)
     positions[placed] = torch.arange(tokens)
     torch.testing.assert_close(third.positions, positions.reshape(third.positions.shape[1], -1).T)
+    attends_to_all = capture.maps[4].layout  # without mask units, and still in their order
+    assert attends_to_all.positions.shape == (1, 14 * 14)
+    placed = model.reroll(torch.arange(14.0 * 14).reshape(1, -1, 1), 4).reshape(-1).long()
+    positions = torch.empty(14 * 14, dtype=torch.long)
+    positions[placed] = torch.arange(14 * 14)
+    torch.testing.assert_close(attends_to_all.positions[0], positions)
+    assert not torch.equal(positions, torch.arange(14 * 14))
