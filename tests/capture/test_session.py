@@ -77,7 +77,11 @@ def traces(model: nn.Module) -> tuple:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_nothing_is_left_behind_by_an_exception(name: str, where: str, error: type[BaseException]) -> None:
     model, pixels = BUILDERS[name](), pixels_for(name)
-    inner = [m for n, m in model.named_modules() if n.endswith(("proj", "o_proj", "out_proj", "mlp"))][-1]
+    inner = [
+        m
+        for n, m in model.named_modules()
+        if n.endswith(("proj", "o_proj", "attention.output.dense", "out_proj", "mlp"))
+    ][-1]
 
     def fail(*_):
         raise error("on purpose")

@@ -74,6 +74,10 @@ WINDOWED: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
 }
 
 
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
+
+
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     make, size = WINDOWED[name]
     if name == "maxvit" and not timm.is_model("test_maxvit"):
@@ -133,6 +137,8 @@ def test_there_is_no_map_of_the_whole_image(seen) -> None:
 
 def test_batch_entries_are_windows_of_one_image_then_of_the_next(seen) -> None:
     name, model, pixels, maps, _ = seen
+    if name == "gcvit" and version(timm.__version__) < (1, 0, 26):
+        pytest.skip("this timm's GCViT mixes the images of a batch")
     if name in {"efficientvit_msra", "maxvit", "mobilevit", "tiny_vit", "halonet", "gcvit", "davit", "sam2", "twins"}:
         tolerance = 1e-4  # other batch sizes choose other kernels in the convolutions
     else:
