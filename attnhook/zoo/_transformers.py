@@ -79,16 +79,18 @@ def vision_model(model: Any) -> ModelAnatomy:
         return _tower(model, *towers[0])
     if _has_text(model) and len(towers) != 1:
         raise UnsupportedModelError(_no_tower(model, towers))
+    reads_text = getattr(model.config, "text_config", None) is not None
     sites = _sites(model, "")
     if not sites:
         raise UnsupportedModelError(_what_it_does(model))
     if len(towers) == 1 and isinstance(_projection(towers[0][1]), nn.Conv2d | nn.Conv3d):
-        return replace(_tower(model, *towers[0]), sites=sites)
+        tower = replace(_tower(model, *towers[0]), sites=sites)
+        return replace(tower, image_module=None) if reads_text else tower  # words are read before the image
     return ModelAnatomy(
         sites=sites,
         cls=None,
         readout=Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known"),
-        image_module=None if getattr(model.config, "text_config", None) is not None else _first_convolution(model),
+        image_module=None if reads_text else _first_convolution(model),
     )
 
 
