@@ -79,7 +79,8 @@ def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        config = small(config_class(**_SETTINGS.get(kind, {})))
+        config = config_class(**_SETTINGS.get(kind, {}))
+        config = config if kind in _WHOLE else small(config)
         model = model_class(config).eval()
     inputs = _INPUTS[kind](config) if kind in _INPUTS else {"pixel_values": images(image_side(config))}
     return model, inputs
@@ -118,11 +119,29 @@ def naflex(config: Any) -> dict[str, Any]:
     return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor([[8, 12]])}
 
 
+def wide(config: Any) -> dict[str, Any]:
+    """As `packed`, for towers that take two frames a patch."""
+    inputs = packed(config)
+    return {**inputs, "pixel_values": inputs["pixel_values"].repeat(1, 2)}
+
+
 def pairs(config: Any) -> dict[str, Any]:
     """Two images to be matched."""
     return {"pixel_values": torch.randn(1, 2, 3, 96, 128, generator=torch.Generator().manual_seed(0))}
 
 
+# Backbones that hand out the output of numbered layers.
+_WHOLE = {
+    "depth_anything",
+    "prompt_depth_anything",
+    "zoedepth",
+    "tipsv2_dpt",
+    "chmv2",
+    "eomt",
+    "eomt_dinov3",
+    "lw_detr",
+    "rf_detr",
+}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "vjepa2": {"image_size": 64, "crop_size": 64, "frames_per_clip": 4, "hidden_size": 96, "num_attention_heads": 4},
     "vivit": {"image_size": 64, "num_frames": 4},
@@ -133,8 +152,8 @@ _INPUTS: dict[str, Any] = {
     "glm_image_vision": packed,
     "hunyuan_vl_vision": packed,
     "hy_v4_vl_vision": packed,
-    "muse_glimmer_vision": packed,
-    "muse_spark_vision": packed,
+    "muse_glimmer_vision": wide,
+    "muse_spark_vision": wide,
     "inkling2_vision": lambda c: packed(c, "image_grid_thw"),
     "video_llama_3_vision": lambda c: {**packed(c), "merge_sizes": torch.tensor([1])},
     "siglip2": naflex,
@@ -146,11 +165,18 @@ _INPUTS: dict[str, Any] = {
     "depth_pro": lambda c: {"pixel_values": images(1536)},
     "videoprism_vision_model": lambda c: {"pixel_values_videos": video(c)},
     "videomt": lambda c: {"pixel_values_videos": video(c)},
+    "sam2": lambda c: {"pixel_values": images(1024)},
+    "pe_video_encoder": lambda c: {"pixel_values_videos": torch.randn(1, 2, 3, 336, 336)},
+    "instructblip": lambda c: {
+        "pixel_values": images(224),
+        "qformer_input_ids": torch.tensor([[1, 5, 6, 2]]),
+        "input_ids": torch.tensor([[1, 5, 6, 2]]),
+        "decoder_input_ids": torch.tensor([[1]]),
+    },
     "sam3": with_text,
     "sam3_lite_text": with_text,
-    "kosmos-2": with_text,
     "seggpt": lambda c: {
-        "pixel_values": images(*c.image_size[:1]) if not isinstance(c.image_size, int) else images(c.image_size),
+        "pixel_values": images(448),
         "prompt_pixel_values": images(448),
         "prompt_masks": images(448),
     },

@@ -35,6 +35,7 @@ def main(how: str) -> None:
             model(pixels).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
+        assert capture.block_names == expected.block_names  # without the wrapper's prefix
         torch.testing.assert_close(capture.maps.stack(), expected.maps.stack(), atol=2e-5, rtol=0)
     print(f"rank {rank}: rows exact under {how}", flush=True)
     dist.barrier()

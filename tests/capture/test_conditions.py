@@ -202,6 +202,7 @@ def test_results_die_with_clear_and_hold_no_graph() -> None:
     maps = capture.maps
     rows = maps[0].rows
     assert not rows.requires_grad
+    assert not maps[0].matrix._source.query.requires_grad  # a graph would keep the whole forward alive
     alive = [weakref.ref(maps), weakref.ref(maps[0].matrix._source.query)]
     del maps, rows
     capture.clear()
