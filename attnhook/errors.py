@@ -42,6 +42,14 @@ class RowsNotKeptError(AttnhookError, ValueError):
     """A result needs rows that this capture did not keep (`rows=` chose others)."""
 
 
+class GradientsNotKeptError(AttnhookError, ValueError):
+    """A result needs values or gradients that this capture did not keep (`gradients=True`), or no backward has run."""
+
+
+class ScoreError(AttnhookError, ValueError):
+    """A map cannot be scored: its shape, its values or its mask do not allow it."""
+
+
 class ImageError(AttnhookError, ValueError):
     """An image could not be read, is damaged, too large, or of a shape that is no image."""
 

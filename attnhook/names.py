@@ -15,6 +15,7 @@ HOMES = {
     "attnhook.attribution.methods": ("METHODS",),
     "attnhook.attribution.raw_maps": ("raw_attention",),
     "attnhook.attribution.received": ("received_attention",),
+    "attnhook.attribution.statistics": ("attention_statistics",),
     "attnhook.workflows.inspection": ("ModelDescription", "describe"),
     "attnhook.workflows.verification": ("VerificationReport", "verify"),
     "attnhook.workflows.results": ("AttentionResult", "attend"),

@@ -4,6 +4,7 @@ Pure torch: knows nothing of models or hooks. All arithmetic is float32 (float64
 that it is the same whatever the surrounding code runs under. No dropout: a softmax row sums to 1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -150,6 +151,19 @@ def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
     return weights.float()
 
 
+@dataclass(frozen=True)
+class RowChunk:
+    """Which part of a matrix a chunk of rows is.
+
+    Attributes:
+        image: Index in the batch.
+        queries: Which rows, `start` and `stop` set.
+    """
+
+    image: int
+    queries: slice
+
+
 class SoftmaxMatrix:
     """An attention matrix `(batch, heads, queries, keys)`, computed when and as far as it is asked for.
 
@@ -204,6 +218,47 @@ class SoftmaxMatrix:
     def dense(self) -> Tensor:
         """The whole matrix: `(batch, heads, queries, keys)` float32. Its size grows with the square of the tokens."""
         return self.rows(slice(None))
+
+    def rowwise(self, measure: Callable[[Tensor, RowChunk], Tensor]) -> Tensor:
+        """Reduce every row to something small, in chunks of at most `BUDGET_BYTES`.
+
+        Args:
+            measure: Takes rows `(1, heads, rows, keys)` float32 and which they are, gives `(1, heads or 1, rows, ...)`.
+
+        Returns:
+            What `measure` gave, joined: `(batch, heads or 1, queries, ...)`.
+        """
+        batch, heads, queries, keys = self.shape
+        step = max(1, BUDGET_BYTES // (4 * heads * keys))
+        images = []
+        for image in range(batch):
+            matrix = self.image(image)
+            parts = []
+            for first in range(0, queries, step):
+                chunk = slice(first, min(first + step, queries))
+                parts.append(measure(matrix.rows(chunk), RowChunk(image, chunk)))
+            images.append(torch.cat(parts, dim=2))
+        return torch.cat(images)
+
+    def entropy(self) -> Tensor:
+        """Entropy of every row in nats: `(batch, heads, queries)` float64."""
+        return self.rowwise(lambda rows, _: torch.special.entr(rows).sum(-1, dtype=torch.float64))
+
+    def column_sums(self) -> Tensor:
+        """Sum of every column: `(batch, heads, keys)` float64."""
+        queries = self.shape[2]
+        return self.mean_rows(slice(0, queries))[:, :, 0].double() * queries
+
+    def image(self, index: int) -> "SoftmaxMatrix":
+        """The matrix of one image: the same with a batch of one, by reference."""
+        if not isinstance(self._source, Operands):
+            return SoftmaxMatrix(self._source[index : index + 1])
+        call = self._source
+        mask = call.mask
+        if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
+            mask = mask[index : index + 1]
+        one = slice(index, index + 1)
+        return SoftmaxMatrix(Operands(call.query[one], call.key[one], call.scale, mask, call.causal))
 
     def mean_rows(self, queries: slice) -> Tensor:
         """Mean over some rows, computed in chunks of at most `BUDGET_BYTES`: what a mean readout attends to.

@@ -1,0 +1,126 @@
+"""Deletion and insertion: how a model's score falls as the highest patches are taken away, and rises as they are put back.
+
+Petsiuk et al. 2018, RISE (arXiv 1806.07421). These measure how much a model relies on where a map is high, for whatever baseline the removed
+pixels are replaced by; a removed patch is itself an unusual image. Compare with `random_map` and `centre_prior` under the same baseline.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnhook.errors import ScoreError
+
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationCurve:
+    """A model's score against the part of the patches that were removed (deletion) or shown (insertion).
+
+    Attributes:
+        parts: `(steps + 1,)` float64, from 0 to 1.
+        scores: `(batch, steps + 1)` float64.
+    """
+
+    parts: Tensor
+    scores: Tensor
+
+    @property
+    def area(self) -> Tensor:
+        """Area under the curve by trapezoids, `(batch,)` float64: low is good for deletion, high for insertion."""
+        return torch.trapezoid(self.scores, self.parts)
+
+
+def deletion(
+    score: Score, pixels: Tensor, patch_map: Tensor, *, baseline: Tensor | float = 0.0, steps: int = 20
+) -> PerturbationCurve:
+    """Replace the highest patches first, a few at a time.
+
+    Args:
+        score: From pixels `(batch, channels, height, width)` to one number an image `(batch,)`, such as a class's probability.
+        pixels: The model's input.
+        patch_map: `(batch, h, w)`; each cell covers its part of the pixels. Patches that are NaN go last.
+        baseline: What replaces a pixel: a number in the model's normalised units (0 is mid-grey for most), or pixels to take, such as a
+            blurred copy.
+        steps: In how many steps, at least 1 and at most the number of patches.
+
+    Returns:
+        The curve.
+
+    Raises:
+        ScoreError: If shapes or `steps` do not go together.
+
+    Example:
+        >>> pixels = torch.ones(1, 3, 4, 4)
+        >>> curve = deletion(lambda x: x.mean(dim=(1, 2, 3)), pixels, torch.rand(1, 2, 2), steps=4)
+        >>> curve.scores
+        tensor([[1.0000, 0.7500, 0.5000, 0.2500, 0.0000]], dtype=torch.float64)
+    """
+    return _curve(score, pixels, patch_map, baseline, steps, insert=False)
+
+
+def insertion(
+    score: Score, pixels: Tensor, patch_map: Tensor, *, baseline: Tensor | float = 0.0, steps: int = 20
+) -> PerturbationCurve:
+    """Begin with the baseline alone and show the highest patches first.
+
+    Args:
+        score: As in `deletion`.
+        pixels: As in `deletion`.
+        patch_map: As in `deletion`.
+        baseline: As in `deletion`; the paper blurs for insertion.
+        steps: As in `deletion`.
+
+    Returns:
+        The curve.
+
+    Raises:
+        ScoreError: If shapes or `steps` do not go together.
+    """
+    return _curve(score, pixels, patch_map, baseline, steps, insert=True)
+
+
+def _curve(
+    score: Score, pixels: Tensor, patch_map: Tensor, baseline: Tensor | float, steps: int, *, insert: bool
+) -> PerturbationCurve:
+    if pixels.dim() != 4 or patch_map.dim() != 3 or patch_map.shape[0] != pixels.shape[0]:
+        raise ScoreError(
+            "deletion and insertion: expected pixels (batch, channels, height, width) and a map (batch, h, w) of the same batch, got "
+            f"{tuple(pixels.shape)} and {tuple(patch_map.shape)}."
+        )
+    batch, height, width = patch_map.shape
+    patches = height * width
+    if not 1 <= steps <= patches:
+        raise ScoreError(f"deletion and insertion: expected 1 to {patches} steps, one a patch, got {steps}.")
+    order = (
+        torch.nan_to_num(patch_map.detach().double(), nan=-math.inf)
+        .flatten(1)
+        .argsort(dim=1, descending=True, stable=True)
+    )
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(patches, device=order.device).expand(batch, -1))
+    owners = _owner_of_pixels(pixels, height, width)
+    rank = rank[:, owners].unsqueeze(1).to(pixels.device)
+    other = torch.as_tensor(baseline, dtype=pixels.dtype, device=pixels.device).expand_as(pixels)
+    counts = [round(patches * step / steps) for step in range(steps + 1)]
+    scores = []
+    with torch.no_grad():
+        for count in counts:
+            shown = (rank < count) if insert else (rank >= count)
+            value = score(torch.where(shown, pixels, other))
+            if value.shape != (batch,):
+                raise ScoreError(f"score: expected one number an image, ({batch},), got shape {tuple(value.shape)}.")
+            scores.append(value.double())
+    return PerturbationCurve(
+        torch.tensor(counts, dtype=torch.float64, device=pixels.device) / patches, torch.stack(scores, dim=1)
+    )
+
+
+def _owner_of_pixels(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Which patch each pixel belongs to: `(height, width)` int64."""
+    rows, columns = (
+        torch.arange(size) * patches // size for size, patches in zip(pixels.shape[-2:], (height, width), strict=True)
+    )
+    return rows[:, None] * width + columns

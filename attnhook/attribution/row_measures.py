@@ -1,0 +1,141 @@
+"""Numbers of attention rows: how spread a row is, what it falls on, how far it reaches.
+
+Every function takes softmax rows `(..., keys)` and gives one number a row, in float64: a row of 4,097 keys has entries of 2e-4, and sums of
+them are compared with each other. Nothing here knows of blocks or models; `statistics` streams these over whole matrices.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable
+from attnhook.errors import TokenLayoutError
+
+
+def row_entropy(rows: Tensor) -> Tensor:
+    """Shannon entropy in nats, `-sum_j p_j log p_j`: 0 for one-hot rows, `log(keys)` for uniform ones.
+
+    Args:
+        rows: `(..., keys)`, each summing to 1.
+
+    Returns:
+        `(...)` float64.
+
+    Example:
+        >>> row_entropy(torch.tensor([0.5, 0.5, 0.0, 0.0])).exp()
+        tensor(2.0000, dtype=torch.float64)
+    """
+    spread: Tensor = torch.special.entr(rows)
+    return spread.sum(dim=-1, dtype=torch.float64)
+
+
+def top_mass(rows: Tensor, k: int) -> Tensor:
+    """Mass of the k largest entries; of all where there are fewer.
+
+    Args:
+        rows: `(..., keys)`.
+        k: How many, at least 1.
+
+    Returns:
+        `(...)` float64.
+
+    Raises:
+        ValueError: If k is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"top-k mass: expected k of at least 1, got {k}.")
+    return rows.topk(min(k, rows.shape[-1]), dim=-1, sorted=False).values.sum(dim=-1, dtype=torch.float64)
+
+
+def token_mass(rows: Tensor, keys: TokenTable) -> Tensor:
+    """Mass on class, register, patch and other (distillation, suffix, padding) tokens.
+
+    Args:
+        rows: `(..., keys)`.
+        keys: What the keys are.
+
+    Returns:
+        `(..., 4)` float64 in the order of `TOKEN_KINDS`; 0 for kinds that there are none of. They sum to the row's sum.
+    """
+    _check(rows, keys)
+    return torch.stack([rows[..., keys.chosen(kind)].sum(dim=-1, dtype=torch.float64) for kind in TOKEN_KINDS], dim=-1)
+
+
+def effective_patches(rows: Tensor, keys: TokenTable) -> Tensor:
+    """How many patches a row looks at: the exponential of the entropy of its patch part, renormalised (Hill number of order 1).
+
+    1 if all patch attention is on one patch, the number of patches if it is uniform; NaN for a row without any mass on patches.
+
+    Args:
+        rows: `(..., keys)`.
+        keys: What the keys are.
+
+    Returns:
+        `(...)` float64.
+    """
+    _check(rows, keys)
+    patches = rows[..., keys.chosen("patch")]
+    mass = patches.sum(dim=-1, dtype=torch.float64)
+    # With m the mass: H(p / m) = H(p) / m + log m.
+    return torch.exp(row_entropy(patches) / mass + torch.log(mass))
+
+
+def attention_distance(
+    rows: Tensor, keys: TokenTable, places: Tensor, *, patch_size: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
+    """Mean distance between a query patch and the patches that it attends to.
+
+    With d_ij the distance between the centres of patches i and j: `sum_j A_ij d_ij / sum_j A_ij`, j over patches only (Dosovitskiy et al.
+    2020, arXiv 2010.11929, figure 7). NaN for a row that has no place or no mass on patches.
+
+    Args:
+        rows: `(..., queries, keys)`.
+        keys: What the keys are.
+        places: Row and column of each query on the same grid, `(queries, 2)`, NaN for queries that are no patches.
+        patch_size: Height and width of a patch: 1 and 1 give patches, its pixels give pixels.
+
+    Returns:
+        `(..., queries)` float64, in units of `patch_size`.
+
+    Raises:
+        TokenLayoutError: If there is not one place a query.
+    """
+    _check(rows, keys)
+    if places.shape != (rows.shape[-2], 2):
+        raise TokenLayoutError(
+            f"attention distance: expected a (row, column) for each of {rows.shape[-2]} queries, got shape {tuple(places.shape)}."
+        )
+    patches = keys.chosen("patch")
+    unit = torch.tensor(patch_size)
+    apart = (places.cpu().float()[:, None] - keys.places[patches]) * unit
+    between = apart.square().sum(dim=-1).sqrt().to(rows.device)
+    seen = rows[..., patches]
+    return (seen * between).sum(dim=-1, dtype=torch.float64) / seen.sum(dim=-1, dtype=torch.float64)
+
+
+def head_divergence(rows: Tensor) -> Tensor:
+    """Mean Jensen-Shannon divergence, in nats, between the rows of every two heads.
+
+    0 where all heads look alike, at most log 2. For heads a and b: `H((p_a + p_b) / 2) - (H(p_a) + H(p_b)) / 2`.
+
+    Args:
+        rows: `(batch, heads, queries, keys)`.
+
+    Returns:
+        `(batch, queries)` float64; NaN with a single head.
+    """
+    heads = rows.shape[1]
+    if heads < 2:
+        return torch.full((rows.shape[0], rows.shape[2]), math.nan, dtype=torch.float64, device=rows.device)
+    total = row_entropy(rows).sum(dim=1) * (-(heads - 1) / 2)
+    for head in range(heads - 1):
+        total += row_entropy((rows[:, head : head + 1] + rows[:, head + 1 :]) / 2).sum(dim=1)
+    return (total / (heads * (heads - 1) / 2)).clamp_min_(0.0)
+
+
+def _check(rows: Tensor, keys: TokenTable) -> None:
+    if rows.shape[-1] != len(keys.kinds):
+        raise TokenLayoutError(
+            f"rows and tokens do not go together: expected {len(keys.kinds)} keys, got {rows.shape[-1]}."
+        )

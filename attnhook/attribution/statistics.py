@@ -1,0 +1,313 @@
+"""Statistics of attention by block and head, streamed: no matrix is ever whole.
+
+From `rows="all"` they are means over all queries (or all patch queries); from other captures means over the rows that were kept. They describe
+where attention goes. They say nothing about what it does to the output.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from attnhook.attribution.row_measures import (
+    attention_distance,
+    effective_patches,
+    head_divergence,
+    row_entropy,
+    token_mass,
+    top_mass,
+)
+from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, token_table
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.sites import Queries
+from attnhook.capture.softmax_matrix import RowChunk, SoftmaxMatrix
+from attnhook.capture.windows import WindowLayout
+from attnhook.errors import RowsNotKeptError
+from attnhook.options import PatchIndex, Rows, choose
+
+
+class Averaged(StrEnum):
+    """Over which of the kept rows a mean is taken."""
+
+    ALL = "all"
+    PATCHES = "patches"
+
+
+@dataclass(frozen=True)
+class Sink:
+    """A token that attracts far more attention than its share.
+
+    Attributes:
+        image: Index in the batch.
+        token: Index in the sequence of keys.
+        patch: Its row and column on the grid, None for special tokens and unknown layouts.
+        mass: Mean attention that it receives, over queries and heads.
+        ratio: `mass` in units of uniform attention, 1 / keys.
+    """
+
+    image: int
+    token: int
+    patch: PatchIndex | None
+    mass: float
+    ratio: float
+
+
+@dataclass(frozen=True, eq=False)
+class BlockStatistics:
+    """What `attention_statistics` says of one block; tensors `(batch, heads)` float64, means over the queries.
+
+    Attributes:
+        name: The block's name.
+        queries: How many rows the means are over.
+        entropy: In nats.
+        relative_entropy: Entropy over `log(keys)`: 1 is uniform.
+        distance_patches: Mean attention distance in patches; NaN where no kept row belongs to a patch.
+        distance_pixels: The same in pixels of the model's input; NaN also where the patches' size is unknown.
+        class_mass: Attention on the class token.
+        register_mass: Attention on register tokens.
+        patch_mass: Attention on patches.
+        other_mass: Attention on distillation and suffix tokens.
+        top_mass: Mass of the k largest entries of a row.
+        effective_patches: Exponential of the entropy over patches.
+        head_diversity: Mean pairwise Jensen-Shannon divergence between heads, in nats, `(batch,)`.
+        sinks: Tokens that attract far more than their share, strongest first.
+    """
+
+    name: str
+    queries: int
+    entropy: Tensor
+    relative_entropy: Tensor
+    distance_patches: Tensor
+    distance_pixels: Tensor
+    class_mass: Tensor
+    register_mass: Tensor
+    patch_mass: Tensor
+    other_mass: Tensor
+    top_mass: Tensor
+    effective_patches: Tensor
+    head_diversity: Tensor
+    sinks: tuple[Sink, ...]
+
+    def means(self) -> dict[str, float]:
+        """Every tensor's mean over images and heads, by name: what a logger takes. NaN where undefined, `sinks` is their number an image."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        numbers = {name: float(value.mean()) for name, value in tensors.items()}
+        return numbers | {"sinks": len(self.sinks) / self.entropy.shape[0]}
+
+
+def attention_statistics(
+    maps: AttentionMaps, *, queries: str = "all", top_k: int = 10, sink_ratio: float = 10.0, diversity: bool = True
+) -> tuple[BlockStatistics, ...]:
+    """All statistics of all blocks, one streaming pass a block.
+
+    Args:
+        maps: What was captured; `rows="all"` for statistics over all queries.
+        queries: `"all"` kept rows, or `"patches"`: those of patches only.
+        top_k: How many entries `top_mass` adds up.
+        sink_ratio: From how many times uniform attention on a token counts as a sink.
+        diversity: Whether to compare heads pairwise, which costs heads / 2 times everything else; NaN if not.
+
+    Returns:
+        One a block.
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, attention_statistics
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> with torch.inference_mode(), AttentionCapture(model, rows="all") as capture:
+        ...     logits = model(torch.randn(1, 3, 224, 224))
+        >>> statistics = attention_statistics(capture.maps)
+        >>> statistics[-1].entropy.shape, len(statistics)
+        (torch.Size([1, 3]), 12)
+    """
+    kind = choose(Averaged, queries, "queries")
+    return tuple(_block_statistics(maps, block, kind, top_k, sink_ratio, diversity=diversity) for block in maps)
+
+
+def entropy(block: BlockAttention, *, relative: bool = False) -> Tensor:
+    """Mean entropy over all kept rows.
+
+    Args:
+        block: A block of any capture; with `rows="all"` one fused pass gives it, no part of the matrix is computed.
+        relative: Over `log(keys)` instead of in nats.
+
+    Returns:
+        `(batch, heads)` float64.
+    """
+    kept = block.kept
+    values = kept.entropy() if isinstance(kept, SoftmaxMatrix) else row_entropy(kept)
+    mean = values.mean(dim=2, dtype=torch.float64)
+    return mean / _log(block.shape[3]) if relative else mean
+
+
+def received_mass(block: BlockAttention) -> Tensor:
+    """Mean attention that each key receives, over all kept rows.
+
+    Args:
+        block: A block of any capture.
+
+    Returns:
+        `(batch, heads, keys)` float64; sums to 1. Windows stand in the batch axis.
+    """
+    kept = block.kept
+    if isinstance(kept, SoftmaxMatrix):
+        return kept.column_sums().double() / kept.shape[2]
+    return kept.mean(dim=2, dtype=torch.float64)
+
+
+def find_sinks(block: BlockAttention, *, ratio: float = 10.0) -> tuple[Sink, ...]:
+    """Tokens that receive, over queries and heads, at least `ratio` times uniform attention.
+
+    Whether they mean something visual is not looked at: a class token is often among them, and with one kept row its peaks are. Of windows,
+    uniform is one window's.
+
+    Args:
+        block: A block of any capture.
+        ratio: In units of uniform attention, 1 / keys.
+
+    Returns:
+        Strongest first.
+    """
+    received = received_mass(block).mean(dim=1).cpu()
+    keys = received.shape[-1]
+    found = []
+    for entry, token in (received * keys >= ratio).nonzero().tolist():
+        mass = float(received[entry, token])
+        place = None if isinstance(block.token_layout, str) else _place(token_table(block.token_layout, entry), token)
+        found.append(Sink(entry // _windows(block), token, place, mass, mass * keys))
+    return tuple(sorted(found, key=lambda sink: -sink.mass))
+
+
+def _place(table: TokenTable, token: int) -> PatchIndex | None:
+    row, column = table.places[token].tolist()
+    return None if math.isnan(row) else (int(row), int(column))
+
+
+def head_diversity(block: BlockAttention) -> Tensor:
+    """Mean Jensen-Shannon divergence, in nats, between every two heads' rows, over all kept rows.
+
+    Args:
+        block: A block of any capture.
+
+    Returns:
+        `(batch,)` float64: 0 where heads look alike, at most log 2; NaN with a single head.
+    """
+    values = _stream(block, lambda rows, _: head_divergence(rows)[:, None, :, None])
+    return values[:, 0, :, 0].mean(dim=1)
+
+
+# --- one pass -----------------------------------------------------------------------------------------------------------------------------
+
+
+def _block_statistics(
+    maps: AttentionMaps, block: BlockAttention, averaged: Averaged, top_k: int, sink_ratio: float, *, diversity: bool
+) -> BlockStatistics:
+    layout = None if isinstance(block.token_layout, str) else block.token_layout
+    pixel = _patch_pixels(layout, maps)
+    asking = [_queries_of(maps, block, entry) for entry in range(block.shape[0])]
+
+    def measure(rows: Tensor, chunk: RowChunk) -> Tensor:
+        columns = [row_entropy(rows), top_mass(rows, top_k)]
+        nothing = torch.full_like(columns[0], math.nan)
+        if layout is None:
+            columns += [nothing] * 7
+        else:
+            keys, places = token_table(layout, chunk.image), asking[chunk.image].places[chunk.queries]
+            columns += [*token_mass(rows, keys).unbind(-1), effective_patches(rows, keys)]
+            columns += [attention_distance(rows, keys, places, patch_size=size) for size in ((1.0, 1.0), pixel)]
+        apart = head_divergence(rows)[:, None].expand_as(nothing) if diversity else nothing
+        return torch.stack([*columns, apart], dim=-1)
+
+    values = _stream(block, measure)
+    counted = torch.stack([_counted(block, table, averaged) for table in asking])
+    means = _means(values, counted.to(values.device), _windows(block))
+    spread, top, cls, registers, patches, other, effective, far, far_pixels, apart = means.unbind(-1)
+    return BlockStatistics(
+        name=block.name,
+        queries=int(counted.sum()) * _windows(block) // len(counted),
+        entropy=spread,
+        relative_entropy=spread / _log(block.shape[3]),
+        distance_patches=far,
+        distance_pixels=far_pixels,
+        class_mass=cls,
+        register_mass=registers,
+        patch_mass=patches,
+        other_mass=other,
+        top_mass=top,
+        effective_patches=effective,
+        head_diversity=apart[:, 0],
+        sinks=find_sinks(block, ratio=sink_ratio),
+    )
+
+
+def _means(values: Tensor, counted: Tensor, windows: int) -> Tensor:
+    """Means over an image's windows and counted queries, NaN left out: `(batch, heads, n)` of `(batch * windows, heads, queries, n)`."""
+    weights = counted[:, None, :, None] & ~values.isnan()
+    shape = (values.shape[0] // windows, windows, *values.shape[1:])
+    total = torch.where(weights, values, 0.0).reshape(shape).sum(dim=(1, 3))
+    return torch.div(total, weights.reshape(shape).sum(dim=(1, 3)))
+
+
+def _stream(block: BlockAttention, measure: Callable[[Tensor, RowChunk], Tensor]) -> Tensor:
+    matrix = block.kept if isinstance(block.kept, SoftmaxMatrix) else SoftmaxMatrix(block.kept)
+    return matrix.rowwise(measure)
+
+
+def _windows(block: BlockAttention) -> int:
+    return block.token_layout.num_windows if isinstance(block.token_layout, WindowLayout) else 1
+
+
+def _log(keys: int) -> float:
+    return math.log(keys) if keys > 1 else math.nan
+
+
+def _patch_pixels(layout: TokenLayout | WindowLayout | None, maps: AttentionMaps) -> tuple[float, float]:
+    area = maps.patch_area or maps.input_size
+    if area is None or layout is None:
+        return math.nan, math.nan
+    return area[0] / layout.grid[0], area[1] / layout.grid[1]
+
+
+def _queries_of(maps: AttentionMaps, block: BlockAttention, entry: int) -> TokenTable:
+    """What the kept rows of one batch entry are, their places in units of the keys' grid; of kind other where they are no one token."""
+    count = block.shape[2]
+    nowhere = TokenTable(torch.full((count,), TOKEN_KINDS.index("other")), torch.full((count, 2), math.nan))
+    layout = block.token_layout if block.query_token_layout is None else block.query_token_layout
+    mean = isinstance(maps.rows, Rows) and maps.rows is not Rows.ALL
+    if isinstance(layout, str) or isinstance(block.token_layout, str) or mean or block.queries in _NOT_TOKENS:
+        return nowhere
+    table = token_table(layout, entry, of_queries=True)
+    places = _on_grid_of_keys(table.places, layout, block.token_layout)
+    if isinstance(maps.rows, Sequence) and not isinstance(maps.rows, Rows):
+        chosen = layout.tokens_of(list(maps.rows))
+        return TokenTable(table.kinds[chosen], places[chosen])
+    return TokenTable(table.kinds, places) if len(table.kinds) == count else nowhere
+
+
+_NOT_TOKENS = (Queries.POOL, Queries.CLASS)
+
+
+def _on_grid_of_keys(places: Tensor, queries: TokenLayout | WindowLayout, keys: TokenLayout | WindowLayout) -> Tensor:
+    """Centres of the queries' patches in units of the keys' patches, where the one grid is coarser than the other."""
+    grid = queries.query_grid or queries.grid if isinstance(queries, WindowLayout) else queries.grid
+    if grid == keys.grid:
+        return places
+    ratio = torch.tensor([keys.grid[0] / grid[0], keys.grid[1] / grid[1]])
+    return (places + 0.5) * ratio - 0.5
+
+
+def _counted(block: BlockAttention, queries: TokenTable, averaged: Averaged) -> Tensor:
+    """Which rows a mean is over: `(rows,)` bool. Padding of windows is never among them."""
+    patches = queries.kinds == TOKEN_KINDS.index("patch")
+    if averaged is Averaged.ALL:
+        return patches if isinstance(block.token_layout, WindowLayout) and patches.any() else torch.ones_like(patches)
+    if not patches.any():
+        raise RowsNotKeptError(
+            f"queries='patches' of block {block.name!r}: expected rows of patches, got none among the {block.shape[2]} kept. "
+            "Capture with rows='all'."
+        )
+    return patches

@@ -1,0 +1,78 @@
+"""What the tokens of one batch entry are, by index: their kind and their place on the grid, for layouts of whole images and of windows."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.windows import WindowLayout
+
+TOKEN_KINDS = ("class", "register", "patch", "other")
+"""What a `TokenTable` tells apart; other: distillation and suffix tokens, and the padding of windows."""
+
+_CLASS, _REGISTER, _PATCH, _OTHER = range(4)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """The tokens of one sequence, or of one window.
+
+    Attributes:
+        kinds: Index into `TOKEN_KINDS` of each token, `(tokens,)` int64.
+        places: Row and column on the grid of each token, `(tokens, 2)` float32; NaN for those that are no patches.
+    """
+
+    kinds: Tensor
+    places: Tensor
+
+    def chosen(self, kind: str) -> slice | Tensor:
+        """Where the tokens of a kind stand: a slice if they stand together, else int64 indices."""
+        index = (self.kinds == TOKEN_KINDS.index(kind)).nonzero()[:, 0]
+        if not len(index):
+            return slice(0, 0)
+        first, last = int(index[0]), int(index[-1])
+        return slice(first, last + 1) if last - first + 1 == len(index) else index
+
+
+def token_table(layout: TokenLayout | WindowLayout, entry: int = 0, *, of_queries: bool = False) -> TokenTable:
+    """Look the tokens of one batch entry up.
+
+    Args:
+        layout: What the tokens are.
+        entry: Index on the batch axis: an image, or one of its windows.
+        of_queries: Whether the queries of windows are meant instead of their keys, where those differ.
+
+    Returns:
+        The table.
+
+    Example:
+        >>> token_table(TokenLayout(grid=(1, 2), registers=1)).places
+        tensor([[nan, nan],
+                [nan, nan],
+                [0., 0.],
+                [0., 1.]])
+    """
+    if isinstance(layout, WindowLayout):
+        return _of_window(layout, entry, of_queries=of_queries)
+    kinds = torch.full((layout.num_tokens,), _OTHER)
+    kinds[layout.num_prefix_tokens - layout.registers : layout.num_prefix_tokens] = _REGISTER
+    kinds[layout.patch_tokens] = _PATCH
+    if layout.cls is not None:
+        kinds[layout.class_token()] = _CLASS
+    order = layout.order
+    index = torch.arange(layout.num_patches) if order is None else order[entry if len(order) > 1 else 0].cpu()
+    cell = index % (layout.grid[0] * layout.grid[1])  # frames of a video share their places
+    places = torch.full((layout.num_tokens, 2), float("nan"))
+    places[layout.patch_tokens] = torch.stack([cell // layout.grid[1], cell % layout.grid[1]], dim=-1).float()
+    return TokenTable(kinds, places)
+
+
+def _of_window(layout: WindowLayout, entry: int, *, of_queries: bool) -> TokenTable:
+    positions, width = layout.positions, layout.grid[1]
+    if of_queries and layout.query_positions is not None:
+        positions, width = layout.query_positions, (layout.query_grid or layout.grid)[1]
+    index = positions[entry % layout.num_windows].cpu()
+    places = torch.stack([index // width, index % width], dim=-1).float()
+    kinds = torch.where(index < 0, _OTHER, _PATCH)
+    return TokenTable(kinds, places.masked_fill((index < 0)[:, None], float("nan")))

@@ -1,0 +1,156 @@
+"""Scores of maps against their definitions, written as loops."""
+
+import math
+
+import pytest
+import torch
+
+from attnhook.attribution.perturbation import deletion, insertion
+from attnhook.attribution.scores import (
+    agreement,
+    auroc,
+    centre_prior,
+    cosine,
+    energy_in_mask,
+    iou_at_mass,
+    jensen_shannon,
+    pointing_game,
+    random_map,
+    spearman,
+)
+from attnhook.errors import ScoreError
+
+MAP = torch.tensor([[0.1, 0.2, 0.0], [0.4, 0.1, 0.2]])
+MASK = torch.tensor([[0, 1, 0], [1, 0, 0]]).bool()
+
+
+def test_scores_of_a_map_by_hand() -> None:
+    assert float(pointing_game(MAP, MASK)) == 1.0
+    assert float(pointing_game(MAP, ~MASK)) == 0.0
+    assert float(energy_in_mask(MAP, MASK)) == pytest.approx(0.6)
+    # 0.4 and one 0.2 hold 60 %: the first of the two in reading order, which is on the object
+    assert float(iou_at_mass(MAP, MASK, keep=0.6)) == 1.0
+    assert float(iou_at_mass(MAP, MASK, keep=0.4)) == 0.5
+
+
+def test_auroc_is_the_part_of_pairs_in_order() -> None:
+    for seed in range(5):
+        values = (random_map((5, 6), seed=seed) * 60).round()  # with ties
+        mask = random_map((5, 6), seed=seed + 10) > 0.04
+        pairs = [(a > b) + (a == b) / 2 for a in values[mask].tolist() for b in values[~mask].tolist()]
+        assert float(auroc(values, mask)) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+        assert float(auroc(-values, mask)) == pytest.approx(1 - sum(pairs) / len(pairs), abs=1e-12)
+    assert float(auroc(torch.ones(2, 3), MASK)) == 0.5
+
+
+def test_a_flat_map_scores_chance() -> None:
+    flat = torch.ones(2, 3)
+    assert float(pointing_game(flat, MASK)) == pytest.approx(1 / 3)
+    assert float(energy_in_mask(flat, MASK)) == pytest.approx(1 / 3)
+    assert spearman(flat, MAP).isnan()
+
+
+def test_pointing_within_a_tolerance() -> None:
+    values, mask = torch.zeros(9, 9), torch.zeros(9, 9, dtype=torch.bool)
+    values[4, 4], mask[4, 7] = 1.0, True
+    assert [float(pointing_game(values, mask, tolerance=t)) for t in (0, 2.9, 3)] == [0.0, 0.0, 1.0]
+    mask[4, 7], mask[6, 6] = False, True
+    assert [float(pointing_game(values, mask, tolerance=t)) for t in (2.8, 2.9)] == [0.0, 1.0]
+
+
+def test_what_the_model_did_not_see_is_left_out() -> None:
+    seen = torch.cat([MAP, torch.full((1, 3), math.nan)])
+    mask = torch.cat([MASK, torch.ones(1, 3, dtype=torch.bool)])
+    for score in (pointing_game, energy_in_mask, auroc, iou_at_mass):
+        assert torch.equal(score(seen, mask), score(MAP, MASK))
+    other = torch.cat([MAP.flip(0), torch.ones(1, 3)])
+    for measure in (spearman, jensen_shannon, cosine):
+        assert torch.equal(measure(seen, other), measure(MAP, MAP.flip(0)))
+
+
+def test_batches_are_singles() -> None:
+    maps = random_map((4, 5), batch=3)
+    masks = random_map((4, 5), seed=1, batch=3) > 0.05
+    for score in (pointing_game, energy_in_mask, auroc, iou_at_mass):
+        assert torch.equal(score(maps, masks), torch.stack([score(m, t) for m, t in zip(maps, masks, strict=True)]))
+    assert auroc(maps[:, None].expand(3, 2, 4, 5), masks[:, None]).shape == (3, 2)
+    assert auroc(maps, masks[0]).shape == (3,)
+    assert auroc(maps[0], masks[0].numpy()).dim() == 0
+
+
+def test_agreement_by_definition() -> None:
+    a, b = random_map((4, 5), seed=3).double(), random_map((4, 5), seed=4).double()
+    order = [sorted(m.flatten().tolist()).index(v) for m in (a, b) for v in m.flatten().tolist()]
+    ranks = torch.tensor(order, dtype=torch.float64).view(2, -1)
+    assert float(spearman(a, b)) == pytest.approx(float(torch.corrcoef(ranks)[0, 1]))
+    middle = (a + b) / 2
+    by_definition = float((a * (a / middle).log() + b * (b / middle).log()).sum() / 2)
+    assert float(jensen_shannon(a, b)) == pytest.approx(by_definition)
+    assert float(jensen_shannon(a, a * 7)) == pytest.approx(0, abs=1e-12)
+    assert float(jensen_shannon(MASK.float(), (~MASK).float())) == pytest.approx(math.log(2))
+    assert float(cosine(a, 2 * a)) == pytest.approx(1)
+    assert cosine(a, torch.zeros(4, 5)).isnan()
+
+
+def test_the_shuffle_baseline_knows_no_place() -> None:
+    peak = centre_prior((14, 14), sigma=0.1)
+    found = agreement(peak, peak, shuffles=50)
+    assert float(found.spearman) == pytest.approx(1)
+    assert abs(float(found.shuffled_spearman)) < 0.05
+    assert float(found.shuffled_jensen_shannon) > 0.3 > float(found.jensen_shannon)
+    assert float(found.shuffled_cosine) < 0.3
+    state = torch.get_rng_state()
+    again = agreement(peak, peak, shuffles=50)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found.shuffled_cosine, again.shuffled_cosine)
+
+
+def test_controls() -> None:
+    prior = centre_prior((7, 9))
+    assert prior.argmax() == 3 * 9 + 4
+    assert float(prior.sum()) == pytest.approx(1)
+    torch.testing.assert_close(prior, prior.flip(0, 1))
+    assert torch.equal(random_map((3, 4), seed=5), random_map((3, 4), seed=5))
+    assert not torch.equal(random_map((3, 4), seed=5), random_map((3, 4), seed=6))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: auroc(MAP, MASK[:, :2]), r"same \(\.\.\., h, w\), got \(2, 3\) and \(2, 2\).*heatmap"),
+        (lambda: auroc(MAP, torch.ones(2, 3)), "expected some background"),
+        (lambda: energy_in_mask(MAP, torch.zeros(2, 3)), "expected an object"),
+        (lambda: energy_in_mask(-MAP, MASK), "at least 0 with some mass, got -0.4"),
+        (lambda: energy_in_mask(torch.zeros(2, 3), MASK), "with some mass"),
+        (lambda: energy_in_mask(MAP * math.nan, MASK), "NaN everywhere"),
+        (lambda: energy_in_mask(MAP / 0, MASK), "finite"),
+        (lambda: auroc(MAP, MAP), "True and False"),
+        (lambda: iou_at_mass(MAP, MASK, keep=0), r"keep in \(0, 1\], got 0"),
+        (lambda: agreement(MAP, MAP, shuffles=0), "at least one shuffle"),
+        (lambda: auroc(MAP.expand(2, 2, 3), MASK.expand(3, 2, 3)), "leading dimensions"),
+        (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 4), MAP), "expected pixels"),
+        (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 4), MAP[None], steps=7), "1 to 6 steps"),
+        (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 6), MAP[None], steps=2), "one number an image"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(call, message: str) -> None:
+    with pytest.raises(ScoreError, match=message):
+        call()
+
+
+def test_deletion_and_insertion_follow_the_map() -> None:
+    pixels = torch.zeros(2, 1, 4, 6)
+    pixels[0, 0, 2:, :2], pixels[1, 0, :2, 2:4] = 1.0, 1.0  # image 0: patch (1, 0); image 1: patch (0, 1)
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        return x.sum(dim=(1, 2, 3)) / 4
+
+    maps = torch.stack([MAP, MAP])  # highest: (1, 0), then (0, 1)
+    removed = deletion(score, pixels, maps, steps=6)
+    assert removed.scores.tolist() == [[1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0]]
+    shown = insertion(score, pixels, maps, steps=6)
+    torch.testing.assert_close(shown.scores, 1 - removed.scores)
+    torch.testing.assert_close(removed.area, torch.tensor([0.5, 1.5], dtype=torch.float64) / 6)
+    assert removed.parts.tolist() == pytest.approx([step / 6 for step in range(7)])
+    blurred = deletion(score, pixels, maps, steps=6, baseline=torch.full_like(pixels, 0.5))
+    assert blurred.scores[:, -1].tolist() == [3.0, 3.0]
