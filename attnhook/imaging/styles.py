@@ -170,6 +170,33 @@ def mask_overlay(
     return picture
 
 
+def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
+    """Choose the fewest patches that hold a share of a map's mass, as the pictures of DINO do (Caron et al., 2021, arXiv 2104.14294).
+
+    Args:
+        patch_map: (h, w), none negative; NaN counts as nothing.
+        keep: The share, over 0 and up to 1.
+
+    Returns:
+        (h, w) boolean.
+
+    Raises:
+        ValueError: If `keep` is not a share.
+
+    Example:
+        >>> mass_mask(torch.tensor([[0.5, 0.2], [0.2, 0.1]])).tolist()
+        [[True, True], [False, False]]
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"cannot keep a share of the mass: expected 0 < keep <= 1, got {keep}.")
+    values = torch.nan_to_num(patch_map.detach().cpu().double()).flatten()
+    order = values.argsort(descending=True, stable=True)
+    before = values[order].cumsum(0) - values[order]
+    chosen = torch.zeros(len(values), dtype=torch.bool)
+    chosen[order] = before < keep * values.sum()
+    return chosen.reshape(patch_map.shape)
+
+
 def _contours(values: NDArray[np.float32], level: float) -> list[Line]:
     """Lines of one value; pixel centres are half a pixel in."""
     from contourpy import contour_generator
