@@ -92,14 +92,18 @@ def _small_maps(block: Any) -> Tensor | None:
 
 def _row(block: Any, layout: TokenLayout) -> Tensor:
     """One row a head, `(batch, heads, keys)`."""
-    if isinstance(block.kept, Tensor):
-        return block.kept[:, :, 0]
+    kept: Any = block.kept
+    if isinstance(kept, Tensor):
+        return kept[:, :, 0]
+    rows: Tensor
     queries, keys = block.shape[2:]
     if queries != keys or block.pooling:
-        return block.matrix.rows([0])[:, :, 0]
-    if layout.cls is not None:
-        return block.matrix.rows([layout.class_token()])[:, :, 0]
-    return block.matrix.mean_rows(layout.patch_tokens)[:, :, 0]
+        rows = kept.rows([0])
+    elif layout.cls is not None:
+        rows = kept.rows([layout.class_token()])
+    else:
+        rows = kept.mean_rows(layout.patch_tokens)
+    return rows[:, :, 0]
 
 
 def _cell_size(one: Tensor) -> tuple[int, int]:
