@@ -18,5 +18,13 @@ HOMES = {
     "attnhook.attribution.received": ("received_attention",),
     "attnhook.workflows.inspection": ("ModelDescription", "describe"),
     "attnhook.workflows.verification": ("VerificationReport", "verify"),
+    "attnhook.workflows.pictures": (
+        "blocks_figure",
+        "blocks_heads_figure",
+        "heads_figure",
+        "methods_figure",
+        "photo_figure",
+        "query_figure",
+    ),
     "attnhook.workflows.results": ("AttentionResult", "attend"),
 }

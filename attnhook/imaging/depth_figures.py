@@ -42,7 +42,7 @@ def map_grid(
     *,
     row_labels: Sequence[str],
     column_labels: Sequence[str],
-    image: ImageSource | None = None,
+    image: "ImageSource | None" = None,
     row_name: str = "block",
     column_name: str = "head",
     caption: str | None = None,
