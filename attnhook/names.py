@@ -10,7 +10,8 @@ HOMES = {
     "attnhook.capture.session": ("AttentionCapture",),
     "attnhook.imaging.geometry": ("ImageGeometry",),
     "attnhook.imaging.heatmaps": ("heatmap",),
-    "attnhook.imaging.overlays": ("overlay",),
+    "attnhook.imaging.overlays": ("overlay", "overlay_batch"),
+    "attnhook.imaging.animations": ("overlay_video",),
     "attnhook.zoo.loading": ("VisionModel", "load"),
     "attnhook.attribution.methods": ("METHODS",),
     "attnhook.attribution.raw_maps": ("raw_attention",),
@@ -18,5 +19,13 @@ HOMES = {
     "attnhook.attribution.statistics": ("attention_statistics",),
     "attnhook.workflows.inspection": ("ModelDescription", "describe"),
     "attnhook.workflows.verification": ("VerificationReport", "verify"),
+    "attnhook.workflows.pictures": (
+        "blocks_figure",
+        "blocks_heads_figure",
+        "heads_figure",
+        "methods_figure",
+        "photo_figure",
+        "query_figure",
+    ),
     "attnhook.workflows.results": ("AttentionResult", "attend"),
 }

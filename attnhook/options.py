@@ -56,6 +56,19 @@ class Interpolation(StrEnum):
     BICUBIC = "bicubic"
 
 
+class Style(StrEnum):
+    """How a map is laid over its photo.
+
+    `HEAT` paints the interpolated map, `PATCHES` the bare patches with their borders, `CONTOURS` draws lines of equal value, `MASK`
+    darkens all but the patches that hold most of the mass.
+    """
+
+    HEAT = "heat"
+    PATCHES = "patches"
+    CONTOURS = "contours"
+    MASK = "mask"
+
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 

@@ -1,8 +1,29 @@
-"""One thread a process: the tests run in several processes."""
+"""One thread a process: the tests run in several processes. A browser for the pages that we write."""
 
 import os
+import shutil
 
+import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, as the system has it. Continuous integration sets ATTNHOOK_REQUIRE_BROWSER: without a browser its tests fail."""
+    missing = pytest.fail if os.environ.get("ATTNHOOK_REQUIRE_BROWSER") else pytest.skip
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        missing("no browser: install Debian's chromium (`make browser`) to test the pages in one")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("no Playwright: `pip install playwright` (without its own browsers) to test the pages in a browser")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield launched
+        launched.close()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnhook.capture.adapters import Readout, block_index
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.notebook import blocks_table, contact_sheet
 from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.storage import packed_layout, size, unpacked_layout
@@ -158,6 +159,17 @@ class AttentionMaps(Sequence[BlockAttention]):
         rows = self.rows.value if isinstance(self.rows, Rows) else f"{len(self.rows)} chosen"
         shape = self._blocks[-1].shape if self._blocks else ()
         return f"AttentionMaps({len(self)} blocks, rows={rows}, last block {shape})"
+
+    def _repr_html_(self) -> str:
+        return blocks_table(self._blocks, repr(self))
+
+    def _repr_png_(self) -> bytes | None:
+        return contact_sheet(self._blocks)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str | bytes]:
+        bundle: dict[str, str | bytes] = {"text/plain": repr(self), "text/html": self._repr_html_()}
+        picture = self._repr_png_()
+        return bundle if picture is None else bundle | {"image/png": picture}
 
     @property
     def block_names(self) -> tuple[str, ...]:

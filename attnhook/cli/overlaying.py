@@ -10,6 +10,7 @@ from attnhook import __version__
 from attnhook.cli.arguments import add_command, add_map_options, add_model
 from attnhook.cli.messages import one_line, say, write_json
 from attnhook.errors import AttnhookError, NoReadoutError, UnknownBlockError, UnsupportedModelError
+from attnhook.options import Style
 
 if TYPE_CHECKING:
     from attnhook.workflows.results import AttentionResult
@@ -46,6 +47,12 @@ def add(commands: Any) -> None:
     overlay.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     add_model(overlay)
     add_map_options(overlay)
+    overlay.add_argument(
+        "--style",
+        choices=[style.value for style in Style],
+        default="heat",
+        help="heat (a film of colour), patches (bare), contours, or mask (the patches with 60%% of the mass) (default: %(default)s)",
+    )
     overlay.add_argument("--out", type=Path, default=Path("attention"), help="folder (default: %(default)s)")
 
 
@@ -99,7 +106,8 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
             rows=arguments.rows,
             mode=arguments.mode,
         )
-        result.save(target, colormap=arguments.colormap, alpha=arguments.alpha, scale=arguments.scale)
+        options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale", "style")}
+        result.save(target, **options)
     except _OPTION_ERRORS:
         raise
     except IndexError as error:  # --block or --heads beyond what the model has
@@ -124,7 +132,7 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
 
 
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
-    chosen = ("method", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "device")
+    chosen = ("method", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
     return {
         "format": "attnhook-overlay-1",
         "versions": {"attnhook": __version__} | {name: _version(name) for name in ("torch", "timm", "transformers")},

@@ -1,33 +1,28 @@
 """Between photos and patch maps: reading, geometry, interpolation, colour. Knows nothing of models or hooks."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from attnhook.imaging.figures import overlay_figure, sheet
-    from attnhook.imaging.geometry import ImageGeometry
-    from attnhook.imaging.heatmaps import heatmap
-    from attnhook.imaging.images import read_image
-    from attnhook.imaging.overlays import colorize, overlay, value_range
-
-__all__ = ["ImageGeometry", "colorize", "heatmap", "overlay", "overlay_figure", "read_image", "sheet", "value_range"]
+from typing import Any
 
 _HOMES = {
-    "ImageGeometry": "geometry",
-    "colorize": "overlays",
-    "heatmap": "heatmaps",
-    "overlay": "overlays",
-    "overlay_figure": "figures",
-    "read_image": "images",
-    "sheet": "figures",
-    "value_range": "overlays",
+    "animations": ("overlay_video",),
+    "depth_figures": ("depth_figure", "map_grid"),
+    "figures": ("overlay_figure", "sheet", "triptych"),
+    "geometry": ("ImageGeometry",),
+    "heatmaps": ("heatmap",),
+    "images": ("read_image",),
+    "overlays": ("colorize", "common_range", "overlay", "overlay_batch", "value_range"),
+    "patches": ("patch_box", "patch_edges"),
+    "styles": ("contour_overlay", "mask_overlay", "mass_mask", "patch_overlay"),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605 (strings, collected above)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 

@@ -3,7 +3,7 @@
 `alpha` is always the heat map's opacity. Where the heat map is NaN (the model did not look there) the photo stays untouched, bit for bit.
 """
 
-import difflib
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.palettes import LEVELS, palette
 from attnhook.options import Scale, ScaleOption, choose
 
 Heatmap: TypeAlias = "torch.Tensor | NDArray[Any]"
@@ -22,7 +23,7 @@ UNIFORM_TOP = 8.0
 """The top of the colours under `scale="uniform"`, in multiples of the uniform attention 1/N."""
 
 _FLAT = 1e-6  # a relative range below this is float32 rounding, not structure
-_LEVELS = 256
+_BAND = 2**16  # pixels that are painted at a time: few enough to stay in a CPU's second-level cache
 
 
 def value_range(
@@ -59,7 +60,7 @@ def value_range(
             )
         return 0.0, UNIFORM_TOP * uniform
     values = _values(heatmap)
-    low, high = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
+    low, high = _ends(values)
     if np.isnan(low):
         return 0.0, 0.0
     if np.isinf([low, high]).any():
@@ -88,7 +89,8 @@ def colorize(
     Returns:
         Colours of shape (height, width, 3), RGB. Values beyond the range get its end colours, a flat map under "minmax" and NaN the first.
     """
-    return np.array(_colored(heatmap, colormap, scale, uniform))
+    values = _plane(heatmap)
+    return np.array(_colored(_levels(values, value_range(values, scale, uniform=uniform)), palette(colormap)))
 
 
 def overlay(
@@ -99,6 +101,7 @@ def overlay(
     alpha: float = 0.5,
     scale: ScaleOption = Scale.MINMAX,
     uniform: float | None = None,
+    weighted: bool = False,
 ) -> Image.Image:
     """Blend a heat map over its photo.
 
@@ -110,6 +113,7 @@ def overlay(
         scale: "minmax" stretches this map over all colours, "uniform" shows multiples of 1/N on one fixed range (0 to `UNIFORM_TOP`), so
             that maps can be compared; or (lowest, highest).
         uniform: With "uniform": 1/N, one over the number of keys.
+        weighted: Whether opacity follows the value: `alpha` at the top of the range, none at its bottom.
 
     Returns:
         An RGB image of the photo's size. Pixels where the heat map is NaN are the photo's own.
@@ -123,56 +127,151 @@ def overlay(
         >>> overlay(photo, torch.rand(48, 64), alpha=0.6).size
         (64, 48)
     """
+    opacity = checked_opacity(alpha)
+    picture = read_image(image)  # a copy: painted band by band, so that nothing else of the photo's size is made
+    values = sized_like(picture, heatmap)
+    bounds = value_range(values, scale, uniform=uniform)
+    table = palette(colormap)
+    weights = np.rint(np.arange(LEVELS) * (opacity / (LEVELS - 1))).astype(np.uint8)
+    step = max(1, _BAND // picture.width)
+    for top in range(0, picture.height, step):
+        band = values[top : top + step]
+        levels = _levels(band, bounds)
+        mask = weights[levels] if weighted else np.full(band.shape, opacity, np.uint8)
+        if np.isnan(band.min()):
+            mask[np.isnan(band)] = 0
+        picture.paste(_colored(levels, table), (0, top), Image.fromarray(mask))
+    return picture
+
+
+def overlay_batch(
+    images: Sequence[ImageSource],
+    heatmaps: Sequence[Heatmap],
+    *,
+    colormap: Any = "viridis",
+    alpha: float = 0.5,
+    scale: ScaleOption = Scale.MINMAX,
+    uniform: float | None = None,
+    weighted: bool = False,
+) -> list[Image.Image]:
+    """Blend heat maps over their photos, all on one range, so that the pictures can be compared.
+
+    Args:
+        images: The photos, as `read_image` takes them; of any sizes.
+        heatmaps: One heat map a photo, (height, width) each, the photo's size.
+        colormap: As in `overlay`.
+        alpha: As in `overlay`.
+        scale: As in `overlay`, but "minmax" stretches all maps together. For a range of its own for each, call `overlay` on each.
+        uniform: As in `overlay`.
+        weighted: As in `overlay`.
+
+    Returns:
+        RGB images of the photos' sizes.
+
+    Raises:
+        GeometryError: If the numbers of photos and heat maps differ, or a heat map is not of its photo's size.
+
+    Example:
+        >>> photos = [Image.new("RGB", (64, 48)), Image.new("RGB", (32, 32))]
+        >>> [picture.size for picture in overlay_batch(photos, [torch.rand(48, 64), torch.rand(32, 32)])]
+        [(64, 48), (32, 32)]
+    """
+    if len(images) != len(heatmaps):
+        raise GeometryError(
+            f"cannot overlay a batch: expected one heat map for each photo, got {len(heatmaps)} heat maps and {len(images)} photos."
+        )
+    bounds = common_range(heatmaps, scale, uniform=uniform)
+    return [
+        overlay(image, one, colormap=colormap, alpha=alpha, scale=bounds, uniform=uniform, weighted=weighted)
+        for image, one in zip(images, heatmaps, strict=True)
+    ]
+
+
+def common_range(
+    heatmaps: Sequence[Heatmap], scale: ScaleOption = Scale.MINMAX, *, uniform: float | None = None
+) -> ScaleOption:
+    """Choose one range for several maps of any sizes.
+
+    Args:
+        heatmaps: The maps.
+        scale: As in `value_range`.
+        uniform: As in `value_range`.
+
+    Returns:
+        A `scale` for each of them: the lowest and the highest value of all under "minmax" ("minmax" itself if all values are equal, or
+        there is no map), `scale` as it is otherwise.
+    """
+    if not isinstance(scale, str) or choose(Scale, scale, "scale") is Scale.UNIFORM:
+        return scale
+    ends = [end for one in heatmaps for end in _ends(_values(one)) if not np.isnan(end)]
+    together = np.array(ends, dtype=np.float32)
+    low, high = value_range(together, scale, uniform=uniform) if ends else (0.0, 0.0)
+    return (low, high) if low < high else Scale.MINMAX
+
+
+def checked_opacity(alpha: float) -> int:
+    """Turn an opacity into steps of 1/255.
+
+    Args:
+        alpha: 0 to 1.
+
+    Returns:
+        0 to 255.
+
+    Raises:
+        ValueError: If it is no number from 0 to 1.
+    """
     if not (isinstance(alpha, int | float) and 0 <= alpha <= 1):
         raise ValueError(f"unknown alpha: expected one number from 0 (photo only) to 1 (heat map only), got {alpha!r}.")
-    photo = read_image(image)
+    return round(alpha * 255)
+
+
+def sized_like(photo: Image.Image, heatmap: Heatmap) -> NDArray[np.float32]:
+    """Hold a heat map against its photo.
+
+    Args:
+        photo: The photo.
+        heatmap: Values of shape (height, width).
+
+    Returns:
+        The values, (height, width).
+
+    Raises:
+        GeometryError: If the sizes differ.
+    """
     values = _plane(heatmap)
     if values.shape != (photo.height, photo.width):
         raise GeometryError(
             f"cannot overlay: expected a heat map of the photo's size {(photo.height, photo.width)}, got {values.shape}. "
             "Interpolate a patch map first: heatmap(patch_map, geometry)."
         )
-    opacity = np.uint8(round(alpha * 255))
-    mask = np.where(np.isnan(values), np.uint8(0), opacity)
-    return Image.composite(_colored(values, colormap, scale, uniform), photo, Image.fromarray(mask))
+    return values
 
 
-def _colored(heatmap: Heatmap, colormap: Any, scale: ScaleOption, uniform: float | None) -> Image.Image:
-    values = _plane(heatmap)
-    low, high = value_range(values, scale, uniform=uniform)
-    if high > low:
-        levels = np.subtract(values, low, dtype=np.float32)
-        levels /= np.float32(high - low)
-        levels *= np.float32(_LEVELS - 1)
-        levels += np.float32(
-            0.5
-        )  # to the nearest colour; under "uniform" a flat map then lies well inside one colour's share
-    else:
-        levels = np.zeros(values.shape, dtype=np.float32)
+def _ends(values: NDArray[np.float32]) -> tuple[float, float]:
+    return float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
+
+
+def _levels(values: NDArray[np.float32], bounds: tuple[float, float]) -> NDArray[np.uint8]:
+    """Which of the 256 colours each value gets; NaN the first."""
+    low, high = bounds
+    if not high > low:
+        return np.zeros(values.shape, dtype=np.uint8)
+    levels = np.subtract(values, low, dtype=np.float32)
+    levels /= np.float32(high - low)
+    levels *= np.float32(LEVELS - 1)
+    levels += np.float32(
+        0.5
+    )  # to the nearest colour; under "uniform" a flat map then lies well inside one colour's share
     np.fmax(levels, 0, out=levels)  # also turns NaN into 0
-    np.fmin(levels, _LEVELS - 1, out=levels)
-    picture = Image.fromarray(levels.astype(np.uint8))
-    picture.putpalette(_palette(colormap).tobytes())  # Pillow looks colours up faster than numpy does
+    np.fmin(levels, LEVELS - 1, out=levels)
+    return levels.astype(np.uint8)
+
+
+def _colored(levels: NDArray[np.uint8], table: NDArray[np.uint8]) -> Image.Image:
+    picture = Image.fromarray(levels)
+    picture.putpalette(table.tobytes())  # Pillow looks colours up faster than numpy does
     return picture.convert("RGB")
-
-
-def _palette(colormap: Any) -> NDArray[np.uint8]:
-    """Sample a colormap at 256 places: (256, 3)."""
-    import matplotlib as mpl
-
-    if isinstance(colormap, str):
-        if colormap not in mpl.colormaps:
-            close = difflib.get_close_matches(colormap, list(mpl.colormaps), n=3, cutoff=0.4)
-            hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
-            raise ValueError(f"unknown colormap: expected the name of a matplotlib colormap, got {colormap!r}.{hint}")
-        colormap = mpl.colormaps[colormap]
-    if not callable(colormap):
-        raise TypeError(
-            f"unknown colormap: expected a name or a matplotlib Colormap, got {type(colormap).__name__}. Try 'viridis'."
-        )
-    colors = np.asarray(colormap(np.linspace(0, 1, _LEVELS)))
-    palette: NDArray[np.uint8] = np.rint(colors[:, :3] * 255).astype(np.uint8)
-    return palette
 
 
 def _values(heatmap: Heatmap) -> NDArray[np.float32]:

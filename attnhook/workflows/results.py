@@ -1,6 +1,5 @@
 """Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,11 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.overlays import overlay
-from attnhook.options import HeadsOption, Interpolation, Rows, RowsOption, ScaleOption, Size, choose
+from attnhook.imaging.styles import contour_overlay, mask_overlay, mass_mask, patch_overlay
+from attnhook.options import HeadsOption, Interpolation, Rows, RowsOption, ScaleOption, Size, Style, choose
+from attnhook.workflows.display import html_of, mimebundle, png_of
 from attnhook.workflows.running import run_vision
+from attnhook.workflows.viewer.scenes import Scene
 from attnhook.zoo.loading import VisionModel, load
 
 if TYPE_CHECKING:
@@ -94,19 +96,41 @@ class AttentionResult:
             words.append(f"{self.outside:.0%} of the attention outside the patches")
         return "; ".join(words)
 
-    def overlay(self, *, colormap: Any = "viridis", alpha: float = 0.5, scale: ScaleOption = "minmax") -> Image.Image:
-        """The heat map over the photo.
+    def overlay(
+        self,
+        *,
+        colormap: Any = "viridis",
+        alpha: float = 0.5,
+        scale: ScaleOption = "minmax",
+        style: str = "heat",
+        weighted: bool = False,
+        keep: float = 0.6,
+    ) -> Image.Image:
+        """The map over the photo.
 
         Args:
             colormap: A matplotlib colormap or its name.
             alpha: Opacity of the heat map, 0 to 1.
             scale: `"minmax"` (this picture's own range), `"uniform"` (multiples of uniform attention, comparable between pictures) or
                 `(vmin, vmax)`.
+            style: `"heat"` (a film of colour), `"patches"` (each patch in one colour), `"contours"` (lines of equal value) or `"mask"` (all but
+                the patches that hold `keep` of the mass darkened, as DINO shows it).
+            weighted: With `"heat"`: whether opacity follows the value.
+            keep: With `"mask"`: the share of the map's mass.
 
         Returns:
             An RGB image of the photo's size; pixels that the model did not see are the photo's.
         """
-        return overlay(self.image, self.heatmap, colormap=colormap, alpha=alpha, scale=scale, uniform=self.uniform)
+        chosen = choose(Style, style, "style")
+        colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
+        place: dict[str, Any] = {"patch_area": self.patch_area, "alpha": alpha}
+        if chosen is Style.HEAT:
+            return overlay(self.image, self.heatmap, alpha=alpha, weighted=weighted, **colors)
+        if chosen is Style.CONTOURS:
+            return contour_overlay(self.image, self.heatmap, **colors)
+        if chosen is Style.PATCHES:
+            return patch_overlay(self.image, self.attention, self.geometry, **place, **colors)
+        return mask_overlay(self.image, mass_mask(self.attention, keep), self.geometry, **place)
 
     def figure(self, *, colormap: Any = "viridis", alpha: float = 0.5, scale: ScaleOption = "minmax") -> "Figure":
         """The overlay as a matplotlib figure with a colour bar and a caption.
@@ -143,10 +167,43 @@ class AttentionResult:
         """
         return save_image(self.overlay(**options), path)
 
+    def to_html(self, path: str | Path | None = None, *, name: str = "photo", **options: Any) -> str:
+        """The viewer: one self-contained page with sliders for block and head, values under the pointer, and patches that say where they look.
+
+        Args:
+            path: Where to write it; None only returns it.
+            name: What the photo is called in it; any text.
+            **options: As in `attnhook.workflows.viewer.pages.viewer_html`: `matrices`, `matrix_heads`, `longest`.
+
+        Returns:
+            The HTML. What patches look at needs `attend(..., rows="all")`.
+        """
+        from attnhook.workflows.viewer.pages import save_viewer, viewer_html
+
+        page = viewer_html([self.scene(name)], model=self.settings["model"], **options)
+        if path is not None:
+            save_viewer(page, path)
+        return page
+
+    def scene(self, name: str = "photo") -> Scene:
+        """This photo as a part of a viewer of several.
+
+        Args:
+            name: What the photo is called; any text.
+
+        Returns:
+            What `viewer_html` takes.
+        """
+        return Scene(name, self.image, self.geometry, self.maps, self.patch_area)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.overlay(), self.caption)
+
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.overlay().save(buffer, format="PNG")
-        return buffer.getvalue()
+        return png_of(self.overlay())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str | bytes]:
+        return mimebundle(self.overlay(), self.caption, repr(self))
 
     def __repr__(self) -> str:
         return f"AttentionResult({self.image.width}x{self.image.height} photo, grid {tuple(self.attention.shape)}, {self.caption})"
@@ -171,7 +228,8 @@ def attend(
         method: One of `METHODS`.
         block: Which block, by index or name.
         heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index.
-        rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`.
+        rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`. `"all"` shows
+            the readout's and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
         mode: `"bilinear"`, `"nearest"`, or `"bicubic"` (which overshoots).
         preprocess: For a module of your own: image to `(pixels (1, 3, height, width), ImageGeometry)`.
 
@@ -209,7 +267,7 @@ def attend(
             "method": method,
             "block": maps[block].name,
             "heads": heads,
-            "rows": maps.rows.value if isinstance(maps.rows, Rows) else str(list(maps.rows)),
+            "rows": _rows_in_words(maps),
         }
         attention = METHODS[method](maps, block=block, heads=heads)[0]
         results.append(AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth))
@@ -236,6 +294,13 @@ def _check_sizes(maps: AttentionMaps, geometry: ImageGeometry, name: str) -> Non
             f"{name} was fed {maps.input_size} pixels: expected {tuple(geometry.input_size)}, which the geometry says. Its preprocessing "
             "and its geometry do not go together."
         )
+
+
+def _rows_in_words(maps: AttentionMaps) -> str:
+    if not isinstance(maps.rows, Rows):
+        return str(list(maps.rows))
+    shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
+    return "all" if shown is None else shown.value
 
 
 def _heads_in_words(heads: HeadsOption) -> str:

@@ -1,0 +1,121 @@
+"""`attnhook view`: photos and a model's attention in one HTML file to explore."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnhook.cli.arguments import add_command, add_model
+from attnhook.cli.messages import one_line, say
+from attnhook.errors import ImageError
+from attnhook.options import BlocksOption
+
+if TYPE_CHECKING:
+    from attnhook.workflows.viewer.scenes import Scene
+    from attnhook.zoo.loading import VisionModel
+
+_MATRIX_HEADS = ("auto", "all", "mean")
+
+_TEXT = """\
+Write one HTML file in which a model's attention over photos can be explored: sliders for
+block and head, the value under the pointer, and where any patch looks. It opens from disk,
+in any browser since 2023, and loads nothing.
+
+The file keeps the row of what the model's head reads for every block and head, and whole
+matrices, at 8 bits, for the blocks asked for.
+
+A photo that cannot be read is reported, the others are done, and the exit code is 1."""
+_EXAMPLES = """\
+examples:
+  attnhook view cat.jpg --out cat.html
+  attnhook view photos/*.jpg --model hf:facebook/dinov2-small --blocks none
+  attnhook view cat.jpg --model timm:vit_base_patch16_224 --blocks all
+  attnhook view cat.jpg --blocks 0,5,-1 --matrix-heads mean"""
+
+
+def add(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: What `add_subparsers` gave.
+    """
+    view = add_command(commands, "view", "one HTML file to explore attention in", _TEXT, _EXAMPLES)
+    view.set_defaults(run=_view)
+    view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    add_model(view)
+    view.add_argument("--out", type=Path, default=Path("view.html"), help="the file (default: %(default)s)")
+    view.add_argument(
+        "--blocks",
+        type=_blocks,
+        default="auto",
+        help="blocks whose patches can be asked where they look: auto (the last), none, all, or indices such as 0,5,-1 (default: %(default)s)",
+    )
+    view.add_argument(
+        "--matrix-heads",
+        choices=_MATRIX_HEADS,
+        default="auto",
+        help="keep every head of those blocks, or their mean; auto keeps every head of up to six million values a photo (default: %(default)s)",
+    )
+    view.add_argument(
+        "--longest",
+        type=_longest,
+        default=1280,
+        metavar="PIXELS",
+        help="the photos' longer edges in the file (default: %(default)s)",
+    )
+
+
+def _blocks(text: str) -> BlocksOption:
+    if text == "auto":
+        return text
+    if text in ("none", "all"):
+        return () if text == "none" else None
+    return [int(part) if part.lstrip("-").isdecimal() else part for part in text.split(",")]
+
+
+def _longest(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 16):
+        raise argparse.ArgumentTypeError(f"expected a number of pixels, at least 16, got {text!r}")
+    return int(text)
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    from attnhook.workflows.viewer.pages import save_viewer, viewer_html
+    from attnhook.zoo.loading import load
+
+    if not arguments.out.parent.is_dir():
+        raise ValueError(f"no folder for the file: expected {arguments.out.parent} to exist. Make it, or choose --out.")
+    if any(image.resolve() == arguments.out.resolve() for image in arguments.images):
+        raise ValueError(f"{arguments.out} is one of the images: expected another name. Choose --out.")
+    model = load(arguments.model, device=arguments.device)
+    scenes = [scene for number in range(len(arguments.images)) if (scene := _scene(model, arguments, number))]
+    if not scenes:
+        raise ImageError(
+            f"nothing to view: expected at least one image, got none of {len(arguments.images)} that could be read."
+        )
+    page = viewer_html(
+        scenes,
+        model=model.name,
+        matrices=arguments.blocks,
+        matrix_heads=arguments.matrix_heads,
+        longest=arguments.longest,
+    )
+    save_viewer(page, arguments.out)
+    print(
+        f"{len(scenes)} of {len(arguments.images)} images in {arguments.out}, {arguments.out.stat().st_size / 1e6:.2f} MB"
+    )
+    return 0 if len(scenes) == len(arguments.images) else 1
+
+
+def _scene(model: "VisionModel", arguments: argparse.Namespace, number: int) -> "Scene | None":
+    from attnhook.workflows.results import attend
+
+    image: Path = arguments.images[number]
+    place = f"[{number + 1}/{len(arguments.images)}] {image}"
+    rows = "readout" if arguments.blocks == () else "all"
+    try:
+        (result,) = attend(model, str(image), rows=rows)
+    except (ImageError, OSError) as error:
+        say(f"{place}: {one_line(error)}")
+        return None
+    say(f"{place}: {result.attention.shape[0]} x {result.attention.shape[1]} patches")
+    return result.scene(image.name)

@@ -1,0 +1,83 @@
+"""Overlays over the frames of a video, as an animated GIF or PNG. Pillow writes them; nothing decodes video here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.images import ImageSource
+from attnhook.imaging.overlays import Heatmap, overlay_batch
+from attnhook.options import Scale, ScaleOption
+
+_FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
+
+
+def overlay_video(
+    frames: Sequence[ImageSource],
+    maps: Sequence[Heatmap],
+    path: str | Path,
+    *,
+    fps: float = 8.0,
+    colormap: Any = "viridis",
+    alpha: float = 0.5,
+    scale: ScaleOption = Scale.MINMAX,
+    uniform: float | None = None,
+    weighted: bool = False,
+) -> Path:
+    """Blend one heat map over each frame, and write an animation that repeats.
+
+    All frames share one range of values, so brightness over time means something. A GIF has 256 colours a frame; an animated PNG is exact.
+
+    Args:
+        frames: The frames, all of one size, as `read_image` takes them.
+        maps: One heat map a frame, (height, width), the frames' size.
+        path: The file's path; `.gif`, or `.png` or `.apng` for an animated PNG.
+        fps: Frames a second.
+        colormap: As in `overlay`.
+        alpha: As in `overlay`.
+        scale: As in `overlay`; "minmax" stretches all frames together.
+        uniform: As in `overlay`.
+        weighted: As in `overlay`.
+
+    Returns:
+        The path.
+
+    Raises:
+        GeometryError: If there are no frames, or they are of several sizes.
+        ValueError: If the suffix or `fps` cannot be had.
+
+    Example:
+        >>> import tempfile, torch
+        >>> frames = [Image.new("RGB", (64, 48))] * 3
+        >>> overlay_video(frames, torch.rand(3, 48, 64), Path(tempfile.mkdtemp()) / "cat.gif").name
+        'cat.gif'
+    """
+    target = Path(path)
+    kind = _FORMATS.get(target.suffix.lower())
+    if kind is None:
+        raise ValueError(f"cannot write {target.name!r}: expected a name that ends in .gif, .png or .apng.")
+    if not 0 < fps <= 100:
+        raise ValueError(f"cannot write {target.name!r}: expected 0 < fps <= 100, got {fps}.")
+    pictures = overlay_batch(
+        frames, list(maps), colormap=colormap, alpha=alpha, scale=scale, uniform=uniform, weighted=weighted
+    )
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) != 1:
+        raise GeometryError(
+            f"cannot write {target.name!r}: expected at least one frame, all of one size (width, height), got {sorted(sizes)}."
+        )
+    _write(pictures, target, kind, round(1000 / fps))
+    return target
+
+
+def _write(pictures: Sequence[Image.Image], target: Path, kind: str, milliseconds: int) -> None:
+    options: dict[str, Any] = {"duration": milliseconds, "loop": 0}
+    options |= {"disposal": 1, "optimize": False} if kind == "GIF" else {}
+    temporary = target.with_name(f"{target.name}.partial")
+    try:
+        pictures[0].save(temporary, format=kind, save_all=True, append_images=list(pictures[1:]), **options)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

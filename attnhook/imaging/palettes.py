@@ -1,0 +1,73 @@
+"""Colour tables: 256 colours by a colormap's name.
+
+The usual perceptually uniform maps lie beside this file as a picture of one row each (`colormaps.png`, sampled from matplotlib's, which are in
+the public domain), so painting needs no matplotlib. Every other name is looked up there once a process.
+"""
+
+import difflib
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+LEVELS = 256
+BUNDLED = ("viridis", "magma", "inferno", "plasma", "cividis", "gray")
+"""The names whose tables come with the package, in the order of the rows of `colormaps.png`."""
+
+
+def palette(colormap: Any) -> NDArray[np.uint8]:
+    """Sample a colormap at 256 places.
+
+    Args:
+        colormap: One of matplotlib's names, or a `Colormap`.
+
+    Returns:
+        Colours of shape (256, 3), RGB, read-only.
+
+    Raises:
+        TypeError: If it is neither a name nor callable.
+
+    Example:
+        >>> palette("viridis")[0].tolist()
+        [68, 1, 84]
+    """
+    if isinstance(colormap, str):
+        return _named(colormap)
+    if not callable(colormap):
+        raise TypeError(
+            f"unknown colormap: expected a name or a matplotlib Colormap, got {type(colormap).__name__}. Try 'viridis'."
+        )
+    return _sampled(colormap)
+
+
+@lru_cache(maxsize=64)
+def _named(name: str) -> NDArray[np.uint8]:
+    if name in BUNDLED:
+        table: NDArray[np.uint8] = _bundled()[BUNDLED.index(name)]
+        return table
+    import matplotlib as mpl
+
+    if name not in mpl.colormaps:
+        close = difflib.get_close_matches(name, list(mpl.colormaps), n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(repr(other) for other in close)}?" if close else ""
+        raise ValueError(f"unknown colormap: expected the name of a matplotlib colormap, got {name!r}.{hint}")
+    return _sampled(mpl.colormaps[name])
+
+
+@lru_cache(maxsize=1)
+def _bundled() -> NDArray[np.uint8]:
+    with files("attnhook.imaging").joinpath("colormaps.png").open("rb") as file, Image.open(file) as picture:
+        return _locked(np.array(picture))
+
+
+def _sampled(colormap: Any) -> NDArray[np.uint8]:
+    colors = np.asarray(colormap(np.linspace(0, 1, LEVELS)))
+    return _locked(np.rint(colors[:, :3] * 255).astype(np.uint8))
+
+
+def _locked(table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    table.setflags(write=False)
+    return table

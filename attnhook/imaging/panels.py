@@ -1,0 +1,228 @@
+"""The parts that figures are put together from: panels on a new figure or inside given axes, pictures, marks, colour bars, captions.
+
+Plain `matplotlib.figure.Figure` objects with their own canvas: no pyplot, no global state, nothing shown or saved.
+"""
+
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from attnhook.imaging.geometry import Box
+from attnhook.imaging.overlays import UNIFORM_TOP, Heatmap, value_range
+from attnhook.options import Scale, ScaleOption, choose
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+BAR_INCHES = 0.9
+TITLE_INCHES = 0.24
+LINE_INCHES = 0.17
+TITLE_POINTS, TEXT_POINTS = 9, 8
+_BAR_WIDTH_INCHES = 0.12
+_CHARACTERS_PER_INCH = 13.0
+_MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one: seen on any photo, in any colours
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Where the parts of a figure go.
+
+    Attributes:
+        figure: The figure, or the sub-figure that holds the axes given.
+        cells: The panels, row by row.
+        host: The axes given, whose place the panels take; None on a new figure.
+        size: Width and height of all panels together, in inches.
+    """
+
+    figure: Any
+    cells: tuple[Any, ...]
+    host: Any | None
+    size: tuple[float, float]
+
+
+def make_panels(
+    shape: tuple[int, int], size: tuple[float, float], *, extra: tuple[float, float], ax: Any | None, dpi: int
+) -> Panels:
+    """Make panels on a new figure, or inside axes.
+
+    Args:
+        shape: Rows and columns of panels.
+        size: Width and height of all panels together, in inches; of a new figure.
+        extra: What a new figure has beyond that, for a colour bar, a title, a caption.
+        ax: Axes to draw in; None makes a new figure.
+        dpi: Of a new figure.
+
+    Returns:
+        The panels.
+
+    Raises:
+        ValueError: If several panels are to go into axes that stand on no grid.
+    """
+    if ax is None:
+        figure = _new_figure(size[0] + extra[0], size[1] + extra[1], dpi)
+        cells = figure.subplots(*shape, squeeze=False)
+        return Panels(figure, tuple(cells.flat), None, size)
+    box = ax.get_window_extent()
+    inches = (max(box.width / ax.figure.dpi, 0.5), max(box.height / ax.figure.dpi, 0.5))
+    if shape == (1, 1):
+        return Panels(ax.figure, (ax,), ax, inches)
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ValueError(
+            "cannot draw several panels in these axes: expected axes on a grid, got axes placed by hand. "
+            "Make them with figure.subplots() or figure.add_subplot(), or leave ax out."
+        )
+    ax.set_axis_off()
+    inner = place.subgridspec(*shape)
+    return Panels(ax.figure, tuple(inner.subplots(squeeze=False).flat), ax, inches)
+
+
+def _new_figure(width: float, height: float, dpi: int) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None = None) -> None:
+    """Put a picture into a panel.
+
+    Args:
+        axes: The panel.
+        picture: The picture.
+        title: Its title, wrapped.
+        mark: A box to mark: top, left, bottom, right, in pixels.
+    """
+    axes.imshow(picture, interpolation="antialiased")
+    axes.set_axis_off()
+    if title:
+        axes.set_title(plain(title), fontsize=TITLE_POINTS, pad=3)
+    if mark is not None:
+        from matplotlib.patches import Rectangle
+
+        top, left, bottom, right = mark
+        for color, line_width in _MARK_WIDTHS:
+            axes.add_patch(
+                Rectangle(
+                    (left - 0.5, top - 0.5),  # imshow puts pixel centres at whole numbers
+                    right - left,
+                    bottom - top,
+                    fill=False,
+                    edgecolor=color,
+                    linewidth=line_width,
+                    label="query",
+                )
+            )
+
+
+def add_colorbar(
+    panels: Panels,
+    heatmaps: Sequence[Heatmap],
+    *,
+    colormap: Any,
+    scale: ScaleOption,
+    uniform: float | None,
+    label: str,
+    axes: Sequence[Any] | None = None,
+) -> None:
+    """Draw the colours of one range; arrows at its ends where values lie beyond it, multiples of 1/N under "uniform".
+
+    Args:
+        panels: What the bar stands beside.
+        heatmaps: The values shown.
+        colormap: As in `overlay`.
+        scale: As in `overlay`; one range for all.
+        uniform: As in `overlay`.
+        label: What the values are.
+        axes: The panels that the bar belongs to. Default: all.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import ScalarFormatter
+
+    low, high = value_range(heatmaps[0], scale, uniform=uniform)
+    ranges = [value_range(one) for one in heatmaps]
+    below, above = min(one[0] for one in ranges) < low, max(one[1] for one in ranges) > high
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
+    if is_scale(scale, Scale.UNIFORM):
+        low, high, label = 0.0, UNIFORM_TOP, f"{label}, multiples of 1/N"
+    width, height = panels.size
+    bar = panels.figure.colorbar(
+        ScalarMappable(Normalize(low, high), colormap),
+        ax=list(panels.cells if axes is None else axes),
+        extend=extend,
+        extendfrac=_BAR_WIDTH_INCHES / height,
+        fraction=_BAR_WIDTH_INCHES / width,
+        pad=0.08 / width,
+        aspect=height / _BAR_WIDTH_INCHES,
+    )
+    bar.set_label(plain(label), fontsize=TEXT_POINTS)
+    bar.ax.tick_params(labelsize=TEXT_POINTS)
+    bar.ax.yaxis.get_offset_text().set_fontsize(TEXT_POINTS)
+    bar.outline.set_linewidth(0.5)
+    if isinstance(bar.formatter, ScalarFormatter):
+        bar.formatter.set_powerlimits((-3, 4))
+
+
+def is_scale(scale: ScaleOption, wanted: Scale) -> bool:
+    """Whether a scale is one of the named ones.
+
+    Args:
+        scale: As in `overlay`.
+        wanted: Which.
+
+    Returns:
+        Whether it is.
+    """
+    return isinstance(scale, str) and choose(Scale, scale, "scale") is wanted
+
+
+def wrapped(text: str | None, width: float) -> list[str]:
+    """Break a text into lines.
+
+    Args:
+        text: The text.
+        width: Inches that a line may take.
+
+    Returns:
+        The lines.
+    """
+    columns = max(10, int(width * _CHARACTERS_PER_INCH))
+    unbroken = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text or "")
+    return [line for part in unbroken.splitlines() for line in textwrap.wrap(part, columns)]
+
+
+def plain(text: str) -> str:
+    """Keep matplotlib from reading a formula into a text.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text with its dollar signs escaped.
+    """
+    return text.replace("$", r"\$")
+
+
+def add_caption(panels: Panels, lines: Sequence[str]) -> None:
+    """Write the caption below the panels.
+
+    Args:
+        panels: The panels.
+        lines: The lines.
+    """
+    if not lines:
+        return
+    text = plain("\n".join(lines))
+    if panels.host is not None:
+        panels.host.text(
+            0, -0.03, text, transform=panels.host.transAxes, fontsize=TEXT_POINTS, va="top", linespacing=1.25
+        )
+        return
+    # A figure label, unlike free text, is given room by the layout, so it can never be cut off.
+    panels.figure.supxlabel(text, fontsize=TEXT_POINTS, x=0.01, ha="left", linespacing=1.25)

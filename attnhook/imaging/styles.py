@@ -1,0 +1,224 @@
+"""Other ways to lay a map over its photo than a film of colour: lines of equal value, bare patches, a mask.
+
+All return pictures of the photo's size and leave what the model did not see as it was.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.heatmaps import heatmap
+from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.overlays import Heatmap, checked_opacity, overlay, sized_like, value_range
+from attnhook.imaging.palettes import LEVELS, palette
+from attnhook.imaging.patches import patch_edges
+from attnhook.options import Interpolation, Scale, ScaleOption, Size
+
+_SUPERSAMPLING = 2
+_LINES_PER_EDGE = 300  # a line is as wide as the photo's shorter edge over this
+_CASING = (0, 0, 0)  # a dark line under a light one is seen on any photo
+_GRID_COLOR, _GRID_OPACITY = (255, 255, 255), 0.35
+
+Line = list[tuple[float, float]]
+"""Points (x, y) in photo pixels at pixel edges."""
+
+
+def contour_overlay(
+    image: ImageSource,
+    values: Heatmap,
+    *,
+    levels: int | Sequence[float] = 4,
+    colormap: Any = "viridis",
+    scale: ScaleOption = Scale.MINMAX,
+    uniform: float | None = None,
+) -> Image.Image:
+    """Draw lines of equal value over the photo, which stays visible between them.
+
+    Args:
+        image: The photo, as `read_image` takes it.
+        values: A heat map of shape (height, width), the photo's size.
+        levels: How many lines, at even steps inside the range of `scale`; or the values themselves.
+        colormap: As in `overlay`; each line has the colour of its value.
+        scale: As in `overlay`.
+        uniform: As in `overlay`.
+
+    Returns:
+        An RGB image of the photo's size. A flat map has no lines.
+
+    Raises:
+        ValueError: If fewer than one line is asked for.
+
+    Example:
+        >>> contour_overlay(Image.new("RGB", (64, 48)), torch.rand(48, 64)).size
+        (64, 48)
+    """
+    photo = read_image(image)
+    known = sized_like(photo, values)
+    low, high = value_range(known, scale, uniform=uniform)
+    if not high > low:
+        return photo
+    if isinstance(levels, int):
+        if levels < 1:
+            raise ValueError(f"cannot draw contours: expected at least one level, got {levels}.")
+        chosen = np.linspace(low, high, levels + 2)[1:-1]
+    else:
+        chosen = np.asarray(levels, dtype=np.float64)
+    table = palette(colormap)
+    for level in np.sort(chosen):
+        color = table[int(np.clip(round((level - low) / (high - low) * (LEVELS - 1)), 0, LEVELS - 1))]
+        lines = _contours(known, float(level))
+        width = _line_width(photo)
+        _stroke(photo, lines, _CASING, width * 2.2, 0.55)
+        _stroke(photo, lines, (int(color[0]), int(color[1]), int(color[2])), width, 1.0)
+    return photo
+
+
+def patch_overlay(
+    image: ImageSource,
+    patch_map: torch.Tensor,
+    geometry: ImageGeometry,
+    *,
+    patch_area: Size | None = None,
+    colormap: Any = "viridis",
+    alpha: float = 0.5,
+    scale: ScaleOption = Scale.MINMAX,
+    uniform: float | None = None,
+) -> Image.Image:
+    """Paint every patch in one colour, with thin borders: what the model computed, before any interpolation.
+
+    Args:
+        image: The photo, as `read_image` takes it.
+        patch_map: One value a patch, (h, w).
+        geometry: How the photo became the model's input.
+        patch_area: As in `heatmap`.
+        colormap: As in `overlay`.
+        alpha: As in `overlay`; 0 returns the photo, without borders.
+        scale: As in `overlay`.
+        uniform: As in `overlay`.
+
+    Returns:
+        An RGB image of the photo's size.
+
+    Example:
+        >>> geometry = ImageGeometry.identity((48, 64))
+        >>> patch_overlay(Image.new("RGB", (64, 48)), torch.rand(3, 4), geometry).size
+        (64, 48)
+    """
+    values = heatmap(patch_map, geometry, mode=Interpolation.NEAREST, patch_area=patch_area)
+    picture = overlay(image, values, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform)
+    if alpha == 0:
+        return picture
+    grid = (int(patch_map.shape[-2]), int(patch_map.shape[-1]))
+    ys, xs = patch_edges(geometry, grid, patch_area=patch_area)
+    lines: list[Line] = [[(xs[0], y), (xs[-1], y)] for y in ys] + [[(x, ys[0]), (x, ys[-1])] for x in xs]
+    lined = picture.copy()
+    _stroke(lined, lines, _GRID_COLOR, _line_width(picture) / 2, _GRID_OPACITY)
+    seen = Image.fromarray((~np.isnan(sized_like(picture, values))).astype(np.uint8) * np.uint8(255))
+    return Image.composite(lined, picture, seen)
+
+
+def mask_overlay(
+    image: ImageSource,
+    mask: torch.Tensor | NDArray[Any],
+    geometry: ImageGeometry,
+    *,
+    patch_area: Size | None = None,
+    color: tuple[int, int, int] = (255, 176, 0),
+    alpha: float = 0.5,
+) -> Image.Image:
+    """Darken what the model saw outside a mask of patches, and outline the mask.
+
+    Args:
+        image: The photo, as `read_image` takes it.
+        mask: Which patches, (h, w), boolean; such as those that hold 60 % of the attention.
+        geometry: How the photo became the model's input.
+        patch_area: As in `heatmap`.
+        color: The outline's colour.
+        alpha: How dark the rest becomes: 0 returns the photo, 1 black.
+
+    Returns:
+        An RGB image of the photo's size; inside the mask it is the photo.
+
+    Raises:
+        GeometryError: If the mask is not boolean.
+
+    Example:
+        >>> geometry = ImageGeometry.identity((48, 64))
+        >>> mask_overlay(Image.new("RGB", (64, 48)), torch.rand(3, 4) > 0.5, geometry).size
+        (64, 48)
+    """
+    chosen = torch.as_tensor(mask)
+    if chosen.dtype is not torch.bool:
+        raise GeometryError(
+            f"not a mask: expected booleans, one a patch, got {chosen.dtype}. Compare with a threshold."
+        )
+    opacity = checked_opacity(alpha)
+    photo = read_image(image)
+    inside = sized_like(photo, heatmap(chosen.float(), geometry, mode=Interpolation.NEAREST, patch_area=patch_area))
+    if opacity == 0:
+        return photo
+    shade = Image.fromarray(np.where(inside == 0, np.uint8(opacity), np.uint8(0)))
+    picture = Image.composite(Image.new("RGB", photo.size), photo, shade)
+    _stroke(picture, _contours(np.nan_to_num(inside), 0.5), color, _line_width(photo) * 1.5, 1.0)
+    return picture
+
+
+def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
+    """Choose the fewest patches that hold a share of a map's mass, as the pictures of DINO do (Caron et al., 2021, arXiv 2104.14294).
+
+    Args:
+        patch_map: (h, w), none negative; NaN counts as nothing.
+        keep: The share, over 0 and up to 1.
+
+    Returns:
+        (h, w) boolean.
+
+    Raises:
+        ValueError: If `keep` is not a share.
+
+    Example:
+        >>> mass_mask(torch.tensor([[0.5, 0.2], [0.2, 0.1]])).tolist()
+        [[True, True], [False, False]]
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"cannot keep a share of the mass: expected 0 < keep <= 1, got {keep}.")
+    values = torch.nan_to_num(patch_map.detach().cpu().double()).flatten()
+    order = values.argsort(descending=True, stable=True)
+    before = values[order].cumsum(0) - values[order]
+    chosen = torch.zeros(len(values), dtype=torch.bool)
+    chosen[order] = before < keep * values.sum()
+    return chosen.reshape(patch_map.shape)
+
+
+def _contours(values: NDArray[np.float32], level: float) -> list[Line]:
+    """Lines of one value; pixel centres are half a pixel in."""
+    from contourpy import contour_generator
+
+    masked = np.ma.masked_invalid(values)
+    lines: list[Any] = list(contour_generator(z=masked).lines(level) or ())
+    return [[(float(x) + 0.5, float(y) + 0.5) for x, y in line] for line in lines]
+
+
+def _line_width(photo: Image.Image) -> float:
+    return max(1.0, min(photo.size) / _LINES_PER_EDGE)
+
+
+def _stroke(
+    picture: Image.Image, lines: Sequence[Line], color: tuple[int, int, int], width: float, opacity: float
+) -> None:
+    """Draw smooth lines into a picture."""
+    factor = _SUPERSAMPLING
+    layer = Image.new("L", (picture.width * factor, picture.height * factor))
+    draw = ImageDraw.Draw(layer)
+    thick = max(1, math.floor(width * factor + 0.5))
+    for line in lines:
+        draw.line([(x * factor, y * factor) for x, y in line], fill=255, width=thick, joint="curve")
+    mask = layer.reduce(factor).point([round(level * opacity) for level in range(256)])
+    picture.paste(color, (0, 0), mask)

@@ -1,0 +1,269 @@
+"""Figures of one result: its heads, its blocks, its methods, its patches; each with a caption that says what is shown on which scale.
+
+Panels that are compared share one range of colours. By default that is a fixed number of multiples of uniform attention, which also makes
+figures of different photos and models comparable; values beyond its top get its colour, and the colour bar has an arrow there.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from attnhook.attribution.methods import METHODS
+from attnhook.attribution.raw_maps import fuse_heads, raw_attention
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.records import BlockAttention
+from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
+from attnhook.imaging.depth_figures import map_grid
+from attnhook.imaging.figures import overlay_figure, sheet, triptych
+from attnhook.imaging.overlays import UNIFORM_TOP, common_range
+from attnhook.imaging.patches import patch_box
+from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption, choose
+from attnhook.workflows.results import AttentionResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.MINMAX, **options: Any) -> "Figure":
+    """Draw the photo, the map and the overlay, with a colour bar.
+
+    Args:
+        result: The result.
+        scale: As in `overlay`.
+        **options: As in `attnhook.imaging.figures.triptych`.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> from attnhook import attend
+        >>> figure = photo_figure(attend("demo", "cat.jpg")[0])  # doctest: +SKIP
+    """
+    said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(scale)}"}
+    return triptych(result.image, result.heatmap, scale=scale, uniform=result.uniform, **(said | options))
+
+
+def heads_figure(
+    result: AttentionResult, *, block: int | str | None = None, scale: ScaleOption = Scale.UNIFORM, **options: Any
+) -> "Figure":
+    """Draw every head of a block, on one scale.
+
+    Args:
+        result: The result.
+        block: The block; None takes the result's own.
+        scale: As in `overlay`; "minmax" stretches all heads together.
+        **options: As in `attnhook.imaging.figures.sheet`.
+
+    Returns:
+        The figure.
+    """
+    chosen = result.maps[result.settings["block"] if block is None else block]
+    maps = result.upsample(raw_attention(result.maps, block=chosen.name, heads=None)[0])
+    shared = common_range(list(maps), scale, uniform=result.uniform)
+    caption = f"{_start(result)}, raw attention of every head of {chosen.name}. {_shared_in_words(scale)}"
+    titles = [f"head {head}" for head in range(len(maps))]
+    said: dict[str, Any] = {"caption": caption, "scale": shared, "uniform": 1 / chosen.shape[-1]}
+    return sheet(result.image, list(maps), titles, **(said | options))
+
+
+def blocks_figure(
+    result: AttentionResult, *, heads: HeadsOption = "mean", scale: ScaleOption = Scale.UNIFORM, **options: Any
+) -> "Figure":
+    """Draw the readout's way through the blocks: where it looks in each, on one scale, and how much it gives to no patch.
+
+    Args:
+        result: The result.
+        heads: How heads become one map.
+        scale: As in `overlay`; "minmax" stretches all blocks together.
+        **options: As in `attnhook.imaging.figures.sheet`.
+
+    Returns:
+        The figure.
+    """
+    shown = _same_grid(result)
+    maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
+    titles = [
+        f"block {number}" + ("" if heads == "max" else f", {1 - float(torch.nan_to_num(one).sum()):.0%} outside")
+        for (number, _), one in zip(shown, maps, strict=True)
+    ]
+    pixels = list(result.upsample(torch.stack(maps)))
+    caption = (
+        f"{_start(result)}, raw attention of each block, {_fusion(heads, shown[-1][1].shape[1])}; outside: mass on tokens that are no patches. "
+        f"{_shared_in_words(scale)}"
+    )
+    shared = common_range(pixels, scale, uniform=result.uniform)
+    said: dict[str, Any] = {"caption": caption, "scale": shared, "uniform": result.uniform}
+    return sheet(result.image, pixels, titles, **(said | options))
+
+
+def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.UNIFORM, **options: Any) -> "Figure":
+    """Draw every head of every block as a small map on the patch grid, on one scale.
+
+    Args:
+        result: The result.
+        scale: As in `overlay`; "minmax" stretches all maps together.
+        **options: As in `attnhook.imaging.depth_figures.map_grid`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        TokenLayoutError: If the blocks differ in their numbers of heads.
+    """
+    shown = _same_grid(result)
+    maps = [raw_attention(result.maps, block=block.name, heads=None)[0] for _, block in shown]
+    counts = {len(one) for one in maps}
+    if len(counts) != 1:
+        raise TokenLayoutError(
+            f"cannot draw blocks by heads: expected as many heads in every block, got {sorted(counts)}."
+        )
+    grid = result.attention.shape
+    said: dict[str, Any] = {
+        "caption": f"{_start(result)}, raw attention on the {grid[0]} x {grid[1]} patches. {_shared_in_words(scale)}",
+        "image": result.image,
+        "row_labels": [str(number) for number, _ in shown],
+        "column_labels": [str(head) for head in range(counts.pop())],
+    }
+    return map_grid(torch.stack(maps), scale=scale, uniform=result.uniform, **(said | options))
+
+
+def methods_figure(result: AttentionResult, methods: Sequence[str] | None = None, **options: Any) -> "Figure":
+    """Draw the maps of several methods side by side. Their units differ, so each has a range of its own, and the figure says so.
+
+    Args:
+        result: The result; what a method needs must have been captured.
+        methods: Names in `METHODS`; None takes all that can be had from this capture, and the caption names the others.
+        **options: As in `attnhook.imaging.figures.sheet`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a method is unknown.
+        RowsNotKeptError: If no method can be had from this capture.
+    """
+    names = list(METHODS) if methods is None else list(methods)
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"unknown method: expected some of {', '.join(map(repr, METHODS))}, got {unknown[0]!r}.")
+    maps: dict[str, Tensor] = {}
+    left_out = []
+    for name in names:
+        try:
+            maps[name] = METHODS[name](result.maps)[0]
+        except AttnhookError:
+            if methods is not None:
+                raise
+            left_out.append(name)
+    if not maps:
+        raise RowsNotKeptError(
+            "no method can be had from this capture: expected at least one, got none. Capture with rows='all'."
+        )
+    caption = f"{_start(result)}; methods, each with its own defaults."
+    if left_out:
+        caption += f" Not from this capture: {', '.join(left_out)}."
+    pixels = list(result.upsample(torch.stack([one.to("cpu", torch.float32) for one in maps.values()])))
+    titles = [name.replace("_", " ") for name in maps]
+    said: dict[str, Any] = {"caption": caption}
+    return sheet(result.image, pixels, titles, **(said | options))
+
+
+def query_figure(
+    result: AttentionResult,
+    patches: PatchIndex | Sequence[PatchIndex],
+    *,
+    block: int | str | None = None,
+    heads: HeadsOption = "mean",
+    scale: ScaleOption = Scale.MINMAX,
+    **options: Any,
+) -> "Figure":
+    """Draw where patches look: each marked in its panel, with its own row of attention.
+
+    Args:
+        result: A result of `attend(..., rows="all")`.
+        patches: `(row, column)` of one patch, or several.
+        block: The block; None takes the result's own.
+        heads: How heads become one map.
+        scale: As in `overlay`. "minmax" stretches several patches together.
+        **options: As in `attnhook.imaging.figures.overlay_figure` for one patch, `sheet` for several.
+
+    Returns:
+        The figure.
+
+    Raises:
+        RowsNotKeptError: Unless all rows were captured.
+        TokenLayoutError: If the block's tokens lie on no patch grid.
+    """
+    several = cast(list[PatchIndex], [patches] if isinstance(patches[0], int) else list(patches))
+    chosen = result.maps[result.settings["block"] if block is None else block]
+    layout = chosen.layout
+    if not isinstance(layout, TokenLayout):
+        raise TokenLayoutError(f"block {chosen.name!r} attends in windows: expected one grid, got {layout.describe()}.")
+    if result.maps.rows is not Rows.ALL:
+        raise RowsNotKeptError("rows of single patches were not kept: expected attend(..., rows='all').")
+    rows = chosen.matrix.rows([layout.token_of(patch) for patch in several])
+    fused = layout.patches(fuse_heads(rows, heads))[0]
+    maps = list(result.upsample(fused))
+    area = result.patch_area
+    boxes = [patch_box(result.geometry, layout.grid, patch, patch_area=area) for patch in several]
+    caption = f"{result.settings['model']}, raw attention of the marked patch in {chosen.name}, {_fusion(heads, chosen.shape[1])}"
+    uniform = 1 / chosen.shape[-1]
+    if len(several) == 1:
+        said: dict[str, Any] = {
+            "caption": f"{caption}; {1 - float(torch.nan_to_num(fused).sum()):.0%} outside the patches. {scale_in_words(scale)}",
+            "mark": boxes[0],
+        }
+        return overlay_figure(result.image, maps[0], scale=scale, uniform=uniform, **(said | options))
+    titles = [f"row {row}, column {column}" for row, column in several]
+    shared = common_range(maps, scale, uniform=uniform)
+    said = {"caption": f"{caption}. {_shared_in_words(scale)}", "marks": boxes, "scale": shared, "uniform": uniform}
+    return sheet(result.image, maps, titles, **(said | options))
+
+
+def scale_in_words(scale: ScaleOption) -> str:
+    """Say what colours mean in one picture.
+
+    Args:
+        scale: As in `overlay`.
+
+    Returns:
+        A sentence.
+    """
+    if not isinstance(scale, str):
+        return f"Colours from {scale[0]:.4g} to {scale[1]:.4g}."
+    if choose(Scale, scale, "scale") is Scale.UNIFORM:
+        return f"Colours from 0 to {UNIFORM_TOP:g} times uniform attention (1/N)."
+    return "Colours from the least to the most of this picture."
+
+
+def _shared_in_words(scale: ScaleOption) -> str:
+    if isinstance(scale, str) and choose(Scale, scale, "scale") is Scale.MINMAX:
+        return "Colours from the least to the most of all panels."
+    return scale_in_words(scale)
+
+
+def _start(result: AttentionResult) -> str:
+    return f"{result.settings['model']}, {result.settings['rows']} row"
+
+
+def _fusion(heads: HeadsOption, count: int) -> str:
+    return f"head {heads}" if isinstance(heads, int) else f"{heads} over {count} heads"
+
+
+def _same_grid(result: AttentionResult) -> list[tuple[int, BlockAttention]]:
+    """The blocks whose keys lie on the result's grid and that have the readout's row."""
+    grid = tuple(result.attention.shape[-2:])
+    found = []
+    for number, block in enumerate(result.maps):
+        layout = block.token_layout
+        if isinstance(layout, TokenLayout) and layout.frames == 1 and layout.grid == grid:
+            try:
+                raw_attention(result.maps, block=block.name)
+            except AttnhookError:
+                continue
+            found.append((number, block))
+    if not found:
+        raise TokenLayoutError(f"no block's keys lie on the map's grid: expected {grid}. Capture blocks that do.")
+    return found
