@@ -127,10 +127,11 @@ class FunctionWatch:
     def saw(self, caller: FrameType | None, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A call ran that the frame `caller` made; most often that is the forward of a watched module."""
         while caller is not None:
-            names = caller.f_code.co_varnames
-            listener = self._listeners.get(id(caller.f_locals.get(names[0]))) if names else None
-            if listener is not None:
-                break
+            code = caller.f_code
+            if code.co_argcount:
+                listener = self._listeners.get(id(caller.f_locals.get(code.co_varnames[0])))
+                if listener is not None:
+                    break
             caller = caller.f_back
         else:
             return

@@ -39,8 +39,9 @@ def any_model(model: Any) -> ModelAnatomy:
     plain = any(site.tokens_of is None for site in sites)
     embedding = _patch_embedding(model)
     patch_drop = getattr(model, "patch_drop", None)
-    if class_of(model).__name__ == "NaFlexVit":
-        return _packed(model, sites, cls=cls, registers=registers)
+    packing = _packing_embedding(model)
+    if packing is not None:
+        return _packed(model, packing, sites, cls=cls, registers=registers)
     return ModelAnatomy(
         sites=sites,
         cls=0 if cls else None,
@@ -71,7 +72,8 @@ def _kernel(module: nn.Module) -> Kernel:
 def _special_tokens(model: Any) -> tuple[bool, bool, int]:
     """Whether there is a class token and a distillation token, and how many registers."""
     distilled = getattr(model, "dist_token", None) is not None
-    cls = getattr(model, "cls_token", None) is not None or hasattr(model, "cls_token_0")
+    holders = (model, getattr(model, "embeds", None))  # NaFlexVit keeps them with its embeddings
+    cls = any(getattr(holder, "cls_token", None) is not None for holder in holders) or hasattr(model, "cls_token_0")
     prefix = int(getattr(model, "num_prefix_tokens", int(cls) + int(distilled)))
     return cls, distilled, max(prefix - int(cls) - int(distilled), 0)
 
@@ -114,32 +116,45 @@ def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: b
     )
 
 
-def _packed(model: Any, sites: tuple[AttentionSite, ...], *, cls: bool, registers: int) -> ModelAnatomy:
-    """NaFlexVit, whose embeddings take images, or patches and their coordinates."""
+def _packing_embedding(model: Any) -> Any:
+    """The embeddings of NaFlexVit and Gemma 4, which take images, or patches and their coordinates; None for other models."""
+    for holder, name in ((model, "embeds"), (model, "patch_embed"), (getattr(model, "encoder", None), "patch_embed")):
+        embed = getattr(holder, name, None)
+        if embed is not None and class_of(embed).__name__ in {"NaFlexEmbeds", "Gemma4PatchEmbed"}:
+            return embed
+    return None
+
+
+def _packed(
+    model: Any, embeddings: Any, sites: tuple[AttentionSite, ...], *, cls: bool, registers: int
+) -> ModelAnatomy:
     return ModelAnatomy(
         sites=sites,
         cls=0 if cls else None,
         registers=registers,
         readout=_readout(model, sites, has_class_token=cls),
-        image_module=model.embeds,
-        token_module=model.embeds,
-        tokens_of=partial(_packed_tokens, pair(model.embeds.patch_size)),
+        image_module=embeddings,
+        token_module=embeddings,
+        tokens_of=partial(_packed_tokens, pair(embeddings.patch_size)),
     )
 
 
 def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
     given = {**dict(zip(("patches", "patch_coord", "patch_valid"), args, strict=False)), **kwargs}
-    patches, places = given["patches"], given.get("patch_coord")
+    patches, places = given.get("patches", given.get("x")), given.get("patch_coord")
+    if not isinstance(patches, Tensor) or (places is None and patches.dim() != 4):
+        return SeenTokens(problem="the patch grid is not known: expected images, or patches and their coordinates.")
     if places is None:
         grid = (patches.shape[2] // patch[0], patches.shape[3] // patch[1])
         return SeenTokens(grid=grid, patch_area=(grid[0] * patch[0], grid[1] * patch[1]))
     valid = given.get("patch_valid")
-    count = places.shape[1] if valid is None else int(valid.sum(dim=1).max())
+    counts = {places.shape[1]} if valid is None else set(valid.sum(dim=1).tolist())
+    count = max(counts)
     last = places[:, :count].amax(dim=1) + 1
     grids = {(int(h), int(w)) for h, w in last.tolist()}
     grid = grids.pop()
     rows_first = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(places)
-    if grids or count != grid[0] * grid[1] or not bool((places[:, :count] == rows_first).all()):
+    if grids or len(counts) > 1 or count != grid[0] * grid[1] or not bool((places[:, :count] == rows_first).all()):
         return SeenTokens(
             problem="the images of this batch have different patch grids, or their patches are not in order: expected one grid. Run "
             "images of one grid together, or read the rows without a grid."

@@ -20,6 +20,8 @@ NOT_TOKENS = {
     "SuperPointInterestPointDecoder": "a softmax over the pixels of a cell",
     "DFineIntegral": "a distribution over box edges",
     "Deimv2Integral": "a distribution over box edges",
+    "CHMv2FeaturesToDepth": "a softmax over depth bins",
+    "LogBinomialSoftmax": "a softmax over depth bins",
     "DFineLQE": "a quality estimate from box distributions",
     "Deimv2LQE": "a quality estimate from box distributions",
     "GroupViTAssignAttention": "an assignment of tokens to groups",
@@ -41,6 +43,8 @@ def not_tokens(kind: str) -> str | None:
     """
     if kind.endswith(_DEFORMABLE):
         return "deformable attention, whose weights of sampled points come from the query alone"
+    if kind.endswith(("HungarianMatcher", "Loss")):
+        return "a cost of the training loss"
     return NOT_TOKENS.get(kind)
 
 

@@ -301,7 +301,14 @@ def test_the_caller_of_a_fused_kernel_is_found_on_the_call_stack() -> None:
     sites = tuple(AttentionSite(name, getattr(model, name), Kernel.SDPA) for name in ("first", "second"))
     register_adapter(Nested, lambda _: ModelAnatomy(sites=sites))
     tokens = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+
+    def of_no_block():
+        block = model.first
+        return F.scaled_dot_product_attention(tokens, tokens, tokens), block  # a local variable asks for nothing
+
     with torch.no_grad(), AttentionCapture(model, rows="all", layout=TokenLayout((2, 2))) as capture:
+        of_no_block()
+        assert not capture.forwards
         between = model.first(tokens)
         capture.clear()
         model(tokens)
@@ -309,6 +316,22 @@ def test_the_caller_of_a_fused_kernel_is_found_on_the_call_stack() -> None:
     for block, seen in zip(capture.maps, (tokens, between), strict=True):
         expected = torch.softmax(seen @ (2 * seen).mT * 4**-0.5, dim=-1)
         torch.testing.assert_close(block.rows, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rows", ["cls", "all"])
+def test_autocast_does_not_round_the_rows_of_a_single_image(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, truth = CASES["vit"].build(), []
+
+    def spy(query, key, value, **kwargs):
+        scores = query.detach().double() @ key.detach().double().mT * query.shape[-1] ** -0.5
+        truth.append(torch.softmax(scores, dim=-1))
+        return FUSED(query, key, value, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), AttentionCapture(model, rows=rows) as capture:
+        model(images(1))
+    for block, matrix in zip(capture.maps, truth, strict=True):
+        torch.testing.assert_close(block.rows.double(), matrix[:, :, : block.shape[2]], atol=1e-6, rtol=0)
 
 
 def test_nested_captures_both_complete() -> None:
