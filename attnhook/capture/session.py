@@ -338,7 +338,9 @@ class _SeesInputs(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._capture.listens():
             values = (*args, *kwargs.values())
-            self._recorder.inputs = tuple(v.shape if isinstance(v, Tensor) else v for v in values)
+            self._recorder.inputs = tuple(
+                v.shape if isinstance(v, Tensor) and v.is_floating_point() else v for v in values
+            )
 
 
 class _ReadsMultihead(_Hook):
