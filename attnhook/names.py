@@ -5,6 +5,7 @@ HOMES = {
     "attnhook.capture.sites": ("AttentionSite",),
     "attnhook.capture.traceable": ("TraceableCapture",),
     "attnhook.capture.windows": ("WindowLayout",),
+    "attnhook.capture.packing": ("PackedLayout",),
     "attnhook.capture.layout": ("TokenLayout",),
     "attnhook.capture.records": ("AttentionMaps", "BlockAttention"),
     "attnhook.capture.session": ("AttentionCapture",),

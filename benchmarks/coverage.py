@@ -1,8 +1,7 @@
-"""Walk every model of the installed timm, or the vision families of transformers: rows exact, refused with the reason, wrong, or crashed.
+"""Walk every model of the installed timm: rows exact, refused with the reason, wrong, or crashed.
 
     python benchmarks/coverage.py --json coverage.json  # every architecture, hours
     python benchmarks/coverage.py --match 'swin*'
-    python benchmarks/coverage.py --library transformers
     python benchmarks/coverage.py --unique              # the smallest architecture of each set of classes: minutes
 
 Weights are random, drawn so that attention is far from uniform; BatchNorm statistics are calibrated on the input, because activations of some
@@ -12,12 +11,10 @@ inside the modules that attend, and spells the softmax of those operands out in 
 
 import argparse
 import collections
-import fnmatch
 import json
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,8 +22,6 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-import transformers
-import transformers_families
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -138,12 +133,12 @@ def sharpen(model: nn.Module, run: Callable[[], object]) -> None:
         norm.momentum = momentum
 
 
-def examine(model: nn.Module, inputs: dict | torch.Tensor) -> tuple[str, str]:
-    """Capture one forward and hold it against the truth: outcome and details."""
+def examine(model: nn.Module, inputs: dict | torch.Tensor) -> tuple[str, str, list[tuple[str, str]]]:
+    """Capture one forward and hold it against the truth: outcome, details, class and name of modules whose softmax was not captured."""
     try:
         capture = AttentionCapture(model, rows="all")
     except UnsupportedModelError as error:
-        return _REFUSED, str(error).split("got ")[-1].split(". There")[0][:90]
+        return _REFUSED, str(error).split("got ")[-1].split(". There")[0][:90], []
 
     def run():
         torch.manual_seed(0)  # models that draw masks
@@ -161,7 +156,7 @@ def examine(model: nn.Module, inputs: dict | torch.Tensor) -> tuple[str, str]:
         with capture:
             output = run()
     if not identical(bare, output):
-        return _WRONG, "the output changed"
+        return _WRONG, "the output changed", []
     found = collections.defaultdict(list)
     for name, matrix in truth.found:
         found[name].append(matrix)
@@ -173,7 +168,7 @@ def examine(model: nn.Module, inputs: dict | torch.Tensor) -> tuple[str, str]:
         number = seen[name, block.shape]
         seen[name, block.shape] += 1
         if number >= len(matrices):
-            return _WRONG, f"{block.name}: the truth has {len(matrices)} calls of that shape"
+            return _WRONG, f"{block.name}: the truth has {len(matrices)} calls of that shape", []
         worst = max(worst, same(block.rows, matrices[number]))
         count += 1
         peak = max(peak, (block.rows.amax(dim=-1) * block.shape[-1]).mean().item())
@@ -181,6 +176,7 @@ def examine(model: nn.Module, inputs: dict | torch.Tensor) -> tuple[str, str]:
             return (
                 _WRONG,
                 f"{block.name}: error {worst:.1e}, {tuple(block.shape)} against {tuple(matrices[number].shape)}",
+                [],
             )
     missed = {n for n, m in found.items() if n not in set(capture.block_names)}
     kinds = sorted({type(model.get_submodule(name)).__name__ for name in missed})
@@ -191,7 +187,8 @@ def examine(model: nn.Module, inputs: dict | torch.Tensor) -> tuple[str, str]:
         if without
         else ""
     )
-    return _EXACT, words + (f"; not token attention: {kinds}" if kinds else "")
+    words += f"; not token attention: {kinds}" if kinds else ""
+    return _EXACT, words, [(type(model.get_submodule(name)).__name__, name) for name in sorted(missed)]
 
 
 def identical(one, other) -> bool:
@@ -240,40 +237,22 @@ def one(name: str, limit: int) -> tuple[str, str]:
             else model.pretrained_cfg.input_size
         )
         pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
-        return examine(model, pixels)
+        return examine(model, pixels)[:2]
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return _CRASHED, f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
 
 
-def family(kind: str) -> tuple[str, str]:
-    """As `one`, for a family of transformers."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return examine(*transformers_families.build(kind))
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        outcome = (
-            _CRASHED if "attnhook" in str(error.__class__.__module__) or "attnhook" in where.filename else _NOT_RUN
-        )
-        return outcome, f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", choices=["timm", "transformers"], default="timm")
     parser.add_argument("--match", default="*", help="of names")
     parser.add_argument("--unique", action="store_true", help="only the smallest architecture of each set of classes")
     parser.add_argument("--max-parameters", type=float, default=1e9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.library == "transformers":
-        names = sorted(fnmatch.filter(transformers_families.families(), options.match))
-    else:
-        names = timm.list_models(options.match)
-    if options.unique and options.library == "timm":
+    names = timm.list_models(options.match)
+    if options.unique:
         groups: dict[tuple, tuple[int, str]] = {}
         for name in names:
             *key, parameters = classes(name)
@@ -282,12 +261,12 @@ def main() -> int:
     results = {}
     for name in names:
         start = time.time()
-        results[name] = family(name) if options.library == "transformers" else one(name, int(options.max_parameters))
+        results[name] = one(name, int(options.max_parameters))
         print(f"{name:55} {results[name][0]:8} {results[name][1]} [{time.time() - start:.0f} s]", flush=True)
     counts = collections.Counter(outcome for outcome, _ in results.values())
     print(dict(counts))
     if options.json:
-        versions = {module.__name__: module.__version__ for module in (timm, transformers, torch)}
+        versions = {module.__name__: module.__version__ for module in (timm, torch)}
         options.json.write_text(json.dumps({**versions, "results": results}, indent=1))
     return int(bool(counts[_WRONG] + counts[_CRASHED]))
 

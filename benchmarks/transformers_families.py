@@ -1,195 +1,158 @@
-"""Small models of the vision families of the installed transformers, and inputs that they run on: what `coverage.py` walks.
+"""Tiny models of every vision class of the installed transformers: what `coverage.py` walks, and tests build a few of.
 
-A family is found through the auto mappings; its default configuration is cut to two layers a stage, its weights are random. What
-default inputs do not fit stands in `_INPUTS`.
+Classes are found by what their forward takes, in every family's module. Their default configuration is made small by the names of its settings
+(`small_settings`), weights are random. What that does not fit stands in `transformers_inputs`.
 """
 
+import importlib
+import inspect
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+import transformers_inputs as given
 from torch import nn
-from transformers.models.auto import modeling_auto
 
-_MAPPINGS = (
-    "MODEL_MAPPING",
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
-    "MODEL_FOR_BACKBONE_MAPPING",
-    "MODEL_FOR_OBJECT_DETECTION_MAPPING",
-    "MODEL_FOR_DEPTH_ESTIMATION_MAPPING",
-    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
-    "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING",
-    "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING",
-    "MODEL_FOR_MASK_GENERATION_MAPPING",
-    "MODEL_FOR_KEYPOINT_DETECTION_MAPPING",
+_PIXELS = {"pixel_values", "pixel_values_videos", "flattened_patches", "image", "patch_embeds"}
+_WIDTH, _FEED_FORWARD, _HEADS, _SIDE, _PATCH = 96, 48, 4, 64, 8
+_WIDTHS = re.compile(
+    r"(.*_)?(hidden_size|hidden_dim|embed_dim|embedding_dim|d_model|channels|conv_dim|n_embd|qk_channels|v_channels|d_latents"
+    r"|(projection|output|input|fpn|mask|neck|fusion|proj|shared_image_embedding|vision|text|contrastive|class_embed)_dim"
+    r"|(feature|mask_feature|fpn_feature)_size|encoder_channel|bottleneck_features)"
 )
-_DEPTHS = {
-    "num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "depth", "num_encoder_layers", "num_decoder_layers",
-    "num_attention_layers", "vision_layers",
+_DEPTHS = re.compile(
+    r"(.*_)?(num_hidden_layers|encoder_layers|decoder_layers|num_layers|num_attention_layers|vision_layers|num_(encoder|decoder)_layers)"
+    r"|depth|n_layer|num_self_attends_per_block|num_blocks|num_fusion_layers"
+)
+_HEAD_COUNTS = re.compile(
+    r"(.*_)?(num_heads|num_attention_heads|attention_heads|num_head|n_heads?|num_key_value_heads)"
+)
+_INNER = re.compile(
+    r"(.*_)?(intermediate_size|ffn_dim|mlp_dim|feedforward_dim|intermediate_dim|d_ff)|dim_feedforward|inner_dim"
+)
+_CAPS = {
+    "vocab_size": 300, "max_position_embeddings": 128, "num_queries": 5, "head_dim": 24, "num_frames": 4, "frames_per_clip": 4,
+    "num_latents": 6, "num_detection_tokens": 7, "n_positions": 128, "patch_size": _PATCH, "image_size": _SIDE, "crop_size": _SIDE,
+    "pretrain_image_size": _SIDE, "num_experts": 2, "num_local_experts": 2, "codebook_size": 16, "num_embeddings": 16, "num_labels": 3,
+    "decoder_in_channels": _WIDTH,
 }  # fmt: skip
+_LEFT_OUT = {
+    "transformers_version",
+    "id2label",
+    "label2id",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "stage_names",
+    "per_layer_config",
+}
+_TAPS = ("out_features", "out_indices", "_out_features", "_out_indices")  # which stages a backbone hands out
+_STAGES = ("depths", "layers", "num_layers", "depth")
 
 
-def families() -> dict[str, tuple[Any, Any]]:
-    """Configuration class and model class of every family whose main input is pixels, by model type."""
-    found = {}
-    for kind in transformers.CONFIG_MAPPING:
-        config = transformers.CONFIG_MAPPING[kind]
-        for mapping in _MAPPINGS:
-            try:
-                model = getattr(modeling_auto, mapping).get(config, None)
-                model = model[0] if isinstance(model, tuple) else model
-                if model is not None and "pixel" in str(getattr(model, "main_input_name", "")):
-                    found[kind] = (config, model)
-                    break
-            except (ImportError, ValueError, KeyError):
-                break
+def families() -> dict[str, list[type[Any]]]:
+    """The model classes that see images, by family (its module's name)."""
+    found: dict[str, list[type[Any]]] = {}
+    for family, kind in _classes():
+        taken = set(inspect.signature(kind.forward).parameters)
+        config = kind.config_class
+        text = {"input_ids", "decoder_input_ids"} & taken and kind.__name__ not in given.WITH_TEXT
+        if text or kind.__name__ in given.PARTS or not inspect.isclass(config):
+            continue
+        if taken & _PIXELS or {"hidden_states", "grid_thw"} <= taken:
+            found.setdefault(family, []).append(kind)
     return found
 
 
-def small(config: Any) -> Any:
-    """Cut a configuration, and those inside it, to two layers a stage."""
-    for name, value in list(vars(config).items()):
-        if isinstance(value, transformers.PreTrainedConfig):
-            small(value)
-        elif name in _DEPTHS and isinstance(value, int) and value > 2:
-            setattr(config, name, 2)
-        elif name == "depths" and isinstance(value, list | tuple):
-            setattr(config, name, type(value)(min(2, depth) for depth in value))
-        elif name == "vocab_size" and isinstance(value, int):
-            setattr(config, name, min(value, 300))
-    return config
+def _classes() -> Iterator[tuple[str, type[Any]]]:
+    for file in sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")):
+        if "pixel" not in file.read_text() and "flattened_patches" not in file.read_text():
+            continue
+        module = importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}")
+        for kind in vars(module).values():
+            own = (
+                inspect.isclass(kind)
+                and issubclass(kind, transformers.PreTrainedModel)
+                and kind.__module__ == module.__name__
+            )
+            if own and not kind.__name__.endswith("PreTrainedModel"):
+                yield file.parent.name, kind
 
 
-def image_side(config: Any) -> int:
-    """Side of the images that a configuration is for."""
-    for holder in (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None)):
-        size = getattr(holder, "image_size", None)
-        if isinstance(size, int):
-            return size
-        if isinstance(size, list | tuple) and size:
-            return int(size[0])
-    return 224
+def small_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a small model from those of a large one, by their names; those inside `*_config` as well."""
+    staged = any(isinstance(settings.get(name), list | tuple) for name in _STAGES)
+    taps = 0 if staged else max(len(settings.get(name) or ()) for name in _TAPS)
+    depth = max(2, taps)
+    old = set() if staged else {v for name, v in settings.items() if _DEPTHS.fullmatch(name) and isinstance(v, int)}
+    small: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in _LEFT_OUT or (name in _TAPS and (taps or name != "out_features")):
+            continue
+        if isinstance(value, dict):
+            small[name] = small_settings(value) if "config" in name else value
+        elif name in _STAGES and isinstance(value, list | tuple):
+            small[name] = [min(2, stage) if isinstance(stage, int) else stage for stage in value]
+        elif isinstance(value, list | tuple) and len(value) in old and len(value) > depth:
+            small[name] = list(value)[:depth]
+        elif isinstance(value, list | tuple):
+            small[name] = [_smaller(name, part, depth) for part in value] if name in _CAPS else value
+        else:
+            small[name] = value if staged and _DEPTHS.fullmatch(name) else _smaller(name, value, depth)
+    if taps and old:
+        small["out_features"] = [f"stage{depth - taps + i + 1}" for i in range(taps)]
+    return small
 
 
-def build(kind: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A model of a family and what to run it on."""
-    config_class, model_class = families()[kind]
+def _smaller(name: str, value: Any, depth: int) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if name in _CAPS:
+        return min(value, _CAPS[name])
+    if name.endswith(("_token_id", "_token_index")):
+        return min(value, 250)
+    for pattern, cap in ((_DEPTHS, depth), (_HEAD_COUNTS, _HEADS), (_INNER, _FEED_FORWARD), (_WIDTHS, _WIDTH)):
+        if pattern.fullmatch(name):
+            return min(value, cap)
+    return value
+
+
+def configuration(kind: type[Any]) -> Any:
+    """A small configuration of a model class."""
+    config_class = kind.config_class
+    own = given.SETTINGS.get(kind.__name__, given.SETTINGS.get(config_class.__name__, {}))
+    return config_class(**_merged(small_settings(config_class().to_dict()), own))
+
+
+def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for name, value in more.items():
+        inner = merged.get(name)
+        merged[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return {name: value for name, value in merged.items() if value is not given.DROPPED}
+
+
+def build(kind: type[Any], implementation: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """A tiny model of a class, its weights random, and the first inputs that it runs on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        config = configuration(kind)
         torch.manual_seed(0)
-        config = config_class(**_SETTINGS.get(kind, {}))
-        config = config if kind in _WHOLE else small(config)
-        model = model_class(config).eval()
-    inputs = _INPUTS[kind](config) if kind in _INPUTS else {"pixel_values": images(image_side(config))}
-    return model, inputs
-
-
-def images(height: int, width: int | None = None, batch: int = 1) -> torch.Tensor:
-    """Random images."""
-    return torch.randn(batch, 3, height, width or height, generator=torch.Generator().manual_seed(0))
-
-
-def video(config: Any) -> torch.Tensor:
-    """A random clip, `(batch, frames, channels, height, width)`."""
-    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", 8)
-    return torch.randn(1, frames, 3, image_side(config), image_side(config), generator=torch.Generator().manual_seed(0))
-
-
-def with_text(config: Any) -> dict[str, Any]:
-    """Pixels and a few words."""
-    words = torch.tensor([[1, 5, 6, 2]])
-    return {"pixel_values": images(image_side(config)), "input_ids": words, "attention_mask": torch.ones_like(words)}
-
-
-def packed(config: Any, name: str = "grid_thw") -> dict[str, Any]:
-    """Patches of one image of 8 by 12, as the towers of Qwen's kind take them."""
-    channels, patch = getattr(config, "in_channels", getattr(config, "num_channels", 3)), config.patch_size
-    width = channels * getattr(config, "temporal_patch_size", 1) * patch * patch
-    pixels = torch.randn(96, width, generator=torch.Generator().manual_seed(0))
-    return {"pixel_values": pixels, name: torch.tensor([[1, 8, 12]])}
-
-
-def naflex(config: Any) -> dict[str, Any]:
-    """Patches of one image of 8 by 12, padded to 100, as SigLIP2 takes them."""
-    vision = getattr(config, "vision_config", config)
-    pixels = torch.randn(1, 100, 3 * vision.patch_size**2, generator=torch.Generator().manual_seed(0))
-    mask = torch.cat([torch.ones(1, 96), torch.zeros(1, 4)], dim=1).long()
-    return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor([[8, 12]])}
-
-
-def wide(config: Any) -> dict[str, Any]:
-    """As `packed`, for towers that take two frames a patch."""
-    inputs = packed(config)
-    return {**inputs, "pixel_values": inputs["pixel_values"].repeat(1, 2)}
-
-
-def pairs(config: Any) -> dict[str, Any]:
-    """Two images to be matched."""
-    return {"pixel_values": torch.randn(1, 2, 3, 96, 128, generator=torch.Generator().manual_seed(0))}
-
-
-# Backbones that hand out the output of numbered layers.
-_WHOLE = {
-    "depth_anything",
-    "prompt_depth_anything",
-    "zoedepth",
-    "tipsv2_dpt",
-    "chmv2",
-    "eomt",
-    "eomt_dinov3",
-    "lw_detr",
-    "rf_detr",
-}
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "vjepa2": {"image_size": 64, "crop_size": 64, "frames_per_clip": 4, "hidden_size": 96, "num_attention_heads": 4},
-    "vivit": {"image_size": 64, "num_frames": 4},
-    "pixtral": {"image_size": 256},
-}
-_INPUTS: dict[str, Any] = {
-    "cosmos3_edge_vision": packed,
-    "glm_image_vision": packed,
-    "hunyuan_vl_vision": packed,
-    "hy_v4_vl_vision": packed,
-    "muse_glimmer_vision": wide,
-    "muse_spark_vision": wide,
-    "inkling2_vision": lambda c: packed(c, "image_grid_thw"),
-    "video_llama_3_vision": lambda c: {**packed(c), "merge_sizes": torch.tensor([1])},
-    "siglip2": naflex,
-    "siglip2_vision_model": naflex,
-    "efficientloftr": pairs,
-    "lightglue": pairs,
-    "mgp-str": lambda c: {"pixel_values": images(32, 128)},
-    "vitpose_backbone": lambda c: {"pixel_values": images(256, 192)},
-    "depth_pro": lambda c: {"pixel_values": images(1536)},
-    "videoprism_vision_model": lambda c: {"pixel_values_videos": video(c)},
-    "videomt": lambda c: {"pixel_values_videos": video(c)},
-    "sam2": lambda c: {"pixel_values": images(1024)},
-    "pe_video_encoder": lambda c: {"pixel_values_videos": torch.randn(1, 2, 3, 336, 336)},
-    "instructblip": lambda c: {
-        "pixel_values": images(224),
-        "qformer_input_ids": torch.tensor([[1, 5, 6, 2]]),
-        "input_ids": torch.tensor([[1, 5, 6, 2]]),
-        "decoder_input_ids": torch.tensor([[1]]),
-    },
-    "sam3": with_text,
-    "sam3_lite_text": with_text,
-    "seggpt": lambda c: {
-        "pixel_values": images(448),
-        "prompt_pixel_values": images(448),
-        "prompt_masks": images(448),
-    },
-    "oneformer": lambda c: {"pixel_values": images(128), "task_inputs": torch.ones(1, 77).long()},
-    "videomae": lambda c: {"pixel_values": video(c)},
-    "vivit": lambda c: {"pixel_values": video(c)},
-    "timesformer": lambda c: {"pixel_values": video(c)},
-    "vjepa2": lambda c: {"pixel_values_videos": video(c)},
-    "grounding-dino": with_text,
-    "mm-grounding-dino": with_text,
-}
-
-
-def all_small() -> Iterator[str]:
-    """The families' names."""
-    yield from families()
+        if implementation is not None:
+            config._attn_implementation = implementation
+        model = kind(config).eval()
+        problem: Exception | None = None
+        for inputs in given.candidates(kind, config):
+            try:
+                torch.manual_seed(0)
+                with torch.no_grad():
+                    model(**inputs)
+            except Exception as error:  # the next inputs may fit
+                problem = problem or error
+            else:
+                return model, inputs
+    raise problem or ValueError(f"no inputs are known for {kind.__name__}")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attnhook.attribution.raw_maps import fuse_heads
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.softmax_matrix import BUDGET_BYTES
 from attnhook.capture.windows import WindowLayout
@@ -52,7 +53,7 @@ def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: Hea
     return fuse_heads(_global(chosen, layout), heads)
 
 
-def _global(block: BlockAttention, layout: TokenLayout) -> Tensor:
+def _global(block: BlockAttention, layout: TokenLayout | PackedLayout) -> Tensor:
     queries = block.matrix.shape[2]
     return layout.patches(_column_sums(block, None) / queries).float()
 

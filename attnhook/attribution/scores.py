@@ -334,19 +334,21 @@ def _distribution(values: Tensor) -> Tensor:
         raise ScoreError(
             f"a map as a distribution: expected values of at least 0 with some mass, got {values.min():.3g} to {values.max():.3g}."
         )
-    return values / total
+    share: Tensor = values / total
+    return share
 
 
 def _ranks(values: Tensor) -> Tensor:
     """Ranks from 1, ties at their mean."""
     _, index, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[index]
+    ranks: Tensor = (last - (counts.double() - 1) / 2)[index]
+    return ranks
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     product: Tensor = a @ b
-    return product / (a.norm() * b.norm())  # 0 / 0 is NaN
+    return torch.div(product, a.norm() * b.norm())  # 0 / 0 is NaN
 
 
 def _dilated(truth: Tensor, radius: float) -> Tensor:

@@ -5,7 +5,7 @@ where attention goes. They say nothing about what it does to the output.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,9 +21,9 @@ from attnhook.attribution.row_measures import (
     top_mass,
 )
 from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, token_table
-from attnhook.capture.layout import TokenLayout
+from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.sites import Queries
+from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import RowChunk, SoftmaxMatrix
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import RowsNotKeptError
@@ -265,9 +265,9 @@ def _log(keys: int) -> float:
     return math.log(keys) if keys > 1 else math.nan
 
 
-def _patch_pixels(layout: TokenLayout | WindowLayout | None, maps: AttentionMaps) -> tuple[float, float]:
+def _patch_pixels(layout: Layout | None, maps: AttentionMaps) -> tuple[float, float]:
     area = maps.patch_area or maps.input_size
-    if area is None or layout is None:
+    if area is None or layout is None or isinstance(layout, PackedLayout):
         return math.nan, math.nan
     return area[0] / layout.grid[0], area[1] / layout.grid[1]
 
@@ -277,13 +277,14 @@ def _queries_of(maps: AttentionMaps, block: BlockAttention, entry: int) -> Token
     count = block.shape[2]
     nowhere = TokenTable(torch.full((count,), TOKEN_KINDS.index("other")), torch.full((count, 2), math.nan))
     layout = block.token_layout if block.query_token_layout is None else block.query_token_layout
-    mean = isinstance(maps.rows, Rows) and maps.rows is not Rows.ALL
+    rows = maps.rows
+    mean = isinstance(rows, Rows) and rows is not Rows.ALL
     if isinstance(layout, str) or isinstance(block.token_layout, str) or mean or block.queries in _NOT_TOKENS:
         return nowhere
     table = token_table(layout, entry, of_queries=True)
     places = _on_grid_of_keys(table.places, layout, block.token_layout)
-    if isinstance(maps.rows, Sequence) and not isinstance(maps.rows, Rows):
-        chosen = layout.tokens_of(list(maps.rows))
+    if not isinstance(rows, Rows):
+        chosen = layout.tokens_of(list(rows))
         return TokenTable(table.kinds[chosen], places[chosen])
     return TokenTable(table.kinds, places) if len(table.kinds) == count else nowhere
 
@@ -291,8 +292,10 @@ def _queries_of(maps: AttentionMaps, block: BlockAttention, entry: int) -> Token
 _NOT_TOKENS = (Queries.POOL, Queries.CLASS)
 
 
-def _on_grid_of_keys(places: Tensor, queries: TokenLayout | WindowLayout, keys: TokenLayout | WindowLayout) -> Tensor:
+def _on_grid_of_keys(places: Tensor, queries: Layout, keys: Layout) -> Tensor:
     """Centres of the queries' patches in units of the keys' patches, where the one grid is coarser than the other."""
+    if isinstance(queries, PackedLayout) or isinstance(keys, PackedLayout):
+        return places
     grid = queries.query_grid or queries.grid if isinstance(queries, WindowLayout) else queries.grid
     if grid == keys.grid:
         return places

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnhook.capture.layout import TokenLayout
+from attnhook.capture.packing import PackedLayout
+from attnhook.capture.sites import Layout
 from attnhook.capture.windows import WindowLayout
 
 TOKEN_KINDS = ("class", "register", "patch", "other")
@@ -35,7 +36,7 @@ class TokenTable:
         return slice(first, last + 1) if last - first + 1 == len(index) else index
 
 
-def token_table(layout: TokenLayout | WindowLayout, entry: int = 0, *, of_queries: bool = False) -> TokenTable:
+def token_table(layout: Layout, entry: int = 0, *, of_queries: bool = False) -> TokenTable:
     """Look the tokens of one batch entry up.
 
     Args:
@@ -55,6 +56,8 @@ def token_table(layout: TokenLayout | WindowLayout, entry: int = 0, *, of_querie
     """
     if isinstance(layout, WindowLayout):
         return _of_window(layout, entry, of_queries=of_queries)
+    if isinstance(layout, PackedLayout):
+        return _of_images(layout, entry)
     kinds = torch.full((layout.num_tokens,), _OTHER)
     kinds[layout.num_prefix_tokens - layout.registers : layout.num_prefix_tokens] = _REGISTER
     kinds[layout.patch_tokens] = _PATCH
@@ -76,3 +79,15 @@ def _of_window(layout: WindowLayout, entry: int, *, of_queries: bool) -> TokenTa
     places = torch.stack([index // width, index % width], dim=-1).float()
     kinds = torch.where(index < 0, _OTHER, _PATCH)
     return TokenTable(kinds, places.masked_fill((index < 0)[:, None], float("nan")))
+
+
+def _of_images(layout: PackedLayout, entry: int) -> TokenTable:
+    """Several images in one sequence: each token's place is on its own image's grid."""
+    kinds = torch.full((layout.num_tokens,), _OTHER)
+    places = torch.full((layout.num_tokens, 2), float("nan"))
+    for image, at, start in zip(layout.images, layout.entries, layout.starts, strict=True):
+        if at == entry:
+            table = token_table(image)
+            kinds[start : start + image.num_tokens] = table.kinds
+            places[start : start + image.num_tokens] = table.places
+    return TokenTable(kinds, places)

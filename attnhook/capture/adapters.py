@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from attnhook.capture.packing import PackedLayout
 from attnhook.capture.sites import AttentionSite
 from attnhook.errors import UnknownBlockError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, Size, choose
@@ -51,6 +52,7 @@ class SeenTokens:
         grid: Patch rows and columns, where no patch embedding shows them; None if one does.
         patch_area: Pixels that this grid covers.
         padding: Number of padding tokens behind the patches.
+        packed: The layout of images of several sizes, or None.
         problem: Why this sequence has no one grid, or None.
     """
 
@@ -58,6 +60,7 @@ class SeenTokens:
     grid: Size | None = None
     patch_area: Size | None = None
     padding: int = 0
+    packed: PackedLayout | None = None
     problem: str | None = None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.packing import PackedLayout
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
@@ -122,12 +123,14 @@ class ForwardRecord:
         else:
             self.patch_area = self.input_size
 
-    def layout(self, plan: CapturePlan) -> TokenLayout | str:
+    def layout(self, plan: CapturePlan) -> TokenLayout | PackedLayout | str:
         """The layout of the whole sequence, or why there is none."""
         if plan.layout is not None:
             return plan.layout
         if self.tokens.problem is not None:
             return self.tokens.problem
+        if self.tokens.packed is not None:
+            return self.tokens.packed
         if self.grid is None:
             return "the patch grid is not known: no patch embedding was seen in this forward. Pass layout=TokenLayout(...)."
         known = plan.anatomy
@@ -161,7 +164,7 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
 
 def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     layout = record.layout(plan)
-    fitting: dict[tuple[int, Queries], TokenLayout | str] = {}
+    fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str] = {}
     found: list[tuple[AttentionSite, str, CapturedCall | PlainCall]] = []
     for site in plan.sites:
         calls = record.calls.get(site.name, [])
@@ -189,8 +192,8 @@ def _block(  # noqa: PLR0917 (one call from one place)
     name: str,
     call: CapturedCall | PlainCall,
     kept: Tensor | SoftmaxMatrix,
-    layout: TokenLayout | str,
-    fitting: dict[tuple[int, Queries], TokenLayout | str],
+    layout: TokenLayout | PackedLayout | str,
+    fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str],
 ) -> BlockAttention:
     keys = kept.shape[-1]
     if call.tokens is not None:
@@ -204,10 +207,16 @@ def _block(  # noqa: PLR0917 (one call from one place)
     return BlockAttention(name, call.kernel, kept, tokens, site.queries, site.readout_rows, mixing=site.mixing)
 
 
-def _layout_of_block(layout: TokenLayout | str, keys: int, site: AttentionSite, name: str) -> TokenLayout | str:
+def _layout_of_block(
+    layout: TokenLayout | PackedLayout | str, keys: int, site: AttentionSite, name: str
+) -> TokenLayout | PackedLayout | str:
     if isinstance(layout, str):
         return layout
-    if site.queries in (Queries.POOL, Queries.PATCHES) and keys == layout.num_patch_tokens:
+    if (
+        isinstance(layout, TokenLayout)
+        and site.queries in (Queries.POOL, Queries.PATCHES)
+        and keys == layout.num_patch_tokens
+    ):
         return layout.without_special_tokens()
     try:
         layout.check(keys, where=f"block {name!r}")

@@ -9,9 +9,8 @@ from attnhook.capture.forwards import CapturedCall, ForwardRecord, PlainCall
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands
 from attnhook.capture.plan import CapturePlan
-from attnhook.capture.sites import AttentionSite, Queries, SeenCall, SiteTokens
+from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
-from attnhook.capture.windows import WindowLayout
 from attnhook.errors import AttnhookError, TokenLayoutError
 from attnhook.options import Rows
 
@@ -184,7 +183,7 @@ class SiteRecorder:
             )
         return torch.tensor([token % total for token in tokens], device=device)
 
-    def _query_layout(self, own: SiteTokens | None) -> TokenLayout | WindowLayout | str:
+    def _query_layout(self, own: SiteTokens | None) -> Layout | str:
         if own is not None:
             return own.keys if own.queries is None else own.queries
         layout = self.record.layout(self.plan)

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.adapters import Readout, block_index
-from attnhook.capture.layout import TokenLayout
 from attnhook.capture.notebook import blocks_table, contact_sheet
-from attnhook.capture.sites import Queries
+from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.storage import packed_layout, size, unpacked_layout
-from attnhook.capture.windows import WindowLayout
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Rows, Size
 
@@ -44,10 +42,10 @@ class BlockAttention:
     name: str
     kernel: str
     kept: Tensor | SoftmaxMatrix
-    token_layout: TokenLayout | WindowLayout | str
+    token_layout: Layout | str
     queries: Queries = Queries.TOKENS
     readout_rows: slice | None = None
-    query_token_layout: TokenLayout | WindowLayout | str | None = None
+    query_token_layout: Layout | str | None = None
     mixing: str = ""
 
     @property
@@ -81,14 +79,14 @@ class BlockAttention:
         return self.matrix.dense()
 
     @property
-    def layout(self) -> TokenLayout | WindowLayout:
+    def layout(self) -> Layout:
         """What the keys are; raises `TokenLayoutError` with the numbers if they fit no grid."""
         if isinstance(self.token_layout, str):
             raise TokenLayoutError(self.token_layout)
         return self.token_layout
 
     @property
-    def query_layout(self) -> TokenLayout | WindowLayout:
+    def query_layout(self) -> Layout:
         """What the queries are (the keys, in most models); raises `TokenLayoutError` if they fit no grid."""
         if isinstance(self.query_token_layout, str):
             raise TokenLayoutError(self.query_token_layout)
@@ -177,7 +175,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         return tuple(block.name for block in self._blocks)
 
     @property
-    def layout(self) -> TokenLayout | WindowLayout:
+    def layout(self) -> Layout:
         """The layout of the last block's keys; raises `TokenLayoutError` if they fit no grid."""
         return self[-1].layout
 

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attnhook.capture.encoder_layers import ENCODER_LAYER, MULTIHEAD, tell_layer, tell_multihead
 from attnhook.capture.forwards import ForwardRecord, finish
+from attnhook.capture.hooks import ClosesScope, OpensScope, ReadsMultihead, Reports, SeesInputs
 from attnhook.capture.interception import (
     SDPA,
     FunctionWatch,
@@ -114,7 +115,7 @@ class AttentionCapture:
             layers: dict[int, Listener] = {}
             for recorder in self._recorders:
                 if (seen := recorder.site.seen_module) is not None:
-                    handles.append(seen.register_forward_pre_hook(_SeesInputs(self, recorder), with_kwargs=True))
+                    handles.append(seen.register_forward_pre_hook(SeesInputs(self.listens, recorder), with_kwargs=True))
                 kernel = recorder.site.running_kernel()
                 if kernel is Kernel.SDPA:
                     fused[id(recorder.site.module)] = recorder
@@ -144,23 +145,23 @@ class AttentionCapture:
     ) -> None:
         module = recorder.site.module
         if kernel is Kernel.MULTIHEAD:
-            after: Callable[..., None] = _ReadsMultihead(self, recorder)
+            after: Callable[..., None] = ReadsMultihead(self.listens, recorder)
         else:
             scope: Scope = InterfaceScope(module, recorder) if kernel is Kernel.INTERFACE else OpenScope(recorder)
             scopes.append(scope)
-            handles.append(module.register_forward_pre_hook(_OpensScope(self, scope)))
-            after = _ClosesScope(recorder, scope)
+            handles.append(module.register_forward_pre_hook(OpensScope(self.listens, scope)))
+            after = ClosesScope(recorder, scope)
         with_kwargs = kernel is Kernel.MULTIHEAD
         handles.append(module.register_forward_hook(after, prepend=True, with_kwargs=with_kwargs, always_call=True))
 
     def _hook_images(self, handles: list[RemovableHandle]) -> None:
         anatomy = self._plan.anatomy
         first = self._plan.model if anatomy.image_module is None else anatomy.image_module
-        handles.append(first.register_forward_pre_hook(_Reports(self._forward_begins), with_kwargs=True))
+        handles.append(first.register_forward_pre_hook(Reports(self._forward_begins), with_kwargs=True))
         if anatomy.grid_module is not None:
-            handles.append(anatomy.grid_module.register_forward_hook(_Reports(self._grid_seen)))
+            handles.append(anatomy.grid_module.register_forward_hook(Reports(self._grid_seen)))
         if anatomy.token_module is not None:
-            hook = anatomy.token_module.register_forward_hook(_Reports(self._tokens_seen), with_kwargs=True)
+            hook = anatomy.token_module.register_forward_hook(Reports(self._tokens_seen), with_kwargs=True)
             handles.append(hook)
 
     # --- what hooks report ------------------------------------------------------------------------------------------------------------
@@ -275,93 +276,6 @@ class AttentionCapture:
     def __repr__(self) -> str:
         state = "open" if self._stack is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
-
-
-class _Hook:
-    """A hook whose copies do nothing: `deepcopy(model)` (EMA) and `torch.save(model)` work inside a context."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
-        return _InertHook, ()
-
-
-class _Reports(_Hook):
-    """Hands what happened on to the capture."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> None:
-        self._function(*args)
-
-
-class _OpensScope(_Hook):
-    """Before an attention module runs."""
-
-    __slots__ = ("_capture", "_scope")
-
-    def __init__(self, capture: AttentionCapture, scope: Scope) -> None:
-        self._capture = capture
-        self._scope = scope
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._capture.listens():
-            self._scope.open()
-
-
-class _ClosesScope(_Hook):
-    """After an attention module ran, or raised."""
-
-    __slots__ = ("_recorder", "_scope")
-
-    def __init__(self, recorder: SiteRecorder, scope: Scope) -> None:
-        self._recorder = recorder
-        self._scope = scope
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
-        if self._scope.close():
-            self._recorder.record.ran.add(self._recorder.site.name)
-
-
-class _SeesInputs(_Hook):
-    """Before the module runs whose inputs tell what a site's tokens are."""
-
-    __slots__ = ("_capture", "_recorder")
-
-    def __init__(self, capture: AttentionCapture, recorder: SiteRecorder) -> None:
-        self._capture = capture
-        self._recorder = recorder
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._capture.listens():
-            values = (*args, *kwargs.values())
-            self._recorder.inputs = tuple(v.shape if isinstance(v, Tensor) else v for v in values)
-
-
-class _ReadsMultihead(_Hook):
-    """After an `nn.MultiheadAttention` ran, or raised (its output is then None)."""
-
-    __slots__ = ("_capture", "_recorder")
-
-    def __init__(self, capture: AttentionCapture, recorder: SiteRecorder) -> None:
-        self._capture = capture
-        self._recorder = recorder
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._capture.listens():
-            self._recorder.record.ran.add(self._recorder.site.name)
-            if output is not None and isinstance(module, nn.MultiheadAttention):
-                self._recorder.multihead(module, args, kwargs)
-
-
-class _InertHook:
-    """What is left of a hook in a copy of the model."""
-
-    def __call__(self, *args: Any) -> None:
-        """Do nothing."""
 
 
 def _remove_all(handles: list[RemovableHandle]) -> None:

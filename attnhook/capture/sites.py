@@ -8,10 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.packing import PackedLayout
 from attnhook.capture.softmax_matrix import Operands
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Size
+
+Layout = TokenLayout | WindowLayout | PackedLayout
 
 
 class Kernel(StrEnum):
@@ -40,12 +43,14 @@ class Queries(StrEnum):
         PATCHES: The patches only, in a model whose other blocks may have special tokens.
         CLASS: The class token only (class attention).
         POOL: Learned queries of an attention pooling.
+        OTHER: Something else: object queries of a decoder, words, frames of one patch.
     """
 
     TOKENS = "tokens"
     PATCHES = "patches"
     CLASS = "class"
     POOL = "pool"
+    OTHER = "other"
 
 
 class Arrangement(StrEnum):
@@ -76,7 +81,7 @@ class SeenCall:
     """What was seen around one attention call, for those who tell what its tokens are.
 
     Attributes:
-        inputs: The positional and then the keyword arguments of the site's `seen_module`, tensors replaced by their shapes.
+        inputs: The positional and then the keyword arguments of the site's `seen_module`, floating tensors replaced by their shapes.
         input_size: Pixels of the images that went in, or None.
         grid: Patch rows and columns that the patch embedding gave, or None.
         queries: Number of queries of one batch entry.
@@ -101,8 +106,8 @@ class SiteTokens:
         queries: Layout of the queries where it differs, or None.
     """
 
-    keys: TokenLayout | WindowLayout | str
-    queries: TokenLayout | WindowLayout | str | None = None
+    keys: Layout | str
+    queries: Layout | str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,15 @@ from typing import Any
 from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.packing import PackedLayout
+from attnhook.capture.sites import Layout
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import Size
 
 _FIELDS = ("grid", "cls", "registers", "distillation", "suffix", "frames")
 
 
-def packed_layout(layout: TokenLayout | WindowLayout | str | None, name: str) -> tuple[Any, dict[str, Tensor]]:
+def packed_layout(layout: Layout | str | None, name: str) -> tuple[Any, dict[str, Tensor]]:
     """Turn a layout into what JSON can hold and the tensors that it cannot.
 
     Args:
@@ -29,10 +31,23 @@ def packed_layout(layout: TokenLayout | WindowLayout | str | None, name: str) ->
         if layout.query_positions is not None:
             tensors[f"{name}.queries"] = _owned(layout.query_positions)
         return {"grid": layout.grid, "query_grid": layout.query_grid, "words": layout.words}, tensors
+    if isinstance(layout, PackedLayout):
+        images: list[Any] = []
+        owned: dict[str, Tensor] = {}
+        for i, image in enumerate(layout.images):
+            entry, more = packed_layout(image, f"{name}.{i}")
+            images.append(entry)
+            owned |= more
+        return {
+            "images": images,
+            "entries": layout.entries,
+            "starts": layout.starts,
+            "num_tokens": layout.num_tokens,
+        }, owned
     return layout, {}
 
 
-def unpacked_layout(entry: Any, name: str, tensors: dict[str, Tensor]) -> TokenLayout | WindowLayout | str | None:
+def unpacked_layout(entry: Any, name: str, tensors: dict[str, Tensor]) -> Layout | str | None:
     """Undo `packed_layout`.
 
     Args:
@@ -45,13 +60,19 @@ def unpacked_layout(entry: Any, name: str, tensors: dict[str, Tensor]) -> TokenL
     """
     if not isinstance(entry, dict):
         return None if entry is None else str(entry)
-    values = {**entry, "grid": size(entry["grid"])}
+    if "images" in entry:
+        images = [_token_layout(image, f"{name}.{i}", tensors) for i, image in enumerate(entry["images"])]
+        return PackedLayout(tuple(images), tuple(entry["entries"]), tuple(entry["starts"]), entry["num_tokens"])
     if "words" not in entry:
-        return TokenLayout(order=tensors.get(f"{name}.order"), **values)
-    values["query_grid"] = size(entry["query_grid"])
+        return _token_layout(entry, name, tensors)
+    values = {**entry, "grid": size(entry["grid"]), "query_grid": size(entry["query_grid"])}
     return WindowLayout(
         positions=tensors[f"{name}.positions"], query_positions=tensors.get(f"{name}.queries"), **values
     )
+
+
+def _token_layout(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> TokenLayout:
+    return TokenLayout(order=tensors.get(f"{name}.order"), **{**entry, "grid": size(entry["grid"])})
 
 
 def size(pair: list[int] | None) -> Size | None:

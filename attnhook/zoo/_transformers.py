@@ -1,56 +1,35 @@
 """What transformers' vision models mean: which modules are attention, what their tokens are, what their heads read.
 
-Imports nothing of transformers. The facts are read off what its vision towers share: an embeddings module that owns the patch embedding and the
-special tokens, and attention modules whose forward looks its kernel up at the attention interface. Only what a head reads cannot be seen and
-is written down, by family.
+Imports nothing of transformers. Attention is recognised by what a class's code calls, towers by their patch embeddings, special tokens by the
+parameters that towers share. What cannot be seen stands by class in `_transformers_blocks`, packed towers in `_transformers_packed`.
 """
 
 import inspect
-from dataclasses import replace
+import re
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, class_of, find_anatomy, register_adapter
-from attnhook.capture.sites import AttentionSite, Kernel, Queries
+from attnhook.capture.adapters import ModelAnatomy, Readout, class_of, find_adapter, find_anatomy, register_adapter
+from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
 from attnhook.zoo._transformers_blocks import facts_of, not_tokens
+from attnhook.zoo._transformers_packed import packing_of, tokens_of_call, whole_images
+from attnhook.zoo._transformers_towers import (
+    Tower,
+    find_towers,
+    inside,
+    shown_tokens,
+    special_tokens,
+    text_parts,
+)
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
-_CALLS = ("scaled_dot_product_attention", "softmax")
+_CALLS = frozenset({_INTERFACE, "scaled_dot_product_attention", "softmax", "Softmax"})
+_CONVOLUTIONS = nn.Conv2d | nn.Conv3d
 
-# Families whose pooler or classification head reads the class token where they have one, and the mean over patches where not.
-_FAMILIES = frozenset(
-    {
-        "vit",
-        "deit",
-        "dinov2",
-        "dinov2_with_registers",
-        "dinov3_vit",
-        "clip",
-        "clip_vision_model",
-        "siglip",
-        "siglip_vision_model",
-        "siglip2",
-        "siglip2_vision_model",
-        "beit",
-        "data2vec-vision",
-        "vit_mae",
-        "vit_msn",
-        "ijepa",
-        "yolos",
-        "chinese_clip_vision_model",
-        "metaclip_2",
-        "metaclip_2_vision_model",
-        "mlcd",
-        "mlcd_vision_model",
-        "dpt",
-        "vivit",
-        "timesformer",
-    }
-)
 # Classes whose head reads the mean over patches although there is a class token, or an attention pooling that it passes by.
 _MEAN_HEADS = frozenset(
     {
@@ -60,6 +39,13 @@ _MEAN_HEADS = frozenset(
         "MetaClip2ForImageClassification",
     }
 )
+# Heads that read every position, and not one token or the patches' mean.
+_DENSE_HEADS = re.compile(
+    r"For(MaskedImageModeling|PreTraining|\w*Segmentation|DepthEstimation|NormalEstimation|PointmapEstimation|PoseEstimation|ImageMatting"
+    r"|DensePrediction|ImageSuperResolution|KeypointDetection|KeypointMatching|TableRecognition|TextRecognition|SceneTextRecognition"
+    r"|VideoGrounding)$"
+)
+_POOLING = re.compile(r"AttentionPool|AttentivePool|PoolingHead|MgpstrA3Module")
 
 
 def vision_model(model: Any) -> ModelAnatomy:
@@ -69,126 +55,92 @@ def vision_model(model: Any) -> ModelAnatomy:
         model: The model.
 
     Returns:
-        Its anatomy. Of a model with a text tower, the vision tower's.
+        Its anatomy. Text towers and decoders beside the vision are left out.
 
     Raises:
-        UnsupportedModelError: If it has no softmax attention between tokens, or several vision towers.
+        UnsupportedModelError: If it has no softmax attention between tokens.
     """
-    towers = _embeddings(model)
-    if len(towers) == 1 and (_has_text(model) or _model_type(model) in _FAMILIES):
-        return _tower(model, *towers[0])
-    if _has_text(model) and len(towers) != 1:
-        raise UnsupportedModelError(_no_tower(model, towers))
-    reads_text = getattr(model.config, "text_config", None) is not None
-    sites = _sites(model, "")
+    outside = text_parts(model)
+    towers = find_towers(model, outside)
+    tower = towers[0] if len(towers) == 1 else None
+    sites = _sites(model, outside, tower)
     if not sites:
-        raise UnsupportedModelError(_what_it_does(model))
-    if len(towers) == 1 and isinstance(_projection(towers[0][1]), nn.Conv2d | nn.Conv3d):
-        tower = replace(_tower(model, *towers[0]), sites=sites)
-        return replace(tower, image_module=None) if reads_text else tower  # words are read before the image
-    return ModelAnatomy(
-        sites=sites,
-        cls=None,
-        readout=Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known"),
-        image_module=None if reads_text else _first_convolution(model),
-    )
-
-
-def _first_convolution(model: nn.Module) -> nn.Module | None:
-    return next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
-
-
-def _tower(model: Any, name: str, embeddings: Any) -> ModelAnatomy:
-    """Anatomy of a family whose embeddings module owns the patch embedding and the special tokens."""
-    tower = name.rpartition(".")[0]
-    sites = _sites(model, f"{tower}." if tower else "")
-    if not sites:
-        raise UnsupportedModelError(_what_it_does(model))
-    class_token = next(
-        (t for n in ("cls_token", "class_embedding") if (t := getattr(embeddings, n, None)) is not None), None
-    )
-    projection = _projection(embeddings)
-    packed = not isinstance(projection, nn.Conv2d | nn.Conv3d) and hasattr(embeddings, "patch_size")
-    convolves = isinstance(projection, nn.Conv2d | nn.Conv3d)
-    return ModelAnatomy(
-        sites=sites,
-        cls=None if class_token is None else 0,
-        registers=_count(embeddings, "register_tokens"),
-        distillation=getattr(embeddings, "distillation_token", None) is not None,
-        suffix=_count(embeddings, "detection_tokens"),
-        readout=_readout(model, sites, has_class_token=class_token is not None),
-        image_module=embeddings,
-        grid_module=projection if convolves else None,
-        token_module=embeddings if packed or convolves else None,
-        tokens_of=_packed_tokens(embeddings) if packed else _masked_tokens,
-    )
-
-
-def _has_text(model: Any) -> bool:
-    config = getattr(model, "config", None)
-    return getattr(config, "text_config", None) is not None and getattr(config, "vision_config", None) is not None
-
-
-def _embeddings(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if any(isinstance(getattr(module, child, None), nn.Module) for child in ("patch_embeddings", "patch_embedding"))
-    ]
-
-
-def _no_tower(model: nn.Module, towers: list[tuple[str, nn.Module]]) -> str:
-    kind = f"{class_of(model).__name__} (model_type {_model_type(model)!r})"
-    if not towers:
-        return (
-            f"{kind} has no module that owns a patch embedding: expected one vision tower. Capture its vision tower itself, such as "
-            "model.vision_tower, or register an adapter."
+        raise UnsupportedModelError(_what_it_does(model, outside))
+    first = next((m for n, m in model.named_modules() if isinstance(m, _CONVOLUTIONS) and not inside(n, outside)), None)
+    if tower is None:
+        return ModelAnatomy(
+            sites=sites, cls=None, readout=_readout(model, sites, None, has_class_token=False), image_module=first
         )
-    names = ", ".join(repr(name) for name, _ in towers)
-    return f"{kind} has several patch embeddings: expected one vision tower, got {names}. Capture one of the towers."
-
-
-def _what_it_does(model: nn.Module) -> str:
-    kinds = {class_of(module).__name__ for module in model.modules()}
-    words = sorted({words for kind in kinds if (words := not_tokens(kind))})
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        words.append("convolutions")
-    return (
-        f"{class_of(model).__name__} (model_type {_model_type(model)!r}) has no softmax attention between tokens: expected queries that attend "
-        f"to keys, got {', '.join(words) or 'no attention module'}. There is no attention map to capture."
+    special = special_tokens(tower)
+    packed = packing_of(tower) is not None
+    embeds_itself = not isinstance(tower.embeddings, nn.ModuleList | nn.ModuleDict)
+    return ModelAnatomy(
+        sites=sites,
+        cls=special.cls,
+        registers=special.registers,
+        distillation=special.distillation,
+        suffix=special.suffix,
+        readout=_readout(model, sites, tower, has_class_token=special.cls is not None),
+        image_module=tower.embeddings if embeds_itself else first,
+        grid_module=tower.projection if tower.convolves and not packed else None,
+        token_module=tower.embeddings if embeds_itself and not packed else None,
+        tokens_of=shown_tokens(tower, special) if embeds_itself else None,
     )
 
 
-def _projection(embeddings: Any) -> nn.Module:
-    patches = getattr(embeddings, "patch_embeddings", None)
-    if patches is None:
-        patches = embeddings.patch_embedding
-    inner = getattr(patches, "projection", getattr(patches, "proj", None))
-    return inner if isinstance(inner, nn.Module) else patches
+# --- attention modules ----------------------------------------------------------------------------------------------------------------------
 
 
-def _count(embeddings: nn.Module, name: str) -> int:
-    tokens = getattr(embeddings, name, None)
-    return 0 if tokens is None else int(tokens.shape[1])
-
-
-def _model_type(model: Any) -> str:
-    return getattr(getattr(model, "config", None), "model_type", "unknown")
-
-
-def _sites(model: nn.Module, tower: str) -> tuple[AttentionSite, ...]:
-    sites = []
+def _sites(model: nn.Module, outside: tuple[str, ...], tower: Tower | None) -> tuple[AttentionSite, ...]:
+    sites: list[AttentionSite] = []
+    seen: list[str] = []  # models of other libraries
+    packing = None if tower is None else packing_of(tower)
+    special = None if tower is None else special_tokens(tower)
     for name, module in model.named_modules():
         kind = class_of(module)
-        if not name or not name.startswith(tower) or not_tokens(kind.__name__):
+        if not name or inside(name, outside) or inside(name, tuple(seen)) or not_tokens(kind.__name__):
             continue
-        if isinstance(module, nn.MultiheadAttention):
-            queries = Queries.POOL if _model_type(model) in _FAMILIES else Queries.TOKENS
-            sites.append(AttentionSite(name, module, queries=queries))
-        elif _calls(kind):
-            guessed = not _names_in_forward(module) & {_INTERFACE, *_CALLS}
-            sites.append(AttentionSite(name, module, _kernel, guessed=guessed, **facts_of(model, name, module)))
+        if kind.__module__.startswith("timm.") and find_adapter(module) is not None:
+            seen.append(name)
+            sites += _sites_of_timm(name, module)
+            continue
+        if not (isinstance(module, nn.MultiheadAttention) or _calls(kind)):
+            continue
+        facts = facts_of(model, name, module)
+        if _is_pooling(model, name):
+            facts = {"queries": Queries.POOL, **facts}
+        elif "tokens_of" not in facts and (tower is None or not tower.holds(name)):
+            facts |= _beyond(tower)
+        elif "tokens_of" not in facts and packing is not None and tower is not None and special is not None:
+            number = next((int(part) for part in name[len(tower.name) :].split(".") if part.isdigit()), 0)
+            rule = partial(tokens_of_call, packing, special, whole=whole_images(tower, number))
+            facts |= {"tokens_of": rule, "seen_module": tower.module}
+        guessed = not isinstance(module, nn.MultiheadAttention) and not _names_in_forward(module) & _CALLS
+        kernel = Kernel.MULTIHEAD if isinstance(module, nn.MultiheadAttention) else _kernel
+        sites.append(AttentionSite(name, module, kernel, guessed=guessed, **facts))
     return tuple(sites)
+
+
+def _sites_of_timm(name: str, model: nn.Module) -> tuple[AttentionSite, ...]:
+    try:
+        inner = find_anatomy(model)
+    except UnsupportedModelError:  # a CNN
+        return ()
+    return () if inner is None else inner.under(name).sites
+
+
+def _is_pooling(model: nn.Module, name: str) -> bool:
+    holder = name.rpartition(".")[0]
+    return any(_POOLING.search(class_of(model.get_submodule(path)).__name__) for path in (name, holder) if path)
+
+
+def _beyond(tower: Tower | None) -> dict[str, Any]:
+    if tower is None:
+        words = "no one patch embedding was recognised, so it is not known what the tokens are. Read `.rows` without a grid."
+    else:
+        where = f"the vision tower {tower.name!r}" if tower.name else "the vision tower"
+        words = f"it is no block of {where}: its tokens are not, or not only, the patches in order. Read `.rows` without a grid."
+    return {"queries": Queries.OTHER, "tokens_of": lambda _: SiteTokens(words)}
 
 
 def _calls(kind: type[Any]) -> bool:
@@ -197,7 +149,7 @@ def _calls(kind: type[Any]) -> bool:
         if part.__module__.startswith("torch.") or part.__name__ == "PreTrainedModel":
             return False
         functions = (inspect.unwrap(f) for f in vars(part).values() if inspect.isfunction(f))
-        if any({_INTERFACE, *_CALLS} & set(f.__code__.co_names) for f in functions):
+        if any(_CALLS & set(f.__code__.co_names) for f in functions):
             return True
     return False
 
@@ -217,55 +169,60 @@ def _kernel(module: Any) -> Kernel:
     return Kernel.SDPA if own else Kernel.INTERFACE
 
 
-def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: bool) -> Readout:
+# --- what heads read ------------------------------------------------------------------------------------------------------------------------
+
+
+def _readout(model: Any, sites: tuple[AttentionSite, ...], tower: Tower | None, *, has_class_token: bool) -> Readout:
     name = class_of(model).__name__
-    if any(site.tokens_of is not None for site in sites) and _model_type(model) not in _FAMILIES:
-        return Readout(
-            None,
-            "its blocks attend within windows or on grids of their own. Take received_attention(maps, block) of a capture with rows='all'",
-        )
-    if _model_type(model) not in _FAMILIES:
-        return Readout(None, f"what the head of model_type {_model_type(model)!r} reads is not known")
-    if name.endswith("ForObjectDetection"):
-        return Readout(None, "its head reads the detection tokens, which are the last tokens: rows=range(-n, 0)")
+    if (dense := _dense_readout(name, tower, has_class_token=has_class_token)) is not None:
+        return dense
     if any(site.pooling for site in sites) and name not in _MEAN_HEADS:
         return Readout(Rows.POOL, "an attention pooling head")
+    if tower is None:
+        return Readout(None, "no one vision tower was recognised in it. Take rows='all'")
+    inner = [site for site in sites if tower.holds(site.name) and site.queries is not Queries.OTHER]
     averages = name in _MEAN_HEADS or getattr(model.config, "use_mean_pooling", False)
-    if averages or not has_class_token:
-        return Readout(Rows.MEAN, "the mean over patches" if averages else "no class token")
-    return Readout(Rows.CLS, "the class token")
+    if has_class_token and not averages and any(site.queries is Queries.TOKENS for site in inner):
+        return Readout(Rows.CLS, "the class token")
+    if any(site.tokens_of is not None for site in inner):
+        return Readout(
+            None,
+            "its blocks attend within windows, or on grids of their own. Take received_attention(maps, block) of a capture with rows='all'",
+        )
+    return Readout(Rows.MEAN, "the mean over patches" if averages else "no class token")
 
 
-def _masked_tokens(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
-    """MAE's embeddings answer (kept tokens, mask, ids_restore): patches are shuffled even when none is masked."""
-    if not (isinstance(output, tuple) and len(output) == 3 and all(isinstance(part, Tensor) for part in output)):
-        return SeenTokens()
-    tokens, _, restore = output
-    kept = tokens.shape[1] - 1
-    return SeenTokens(order=torch.argsort(restore.detach(), dim=1)[:, :kept])
+def _dense_readout(name: str, tower: Tower | None, *, has_class_token: bool) -> Readout | None:
+    """What heads read that give more than one answer an image."""
+    if name.endswith("ForObjectDetection"):
+        suffix = tower is not None and special_tokens(tower).suffix
+        words = (
+            "the detection tokens, which are the last tokens: rows=range(-n, 0)" if suffix else "a box an object query"
+        )
+        return Readout(None, f"its head reads {words}")
+    if _DENSE_HEADS.search(name):
+        return Readout(None, "its head reads every position" + (" (there is a class token)" if has_class_token else ""))
+    return None
 
 
-def _packed_tokens(embeddings: Any) -> Any:
-    """SigLIP2's embeddings take patches that are cut already, `(batch, patches, pixels)`, and each image's `(rows, columns)`."""
-    patch = int(getattr(embeddings, "patch_size", 0) or embeddings.config.patch_size)
+# --- refusals -------------------------------------------------------------------------------------------------------------------------------
 
-    def tokens_of(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
-        shapes = kwargs.get("spatial_shapes", args[1] if len(args) > 1 else None)
-        if shapes is None:
-            return SeenTokens(
-                problem="the patch grid is not known: the embeddings got no spatial_shapes. Pass layout=TokenLayout(...)."
-            )
-        grids = {(int(rows), int(columns)) for rows, columns in torch.as_tensor(shapes).tolist()}
-        if len(grids) > 1:
-            return SeenTokens(
-                problem=f"the images of this batch have {len(grids)} different patch grids, {sorted(grids)}: expected one. Run images "
-                "of one grid together."
-            )
-        grid = grids.pop()
-        area = (grid[0] * patch, grid[1] * patch)
-        return SeenTokens(grid=grid, patch_area=area, padding=int(output.shape[1]) - grid[0] * grid[1])
 
-    return tokens_of
+def _model_type(model: Any) -> str:
+    return getattr(getattr(model, "config", None), "model_type", "unknown")
+
+
+def _what_it_does(model: nn.Module, outside: tuple[str, ...]) -> str:
+    kinds = {class_of(module).__name__ for name, module in model.named_modules() if not inside(name, outside)}
+    words = sorted({words for kind in kinds if (words := not_tokens(kind))})
+    if any(isinstance(m, nn.Conv2d) for n, m in model.named_modules() if not inside(n, outside)):
+        words.append("convolutions")
+    if outside and not words:
+        words.append("a language model that reads patches as words, and no vision tower")
+    return (
+        f"{class_of(model).__name__} (model_type {_model_type(model)!r}) has no softmax attention between tokens: expected queries that attend "
+        f"to keys, got {', '.join(words) or 'no attention module'}. There is no attention map to capture."
+    )
 
 
 def timm_wrapper(model: Any) -> ModelAnatomy:

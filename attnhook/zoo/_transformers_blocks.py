@@ -25,6 +25,17 @@ NOT_TOKENS = {
     "DFineLQE": "a quality estimate from box distributions",
     "Deimv2LQE": "a quality estimate from box distributions",
     "GroupViTAssignAttention": "an assignment of tokens to groups",
+    "ZoeDepthConditionalLogBinomialSoftmax": "a softmax over depth bins",
+    "SLANetSLAHead": "a softmax over the characters of a table",
+    "SLANeXtSLAHead": "a softmax over the characters of a table",
+    "SLANetAttentionGRUCell": "a recurrent cell's weights of the positions, without heads or queries of tokens",
+    "SLANeXtAttentionGRUCell": "a recurrent cell's weights of the positions, without heads or queries of tokens",
+    "PPOCRV5MobileRecHead": "a softmax over characters",
+    "PPOCRV5ServerRecHead": "a softmax over characters",
+    "PPOCRV6SmallRecHead": "a softmax over characters",
+    "PPOCRV6TinyRecHead": "a softmax over characters",
+    "Florence2VisionChannelAttention": "attention between channels",
+    "Ovis2VisionModel": "a softmax over a visual vocabulary",
 }
 
 _DEFORMABLE = "MultiscaleDeformableAttention"  # every detector has its own copy

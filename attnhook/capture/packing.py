@@ -1,0 +1,157 @@
+"""Layouts of several images of different sizes in one attention call: one behind the other in a sequence, or padded in a batch."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from attnhook.capture.layout import TokenLayout
+from attnhook.errors import NoClassTokenError, TokenLayoutError
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where each image's tokens stand, and what they are: one grid an image.
+
+    Attributes:
+        images: The layout of each image's own tokens.
+        entries: The batch entry that each image stands in.
+        starts: The token at which each image begins.
+        num_tokens: Length of the sequence.
+
+    Example:
+        >>> import torch
+        >>> small, large = TokenLayout((1, 2), cls=None), TokenLayout((2, 2), cls=None)
+        >>> layout = PackedLayout((small, large), entries=(0, 0), starts=(0, 2), num_tokens=6)
+        >>> [tuple(grid.shape) for grid in layout.split(torch.rand(1, 3, 6))]
+        [(3, 1, 2), (3, 2, 2)]
+    """
+
+    images: tuple[TokenLayout, ...]
+    entries: tuple[int, ...] = field(repr=False)
+    starts: tuple[int, ...] = field(repr=False)
+    num_tokens: int
+
+    @classmethod
+    def behind_each_other(cls, images: tuple[TokenLayout, ...]) -> "PackedLayout":
+        """Images one behind the other in one batch entry.
+
+        Args:
+            images: The layout of each.
+
+        Returns:
+            The layout.
+        """
+        starts, total = [], 0
+        for image in images:
+            starts.append(total)
+            total += image.num_tokens
+        return cls(images, (0,) * len(images), tuple(starts), total)
+
+    @classmethod
+    def padded(cls, images: tuple[TokenLayout, ...], num_tokens: int) -> "PackedLayout":
+        """One image a batch entry, padded behind.
+
+        Args:
+            images: The layout of each, padding left out.
+            num_tokens: Tokens of an entry, padding included.
+
+        Returns:
+            The layout.
+        """
+        return cls(images, tuple(range(len(images))), (0,) * len(images), num_tokens)
+
+    def split(self, row: Tensor) -> list[Tensor]:
+        """Cut rows over all tokens into the images' grids.
+
+        Args:
+            row: `(batch, ..., num_tokens)`.
+
+        Returns:
+            One tensor `(..., h, w)` an image, in their order.
+
+        Raises:
+            TokenLayoutError: If the last dimension is not `num_tokens` long, or a batch entry is missing.
+        """
+        self.check(row.shape[-1], where="a row")
+        if row.shape[0] <= max(self.entries):
+            raise TokenLayoutError(
+                f"a row of several images: expected the batch first, {max(self.entries) + 1} entries, got shape {tuple(row.shape)}."
+            )
+        cut = []
+        for image, entry, start in zip(self.images, self.entries, self.starts, strict=True):
+            part = row[entry : entry + 1, ..., start : start + image.num_tokens]
+            cut.append(image.patches(part)[0])
+        return cut
+
+    def describe(self) -> str:
+        """The layout in words: `2 images of 8x12, 4x8 patches in 128 tokens`."""
+        grids = ", ".join(f"{image.grid[0]}x{image.grid[1]}" for image in self.images)
+        return f"{len(self.images)} images of {grids} patches in {self.num_tokens} tokens"
+
+    def check(self, num_tokens: int, *, where: str = "the sequence") -> None:
+        """Hold the layout against the length of a real sequence.
+
+        Args:
+            num_tokens: Number of tokens that the attention saw.
+            where: What the sequence belongs to, for the message.
+
+        Raises:
+            TokenLayoutError: If the counts differ.
+        """
+        if num_tokens != self.num_tokens:
+            raise TokenLayoutError(
+                f"the tokens of {where} do not fit the images: expected {self.num_tokens} = {self.describe()}, got {num_tokens}. "
+                "Read `.rows` without a grid."
+            )
+
+    def patches(self, row: Tensor) -> Tensor:
+        """Refuse: images of different sizes make no one tensor.
+
+        Args:
+            row: `(..., num_tokens)`.
+
+        Raises:
+            TokenLayoutError: Always; the message says what there is instead.
+        """
+        raise TokenLayoutError(self._several(f"a row of shape {tuple(row.shape)}"))
+
+    def outside(self, row: Tensor) -> Tensor:
+        """Refuse, as `patches` does.
+
+        Args:
+            row: `(..., num_tokens)`.
+
+        Raises:
+            TokenLayoutError: Always.
+        """
+        raise TokenLayoutError(self._several(f"a row of shape {tuple(row.shape)}"))
+
+    def class_token(self) -> int:
+        """Refuse: each image has its own.
+
+        Raises:
+            NoClassTokenError: Always.
+        """
+        raise NoClassTokenError(self._several("a class token"))
+
+    def tokens_of(self, choice: object) -> list[int]:
+        """Refuse: a patch belongs to one image of several.
+
+        Args:
+            choice: Ignored.
+
+        Raises:
+            TokenLayoutError: Always.
+        """
+        raise TokenLayoutError(self._several(f"the rows {choice}"))
+
+    @property
+    def patch_tokens(self) -> slice:
+        """Refused with `TokenLayoutError`: images' patches do not stand together."""
+        raise TokenLayoutError(self._several("the mean over patches"))
+
+    def _several(self, what: str) -> str:
+        return (
+            f"no one patch grid for {what}: this call holds {self.describe()}. Cut each image out with layout.split(rows), or run images of "
+            "one grid together."
+        )
