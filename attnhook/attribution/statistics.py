@@ -277,14 +277,13 @@ def _queries_of(maps: AttentionMaps, block: BlockAttention, entry: int) -> Token
     count = block.shape[2]
     nowhere = TokenTable(torch.full((count,), TOKEN_KINDS.index("other")), torch.full((count, 2), math.nan))
     layout = block.token_layout if block.query_token_layout is None else block.query_token_layout
-    rows = maps.rows
-    mean = isinstance(rows, Rows) and rows is not Rows.ALL
+    mean = isinstance(maps.rows, Rows) and maps.rows is not Rows.ALL
     if isinstance(layout, str) or isinstance(block.token_layout, str) or mean or block.queries in _NOT_TOKENS:
         return nowhere
     table = token_table(layout, entry, of_queries=True)
     places = _on_grid_of_keys(table.places, layout, block.token_layout)
-    if not isinstance(rows, Rows):
-        chosen = layout.tokens_of(list(rows))
+    if not isinstance(maps.rows, Rows):
+        chosen = layout.tokens_of([*maps.rows])
         return TokenTable(table.kinds[chosen], places[chosen])
     return TokenTable(table.kinds, places) if len(table.kinds) == count else nowhere
 
