@@ -14,6 +14,9 @@ from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arith
 from attnhook.errors import AttnhookError, TokenLayoutError
 from attnhook.options import Rows
 
+# Looked up once: on a small model the cost of a row is that of touching cold memory between the model's own products.
+_bmm, _is_grad_enabled, _FLOAT32 = torch.bmm, torch.is_grad_enabled, torch.float32
+
 
 class SiteRecorder:
     """Records the calls of one attention module; a `Listener` of interception.
@@ -31,7 +34,7 @@ class SiteRecorder:
         self.record = ForwardRecord()  # replaced as each forward begins
         self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, tensors replaced by their shapes
         self._few = self._few_rows()
-        self._plain = site.plain
+        self._plain = site.plain and device is None
 
     def refused(self, error: AttnhookError) -> None:
         """Remember why a call could not be recorded."""
@@ -48,23 +51,26 @@ class SiteRecorder:
             False if the call is not of that kind, and nothing was kept.
         """
         rows = self._few
-        if rows is None or not self._plain or len(args) != 3 or self.device is not None or torch.is_grad_enabled():
-            return False
-        if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
+        if rows is None or not self._plain or len(args) != 3 or _is_grad_enabled():
             return False
         query, key, _ = args
-        if query.dtype is not torch.float32 or query.is_nested or query.dim() != 4:
+        if kwargs.get("attn_mask") is not None or kwargs.get("is_causal") or type(query) is not Tensor:
             return False
-        batch, heads, _, width = query.shape
-        if key.shape[1] != heads:
+        try:
+            batch, heads, _, width = query.shape
+            if key.shape[1] != heads:
+                return False
+        except (ValueError, RuntimeError):  # other than four dimensions, or nested: of no shape
             return False
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
-        scores = [torch.bmm(query[image, :, rows], key[image].transpose(1, 2)) for image in range(batch)]
-        if not scores or scores[0].dtype is not torch.float32:  # autocast
+        if batch == 1:
+            scores = [_bmm(query[0, :, rows], key[0].mT)]
+        else:
+            scores = [_bmm(query[image, :, rows], key[image].mT) for image in range(batch)]
+        if not scores or scores[0].dtype is not _FLOAT32:  # a low precision, or autocast
             return False
-        scale = kwargs.get("scale")
         self.record.calls.setdefault(self.site.name, []).append(
-            PlainCall(scores, width**-0.5 if scale is None else scale)
+            PlainCall(scores, kwargs.get("scale") or width**-0.5)
         )
         return True
 
