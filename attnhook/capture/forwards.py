@@ -44,32 +44,77 @@ class CapturedCall:
 
 
 class PlainCall:
-    """One attention call whose scores wait for their scale and softmax: one tensor `(heads, rows, keys)` an image."""
+    """One attention call whose scores wait for their scale and softmax.
 
-    __slots__ = ("scale", "scores")
+    Args:
+        piece: The memory of all calls of its kind, `(calls * batch, heads, rows, keys)` float32.
+        images: The call's own part of it, one tensor `(heads, rows, keys)` an image.
+        number: Which of those calls it is.
+    """
+
+    __slots__ = ("images", "number", "piece", "scale")
 
     kernel = "scaled_dot_product_attention"
     tokens = None
 
-    def __init__(self, scores: list[Tensor], scale: float) -> None:
-        self.scores = scores
-        self.scale = scale
+    def __init__(self, piece: Tensor, images: tuple[Tensor, ...], number: int) -> None:
+        self.piece = piece
+        self.images = images
+        self.number = number
+        self.scale = 1.0
 
     def finished(self) -> Tensor:
         """The softmax rows, `(batch, heads, queries, keys)` float32."""
-        return torch.softmax(torch.stack(self.scores) * self.scale, dim=-1)
+        return torch.softmax(torch.stack(self.images) * self.scale, dim=-1)
+
+
+class ScoreMemory:
+    """Memory for the scores of one forward's plain calls: one piece for all blocks.
+
+    A piece for each, taken between the model's own large ones, would break up the heap and raise its peak by many times their size.
+    """
+
+    __slots__ = ("_images", "_kind", "_piece", "_taken")
+
+    def __init__(self) -> None:
+        self._kind: tuple[Any, ...] = ()
+        self._piece = torch.empty(0)
+        self._images: tuple[Tensor, ...] = ()
+        self._taken = 0
+
+    def take(self, query: Tensor, keys: int, count: int) -> PlainCall:
+        """Memory for one call.
+
+        Args:
+            query: The wanted queries `(batch, heads, rows, head_dim)`.
+            keys: Number of keys.
+            count: Calls of this kind to expect in a forward.
+
+        Returns:
+            The call, its scores of the query's dtype and device, with nothing in them yet.
+        """
+        batch, heads, rows, _ = query.shape
+        kind = (batch, heads, rows, keys, query.device, torch.is_inference_mode_enabled())
+        first = batch * self._taken
+        if kind != self._kind or first == len(self._images):
+            self._kind, self._taken, first = kind, 0, 0
+            self._piece = query.new_empty(count * batch, heads, rows, keys)
+            self._images = self._piece.unbind(0)
+        self._taken += 1
+        return PlainCall(self._piece, self._images[first : first + batch], self._taken - 1)
 
 
 def _finish_together(calls: list[CapturedCall | PlainCall]) -> list[Tensor | SoftmaxMatrix]:
     """What every call kept, finished; one softmax for all plain calls where their shapes and scales agree."""
-    plain = [call for call in calls if isinstance(call, PlainCall)]
-    alike = len({(call.scale, len(call.scores), call.scores[0].shape) for call in plain}) == 1
-    if not alike or len(plain) != len(calls):
+    first = calls[0]
+    if not isinstance(first, PlainCall):
         return [call.finished() for call in calls]
-    first = plain[0]
-    scores = torch.stack([image for call in plain for image in call.scores]) * first.scale
-    together = torch.split(torch.softmax(scores, dim=-1), len(first.scores))
-    return [rows.clone() for rows in together]  # each owns exactly its bytes
+    piece, scale = first.piece, first.scale
+    alike = [c.number for c in calls if isinstance(c, PlainCall) and c.piece is piece and c.scale == scale]
+    if len(alike) != len(calls) or len(alike) * len(first.images) != len(piece):
+        return [call.finished() for call in calls]
+    rows = torch.split(torch.softmax(piece * scale, dim=-1), len(first.images))
+    return [rows[number].clone() for number in alike]  # each owns exactly its bytes
 
 
 @dataclass(eq=False)
@@ -85,6 +130,7 @@ class ForwardRecord:
         grid: Patch rows and columns that the patch embedding gave.
         frames: Steps in time that it gave.
         patch_area: Pixels that the grid covers.
+        memory: Where the scores of plain calls are written.
         tokens: What the token module showed.
         maps: What it was turned into, once asked for.
     """
@@ -97,6 +143,7 @@ class ForwardRecord:
     grid: Size | None = None
     frames: int = 1
     patch_area: Size | None = None
+    memory: ScoreMemory = field(default_factory=ScoreMemory)
     tokens: SeenTokens = field(default_factory=SeenTokens)
     maps: AttentionMaps | None = None
 

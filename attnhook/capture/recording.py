@@ -5,17 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.forwards import CapturedCall, ForwardRecord, PlainCall
+from attnhook.capture.forwards import CapturedCall, ForwardRecord
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
-from attnhook.errors import AttnhookError, TokenLayoutError
+from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import Rows
 
 # Looked up once: on a small model the cost of a row is that of touching cold memory between the model's own products.
 _bmm, _is_grad_enabled, _FLOAT32 = torch.bmm, torch.is_grad_enabled, torch.float32
+_transform = torch._C._functorch.peek_interpreter_stack
 
 
 class SiteRecorder:
@@ -35,6 +36,7 @@ class SiteRecorder:
         self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, tensors replaced by their shapes
         self._few = self._few_rows()
         self._plain = site.plain and device is None
+        self._sites = len(plan.sites)
 
     def refused(self, error: AttnhookError) -> None:
         """Remember why a call could not be recorded."""
@@ -51,32 +53,30 @@ class SiteRecorder:
             False if the call is not of that kind, and nothing was kept.
         """
         rows = self._few
-        if rows is None or not self._plain or len(args) != 3 or _is_grad_enabled():
+        if rows is None or not self._plain or len(args) != 3 or _is_grad_enabled() or _transform() is not None:
             return False
         query, key, _ = args
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal") or type(query) is not Tensor:
             return False
-        try:
-            batch, heads, _, width = query.shape
-            if key.shape[1] != heads:
-                return False
-        except (ValueError, RuntimeError):  # other than four dimensions, or nested: of no shape
+        if query.dtype is not _FLOAT32 or key.dtype is not _FLOAT32 or query.is_nested or query.dim() != 4:
             return False
+        batch, heads, _, width = query.shape
+        if key.shape[1] != heads or not batch:
+            return False
+        query = query[:, :, rows]
+        call = self.record.memory.take(query, key.shape[2], self._sites)
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
-        if batch == 1:
-            scores = [_bmm(query[0, :, rows], key[0].mT)]
-        else:
-            scores = [_bmm(query[image, :, rows], key[image].mT) for image in range(batch)]
-        if not scores or scores[0].dtype is not _FLOAT32:  # a low precision, or autocast
-            return False
-        self.record.calls.setdefault(self.site.name, []).append(
-            PlainCall(scores, kwargs.get("scale") or width**-0.5)
-        )
+        for image, scores in enumerate(call.images):
+            _bmm(query[image], key[image].mT, out=scores)
+        scale = kwargs.get("scale")
+        call.scale = width**-0.5 if scale is None else scale
+        self.record.calls.setdefault(self.site.name, []).append(call)
         return True
 
     def operands(self, call: Operands, kernel: str) -> None:
         """Keep what the plan asks for of a call given by its operands."""
         try:
+            _refuse_vmap()
             call = self.site.arranged_operands(call)
             if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(call.query.device.type):
                 self._keep(self._of_operands(call, kernel))  # quiet already
@@ -93,6 +93,7 @@ class SiteRecorder:
             return
         scores, weights = arranged, rows
         try:
+            _refuse_vmap()
             with quiet_arithmetic(scores.device.type):
                 self._keep(self._of_logits(scores, weights))
         except AttnhookError as error:
@@ -101,6 +102,7 @@ class SiteRecorder:
     def multihead(self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the plan asks for of a call of `nn.MultiheadAttention`, which has just run."""
         try:
+            _refuse_vmap()
             rows = self._few
             call = multihead_operands(module, args, kwargs, rows)
             with quiet_arithmetic(call.query.device.type):
@@ -203,3 +205,12 @@ class SiteRecorder:
             raise TokenLayoutError(f"rows='mean' of block {self.site.name!r}: {layout}")
         layout.check(total, where=f"block {self.site.name!r}")
         return layout.patch_tokens
+
+
+def _refuse_vmap() -> None:
+    """Tensors inside `torch.func.vmap` lack the mapped dimension: what was kept of them would be wrong once the map ends."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
+        raise UnsupportedModelError(
+            "cannot capture inside torch.func.vmap: expected a plain forward. Run the model on the whole batch at once."
+        )

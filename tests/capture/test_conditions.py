@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -15,13 +16,19 @@ from attnhook import AttentionCapture, AttentionSite, ModelAnatomy, Readout, Tok
 from attnhook import register_adapter as register
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.options import Rows
-from tests.models import GRID, TIMM, TRANSFORMERS, images
+from tests.models import GRID, PATCH, TIMM, TRANSFORMERS, images
 
 CASES = {case.name: case for case in TIMM + TRANSFORMERS}
 
 
 def vit() -> nn.Module:
     return CASES["vit"].build()
+
+
+def torchvision_vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(GRID[0] * PATCH, PATCH, 2, 2, 16, 32, num_classes=6).eval()
 
 
 def custom(name: str, function) -> nn.Module:
@@ -62,6 +69,41 @@ def test_nested_captures_both_see_every_call_once(kind: str, rows: str) -> None:
     assert len(inner.forwards) == 1
     assert len(outer.forwards) == 2
     assert torch.equal(outer.maps.stack(), inner.maps.stack())
+
+
+@pytest.mark.parametrize("kind", ["timm", "eager", "multihead"])
+@pytest.mark.parametrize("rows", ["cls", "all"])
+def test_vmap_is_refused_and_does_not_disturb_the_forward(kind: str, rows: str) -> None:
+    build = {
+        "timm": vit,
+        "eager": lambda: CASES["ViTModel"].build("eager"),
+        "multihead": torchvision_vit,
+    }
+    model, stacked = build[kind](), torch.stack([images(), images().flip(1)])
+    if kind == "multihead":
+        stacked = stacked[..., : GRID[0] * PATCH]  # it takes square images alone
+
+    def run(pixels: torch.Tensor) -> torch.Tensor:
+        output = model(pixels)
+        return output if isinstance(output, torch.Tensor) else output.last_hidden_state
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has no batching rule for its fused kernel and says so
+        wanted = torch.func.vmap(run)(stacked)
+        with AttentionCapture(model, rows=rows) as capture:
+            got = torch.func.vmap(run)(stacked)
+    assert torch.equal(got, wanted)
+    with pytest.raises(UnsupportedModelError, match=r"vmap.*whole batch"):
+        _ = capture.maps
+
+
+def test_rows_inside_a_gradient_transform_are_those_of_the_plain_forward() -> None:
+    model, pixels = vit(), images()
+    with AttentionCapture(model) as capture:
+        model(pixels)
+        wanted = capture.maps.stack()
+        torch.func.grad(lambda x: model(x).sum())(pixels)
+        torch.testing.assert_close(capture.maps.stack(), wanted, rtol=0, atol=1e-6)
 
 
 def test_a_capture_can_be_entered_again_but_not_twice_at_once() -> None:
