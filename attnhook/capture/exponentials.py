@@ -89,7 +89,7 @@ class ComputedRows:
         self.dtype = torch.float64 if call.query.dtype is torch.float64 else torch.float32
         self.device = call.query.device
         self._call = call
-        scale = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        scale: float = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
         self._scale = scale * LOG2_E
         self._bounded: bool | None = None
         self._key_of: tuple[slice, Tensor] | None = None
@@ -180,8 +180,7 @@ class ComputedRows:
     def _bound(self) -> float:
         query, key = (_longest(tensor[0]) for tensor in (self._call.query, self._call.key))
         shared = query.shape[0] // key.shape[0]
-        longest: float = (query * key.repeat_interleave(shared)).amax().item()
-        return abs(self._scale) * longest
+        return abs(self._scale) * float((query * key.repeat_interleave(shared)).amax())
 
     def _nonzero(self, sums: Tensor) -> Tensor:
         return sums.masked_fill_(sums == 0, 1.0) if self._call.masked else sums

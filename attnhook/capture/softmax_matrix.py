@@ -155,7 +155,7 @@ class SoftmaxMatrix:
             for image, part, rows, sums in self._chunks():
                 own = r[image, :, None, part.queries].to(rows.dtype).expand(-1, part.shape[0], -1)
                 own = own if sums is None else own / sums
-                total[image] += torch.mm(own.reshape(r.shape[1], -1), rows.view(-1, keys))
+                total[image] += torch.bmm(own.transpose(0, 1), rows).sum(dim=0, dtype=torch.float64)
             return total.div_(heads).to(r.dtype)
 
     def right_multiply(self, x: Tensor) -> Tensor:
