@@ -1,7 +1,7 @@
 """Which entries of a matrix are its lowest, without the matrix: the rank of an entry is found by counting, in two passes over chunks.
 
-Non-negative float32 numbers are in the order of their bits, so the upper half of the bits of the wanted entry comes from one histogram, the lower
-half from a second one over the entries that share the upper half.
+Non-negative float32 numbers are in the order of their bits, so the upper half of the bits of the wanted entry comes from one histogram, the
+lower half from a second one over the entries that share the upper half.
 """
 
 from collections.abc import Callable, Iterator
@@ -75,13 +75,13 @@ def ranked_entry(chunks: Callable[[], Iterator[Tensor]], rank: int) -> Tensor:
         >>> ranked_entry(lambda: iter([torch.tensor([0.5, 0.1]), torch.tensor([0.3])]), 1)
         tensor(0.3000)
     """
-    upper, before = _bucket((_bits(chunk) >> _HALF for chunk in chunks()), rank)
+    upper, before = _bucket(((_bits(chunk) >> _HALF).flatten() for chunk in chunks()), rank)
     lower, _ = _bucket((_lower_half(_bits(chunk), upper) for chunk in chunks()), rank - before)
     return torch.tensor((upper << _HALF) | lower, dtype=torch.int32).view(torch.float32)
 
 
 def _bits(chunk: Tensor) -> Tensor:
-    return chunk.float().flatten().view(torch.int32)
+    return chunk.float().view(torch.int32)
 
 
 def _lower_half(bits: Tensor, upper: int) -> Tensor:

@@ -51,7 +51,7 @@ def rollout(
         maps: Captured with `rows="all"`; the blocks that were captured are those that are followed.
         heads: `"mean"`, `"max"` or `"min"` over heads, or one head's index.
         residual: Share of the residual connection, 0 to 1; Abnar and Zuidema take 0.5.
-        discard: Fraction of each fused matrix to discard, 0 to below 1; vit-explain takes 0.9. Costs three passes over every matrix instead of one.
+        discard: Fraction of each fused matrix to discard, 0 to below 1; vit-explain takes 0.9. Every matrix is then gone through three times.
         start: The first block that is followed, by index or name; earlier ones are left out.
 
     Returns:
@@ -139,8 +139,8 @@ def _common_layout(blocks: list[BlockAttention]) -> TokenLayout:
         if not isinstance(layout, TokenLayout) or not between_tokens or block.query_token_layout is not None:
             words = layout.describe()
             raise TokenLayoutError(
-                f"rollout cannot follow block {block.name!r}: expected attention of all tokens to all tokens, got {queries} queries by {keys} keys "
-                f"({block.queries} to {words}). Use raw_attention or received_attention on one block."
+                f"rollout cannot follow block {block.name!r}: expected attention of all tokens to all tokens, got {queries} queries by "
+                f"{keys} keys ({block.queries} to {words}). Use raw_attention or received_attention on one block."
             )
         if layout != last.layout:
             raise TokenLayoutError(

@@ -18,6 +18,7 @@ LOG2_E = math.log2(math.e)
 _LARGEST_EXPONENT = (
     60.0  # then a sum of a million such rows, and small numbers over it, are still normal float32 numbers
 )
+_LINE_BYTES = 64
 _HIDDEN = -8192.0  # 2 to the power of this is 0, and 0 times this is 0, which 0 times minus infinity is not
 
 
@@ -94,16 +95,12 @@ class ComputedRows:
         self._bounded: bool | None = None
         self._key_of: tuple[slice, Tensor] | None = None
 
-    def buffer(self, part: Part) -> Tensor:
-        """Memory for one part and any smaller one."""
-        return torch.empty(*part.shape, self.keys, dtype=self.dtype, device=self.device)
-
     def exponentials(self, part: Part, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows up to a factor each.
 
         Args:
             part: Which.
-            buffer: What `buffer` gave; written.
+            buffer: What `_buffer` gave; written.
 
         Returns:
             `(heads, rows, keys)`, and their row sums `(heads, rows)` to divide by, 1 where all keys are hidden.
@@ -127,13 +124,13 @@ class ComputedRows:
         logits = self._logits(part, buffer, shifted=True)
         if self._call.masked:
             logits.clamp_min_(_HIDDEN)
-        rows = torch.exp2(logits, out=_like(second, part))
+        rows = torch.exp2(logits, out=_shaped(second, part, self.keys))
         sums = self._nonzero(rows.sum(dim=-1)).double()
         mean = logits.mul_(rows).sum(dim=-1).double() / sums
         return (sums.log2() - mean) / LOG2_E
 
     def _logits(self, part: Part, buffer: Tensor, *, shifted: bool) -> Tensor:
-        logits = _like(buffer, part)
+        logits = _shaped(buffer, part, self.keys)
         query = self._call.query[0, part.heads, part.queries].to(self.dtype)
         mask = self._mask(part)
         biased = mask is not None and mask.dtype is not torch.bool
@@ -199,18 +196,14 @@ class DenseRows:
         self.device = matrix.device
         self._matrix = matrix
 
-    def buffer(self, part: Part) -> Tensor:
-        """Memory for one part and any smaller one."""
-        return torch.empty(*part.shape, self.keys, dtype=self.dtype, device=self.device)
-
     def exponentials(self, part: Part, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows, `(heads, rows, keys)`, and None: they need no division."""
-        return _like(buffer, part).copy_(self._matrix[part.heads, part.queries]), None
+        return _shaped(buffer, part, self.keys).copy_(self._matrix[part.heads, part.queries]), None
 
     def entropy(self, part: Part, buffer: Tensor, second: Tensor) -> Tensor:
         """Entropy of rows in nats: `(heads, rows)` float64."""
         rows, _ = self.exponentials(part, buffer)
-        spread: Tensor = torch.special.entr(rows, out=_like(second, part))
+        spread: Tensor = torch.special.entr(rows, out=_shaped(second, part, self.keys))
         return spread.sum(dim=-1, dtype=torch.float64)
 
 
@@ -229,7 +222,7 @@ def chunks(image: ImageRows, queries: slice, budget: int) -> Iterator[tuple[Part
         Which part, its rows up to a factor each, and their sums or None, as `exponentials` gives them.
     """
     cut = parts(image.heads, queries, _row_bytes(image), budget)
-    buffer = image.buffer(cut[0])
+    buffer = _buffer(image, cut[0])
     for part in cut:
         yield part, *image.exponentials(part, buffer)
 
@@ -246,7 +239,7 @@ def entropies(image: ImageRows, budget: int) -> Tensor:
     """
     result = torch.empty(image.heads, image.queries, dtype=torch.float64, device=image.device)
     cut = parts(image.heads, slice(0, image.queries), _row_bytes(image), budget // 2)
-    buffer, second = image.buffer(cut[0]), image.buffer(cut[0])
+    buffer, second = _buffer(image, cut[0]), _buffer(image, cut[0])
     for part in cut:
         result[part.heads, part.queries] = image.entropy(part, buffer, second)
     return result
@@ -264,10 +257,10 @@ def fused_chunks(image: ImageRows, fusion: str, budget: int) -> Iterator[tuple[s
         Which rows, and `(rows, keys)`; the caller may overwrite them.
     """
     cut = row_parts(slice(0, image.queries), _row_bytes(image), budget // 2)
-    buffer, fused = (image.buffer(Part(slice(0, 1), cut[0])) for _ in range(2))
+    buffer, fused = (_buffer(image, Part(slice(0, 1), cut[0])) for _ in range(2))
     join = _JOINS[fusion]
     for queries in cut:
-        total = _like(fused, Part(slice(0, 1), queries))[0]
+        total = _shaped(fused, Part(slice(0, 1), queries), image.keys)[0]
         for head in range(image.heads):
             rows, sums = image.exponentials(Part(slice(head, head + 1), queries), buffer)
             if sums is not None:
@@ -286,14 +279,27 @@ _JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _row_bytes(image: ImageRows) -> int:
-    return image.keys * image.dtype.itemsize
-
-
-def _like(buffer: Tensor, part: Part) -> Tensor:
-    """The front of the buffer in the shape of a part."""
+def _buffer(image: ImageRows, part: Part) -> Tensor:
+    """Memory for one part and any smaller one."""
     heads, rows = part.shape
-    return buffer.view(-1)[: heads * rows * buffer.shape[-1]].view(heads, rows, buffer.shape[-1])
+    return torch.empty(heads * rows * _row_bytes(image) // image.dtype.itemsize, dtype=image.dtype, device=image.device)
+
+
+def _row_bytes(image: ImageRows) -> int:
+    return _padded(image.keys, image.dtype) * image.dtype.itemsize
+
+
+def _padded(keys: int, dtype: torch.dtype) -> int:
+    """Distance of rows in memory: each begins a cache line, or products are a tenth slower (numbers of tokens are odd)."""
+    line = _LINE_BYTES // dtype.itemsize
+    return -(-keys // line) * line
+
+
+def _shaped(buffer: Tensor, part: Part, keys: int) -> Tensor:
+    """The front of a buffer in the shape of a part, `(heads, rows, keys)`."""
+    heads, rows = part.shape
+    width = _padded(keys, buffer.dtype)
+    return buffer[: heads * rows * width].view(heads, rows, width)[..., :keys]
 
 
 def _longest(vectors: Tensor) -> Tensor:
