@@ -1,14 +1,16 @@
 """Records the attention calls of one module while the model runs: what interception tells, cut down to what was asked for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.forwards import CapturedCall, ForwardRecord
+from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands
 from attnhook.capture.plan import CapturePlan
+from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
 from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
@@ -34,6 +36,7 @@ class SiteRecorder:
         self.device = device
         self.record = ForwardRecord()  # replaced as each forward begins
         self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, tensors replaced by their shapes
+        self.measure: Callable[[BlockAttention], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
         self._plain = site.plain and device is None
         self._sites = len(plan.sites)
@@ -114,6 +117,9 @@ class SiteRecorder:
             self.refused(error)
 
     def _keep(self, call: CapturedCall) -> None:
+        if self.measure is not None:
+            self._keep_measured(call, self.measure)
+            return
         if self.device is not None:
             call = CapturedCall(
                 call.kernel,
@@ -125,11 +131,18 @@ class SiteRecorder:
             )
         self.record.calls.setdefault(self.site.name, []).append(call)
 
+    def _keep_measured(self, call: CapturedCall, measure: Callable[[BlockAttention], Any]) -> None:
+        before = self.record.calls.setdefault(self.site.name, [])
+        name = call_name(self.site, len(before))
+        block = make_block(self.site, name, call, call.finished(), self.record.layout(self.plan), {})
+        before.append(MeasuredCall(call.kernel, measure(block)))
+
     def _of_operands(self, call: Operands, kernel: str) -> CapturedCall:
         rows, (_, _, queries, keys) = self.plan.rows, call.shape
         tokens = self._tokens(queries, keys)
         if rows is Rows.ALL:
-            return CapturedCall(kernel, matrix=SoftmaxMatrix(call.detached()), tokens=tokens)
+            kept = call if self.measure is not None else call.detached()  # a measured call is gone when it has been
+            return CapturedCall(kernel, matrix=SoftmaxMatrix(kept), tokens=tokens)
         if rows is Rows.MEAN:
             chosen = self._patch_queries(queries, tokens)
             return CapturedCall(kernel, rows=SoftmaxMatrix(call).mean_rows(chosen), tokens=tokens)
