@@ -20,6 +20,12 @@ HOMES = {
     "attnhook.attribution.received": ("received_attention",),
     "attnhook.attribution.rollouts": ("rollout",),
     "attnhook.attribution.statistics": ("attention_statistics",),
+    "attnhook.attribution.alarms": ("AlarmThresholds",),
+    "attnhook.workflows.monitoring": ("AttentionMonitor",),
+    "attnhook.workflows.integrations.directory": ("DirectoryWriter",),
+    "attnhook.workflows.integrations.tensorboard": ("TensorBoardWriter",),
+    "attnhook.workflows.integrations.wandb": ("WandbWriter",),
+    "attnhook.workflows.integrations.mlflow": ("MlflowWriter",),
     "attnhook.workflows.inspection": ("ModelDescription", "describe"),
     "attnhook.workflows.verification": ("VerificationReport", "verify"),
     "attnhook.workflows.pictures": (

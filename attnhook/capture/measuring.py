@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from attnhook.capture.adapters import Readout
 from attnhook.capture.forwards import measured
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention
@@ -22,8 +23,8 @@ class MeasuringCapture(AttentionCapture):
 
     Args:
         model: As in `AttentionCapture`.
-        measure: Takes a block with its implicit matrix (of a model with an explicit softmax, the matrix that it computed), gives anything that
-            holds no part of it.
+        measure: Takes a block with its implicit matrix (of a model with an explicit softmax, the matrix that it computed) and what the
+            model's head reads, gives anything that holds no part of it.
         blocks: As in `AttentionCapture`.
         layout: As in `AttentionCapture`.
         strict: As in `AttentionCapture`.
@@ -31,7 +32,7 @@ class MeasuringCapture(AttentionCapture):
     Example:
         >>> import timm, torch
         >>> model = timm.create_model("vit_tiny_patch16_224").eval()
-        >>> measure = lambda block: block.matrix.entropy().mean().item()
+        >>> measure = lambda block, readout: block.matrix.entropy().mean().item()
         >>> with torch.no_grad(), MeasuringCapture(model, measure, blocks=2) as capture:
         ...     logits = model(torch.randn(1, 3, 224, 224))
         >>> [name for name, _ in capture.measured]
@@ -41,7 +42,7 @@ class MeasuringCapture(AttentionCapture):
     def __init__(
         self,
         model: nn.Module,
-        measure: Callable[[BlockAttention], Any],
+        measure: Callable[[BlockAttention, Readout], Any],
         *,
         blocks: BlocksOption = None,
         layout: TokenLayout | None = None,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnhook.capture.adapters import Readout
 from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands
@@ -36,7 +37,7 @@ class SiteRecorder:
         self.device = device
         self.record = ForwardRecord()  # replaced as each forward begins
         self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, tensors replaced by their shapes
-        self.measure: Callable[[BlockAttention], Any] | None = None  # what is kept instead of rows
+        self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
         self._plain = site.plain and device is None
         self._sites = len(plan.sites)
@@ -131,11 +132,11 @@ class SiteRecorder:
             )
         self.record.calls.setdefault(self.site.name, []).append(call)
 
-    def _keep_measured(self, call: CapturedCall, measure: Callable[[BlockAttention], Any]) -> None:
+    def _keep_measured(self, call: CapturedCall, measure: Callable[[BlockAttention, Readout], Any]) -> None:
         before = self.record.calls.setdefault(self.site.name, [])
         name = call_name(self.site, len(before))
         block = make_block(self.site, name, call, call.finished(), self.record.layout(self.plan), {})
-        before.append(MeasuredCall(call.kernel, measure(block)))
+        before.append(MeasuredCall(call.kernel, measure(block, self.plan.anatomy.readout)))
 
     def _of_operands(self, call: Operands, kernel: str) -> CapturedCall:
         rows, (_, _, queries, keys) = self.plan.rows, call.shape
