@@ -239,7 +239,7 @@ class AttentionCapture:
                 raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
             if self._stack is None:
-                record.calls.clear()  # the scores are not needed beside the rows
+                record.drop_scores()
         return record.maps
 
     def _why_nothing(self) -> str:
