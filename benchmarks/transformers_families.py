@@ -98,7 +98,7 @@ def small_settings(settings: dict[str, Any]) -> dict[str, Any]:
         elif name in _STAGES and isinstance(value, list | tuple):
             small[name] = [min(2, stage) if isinstance(stage, int) else stage for stage in value]
         elif isinstance(value, list | tuple) and len(value) in old and len(value) > depth:
-            small[name] = list(value)[:depth]
+            small[name] = _shortened(list(value), depth)
         elif isinstance(value, list | tuple):
             small[name] = [_smaller(name, part, depth) for part in value] if name in _CAPS else value
         else:
@@ -108,7 +108,15 @@ def small_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
+def _shortened(values: list[Any], depth: int) -> list[Any]:
+    """The first settings of a list with one a layer, in which each kind of layer is left."""
+    kinds = [value for i, value in enumerate(values) if value not in values[:i]]
+    return (kinds + values)[:depth]
+
+
 def _smaller(name: str, value: Any, depth: int) -> Any:
+    if name == "initializer_range" and isinstance(value, float):
+        return max(value, 0.02)  # some are next to nothing, and attention then uniform
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     if name in _CAPS:
