@@ -24,6 +24,9 @@ import transformers
 import transformers_families
 from transformers_inputs import REVIEWED
 
+from attnhook import AttentionCapture
+from attnhook.errors import UnsupportedModelError
+
 _ORDER = ("crashed", "wrong", "missed", "exact", "refused", "not run")
 
 
@@ -32,7 +35,7 @@ def one(kind: type) -> tuple[str, str]:
     try:
         model, inputs = transformers_families.build(kind)
     except Exception as error:
-        return "not run", _words(error)
+        return _unrun(kind, error)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -45,6 +48,17 @@ def one(kind: type) -> tuple[str, str]:
         if unknown
         else (outcome, words)
     )
+
+
+def _unrun(kind: type, problem: Exception) -> tuple[str, str]:
+    """Outcome of a class without inputs that fit: a refusal needs none."""
+    try:
+        AttentionCapture(transformers_families.bare(kind), rows="all")
+    except UnsupportedModelError as error:
+        return "refused", str(error).split("got ")[-1].split(". There")[0][:90]
+    except Exception:
+        return "not run", _words(problem)
+    return "not run", _words(problem)
 
 
 def _words(error: Exception) -> str:

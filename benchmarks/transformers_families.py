@@ -144,15 +144,20 @@ def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in merged.items() if value is not given.DROPPED}
 
 
-def build(kind: type[Any], implementation: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """A tiny model of a class, its weights random, and the first inputs that it runs on."""
+def bare(kind: type[Any]) -> nn.Module:
+    """A tiny model of a class, its weights random."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = configuration(kind)
         torch.manual_seed(0)
-        if implementation is not None:
-            config._attn_implementation = implementation
-        model = kind(config).eval()
+        return kind(configuration(kind)).eval()
+
+
+def build(kind: type[Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """A tiny model of a class, and the first inputs that it runs on."""
+    model = bare(kind)
+    config = model.config
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         problem: Exception | None = None
         for inputs in given.candidates(kind, config):
             try:

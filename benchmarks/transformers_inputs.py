@@ -24,13 +24,35 @@ REVIEWED = re.compile(
     r"|(^|\.)(text_model|text_backbone|text_encoder|language_model)\."
 )
 _TAPS = ["stage1", "stage2", "stage3", "stage4"]
-_SMALL_VIT = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 64, "patch_size": 16}
-_RESNET = {"model_type": "resnet", "depths": [1] * 4, "hidden_sizes": [32, 48, 64, 96], "embedding_size": 16, "out_features": _TAPS}
+_SMALL_VIT = {
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 64,
+    "patch_size": 16,
+}
+_RESNET = {
+    "model_type": "resnet",
+    "depths": [1] * 4,
+    "hidden_sizes": [32, 48, 64, 96],
+    "embedding_size": 16,
+    "out_features": _TAPS,
+}
 _STRIPS = {f"{a}{b}ratio": [1, 1, 0] for b in ("long", "mid", "short") for a in (
     "vertical_long_to_small_conv_", "horizontal_small_to_long_conv_", "symmetric_conv_long_"
 )} | {"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]}  # fmt: skip
-_TIMM_VIT = {"architecture": "vit_tiny_patch16_224", "num_classes": 96, "model_args": {"img_size": 64, "depth": 2}, "global_pool": DROPPED}
-_SAM = {"prompt_encoder_config": {"image_embedding_size": 8, "patch_size": 8}, "mask_decoder_config": {"num_hidden_layers": 2}}
+_TIMM_VIT = {
+    "architecture": "vit_tiny_patch16_224",
+    "num_classes": 96,
+    "model_args": {"img_size": 64, "depth": 2},
+    "global_pool": DROPPED,
+}
+_SAM = {
+    "vision_config": {"num_pos_feats": 48},
+    "prompt_encoder_config": {"image_embedding_size": 8, "patch_size": 8},
+    "mask_decoder_config": {"num_hidden_layers": 2},
+}
 _SAPIENS = {
     "num_key_value_heads_per_layer": [4, 2],
     "head_config": {
@@ -44,20 +66,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "BeitForSemanticSegmentation": {"num_hidden_layers": 4, "out_features": DROPPED, "out_indices": [0, 1, 2, 3]},
     "BeitConfig": {"use_relative_position_bias": True},
     "CLIPSegForImageSegmentation": {"extract_layers": [0, 1], "vision_config": {"image_size": 64}, "reduce_dim": 32},
-    "ConditionalDetrForSegmentation": {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8, "backbone_config": _RESNET},
+    "ConditionalDetrForSegmentation": {
+        "d_model": 128,
+        "encoder_attention_heads": 8,
+        "decoder_attention_heads": 8,
+        "backbone_config": _RESNET,
+    },
     "CvtConfig": {"depth": [1, 2, 3]},
     "Data2VecVisionConfig": {"use_relative_position_bias": True},
     "Data2VecVisionForSemanticSegmentation": {"num_hidden_layers": 4, "out_indices": [0, 1, 2, 3]},
     "DeepseekOcr2VisionConfig": {"sam_config": {"downsample_channels": [48, 96]}},
-    "Deimv2DINOv3ConvEncoder": {"backbone_config": {"model_type": "dinov3_vit", **_SMALL_VIT, "out_features": _TAPS[1:]}},
+    "Deimv2DINOv3ConvEncoder": {
+        "backbone_config": {"model_type": "dinov3_vit", **_SMALL_VIT, "out_features": _TAPS[1:]}
+    },
     "DepthProConfig": {"intermediate_hook_ids": [1, 0]},
-    "DetrForSegmentation": {"d_model": 128, "encoder_attention_heads": 8, "decoder_attention_heads": 8, "backbone_config": _RESNET},
+    "DetrForSegmentation": {
+        "d_model": 128,
+        "encoder_attention_heads": 8,
+        "decoder_attention_heads": 8,
+        "backbone_config": _RESNET,
+    },
     "DonutSwinConfig": {"window_size": 2},
     "Dots3NoteVisionConfig": {"adapter_in_dim": 96},
     "DPTConfig": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "EdgeTamVisionConfig": {"backbone_config": {"architecture": "repvit_m1"}},
     "EdgeTamModel": {
-        "vision_config": {"backbone_config": {"architecture": "repvit_m1"}, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
+        "vision_config": {
+            "backbone_config": {"architecture": "repvit_m1"},
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        },
         "prompt_encoder_config": {"patch_size": 16},
     },
     "EfficientLoFTRConfig": {"out_features": [16, 16, 32, 96], "num_attention_layers": 2, "num_attention_heads": 2},
@@ -86,19 +123,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "PerceiverForImageClassificationConvProcessing": {"num_cross_attention_heads": 1},
     "PeAudioVideoEncoderConfig": {"video_config": {"vision_config": _TIMM_VIT}},
     "PeVideoEncoderConfig": {"vision_config": _TIMM_VIT},
-    "OmDetTurboConfig": {"backbone_config": {"img_size": 64}},
+    "OmDetTurboConfig": {"backbone_config": {"img_size": 64, "out_indices": [1, 2, 3]}},
     "Pix2StructVisionConfig": {"patch_embed_hidden_size": 768},
     "PPDocLayoutV2ForObjectDetection": {"class_thresholds": [0.5] * 25, "class_order": list(range(25))},
     "PPOCRV5ServerDetConfig": _DET_NECK,
     "PPOCRV6MediumDetConfig": _DET_NECK,
-    "PPOCRV6SmallDetConfig": {"layer_list_out_channels": [96, 96, 192, 384], "backbone_config": {"out_features": _TAPS}},
+    "PPOCRV6SmallDetConfig": {
+        "layer_list_out_channels": [96, 96, 192, 384],
+        "backbone_config": {"out_features": _TAPS},
+    },
     "PvtConfig": {"image_size": 64},
     "TvpConfig": {"max_img_size": 128, "visual_prompt_size": 16, "num_frames": 2},
     "UnlimitedOcrVisionConfig": {"sam_config": {"downsample_channels": [48, 96]}},
     "UVDocConfig": {"backbone_config": {"out_features": [f"stage{i}" for i in range(1, 7)]}},
     "VitMatteConfig": {"backbone_config": {"patch_size": 16}},
     **dict.fromkeys(("Sapiens2ForSemanticSegmentation", "Sapiens2ForNormalEstimation"), _SAPIENS),
-    **dict.fromkeys(("Sapiens2ForPoseEstimation", "Sapiens2ForPointmapEstimation", "Sapiens2ForImageMatting"), _SAPIENS),
+    **dict.fromkeys(
+        ("Sapiens2ForPoseEstimation", "Sapiens2ForPointmapEstimation", "Sapiens2ForImageMatting"), _SAPIENS
+    ),
     "Sapiens2Config": {"num_key_value_heads_per_layer": [4, 2]},
     "Sam2Model": {
         "vision_config": {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
@@ -268,8 +310,23 @@ def _document(config: Any) -> dict[str, Any]:
     return {**words(), "bbox": boxes if scale == 1 else boxes / scale, "pixel_values": draw(2, 3, size, size)}
 
 
+_WINDOWS = (
+    "SamVision",
+    "SamHQVision",
+    "GotOcr2Vision",
+    "SLANeXtVision",
+    "DeepseekOcr2SamVision",
+    "UnlimitedOcrSamVision",
+    "PPFormulaNetVision",
+    "Sam3ViT",
+)
+SETTINGS |= {f"{family}Config": {"window_size": 3, "global_attn_indexes": [1]} for family in _WINDOWS}
+
 INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "CLIPSegForImageSegmentation": lambda c: {"pixel_values": draw(2, 3, 64, 64), **words()},
+    "CLIPSegForImageSegmentation": lambda c: {
+        "pixel_values": draw(2, 3, 64, 64),
+        "conditional_embeddings": draw(2, c.projection_dim) / 100,
+    },
     "EfficientLoFTRModel": _pair,
     "EfficientLoFTRForKeypointMatching": _pair,
     "Inkling2VisionModel": _blocks,
@@ -286,7 +343,10 @@ INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "Molmo2VisionModel": lambda c: {"pixel_values": draw(2, 64, 3 * c.patch_size**2)},
     "OmDetTurboForObjectDetection": _omdet,
     "OneFormerModel": lambda c: {"pixel_values": draw(2, 3, 64, 96), "task_inputs": draw(2, c.task_seq_len)},
-    "OneFormerForUniversalSegmentation": lambda c: {"pixel_values": draw(2, 3, 64, 96), "task_inputs": draw(2, c.task_seq_len)},
+    "OneFormerForUniversalSegmentation": lambda c: {
+        "pixel_values": draw(2, 3, 64, 96),
+        "task_inputs": draw(2, c.task_seq_len),
+    },
     "PaddleOCRVisionTransformer": lambda c: (g := _patches(c)) | {"pixel_values": g["pixel_values"][None]},
     "PaddleOCRVisionModel": lambda c: (g := _patches(c)) | {"pixel_values": g["pixel_values"][None]},
     "PeAudioVideoEncoder": lambda c: {**_video(c), "input_values": draw(2, 1, 1920 * 4)},
@@ -301,7 +361,7 @@ INPUTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "SegGptForImageSegmentation": _prompted,
     "Siglip2ForImageClassification": lambda c: placed(c.vision_config, {"spatial_shapes"}),
     "SuperGlueForKeypointMatching": _pair,
-    "TvpModel": lambda c: {"pixel_values": draw(2, 2, 3, c.max_img_size, c.max_img_size), **words()},
+    "TvpModel": lambda c: {"pixel_values": draw(1, 2, 3, c.max_img_size, c.max_img_size), **words(1)},
     "UdopEncoderModel": _document,
     "VideoLlama3VisionModel": lambda c: packed(c, "pixel_values") | {"merge_sizes": torch.tensor([2, 1])},
     "VideoMAEForPreTraining": _masked_video,

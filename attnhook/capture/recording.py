@@ -69,9 +69,7 @@ class SiteRecorder:
             scores = [_bmm(query[image, :, rows], key[image].mT) for image in range(batch)]
         if not scores or scores[0].dtype is not _FLOAT32:  # a low precision, or autocast
             return False
-        self.record.calls.setdefault(self.site.name, []).append(
-            PlainCall(scores, kwargs.get("scale") or width**-0.5)
-        )
+        self.record.calls.setdefault(self.site.name, []).append(PlainCall(scores, kwargs.get("scale") or width**-0.5))
         return True
 
     def operands(self, call: Operands, kernel: str) -> None:
