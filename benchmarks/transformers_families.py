@@ -16,6 +16,7 @@ import torch
 import transformers
 import transformers_inputs as given
 from torch import nn
+from transformers_settings import DROPPED, SETTINGS
 
 _PIXELS = {"pixel_values", "pixel_values_videos", "flattened_patches", "image", "patch_embeds"}
 _WIDTH, _FEED_FORWARD, _HEADS, _SIDE, _PATCH = 96, 48, 4, 64, 8
@@ -132,7 +133,7 @@ def _smaller(name: str, value: Any, depth: int) -> Any:
 def configuration(kind: type[Any]) -> Any:
     """A small configuration of a model class."""
     config_class = kind.config_class
-    own = given.SETTINGS.get(kind.__name__, given.SETTINGS.get(config_class.__name__, {}))
+    own = SETTINGS.get(kind.__name__, SETTINGS.get(config_class.__name__, {}))
     return config_class(**_merged(small_settings(config_class().to_dict()), own))
 
 
@@ -141,7 +142,7 @@ def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     for name, value in more.items():
         inner = merged.get(name)
         merged[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return {name: value for name, value in merged.items() if value is not given.DROPPED}
+    return {name: value for name, value in merged.items() if value is not DROPPED}
 
 
 def bare(kind: type[Any]) -> nn.Module:

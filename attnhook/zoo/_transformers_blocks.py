@@ -19,6 +19,8 @@ from attnhook.zoo.stages import mask_units, pair, parents, shrunk, shrunk_grid, 
 # Softmaxes that are not attention between tokens, and what they are.
 NOT_TOKENS = {
     "MobileViTV2LinearSelfAttention": "separable linear attention",
+    "PoolFormerPooling": "average pooling in the place of attention",
+    "FocalNetModulation": "focal modulation, which gathers context by convolutions and gates",
     "SwiftFormerEfficientAdditiveAttention": "additive attention, which pools to one global query",
     "SuperPointInterestPointDecoder": "a softmax over the pixels of a cell",
     "DFineIntegral": "a distribution over box edges",

@@ -151,3 +151,19 @@ def test_maps_of_a_part_that_ran_alone_can_be_read_twice() -> None:
     with torch.no_grad(), AttentionCapture(built, rows="all") as capture:
         built.encoder(torch.randn(1, 32, 4, 6))
     assert capture.maps is capture.maps
+
+
+@pytest.mark.parametrize("patch", [(1, 6), (6, 3)])
+def test_qwens_blocks_of_patches_are_put_back_on_the_grid(patch) -> None:
+    processor = transformers.Qwen2VLImageProcessor(patch_size=8, merge_size=2, do_resize=False, do_normalize=False)
+    settings = {"depth": 2, "embed_dim": 32, "hidden_size": 16, "num_heads": 2, "patch_size": 8, "mlp_ratio": 1}
+    built = build("qwen2_vl", "Qwen2VisionTransformerPretrainedModel", "Qwen2VLVisionConfig", settings)
+    pixels = torch.rand(3, 64, 96)
+    given = []
+    for image in (pixels, changed(pixels, *patch)):
+        batch = processor(images=[image], do_rescale=False, return_tensors="pt")
+        given.append({"hidden_states": batch["pixel_values"], "grid_thw": batch["image_grid_thw"]})
+    layout, columns = moved(built, *given)
+    grid = layout.patches(columns)
+    assert grid.shape == (1, 8, 12)
+    assert divmod(int(grid.argmax()), 12) == patch
