@@ -112,8 +112,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "PeVideoEncoderConfig": {"vision_config": _TIMM_VIT},
     "OmDetTurboConfig": {
         "text_projection_in_dim": 96,
-        "task_encoder_hidden_dim": 64,
-        "vision_features_channels": [96] * 3,
+        "text_projection_out_dim": 96,
+        "decoder_hidden_dim": 64,
+        "d_model": 64,
+        "vision_features_channels": [64] * 3,
+        "encoder_hidden_dim": 64,
         "backbone_config": {"img_size": 64, "out_indices": [1, 2, 3]},
     },
     "Pix2StructVisionConfig": {"patch_embed_hidden_size": 768},
@@ -139,6 +142,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "UnlimitedOcrVisionConfig": {"sam_config": {"downsample_channels": [48, 96]}},
     "UVDocConfig": {"backbone_config": {"out_features": [f"stage{i}" for i in range(1, 7)]}},
+    "VisionTextDualEncoderConfig": {"vision_config": {"pooler_output_size": 96}},
     "VitMatteConfig": {"backbone_config": {"patch_size": 16}},
     **dict.fromkeys(("Sapiens2ForSemanticSegmentation", "Sapiens2ForNormalEstimation"), _SAPIENS),
     **dict.fromkeys(
