@@ -4,8 +4,8 @@
     python benchmarks/coverage_transformers.py --match 'swin*'
 
 Models are tiny, weights random and drawn so that attention is far from uniform. The truth is that of `coverage.py`: every softmax of the same
-forward, and the operands of every fused call, spelt out in float64. A family is exact where one of its classes is and none is worse. `not run` is a class
-whose tiny model could not be built or run without attnhook; it says nothing about it.
+forward, and the operands of every fused call, spelt out in float64. A family is exact where one of its classes is and none is worse. `not run`
+is a class whose tiny model could not be built or run without attnhook; it says nothing about it.
 """
 
 import argparse

@@ -63,7 +63,7 @@ class SiteRecorder:
         except (ValueError, RuntimeError):  # other than four dimensions, or nested: of no shape
             return False
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
-        if batch == 1:
+        if batch == 1:  # noqa: SIM108 (one line would be too long)
             scores = [_bmm(query[0, :, rows], key[0].mT)]
         else:
             scores = [_bmm(query[image, :, rows], key[image].mT) for image in range(batch)]
