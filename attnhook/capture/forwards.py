@@ -223,7 +223,8 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
         calls = record.calls.get(site.name, [])
         if site.name in record.errors:
             raise record.errors[site.name]
-        if not calls and site.guessed and record.calls:
+        passed_by = site.optional and site.name not in record.ran
+        if not calls and record.calls and (site.guessed or passed_by):
             continue
         if not calls:
             raise BlockNotCapturedError(_why_missing(site, record, plan))
