@@ -199,7 +199,7 @@ GUARDS = (
         "capture/recording.py",
         "call.scale = width**-0.5 if scale is None else scale",
         "call.scale = width**-0.5",
-        "capture/test_families.py",
+        f"{SESSION}::test_the_scale_is_that_of_the_call",
     ),
     Guard(
         "18 the call's own mask",

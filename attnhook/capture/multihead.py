@@ -85,7 +85,7 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, *, few: 
 
 
 def _through(query: Tensor, weights: Tensor) -> Tensor:
-    """Queries `(batch, heads, rows, head_dim)` times each head's weights `(heads, head_dim, width)`: heads first, or `@` copies the weights."""
+    """Queries `(batch, heads, rows, head_dim)` times each head's `(head_dim, width)`: heads first, or `@` would copy the weights."""
     batch, heads, rows, dim = query.shape
     product = torch.bmm(query.transpose(0, 1).reshape(heads, batch * rows, dim), weights)
     return product.view(heads, batch, rows, -1).transpose(0, 1)
