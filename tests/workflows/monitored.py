@@ -22,7 +22,14 @@ def small_vit(**settings: Any) -> nn.Module:
     """A ViT of two blocks with dropout of every kind."""
     from timm.models.vision_transformer import VisionTransformer
 
-    defaults = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": CLASSES}
+    defaults = {
+        "img_size": SIZE,
+        "patch_size": PATCH,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 4,
+        "num_classes": CLASSES,
+    }
     drops = {"drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
     return VisionTransformer(**(defaults | drops | settings))
 
@@ -81,9 +88,7 @@ KINDS = {
     "checkpointing": Kind(build=Checkpointed),
     "hybrid": Kind(build=Hybrid),
     "compiled": Kind(wrap=lambda model: torch.compile(model, backend="aot_eager"), observable=False),
-    "compiled in place": Kind(
-        wrap=lambda model: (model.compile(backend="aot_eager"), model)[1], observable=False
-    ),
+    "compiled in place": Kind(wrap=lambda model: (model.compile(backend="aot_eager"), model)[1], observable=False),
     "compiled blocks": Kind(
         wrap=lambda model: ([block.compile(backend="aot_eager") for block in model.blocks], model)[1], observable=False
     ),
@@ -190,5 +195,3 @@ def scale_queries(model: nn.Module, factor: float = 30.0) -> None:
             width = block.attn.qkv.out_features // 3
             block.attn.qkv.weight[:width] *= factor
             block.attn.qkv.bias[:width] *= factor
-
-

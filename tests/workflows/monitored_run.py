@@ -54,9 +54,7 @@ def run(how: str, folder: str | None) -> dict:
         monitor.close()
     local = {name: getattr(value, "_local_tensor", value).clone() for name, value in model.state_dict().items()}
     moments = [
-        getattr(value, "_local_tensor", value).clone()
-        for state in optimizer.state.values()
-        for value in state.values()
+        getattr(value, "_local_tensor", value).clone() for state in optimizer.state.values() for value in state.values()
     ]
     return {"losses": losses, "weights": local, "moments": moments, "random": torch.get_rng_state()}
 

@@ -14,7 +14,17 @@ from torch import nn
 from attnhook import AttentionMonitor
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.workflows import untouched as guards
-from tests.workflows.monitored import KINDS, SIZE, Hybrid, MemoryWriter, hook_count, probe_pixels, same, small_vit, train
+from tests.workflows.monitored import (
+    KINDS,
+    SIZE,
+    Hybrid,
+    MemoryWriter,
+    hook_count,
+    probe_pixels,
+    same,
+    small_vit,
+    train,
+)
 
 pytestmark = [  # what the compiler says of its own
     pytest.mark.filterwarnings("ignore:.*TF32.*"),
@@ -77,6 +87,19 @@ def test_without_autocast_off_the_cache_of_cast_weights_is_poisoned(monkeypatch:
         pytest.skip("this torch keeps casts without a graph out of autocast's cache by itself")
     monkeypatch.setattr(guards, "_device_types", lambda model: [])
     assert not same(bare_run("autocast"), train(KINDS["autocast"], watch_every_step))
+
+
+def test_the_probe_runs_without_autocast_and_without_a_graph() -> None:
+    model, seen = small_vit(), []
+    model.register_forward_hook(
+        lambda *_: seen.append(
+            (torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        )
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        AttentionMonitor(model, probe_pixels(), sheets=0).step(0)
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [(False, False, False)]
 
 
 def test_batch_norm_learns_nothing_from_the_probe() -> None:
@@ -176,7 +199,9 @@ def test_observing_keeps_no_operand_alive() -> None:
 
     model = small_vit().eval()
     monitor, kept = AttentionMonitor(model, probe_pixels(1), writers=[MemoryWriter()]), []
-    model.blocks[0].attn.qkv.register_forward_hook(lambda m, i, output: kept.append(weakref.ref(output.untyped_storage())))
+    model.blocks[0].attn.qkv.register_forward_hook(
+        lambda m, i, output: kept.append(weakref.ref(output.untyped_storage()))
+    )
     with monitor.observe(0), torch.no_grad():
         model(probe_pixels())
         assert kept[0]() is None
