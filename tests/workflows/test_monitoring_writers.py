@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -309,13 +310,13 @@ def watched_steps(writer, steps: int = 2) -> AttentionMonitor:
     return monitor
 
 
-def check_events(folder: Path, *, steps: list[int], overlay: tuple[int, int]) -> None:
+def check_events(folder: Path, *, steps: list[int], overlay: tuple[int, int], block: str = BLOCK) -> None:
     """Read TensorBoard files back: numbers, and pictures that are pictures."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars(f"{BLOCK}/head0/entropy")] == steps
+    assert [event.step for event in events.Scalars(f"{block}/head0/entropy")] == steps
     assert [event.value for event in events.Scalars("attention/alarms/dead_heads")] == [0.0] * len(steps)
     assert [event.step for event in events.Images("attention/overlay/0")] == steps
     for tag in ("attention/overlay/1", "attention/heads/0"):
@@ -366,13 +367,17 @@ def test_wandb_offline_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     watched_steps(WandbWriter(project="tests", dir=str(tmp_path), mode="offline"))
     (file,) = tmp_path.rglob("*.wandb")
     found: dict[str, list] = {}
+    for _ in range(100):  # its own process may write a moment after finish() came back
+        if any(record.WhichOneof("record_type") == "exit" for record in wandb_records(file)):
+            break
+        time.sleep(0.1)
     for record in wandb_records(file):
         for item in record.history.item:
             key = item.key or "/".join(item.nested_key)
             found.setdefault(key, []).append(json.loads(item.value_json))
     assert len(found[f"{BLOCK}/entropy"]) == 2
     assert {0, 10} <= set(found["attention/step"])
-    assert found["attention/overlay/0"][0]["width"] == 192
+    assert found["attention/overlay/0/width"] == [192, 192]
     assert len(list(tmp_path.rglob("*.png"))) == 6
 
 
