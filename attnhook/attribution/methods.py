@@ -1,11 +1,68 @@
-"""The methods by name, for the command line and `attend(method=...)`."""
+"""The methods by name, for the command line and `attend(method=...)`, and what each needs to have been captured."""
 
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
 from attnhook.attribution.raw_maps import raw_attention
+from attnhook.attribution.rollouts import rollout
 
-METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType({"raw_attention": raw_attention})
+METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType({"raw_attention": raw_attention, "rollout": rollout})
 """Each takes `AttentionMaps` and gives `(batch, h, w)` float32, unnormalised."""
+
+
+@dataclass(frozen=True)
+class MethodNeeds:
+    """What a method needs beyond the rows of a readout.
+
+    Attributes:
+        all_rows: Whole matrices: a capture with `rows="all"`.
+        gradients: A backward inside a capture with `gradients=True`.
+    """
+
+    all_rows: bool = False
+    gradients: bool = False
+
+
+NEEDS: Mapping[str, MethodNeeds] = MappingProxyType(
+    {"raw_attention": MethodNeeds(), "rollout": MethodNeeds(all_rows=True)}
+)
+"""By the names of `METHODS`."""
+
+
+def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a method takes, out of those that a workflow has for all methods.
+
+    Args:
+        name: One of `METHODS`.
+        options: By name, such as block and heads.
+
+    Returns:
+        Those that the method has a parameter for.
+
+    Example:
+        >>> method_options("rollout", {"block": -1, "heads": "max"})
+        {'heads': 'max'}
+    """
+    taken = inspect.signature(METHODS[name]).parameters
+    return {option: value for option, value in options.items() if option in taken}
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a method does not have.
+
+    Args:
+        name: One of `METHODS`.
+        options: What the user gave for this method.
+
+    Raises:
+        ValueError: If the method has no such option; the message lists those that it has.
+    """
+    unknown = [option for option in options if option not in method_options(name, options)]
+    if unknown:
+        legal = ", ".join(list(inspect.signature(METHODS[name]).parameters)[1:])
+        raise ValueError(f"method {name!r} has no option {unknown[0]!r}: expected some of {legal}. Leave it out.")

@@ -4,14 +4,12 @@ It needs no readout, so it is defined for models without a class token, for wind
 classifier reads: do not call it the class token's map.
 """
 
-import torch
 from torch import Tensor
 
 from attnhook.attribution.raw_maps import fuse_heads
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.softmax_matrix import BUDGET_BYTES
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import HeadsOption
 
@@ -64,15 +62,9 @@ def _unwindowed(block: BlockAttention, layout: WindowLayout) -> Tensor:
 
 
 def _column_sums(block: BlockAttention, real: Tensor | None) -> Tensor:
-    """Sum over queries, `(batch * windows, heads, keys)` float64, in chunks; only the real queries of `(windows, queries)`."""
+    """Sum over queries, `(batch * windows, heads, keys)` float64; only the real queries of `(windows, queries)`."""
     matrix = block.matrix
-    batch, heads, queries, keys = matrix.shape
-    sums = torch.zeros(batch, heads, keys, dtype=torch.float64, device=matrix.device)
-    step = max(1, BUDGET_BYTES // (4 * batch * heads * keys))
-    counted = None if real is None else real.to(matrix.device).repeat(batch // real.shape[0], 1)
-    for first in range(0, queries, step):
-        rows = matrix.rows(slice(first, min(first + step, queries)))
-        if counted is not None:
-            rows = rows * counted[:, None, first : first + step, None]
-        sums += rows.sum(dim=2, dtype=torch.float64)
-    return sums
+    if real is None:
+        return matrix.column_sums()
+    counted = real.to(matrix.device).repeat(matrix.shape[0] // real.shape[0], 1)
+    return matrix.left_multiply(counted[:, None, None].double())[:, :, 0]

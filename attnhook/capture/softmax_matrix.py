@@ -1,154 +1,34 @@
 """The attention matrix softmax(Q K^T * scale + bias) as an object that is never stored whole unless asked.
 
-Pure torch: knows nothing of models or hooks. All arithmetic is float32 (float64 where the operands are), with autocast and autograd off, so
-that it is the same whatever the surrounding code runs under. No dropout: a softmax row sums to 1.
+Pure torch: knows nothing of models or hooks. No dropout: a softmax row sums to 1. What is computed at once stays within a stated budget, one
+row of one head being the least; how, says `exponentials`. Gradients are not followed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from attnhook.capture.exponentials import ComputedRows, DenseRows, ImageRows, Part, chunks, entropies, fused_chunks
+from attnhook.capture.operands import Operands, quiet_arithmetic, scaled_product, softmax_rows
+from attnhook.options import HeadFusion, choose
+
+__all__ = [
+    "BUDGET_BYTES",
+    "Operands",
+    "RowChunk",
+    "SoftmaxMatrix",
+    "quiet_arithmetic",
+    "scaled_product",
+    "softmax_rows",
+]
+
 BUDGET_BYTES = 2**22
-"""Size that chunks of the matrix are cut to: 4 MiB of float32, small enough for a CPU's second-level cache share and a GPU's L2."""
+"""Largest size of what is computed of a matrix at once on a CPU: 4 MiB, of which a chunk takes half, so that it stays in a cache."""
 
-
-class quiet_arithmetic:
-    """Context in which attention is computed: no autograd, no autocast. Written out, because it is entered once a block."""
-
-    __slots__ = ("_autocast", "_device_type", "_grad")
-
-    def __init__(self, device_type: str) -> None:
-        self._device_type = "cpu" if device_type == "meta" else device_type  # meta has no autocast to ask for
-        self._grad = False
-        self._autocast: torch.autocast | None = None
-
-    def __enter__(self) -> None:
-        if torch.is_autocast_enabled(self._device_type):  # may raise: before anything is switched
-            self._autocast = torch.autocast(self._device_type, enabled=False)
-            self._autocast.__enter__()  # type: ignore[no-untyped-call]
-        self._grad = torch.is_grad_enabled()
-        if self._grad:
-            torch._C._set_grad_enabled(False)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._autocast is not None:
-            self._autocast.__exit__(kind, error, trace)
-            self._autocast = None
-        if self._grad:
-            torch._C._set_grad_enabled(True)
-
-
-@dataclass(slots=True, eq=False)
-class Operands:
-    """What one attention call was given, by reference.
-
-    Attributes:
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, key heads, keys, head_dim)`; with fewer key heads than heads, consecutive heads share one (GQA).
-        scale: Factor on Q K^T; None is `head_dim ** -0.5`.
-        mask: Additive (floating) or boolean (True: attend), broadcastable to `(batch, heads, queries, keys)`, or None.
-        causal: Whether query i sees the keys 0..i only.
-    """
-
-    query: Tensor
-    key: Tensor
-    scale: float | None = None
-    mask: Tensor | None = None
-    causal: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """`(batch, heads, queries, keys)`."""
-        batch, heads, queries, _ = self.query.shape
-        return batch, heads, queries, self.key.shape[-2]
-
-    def detached(self) -> "Operands":
-        """The same operands without their autograd history: what may be kept."""
-        mask = None if self.mask is None else self.mask.detach()
-        return Operands(self.query.detach(), self.key.detach(), self.scale, mask, self.causal)
-
-    @property
-    def masked(self) -> bool:
-        """Whether some keys may be hidden from some queries."""
-        return self.causal or self.mask is not None
-
-    def logits(self, index: slice | Tensor) -> Tensor:
-        """Rows of Q K^T * scale + bias, in float32 or float64; call it under `quiet_arithmetic`.
-
-        Args:
-            index: Which queries: a slice, or int64 indices `(rows,)`.
-
-        Returns:
-            `(batch, heads, rows, keys)`.
-        """
-        query, key = self.query[:, :, index], self.key
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        if query.dtype is not torch.float32 and query.dtype is not torch.float64:
-            query, key = query.float(), key.float()
-        logits = scaled_product(query, key, scale)
-        if self.masked:
-            logits = self._add_bias(logits, index)
-        return logits
-
-    def _add_bias(self, logits: Tensor, index: slice | Tensor) -> Tensor:
-        batch, heads, queries, keys = self.shape
-        if self.mask is not None:
-            mask = self.mask.expand(batch, heads, queries, keys)[:, :, index]
-            hidden = mask.dtype is torch.bool
-            logits = logits.masked_fill_(~mask, float("-inf")) if hidden else logits.add_(mask)
-        if self.causal:
-            positions = torch.arange(queries, device=logits.device)[index]
-            later = torch.arange(keys, device=logits.device) > positions[:, None]
-            logits = logits.masked_fill_(later, float("-inf"))
-        return logits
-
-
-def scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """`query @ key^T * scale`, without copying keys that are strided views of a fused projection.
-
-    Args:
-        query: `(batch, heads, rows, head_dim)`.
-        key: `(batch, key heads, keys, head_dim)`, key heads dividing heads.
-        scale: Factor.
-
-    Returns:
-        `(batch, heads, rows, keys)`, the query's dtype.
-    """
-    batch, heads, rows, dim = query.shape
-    key_heads, keys = key.shape[1], key.shape[2]
-    if key_heads != heads:
-        query = query.reshape(batch, key_heads, heads // key_heads * rows, dim)
-    if batch == 1:
-        product = torch.bmm(query.squeeze(0), key.squeeze(0).transpose(1, 2))
-    else:
-        # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
-        product = query.new_empty(batch, key_heads, query.shape[2], keys)
-        key = key.transpose(2, 3)
-        for image in range(batch):
-            torch.bmm(query[image], key[image], out=product[image])
-    product *= scale
-    return product.view(batch, heads, rows, keys)
-
-
-def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
-    """Softmax over the keys.
-
-    Args:
-        logits: `(..., keys)`, float32 or float64.
-        masked: Whether keys may be masked: a row whose keys all are is then zero, as in the fused kernels.
-
-    Returns:
-        `(..., keys)` float32, owning its memory.
-    """
-    weights = torch.softmax(logits, dim=-1)
-    if masked:
-        weights = weights.masked_fill_((logits == float("-inf")).all(dim=-1, keepdim=True), 0.0)
-    return weights.float()
+ACCELERATOR_BUDGET_BYTES = 2**27
+"""The same on other devices, where every chunk costs the start of its kernels: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +76,11 @@ class SoftmaxMatrix:
         """Where the operands live."""
         return self._source.query.device if isinstance(self._source, Operands) else self._source.device
 
+    @property
+    def normalised(self) -> bool:
+        """Whether every row sums to 1 for sure: no key is hidden, and no model computed it."""
+        return isinstance(self._source, Operands) and not self._source.masked
+
     def __repr__(self) -> str:
         kind = "from queries and keys" if isinstance(self._source, Operands) else "dense"
         return f"SoftmaxMatrix(shape={self.shape}, {kind})"
@@ -219,6 +104,100 @@ class SoftmaxMatrix:
         """The whole matrix: `(batch, heads, queries, keys)` float32. Its size grows with the square of the tokens."""
         return self.rows(slice(None))
 
+    def left_multiply(self, r: Tensor) -> Tensor:
+        """The product r A, of which no more than a chunk of A is ever there.
+
+        Args:
+            r: `(batch, heads or 1, rows, queries)` float32 or float64; with 1 the same for all heads.
+
+        Returns:
+            `(batch, heads, rows, keys)` of r's dtype: chunks are multiplied in float32 (float64 where the operands are) and added in float64.
+
+        Raises:
+            ValueError: If r has another shape.
+
+        Example:
+            >>> q, k = torch.randn(2, 1, 2, 5, 4).unbind(0)
+            >>> SoftmaxMatrix(Operands(q, k)).left_multiply(torch.ones(1, 1, 1, 5)).sum()
+            tensor(10.0000)
+        """
+        batch, heads, queries, keys = self.shape
+        self._check(r, "r", (batch, heads, None, queries), "(batch, heads or 1, rows, queries)")
+        with quiet_arithmetic(self.device.type):
+            total = torch.zeros(batch, heads, r.shape[2], keys, dtype=torch.float64, device=self.device)
+            for image, part, rows, sums in self._chunks():
+                own = _of_heads(r[image], part.heads)[:, :, part.queries].to(rows.dtype)
+                total[image, part.heads] += torch.matmul(own if sums is None else own / sums[:, None], rows)
+            return total.to(r.dtype)
+
+    def fused_left_multiply(self, r: Tensor, fusion: str = "mean") -> Tensor:
+        """The product of r with the matrix that the heads make together.
+
+        Args:
+            r: `(batch, rows, queries)` float32 or float64.
+            fusion: `"mean"`, `"max"` or `"min"` over heads.
+
+        Returns:
+            `(batch, rows, keys)` of r's dtype. With `"mean"` no fused row is ever formed: r, over each head's row sums, meets the rows of all
+            heads in one sum.
+
+        Raises:
+            ValueError: If r has another shape, or the fusion is none.
+        """
+        batch, heads, queries, keys = self.shape
+        self._check(r, "r", (batch, None, queries), "(batch, rows, queries)")
+        with quiet_arithmetic(self.device.type):
+            total = torch.zeros(batch, r.shape[1], keys, dtype=torch.float64, device=self.device)
+            if choose(HeadFusion, fusion, "fusion") is not HeadFusion.MEAN:
+                for chunk, fused in self.fused_chunks(fusion):
+                    total[chunk.image] += torch.mm(r[chunk.image, :, chunk.queries].to(fused.dtype), fused)
+                return total.to(r.dtype)
+            for image, part, rows, sums in self._chunks():
+                own = r[image, :, None, part.queries].to(rows.dtype).expand(-1, part.shape[0], -1)
+                own = own if sums is None else own / sums
+                total[image] += torch.bmm(own.transpose(0, 1), rows).sum(dim=0, dtype=torch.float64)
+            return total.div_(heads).to(r.dtype)
+
+    def right_multiply(self, x: Tensor) -> Tensor:
+        """The product A x.
+
+        Args:
+            x: `(batch, heads or 1, keys, columns)` float32 or float64; with 1 the same for all heads.
+
+        Returns:
+            `(batch, heads, queries, columns)` of x's dtype.
+
+        Raises:
+            ValueError: If x has another shape.
+        """
+        batch, heads, queries, keys = self.shape
+        self._check(x, "x", (batch, heads, keys, None), "(batch, heads or 1, keys, columns)")
+        with quiet_arithmetic(self.device.type):
+            result = torch.empty(batch, heads, queries, x.shape[3], dtype=x.dtype, device=self.device)
+            for image, part, rows, sums in self._chunks():
+                product = torch.matmul(rows, _of_heads(x[image], part.heads).to(rows.dtype))
+                result[image, part.heads, part.queries] = product if sums is None else product / sums[..., None]
+            return result
+
+    def fused_chunks(self, fusion: str = "mean") -> Iterator[tuple[RowChunk, Tensor]]:
+        """The rows of the matrix that the heads make together, a chunk at a time.
+
+        Args:
+            fusion: `"mean"`, `"max"` or `"min"` over heads.
+
+        Yields:
+            Which rows, and `(rows, keys)` float32 (float64 where the operands are), valid until the next; may be overwritten.
+        """
+        kind = choose(HeadFusion, fusion, "fusion")
+        for image in range(self.shape[0]):
+            found = fused_chunks(self._image_rows(image), kind, self._budget)
+            while True:
+                with quiet_arithmetic(self.device.type):  # while they are computed, not while the caller has them
+                    chunk = next(found, None)
+                if chunk is None:
+                    break
+                yield RowChunk(image, chunk[0]), chunk[1]
+
     def rowwise(self, measure: Callable[[Tensor, RowChunk], Tensor]) -> Tensor:
         """Reduce every row to something small, in chunks of at most `BUDGET_BYTES`.
 
@@ -241,24 +220,40 @@ class SoftmaxMatrix:
         return torch.cat(images)
 
     def entropy(self) -> Tensor:
-        """Entropy of every row in nats: `(batch, heads, queries)` float64."""
-        return self.rowwise(lambda rows, _: torch.special.entr(rows).sum(-1, dtype=torch.float64))
+        """Entropy of every row in nats, without a logarithm of the matrix: `(batch, heads, queries)` float64."""
+        with quiet_arithmetic(self.device.type):
+            return torch.stack([entropies(self._image_rows(i), self._budget) for i in range(self.shape[0])])
 
     def column_sums(self) -> Tensor:
         """Sum of every column: `(batch, heads, keys)` float64."""
-        queries = self.shape[2]
-        return self.mean_rows(slice(0, queries))[:, :, 0].double() * queries
+        batch, _, queries, _ = self.shape
+        ones = torch.ones((), dtype=torch.float64, device=self.device).expand(batch, 1, 1, queries)
+        return self.left_multiply(ones)[:, :, 0]
 
     def image(self, index: int) -> "SoftmaxMatrix":
         """The matrix of one image: the same with a batch of one, by reference."""
         if not isinstance(self._source, Operands):
             return SoftmaxMatrix(self._source[index : index + 1])
-        call = self._source
-        mask = call.mask
-        if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
-            mask = mask[index : index + 1]
-        one = slice(index, index + 1)
-        return SoftmaxMatrix(Operands(call.query[one], call.key[one], call.scale, mask, call.causal))
+        return SoftmaxMatrix(self._source.image(index))
+
+    def head(self, index: int) -> "SoftmaxMatrix":
+        """The matrix of one head: `(batch, 1, queries, keys)`, by reference.
+
+        Args:
+            index: Which head, negative from the end.
+
+        Returns:
+            Its matrix.
+
+        Raises:
+            IndexError: If the head does not exist.
+        """
+        count = self.shape[1]
+        if not -count <= index < count:
+            raise IndexError(f"head {index} does not exist: expected -{count} to {count - 1}.")
+        if not isinstance(self._source, Operands):
+            return SoftmaxMatrix(self._source[:, index % count : index % count + 1])
+        return SoftmaxMatrix(self._source.head(index % count))
 
     def mean_rows(self, queries: slice) -> Tensor:
         """Mean over some rows, computed in chunks of at most `BUDGET_BYTES`: what a mean readout attends to.
@@ -270,17 +265,52 @@ class SoftmaxMatrix:
             `(batch, heads, 1, keys)` float32.
         """
         batch, heads, total, keys = self.shape
-        start, stop, _ = queries.indices(total)
-        step = max(1, BUDGET_BYTES // (4 * batch * heads * keys))
-        mean = torch.zeros(batch, heads, 1, keys, dtype=torch.float64, device=self.device)
-        for first in range(start, stop, step):
-            mean += self.rows(slice(first, min(first + step, stop))).sum(dim=2, keepdim=True, dtype=torch.float64)
-        return (mean / (stop - start)).float()
+        chosen = slice(*queries.indices(total)[:2])
+        with quiet_arithmetic(self.device.type):
+            mean = torch.zeros(batch, heads, keys, dtype=torch.float64, device=self.device)
+            for image, part, rows, sums in self._chunks(chosen):
+                ones = rows.new_ones(part.shape) if sums is None else sums.reciprocal()
+                mean[image, part.heads] += torch.matmul(ones[:, None], rows)[:, 0]
+            return (mean / (chosen.stop - chosen.start)).float()[:, :, None]
 
     def to(self, device: torch.device | str) -> "SoftmaxMatrix":
         """The same matrix with its operands on another device."""
-        if not isinstance(self._source, Operands):
-            return SoftmaxMatrix(self._source.to(device))
-        call = self._source
-        mask = None if call.mask is None else call.mask.to(device)
-        return SoftmaxMatrix(Operands(call.query.to(device), call.key.to(device), call.scale, mask, call.causal))
+        return SoftmaxMatrix(self._source.to(device))
+
+    # --- chunks ---------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _budget(self) -> int:
+        return BUDGET_BYTES if self.device.type == "cpu" else ACCELERATOR_BUDGET_BYTES
+
+    def _image_rows(self, index: int) -> ImageRows:
+        source = self._source
+        return ComputedRows(source.image(index)) if isinstance(source, Operands) else DenseRows(source[index])
+
+    def _chunks(self, queries: slice | None = None) -> Iterator[tuple[int, Part, Tensor, Tensor | None]]:
+        """All parts of some rows, image by image, as `exponentials.chunks` gives them."""
+        chosen = slice(0, self.shape[2]) if queries is None else queries
+        for index in range(self.shape[0]):
+            for part, rows, sums in chunks(self._image_rows(index), chosen, self._budget // 2):
+                yield index, part, rows, sums
+
+    def _check(self, given: Tensor, name: str, wanted: tuple[int | None, ...], words: str) -> None:
+        """Hold a factor's shape against the matrix; None is any length, and one head stands for all."""
+        shape = tuple(given.shape)
+        alike = len(shape) == len(wanted) and all(
+            need is None or got == need or (axis == 1 and len(wanted) == 4 and got == 1)
+            for axis, (got, need) in enumerate(zip(shape, wanted, strict=True))
+        )
+        if not alike or not given.is_floating_point():
+            raise ValueError(
+                f"cannot multiply {self!r}: expected a floating {name} of shape {words} = {_in_words(wanted)}, got {shape} {given.dtype}. "
+                "Bring it to that shape."
+            )
+
+
+def _of_heads(factor: Tensor, heads: slice) -> Tensor:
+    return factor if factor.shape[0] == 1 else factor[heads]
+
+
+def _in_words(shape: tuple[int | None, ...]) -> str:
+    return f"({', '.join('any' if length is None else str(length) for length in shape)})"

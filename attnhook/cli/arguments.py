@@ -47,7 +47,11 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The command's.
     """
-    parser.add_argument("--method", default="raw_attention", help="how the map is made (default: %(default)s)")
+    parser.add_argument(
+        "--method",
+        default="raw_attention",
+        help="how the map is made: raw_attention (of one block) or rollout (through all blocks, towards the readout) (default: %(default)s)",
+    )
     parser.add_argument(
         "--block",
         type=_block,

@@ -23,9 +23,9 @@ _OPTION_ERRORS = (NoReadoutError, UnknownBlockError, UnsupportedModelError)
 _TEXT = """\
 Lay a model's attention over photos: one PNG per image and one manifest.json.
 
-The map is one softmax row of one block: where the model's readout (usually the class
-token) looked. It is not importance. Pixels that the model did not see (most models crop
-the centre) stay as they are.
+By default the map is one softmax row of one block: where the model's readout (usually the
+class token) looked. It is not importance. Pixels that the model did not see (most models
+crop the centre) stay as they are.
 
 A photo that cannot be read is reported, the others are done, and the exit code is 1."""
 _EXAMPLES = """\
@@ -33,6 +33,7 @@ examples:
   attnhook overlay cat.jpg
   attnhook overlay photos/*.jpg --model hf:facebook/dinov2-small --out maps
   attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --block 8 --heads max --scale uniform
+  attnhook overlay cat.jpg --method rollout               attention followed through all blocks
   attnhook overlay cat.jpg --rows 18,12 --mode nearest    what the patch in row 18, column 12 looks at"""
 
 

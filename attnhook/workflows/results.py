@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attnhook.attribution.methods import METHODS
+from attnhook.attribution.methods import METHODS, NEEDS, check_options, method_options
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import GeometryError
@@ -89,7 +89,7 @@ class AttentionResult:
         """Model, block, heads, readout, mass outside the patches: what a figure has to say."""
         said = self.settings
         words = [
-            f"{said['model']}, {said['method']} of {said['block']}",
+            f"{said['model']}, {said['method']} of {_blocks_in_words(said)}",
             f"{_heads_in_words(said['heads'])}, {said['rows']} row",
         ]
         if not math.isnan(self.outside):
@@ -219,19 +219,21 @@ def attend(
     rows: RowsOption = "readout",
     mode: str = "bilinear",
     preprocess: Preprocess | None = None,
+    **options: Any,
 ) -> list[AttentionResult]:
     """From photos to attention maps in one call.
 
     Args:
         model: What `load` takes or gives; or any module, with `preprocess`.
         images: A photo or a sequence of them: paths, PIL images, arrays, tensors.
-        method: One of `METHODS`.
-        block: Which block, by index or name.
+        method: One of `METHODS`. Those that need whole matrices (rollout) have them captured, by reference.
+        block: Which block, by index or name; methods that follow all blocks do not read it.
         heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index.
         rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`. `"all"` shows
             the readout's and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
         mode: `"bilinear"`, `"nearest"`, or `"bicubic"` (which overshoots).
         preprocess: For a module of your own: image to `(pixels (1, 3, height, width), ImageGeometry)`.
+        **options: The method's own, such as `residual`, `discard` and `start` of rollout.
 
     Returns:
         One result a photo, in order.
@@ -250,9 +252,10 @@ def attend(
         raise ValueError(
             "heads=None keeps all heads: expected one map a photo. Take result.maps and raw_attention(maps, heads=None)."
         )
+    check_options(method, options)
     smooth = choose(Interpolation, mode, "mode")
     module, name, prepare = _model_parts(model, preprocess)
-    capture = AttentionCapture(module, rows=rows, device="cpu")
+    capture = AttentionCapture(module, rows=_rows_for(method, rows), device="cpu")
     results = []
     several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
     for image in several:
@@ -265,11 +268,11 @@ def attend(
         settings = {
             "model": name,
             "method": method,
-            "block": maps[block].name,
+            "block": maps[block if _reads_block(method) else -1].name,
             "heads": heads,
             "rows": _rows_in_words(maps),
-        }
-        attention = METHODS[method](maps, block=block, heads=heads)[0]
+        } | options
+        attention = METHODS[method](maps, **method_options(method, {"block": block, "heads": heads}), **options)[0]
         results.append(AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth))
     return results
 
@@ -294,6 +297,25 @@ def _check_sizes(maps: AttentionMaps, geometry: ImageGeometry, name: str) -> Non
             f"{name} was fed {maps.input_size} pixels: expected {tuple(geometry.input_size)}, which the geometry says. Its preprocessing "
             "and its geometry do not go together."
         )
+
+
+def _rows_for(method: str, rows: RowsOption) -> RowsOption:
+    """What to capture: a method that needs whole matrices starts at the readout, so nobody else's row can be asked for."""
+    if not NEEDS[method].all_rows:
+        return rows
+    if rows not in (Rows.READOUT, Rows.ALL):
+        raise ValueError(
+            f"method {method!r} follows attention to the model's own readout: expected rows='readout' or 'all', got {rows!r}. Leave rows out."
+        )
+    return Rows.ALL
+
+
+def _reads_block(method: str) -> bool:
+    return bool(method_options(method, {"block": None}))
+
+
+def _blocks_in_words(said: dict[str, Any]) -> str:
+    return said["block"] if _reads_block(said["method"]) else f"the blocks up to {said['block']}"
 
 
 def _rows_in_words(maps: AttentionMaps) -> str:

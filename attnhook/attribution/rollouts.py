@@ -1,0 +1,237 @@
+"""Attention rollout: where a readout's attention leads when it is followed through all blocks, down to the patches.
+
+It multiplies attention matrices; values, MLPs and norms are left out, and head fusion and the residual's weight are conventions. It says how
+attention could have carried patches to the readout. It knows no class, and it is not importance.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnhook.attribution.discarding import Discard
+from attnhook.attribution.raw_maps import fuse_heads
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.sites import Queries
+from attnhook.capture.softmax_matrix import SoftmaxMatrix, quiet_arithmetic
+from attnhook.errors import NoReadoutError, RowsNotKeptError, TokenLayoutError, UnsupportedModelError
+from attnhook.options import HeadFusion, HeadsOption, Rows, choose
+
+
+def rollout(
+    maps: AttentionMaps,
+    *,
+    heads: HeadsOption = "mean",
+    residual: float = 0.5,
+    discard: float = 0.0,
+    start: int | str = 0,
+) -> Tensor:
+    """Attention rollout towards the readout, on the patch grid.
+
+    Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020, arXiv 2005.00928.
+
+    With F_l the matrix that the heads of block l make together, rows are `W_l = rows_sum_to_1(residual * I + (1 - residual) * F_l)`, and the map
+    is the patches' part of `r W_L ... W_(start + 1) W_start`. The readout r is, as the model's head has it,
+
+    - class token: the unit row of that token;
+    - attention pooling: the pooling query's own row, heads fused, over the tokens that it reads; nothing is residual there, and a pooling's
+      rows are fused, never discarded from;
+    - mean: the same weight for every patch.
+
+    So a row times a matrix is all that is ever computed, from the last block to the first: memory is linear in the tokens, and a class token
+    needs one row of the last block. Values sum to 1 minus what leads to special tokens.
+
+    `discard` follows vit-explain: of each image's fused matrix, flattened, that fraction of the entries, the lowest, becomes 0, except the class
+    token's attention to itself; then the residual is added and rows are made to sum to 1. (Its own code divides columns by the row sums, which
+    for a batch of one is an error of the convention, and for more images of the shape; here rows are divided.) Where entries tie for the last
+    place, none of those is discarded.
+
+    Args:
+        maps: Captured with `rows="all"`; the blocks that were captured are those that are followed.
+        heads: `"mean"`, `"max"` or `"min"` over heads, or one head's index.
+        residual: Share of the residual connection, 0 to 1; Abnar and Zuidema take 0.5.
+        discard: Fraction of each fused matrix to discard, 0 to below 1; vit-explain takes 0.9. Every matrix is then gone through three times.
+        start: The first block that is followed, by index or name; earlier ones are left out.
+
+    Returns:
+        `(batch, h, w)` float32.
+
+    Raises:
+        RowsNotKeptError: Unless captured with `rows="all"`.
+        NoReadoutError: If the model's head reads no class token, pooling or mean, or the pooling was not captured.
+        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images, dropped tokens).
+        UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
+        ValueError: If an option is out of its range.
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, rollout
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> with torch.inference_mode(), AttentionCapture(model, rows="all") as capture:
+        ...     logits = model(torch.randn(2, 3, 224, 224))
+        >>> rollout(capture.maps).shape
+        torch.Size([2, 14, 14])
+    """
+    fusion = _checked(maps, heads, residual, discard)
+    blocks = _followed(maps, start)
+    layout = _common_layout(blocks)
+    with quiet_arithmetic(blocks[-1].matrix.device.type):
+        weights = _Weights(fusion, residual, Discard(discard, layout))
+        return layout.patches(_rolled(maps, blocks, layout, heads, weights)).float()
+
+
+def _rolled(
+    maps: AttentionMaps, blocks: list[BlockAttention], layout: TokenLayout, heads: HeadsOption, weights: "_Weights"
+) -> Tensor:
+    """The readout's row times every block's W, from the last to the first: `(batch, tokens)` float64."""
+    row, token = _readout(maps, blocks[-1], layout, heads)
+    for block in reversed(blocks):
+        matrix = block.matrix.head(heads) if isinstance(heads, int) else block.matrix
+        row, token = _through(matrix, row, token, weights), None
+    return row
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """How a block's matrix becomes W: head fusion, the residual's share, what is discarded."""
+
+    fusion: HeadFusion
+    residual: float
+    discard: Discard
+
+
+def _checked(maps: AttentionMaps, heads: HeadsOption, residual: float, discard: float) -> HeadFusion:
+    if heads is None:
+        raise ValueError(
+            "rollout multiplies one matrix a block: expected heads='mean', 'max', 'min' or one head's index, got None. Choose one."
+        )
+    if not 0 <= residual <= 1:
+        raise ValueError(f"rollout cannot weigh the residual: expected 0 <= residual <= 1, got {residual}.")
+    if not 0 <= discard < 1:
+        raise ValueError(f"rollout cannot discard: expected a fraction, 0 <= discard < 1, got {discard}.")
+    if maps.rows is not Rows.ALL:
+        kept = maps.rows.value if isinstance(maps.rows, Rows) else list(maps.rows)
+        raise RowsNotKeptError(
+            f"rollout needs whole matrices: expected a capture with rows='all', got rows={kept!r}. Capture with rows='all'."
+        )
+    return HeadFusion.MEAN if isinstance(heads, int) else choose(HeadFusion, heads, "heads")
+
+
+def _followed(maps: AttentionMaps, start: int | str) -> list[BlockAttention]:
+    """The blocks of tokens from `start` on, poolings left out."""
+    first = maps.block_names.index(maps[start].name)
+    blocks = [block for block in maps[first:] if not block.pooling]
+    if not blocks:
+        raise NoReadoutError(
+            f"rollout from start={start!r} follows no block: expected attention between tokens, got a pooling alone. Start earlier."
+        )
+    return blocks
+
+
+def _common_layout(blocks: list[BlockAttention]) -> TokenLayout:
+    """The one layout of the tokens of all blocks; raises an error that names the block which has another or none."""
+    last = blocks[-1]
+    for block in blocks:
+        _check_mixing(block)
+        layout, (_, _, queries, keys) = block.layout, block.shape
+        between_tokens = block.queries in (Queries.TOKENS, Queries.PATCHES) and queries == keys
+        if not isinstance(layout, TokenLayout) or not between_tokens or block.query_token_layout is not None:
+            words = layout.describe()
+            raise TokenLayoutError(
+                f"rollout cannot follow block {block.name!r}: expected attention of all tokens to all tokens, got {queries} queries by "
+                f"{keys} keys ({block.queries} to {words}). Use raw_attention or received_attention on one block."
+            )
+        if layout != last.layout:
+            raise TokenLayoutError(
+                f"rollout cannot follow block {block.name!r}: expected the tokens of {last.name!r}, {last.layout.describe()}, "
+                f"got {layout.describe()}. Capture blocks of one token sequence with blocks=."
+            )
+    if not isinstance(last.layout, TokenLayout):  # for the type checker: the loop has refused it
+        raise TokenLayoutError(f"rollout cannot follow block {last.name!r}.")
+    return last.layout
+
+
+def _check_mixing(block: BlockAttention) -> None:
+    if block.mixing:
+        raise UnsupportedModelError(
+            f"rollout cannot follow block {block.name!r}: expected values multiplied by softmax rows, but what multiplies them is not: "
+            f"{block.mixing}. Look at its rows one by one with raw_attention."
+        )
+
+
+def _readout(
+    maps: AttentionMaps, last: BlockAttention, layout: TokenLayout, heads: HeadsOption
+) -> tuple[Tensor, int | None]:
+    """The readout as a row over the tokens, `(batch, tokens)` float64, and which token it is where it is one."""
+    batch, _, tokens, _ = last.shape
+    row = torch.zeros(batch, tokens, dtype=torch.float64, device=last.matrix.device)
+    kind = maps.readout.rows
+    if kind is Rows.CLS:
+        row[:, layout.class_token()] = 1.0
+        return row, layout.class_token()
+    if kind is Rows.MEAN:
+        row[:, layout.patch_tokens] = 1.0 / layout.num_patch_tokens
+        return row, None
+    if kind is not Rows.POOL:
+        raise NoReadoutError(
+            f"rollout has no readout to start from: {maps.readout.reason}. Expected a class token, an attention pooling or a mean over patches. "
+            "Use received_attention on one block."
+        )
+    pooled = _pooled_row(maps, heads)
+    if pooled.shape[1] not in (tokens, layout.num_patch_tokens):
+        raise TokenLayoutError(
+            f"rollout cannot start at the attention pooling: expected it to read the {tokens} tokens of {last.name!r} or its "
+            f"{layout.num_patch_tokens} patches, got {pooled.shape[1]} keys. Use raw_attention on the pooling."
+        )
+    row[:, layout.patch_tokens if pooled.shape[1] == layout.num_patch_tokens else slice(None)] = pooled
+    return row, None
+
+
+def _pooled_row(maps: AttentionMaps, heads: HeadsOption) -> Tensor:
+    """The pooling's row over the tokens that it reads, `(batch, keys)` float64, summing to 1."""
+    poolings = [block for block in maps if block.pooling]
+    if not poolings:
+        raise NoReadoutError(
+            f"rollout starts at the attention pooling ({maps.readout.reason}): expected it among the captured blocks, got "
+            f"{', '.join(maps.block_names)}. Capture all blocks, or add the pooling to blocks=."
+        )
+    pooling = poolings[-1]
+    _check_mixing(pooling)
+    rows = pooling.matrix.rows(pooling.readout_rows or slice(None)).double()
+    fused = fuse_heads(rows, heads).mean(dim=1)
+    return fused / fused.sum(dim=-1, keepdim=True)
+
+
+def _through(matrix: SoftmaxMatrix, row: Tensor, token: int | None, weights: _Weights) -> Tensor:
+    """The row times one block's W: `(batch, tokens)` float64. With `token` the row is that token's unit row."""
+    keeps_all = not weights.discard.fraction
+    if token is not None and keeps_all:
+        attended = fuse_heads(matrix.rows([token]).double(), weights.fusion)[:, 0]
+        total = weights.residual + (1 - weights.residual) * attended.sum(dim=-1, keepdim=True)
+        return _joined(row, attended, weights.residual) / _nonzero(total)
+    if matrix.normalised and weights.fusion is HeadFusion.MEAN and keeps_all:
+        return _joined(row, matrix.fused_left_multiply(row[:, None])[:, 0], weights.residual)
+    return torch.stack([_image_through(matrix.image(i), row[i], weights) for i in range(len(row))])
+
+
+def _image_through(matrix: SoftmaxMatrix, row: Tensor, weights: _Weights) -> Tensor:
+    """The same for one image, `(tokens,)`, where rows of the fused matrix need not sum to 1."""
+    fusion, residual, discard = weights.fusion, weights.residual, weights.discard
+    threshold = discard.threshold(matrix, fusion)
+    shares, attended = torch.zeros_like(row), torch.zeros_like(row)
+    for chunk, fused in matrix.fused_chunks(fusion):
+        if threshold is not None:
+            discard.apply(fused, chunk.queries, threshold)
+        total = residual + (1 - residual) * fused.sum(dim=-1, dtype=torch.float64)
+        shares[chunk.queries] = share = row[chunk.queries] / _nonzero(total)
+        attended += torch.mv(fused.T, share.to(fused.dtype))
+    return _joined(shares, attended, residual)
+
+
+def _joined(row: Tensor, attended: Tensor, residual: float) -> Tensor:
+    return residual * row + (1 - residual) * attended
+
+
+def _nonzero(total: Tensor) -> Tensor:
+    return total.masked_fill(total == 0, 1.0)

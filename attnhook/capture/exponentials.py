@@ -1,0 +1,308 @@
+"""Parts of a softmax matrix before they are divided by their row sums, in chunks that stay in a CPU's cache.
+
+`2 ** (logits / log 2)` replaces `exp(logits)`: the factor goes into the scale of Q K^T, and on CPUs `exp2` takes a third of the time of
+`exp`. The softmax's three passes over a chunk become one in place; whoever uses a chunk divides something small by the sums. Every chunk of
+one image is written into the same memory: it holds until the next one is asked for. Gradients are not followed.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnhook.capture.operands import Operands
+
+LOG2_E = math.log2(math.e)
+_LARGEST_EXPONENT = (
+    60.0  # then a sum of a million such rows, and small numbers over it, are still normal float32 numbers
+)
+_LINE_BYTES = 64
+_HIDDEN = -8192.0  # 2 to the power of this is 0, and 0 times this is 0, which 0 times minus infinity is not
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of one image's matrix a chunk is.
+
+    Attributes:
+        heads: Which heads, `start` and `stop` set.
+        queries: Which rows, `start` and `stop` set.
+    """
+
+    heads: slice
+    queries: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of heads and of rows."""
+        return self.heads.stop - self.heads.start, self.queries.stop - self.queries.start
+
+
+def parts(heads: int, queries: slice, row_bytes: int, budget: int) -> list[Part]:
+    """Cut a matrix into parts of some rows of one head, or of all rows of several heads; one row is the least.
+
+    Args:
+        heads: Number of heads.
+        queries: Which rows, `start` and `stop` set.
+        row_bytes: Size of one row of one head.
+        budget: Largest size of a part in bytes.
+
+    Returns:
+        The parts, heads outermost.
+    """
+    rows = queries.stop - queries.start
+    together = max(1, min(heads, budget // (row_bytes * rows)))
+    return [
+        Part(slice(head, min(head + together, heads)), part)
+        for head in range(0, heads, together)
+        for part in row_parts(queries, row_bytes, budget)
+    ]
+
+
+def row_parts(queries: slice, row_bytes: int, budget: int) -> list[slice]:
+    """Cut rows into runs of nearly equal length whose size is at most the budget; one row is the least.
+
+    Args:
+        queries: Which rows, `start` and `stop` set.
+        row_bytes: Size of one row.
+        budget: Largest size of a run in bytes.
+
+    Returns:
+        The runs in order.
+    """
+    rows = queries.stop - queries.start
+    most = max(1, min(rows, budget // row_bytes))
+    step = -(-rows // -(-rows // most))
+    return [slice(first, min(first + step, queries.stop)) for first in range(queries.start, queries.stop, step)]
+
+
+class ComputedRows:
+    """The matrix of one image, from its queries and keys.
+
+    Args:
+        call: Operands with a batch of one.
+    """
+
+    def __init__(self, call: Operands) -> None:
+        _, self.heads, self.queries, self.keys = call.shape
+        self.dtype = torch.float64 if call.query.dtype is torch.float64 else torch.float32
+        self.device = call.query.device
+        self._call = call
+        scale: float = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        self._scale = scale * LOG2_E
+        self._bounded: bool | None = None
+        self._key_of: tuple[slice, Tensor] | None = None
+
+    def exponentials(self, part: Part, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows up to a factor each.
+
+        Args:
+            part: Which.
+            buffer: What `_buffer` gave; written.
+
+        Returns:
+            `(heads, rows, keys)`, and their row sums `(heads, rows)` to divide by, 1 where all keys are hidden.
+        """
+        rows = torch.exp2_(self._logits(part, buffer, shifted=not self._is_bounded()))
+        return rows, self._nonzero(rows.sum(dim=-1))
+
+    def entropy(self, part: Part, buffer: Tensor, second: Tensor) -> Tensor:
+        """Entropy of rows in nats, from logits and row sums: no logarithm of the matrix.
+
+        With l the logits less their row's largest, e = exp(l), Z their sum: `H = log Z - sum_j e_j l_j / Z`, both terms small where H is.
+
+        Args:
+            part: Which.
+            buffer: Written.
+            second: Written, too.
+
+        Returns:
+            `(heads, rows)` float64.
+        """
+        logits = self._logits(part, buffer, shifted=True)
+        if self._call.masked:
+            logits.clamp_min_(_HIDDEN)
+        rows = torch.exp2(logits, out=_shaped(second, part, self.keys))
+        sums = self._nonzero(rows.sum(dim=-1)).double()
+        mean = logits.mul_(rows).sum(dim=-1).double() / sums
+        return (sums.log2() - mean) / LOG2_E
+
+    def _logits(self, part: Part, buffer: Tensor, *, shifted: bool) -> Tensor:
+        logits = _shaped(buffer, part, self.keys)
+        query = self._call.query[0, part.heads, part.queries].to(self.dtype)
+        mask = self._mask(part)
+        biased = mask is not None and mask.dtype is not torch.bool
+        if biased and mask is not None:
+            logits.copy_(mask)
+        beta = LOG2_E if biased else 0.0  # with 0 the buffer's old contents do not count
+        if logits.shape[0] == 1:
+            logits[0].addmm_(query[0], self._key(part.heads)[0].mT, beta=beta, alpha=self._scale)
+        else:
+            logits.baddbmm_(query, self._key(part.heads).mT, beta=beta, alpha=self._scale)
+        if mask is not None and not biased:
+            logits.masked_fill_(~mask, -math.inf)
+        if self._call.causal:
+            asking = torch.arange(part.queries.start, part.queries.stop, device=self.device)
+            logits.masked_fill_(torch.arange(self.keys, device=self.device) > asking[:, None], -math.inf)
+        if shifted:
+            peaks = logits.amax(dim=-1, keepdim=True)
+            logits.sub_(peaks.clamp_min_(torch.finfo(self.dtype).min) if self._call.masked else peaks)
+        return logits
+
+    def _key(self, heads: slice) -> Tensor:
+        """Keys of these heads, `(heads, keys, head_dim)`, copied once for all their rows if they are strided or shared."""
+        if self._key_of is None or self._key_of[0] != heads:
+            call = self._call
+            shared = self.heads // call.key.shape[1]
+            index = heads if shared == 1 else torch.arange(heads.start, heads.stop, device=self.device) // shared
+            self._key_of = heads, call.key[0, index].to(self.dtype).contiguous()
+        return self._key_of[1]
+
+    def _mask(self, part: Part) -> Tensor | None:
+        mask = self._call.mask
+        return None if mask is None else mask.expand(self._call.shape)[0, part.heads, part.queries]
+
+    def _is_bounded(self) -> bool:
+        """Whether no logit can be so large that its row has to be shifted first: |q| |k| says so, far cheaper than a maximum of each row."""
+        if self._bounded is None:
+            call = self._call
+            worth = (
+                self.device.type == "cpu" and self.keys > 8 * call.query.shape[-1]
+            )  # elsewhere reading the bound waits
+            self._bounded = worth and not call.masked and self._bound() < _LARGEST_EXPONENT
+        return self._bounded
+
+    def _bound(self) -> float:
+        query, key = (_longest(tensor[0]) for tensor in (self._call.query, self._call.key))
+        shared = query.shape[0] // key.shape[0]
+        return abs(self._scale) * float((query * key.repeat_interleave(shared)).amax())
+
+    def _nonzero(self, sums: Tensor) -> Tensor:
+        return sums.masked_fill_(sums == 0, 1.0) if self._call.masked else sums
+
+
+class DenseRows:
+    """The matrix of one image, as the model had computed it.
+
+    Args:
+        matrix: Softmax rows, `(heads, queries, keys)`.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.heads, self.queries, self.keys = matrix.shape
+        self.dtype = torch.float64 if matrix.dtype is torch.float64 else torch.float32
+        self.device = matrix.device
+        self._matrix = matrix
+
+    def exponentials(self, part: Part, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows, `(heads, rows, keys)`, and None: they need no division."""
+        return _shaped(buffer, part, self.keys).copy_(self._matrix[part.heads, part.queries]), None
+
+    def entropy(self, part: Part, buffer: Tensor, second: Tensor) -> Tensor:
+        """Entropy of rows in nats: `(heads, rows)` float64."""
+        rows, _ = self.exponentials(part, buffer)
+        spread: Tensor = torch.special.entr(rows, out=_shaped(second, part, self.keys))
+        return spread.sum(dim=-1, dtype=torch.float64)
+
+
+ImageRows = ComputedRows | DenseRows
+
+
+def chunks(image: ImageRows, queries: slice, budget: int) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+    """All parts of some rows of one image, each valid until the next.
+
+    Args:
+        image: The image.
+        queries: Which rows, `start` and `stop` set.
+        budget: Largest size of a part in bytes.
+
+    Yields:
+        Which part, its rows up to a factor each, and their sums or None, as `exponentials` gives them.
+    """
+    cut = parts(image.heads, queries, _row_bytes(image), budget)
+    buffer = _buffer(image, cut[0])
+    for part in cut:
+        yield part, *image.exponentials(part, buffer)
+
+
+def entropies(image: ImageRows, budget: int) -> Tensor:
+    """Entropy of every row of one image in nats.
+
+    Args:
+        image: The image.
+        budget: Largest size in bytes of what is computed at once.
+
+    Returns:
+        `(heads, queries)` float64.
+    """
+    result = torch.empty(image.heads, image.queries, dtype=torch.float64, device=image.device)
+    cut = parts(image.heads, slice(0, image.queries), _row_bytes(image), budget // 2)
+    buffer, second = _buffer(image, cut[0]), _buffer(image, cut[0])
+    for part in cut:
+        result[part.heads, part.queries] = image.entropy(part, buffer, second)
+    return result
+
+
+def fused_chunks(image: ImageRows, fusion: str, budget: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the matrix that is one image's heads made one, each chunk valid until the next.
+
+    Args:
+        image: The image.
+        fusion: `"mean"`, `"max"` or `"min"` over heads.
+        budget: Largest size in bytes of what is computed at once.
+
+    Yields:
+        Which rows, and `(rows, keys)`; the caller may overwrite them.
+    """
+    cut = row_parts(slice(0, image.queries), _row_bytes(image), budget // 2)
+    buffer, fused = (_buffer(image, Part(slice(0, 1), cut[0])) for _ in range(2))
+    join = _JOINS[fusion]
+    for queries in cut:
+        total = _shaped(fused, Part(slice(0, 1), queries), image.keys)[0]
+        for head in range(image.heads):
+            rows, sums = image.exponentials(Part(slice(head, head + 1), queries), buffer)
+            if sums is not None:
+                rows.mul_(sums.reciprocal_()[..., None])
+            if head == 0:
+                total.copy_(rows[0])
+            else:
+                join(total, rows[0])
+        yield queries, total.div_(image.heads) if fusion == "mean" else total
+
+
+_JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda total, rows: total.add_(rows),
+    "max": lambda total, rows: torch.maximum(total, rows, out=total),
+    "min": lambda total, rows: torch.minimum(total, rows, out=total),
+}
+
+
+def _buffer(image: ImageRows, part: Part) -> Tensor:
+    """Memory for one part and any smaller one."""
+    heads, rows = part.shape
+    return torch.empty(heads * rows * _row_bytes(image) // image.dtype.itemsize, dtype=image.dtype, device=image.device)
+
+
+def _row_bytes(image: ImageRows) -> int:
+    return _padded(image.keys, image.dtype) * image.dtype.itemsize
+
+
+def _padded(keys: int, dtype: torch.dtype) -> int:
+    """Distance of rows in memory: each begins a cache line, or products are a tenth slower (numbers of tokens are odd)."""
+    line = _LINE_BYTES // dtype.itemsize
+    return -(-keys // line) * line
+
+
+def _shaped(buffer: Tensor, part: Part, keys: int) -> Tensor:
+    """The front of a buffer in the shape of a part, `(heads, rows, keys)`."""
+    heads, rows = part.shape
+    width = _padded(keys, buffer.dtype)
+    return buffer[: heads * rows * width].view(heads, rows, width)[..., :keys]
+
+
+def _longest(vectors: Tensor) -> Tensor:
+    """Largest norm in each head: `(heads,)` of `(heads, tokens, head_dim)`."""
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.promote_types(vectors.dtype, torch.float32))
+    return lengths.amax(dim=-1)

@@ -1,0 +1,177 @@
+"""What an attention call is given, and the few products from which its softmax rows are made.
+
+All arithmetic is float32 (float64 where the operands are), with autocast and autograd off, so that it is the same whatever the surrounding
+code runs under.
+"""
+
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+
+class quiet_arithmetic:
+    """Context in which attention is computed: no autograd, no autocast. Written out, because it is entered once a block."""
+
+    __slots__ = ("_autocast", "_device_type", "_grad")
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type = "cpu" if device_type == "meta" else device_type  # meta has no autocast to ask for
+        self._grad = False
+        self._autocast: torch.autocast | None = None
+
+    def __enter__(self) -> None:
+        if torch.is_autocast_enabled(self._device_type):  # may raise: before anything is switched
+            self._autocast = torch.autocast(self._device_type, enabled=False)
+            self._autocast.__enter__()  # type: ignore[no-untyped-call]
+        self._grad = torch.is_grad_enabled()
+        if self._grad:
+            torch._C._set_grad_enabled(False)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._autocast is not None:
+            self._autocast.__exit__(kind, error, trace)
+            self._autocast = None
+        if self._grad:
+            torch._C._set_grad_enabled(True)
+
+
+@dataclass(slots=True, eq=False)
+class Operands:
+    """What one attention call was given, by reference.
+
+    Attributes:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, key heads, keys, head_dim)`; with fewer key heads than heads, consecutive heads share one (GQA).
+        scale: Factor on Q K^T; None is `head_dim ** -0.5`.
+        mask: Additive (floating) or boolean (True: attend), broadcastable to `(batch, heads, queries, keys)`, or None.
+        causal: Whether query i sees the keys 0..i only.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(batch, heads, queries, keys)`."""
+        batch, heads, queries, _ = self.query.shape
+        return batch, heads, queries, self.key.shape[-2]
+
+    def detached(self) -> "Operands":
+        """The same operands without their autograd history: what may be kept. By reference, unless that kept the values' memory too."""
+        mask = None if self.mask is None else self.mask.detach()
+        query, key = self.query.detach(), self.key.detach()
+        return Operands(_owning(query, key), _owning(key, query), self.scale, mask, self.causal)
+
+    def image(self, index: int) -> "Operands":
+        """Those of one image, with a batch of one, by reference."""
+        one = slice(index, index + 1)
+        return Operands(self.query[one], self.key[one], self.scale, self._mask_of(one, slice(None)), self.causal)
+
+    def head(self, index: int) -> "Operands":
+        """Those of one head, by reference."""
+        shared = self.query.shape[1] // self.key.shape[1]
+        one, its_key = slice(index, index + 1), slice(index // shared, index // shared + 1)
+        mask = self._mask_of(slice(None), one)
+        return Operands(self.query[:, one], self.key[:, its_key], self.scale, mask, self.causal)
+
+    def to(self, device: torch.device | str) -> "Operands":
+        """The same on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Operands(self.query.to(device), self.key.to(device), self.scale, mask, self.causal)
+
+    def _mask_of(self, images: slice, heads: slice) -> Tensor | None:
+        return None if self.mask is None else self.mask.expand(self.shape)[images, heads]
+
+    @property
+    def masked(self) -> bool:
+        """Whether some keys may be hidden from some queries."""
+        return self.causal or self.mask is not None
+
+    def logits(self, index: slice | Tensor) -> Tensor:
+        """Rows of Q K^T * scale + bias, in float32 or float64; call it under `quiet_arithmetic`.
+
+        Args:
+            index: Which queries: a slice, or int64 indices `(rows,)`.
+
+        Returns:
+            `(batch, heads, rows, keys)`.
+        """
+        query, key = self.query[:, :, index], self.key
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        if query.dtype is not torch.float32 and query.dtype is not torch.float64:
+            query, key = query.float(), key.float()
+        logits = scaled_product(query, key, scale)
+        if self.masked:
+            logits = self._add_bias(logits, index)
+        return logits
+
+    def _add_bias(self, logits: Tensor, index: slice | Tensor) -> Tensor:
+        batch, heads, queries, keys = self.shape
+        if self.mask is not None:
+            mask = self.mask.expand(batch, heads, queries, keys)[:, :, index]
+            hidden = mask.dtype is torch.bool
+            logits = logits.masked_fill_(~mask, float("-inf")) if hidden else logits.add_(mask)
+        if self.causal:
+            positions = torch.arange(queries, device=logits.device)[index]
+            later = torch.arange(keys, device=logits.device) > positions[:, None]
+            logits = logits.masked_fill_(later, float("-inf"))
+        return logits
+
+
+def scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """`query @ key^T * scale`, without copying keys that are strided views of a fused projection.
+
+    Args:
+        query: `(batch, heads, rows, head_dim)`.
+        key: `(batch, key heads, keys, head_dim)`, key heads dividing heads.
+        scale: Factor.
+
+    Returns:
+        `(batch, heads, rows, keys)`, the query's dtype.
+    """
+    batch, heads, rows, dim = query.shape
+    key_heads, keys = key.shape[1], key.shape[2]
+    if key_heads != heads:
+        query = query.reshape(batch, key_heads, heads // key_heads * rows, dim)
+    if batch == 1:
+        product = torch.bmm(query.squeeze(0), key.squeeze(0).transpose(1, 2))
+    else:
+        # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
+        product = query.new_empty(batch, key_heads, query.shape[2], keys)
+        key = key.transpose(2, 3)
+        for image in range(batch):
+            torch.bmm(query[image], key[image], out=product[image])
+    product *= scale
+    return product.view(batch, heads, rows, keys)
+
+
+def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
+    """Softmax over the keys.
+
+    Args:
+        logits: `(..., keys)`, float32 or float64.
+        masked: Whether keys may be masked: a row whose keys all are is then zero, as in the fused kernels.
+
+    Returns:
+        `(..., keys)` float32, owning its memory.
+    """
+    weights = torch.softmax(logits, dim=-1)
+    if masked:
+        weights = weights.masked_fill_((logits == float("-inf")).all(dim=-1, keepdim=True), 0.0)
+    return weights.float()
+
+
+def _owning(tensor: Tensor, beside: Tensor) -> Tensor:
+    """The tensor, copied if it is a view of memory that holds more than it and `beside`: a fused projection's holds values too."""
+    storage = tensor.untyped_storage()
+    needed = tensor.numel() * tensor.element_size()
+    if storage.data_ptr() == beside.untyped_storage().data_ptr():
+        needed += beside.numel() * beside.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if storage.nbytes() > needed else tensor
