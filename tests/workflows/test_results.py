@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from attnhook import ImageGeometry, VisionModel, attend
+from attnhook import METHODS, ImageGeometry, VisionModel, attend, rollout
+from attnhook.attribution.methods import NEEDS
 from attnhook.errors import GeometryError
 from attnhook.workflows.results import save_image
 from tests.models import GRID, IMAGE, TIMM
@@ -99,6 +100,26 @@ def test_one_patch_one_head(model):
     assert one.maps.rows == ((2, 4),)
     torch.testing.assert_close(one.attention.flatten(), one.maps[0].rows[0, 1, 0, 1:])
     assert "head 1, [(2, 4)] row" in one.caption
+
+
+def test_rollout_captures_what_it_needs(model):
+    (one,) = attend(model, PHOTO, method="rollout", heads="max", discard=0.5)
+    assert one.maps.rows == "all"
+    torch.testing.assert_close(one.attention, rollout(one.maps, heads="max", discard=0.5)[0])
+    assert one.settings["discard"] == 0.5
+    assert one.caption.startswith("tiny, rollout of the blocks up to blocks.1.attn; max over heads, cls row")
+    with pytest.raises(
+        ValueError, match=r"method 'rollout' follows attention to the model's own readout.*Leave rows out"
+    ):
+        attend(model, PHOTO, method="rollout", rows="mean")
+    with pytest.raises(ValueError, match="has no option 'blok': expected some of heads, residual, discard, start"):
+        attend(model, PHOTO, method="rollout", blok=1)
+    with pytest.raises(ValueError, match="method 'raw_attention' has no option 'discard'"):
+        attend(model, PHOTO, discard=0.5)
+
+
+def test_every_method_says_what_it_needs():
+    assert METHODS.keys() == NEEDS.keys()
 
 
 def test_bare_module(module, result):
