@@ -1,7 +1,7 @@
 """Follows attention calls into the backward: keeps a call's values, and the gradient of its output once a backward comes by.
 
-The gradient arrives through a tensor hook on the call's output. Such a hook hangs on the autograd graph, not on the model: nothing is left on the
-model, and the hook goes when the graph goes. Neither keeps the other alive: the hook knows what it fills through a weak reference only.
+The gradient arrives through a tensor hook on the call's output. Such a hook hangs on the autograd graph, not on the model: nothing is left on
+the model, and the hook goes when the graph goes. Neither keeps the other alive: the hook knows what it fills through a weak reference only.
 """
 
 import weakref
@@ -92,7 +92,7 @@ class KeptGradients:
         return self._gradient
 
     def attention_gradient(self, block: str) -> AttentionGradient:
-        """dA.
+        """The gradient of the attention matrix, dA.
 
         Args:
             block: The block's name, for the message.
@@ -157,7 +157,7 @@ def follow(output: Tensor, kept: KeptGradients, arrange: Arrange, block: str) ->
     """
     if not output.requires_grad:
         raise GradientsNotKeptError(_why_unreachable(block))
-    output.register_hook(_Arrives(kept, arrange))
+    output.register_hook(_Arrives(kept, arrange))  # type: ignore[no-untyped-call]
 
 
 def refuse_dropout(dropout: float, block: str) -> None:
@@ -172,8 +172,8 @@ def refuse_dropout(dropout: float, block: str) -> None:
     """
     if dropout:
         raise UnsupportedModelError(
-            f"the gradient of block {block!r} cannot be captured: expected no attention dropout, got probability {dropout} inside a fused kernel, "
-            "which hides what it dropped. Call model.eval(), or set its attention dropout to 0."
+            f"the gradient of block {block!r} cannot be captured: expected no attention dropout, got {dropout} inside a fused kernel, which "
+            "hides what it dropped. Call model.eval(), or set its attention dropout to 0."
         )
 
 

@@ -24,9 +24,7 @@ from attnhook.options import Size
 
 @dataclass(slots=True, eq=False)
 class CapturedCall:
-    """One attention call: scores of the chosen rows, finished rows, or the implicit matrix; what its tokens are, where they have their own;
-    what is kept of values and gradients.
-    """
+    """One attention call: scores, finished rows, or the implicit matrix; its own tokens; what is kept of values and gradients."""
 
     kernel: str
     scores: Tensor | None = None

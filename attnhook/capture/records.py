@@ -91,14 +91,14 @@ class BlockAttention:
         kept = self._gradients_kept("values")
         if kept.values is None:
             raise GradientsNotKeptError(
-                f"block {self.name!r} keeps no values: expected a fused kernel, got {self.kernel!r}, after which the model multiplies them where "
-                "nothing sees it. Build the model with fused attention on (timm.layers.set_fused_attn, attn_implementation='sdpa')."
+                f"block {self.name!r} keeps no values: expected a fused kernel, got {self.kernel!r}, whose product with the values nothing "
+                "sees. Build the model with fused attention on (timm.layers.set_fused_attn, attn_implementation='sdpa')."
             )
         return kept.values
 
     @property
     def output_gradient(self) -> Tensor:
-        """dO, the gradient of the attention output O = A V: `(batch, heads, queries, value_dim)`; several backwards add up, as in `.grad`.
+        """The gradient of the attention output O = A V: `(batch, heads, queries, value_dim)`; several backwards add up, as in `.grad`.
 
         Raises `GradientsNotKeptError` unless captured with `gradients=True` and after a backward, or where the model spells its softmax out.
         """
@@ -111,7 +111,7 @@ class BlockAttention:
 
     @property
     def gradient(self) -> AttentionGradient:
-        """dA = dO V^T, the gradient of the attention matrix, implicit: `(batch, heads, queries, keys)`.
+        """The gradient of the attention matrix, dA = dO V^T, implicit: `(batch, heads, queries, keys)`.
 
         Raises `GradientsNotKeptError` unless captured with `gradients=True` and after a backward.
         """
