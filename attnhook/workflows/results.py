@@ -276,7 +276,8 @@ def attend(
     check_options(method, options)
     _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
-    module, name, prepare, labels = _model_parts(model, preprocess)
+    with torch.inference_mode(mode=False):  # parameters made in it could not be followed backward
+        module, name, prepare, labels = _model_parts(model, preprocess)
     needs = NEEDS[method]
     capture = AttentionCapture(
         module, rows=_rows_for(method, rows), gradients=needs.gradients, values=needs.values, device="cpu"
