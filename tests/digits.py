@@ -44,10 +44,17 @@ class DigitPairs:
         return within[:, 0, :, None] & within[:, 1, None, :]
 
 
-def build() -> VisionTransformer:
-    """The architecture, with random weights."""
+def build(patch_drop_rate: float = 0.0) -> VisionTransformer:
+    """The architecture, with random weights. Registers give it somewhere else than on patches to put what is of the whole image."""
     return VisionTransformer(
-        img_size=CANVAS, patch_size=PATCH, in_chans=3, num_classes=CLASSES, embed_dim=48, depth=4, num_heads=4
+        img_size=CANVAS,
+        patch_size=PATCH,
+        num_classes=CLASSES,
+        embed_dim=48,
+        depth=3,
+        num_heads=4,
+        reg_tokens=4,
+        patch_drop_rate=patch_drop_rate,
     )
 
 

@@ -27,12 +27,14 @@ class Outcome:
         dropout: Probability with which it dropped attention weights.
         arrange: Turns the gradient of `output` into that of O, `(batch, heads, queries, value_dim)`, where the values are `(batch, key heads,
             keys, value_dim)`; None where both are arranged as the site arranges its queries.
+        weights: Attention weights that the call returned beside its output, if any: a score that reads them has a gradient which O does not see.
     """
 
     value: Tensor
     output: Tensor
     dropout: float = 0.0
     arrange: Arrange | None = None
+    weights: Tensor | None = None
 
 
 class KeptGradients:
@@ -45,7 +47,7 @@ class KeptGradients:
         device: Where the gradient is kept, None for where it arrives.
     """
 
-    __slots__ = ("__weakref__", "_device", "_gradient", "explicit", "values", "wanted")
+    __slots__ = ("__weakref__", "_device", "_gradient", "_weights_read", "explicit", "values", "wanted")
 
     def __init__(
         self, values: Tensor | None, *, explicit: bool = False, wanted: bool = True, device: torch.device | None = None
@@ -55,6 +57,7 @@ class KeptGradients:
         self.wanted = wanted
         self._device = device
         self._gradient: Tensor | None = None
+        self._weights_read = False
 
     @property
     def arrived(self) -> bool:
@@ -66,6 +69,10 @@ class KeptGradients:
         gradient = gradient if self._device is None else gradient.to(self._device)
         self._gradient = gradient if self._gradient is None else self._gradient + gradient
 
+    def weights_were_read(self) -> None:
+        """Remember that a backward came through the returned weights, past the output."""
+        self._weights_read = True
+
     def gradient(self, block: str) -> Tensor:
         """What has arrived: the gradient of the output, or dA where `explicit`.
 
@@ -76,8 +83,13 @@ class KeptGradients:
             `(batch, heads, queries, value_dim or keys)`, the model's dtype.
 
         Raises:
-            GradientsNotKeptError: If none was asked for, or no backward has come by.
+            GradientsNotKeptError: If none was asked for, or no backward has come by, or one came by where it is not seen whole.
         """
+        if self._weights_read:
+            raise GradientsNotKeptError(
+                f"the gradient of block {block!r} is not whole: expected a score that reads the attention's output alone, got one that reads "
+                "the weights which the module returned, too. Leave them out of the score."
+            )
         if not self.wanted:
             raise GradientsNotKeptError(
                 f"block {block!r} keeps values but no gradient: expected a capture with gradients=True. Capture with it, and call "
@@ -128,6 +140,20 @@ class KeptGradients:
         return copy
 
 
+class _PassesBy:
+    """A tensor hook on returned weights: says that a score has read them."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, kept: KeptGradients) -> None:
+        self._kept = weakref.ref(kept)
+
+    def __call__(self, gradient: Tensor) -> None:
+        kept = self._kept()
+        if kept is not None and bool(gradient.any()):
+            kept.weights_were_read()
+
+
 class _Arrives:
     """A tensor hook: what comes by is added to what is kept, if anyone still keeps it."""
 
@@ -154,10 +180,27 @@ def follow(output: Tensor, kept: KeptGradients, arrange: Arrange, block: str) ->
 
     Raises:
         GradientsNotKeptError: If no backward can reach it.
+        UnsupportedModelError: If it runs inside a transform of `torch.func`.
     """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UnsupportedModelError(
+            f"the gradient of block {block!r} cannot be captured inside a transform of torch.func: expected a plain forward. Use "
+            "score.backward() or torch.autograd.grad."
+        )
     if not output.requires_grad:
         raise GradientsNotKeptError(_why_unreachable(block))
     output.register_hook(_Arrives(kept, arrange))  # type: ignore[no-untyped-call]
+
+
+def follow_weights(weights: Tensor | None, kept: KeptGradients) -> None:
+    """Have `kept` told if a score reads the weights that a call returned.
+
+    Args:
+        weights: What it returned, or None.
+        kept: Who is told.
+    """
+    if weights is not None and weights.requires_grad:
+        weights.register_hook(_PassesBy(kept))  # type: ignore[no-untyped-call]
 
 
 def refuse_dropout(dropout: float, block: str) -> None:

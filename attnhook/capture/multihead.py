@@ -63,7 +63,10 @@ def multihead_operands(
 
 
 def multihead_outcome(
-    module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    module: nn.MultiheadAttention,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: tuple[Tensor, Tensor | None],
 ) -> Outcome:
     """The values of an `nn.MultiheadAttention` call, and how the gradient of its output becomes that of its hidden attention output O.
 
@@ -73,7 +76,7 @@ def multihead_outcome(
         module: The module, which has just run.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        output: The first thing that it returned.
+        output: What it returned: its output, and weights or None.
 
     Returns:
         The outcome, with values `(batch, heads, keys, head_dim)`.
@@ -91,7 +94,8 @@ def multihead_outcome(
         gradient = _batch_first(module, gradient)
         return _split(torch.matmul(gradient, out.to(gradient.dtype)), heads)
 
-    return Outcome(projected, output, module.dropout if module.training else 0.0, arrange)
+    attended, returned = output
+    return Outcome(projected, attended, module.dropout if module.training else 0.0, arrange, returned)
 
 
 def _batch_first(module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.following import KeptGradients, Outcome, follow, refuse_dropout, unseen_outcome
+from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unseen_outcome
 from attnhook.capture.forwards import CapturedCall, ForwardRecord
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands, multihead_outcome
@@ -102,7 +102,11 @@ class SiteRecorder:
             self.refused(error)
 
     def multihead(
-        self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        self,
+        module: nn.MultiheadAttention,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: tuple[Tensor, Tensor | None],
     ) -> None:
         """Keep what the plan asks for of a call of `nn.MultiheadAttention`, which has just run."""
         try:
@@ -134,6 +138,7 @@ class SiteRecorder:
         if wanted:
             refuse_dropout(outcome.dropout, name)
             follow(outcome.output, kept, arrange, name)
+            follow_weights(outcome.weights, kept)
         return kept
 
     def _explicit(self, weights: Tensor) -> KeptGradients:

@@ -19,8 +19,8 @@ BATCH, RATE, WARMUP = 32, 2e-3, 200
 def train(steps: int, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = build().train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
+    model = build(patch_drop_rate=0.25).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.3)
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
@@ -52,7 +52,7 @@ def accuracy(model: nn.Module, count: int = 1000) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -480,6 +480,27 @@ def test_dropout_behind_an_explicit_softmax_is_exact() -> None:
         assert torch.equal(block.gradient.dense(), weights.grad)
 
 
+def test_a_score_that_reads_returned_weights_is_not_half_followed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MultiheadAttention(16, 4, batch_first=True)).eval()
+    tokens = torch.randn(2, 5, 16)
+    with AttentionCapture(model, blocks="0", gradients=True) as capture:
+        output, weights = model[0](tokens, tokens, tokens)
+        output.sum().backward(retain_graph=True)
+        assert capture.maps[0].gradient.shape == (2, 4, 5, 5)
+        (output.sum() + weights[:, 0, 1].sum()).backward()
+    with pytest.raises(GradientsNotKeptError, match=r"is not whole.*Leave them out of the score"):
+        capture.maps[0].gradient  # noqa: B018
+
+
+def test_transforms_of_functions_are_refused() -> None:
+    model = CASES["vit"].build()
+    with AttentionCapture(model, gradients=True) as capture:
+        torch.func.grad(lambda pixels: model(pixels)[:, 0].sum())(images())
+    with pytest.raises(UnsupportedModelError, match=r"inside a transform of torch\.func"):
+        capture.maps  # noqa: B018
+
+
 # --- moving, saving ------------------------------------------------------------------------------------------------------------------------
 
 
