@@ -56,6 +56,13 @@ def test_one_corrupt_image_does_not_stop_the_others(spec, folder, capsys):
         assert picture.size == (60, 80)
 
 
+def test_rollout_needs_no_other_option(spec, folder):
+    assert main(["overlay", "cat.png", "--model", spec, "--out", "maps", "--method", "rollout"]) == 0
+    manifest = json.loads((folder / "maps/manifest.json").read_text())
+    assert manifest["settings"]["method"] == "rollout"
+    assert manifest["images"][0]["grid"] == [10, 10]
+
+
 def test_an_input_is_never_overwritten(spec, folder):
     photo().save("cat-attention.png")
     before = (folder / "cat-attention.png").read_bytes()

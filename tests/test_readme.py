@@ -52,7 +52,9 @@ def test_one_call(cat: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("words", ["received_attention(capture.maps, 1)", "class HomeMadeViT", "TraceableCapture"])
+@pytest.mark.parametrize(
+    "words", ["received_attention(capture.maps, 1)", "rollout(capture.maps", "class HomeMadeViT", "TraceableCapture"]
+)
 def test_the_other_examples(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = [block for block in BLOCKS if words in block]
     names: dict = {"__name__": "readme"}
@@ -62,9 +64,12 @@ def test_the_other_examples(words: str, capsys: pytest.CaptureFixture[str]) -> N
             assert line.partition("# ")[2] in capsys.readouterr().out
     if "received" in names:
         assert names["received"].shape == (1, 56, 56)
+    if "followed" in names:
+        assert names["followed"].shape == (2, 14, 14)
+        assert names["spread"].shape == (2, 3, 197)
     if "maps" in names:
         assert len(names["maps"]) == 12
 
 
 def test_every_block_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7

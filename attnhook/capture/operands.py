@@ -66,8 +66,8 @@ class Operands:
     def detached(self) -> "Operands":
         """The same operands without their autograd history: what may be kept. By reference, unless that kept the values' memory too."""
         mask = None if self.mask is None else self.mask.detach()
-        query, key = self.query.detach(), self.key.detach()
-        return Operands(_owning(query, key), _owning(key, query), self.scale, mask, self.causal)
+        query, key = _owning(self.query.detach(), self.key.detach())
+        return Operands(query, key, self.scale, mask, self.causal)
 
     def by_reference(self) -> "Operands":
         """The same operands without their autograd history, also where that keeps the values' memory: they are kept anyway."""
@@ -173,10 +173,20 @@ def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
     return weights.float()
 
 
-def _owning(tensor: Tensor, beside: Tensor) -> Tensor:
-    """The tensor, copied if it is a view of memory that holds more than it and `beside`: a fused projection's holds values too."""
-    storage = tensor.untyped_storage()
-    needed = tensor.numel() * tensor.element_size()
-    if storage.data_ptr() == beside.untyped_storage().data_ptr():
-        needed += beside.numel() * beside.element_size()
-    return tensor.clone(memory_format=torch.contiguous_format) if storage.nbytes() > needed else tensor
+def _owning(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, copied if they are views of memory that holds more than them: a fused projection's holds values too."""
+    if query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr():
+        if query.untyped_storage().nbytes() <= query.nbytes + key.nbytes:
+            return query, key
+        if query.shape == key.shape:
+            one, other = torch.stack((query, key)).unbind(
+                0
+            )  # one piece of memory: a heap of many small ones is larger than their sum
+            return one, other
+    return _compact(query), _compact(key)
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    if tensor.untyped_storage().nbytes() <= tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -118,8 +118,8 @@ class SoftmaxMatrix:
 
         Example:
             >>> q, k = torch.randn(2, 1, 2, 5, 4).unbind(0)
-            >>> SoftmaxMatrix(Operands(q, k)).left_multiply(torch.ones(1, 1, 1, 5)).sum()
-            tensor(10.0000)
+            >>> SoftmaxMatrix(Operands(q, k)).left_multiply(torch.ones(1, 1, 1, 5)).shape
+            torch.Size([1, 2, 1, 5])
         """
         batch, heads, queries, keys = self.shape
         self._check(r, "r", (batch, heads, None, queries), "(batch, heads or 1, rows, queries)")

@@ -176,7 +176,10 @@ def test_nothing_is_larger_than_the_budget(settings):
 def test_what_is_kept_owns_its_memory_unless_nothing_else_is_in_it():
     query, key, _ = torch.randn(1, 7, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
     kept = Operands(query, key).detached()
-    assert kept.query.untyped_storage().nbytes() == query.numel() * 4
+    assert kept.query.untyped_storage().nbytes() == (query.numel() + key.numel()) * 4  # without the values'
+    fewer = Operands(query, key[:, :1]).detached()
+    assert fewer.key.untyped_storage().nbytes() == key.numel() * 2
+    assert torch.equal(fewer.query, query)
     assert torch.equal(kept.key, key)
     pair = torch.randn(1, 7, 2, 2, 4).permute(2, 0, 3, 1, 4)
     assert Operands(pair[0], pair[1]).detached().query.data_ptr() == pair.data_ptr()
