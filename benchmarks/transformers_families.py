@@ -16,6 +16,7 @@ import torch
 import transformers
 import transformers_inputs as given
 from torch import nn
+from transformers_settings import DROPPED, SETTINGS
 
 _PIXELS = {"pixel_values", "pixel_values_videos", "flattened_patches", "image", "patch_embeds"}
 _WIDTH, _FEED_FORWARD, _HEADS, _SIDE, _PATCH = 96, 48, 4, 64, 8
@@ -98,7 +99,7 @@ def small_settings(settings: dict[str, Any]) -> dict[str, Any]:
         elif name in _STAGES and isinstance(value, list | tuple):
             small[name] = [min(2, stage) if isinstance(stage, int) else stage for stage in value]
         elif isinstance(value, list | tuple) and len(value) in old and len(value) > depth:
-            small[name] = list(value)[:depth]
+            small[name] = _shortened(list(value), depth)
         elif isinstance(value, list | tuple):
             small[name] = [_smaller(name, part, depth) for part in value] if name in _CAPS else value
         else:
@@ -108,7 +109,15 @@ def small_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
+def _shortened(values: list[Any], depth: int) -> list[Any]:
+    """The first settings of a list with one a layer, in which each kind of layer is left."""
+    kinds = [value for i, value in enumerate(values) if value not in values[:i]]
+    return (kinds + values)[:depth]
+
+
 def _smaller(name: str, value: Any, depth: int) -> Any:
+    if name == "initializer_range" and isinstance(value, float):
+        return max(value, 0.02)  # some are next to nothing, and attention then uniform
     if not isinstance(value, int) or isinstance(value, bool):
         return value
     if name in _CAPS:
@@ -124,7 +133,7 @@ def _smaller(name: str, value: Any, depth: int) -> Any:
 def configuration(kind: type[Any]) -> Any:
     """A small configuration of a model class."""
     config_class = kind.config_class
-    own = given.SETTINGS.get(kind.__name__, given.SETTINGS.get(config_class.__name__, {}))
+    own = SETTINGS.get(kind.__name__, SETTINGS.get(config_class.__name__, {}))
     return config_class(**_merged(small_settings(config_class().to_dict()), own))
 
 
@@ -133,18 +142,23 @@ def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     for name, value in more.items():
         inner = merged.get(name)
         merged[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return {name: value for name, value in merged.items() if value is not given.DROPPED}
+    return {name: value for name, value in merged.items() if value is not DROPPED}
 
 
-def build(kind: type[Any], implementation: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """A tiny model of a class, its weights random, and the first inputs that it runs on."""
+def bare(kind: type[Any]) -> nn.Module:
+    """A tiny model of a class, its weights random."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = configuration(kind)
         torch.manual_seed(0)
-        if implementation is not None:
-            config._attn_implementation = implementation
-        model = kind(config).eval()
+        return kind(configuration(kind)).eval()
+
+
+def build(kind: type[Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """A tiny model of a class, and the first inputs that it runs on."""
+    model = bare(kind)
+    config = model.config
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         problem: Exception | None = None
         for inputs in given.candidates(kind, config):
             try:

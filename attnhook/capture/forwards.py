@@ -77,13 +77,13 @@ class ScoreMemory:
     A piece for each, taken between the model's own large ones, would break up the heap and raise its peak by many times their size.
     """
 
-    __slots__ = ("_images", "_kind", "_piece", "_taken")
+    __slots__ = ("_images", "_kind", "_piece", "_taken", "_total")
 
     def __init__(self) -> None:
         self._kind: tuple[Any, ...] = ()
         self._piece = torch.empty(0)
         self._images: tuple[Tensor, ...] = ()
-        self._taken = 0
+        self._taken = self._total = 0  # of this piece, of all
 
     def take(self, query: Tensor, keys: int, count: int) -> PlainCall:
         """Memory for one call.
@@ -91,7 +91,7 @@ class ScoreMemory:
         Args:
             query: The wanted queries `(batch, heads, rows, head_dim)`.
             keys: Number of keys.
-            count: Calls of this kind to expect in a forward.
+            count: Calls to expect in a forward.
 
         Returns:
             The call, its scores of the query's dtype and device, with nothing in them yet.
@@ -101,9 +101,10 @@ class ScoreMemory:
         first = batch * self._taken
         if kind != self._kind or first == len(self._images):
             self._kind, self._taken, first = kind, 0, 0
-            self._piece = query.new_empty(count * batch, heads, rows, keys)
+            self._piece = query.new_empty(max(count - self._total, 1) * batch, heads, rows, keys)
             self._images = self._piece.unbind(0)
         self._taken += 1
+        self._total += 1
         return PlainCall(self._piece, self._images[first : first + batch], self._taken - 1)
 
 
@@ -153,6 +154,11 @@ class ForwardRecord:
     def is_empty(self) -> bool:
         """Whether no attention module ran."""
         return not (self.calls or self.ran or self.errors)
+
+    def drop_scores(self) -> None:
+        """Free what is not needed once the maps are made."""
+        self.calls.clear()
+        self.memory = ScoreMemory()
 
     def saw_tokens(self, tokens: SeenTokens) -> None:
         """Take over what the token module showed."""
@@ -220,7 +226,8 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
         calls = record.calls.get(site.name, [])
         if site.name in record.errors:
             raise record.errors[site.name]
-        if not calls and site.guessed and record.calls:
+        passed_by = site.optional and site.name not in record.ran
+        if not calls and record.calls and (site.guessed or passed_by):
             continue
         if not calls:
             raise BlockNotCapturedError(_why_missing(site, record, plan))

@@ -118,11 +118,18 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, *, few: 
         query = F.linear(query, weight_q, None if bias is None else bias[:width])
         query = _split(query, heads)
         if few and plain:
-            return query @ weight_k.view(heads, width // heads, -1), key.unsqueeze(1)
+            return _through(query, weight_k.view(heads, width // heads, -1)), key.unsqueeze(1)
         key = F.linear(key, weight_k, None if bias is None else bias[width : 2 * width])
         return query, _split(key, heads)
     finally:
         torch._C._set_grad_enabled(previous)
+
+
+def _through(query: Tensor, weights: Tensor) -> Tensor:
+    """Queries `(batch, heads, rows, head_dim)` times each head's `(head_dim, width)`: heads first, or `@` would copy the weights."""
+    batch, heads, rows, dim = query.shape
+    product = torch.bmm(query.transpose(0, 1).reshape(heads, batch * rows, dim), weights)
+    return product.view(heads, batch, rows, -1).transpose(0, 1)
 
 
 def _split(tokens: Tensor, heads: int) -> Tensor:

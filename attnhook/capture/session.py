@@ -203,7 +203,7 @@ class AttentionCapture:
     @property
     def _forwards(self) -> list[ForwardRecord]:
         """The records of forwards; the first record waits for attention modules that are called on their own."""
-        return [record for record in self._records if record.begun or not record.is_empty()]
+        return [r for r in self._records if r.begun or r.maps is not None or not r.is_empty()]
 
     def _grid_seen(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.listens():
@@ -248,7 +248,7 @@ class AttentionCapture:
                 raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
             if self._stack is None:
-                record.calls.clear()  # the scores are not needed beside the rows
+                record.drop_scores()
         return record.maps
 
     def _why_nothing(self) -> str:

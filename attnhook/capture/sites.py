@@ -126,6 +126,7 @@ class AttentionSite:
         tokens_of: Tells what its tokens are from a call; None where the model's own layout holds.
         seen_module: The module whose inputs `tokens_of` wants to see; None for none.
         holder: The module around it.
+        optional: Whether forwards may pass it by (a second encoder, a prompt): it is left out of a forward in which it did not run.
         guessed: Whether nothing but its code says that it attends: it is left out where it turns out to call no attention.
     """
 
@@ -140,6 +141,7 @@ class AttentionSite:
     tokens_of: Callable[[SeenCall], SiteTokens] | None = field(default=None, repr=False)
     seen_module: nn.Module | None = field(default=None, repr=False)
     holder: nn.Module | None = field(default=None, repr=False)
+    optional: bool = False
     guessed: bool = False
 
     @property

@@ -16,7 +16,7 @@ from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
 from attnhook.zoo._transformers_blocks import facts_of, not_tokens
-from attnhook.zoo._transformers_packed import packing_of, tokens_of_call, whole_images
+from attnhook.zoo._transformers_packed import packing_at, packing_of, tokens_of_call
 from attnhook.zoo._transformers_towers import (
     Tower,
     find_towers,
@@ -112,12 +112,13 @@ def _sites(model: nn.Module, outside: tuple[str, ...], tower: Tower | None) -> t
         elif "tokens_of" not in facts and (tower is None or not tower.holds(name)):
             facts |= _beyond(tower)
         elif "tokens_of" not in facts and packing is not None and tower is not None and special is not None:
-            number = next((int(part) for part in name[len(tower.name) :].split(".") if part.isdigit()), 0)
-            rule = partial(tokens_of_call, packing, special, whole=whole_images(tower, number))
+            own, whole = packing_at(packing, tower, name)
+            rule = partial(tokens_of_call, own, special, whole=whole)
             facts |= {"tokens_of": rule, "seen_module": tower.module}
         guessed = not isinstance(module, nn.MultiheadAttention) and not _names_in_forward(module) & _CALLS
         kernel = Kernel.MULTIHEAD if isinstance(module, nn.MultiheadAttention) else _kernel
-        sites.append(AttentionSite(name, module, kernel, guessed=guessed, **facts))
+        optional = facts.get("queries") is Queries.OTHER  # a second encoder, a prompt's
+        sites.append(AttentionSite(name, module, kernel, optional=optional, guessed=guessed, **facts))
     return tuple(sites)
 
 
@@ -161,7 +162,10 @@ def _names_in_forward(module: nn.Module) -> set[str]:
 
 def _kernel(module: Any) -> Kernel:
     implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if _INTERFACE not in _names_in_forward(module) or implementation in (None, "eager"):
+    names = _names_in_forward(module)
+    if _INTERFACE not in names or implementation in (None, "eager"):
+        return Kernel.OPEN
+    if "getattr" in names and "get_interface" not in names:  # which finds nothing there, and falls back to eager
         return Kernel.OPEN
     interface = inspect.unwrap(class_of(module).forward).__globals__[_INTERFACE]
     function = interface.get(implementation, None)

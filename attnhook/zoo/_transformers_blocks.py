@@ -3,19 +3,24 @@
 Only facts that cannot be seen from the call stand here; of a class that is missing, the model's own layout holds if it fits.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from attnhook.capture.adapters import class_of
+from attnhook.capture.layout import TokenLayout
 from attnhook.capture.sites import Arrangement, Queries, SeenCall, SiteTokens
 from attnhook.capture.windows import WindowLayout
+from attnhook.zoo._transformers_windows import layer_windows, window_order, windows_with_class_tokens
 from attnhook.zoo.stages import mask_units, pair, parents, shrunk, shrunk_grid, windows
 
 # Softmaxes that are not attention between tokens, and what they are.
 NOT_TOKENS = {
     "MobileViTV2LinearSelfAttention": "separable linear attention",
+    "PoolFormerPooling": "average pooling in the place of attention",
+    "FocalNetModulation": "focal modulation, which gathers context by convolutions and gates",
     "SwiftFormerEfficientAdditiveAttention": "additive attention, which pools to one global query",
     "SuperPointInterestPointDecoder": "a softmax over the pixels of a cell",
     "DFineIntegral": "a distribution over box edges",
@@ -54,6 +59,10 @@ def not_tokens(kind: str) -> str | None:
     """
     if kind.endswith(_DEFORMABLE):
         return "deformable attention, whose weights of sampled points come from the query alone"
+    if kind.endswith("MHAttentionMap"):
+        return (
+            "a map of where object queries look, normalised over all heads at once, with which no values are multiplied"
+        )
     if kind.endswith(("HungarianMatcher", "Loss")):
         return "a cost of the training loss"
     return NOT_TOKENS.get(kind)
@@ -72,8 +81,9 @@ def facts_of(model: nn.Module, name: str, module: nn.Module) -> Facts:
     """
     heads = next((h for a in _HEADS if isinstance(h := getattr(module, a, None), int)), 0)
     facts: Facts = {"arrangement": Arrangement.MERGED_OR_HEADS, "heads": heads} if heads else {}
-    rule = _RULES.get(class_of(module).__name__)
-    return facts if rule is None else facts | rule(model, name, module)
+    kind = class_of(module).__name__
+    rule = _RULES.get(kind) or next((rule for pattern, rule in _FAMILIES if pattern.fullmatch(kind)), None)
+    return facts | ((layer_windows(model, name) or {}) if rule is None else rule(model, name, module))
 
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
@@ -89,31 +99,28 @@ def _swin(model: nn.Module, name: str, module: Any) -> Facts:
     return {"queries": Queries.PATCHES, "tokens_of": windows(cut), "seen_module": layer}
 
 
-def _local(axis: int) -> Callable[[nn.Module, str, Any], Facts]:
-    """Windows of the layer around, whose input has height and width at `axis`."""
-
-    def rule(model: nn.Module, name: str, module: Any) -> Facts:
-        layer = next(holder for holder in parents(model, name) if hasattr(holder, "window_size"))
-
-        def cut(call: SeenCall) -> WindowLayout:
-            grid = (call.inputs[0][axis], call.inputs[0][axis + 1])
-            window = getattr(layer, "window_size", 0)
-            return WindowLayout.partition(grid, window=pair(window) if window else grid)
-
-        return {"queries": Queries.PATCHES, "tokens_of": windows(cut), "seen_module": layer}
-
-    return rule
-
-
 def _hiera(model: Any, name: str, module: Any) -> Facts:
-    encoder: Any = next(holder for holder in parents(model, name) if hasattr(holder, "schedule"))
+    holders: Any = parents(model, name)
+    encoder = next((holder for holder in holders if hasattr(holder, "schedule")), None)
+    facts = {"queries": Queries.PATCHES, "seen_module": module, "arrangement": Arrangement.HEADS_WINDOWS}
+    if encoder is None:
+        return _decoder(model, name, module) | {"arrangement": Arrangement.HEADS_WINDOWS}
+    if not any(hasattr(holder, "unroll_schedule") for holder in holders):
+        words = (
+            "its patches are not put in the order of mask units, which its blocks expect. Read `.rows` without a grid."
+        )
+        return {**facts, "tokens_of": lambda _: SiteTokens(words)}
     schedule, size = encoder.schedule[0]
+    stage = int(name.split("stages.")[1].split(".", maxsplit=1)[0])
+    rows, columns = encoder.schedule[max(stage - (module.query_stride > 1), 0)][1]
 
-    def cut(call: SeenCall) -> WindowLayout:
-        return mask_units(size, schedule, call.inputs[0][1], call)
+    def cut(call: SeenCall) -> WindowLayout | str:
+        tokens = call.inputs[0][1]
+        if tokens != rows * columns:
+            return f"{tokens} tokens are not the {rows}x{columns} of its stage: mask units are hidden. Read `.rows` without a grid."
+        return mask_units(size, schedule, tokens, call)
 
-    facts = {"queries": Queries.PATCHES, "tokens_of": windows(cut), "seen_module": module}
-    return {**facts, "arrangement": Arrangement.HEADS_WINDOWS}
+    return {**facts, "tokens_of": windows(cut)}
 
 
 def _shrunk(model: nn.Module, name: str, module: Any) -> Facts:
@@ -158,6 +165,72 @@ def _timesformer(model: Any, name: str, module: Any) -> Facts:
     return {"tokens_of": shrunk(1, 0)}  # each batch entry is one frame, with its copy of the class token
 
 
+def _detector(model: nn.Module, name: str, module: Any) -> Facts:
+    """Encoders of detectors see one feature map, row by row; decoders' object queries look at it, and at each other."""
+    if "decoder" not in name:
+        return _shrunk(model, name, module)
+    if not any(part in name.rpartition(".decoder.")[2] for part in ("encoder_attn", "cross_attn")):
+        return {"queries": Queries.OTHER, "tokens_of": lambda _: SiteTokens("the tokens are object queries.")}
+    of_keys = shrunk()
+    return {
+        "queries": Queries.OTHER,
+        "tokens_of": lambda call: SiteTokens(of_keys(call).keys, "the queries are object queries"),
+    }
+
+
+def _conv_attention(model: nn.Module, name: str, module: Any) -> Facts:
+    """Single-head attention between the positions of a feature map, amid convolutions."""
+    return {**_shrunk(model, name, module), "arrangement": Arrangement.SINGLE}
+
+
+def _videoprism(model: nn.Module, name: str, module: Any) -> Facts:
+    if "temporal_layers" in name:
+        words = "attention over time: each batch entry is one patch, its tokens are the frames."
+        return {"queries": Queries.PATCHES, "tokens_of": lambda _: SiteTokens(words)}
+    return {"tokens_of": _with_suffix(None)} if "spatial_layers" in name else {}
+
+
+def _with_suffix(cls: int | None) -> Callable[[SeenCall], SiteTokens]:
+    """Patches of one frame, and whatever the model puts behind them."""
+
+    def tokens_of(call: SeenCall) -> SiteTokens:
+        if call.grid is None:
+            return SiteTokens("the patch grid is not known: no patch embedding was seen in this forward.")
+        more = call.keys - call.grid[0] * call.grid[1] - (cls is not None)
+        if more < 0:
+            return SiteTokens(
+                f"{call.keys} tokens are fewer than the patches of a grid of {call.grid[0]}x{call.grid[1]}."
+            )
+        return SiteTokens(TokenLayout(call.grid, cls, suffix=more))
+
+    return tokens_of
+
+
+def _xclip(model: nn.Module, name: str, module: Any) -> Facts:
+    if "message_attn" in name:
+        return {
+            "queries": Queries.OTHER,
+            "tokens_of": lambda _: SiteTokens("messages of a clip's frames to each other."),
+        }
+    seen = "mit" not in name.split(".")
+    return {"tokens_of": _with_suffix(0)} if seen and "encoder.layers" in name else {}
+
+
+def _groupvit(model: nn.Module, name: str, module: Any) -> Facts:
+    if "stages.0.layers" in name:
+        return {"queries": Queries.PATCHES, "tokens_of": _with_suffix(None)}
+    if "stages.0.downsample" in name:
+        rule = shrunk()
+        return {
+            "queries": Queries.OTHER,
+            "tokens_of": lambda call: SiteTokens(rule(call).keys, "the queries are group tokens"),
+        }
+    return {
+        "queries": Queries.OTHER,
+        "tokens_of": lambda _: SiteTokens("the tokens are segments and group tokens, no patches."),
+    }
+
+
 def _decoder(model: nn.Module, name: str, module: Any) -> Facts:
     words = "tokens of a decoder: queries that are no patches, or keys of several feature maps."
     return {"queries": Queries.PATCHES, "tokens_of": lambda _: SiteTokens(words)}
@@ -171,11 +244,12 @@ _RULES: dict[str, Callable[[nn.Module, str, Any], Facts]] = {
     "MaskFormerSwinSelfAttention": _swin,
     "Swin2SRSelfAttention": _swin,
     "ClapAudioSelfAttention": _swin,
-    "SamVisionAttention": _local(1),
-    "SamVisionSdpaAttention": _local(1),
-    "SamHQVisionAttention": _local(1),
-    "SamHQVisionSdpaAttention": _local(1),
-    "VitDetAttention": _local(2),
+    "VitDetAttention": lambda model, name, _: layer_windows(model, name, axis=2) or {},
+    "LwDetrViTAttention": window_order,
+    "RfDetrDinov2Attention": windows_with_class_tokens,
+    "GroupViTAttention": _groupvit,
+    "VideoPrismAttention": _videoprism,
+    "XCLIPAttention": _xclip,
     "HieraMaskUnitAttention": _hiera,
     "SegformerAttention": _shrunk,
     "SegformerEfficientSelfAttention": _shrunk,
@@ -191,3 +265,12 @@ _RULES: dict[str, Callable[[nn.Module, str, Any], Facts]] = {
     "SamAttention": _decoder,
     "SamHQAttention": _decoder,
 }
+
+# Classes that many families copy, by their names.
+_FAMILIES: tuple[tuple[re.Pattern[str], Callable[[nn.Module, str, Any], Facts]], ...] = (
+    (
+        re.compile(r"(\w*Detr(V2)?|DFine|Deimv2|PPDocLayoutV\d|TableTransformer)(Decoder)?(Self|Cross)?Attention"),
+        _detector,
+    ),
+    (re.compile(r"\w+VQVAE(Encoder)?AttnBlock|\w+VisionTokenizerAttnBlock"), _conv_attention),
+)

@@ -38,6 +38,7 @@ class Packing:
         clips: Whether frames attend to each other.
         patch: Pixels along a patch's side, where sizes are given in pixels; 0 where they are given in patches.
         joined: Patches along a side of what the given grids count.
+        shrunk: Patches along a side of what is one token by now.
     """
 
     merge: int = 1
@@ -45,6 +46,7 @@ class Packing:
     clips: bool = False
     patch: int = 0
     joined: int = 1
+    shrunk: int = 1
 
 
 def packing_of(tower: Tower) -> Packing | None:
@@ -77,16 +79,32 @@ def packing_of(tower: Tower) -> Packing | None:
     )
 
 
-def whole_images(tower: Tower, number: int) -> bool:
-    """Whether a block of a tower with windows attends over whole images.
+def packing_at(packing: Packing, tower: Tower, name: str) -> tuple[Packing, bool]:
+    """How the patches of one block are ordered and cut.
 
     Args:
+        packing: How the tower packs.
         tower: The tower.
-        number: The block's number.
+        name: The block's path in the model.
 
     Returns:
-        True if so.
+        Its packing, and whether it attends over whole images and not within windows.
     """
+    inner = name[len(tower.name) :]
+    number = next((int(part) for part in inner.split(".") if part.isdigit()), 0)
+    merges_after = getattr(
+        tower.module.config, "insert_layer_id", None
+    )  # MiniCPM: windows attend, and become one token each
+    if merges_after is None:
+        return packing, _whole_images(tower, number)
+    side = int(tower.module.config.window_kernel_size[0])
+    if "merger" in inner:
+        return replace(packing, window=side), False
+    return (replace(packing, shrunk=side) if 0 <= merges_after < number else packing), True
+
+
+def _whole_images(tower: Tower, number: int) -> bool:
+    """Whether a block of a tower with windows attends over whole images."""
     config = tower.module.config
     whole = getattr(config, "fullatt_block_indexes", None)
     if whole is not None:
@@ -138,7 +156,8 @@ def _grids(inputs: Sequence[Any], packing: Packing) -> list[tuple[int, int, int]
         grids = [(1, *map(int, size)) if len(size) == 2 else tuple(map(int, size)) for size in sizes]
         if packing.patch:
             return [(1, rows // packing.patch, columns // packing.patch) for _, rows, columns in grids]
-        return [(frames, rows * packing.joined, columns * packing.joined) for frames, rows, columns in grids]
+        more, fewer = packing.joined, packing.shrunk
+        return [(frames, rows * more // fewer, columns * more // fewer) for frames, rows, columns in grids]
     if packing.patch:  # no sizes: all images fill the batch
         shape = next((value for value in inputs if isinstance(value, torch.Size) and len(value) == 4), None)
         return None if shape is None else [(1, shape[2] // packing.patch, shape[3] // packing.patch)] * shape[0]

@@ -93,11 +93,11 @@ def class_attention(prefix: int = 1) -> TokensOf:
     return tokens_of
 
 
-def windows(cut: Callable[[SeenCall], WindowLayout]) -> TokensOf:
+def windows(cut: Callable[[SeenCall], WindowLayout | str]) -> TokensOf:
     """Rule of a block that attends within windows.
 
     Args:
-        cut: Makes the layout from what was seen.
+        cut: Makes the layout from what was seen, or says why there is none.
 
     Returns:
         The rule: the layout, or the numbers where the keys do not fit it.
@@ -105,6 +105,8 @@ def windows(cut: Callable[[SeenCall], WindowLayout]) -> TokensOf:
 
     def tokens_of(call: SeenCall) -> SiteTokens:
         layout = cut(call)
+        if isinstance(layout, str):
+            return SiteTokens(layout)
         if layout.num_tokens != call.keys:
             return SiteTokens(f"{call.keys} keys do not fit {layout.describe()}, which hold {layout.num_tokens}.")
         return SiteTokens(layout)

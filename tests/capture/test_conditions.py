@@ -218,23 +218,30 @@ def test_a_part_of_the_model_still_shows_the_grid() -> None:
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["timm", "eager"])
 @pytest.mark.parametrize("how", ["wrapper", "model", "block"])
-def test_three_contexts_in_a_row_on_a_warm_compiled_model(how: str) -> None:
+def test_three_contexts_in_a_row_on_a_warm_compiled_model(how: str, kind: str) -> None:
     torch._dynamo.reset()
-    model = vit()
+    model = vit() if kind == "timm" else CASES["ViTModel"].build("eager")
     run = model
     if how == "wrapper":
         run = torch.compile(model, backend="eager")
     elif how == "model":
         model.compile(backend="eager")
     else:
-        model.blocks[0].compile(backend="eager")
+        next(m for m in model.modules() if isinstance(m, nn.ModuleList) or m is getattr(model, "blocks", None))[
+            0
+        ].compile(backend="eager")
     with torch.no_grad():
         run(images())
+        compiled = dict(torch._dynamo.utils.counters["stats"])
         for _ in range(3):
             with AttentionCapture(run) as capture:
                 run(images())
             assert len(capture.maps) == 2
+        assert (
+            dict(torch._dynamo.utils.counters["stats"]) == compiled
+        )  # what was compiled still stands, and nothing is compiled for us
 
 
 def test_results_die_with_clear_and_hold_no_graph() -> None:

@@ -96,6 +96,7 @@ def test_timm_inside_transformers() -> None:
     for kind in ("TimmWrapperModel", "TimmWrapperForImageClassification"):
         model = getattr(transformers, kind)(config).eval()
         check(model, lambda model=model: model(images(), return_dict=False), blocks=6)
+        assert set(AttentionCapture(model).block_names) <= {name for name, _ in model.named_modules()}
 
 
 def test_a_pipeline_of_transformers() -> None:
@@ -152,12 +153,14 @@ def test_flex_attention_is_refused_naming_the_kernel() -> None:
         model.set_attn_implementation("flex_attention")
     except (ValueError, ImportError) as error:
         pytest.skip(f"transformers refuses it here: {error}")
-    with warnings.catch_warnings(), torch.no_grad(), AttentionCapture(model) as capture:
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            model(images())
+            bare = model(images()).last_hidden_state
         except Exception as error:  # the kernel itself does not run on this machine
             pytest.skip(f"flex attention does not run here: {error}")
+        with AttentionCapture(model) as capture:
+            assert torch.equal(model(images()).last_hidden_state, bare)
     if not isinstance(seen := maps_or_error(capture), UnsupportedModelError):  # transformers 4 passes no mask
         reference = CASES["ViTModel"].build()
         with torch.no_grad(), AttentionCapture(reference) as expected:

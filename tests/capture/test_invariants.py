@@ -239,16 +239,22 @@ def test_gradients_are_the_same_bit_for_bit(name: str, rows: str) -> None:
 
 
 @each_model
-def test_dropout_draws_the_same_numbers_and_rows_are_those_before_it(name: str) -> None:
-    model, batch = BUILD[name](0.5).train(), photos(name)
+@pytest.mark.parametrize("rows", ["readout", "mean", "all"])
+def test_dropout_draws_the_same_numbers_and_rows_are_those_before_it(name: str, rows: str) -> None:
+    model, batch = BUILD[name](0.5), photos(name)
+    with AttentionCapture(model, rows=rows) as capture:
+        model(batch)
+    without = capture.maps[0].rows  # of the first block, which no dropout comes before
+    model.train()
     torch.manual_seed(7)
     bare = output_of(model, batch)
     after = torch.get_rng_state()
     torch.manual_seed(7)
-    with AttentionCapture(model, rows="all") as capture:
+    with AttentionCapture(model, rows=rows) as capture:
         watched = output_of(model, batch)
     assert torch.equal(bare, watched)
     assert torch.equal(torch.get_rng_state(), after)
+    torch.testing.assert_close(capture.maps[0].rows, without, atol=1e-6, rtol=0)
     for block in capture.maps:
         torch.testing.assert_close(block.rows.sum(-1), torch.ones(block.shape[:-1]), atol=1e-5, rtol=0)
 

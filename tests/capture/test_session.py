@@ -318,6 +318,28 @@ def test_the_caller_of_a_fused_kernel_is_found_on_the_call_stack() -> None:
         torch.testing.assert_close(block.rows, expected, atol=1e-6, rtol=0)
 
 
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, tokens):
+        return F.scaled_dot_product_attention(tokens, tokens, tokens, scale=self.scale)
+
+
+@pytest.mark.parametrize("rows", ["cls", "all"])
+@pytest.mark.parametrize("scale", [None, 0.0, 2.0])
+def test_the_scale_is_that_of_the_call(scale: float | None, rows: str) -> None:
+    block = Scaled(scale)
+    register_adapter(Scaled, lambda model: ModelAnatomy(sites=(AttentionSite("block", model, Kernel.SDPA),)))
+    tokens = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), AttentionCapture(block, rows=rows, layout=TokenLayout((2, 2))) as capture:
+        block(tokens)
+    expected = torch.softmax(tokens @ tokens.mT * (0.5 if scale is None else scale), dim=-1)
+    kept = capture.maps[0].rows
+    torch.testing.assert_close(kept, expected[:, :, : kept.shape[2]], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("rows", ["cls", "all"])
 def test_autocast_does_not_round_the_rows_of_a_single_image(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, truth = CASES["vit"].build(), []

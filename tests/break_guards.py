@@ -1,0 +1,321 @@
+"""Breaks one guard of the library at a time and sees that a test fails: proof that the tests hold what they claim.
+
+    python -m tests.break_guards            # all, a few minutes
+    python -m tests.break_guards 3 7        # the guards against these traps
+
+A copy of the tree is broken, never the tree itself. Exit status 1 if a broken guard went unnoticed, or its line is not there any more.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guard and what is left when it is broken.
+
+    Attributes:
+        trap: What it guards against, in words, its number in front.
+        file: In `attnhook/`.
+        line: The text that is replaced; it must stand there exactly once.
+        broken: What replaces it.
+        tests: What must fail, below `tests/`.
+    """
+
+    trap: str
+    file: str
+    line: str
+    broken: str
+    tests: str
+
+
+SESSION, CONDITIONS = "capture/test_session.py", "capture/test_conditions.py"
+INVARIANTS, ERRORS, DEPLOYMENTS = "capture/test_invariants.py", "capture/test_errors.py", "capture/test_deployments.py"
+GUARDS = (
+    Guard(
+        "1 compiled models run eagerly",
+        "capture/session.py",
+        "            _run_eagerly(self._compilable, stack, strict=self._strict)\n",
+        "",
+        f"{CONDITIONS}::test_three_contexts_in_a_row_on_a_warm_compiled_model",
+    ),
+    Guard(
+        "1 strict refuses a compiled model",
+        "capture/session.py",
+        "            if strict:",
+        "            if False:",
+        "capture/test_traceable.py::test_strict_refuses_a_compiled_model_and_leaves_nothing",
+    ),
+    Guard(
+        "2 hooks run after an exception",
+        "capture/session.py",
+        "with_kwargs=with_kwargs, always_call=True",
+        "with_kwargs=with_kwargs",
+        f"{INVARIANTS}::test_an_exception_closes_its_scope_before_the_context_ends",
+    ),
+    Guard(
+        "2 scopes close when the context does",
+        "capture/session.py",
+        "        scope.close()\n",
+        "        pass\n",
+        INVARIANTS,
+    ),
+    Guard(
+        "3 checkpointing repeats the forward in backward",
+        "capture/session.py",
+        "if _current_graph_task_id() != -1:",
+        "if False:",
+        f"{CONDITIONS}::test_gradient_checkpointing_records_each_block_once",
+    ),
+    Guard(
+        "4 autocast off around the rows",
+        "capture/softmax_matrix.py",
+        "if torch.is_autocast_enabled(self._device_type):",
+        "if False:",
+        f"{INVARIANTS} {SESSION} -k autocast or precision",
+    ),
+    Guard(
+        "5 rows own their bytes",
+        "capture/forwards.py",
+        "[rows[number].clone() for number in alike]",
+        "[rows[number] for number in alike]",
+        f"capture/test_families.py {SESSION}",
+    ),
+    Guard(
+        "6 copies of hooks are inert",
+        "capture/hooks.py",
+        "        return InertHook, ()",
+        "        return object.__reduce__(self)",
+        f"{CONDITIONS}::test_copies_made_inside_a_context_are_inert",
+    ),
+    Guard(
+        "7 only the entering thread is recorded",
+        "capture/session.py",
+        "if get_ident() != self._owner:",
+        "if False:",
+        f"{CONDITIONS} {SESSION} -k thread",
+    ),
+    Guard(
+        "8 nested captures both see",
+        "capture/interception.py",
+        "self.watches = (*self.watches, watch)",
+        "self.watches = (watch,)",
+        f"{CONDITIONS}::test_nested_captures_both_see_every_call_once",
+    ),
+    Guard(
+        "8 only the own handles are removed",
+        "capture/interception.py",
+        "tuple(other for other in self.watches if other is not watch)",
+        "()",
+        f"{CONDITIONS}::test_nested_captures_both_see_every_call_once",
+    ),
+    Guard(
+        "9 the grid is read at the patch embedding",
+        "capture/session.py",
+        "first = self._plan.model if anatomy.image_module is None else anatomy.image_module",
+        "first = self._plan.model",
+        f"{DEPLOYMENTS}::test_partial_forwards_of_timm_show_the_grid "
+        f"{CONDITIONS}::test_a_part_of_the_model_still_shows_the_grid",
+    ),
+    Guard(
+        "10 forwards are kept apart",
+        "capture/session.py",
+        "        record = ForwardRecord(begun=True)\n        self._begin(record)\n",
+        "        record = self._records[-1]\n        record.begun = True\n",
+        f"{CONDITIONS}::test_forwards_of_several_sizes_pausing_and_clearing",
+    ),
+    Guard(
+        "11 all calls of a module are kept",
+        "capture/forwards.py",
+        "for i, call in enumerate(calls)]",
+        "for i, call in enumerate(calls[-1:])]",
+        "zoo/test_timm_plain.py::test_two_softmaxes_a_block_are_both_kept_and_the_record_says_what_multiplies_values",
+    ),
+    Guard(
+        "12 tokens must fit the grid",
+        "capture/layout.py",
+        "        if num_tokens != self.num_tokens:",
+        "        if False:",
+        f"{ERRORS}::test_dropped_patches_leave_rows_and_no_grid capture/test_layout.py",
+    ),
+    Guard(
+        "12 shuffled patches go back",
+        "capture/layout.py",
+        "        if self.order is not None:\n            patches = self._unshuffle(patches)\n",
+        "",
+        f"{CONDITIONS}::test_maes_patches_stand_where_they_were_cut capture/test_layout.py",
+    ),
+    Guard(
+        "13 no class token is an error",
+        "capture/plan.py",
+        "if kind is Rows.CLS and anatomy.cls is None:",
+        "if False:",
+        f"{ERRORS}::test_rows_that_the_model_does_not_have",
+    ),
+    Guard(
+        "13 the readout follows the head",
+        "zoo/_timm.py",
+        'if has_class_token and pool in ("token", "", None):',
+        "if has_class_token:",
+        "capture/test_families.py zoo/test_timm_plain.py::test_class_tokens_rows_and_maps",
+    ),
+    Guard(
+        "14 shifts of windows are undone",
+        "zoo/_timm_blocks.py",
+        "shift=pair(block.shift_size))",
+        "shift=(0, 0))",
+        "zoo/test_timm_windows.py -k swin",
+    ),
+    Guard(
+        "15 channel attention is no attention between tokens",
+        "zoo/_timm.py",
+        "class_of(module).__name__ not in NOT_TOKENS and attends(module)",
+        "attends(module)",
+        "zoo/test_timm_plain.py::test_models_without_token_attention_say_what_they_do",
+    ),
+    Guard(
+        "16 the record says what multiplies the values",
+        "capture/forwards.py",
+        "    return BlockAttention(name, call.kernel, kept, tokens, site.queries, site.readout_rows, mixing=site.mixing)",
+        "    return BlockAttention(name, call.kernel, kept, tokens, site.queries, site.readout_rows)",
+        "zoo/test_timm_plain.py",
+    ),
+    Guard(
+        "17 rows are those before dropout",
+        "capture/recording.py",
+        "exact = chosen.to(torch.float64",
+        "exact = torch.nn.functional.dropout(chosen, 0.5).to(torch.float64",
+        f"{INVARIANTS}::test_dropout_draws_the_same_numbers_and_rows_are_those_before_it",
+    ),
+    Guard(
+        "18 the call's own scale",
+        "capture/recording.py",
+        "call.scale = width**-0.5 if scale is None else scale",
+        "call.scale = width**-0.5",
+        f"{SESSION}::test_the_scale_is_that_of_the_call",
+    ),
+    Guard(
+        "18 the call's own mask",
+        "capture/recording.py",
+        'if kwargs.get("attn_mask") is not None or',
+        "if",
+        "capture/test_families.py",
+    ),
+    Guard(
+        "19 names are those of the model inside DDP",
+        "capture/plan.py",
+        "        inner = model.module\n",
+        "        inner = None\n",
+        f"{DEPLOYMENTS} -k torchrun",
+    ),
+    Guard(
+        "19 DataParallel is refused",
+        "capture/plan.py",
+        "if isinstance(model, nn.DataParallel):",
+        "if False:",
+        f"{SESSION} {CONDITIONS} {ERRORS}",
+    ),
+    Guard(
+        "20 a timm model in transformers' clothes",
+        "zoo/_transformers.py",
+        'return inner.under("timm_model")',
+        "return inner",
+        f"{DEPLOYMENTS}::test_timm_inside_transformers",
+    ),
+    Guard(
+        "21 scripted models are refused",
+        "capture/plan.py",
+        "if isinstance(model, torch.jit.ScriptModule):",
+        "if False:",
+        f"{CONDITIONS}::test_models_without_python_hooks_are_refused_by_name",
+    ),
+    Guard(
+        "21 exported models are refused",
+        "capture/plan.py",
+        "if isinstance(model, torch.fx.GraphModule):",
+        "if False:",
+        f"{DEPLOYMENTS}::test_exported_models_are_refused_by_name",
+    ),
+    Guard(
+        "22 no graph hangs on what is kept",
+        "capture/softmax_matrix.py",
+        "return Operands(self.query.detach(), self.key.detach(), self.scale, mask, self.causal)",
+        "return Operands(self.query, self.key, self.scale, mask, self.causal)",
+        f"{CONDITIONS}::test_results_die_with_clear_and_hold_no_graph",
+    ),
+    Guard(
+        "22 clear forgets",
+        "capture/session.py",
+        "        self._records.clear()\n",
+        "",
+        f"{CONDITIONS} -k clear",
+    ),
+    Guard(
+        "23 an unseen kernel is checked",
+        "capture/interfaces.py",
+        "if got.shape != expected.shape or not",
+        "if False and not",
+        f"{CONDITIONS}::test_a_registered_function_that_is_no_softmax_is_refused",
+    ),
+    Guard(
+        "23 flex attention's masks are refused",
+        "capture/interfaces.py",
+        "if mask is not None and not isinstance(mask, Tensor):",
+        "if False:",
+        f"{DEPLOYMENTS}::test_flex_attention_is_refused_naming_the_kernel",
+    ),
+    Guard(
+        "vmap is refused",
+        "capture/recording.py",
+        "    if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):",
+        "    if False:",
+        f"{CONDITIONS}::test_vmap_is_refused_and_does_not_disturb_the_forward",
+    ),
+)
+
+
+def notices(guard: Guard, tree: Path) -> str:
+    """Whether the tests of a guard fail without it: `"noticed"`, or what went wrong."""
+    file = tree / "attnhook" / guard.file
+    text = file.read_text()
+    if text.count(guard.line) != 1:
+        return f"STALE: its line stands {text.count(guard.line)} times in {guard.file}"
+    names, _, chosen = guard.tests.partition(" -k ")
+    tests = [f"tests/{name}" for name in names.split()] + (["-k", chosen] if chosen else [])
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *tests]
+    file.write_text(text.replace(guard.line, guard.broken))
+    try:
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    finally:
+        file.write_text(text)
+    return {0: "UNNOTICED", 1: "noticed"}.get(done.returncode, f"NOT RUN: {done.stdout[-300:]}{done.stderr[-300:]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("traps", nargs="*", help="numbers of traps (default: all)")
+    wanted = parser.parse_args().traps
+    failures = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in ("attnhook", "tests", "benchmarks", "pyproject.toml", "README.md"):
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, tree / name)
+        for guard in GUARDS:
+            if not wanted or guard.trap.partition(" ")[0] in wanted:
+                outcome = notices(guard, tree)
+                failures += outcome != "noticed"
+                print(f"{guard.trap:60} {outcome}", flush=True)
+    print(f"{failures} of them unnoticed")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
