@@ -15,11 +15,13 @@ HOMES = {
     "attnhook.imaging.animations": ("overlay_video",),
     "attnhook.zoo.loading": ("VisionModel", "load"),
     "attnhook.attribution.methods": ("METHODS",),
+    "attnhook.attribution.gradients": ("gradient_attention", "gradient_rollout", "legrad"),
     "attnhook.attribution.masks": ("attention_mask",),
     "attnhook.attribution.raw_maps": ("raw_attention",),
     "attnhook.attribution.received": ("received_attention",),
     "attnhook.attribution.rollouts": ("rollout",),
     "attnhook.attribution.statistics": ("attention_statistics",),
+    "attnhook.attribution.value_weights": ("value_weighted_attention",),
     "attnhook.workflows.inspection": ("ModelDescription", "describe"),
     "attnhook.workflows.verification": ("VerificationReport", "verify"),
     "attnhook.workflows.pictures": (
