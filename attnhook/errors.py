@@ -46,6 +46,10 @@ class GradientsNotKeptError(AttnhookError, ValueError):
     """A result needs values or gradients that this capture did not keep (`gradients=True`), or no backward has run."""
 
 
+class TargetError(AttnhookError, ValueError):
+    """A class was named that the model does not tell apart, or the model tells no classes apart."""
+
+
 class ScoreError(AttnhookError, ValueError):
     """A map cannot be scored: its shape, its values or its mask do not allow it."""
 

@@ -76,7 +76,7 @@ GUARDS = (
     ),
     Guard(
         "4 autocast off around the rows",
-        "capture/softmax_matrix.py",
+        "capture/operands.py",
         "if torch.is_autocast_enabled(self._device_type):",
         "if False:",
         f"{INVARIANTS} {SESSION} -k autocast or precision",
@@ -245,9 +245,9 @@ GUARDS = (
     ),
     Guard(
         "22 no graph hangs on what is kept",
-        "capture/softmax_matrix.py",
-        "return Operands(self.query.detach(), self.key.detach(), self.scale, mask, self.causal)",
-        "return Operands(self.query, self.key, self.scale, mask, self.causal)",
+        "capture/operands.py",
+        "query, key = _owning(self.query.detach(), self.key.detach())",
+        "query, key = _owning(self.query, self.key)",
         f"{CONDITIONS}::test_results_die_with_clear_and_hold_no_graph",
     ),
     Guard(

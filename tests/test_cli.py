@@ -79,6 +79,17 @@ def test_options_reach_the_map(spec, options):
     assert main(["overlay", "cat.png", "--model", spec, *options]) == 0
 
 
+@pytest.mark.parametrize("target", ["281", "tabby"])
+@pytest.mark.parametrize("method", ["gradient_rollout", "gradient_attention", "legrad"])
+def test_a_class_reaches_the_map(spec, folder, method, target):
+    assert main(["overlay", "cat.png", "--model", spec, "--method", method, "--target", target, "--out", "maps"]) == 0
+    manifest = json.loads((folder / "maps/manifest.json").read_text())
+    (entry,) = manifest["images"]
+    assert "tabby" in str(entry["target"])
+    assert entry["outside"] is None
+    assert manifest["settings"]["target"] == (281 if target == "281" else target)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -90,6 +101,11 @@ def test_options_reach_the_map(spec, options):
         ["--scale", "2,1"],
         ["--method", "grad_cam"],
         ["--rows", "pool"],
+        ["--target", "281"],
+        ["--method", "gradient_rollout", "--target", "9999"],
+        ["--method", "gradient_rollout", "--target", "no such class"],
+        ["--method", "legrad", "--scale", "uniform"],
+        ["--method", "legrad", "--heads", "max"],
     ],
     ids=" ".join,
 )

@@ -55,7 +55,14 @@ def test_one_call(cat: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "words", ["received_attention(capture.maps, 1)", "rollout(capture.maps", "class HomeMadeViT", "TraceableCapture"]
+    "words",
+    [
+        "received_attention(capture.maps, 1)",
+        "followed = rollout(",
+        "gradient_rollout(",
+        "class HomeMadeViT",
+        "TraceableCapture",
+    ],
 )
 def test_the_other_examples(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = [block for block in BLOCKS if words in block]
@@ -71,6 +78,8 @@ def test_the_other_examples(words: str, capsys: pytest.CaptureFixture[str]) -> N
         assert names["spread"].shape == (2, 3, 197)
     if "maps" in names:
         assert len(names["maps"]) == 12
+    if "relevance" in names:
+        assert names["relevance"].shape == (1, 14, 14)
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -83,4 +92,4 @@ def test_while_training(cat: Path) -> None:
 
 
 def test_every_block_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 9

@@ -7,9 +7,10 @@ depends on its value vector and on every other block.
 import torch
 from torch import Tensor
 
+from attnhook.attribution.readouts import readout_queries
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import Queries
-from attnhook.errors import NoReadoutError, RowsNotKeptError
+from attnhook.errors import RowsNotKeptError
 from attnhook.options import HeadFusion, HeadsOption, Rows, choose
 
 
@@ -74,16 +75,9 @@ def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None =
 
 
 def _readout_of_matrix(maps: AttentionMaps, block: BlockAttention) -> Tensor:
-    readout = maps.readout
-    if block.queries in (Queries.POOL, Queries.CLASS):
-        return block.matrix.rows(block.readout_rows or slice(None))
-    if readout.rows is Rows.CLS:
-        return block.matrix.rows([block.layout.class_token()])
-    if readout.rows is Rows.MEAN:
-        return block.matrix.mean_rows(block.layout.patch_tokens)
-    raise NoReadoutError(
-        f"block {block.name!r} has no readout row: {readout.reason}. Take the pooling block, give row=, or capture with rows='cls' or 'mean'."
-    )
+    queries = readout_queries(maps, block)
+    mean = maps.readout.rows is Rows.MEAN and block.queries not in (Queries.POOL, Queries.CLASS)
+    return block.matrix.mean_rows(queries) if mean else block.matrix.rows(queries)
 
 
 def fuse_heads(maps: Tensor, heads: HeadsOption) -> Tensor:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from attnhook.attribution.discarding import Discard
 from attnhook.attribution.raw_maps import fuse_heads
+from attnhook.attribution.readouts import check_whole_matrices, common_layout, first_row, followed_blocks
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix, quiet_arithmetic
-from attnhook.errors import NoReadoutError, RowsNotKeptError, TokenLayoutError, UnsupportedModelError
-from attnhook.options import HeadFusion, HeadsOption, Rows, choose
+from attnhook.options import HeadFusion, HeadsOption, choose
 
 
 def rollout(
@@ -74,8 +73,8 @@ def rollout(
         torch.Size([2, 14, 14])
     """
     fusion = _checked(maps, heads, residual, discard)
-    blocks = _followed(maps, start)
-    layout = _common_layout(blocks)
+    blocks = followed_blocks(maps, "rollout", start)
+    layout = common_layout(blocks, "rollout")
     with quiet_arithmetic(blocks[-1].matrix.device.type):
         weights = _Weights(fusion, residual, Discard(discard, layout))
         return layout.patches(_rolled(maps, blocks, layout, heads, weights)).float()
@@ -85,7 +84,7 @@ def _rolled(
     maps: AttentionMaps, blocks: list[BlockAttention], layout: TokenLayout, heads: HeadsOption, weights: "_Weights"
 ) -> Tensor:
     """The readout's row times every block's W, from the last to the first: `(batch, tokens)` float64."""
-    row, token = _readout(maps, blocks[-1], layout, heads)
+    row, token = first_row(maps, blocks[-1], layout, lambda pooling: _pooled_row(pooling, heads), "rollout")
     for block in reversed(blocks):
         matrix = block.matrix.head(heads) if isinstance(heads, int) else block.matrix
         row, token = _through(matrix, row, token, weights), None
@@ -110,94 +109,12 @@ def _checked(maps: AttentionMaps, heads: HeadsOption, residual: float, discard: 
         raise ValueError(f"rollout cannot weigh the residual: expected 0 <= residual <= 1, got {residual}.")
     if not 0 <= discard < 1:
         raise ValueError(f"rollout cannot discard: expected a fraction, 0 <= discard < 1, got {discard}.")
-    if maps.rows is not Rows.ALL:
-        kept = maps.rows.value if isinstance(maps.rows, Rows) else list(maps.rows)
-        raise RowsNotKeptError(
-            f"rollout needs whole matrices: expected a capture with rows='all', got rows={kept!r}. Capture with rows='all'."
-        )
+    check_whole_matrices(maps, "rollout")
     return HeadFusion.MEAN if isinstance(heads, int) else choose(HeadFusion, heads, "heads")
 
 
-def _followed(maps: AttentionMaps, start: int | str) -> list[BlockAttention]:
-    """The blocks of tokens from `start` on, poolings left out."""
-    first = maps.block_names.index(maps[start].name)
-    blocks = [block for block in maps[first:] if not block.pooling]
-    if not blocks:
-        raise NoReadoutError(
-            f"rollout from start={start!r} follows no block: expected attention between tokens, got a pooling alone. Start earlier."
-        )
-    return blocks
-
-
-def _common_layout(blocks: list[BlockAttention]) -> TokenLayout:
-    """The one layout of the tokens of all blocks; raises an error that names the block which has another or none."""
-    last = blocks[-1]
-    for block in blocks:
-        _check_mixing(block)
-        layout, (_, _, queries, keys) = block.layout, block.shape
-        between_tokens = block.queries in (Queries.TOKENS, Queries.PATCHES) and queries == keys
-        if not isinstance(layout, TokenLayout) or not between_tokens or block.query_token_layout is not None:
-            words = layout.describe()
-            raise TokenLayoutError(
-                f"rollout cannot follow block {block.name!r}: expected attention of all tokens to all tokens, got {queries} queries by "
-                f"{keys} keys ({block.queries} to {words}). Use raw_attention or received_attention on one block."
-            )
-        if layout != last.layout:
-            raise TokenLayoutError(
-                f"rollout cannot follow block {block.name!r}: expected the tokens of {last.name!r}, {last.layout.describe()}, "
-                f"got {layout.describe()}. Capture blocks of one token sequence with blocks=."
-            )
-    if not isinstance(last.layout, TokenLayout):  # for the type checker: the loop has refused it
-        raise TokenLayoutError(f"rollout cannot follow block {last.name!r}.")
-    return last.layout
-
-
-def _check_mixing(block: BlockAttention) -> None:
-    if block.mixing:
-        raise UnsupportedModelError(
-            f"rollout cannot follow block {block.name!r}: expected values multiplied by softmax rows, but what multiplies them is not: "
-            f"{block.mixing}. Look at its rows one by one with raw_attention."
-        )
-
-
-def _readout(
-    maps: AttentionMaps, last: BlockAttention, layout: TokenLayout, heads: HeadsOption
-) -> tuple[Tensor, int | None]:
-    """The readout as a row over the tokens, `(batch, tokens)` float64, and which token it is where it is one."""
-    batch, _, tokens, _ = last.shape
-    row = torch.zeros(batch, tokens, dtype=torch.float64, device=last.matrix.device)
-    kind = maps.readout.rows
-    if kind is Rows.CLS:
-        row[:, layout.class_token()] = 1.0
-        return row, layout.class_token()
-    if kind is Rows.MEAN:
-        row[:, layout.patch_tokens] = 1.0 / layout.num_patch_tokens
-        return row, None
-    if kind is not Rows.POOL:
-        raise NoReadoutError(
-            f"rollout has no readout to start from: {maps.readout.reason}. Expected a class token, an attention pooling or a mean over patches. "
-            "Use received_attention on one block."
-        )
-    pooled = _pooled_row(maps, heads)
-    if pooled.shape[1] not in (tokens, layout.num_patch_tokens):
-        raise TokenLayoutError(
-            f"rollout cannot start at the attention pooling: expected it to read the {tokens} tokens of {last.name!r} or its "
-            f"{layout.num_patch_tokens} patches, got {pooled.shape[1]} keys. Use raw_attention on the pooling."
-        )
-    row[:, layout.patch_tokens if pooled.shape[1] == layout.num_patch_tokens else slice(None)] = pooled
-    return row, None
-
-
-def _pooled_row(maps: AttentionMaps, heads: HeadsOption) -> Tensor:
+def _pooled_row(pooling: BlockAttention, heads: HeadsOption) -> Tensor:
     """The pooling's row over the tokens that it reads, `(batch, keys)` float64, summing to 1."""
-    poolings = [block for block in maps if block.pooling]
-    if not poolings:
-        raise NoReadoutError(
-            f"rollout starts at the attention pooling ({maps.readout.reason}): expected it among the captured blocks, got "
-            f"{', '.join(maps.block_names)}. Capture all blocks, or add the pooling to blocks=."
-        )
-    pooling = poolings[-1]
-    _check_mixing(pooling)
     rows = pooling.matrix.rows(pooling.readout_rows or slice(None)).double()
     fused = fuse_heads(rows, heads).mean(dim=1)
     return fused / fused.sum(dim=-1, keepdim=True)

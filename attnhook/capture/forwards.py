@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import SeenTokens
+from attnhook.capture.following import KeptGradients
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.plan import CapturePlan
@@ -23,7 +24,7 @@ from attnhook.options import Size
 
 @dataclass(slots=True, eq=False)
 class CapturedCall:
-    """One attention call: scores of the chosen rows, finished rows, or the implicit matrix; what its tokens are, where they have their own."""
+    """One attention call: scores, finished rows, or the implicit matrix; its own tokens; what is kept of values and gradients."""
 
     kernel: str
     scores: Tensor | None = None
@@ -31,6 +32,7 @@ class CapturedCall:
     matrix: SoftmaxMatrix | None = None
     masked: bool = False
     tokens: SiteTokens | None = None
+    beside: KeptGradients | None = None
 
     def finished(self) -> Tensor | SoftmaxMatrix:
         """The softmax rows, `(batch, heads, queries, keys)` float32, or the matrix."""
@@ -56,6 +58,7 @@ class PlainCall:
 
     kernel = "scaled_dot_product_attention"
     tokens = None
+    beside = None
 
     def __init__(self, piece: Tensor, images: tuple[Tensor, ...], number: int) -> None:
         self.piece = piece
@@ -75,6 +78,7 @@ class MeasuredCall:
     kernel: str
     value: Any
     tokens: SiteTokens | None = None
+    beside: KeptGradients | None = None
 
     def finished(self) -> Tensor:
         """Refuse: no row was kept."""
@@ -306,12 +310,29 @@ def make_block(  # noqa: PLR0917 (what one call is, in one order)
     if call.tokens is not None:
         own = call.tokens
         return BlockAttention(
-            name, call.kernel, kept, own.keys, site.queries, site.readout_rows, own.queries, mixing=site.mixing
+            name,
+            call.kernel,
+            kept,
+            own.keys,
+            site.queries,
+            site.readout_rows,
+            own.queries,
+            site.mixing,
+            call.beside,
         )
     tokens = fitting.get((keys, site.queries))
     if tokens is None:
         tokens = fitting[keys, site.queries] = _layout_of_block(layout, keys, site, name)
-    return BlockAttention(name, call.kernel, kept, tokens, site.queries, site.readout_rows, mixing=site.mixing)
+    return BlockAttention(
+        name,
+        call.kernel,
+        kept,
+        tokens,
+        site.queries,
+        site.readout_rows,
+        mixing=site.mixing,
+        kept_gradients=call.beside,
+    )
 
 
 def _layout_of_block(

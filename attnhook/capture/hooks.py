@@ -93,7 +93,7 @@ class ReadsMultihead(_Hook):
         if self._listens():
             self._recorder.record.ran.add(self._recorder.site.name)
             if output is not None and isinstance(module, nn.MultiheadAttention):
-                self._recorder.multihead(module, args, kwargs)
+                self._recorder.multihead(module, args, kwargs, output)
 
 
 class InertHook:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from attnhook.capture.following import Outcome
 from attnhook.capture.softmax_matrix import Operands
 from attnhook.errors import AttnhookError, UnsupportedModelError
 
@@ -32,8 +33,8 @@ from attnhook.errors import AttnhookError, UnsupportedModelError
 class Listener(Protocol):
     """What is told about attention calls. All arguments by reference; the listener copies what it keeps."""
 
-    def operands(self, call: Operands, kernel: str) -> None:
-        """An attention call with these operands ran."""
+    def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
+        """An attention call with these operands ran, and this came out, where that was seen."""
 
     def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A call with these arguments of scaled_dot_product_attention ran; False if it is to be told as operands instead."""
@@ -42,7 +43,7 @@ class Listener(Protocol):
         """An attention call ran that cannot be recorded; the forward goes on, and reading the maps raises this."""
 
     def logits(self, scores: Tensor, weights: Tensor) -> None:
-        """A softmax over the last dimension of `scores`, `(..., queries, keys)`, gave `weights`."""
+        """A softmax over the last dimension of `scores`, `(..., queries, keys)`, gave `weights`, which are still in the autograd graph."""
 
 
 class Scope(Protocol):
@@ -91,13 +92,26 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
     return Operands(query, key, scale, attn_mask, is_causal)
 
 
-def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
     try:
         call = sdpa_operands(*args, **kwargs)
     except UnsupportedModelError as error:
         listener.refused(error)
     else:
-        listener.operands(call, "scaled_dot_product_attention")
+        listener.operands(call, "scaled_dot_product_attention", _outcome(output, *args, **kwargs))
+
+
+def _outcome(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *_: Any,
+    **__: Any,
+) -> Outcome:
+    return Outcome(value, output, dropout_p)
 
 
 # --- functions that are called through an attribute of torch ------------------------------------------------------------------------------
@@ -186,7 +200,7 @@ SDPA = WatchedFunction(F, "scaled_dot_product_attention")
 def tell_fused(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Tell a listener of a call of `scaled_dot_product_attention`."""
     if not listener.plain(args, kwargs):
-        _report(listener, args, kwargs)
+        _report(listener, args, kwargs, output)
 
 
 # --- anything else: a function mode -------------------------------------------------------------------------------------------------------
@@ -207,14 +221,14 @@ class _WatchMode(TorchFunctionMode):
         if func is _BUILTIN_SDPA or func in _SOFTMAXES:
             with torch._C.DisableTorchFunction():  # an outer capture's mode must not see our own softmax
                 if func is _BUILTIN_SDPA:
-                    _report(self.listener, args, kwargs or {})
+                    _report(self.listener, args, kwargs or {}, result)
                 else:
                     self._softmax(result, *args, **(kwargs or {}))
         return result
 
     def _softmax(self, weights: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
         if weights.dim() >= 3 and dim in (-1, weights.dim() - 1):
-            self.listener.logits(input.detach(), weights.detach())
+            self.listener.logits(input.detach(), weights)
 
 
 class OpenScope:

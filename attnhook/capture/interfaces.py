@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import class_of
+from attnhook.capture.following import Outcome
 from attnhook.capture.interception import Listener, OpenScope, lock
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
 from attnhook.errors import AttnhookError, UnsupportedModelError
@@ -42,10 +43,10 @@ class InterfaceScope:
         """No call of an open scope is plain."""
         return False
 
-    def operands(self, call: Operands, kernel: str) -> None:
+    def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
         """Pass it on, and remember that something was seen."""
         self._seen += 1
-        self._listener.operands(call, kernel)
+        self._listener.operands(call, kernel, outcome)
 
     def refused(self, error: AttnhookError) -> None:
         """Pass it on, and remember that something was seen."""
@@ -112,7 +113,7 @@ class InterfaceScope:
         except UnsupportedModelError as error:
             self.refused(error)
         else:
-            self._listener.operands(call, self._name)
+            self._listener.operands(call, self._name, Outcome(value, output, arrange=_heads_first))
 
 
 _wrapped: dict[tuple[int, str], tuple[int, Any]] = {}  # open scopes on all threads, what the mapping held before
@@ -159,6 +160,11 @@ def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str,
             else bias + mask
         )
     return Operands(query, key, kwargs.get("scaling"), mask, bool(kwargs.get("is_causal", False)))
+
+
+def _heads_first(tensor: Tensor) -> Tensor:
+    """From what registered functions give, `(batch, queries, heads, value_dim)`."""
+    return tensor.transpose(1, 2)
 
 
 def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: str, dropout: float) -> None:

@@ -10,8 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnhook.capture.following import Outcome
 from attnhook.capture.softmax_matrix import Operands
 from attnhook.errors import UnsupportedModelError
+
+_ARGUMENTS = (
+    "query",
+    "key",
+    "value",
+    "key_padding_mask",
+    "need_weights",
+    "attn_mask",
+    "average_attn_weights",
+    "is_causal",
+)
 
 
 def multihead_operands(
@@ -38,29 +50,58 @@ def multihead_operands(
         raise UnsupportedModelError(
             "nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are no tokens."
         )
-    names = (
-        "query",
-        "key",
-        "value",
-        "key_padding_mask",
-        "need_weights",
-        "attn_mask",
-        "average_attn_weights",
-        "is_causal",
-    )
-    call = {**dict(zip(names, args, strict=False)), **kwargs}
+    call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     query, key = call["query"], call["key"]
     mask = _multihead_mask(module, call, key)
-    if query.dim() == 2:
-        query, key = query.unsqueeze(0), key.unsqueeze(0)
-    elif not module.batch_first:
-        query, key = query.transpose(0, 1), key.transpose(0, 1)
+    query, key = _batch_first(module, query), _batch_first(module, key)
     chosen = slice(None) if rows is None else rows
     query, key = query.detach()[:, chosen], key.detach()
     if mask is not None and mask.shape[-2] > 1:
         mask = mask[..., chosen, :]
     query, key = _project(module, query, key, few=rows is not None)
     return Operands(query, key, (module.embed_dim // module.num_heads) ** -0.5, mask)
+
+
+def multihead_outcome(
+    module: nn.MultiheadAttention,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: tuple[Tensor, Tensor | None],
+) -> Outcome:
+    """The values of an `nn.MultiheadAttention` call, and how the gradient of its output becomes that of its hidden attention output O.
+
+    The module gives O W^T + b with its output projection W, so the gradient of O is that of its output times W.
+
+    Args:
+        module: The module, which has just run.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        output: What it returned: its output, and weights or None.
+
+    Returns:
+        The outcome, with values `(batch, heads, keys, head_dim)`.
+    """
+    call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+    value = _batch_first(module, call["value"].detach())
+    width, heads = module.embed_dim, module.num_heads
+    weight = module.in_proj_weight[2 * width :] if module._qkv_same_embed_dim else module.v_proj_weight
+    with torch.no_grad():
+        bias = None if module.in_proj_bias is None else module.in_proj_bias[2 * width :]
+        projected = _split(F.linear(value, weight, bias), heads)
+    out = module.out_proj.weight.detach()
+
+    def arrange(gradient: Tensor) -> Tensor:
+        gradient = _batch_first(module, gradient)
+        return _split(torch.matmul(gradient, out.to(gradient.dtype)), heads)
+
+    attended, returned = output
+    return Outcome(projected, attended, module.dropout if module.training else 0.0, arrange, returned)
+
+
+def _batch_first(module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
+    if tokens.dim() == 2:
+        return tokens.unsqueeze(0)
+    return tokens if module.batch_first else tokens.transpose(0, 1)
 
 
 def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, *, few: bool) -> tuple[Tensor, Tensor]:
@@ -93,7 +134,7 @@ def _through(query: Tensor, weights: Tensor) -> Tensor:
 
 def _split(tokens: Tensor, heads: int) -> Tensor:
     batch, length, width = tokens.shape
-    return tokens.view(batch, length, heads, width // heads).transpose(1, 2)
+    return tokens.reshape(batch, length, heads, width // heads).transpose(1, 2)
 
 
 def _multihead_mask(module: nn.MultiheadAttention, call: dict[str, Any], key: Tensor) -> Tensor | None:

@@ -69,6 +69,11 @@ class Operands:
         query, key = _owning(self.query.detach(), self.key.detach())
         return Operands(query, key, self.scale, mask, self.causal)
 
+    def by_reference(self) -> "Operands":
+        """The same operands without their autograd history, also where that keeps the values' memory: they are kept anyway."""
+        mask = None if self.mask is None else self.mask.detach()
+        return Operands(self.query.detach(), self.key.detach(), self.scale, mask, self.causal)
+
     def image(self, index: int) -> "Operands":
         """Those of one image, with a batch of one, by reference."""
         one = slice(index, index + 1)

@@ -25,6 +25,8 @@ class CapturePlan:
         sites: The chosen attention modules.
         rows: Which rows, `READOUT` resolved to what the head reads.
         layout: The user's layout, or None to read the grid off each forward.
+        gradients: Whether backwards are followed.
+        values: Whether values are kept; always with `gradients`.
     """
 
     model: nn.Module
@@ -32,6 +34,8 @@ class CapturePlan:
     sites: tuple[AttentionSite, ...]
     rows: RowsChoice
     layout: TokenLayout | None
+    gradients: bool = False
+    values: bool = False
 
 
 def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: TokenLayout | None) -> CapturePlan:

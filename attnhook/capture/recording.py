@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import Readout
+from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unseen_outcome
 from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, call_name, make_block
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.multihead import multihead_operands
+from attnhook.capture.multihead import multihead_operands, multihead_outcome
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
@@ -39,7 +40,7 @@ class SiteRecorder:
         self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, tensors replaced by their shapes
         self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
-        self._plain = site.plain and device is None
+        self._plain = site.plain and device is None and not plan.values
         self._sites = len(plan.sites)
 
     def refused(self, error: AttnhookError) -> None:
@@ -77,50 +78,85 @@ class SiteRecorder:
         self.record.calls.setdefault(self.site.name, []).append(call)
         return True
 
-    def operands(self, call: Operands, kernel: str) -> None:
+    def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
         """Keep what the plan asks for of a call given by its operands."""
         try:
             _refuse_vmap()
             call = self.site.arranged_operands(call)
+            beside = self._followed(outcome) if self.plan.values else None
             if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(call.query.device.type):
-                self._keep(self._of_operands(call, kernel))  # quiet already
+                self._keep(self._of_operands(call, kernel), beside)  # quiet already
                 return
             with quiet_arithmetic(call.query.device.type):
-                self._keep(self._of_operands(call, kernel))
+                self._keep(self._of_operands(call, kernel), beside)
         except AttnhookError as error:
             self.refused(error)
 
     def logits(self, scores: Tensor, weights: Tensor) -> None:
         """Keep what the plan asks for of an explicit softmax; one whose shape is not that of this module's attention is none."""
-        arranged, rows = self.site.arranged(scores), self.site.arranged(weights)
+        arranged, rows = self.site.arranged(scores), self.site.arranged(weights.detach())
         if arranged is None or rows is None or (self.site.heads and arranged.shape[1] != self.site.heads):
             return
-        scores, weights = arranged, rows
         try:
             _refuse_vmap()
+            beside = self._explicit(weights) if self.plan.values else None
             with quiet_arithmetic(scores.device.type):
-                self._keep(self._of_logits(scores, weights))
+                self._keep(self._of_logits(arranged, rows), beside)
         except AttnhookError as error:
             self.refused(error)
 
-    def multihead(self, module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def multihead(
+        self,
+        module: nn.MultiheadAttention,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: tuple[Tensor, Tensor | None],
+    ) -> None:
         """Keep what the plan asks for of a call of `nn.MultiheadAttention`, which has just run."""
         try:
             _refuse_vmap()
             rows = self._few
             call = multihead_operands(module, args, kwargs, rows)
+            beside = self._followed(multihead_outcome(module, args, kwargs, output)) if self.plan.values else None
             with quiet_arithmetic(call.query.device.type):
                 if rows is None:
-                    self._keep(self._of_operands(call, "multihead"))
+                    self._keep(self._of_operands(call, "multihead"), beside)
                 else:
-                    self._keep(CapturedCall("multihead", scores=call.logits(slice(None)), masked=call.masked))
+                    self._keep(CapturedCall("multihead", scores=call.logits(slice(None)), masked=call.masked), beside)
         except AttnhookError as error:
             self.refused(error)
 
-    def _keep(self, call: CapturedCall) -> None:
+    def _followed(self, outcome: Outcome | None) -> KeptGradients:
+        """Values of a fused call, and the gradient of its output once it arrives."""
+        wanted, name = self.plan.gradients, self.site.name
+        if outcome is None:
+            if wanted:
+                raise unseen_outcome(name)
+            return KeptGradients(None, wanted=False)
+        arrange = outcome.arrange or self.site.arranged_outcome
+        value = outcome.value.detach()
+        values = self.site.arranged_outcome(value) if outcome.arrange is None else value
+        if self.device is not None and values is not None:
+            values = values.to(self.device)
+        kept = KeptGradients(values, wanted=wanted, device=self.device)
+        if wanted:
+            refuse_dropout(outcome.dropout, name)
+            follow(outcome.output, kept, arrange, name)
+            follow_weights(outcome.weights, kept)
+        return kept
+
+    def _explicit(self, weights: Tensor) -> KeptGradients:
+        """The gradient of a softmax that the model spells out; what it multiplies is not seen."""
+        kept = KeptGradients(None, explicit=True, wanted=self.plan.gradients, device=self.device)
+        if self.plan.gradients:
+            follow(weights, kept, self.site.arranged, self.site.name)
+        return kept
+
+    def _keep(self, call: CapturedCall, beside: KeptGradients | None = None) -> None:
         if self.measure is not None:
             self._keep_measured(call, self.measure)
             return
+        call.beside = beside
         if self.device is not None:
             call = CapturedCall(
                 call.kernel,
@@ -129,6 +165,7 @@ class SiteRecorder:
                 matrix=None if call.matrix is None else call.matrix.to(self.device),
                 masked=call.masked,
                 tokens=call.tokens,
+                beside=beside,
             )
         self.record.calls.setdefault(self.site.name, []).append(call)
 
@@ -142,7 +179,7 @@ class SiteRecorder:
         rows, (_, _, queries, keys) = self.plan.rows, call.shape
         tokens = self._tokens(queries, keys)
         if rows is Rows.ALL:
-            kept = call if self.measure is not None else call.detached()  # a measured call is gone when it has been
+            kept = call.by_reference() if self.plan.values or self.measure is not None else call.detached()
             return CapturedCall(kernel, matrix=SoftmaxMatrix(kept), tokens=tokens)
         if rows is Rows.MEAN:
             chosen = self._patch_queries(queries, tokens)

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.adapters import Readout, block_index
+from attnhook.capture.attention_gradient import AttentionGradient
+from attnhook.capture.following import KeptGradients
 from attnhook.capture.notebook import blocks_table, contact_sheet
 from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
-from attnhook.capture.storage import packed_layout, size, unpacked_layout
-from attnhook.errors import NothingCapturedError, RowsNotKeptError, TokenLayoutError
+from attnhook.capture.storage import packed_gradients, packed_layout, size, unpacked_gradients, unpacked_layout
+from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Rows, Size
 
 _FORMAT = "attnhook-maps-1"
@@ -37,6 +39,7 @@ class BlockAttention:
         readout_rows: Where the rows of the class token or the pooling stand among all queries, if not where `token_layout` says.
         query_token_layout: What the queries are where that differs from the keys, or why it is not known; None where it does not differ.
         mixing: What multiplies the values if not these softmax rows themselves, in words; empty otherwise.
+        kept_gradients: Values and the gradient, if they were asked for; read them as `values`, `output_gradient` and `gradient`.
     """
 
     name: str
@@ -47,6 +50,7 @@ class BlockAttention:
     readout_rows: slice | None = None
     query_token_layout: Layout | str | None = None
     mixing: str = ""
+    kept_gradients: KeptGradients | None = field(default=None, repr=False)
 
     @property
     def pooling(self) -> bool:
@@ -79,6 +83,49 @@ class BlockAttention:
         return self.matrix.dense()
 
     @property
+    def values(self) -> Tensor:
+        """What the attention multiplies: `(batch, key heads, keys, value_dim)`, the model's dtype.
+
+        Raises `GradientsNotKeptError` unless captured with `values=True` or `gradients=True`, or where the model spells its softmax out.
+        """
+        kept = self._gradients_kept("values")
+        if kept.values is None:
+            raise GradientsNotKeptError(
+                f"block {self.name!r} keeps no values: expected a fused kernel, got {self.kernel!r}, whose product with the values nothing "
+                "sees. Build the model with fused attention on (timm.layers.set_fused_attn, attn_implementation='sdpa')."
+            )
+        return kept.values
+
+    @property
+    def output_gradient(self) -> Tensor:
+        """The gradient of the attention output O = A V: `(batch, heads, queries, value_dim)`; several backwards add up, as in `.grad`.
+
+        Raises `GradientsNotKeptError` unless captured with `gradients=True` and after a backward, or where the model spells its softmax out.
+        """
+        kept = self._gradients_kept("gradient")
+        if kept.explicit:
+            raise GradientsNotKeptError(
+                f"block {self.name!r} spells its softmax out: expected a fused kernel's output, got dA itself. Read `.gradient`."
+            )
+        return kept.gradient(self.name)
+
+    @property
+    def gradient(self) -> AttentionGradient:
+        """The gradient of the attention matrix, dA = dO V^T, implicit: `(batch, heads, queries, keys)`.
+
+        Raises `GradientsNotKeptError` unless captured with `gradients=True` and after a backward.
+        """
+        return self._gradients_kept("gradient").attention_gradient(self.name)
+
+    def _gradients_kept(self, what: str) -> KeptGradients:
+        if self.kept_gradients is None:
+            wanted = "values=True or gradients=True" if what == "values" else "gradients=True"
+            raise GradientsNotKeptError(
+                f"block {self.name!r} keeps no {what}: expected a capture with {wanted}. Capture with it."
+            )
+        return self.kept_gradients
+
+    @property
     def layout(self) -> Layout:
         """What the keys are; raises `TokenLayoutError` with the numbers if they fit no grid."""
         if isinstance(self.token_layout, str):
@@ -100,7 +147,8 @@ class BlockAttention:
 
     def to(self, device: torch.device | str) -> "BlockAttention":
         """The same on another device."""
-        return replace(self, kept=self.kept.to(device))
+        beside = None if self.kept_gradients is None else self.kept_gradients.to(device, self.name)
+        return replace(self, kept=self.kept.to(device), kept_gradients=beside)
 
     def __repr__(self) -> str:
         return f"BlockAttention({self.name!r}, shape={self.shape}, kernel={self.kernel!r})"
@@ -227,13 +275,14 @@ class AttentionMaps(Sequence[BlockAttention]):
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file: to a temporary name first, so that a failure leaves no half-written file.
 
-        Implicit matrices are written dense.
+        Implicit matrices are written dense; values and gradients, if they were asked for, as they are kept.
 
         Args:
             path: The file's path.
 
         Raises:
             NothingCapturedError: If there are no blocks to save.
+            GradientsNotKeptError: If gradients were asked for, and no backward has come by yet.
         """
         from safetensors.torch import save_file
 
@@ -305,6 +354,7 @@ class AttentionMaps(Sequence[BlockAttention]):
 def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     keys, tensors = packed_layout(block.token_layout, f"keys.{number}")
     queries, more = packed_layout(block.query_token_layout, f"queries.{number}")
+    gradients, beside = packed_gradients(block.kept_gradients, block.name, str(number))
     rows = block.readout_rows
     entry = {
         "name": block.name,
@@ -314,8 +364,9 @@ def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[st
         "query_layout": queries,
         "readout_rows": None if rows is None else [rows.start, rows.stop],
         "mixing": block.mixing,
+        "gradients": gradients,
     }
-    return entry, tensors | more
+    return entry, tensors | more | beside
 
 
 def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *, implicit: bool) -> BlockAttention:
@@ -329,4 +380,5 @@ def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *,
         None if entry["readout_rows"] is None else slice(*entry["readout_rows"]),
         unpacked_layout(entry["query_layout"], f"queries.{number}", tensors),
         entry["mixing"],
+        unpacked_gradients(entry.get("gradients"), str(number), tensors),
     )

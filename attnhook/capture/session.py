@@ -7,6 +7,7 @@ run inside a backward (gradient checkpointing repeats the forward there).
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
@@ -35,8 +36,8 @@ from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.sites import Kernel
-from attnhook.errors import NothingCapturedError, UnsupportedModelError
-from attnhook.options import BlocksOption, RowsOption
+from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
+from attnhook.options import BlocksOption, Rows, RowsOption
 
 
 class AttentionCapture:
@@ -53,6 +54,10 @@ class AttentionCapture:
             `"readout"` (the one of the three that the model's head reads), `"all"` (queries and keys are kept by reference and the matrix
             stays implicit), or a sequence of `(row, column)` patches and token indices.
         layout: What the tokens are, for models that attnhook does not know; overrides what it knows.
+        gradients: Whether to follow backwards: each block then keeps its values by reference and gets the gradient dO of its attention output,
+            from which its dA = dO V^T is implicit. Call `score.backward()`, inside the context or after it; several add up, as in `.grad`.
+            Needs whole matrices: `rows="readout"` then means `"all"`, which holds the readout's row too.
+        values: Whether to keep the values by reference; always with `gradients`.
         device: Where rows are kept; by default where they are computed.
         strict: Whether to refuse a compiled model instead of running it eagerly while the context is open.
 
@@ -60,6 +65,7 @@ class AttentionCapture:
         UnsupportedModelError: If the model has no attention that can be captured, or, on entering with `strict`, is compiled.
         UnknownBlockError: If `blocks` names a block that does not exist.
         NoReadoutError: If the model has no such row (`NoClassTokenError`: no class token).
+        RowsNotKeptError: If `gradients` meets `rows` that are not whole matrices.
 
     Example:
         >>> import timm, torch
@@ -80,10 +86,13 @@ class AttentionCapture:
         blocks: BlocksOption = None,
         rows: RowsOption = "readout",
         layout: TokenLayout | None = None,
+        gradients: bool = False,
+        values: bool = False,
         device: torch.device | str | None = None,
         strict: bool = False,
     ) -> None:
-        self._plan = make_plan(model, blocks, rows, layout)
+        plan = make_plan(model, blocks, _rows_followed(rows) if gradients else rows, layout)
+        self._plan = replace(plan, gradients=gradients, values=values or gradients)
         self._strict = strict
         self._compilable = _compilable(model, self._plan)
         keep_on = None if device is None else torch.device(device)
@@ -276,6 +285,16 @@ class AttentionCapture:
     def __repr__(self) -> str:
         state = "open" if self._stack is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
+
+
+def _rows_followed(rows: RowsOption) -> RowsOption:
+    """Gradients are those of whole matrices."""
+    if rows not in (Rows.READOUT, Rows.ALL):
+        raise RowsNotKeptError(
+            f"AttentionCapture(gradients=True) follows whole matrices: expected rows='all', got rows={rows!r}. Leave rows out; raw_attention "
+            "then still gives the readout's row."
+        )
+    return Rows.ALL
 
 
 def _remove_all(handles: list[RemovableHandle]) -> None:

@@ -180,6 +180,19 @@ class AttentionSite:
             return tensor.transpose(1, 2).flatten(0, 1)
         return tensor if tensor.dim() == 4 else None
 
+    def arranged_outcome(self, tensor: Tensor) -> Tensor | None:
+        """Bring values, outputs of a fused call, or their gradients into the common form.
+
+        Args:
+            tensor: As the kernel got or gave it.
+
+        Returns:
+            `(batch * windows, heads, tokens, value_dim)`; None if it has none of the arrangement's numbers of dimensions.
+        """
+        if self.arrangement is Arrangement.HEADS and tensor.dim() == 3:  # heads unknown: one
+            return tensor.unsqueeze(1)
+        return self.arranged(tensor)
+
     def arranged_operands(self, call: Operands) -> Operands:
         """The operands of a fused call in the common form.
 

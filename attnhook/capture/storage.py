@@ -1,9 +1,10 @@
-"""Layouts as JSON and tensors, and back: how `AttentionMaps` puts them into a safetensors file."""
+"""Layouts, values and gradients as JSON and tensors, and back: how `AttentionMaps` puts them into a safetensors file."""
 
 from typing import Any
 
 from torch import Tensor
 
+from attnhook.capture.following import KeptGradients
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.sites import Layout
@@ -85,6 +86,45 @@ def size(pair: list[int] | None) -> Size | None:
         The size, or None.
     """
     return None if pair is None else (pair[0], pair[1])
+
+
+def packed_gradients(kept: KeptGradients | None, block: str, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """Turn what is kept of values and gradients into what JSON can hold and the tensors.
+
+    Args:
+        kept: What is kept, or None.
+        block: The block's name, for the message where a gradient is still to come.
+        name: Suffix of the tensors' names, unique in the file.
+
+    Returns:
+        The entry and the tensors.
+    """
+    if kept is None:
+        return None, {}
+    tensors = {} if kept.values is None else {f"values.{name}": _owned(kept.values)}
+    if kept.wanted:
+        arrived = kept.to("cpu", block).gradient(block)
+        tensors[f"gradient.{name}"] = _owned(arrived)
+    return {"explicit": kept.explicit, "wanted": kept.wanted}, tensors
+
+
+def unpacked_gradients(entry: Any, name: str, tensors: dict[str, Tensor]) -> KeptGradients | None:
+    """Undo `packed_gradients`.
+
+    Args:
+        entry: The entry, as JSON gave it back.
+        name: The suffix.
+        tensors: All tensors of the file.
+
+    Returns:
+        What was kept.
+    """
+    if entry is None:
+        return None
+    kept = KeptGradients(tensors.get(f"values.{name}"), explicit=entry["explicit"], wanted=entry["wanted"])
+    if kept.wanted:
+        kept.add(tensors[f"gradient.{name}"])
+    return kept
 
 
 def _owned(tensor: Tensor) -> Tensor:

@@ -50,11 +50,18 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         default="raw_attention",
-        help="how the map is made: raw_attention (of one block) or rollout (through all blocks, towards the readout) (default: %(default)s)",
+        help="how the map is made: raw_attention or value_weighted_attention (of one block), rollout (through all blocks, towards the "
+        "readout), or for one class gradient_rollout, gradient_attention, legrad (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--target",
+        type=_index_or_name,
+        metavar="CLASS",
+        help="with a method for one class: its index or name (default: the class with the highest score)",
     )
     parser.add_argument(
         "--block",
-        type=_block,
+        type=_index_or_name,
         default=-1,
         help="index, negative from the end, or name (default: %(default)s, the last)",
     )
@@ -85,7 +92,7 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _block(text: str) -> int | str:
+def _index_or_name(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:

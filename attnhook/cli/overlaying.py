@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attnhook import __version__
 from attnhook.cli.arguments import add_command, add_map_options, add_model
 from attnhook.cli.messages import one_line, say, write_json
-from attnhook.errors import AttnhookError, NoReadoutError, UnknownBlockError, UnsupportedModelError
+from attnhook.errors import AttnhookError, NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
 from attnhook.options import Style
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 # An option that no image can meet: the command fails, not one image.
-_OPTION_ERRORS = (NoReadoutError, UnknownBlockError, UnsupportedModelError)
+_OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
 
 _TEXT = """\
 Lay a model's attention over photos: one PNG per image and one manifest.json.
@@ -34,6 +34,7 @@ examples:
   attnhook overlay photos/*.jpg --model hf:facebook/dinov2-small --out maps
   attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --block 8 --heads max --scale uniform
   attnhook overlay cat.jpg --method rollout               attention followed through all blocks
+  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --method gradient_rollout --target 281    what speaks for one class
   attnhook overlay cat.jpg --rows 18,12 --mode nearest    what the patch in row 18, column 12 looks at"""
 
 
@@ -105,6 +106,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
             block=arguments.block,
             heads=arguments.heads,
             rows=arguments.rows,
+            target=arguments.target,
             mode=arguments.mode,
         )
         options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale", "style")}
@@ -125,6 +127,7 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
         "grid": list(result.attention.shape),
         "block": result.settings["block"],
         "rows": result.settings["rows"],
+        "target": result.settings.get("target"),
         "min": float(known.min()),
         "max": float(known.max()),
         "uniform": result.uniform,
@@ -133,7 +136,7 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
 
 
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
-    chosen = ("method", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
+    chosen = ("method", "target", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
     return {
         "format": "attnhook-overlay-1",
         "versions": {"attnhook": __version__} | {name: _version(name) for name in ("torch", "timm", "transformers")},

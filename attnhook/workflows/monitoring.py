@@ -27,9 +27,9 @@ from attnhook.imaging.images import ImageSource
 from attnhook.options import BlocksOption, Rows, ScaleOption
 from attnhook.workflows.probes import Preprocess, ProbeBatch
 from attnhook.workflows.reports import RECEIVED, Painter, scalars_of
+from attnhook.workflows.restoring import untouched
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.schedules import Schedule, is_first_process
-from attnhook.workflows.untouched import untouched
 from attnhook.workflows.writers import Writer, WriterGroup
 from attnhook.zoo.loading import VisionModel
 

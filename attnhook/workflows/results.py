@@ -1,6 +1,5 @@
 """Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,22 @@ from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.overlays import overlay
 from attnhook.imaging.styles import contour_overlay, mask_overlay, mass_mask, patch_overlay
-from attnhook.options import HeadsOption, Interpolation, Rows, RowsOption, ScaleOption, Size, Style, choose
+from attnhook.options import (
+    HeadFusion,
+    HeadsOption,
+    Interpolation,
+    Rows,
+    RowsOption,
+    Scale,
+    ScaleOption,
+    Size,
+    Style,
+    choose,
+)
+from attnhook.workflows.captions import caption_of, reads_block
 from attnhook.workflows.display import html_of, mimebundle, png_of
 from attnhook.workflows.running import run_vision
+from attnhook.workflows.targets import TargetOption, run_towards
 from attnhook.workflows.viewer.scenes import Scene
 from attnhook.zoo.loading import VisionModel, load
 
@@ -80,21 +92,17 @@ class AttentionResult:
     @property
     def outside(self) -> float:
         """Attention mass on tokens that are no patches; NaN if the map is not one of softmax rows."""
-        return (
-            1.0 - float(torch.nan_to_num(self.attention).sum()) if self.settings.get("heads") != "max" else float("nan")
-        )
+        mass = self.settings.get("heads") != "max" and self._of_mass
+        return 1.0 - float(torch.nan_to_num(self.attention).sum()) if mass else float("nan")
+
+    @property
+    def _of_mass(self) -> bool:
+        return NEEDS[self.settings.get("method", "raw_attention")].mass
 
     @property
     def caption(self) -> str:
         """Model, block, heads, readout, mass outside the patches: what a figure has to say."""
-        said = self.settings
-        words = [
-            f"{said['model']}, {said['method']} of {_blocks_in_words(said)}",
-            f"{_heads_in_words(said['heads'])}, {said['rows']} row",
-        ]
-        if not math.isnan(self.outside):
-            words.append(f"{self.outside:.0%} of the attention outside the patches")
-        return "; ".join(words)
+        return caption_of(self.settings, self.outside)
 
     def overlay(
         self,
@@ -122,6 +130,7 @@ class AttentionResult:
             An RGB image of the photo's size; pixels that the model did not see are the photo's.
         """
         chosen = choose(Style, style, "style")
+        self._check_scale(scale)
         colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
         place: dict[str, Any] = {"patch_area": self.patch_area, "alpha": alpha}
         if chosen is Style.HEAT:
@@ -145,6 +154,7 @@ class AttentionResult:
         """
         from attnhook.imaging.figures import overlay_figure
 
+        self._check_scale(scale)
         return overlay_figure(
             self.image,
             self.heatmap,
@@ -154,6 +164,13 @@ class AttentionResult:
             scale=scale,
             uniform=self.uniform,
         )
+
+    def _check_scale(self, scale: ScaleOption) -> None:
+        if scale == Scale.UNIFORM and not self._of_mass:
+            raise ValueError(
+                f"scale='uniform' shows multiples of uniform attention: expected a map of attention, got one of {self.settings['method']}. Use "
+                "scale='minmax' or (vmin, vmax)."
+            )
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the overlay, to a temporary name first.
@@ -217,6 +234,7 @@ def attend(
     block: int | str = -1,
     heads: HeadsOption = "mean",
     rows: RowsOption = "readout",
+    target: TargetOption = None,
     mode: str = "bilinear",
     preprocess: Preprocess | None = None,
     **options: Any,
@@ -228,9 +246,11 @@ def attend(
         images: A photo or a sequence of them: paths, PIL images, arrays, tensors.
         method: One of `METHODS`. Those that need whole matrices (rollout) have them captured, by reference.
         block: Which block, by index or name; methods that follow all blocks do not read it.
-        heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index.
+        heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index; gradient methods take the mean.
         rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`. `"all"` shows
             the readout's and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
+        target: For gradient methods: the class whose score runs backward, by index or name; None for the one with the highest score. The model
+            keeps its parameters' `.grad` and `requires_grad` as they are.
         mode: `"bilinear"`, `"nearest"`, or `"bicubic"` (which overshoots).
         preprocess: For a module of your own: image to `(pixels (1, 3, height, width), ImageGeometry)`.
         **options: The method's own, such as `residual`, `discard` and `start` of rollout.
@@ -239,7 +259,8 @@ def attend(
         One result a photo, in order.
 
     Raises:
-        ValueError: If an option is not one of its choices, or a module comes without `preprocess`.
+        ValueError: If an option is not one of its choices or not one of the method's, or a module comes without `preprocess`.
+        TargetError: If the model has no class scores, or no such class.
 
     Example:
         >>> from attnhook import attend
@@ -253,25 +274,35 @@ def attend(
             "heads=None keeps all heads: expected one map a photo. Take result.maps and raw_attention(maps, heads=None)."
         )
     check_options(method, options)
+    _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
-    module, name, prepare = _model_parts(model, preprocess)
-    capture = AttentionCapture(module, rows=_rows_for(method, rows), device="cpu")
+    with torch.inference_mode(mode=False):  # parameters made in it could not be followed backward
+        module, name, prepare, labels = _model_parts(model, preprocess)
+    needs = NEEDS[method]
+    capture = AttentionCapture(
+        module, rows=_rows_for(method, rows), gradients=needs.gradients, values=needs.values, device="cpu"
+    )
     results = []
     several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
     for image in several:
         photo = read_image(image)
         pixels, geometry = prepare(photo)
-        with torch.inference_mode(), capture:
-            run_vision(module, pixels)
+        said = dict(options)
+        if needs.gradients:
+            index = run_towards(capture, module, pixels, target, labels)
+            said["target"] = index if labels is None else labels[index]
+        else:
+            with torch.inference_mode(), capture:
+                run_vision(module, pixels)
         maps = capture.maps
         _check_sizes(maps, geometry, name)
         settings = {
             "model": name,
             "method": method,
-            "block": maps[block if _reads_block(method) else -1].name,
+            "block": maps[block if reads_block(method) else -1].name,
             "heads": heads,
             "rows": _rows_in_words(maps),
-        } | options
+        } | said
         attention = METHODS[method](maps, **method_options(method, {"block": block, "heads": heads}), **options)[0]
         results.append(AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth))
     return results
@@ -279,16 +310,16 @@ def attend(
 
 def _model_parts(
     model: "str | VisionModel | nn.Module", preprocess: Preprocess | None
-) -> tuple[nn.Module, str, Preprocess]:
+) -> tuple[nn.Module, str, Preprocess, tuple[str, ...] | None]:
     if isinstance(model, nn.Module):
         if preprocess is None:
             raise ValueError(
                 f"a bare {type(model).__name__} does not say how photos become its pixels: expected preprocess=, a function from an image "
                 "to (pixels, ImageGeometry). Or pass a spec such as 'timm:vit_base_patch16_224'."
             )
-        return model, type(model).__name__, preprocess
+        return model, type(model).__name__, preprocess, None
     loaded = load(model) if isinstance(model, str) else model
-    return loaded.model, loaded.name, preprocess or loaded.preprocess
+    return loaded.model, loaded.name, preprocess or loaded.preprocess, loaded.labels
 
 
 def _check_sizes(maps: AttentionMaps, geometry: ImageGeometry, name: str) -> None:
@@ -296,6 +327,18 @@ def _check_sizes(maps: AttentionMaps, geometry: ImageGeometry, name: str) -> Non
         raise GeometryError(
             f"{name} was fed {maps.input_size} pixels: expected {tuple(geometry.input_size)}, which the geometry says. Its preprocessing "
             "and its geometry do not go together."
+        )
+
+
+def _check_target(method: str, target: TargetOption, heads: HeadsOption) -> None:
+    if target is not None and not NEEDS[method].gradients:
+        legal = ", ".join(repr(name) for name, needs in NEEDS.items() if needs.gradients)
+        raise ValueError(
+            f"method {method!r} is the same for every class: expected no target, got {target!r}. Leave it out, or use one of {legal}."
+        )
+    if heads != HeadFusion.MEAN and not method_options(method, {"heads": heads}):
+        raise ValueError(
+            f"method {method!r} takes the mean over heads: expected heads='mean', got {heads!r}. Leave heads out."
         )
 
 
@@ -310,23 +353,11 @@ def _rows_for(method: str, rows: RowsOption) -> RowsOption:
     return Rows.ALL
 
 
-def _reads_block(method: str) -> bool:
-    return bool(method_options(method, {"block": None}))
-
-
-def _blocks_in_words(said: dict[str, Any]) -> str:
-    return said["block"] if _reads_block(said["method"]) else f"the blocks up to {said['block']}"
-
-
 def _rows_in_words(maps: AttentionMaps) -> str:
     if not isinstance(maps.rows, Rows):
         return str(list(maps.rows))
     shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
     return "all" if shown is None else shown.value
-
-
-def _heads_in_words(heads: HeadsOption) -> str:
-    return f"head {heads}" if isinstance(heads, int) else f"{heads} over heads"
 
 
 def save_image(picture: Image.Image, path: str | Path) -> Path:

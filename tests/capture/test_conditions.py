@@ -244,8 +244,9 @@ def test_three_contexts_in_a_row_on_a_warm_compiled_model(how: str, kind: str) -
         )  # what was compiled still stands, and nothing is compiled for us
 
 
-def test_results_die_with_clear_and_hold_no_graph() -> None:
-    model = vit()
+@pytest.mark.parametrize("name", ["vit", "ViTModel"])
+def test_results_die_with_clear_and_hold_no_graph(name: str) -> None:
+    model = CASES[name].build()
     with AttentionCapture(model, rows="all") as capture:
         model(images())
     maps = capture.maps

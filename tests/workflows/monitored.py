@@ -52,7 +52,7 @@ class Hybrid(nn.Module):
     def forward(self, pixels):
         self.calls += 1  # state in a plain attribute, and in a buffer, in eval mode too
         self.seen += pixels.mean().detach()
-        noise = 0.1 * torch.randn_like(pixels) + 0.001 * random.random() + 0.001 * np.random.rand()
+        noise = 0.1 * torch.randn_like(pixels) + 0.001 * random.random() + 0.001 * np.random.rand()  # noqa: NPY002, S311 (what training may draw)
         return self.vit(self.stem(pixels + noise)) * (1 + 0.01 * self.calls)
 
 
@@ -111,7 +111,7 @@ def train(kind: Kind, watch: Callable[[nn.Module], AttentionMonitor] | None, *, 
     torch._dynamo.reset()
     torch.manual_seed(0)
     random.seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     bare = kind.build().train()
     model = kind.wrap(bare)
     optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-3)
@@ -139,7 +139,7 @@ def train(kind: Kind, watch: Callable[[nn.Module], AttentionMonitor] | None, *, 
         "losses": losses,
         "weights": {name: value.clone() for name, value in bare.state_dict().items()},
         "optimizer": optimizer.state_dict(),
-        "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()),
+        "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()),  # noqa: NPY002
         "modes": [module.training for module in bare.modules()],
         "hooks": hooks,
     }

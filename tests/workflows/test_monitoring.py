@@ -13,7 +13,7 @@ from torch import nn
 
 from attnhook import AttentionMonitor
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
-from attnhook.workflows import untouched as guards
+from attnhook.workflows import restoring as guards
 from tests.workflows.monitored import (
     KINDS,
     SIZE,

@@ -88,7 +88,7 @@ def lightning_fit(folder: Path, *writers, epochs: int, resume: str | None = None
 
 
 def test_lightning(tmp_path: Path) -> None:
-    trainer, weights = lightning_fit(tmp_path, TensorBoardWriter(tmp_path / "events"), epochs=1)
+    _, weights = lightning_fit(tmp_path, TensorBoardWriter(tmp_path / "events"), epochs=1)
     check_events(tmp_path / "events", steps=[10, 20], overlay=(192, 192))
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     writer = MemoryWriter()

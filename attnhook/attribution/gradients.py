@@ -1,0 +1,181 @@
+"""Class-specific maps: attention weighted by the gradient of a score, from fused kernels, in linear memory.
+
+Raw attention and rollout are read off the forward pass: they are the same for every class that one could ask for. Here the score of one class
+runs backward, and what raises it stands out. These are explanations of a score, with the limits of every gradient: they hold near this very
+input, saturated scores give small gradients, and MLPs and norms are left out of the products. With A a block's attention matrix and dA the
+gradient of the score with respect to it, `(.)+` is the positive part, elementwise. Maps are unnormalised: they scale with the score.
+
+All need a capture with `gradients=True` and a backward; a score summed over the batch gives each image its own map, because images do not
+meet in a Vision Transformer.
+"""
+
+import torch
+from torch import Tensor
+
+from attnhook.attribution.readouts import (
+    check_whole_matrices,
+    common_layout,
+    first_row,
+    followed_blocks,
+    readout_queries,
+)
+from attnhook.attribution.relevance import positive_gradient, relevant_rows, through_relevance
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.sites import Queries
+from attnhook.errors import TokenLayoutError
+
+
+def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> Tensor:
+    """The readout's attention row of one block, weighted by the gradient of the score.
+
+    With r the readout, the map is `mean_heads((A * dA)+[r, patches])`: Grad-CAM's weighting (Selvaraju et al., 2017, arXiv 1610.02391), entry by
+    entry, on the attention of one block, as Chefer et al. (2021, arXiv 2103.15679) use it for one layer. For a mean readout it is the mean over
+    the patches' rows; for an attention pooling, over its queries.
+
+    Args:
+        maps: Captured with `gradients=True`, after a backward.
+        block: Index (negative from the end) or name.
+
+    Returns:
+        `(batch, h, w)` float32, not negative.
+
+    Raises:
+        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
+        NoReadoutError: If the model's head reads no class token, pooling or mean in this block.
+        TokenLayoutError: If the block's queries or keys are not the tokens of one image (windows, pooled keys, packed images).
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, gradient_attention
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> with AttentionCapture(model, gradients=True) as capture:
+        ...     model(torch.randn(2, 3, 224, 224))[:, 281].sum().backward()
+        >>> gradient_attention(capture.maps).shape
+        torch.Size([2, 14, 14])
+    """
+    check_whole_matrices(maps, "gradient_attention")
+    chosen = maps[block]
+    layout = _layout(chosen, "gradient_attention")
+    queries = readout_queries(maps, chosen)
+    begin, end, _ = queries.indices(chosen.shape[2])
+    if end - begin == 1:
+        relevance = relevant_rows(chosen, queries)[:, :, 0].mean(dim=1)
+    else:
+        row = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.float64, device=chosen.matrix.device)
+        row[:, queries] = 1.0 / (end - begin)
+        relevance = through_relevance(chosen, row)
+    return layout.patches(relevance).float()
+
+
+def gradient_rollout(maps: AttentionMaps) -> Tensor:
+    """Relevance of the patches for the readout, followed through all blocks.
+
+    Chefer, Gur and Wolf, Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers, ICCV 2021,
+    arXiv 2103.15679. With `R = I` at the start, each self-attention block does `R <- R + E_heads[(A * dA)+] R`, from the first block to the
+    last, and the map is the readout's row of R, at the patches. Only that row is computed: from the last block to the first,
+    `r <- r + r E_heads[(A * dA)+]`, in chunks. The readout r at the start is, as the model's head has it,
+
+    - class token: the unit row of that token;
+    - attention pooling: the pooling's own `E_heads[(A * dA)+]`, over the tokens that it reads (the paper's rule for attention between two
+      sequences, of which the pooling's queries start with nothing), averaged over its queries;
+    - mean: the same weight for every patch, so that each patch begins with 1 / patches of its own.
+
+    Rows are not normalised: that is for the paper's models of two modalities.
+
+    Args:
+        maps: Captured with `gradients=True`, after a backward; the blocks that were captured are those that are followed.
+
+    Returns:
+        `(batch, h, w)` float32, not negative.
+
+    Raises:
+        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
+        NoReadoutError: If the model's head reads no class token, pooling or mean, or the pooling was not captured.
+        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images, dropped tokens).
+        UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, gradient_rollout
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> with AttentionCapture(model, gradients=True) as capture:
+        ...     model(torch.randn(2, 3, 224, 224))[:, 281].sum().backward()
+        >>> gradient_rollout(capture.maps).shape
+        torch.Size([2, 14, 14])
+    """
+    check_whole_matrices(maps, "gradient_rollout")
+    blocks = followed_blocks(maps, "gradient_rollout")
+    layout = common_layout(blocks, "gradient_rollout")
+    row, token = first_row(maps, blocks[-1], layout, _pooled_relevance, "gradient_rollout")
+    for block in reversed(blocks):
+        if token is None:
+            row = row + through_relevance(block, row)
+        else:
+            row, token = row + relevant_rows(block, slice(token, token + 1))[:, :, 0].mean(dim=1), None
+    return layout.patches(row).float()
+
+
+def _pooled_relevance(pooling: BlockAttention) -> Tensor:
+    return relevant_rows(pooling, pooling.readout_rows or slice(None)).mean(dim=(1, 2))
+
+
+def legrad(maps: AttentionMaps) -> Tensor:
+    """The positive gradient of the attention of all blocks.
+
+    Bousselham et al., LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity, 2024, arXiv 2404.03214. The
+    map is the mean over blocks of `E_l = mean_heads mean_queries (dA_l)+`, at the patches, before the paper's min-max normalisation. An
+    attention pooling counts as a block, its queries as the queries. No readout is needed: all queries count.
+
+    One departure: the paper scores the tokens of every layer l by the classifier, and E_l is of that score's own gradient. Here all E_l are of
+    the one score that ran backward, that of the model's output, because only the model knows how to score a layer's tokens.
+
+    Args:
+        maps: Captured with `gradients=True`, after a backward; the blocks that were captured are those that are averaged.
+
+    Returns:
+        `(batch, h, w)` float32, not negative.
+
+    Raises:
+        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
+        TokenLayoutError: If a block's queries or keys are not the tokens of one image (windows, pooled keys, packed images), or the blocks'
+            grids differ.
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, legrad
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> with AttentionCapture(model, gradients=True) as capture:
+        ...     model(torch.randn(2, 3, 224, 224))[:, 281].sum().backward()
+        >>> legrad(capture.maps).shape
+        torch.Size([2, 14, 14])
+    """
+    check_whole_matrices(maps, "legrad")
+    grid = _layout(maps[-1], "legrad").grid
+    total: Tensor | None = None
+    for block in maps:
+        layout = _layout(block, "legrad")
+        if layout.grid != grid:
+            raise TokenLayoutError(
+                f"legrad cannot average block {block.name!r} with the others: expected a grid of {grid[0]}x{grid[1]}, got "
+                f"{layout.grid[0]}x{layout.grid[1]}. Capture blocks of one grid with blocks=."
+            )
+        found = layout.patches(positive_gradient(block))
+        total = found if total is None else total + found
+    if total is None:
+        raise TokenLayoutError("legrad has no block to average: expected at least one, got none.")
+    return (total / len(maps)).float()
+
+
+def _layout(block: BlockAttention, method: str) -> TokenLayout:
+    """The tokens of a block whose queries and keys are those of one image; raises an error that names the block otherwise."""
+    layout, (_, _, queries, keys) = block.layout, block.shape
+    pooled = block.queries in (Queries.TOKENS, Queries.PATCHES) and (
+        queries != keys or block.query_token_layout is not None
+    )
+    if not isinstance(layout, TokenLayout) or block.queries is Queries.OTHER or pooled:
+        raise TokenLayoutError(
+            f"{method} has no map of block {block.name!r}: expected attention to the tokens of one image, got {queries} queries by {keys} keys "
+            f"({block.queries} to {layout.describe()}). Read `.gradient.rows(...)` and `.matrix.rows(...)` themselves."
+        )
+    return layout

@@ -1,0 +1,192 @@
+"""Where the methods that follow attention through blocks start, and which blocks they can follow.
+
+A method of that kind needs one sequence of tokens in all blocks, and a readout: a row over those tokens that stands for what the head reads.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.sites import Queries
+from attnhook.errors import NoReadoutError, RowsNotKeptError, TokenLayoutError, UnsupportedModelError
+from attnhook.options import Rows
+
+
+def check_whole_matrices(maps: AttentionMaps, method: str) -> None:
+    """Refuse maps that hold some rows only.
+
+    Args:
+        maps: What was captured.
+        method: Who asks, for the message.
+
+    Raises:
+        RowsNotKeptError: Unless captured with `rows="all"`.
+    """
+    if maps.rows is not Rows.ALL:
+        kept = maps.rows.value if isinstance(maps.rows, Rows) else list(maps.rows)
+        raise RowsNotKeptError(
+            f"{method} needs whole matrices: expected a capture with rows='all', got rows={kept!r}. Capture with rows='all'."
+        )
+
+
+def followed_blocks(maps: AttentionMaps, method: str, start: int | str = 0) -> list[BlockAttention]:
+    """The blocks of tokens from `start` on, poolings left out.
+
+    Args:
+        maps: What was captured.
+        method: Who asks, for the message.
+        start: The first block, by index or name.
+
+    Returns:
+        At least one block.
+
+    Raises:
+        NoReadoutError: If there is none.
+    """
+    first = maps.block_names.index(maps[start].name)
+    blocks = [block for block in maps[first:] if not block.pooling]
+    if not blocks:
+        raise NoReadoutError(
+            f"{method} from start={start!r} follows no block: expected attention between tokens, got a pooling alone. Start earlier."
+        )
+    return blocks
+
+
+def common_layout(blocks: list[BlockAttention], method: str) -> TokenLayout:
+    """The one layout of the tokens of all blocks.
+
+    Args:
+        blocks: At least one.
+        method: Who asks, for the message.
+
+    Returns:
+        The layout.
+
+    Raises:
+        TokenLayoutError: If a block has another, or its matrix is not one of all tokens by all tokens; the message names it.
+        UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
+    """
+    last = blocks[-1]
+    for block in blocks:
+        check_mixing(block, method)
+        layout, (_, _, queries, keys) = block.layout, block.shape
+        between_tokens = block.queries in (Queries.TOKENS, Queries.PATCHES) and queries == keys
+        if not isinstance(layout, TokenLayout) or not between_tokens or block.query_token_layout is not None:
+            words = layout.describe()
+            raise TokenLayoutError(
+                f"{method} cannot follow block {block.name!r}: expected attention of all tokens to all tokens, got {queries} queries by "
+                f"{keys} keys ({block.queries} to {words}). Use raw_attention or received_attention on one block."
+            )
+        if layout != last.layout:
+            raise TokenLayoutError(
+                f"{method} cannot follow block {block.name!r}: expected the tokens of {last.name!r}, {last.layout.describe()}, "
+                f"got {layout.describe()}. Capture blocks of one token sequence with blocks=."
+            )
+    if not isinstance(last.layout, TokenLayout):  # for the type checker: the loop has refused it
+        raise TokenLayoutError(f"{method} cannot follow block {last.name!r}.")
+    return last.layout
+
+
+def check_mixing(block: BlockAttention, method: str) -> None:
+    """Refuse a block that multiplies its values by something else than softmax rows.
+
+    Args:
+        block: The block.
+        method: Who asks, for the message.
+
+    Raises:
+        UnsupportedModelError: If it does; the message says by what.
+    """
+    if block.mixing:
+        raise UnsupportedModelError(
+            f"{method} cannot follow block {block.name!r}: expected values multiplied by softmax rows, but what multiplies them is not: "
+            f"{block.mixing}. Look at its rows one by one with raw_attention."
+        )
+
+
+def first_row(
+    maps: AttentionMaps,
+    last: BlockAttention,
+    layout: TokenLayout,
+    pooled_row: Callable[[BlockAttention], Tensor],
+    method: str,
+) -> tuple[Tensor, int | None]:
+    """The readout as a row over the tokens of the last block.
+
+    Args:
+        maps: What was captured.
+        last: The last block that is followed.
+        layout: Its tokens.
+        pooled_row: Gives a pooling's row over the tokens that it reads, `(batch, keys)` float64.
+        method: Who asks, for the message.
+
+    Returns:
+        The row, `(batch, tokens)` float64, and which token it is where it is one: the unit row of the class token, the same weight for every
+        patch, or the pooling's own row.
+
+    Raises:
+        NoReadoutError: If the model's head reads none of the three, or the pooling was not captured.
+        TokenLayoutError: If the pooling reads other tokens.
+    """
+    batch, _, tokens, _ = last.shape
+    row = torch.zeros(batch, tokens, dtype=torch.float64, device=last.matrix.device)
+    kind = maps.readout.rows
+    if kind is Rows.CLS:
+        row[:, layout.class_token()] = 1.0
+        return row, layout.class_token()
+    if kind is Rows.MEAN:
+        row[:, layout.patch_tokens] = 1.0 / layout.num_patch_tokens
+        return row, None
+    if kind is not Rows.POOL:
+        raise NoReadoutError(
+            f"{method} has no readout to start from: {maps.readout.reason}. Expected a class token, an attention pooling or a mean over "
+            "patches. Use received_attention on one block."
+        )
+    pooled = pooled_row(_pooling(maps, method))
+    if pooled.shape[1] not in (tokens, layout.num_patch_tokens):
+        raise TokenLayoutError(
+            f"{method} cannot start at the attention pooling: expected it to read the {tokens} tokens of {last.name!r} or its "
+            f"{layout.num_patch_tokens} patches, got {pooled.shape[1]} keys. Use raw_attention on the pooling."
+        )
+    row[:, layout.patch_tokens if pooled.shape[1] == layout.num_patch_tokens else slice(None)] = pooled
+    return row, None
+
+
+def _pooling(maps: AttentionMaps, method: str) -> BlockAttention:
+    poolings = [block for block in maps if block.pooling]
+    if not poolings:
+        raise NoReadoutError(
+            f"{method} starts at the attention pooling ({maps.readout.reason}): expected it among the captured blocks, got "
+            f"{', '.join(maps.block_names)}. Capture all blocks, or add the pooling to blocks=."
+        )
+    check_mixing(poolings[-1], method)
+    return poolings[-1]
+
+
+def readout_queries(maps: AttentionMaps, block: BlockAttention) -> slice:
+    """Which queries of a block are the readout's; where they are several, the readout is their mean.
+
+    Args:
+        maps: What was captured.
+        block: One of its blocks.
+
+    Returns:
+        The class token, the pooling's queries, or the patches.
+
+    Raises:
+        NoReadoutError: If the model's head reads none of the three here.
+    """
+    if block.queries in (Queries.POOL, Queries.CLASS):
+        return block.readout_rows or slice(None)
+    if maps.readout.rows is Rows.CLS:
+        token = block.layout.class_token()
+        return slice(token, token + 1)
+    if maps.readout.rows is Rows.MEAN:
+        return block.layout.patch_tokens
+    raise NoReadoutError(
+        f"block {block.name!r} has no readout row: {maps.readout.reason}. Take the pooling block, give row=, or capture with rows='cls' or "
+        "'mean'."
+    )

@@ -1,0 +1,238 @@
+"""Follows attention calls into the backward: keeps a call's values, and the gradient of its output once a backward comes by.
+
+The gradient arrives through a tensor hook on the call's output. Such a hook hangs on the autograd graph, not on the model: nothing is left on
+the model, and the hook goes when the graph goes. Neither keeps the other alive: the hook knows what it fills through a weak reference only.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnhook.capture.attention_gradient import AttentionGradient
+from attnhook.errors import GradientsNotKeptError, UnsupportedModelError
+
+Arrange = Callable[[Tensor], Tensor | None]
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """What an attention call did, beside its operands; by reference.
+
+    Attributes:
+        value: The values, as the call got them.
+        output: What it gave, in the autograd graph.
+        dropout: Probability with which it dropped attention weights.
+        arrange: Turns the gradient of `output` into that of O, `(batch, heads, queries, value_dim)`, where the values are `(batch, key heads,
+            keys, value_dim)`; None where both are arranged as the site arranges its queries.
+        weights: Attention weights that the call returned beside its output, if any: a score that reads them has a gradient which O does not see.
+    """
+
+    value: Tensor
+    output: Tensor
+    dropout: float = 0.0
+    arrange: Arrange | None = None
+    weights: Tensor | None = None
+
+
+class KeptGradients:
+    """The values of one attention call, and the gradient of its output or of its softmax.
+
+    Args:
+        values: `(batch, key heads, keys, value_dim)` without autograd history, or None where they were not seen.
+        explicit: Whether the gradient is dA itself, that of a softmax that the model spelt out.
+        wanted: Whether a gradient is to come at all.
+        device: Where the gradient is kept, None for where it arrives.
+    """
+
+    __slots__ = ("__weakref__", "_device", "_gradient", "_weights_read", "explicit", "values", "wanted")
+
+    def __init__(
+        self, values: Tensor | None, *, explicit: bool = False, wanted: bool = True, device: torch.device | None = None
+    ) -> None:
+        self.values = values
+        self.explicit = explicit
+        self.wanted = wanted
+        self._device = device
+        self._gradient: Tensor | None = None
+        self._weights_read = False
+
+    @property
+    def arrived(self) -> bool:
+        """Whether a backward has come by."""
+        return self._gradient is not None
+
+    def add(self, gradient: Tensor) -> None:
+        """Add what one backward brought, as `.grad` does."""
+        gradient = gradient if self._device is None else gradient.to(self._device)
+        self._gradient = gradient if self._gradient is None else self._gradient + gradient
+
+    def weights_were_read(self) -> None:
+        """Remember that a backward came through the returned weights, past the output."""
+        self._weights_read = True
+
+    def gradient(self, block: str) -> Tensor:
+        """What has arrived: the gradient of the output, or dA where `explicit`.
+
+        Args:
+            block: The block's name, for the message.
+
+        Returns:
+            `(batch, heads, queries, value_dim or keys)`, the model's dtype.
+
+        Raises:
+            GradientsNotKeptError: If none was asked for, or no backward has come by, or one came by where it is not seen whole.
+        """
+        if self._weights_read:
+            raise GradientsNotKeptError(
+                f"the gradient of block {block!r} is not whole: expected a score that reads the attention's output alone, got one that reads "
+                "the weights which the module returned, too. Leave them out of the score."
+            )
+        if not self.wanted:
+            raise GradientsNotKeptError(
+                f"block {block!r} keeps values but no gradient: expected a capture with gradients=True. Capture with it, and call "
+                "score.backward()."
+            )
+        if self._gradient is None:
+            raise GradientsNotKeptError(
+                f"no gradient has reached block {block!r}: expected a backward from a score of this very forward, got none. Call "
+                "score.backward() (or torch.autograd.grad(score, pixels)) before you read gradients; a score that does not depend on the block "
+                "gives it none."
+            )
+        return self._gradient
+
+    def attention_gradient(self, block: str) -> AttentionGradient:
+        """The gradient of the attention matrix, dA.
+
+        Args:
+            block: The block's name, for the message.
+
+        Returns:
+            The implicit gradient.
+        """
+        gradient = self.gradient(block)
+        return AttentionGradient(gradient if self.explicit or self.values is None else (gradient, self.values))
+
+    def to(self, device: torch.device | str, block: str) -> "KeptGradients":
+        """The same on another device: a copy, which no later backward reaches.
+
+        Args:
+            device: Where to.
+            block: The block's name, for the message.
+
+        Returns:
+            The copy.
+
+        Raises:
+            GradientsNotKeptError: If the gradient is still to come.
+        """
+        if self.wanted and not self.arrived:
+            raise GradientsNotKeptError(
+                f"block {block!r} cannot be moved or saved before its gradient has arrived: expected score.backward() first. Call it, then move "
+                "the maps; or capture with device=."
+            )
+        values = None if self.values is None else self.values.to(device)
+        copy = KeptGradients(values, explicit=self.explicit, wanted=self.wanted)
+        if self._gradient is not None:
+            copy.add(self._gradient.to(device))
+        return copy
+
+
+class _PassesBy:
+    """A tensor hook on returned weights: says that a score has read them."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, kept: KeptGradients) -> None:
+        self._kept = weakref.ref(kept)
+
+    def __call__(self, gradient: Tensor) -> None:
+        kept = self._kept()
+        if kept is not None and bool(gradient.any()):
+            kept.weights_were_read()
+
+
+class _Arrives:
+    """A tensor hook: what comes by is added to what is kept, if anyone still keeps it."""
+
+    __slots__ = ("_arrange", "_kept")
+
+    def __init__(self, kept: KeptGradients, arrange: Arrange) -> None:
+        self._kept = weakref.ref(kept)
+        self._arrange = arrange
+
+    def __call__(self, gradient: Tensor) -> None:
+        kept = self._kept()
+        if kept is not None and (arranged := self._arrange(gradient.detach())) is not None:
+            kept.add(arranged)
+
+
+def follow(output: Tensor, kept: KeptGradients, arrange: Arrange, block: str) -> None:
+    """Have the gradient of a tensor added to `kept` in every backward.
+
+    Args:
+        output: A tensor of the running forward.
+        kept: Where to.
+        arrange: Turns the gradient of `output` into what is kept.
+        block: The block's name, for the message.
+
+    Raises:
+        GradientsNotKeptError: If no backward can reach it.
+        UnsupportedModelError: If it runs inside a transform of `torch.func`.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UnsupportedModelError(
+            f"the gradient of block {block!r} cannot be captured inside a transform of torch.func: expected a plain forward. Use "
+            "score.backward() or torch.autograd.grad."
+        )
+    if not output.requires_grad:
+        raise GradientsNotKeptError(_why_unreachable(block))
+    output.register_hook(_Arrives(kept, arrange))  # type: ignore[no-untyped-call]
+
+
+def follow_weights(weights: Tensor | None, kept: KeptGradients) -> None:
+    """Have `kept` told if a score reads the weights that a call returned.
+
+    Args:
+        weights: What it returned, or None.
+        kept: Who is told.
+    """
+    if weights is not None and weights.requires_grad:
+        weights.register_hook(_PassesBy(kept))  # type: ignore[no-untyped-call]
+
+
+def refuse_dropout(dropout: float, block: str) -> None:
+    """Refuse a fused kernel that drops weights: its output is not A V, so that dA is not dO V^T.
+
+    Args:
+        dropout: Its probability.
+        block: The block's name, for the message.
+
+    Raises:
+        UnsupportedModelError: If it is not 0.
+    """
+    if dropout:
+        raise UnsupportedModelError(
+            f"the gradient of block {block!r} cannot be captured: expected no attention dropout, got {dropout} inside a fused kernel, which "
+            "hides what it dropped. Call model.eval(), or set its attention dropout to 0."
+        )
+
+
+def unseen_outcome(block: str) -> GradientsNotKeptError:
+    """The error for a call of which only the operands were seen: kernels that run only where no gradient is followed."""
+    return GradientsNotKeptError(_why_unreachable(block))
+
+
+def _why_unreachable(block: str) -> str:
+    what = f"no backward can reach block {block!r}: expected an attention output that requires grad"
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        return (
+            f"{what}, but grad mode was off when it ran. Run the forward without torch.no_grad() and torch.inference_mode(); where the model "
+            "checkpoints its blocks, with use_reentrant=False."
+        )
+    return (
+        f"{what}, got one that does not: neither the parameters before it nor the pixels do. Call pixels.requires_grad_() before the forward; "
+        "parameters may stay frozen."
+    )
