@@ -33,4 +33,10 @@ HOMES = {
         "query_figure",
     ),
     "attnhook.workflows.results": ("AttentionResult", "attend"),
+    "attnhook.attribution.alarms": ("AlarmThresholds",),
+    "attnhook.workflows.monitoring": ("AttentionMonitor",),
+    "attnhook.workflows.integrations.directory": ("DirectoryWriter",),
+    "attnhook.workflows.integrations.tensorboard": ("TensorBoardWriter",),
+    "attnhook.workflows.integrations.wandb": ("WandbWriter",),
+    "attnhook.workflows.integrations.mlflow": ("MlflowWriter",),
 }

@@ -23,7 +23,9 @@ def cat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained, **settings: create(name, pretrained=False, **settings)
+    )
     config = transformers.Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=4)
     processor = transformers.BitImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224})
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: transformers.Dinov2Model(config))
@@ -80,5 +82,14 @@ def test_the_other_examples(words: str, capsys: pytest.CaptureFixture[str]) -> N
         assert names["relevance"].shape == (1, 14, 14)
 
 
+@pytest.mark.usefixtures("no_hub")
+def test_while_training(cat: Path) -> None:
+    (block,) = [block for block in BLOCKS if "AttentionMonitor" in block]
+    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 (our own README)
+    lines = (cat / "attention-log" / "scalars.jsonl").read_text().splitlines()
+    assert len(lines) == 4  # two steps, each with the live batch and the probe
+    assert size_of(cat / "attention-log/attention/overlay/0/step-00000002.png") == (224, 224)
+
+
 def test_every_block_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 8
+    assert len(BLOCKS) == 9

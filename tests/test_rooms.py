@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "names": set(),
     "__init__": {"names"},
 }
-HEAVY = ("timm", "transformers", "torchvision", "matplotlib")
+HEAVY = ("timm", "transformers", "torchvision", "matplotlib", "tensorboard", "wandb", "mlflow", "lightning")
 
 
 def room_of(path: Path) -> str:
@@ -92,6 +92,14 @@ def test_import_loads_nothing_heavy() -> None:
     code = "import attnhook, sys; from attnhook import AttentionCapture; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "attnhook.capture.session" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_writers_load_no_library_before_they_are_made() -> None:
+    writers = "DirectoryWriter, TensorBoardWriter, WandbWriter, MlflowWriter"
+    code = f"import sys; from attnhook import AttentionMonitor, {writers}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "attnhook.workflows.integrations.mlflow" in loaded
     assert not set(HEAVY) & set(loaded)
 
 

@@ -20,14 +20,14 @@ from attnhook.attribution.row_measures import (
     token_mass,
     top_mass,
 )
-from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, token_table
+from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, token_table
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.sites import Layout, Queries
+from attnhook.capture.sites import Layout
 from attnhook.capture.softmax_matrix import RowChunk, SoftmaxMatrix
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import RowsNotKeptError
-from attnhook.options import PatchIndex, Rows, choose
+from attnhook.options import PatchIndex, choose
 
 
 class Averaged(StrEnum):
@@ -208,7 +208,7 @@ def _block_statistics(
 ) -> BlockStatistics:
     layout = None if isinstance(block.token_layout, str) else block.token_layout
     pixel = _patch_pixels(layout, maps)
-    asking = [_queries_of(maps, block, entry) for entry in range(block.shape[0])]
+    asking = [asking_table(maps.rows, block, entry) for entry in range(block.shape[0])]
 
     def measure(rows: Tensor, chunk: RowChunk) -> Tensor:
         columns = [row_entropy(rows), top_mass(rows, top_k)]
@@ -270,36 +270,6 @@ def _patch_pixels(layout: Layout | None, maps: AttentionMaps) -> tuple[float, fl
     if area is None or layout is None or isinstance(layout, PackedLayout):
         return math.nan, math.nan
     return area[0] / layout.grid[0], area[1] / layout.grid[1]
-
-
-def _queries_of(maps: AttentionMaps, block: BlockAttention, entry: int) -> TokenTable:
-    """What the kept rows of one batch entry are, their places in units of the keys' grid; of kind other where they are no one token."""
-    count = block.shape[2]
-    nowhere = TokenTable(torch.full((count,), TOKEN_KINDS.index("other")), torch.full((count, 2), math.nan))
-    layout = block.token_layout if block.query_token_layout is None else block.query_token_layout
-    mean = isinstance(maps.rows, Rows) and maps.rows is not Rows.ALL
-    if isinstance(layout, str) or isinstance(block.token_layout, str) or mean or block.queries in _NOT_TOKENS:
-        return nowhere
-    table = token_table(layout, entry, of_queries=True)
-    places = _on_grid_of_keys(table.places, layout, block.token_layout)
-    if not isinstance(maps.rows, Rows):
-        chosen = layout.tokens_of([*maps.rows])
-        return TokenTable(table.kinds[chosen], places[chosen])
-    return TokenTable(table.kinds, places) if len(table.kinds) == count else nowhere
-
-
-_NOT_TOKENS = (Queries.POOL, Queries.CLASS)
-
-
-def _on_grid_of_keys(places: Tensor, queries: Layout, keys: Layout) -> Tensor:
-    """Centres of the queries' patches in units of the keys' patches, where the one grid is coarser than the other."""
-    if isinstance(queries, PackedLayout) or isinstance(keys, PackedLayout):
-        return places
-    grid = queries.query_grid or queries.grid if isinstance(queries, WindowLayout) else queries.grid
-    if grid == keys.grid:
-        return places
-    ratio = torch.tensor([keys.grid[0] / grid[0], keys.grid[1] / grid[1]])
-    return (places + 0.5) * ratio - 0.5
 
 
 def _counted(block: BlockAttention, queries: TokenTable, averaged: Averaged) -> Tensor:

@@ -1,13 +1,18 @@
 """What the tokens of one batch entry are, by index: their kind and their place on the grid, for layouts of whole images and of windows."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnhook.capture.packing import PackedLayout
-from attnhook.capture.sites import Layout
+from attnhook.capture.records import BlockAttention
+from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.windows import WindowLayout
+from attnhook.options import Rows
 
 TOKEN_KINDS = ("class", "register", "patch", "other")
 """What a `TokenTable` tells apart; other: distillation and suffix tokens, and the padding of windows."""
@@ -69,6 +74,45 @@ def token_table(layout: Layout, entry: int = 0, *, of_queries: bool = False) -> 
     places = torch.full((layout.num_tokens, 2), float("nan"))
     places[layout.patch_tokens] = torch.stack([cell // layout.grid[1], cell % layout.grid[1]], dim=-1).float()
     return TokenTable(kinds, places)
+
+
+_NOT_TOKENS = (Queries.POOL, Queries.CLASS)
+
+
+def asking_table(rows: Rows | Sequence[Any], block: BlockAttention, entry: int) -> TokenTable:
+    """Look up what the kept rows of one batch entry are, their places in units of the keys' grid.
+
+    Args:
+        rows: What was kept, as `AttentionMaps.rows` says.
+        block: The block.
+        entry: Index on the batch axis.
+
+    Returns:
+        The table; rows that are no one token are of kind other.
+    """
+    count = block.shape[2]
+    nowhere = TokenTable(torch.full((count,), _OTHER), torch.full((count, 2), math.nan))
+    layout = block.token_layout if block.query_token_layout is None else block.query_token_layout
+    mean = isinstance(rows, Rows) and rows is not Rows.ALL
+    if isinstance(layout, str) or isinstance(block.token_layout, str) or mean or block.queries in _NOT_TOKENS:
+        return nowhere
+    table = token_table(layout, entry, of_queries=True)
+    places = _on_grid_of_keys(table.places, layout, block.token_layout)
+    if not isinstance(rows, Rows):
+        chosen = layout.tokens_of([*rows])
+        return TokenTable(table.kinds[chosen], places[chosen])
+    return TokenTable(table.kinds, places) if len(table.kinds) == count else nowhere
+
+
+def _on_grid_of_keys(places: Tensor, queries: Layout, keys: Layout) -> Tensor:
+    """Centres of the queries' patches in units of the keys' patches, where the one grid is coarser than the other."""
+    if isinstance(queries, PackedLayout) or isinstance(keys, PackedLayout):
+        return places
+    grid = queries.query_grid or queries.grid if isinstance(queries, WindowLayout) else queries.grid
+    if grid == keys.grid:
+        return places
+    ratio = torch.tensor([keys.grid[0] / grid[0], keys.grid[1] / grid[1]])
+    return (places + 0.5) * ratio - 0.5
 
 
 def _of_window(layout: WindowLayout, entry: int, *, of_queries: bool) -> TokenTable:

@@ -109,7 +109,11 @@ class ComputedRows:
         return rows, self._nonzero(rows.sum(dim=-1))
 
     def entropy(self, part: Part, buffer: Tensor, second: Tensor) -> Tensor:
-        """Entropy of rows in nats, from logits and row sums: no logarithm of the matrix.
+        """Entropy of rows in nats, as `spread` gives it: `(heads, rows)` float64."""
+        return self.spread(part, buffer, second)[0]
+
+    def spread(self, part: Part, buffer: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Entropy of rows in nats, from logits and row sums: no logarithm of the matrix. The rows come with it.
 
         With l the logits less their row's largest, e = exp(l), Z their sum: `H = log Z - sum_j e_j l_j / Z`, both terms small where H is.
 
@@ -119,15 +123,16 @@ class ComputedRows:
             second: Written, too.
 
         Returns:
-            `(heads, rows)` float64.
+            Entropy `(heads, rows)` float64, and rows and sums as `exponentials` gives them, in `second`.
         """
         logits = self._logits(part, buffer, shifted=True)
         if self._call.masked:
             logits.clamp_min_(_HIDDEN)
         rows = torch.exp2(logits, out=_shaped(second, part, self.keys))
-        sums = self._nonzero(rows.sum(dim=-1)).double()
+        divisors = self._nonzero(rows.sum(dim=-1))
+        sums = divisors.double()
         mean = logits.mul_(rows).sum(dim=-1).double() / sums
-        return (sums.log2() - mean) / LOG2_E
+        return (sums.log2() - mean) / LOG2_E, rows, divisors
 
     def _logits(self, part: Part, buffer: Tensor, *, shifted: bool) -> Tensor:
         logits = _shaped(buffer, part, self.keys)
@@ -202,9 +207,13 @@ class DenseRows:
 
     def entropy(self, part: Part, buffer: Tensor, second: Tensor) -> Tensor:
         """Entropy of rows in nats: `(heads, rows)` float64."""
-        rows, _ = self.exponentials(part, buffer)
-        spread: Tensor = torch.special.entr(rows, out=_shaped(second, part, self.keys))
-        return spread.sum(dim=-1, dtype=torch.float64)
+        return self.spread(part, buffer, second)[0]
+
+    def spread(self, part: Part, buffer: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Entropy of rows in nats, `(heads, rows)` float64, the rows in `second`, and None for their sums."""
+        rows, _ = self.exponentials(part, second)
+        entropy: Tensor = torch.special.entr(rows, out=_shaped(buffer, part, self.keys))
+        return entropy.sum(dim=-1, dtype=torch.float64), rows, None
 
 
 ImageRows = ComputedRows | DenseRows
@@ -238,11 +247,26 @@ def entropies(image: ImageRows, budget: int) -> Tensor:
         `(heads, queries)` float64.
     """
     result = torch.empty(image.heads, image.queries, dtype=torch.float64, device=image.device)
+    for part, entropy, *_ in spread_chunks(image, budget):
+        result[part.heads, part.queries] = entropy
+    return result
+
+
+def spread_chunks(image: ImageRows, budget: int) -> Iterator[tuple[Part, Tensor, Tensor, Tensor | None, Tensor]]:
+    """All parts of one image with the entropies of their rows, each valid until the next.
+
+    Args:
+        image: The image.
+        budget: Largest size in bytes of what is computed at once.
+
+    Yields:
+        Which part, the entropies of its rows, the rows up to a factor each, their sums or None, as `spread` gives them, and memory of the rows'
+        shape to write in.
+    """
     cut = parts(image.heads, slice(0, image.queries), _row_bytes(image), budget // 2)
     buffer, second = _buffer(image, cut[0]), _buffer(image, cut[0])
     for part in cut:
-        result[part.heads, part.queries] = image.entropy(part, buffer, second)
-    return result
+        yield part, *image.spread(part, buffer, second), _shaped(buffer, part, image.keys)
 
 
 def fused_chunks(image: ImageRows, fusion: str, budget: int) -> Iterator[tuple[slice, Tensor]]:

@@ -18,7 +18,7 @@ from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix, softmax_rows
-from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutError
+from attnhook.errors import AttnhookError, BlockNotCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Size
 
 
@@ -71,6 +71,23 @@ class PlainCall:
         return torch.softmax(torch.stack(self.images) * self.scale, dim=-1)
 
 
+@dataclass(slots=True, eq=False)
+class MeasuredCall:
+    """One attention call of which only what someone measured is left."""
+
+    kernel: str
+    value: Any
+    tokens: SiteTokens | None = None
+    beside: KeptGradients | None = None
+
+    def finished(self) -> Tensor:
+        """Refuse: no row was kept."""
+        raise RowsNotKeptError("only measurements were kept: expected rows. Capture with AttentionCapture for maps.")
+
+
+AnyCall = CapturedCall | PlainCall | MeasuredCall
+
+
 class ScoreMemory:
     """Memory for the scores of one forward's plain calls: one piece for all blocks.
 
@@ -108,7 +125,7 @@ class ScoreMemory:
         return PlainCall(self._piece, self._images[first : first + batch], self._taken - 1)
 
 
-def _finish_together(calls: list[CapturedCall | PlainCall]) -> list[Tensor | SoftmaxMatrix]:
+def _finish_together(calls: list[AnyCall]) -> list[Tensor | SoftmaxMatrix]:
     """What every call kept, finished; one softmax for all plain calls where their shapes and scales agree."""
     first = calls[0]
     if not isinstance(first, PlainCall):
@@ -139,7 +156,7 @@ class ForwardRecord:
         maps: What it was turned into, once asked for.
     """
 
-    calls: dict[str, list[CapturedCall | PlainCall]] = field(default_factory=dict)
+    calls: dict[str, list[AnyCall]] = field(default_factory=dict)
     ran: set[str] = field(default_factory=set)
     errors: dict[str, AttnhookError] = field(default_factory=dict)
     begun: bool = False
@@ -218,10 +235,22 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
         return _finish(record, plan)
 
 
-def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
-    layout = record.layout(plan)
-    fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str] = {}
-    found: list[tuple[AttentionSite, str, CapturedCall | PlainCall]] = []
+def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
+    """What was measured of each call of one forward, with the block's name.
+
+    Args:
+        record: What the forward showed.
+        plan: What was to be recorded.
+
+    Returns:
+        In the order of the plan.
+    """
+    return [(name, call.value) for _, name, call in _found(record, plan) if isinstance(call, MeasuredCall)]
+
+
+def _found(record: ForwardRecord, plan: CapturePlan) -> list[tuple[AttentionSite, str, AnyCall]]:
+    """All calls of the plan's blocks, each with its name; raises for a block without one."""
+    found: list[tuple[AttentionSite, str, AnyCall]] = []
     for site in plan.sites:
         calls = record.calls.get(site.name, [])
         if site.name in record.errors:
@@ -231,10 +260,22 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
             continue
         if not calls:
             raise BlockNotCapturedError(_why_missing(site, record, plan))
-        found += [(site, f"{site.name}:{i}" if i else site.name, call) for i, call in enumerate(calls)]
+        found += [(site, call_name(site, i), call) for i, call in enumerate(calls)]
+    return found
+
+
+def call_name(site: AttentionSite, number: int) -> str:
+    """The name of a block's call: the site's, with the number of the call where it is not the first."""
+    return f"{site.name}:{number}" if number else site.name
+
+
+def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
+    layout = record.layout(plan)
+    fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str] = {}
+    found = _found(record, plan)
     blocks = []
     for (site, name, call), kept in zip(found, _finish_together([call for *_, call in found]), strict=True):
-        blocks.append(_block(site, name, call, kept, layout, fitting))
+        blocks.append(make_block(site, name, call, kept, layout, fitting))
     return AttentionMaps(
         blocks,
         rows=plan.rows,
@@ -244,14 +285,27 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     )
 
 
-def _block(  # noqa: PLR0917 (one call from one place)
+def make_block(  # noqa: PLR0917 (what one call is, in one order)
     site: AttentionSite,
     name: str,
-    call: CapturedCall | PlainCall,
+    call: AnyCall,
     kept: Tensor | SoftmaxMatrix,
     layout: TokenLayout | PackedLayout | str,
     fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str],
 ) -> BlockAttention:
+    """One call as a block, its tokens told.
+
+    Args:
+        site: Where it ran.
+        name: The call's name.
+        call: The call.
+        kept: What is kept of it.
+        layout: The layout of the whole sequence, or why there is none.
+        fitting: Layouts already held against a number of keys; added to.
+
+    Returns:
+        The block.
+    """
     keys = kept.shape[-1]
     if call.tokens is not None:
         own = call.tokens

@@ -1,15 +1,18 @@
 """Records the attention calls of one module while the model runs: what interception tells, cut down to what was asked for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attnhook.capture.adapters import Readout
 from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unseen_outcome
-from attnhook.capture.forwards import CapturedCall, ForwardRecord
+from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands, multihead_outcome
 from attnhook.capture.plan import CapturePlan
+from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
 from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
@@ -35,6 +38,7 @@ class SiteRecorder:
         self.device = device
         self.record = ForwardRecord()  # replaced as each forward begins
         self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, tensors replaced by their shapes
+        self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
         self._plain = site.plain and device is None and not plan.values
         self._sites = len(plan.sites)
@@ -149,6 +153,9 @@ class SiteRecorder:
         return kept
 
     def _keep(self, call: CapturedCall, beside: KeptGradients | None = None) -> None:
+        if self.measure is not None:
+            self._keep_measured(call, self.measure)
+            return
         call.beside = beside
         if self.device is not None:
             call = CapturedCall(
@@ -162,11 +169,17 @@ class SiteRecorder:
             )
         self.record.calls.setdefault(self.site.name, []).append(call)
 
+    def _keep_measured(self, call: CapturedCall, measure: Callable[[BlockAttention, Readout], Any]) -> None:
+        before = self.record.calls.setdefault(self.site.name, [])
+        name = call_name(self.site, len(before))
+        block = make_block(self.site, name, call, call.finished(), self.record.layout(self.plan), {})
+        before.append(MeasuredCall(call.kernel, measure(block, self.plan.anatomy.readout)))
+
     def _of_operands(self, call: Operands, kernel: str) -> CapturedCall:
         rows, (_, _, queries, keys) = self.plan.rows, call.shape
         tokens = self._tokens(queries, keys)
         if rows is Rows.ALL:
-            kept = call.by_reference() if self.plan.values else call.detached()
+            kept = call.by_reference() if self.plan.values or self.measure is not None else call.detached()
             return CapturedCall(kernel, matrix=SoftmaxMatrix(kept), tokens=tokens)
         if rows is Rows.MEAN:
             chosen = self._patch_queries(queries, tokens)

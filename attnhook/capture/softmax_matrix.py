@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnhook.capture.exponentials import ComputedRows, DenseRows, ImageRows, Part, chunks, entropies, fused_chunks
+from attnhook.capture.exponentials import (
+    ComputedRows,
+    DenseRows,
+    ImageRows,
+    Part,
+    chunks,
+    entropies,
+    fused_chunks,
+    spread_chunks,
+)
 from attnhook.capture.operands import Operands, quiet_arithmetic, scaled_product, softmax_rows
 from attnhook.options import HeadFusion, choose
 
@@ -223,6 +232,16 @@ class SoftmaxMatrix:
         """Entropy of every row in nats, without a logarithm of the matrix: `(batch, heads, queries)` float64."""
         with quiet_arithmetic(self.device.type):
             return torch.stack([entropies(self._image_rows(i), self._budget) for i in range(self.shape[0])])
+
+    def spreads(self) -> Iterator[tuple[int, Part, Tensor, Tensor, Tensor | None, Tensor]]:
+        """All rows with their entropies, a chunk at a time: for several statistics in one pass. Use it under `quiet_arithmetic`.
+
+        Yields:
+            The image, which of its rows, and what `exponentials.spread_chunks` gives of them.
+        """
+        for index in range(self.shape[0]):
+            for chunk in spread_chunks(self._image_rows(index), self._budget):
+                yield index, *chunk
 
     def column_sums(self) -> Tensor:
         """Sum of every column: `(batch, heads, keys)` float64."""

@@ -1,0 +1,61 @@
+"""Measures attention while the model runs and keeps no operand: for forwards whose memory is spoken for, as in training.
+
+`AttentionCapture(rows="all")` keeps queries and keys of all blocks until it is cleared. Here each block is handed to a function while its call
+runs, without autograd and autocast, and only what that function gives is kept.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from attnhook.capture.adapters import Readout
+from attnhook.capture.forwards import measured
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.records import BlockAttention
+from attnhook.capture.session import AttentionCapture
+from attnhook.errors import NothingCapturedError
+from attnhook.options import BlocksOption
+
+
+class MeasuringCapture(AttentionCapture):
+    """A capture that keeps a measurement of every block, and none of its rows.
+
+    Args:
+        model: As in `AttentionCapture`.
+        measure: Takes a block with its implicit matrix (of a model with an explicit softmax, the matrix that it computed) and what the
+            model's head reads, gives anything that holds no part of it.
+        blocks: As in `AttentionCapture`.
+        layout: As in `AttentionCapture`.
+        strict: As in `AttentionCapture`.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> measure = lambda block, readout: block.matrix.entropy().mean().item()
+        >>> with torch.no_grad(), MeasuringCapture(model, measure, blocks=2) as capture:
+        ...     logits = model(torch.randn(1, 3, 224, 224))
+        >>> [name for name, _ in capture.measured]
+        ['blocks.10.attn', 'blocks.11.attn']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        measure: Callable[[BlockAttention, Readout], Any],
+        *,
+        blocks: BlocksOption = None,
+        layout: TokenLayout | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(model, blocks=blocks, rows="all", layout=layout, strict=strict)
+        for recorder in self._recorders:
+            recorder.measure = measure
+
+    @property
+    def measured(self) -> list[tuple[str, Any]]:
+        """Each block's name and measurement, of the last forward; errors as those of `maps`."""
+        forwards = self._forwards
+        if not forwards or forwards[-1].is_empty():
+            raise NothingCapturedError(self._why_nothing())
+        return measured(forwards[-1], self._plan)

@@ -1,0 +1,54 @@
+"""A callback of transformers' `Trainer` over `AttentionMonitor`. Importing this file imports transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from attnhook.workflows.monitoring import AttentionMonitor
+from attnhook.workflows.schedules import is_first_process
+
+STATE_FILE = "attention_monitor.pt"
+
+
+class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
+    """Steps a monitor after every optimizer step and at the end of every epoch, and keeps its state in checkpoints.
+
+    Args:
+        monitor: Made of the model that the trainer trains.
+
+    Example:
+        >>> from transformers import Trainer  # doctest: +SKIP
+        >>> trainer = Trainer(model, arguments, callbacks=[TransformersMonitor(monitor)])  # doctest: +SKIP
+    """
+
+    def __init__(self, monitor: AttentionMonitor) -> None:
+        self.monitor = monitor
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on where the checkpoint stopped that training is resumed from."""
+        folders = [Path(args.output_dir) / f"checkpoint-{state.global_step}"]
+        if isinstance(args.resume_from_checkpoint, str):
+            folders.insert(0, Path(args.resume_from_checkpoint))
+        found = next((folder / STATE_FILE for folder in folders if (folder / STATE_FILE).exists()), None)
+        if state.global_step and found is not None:
+            self.monitor.load_state_dict(torch.load(found, weights_only=True))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After an optimizer step."""
+        self.monitor.step(state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After an epoch."""
+        self.monitor.end_epoch(max(0, round(state.epoch or 1) - 1), state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Beside the checkpoint that was just written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if is_first_process() and folder.is_dir():
+            torch.save(self.monitor.state_dict(), folder / STATE_FILE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the run."""
+        self.monitor.close()

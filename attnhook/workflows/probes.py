@@ -1,0 +1,131 @@
+"""The images that a monitor looks at again and again: pixels for the model, photos to draw on, and a fingerprint."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.images import ImageSource, read_image
+
+Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeBatch:
+    """A fixed batch of images.
+
+    Attributes:
+        pixels: What the model is fed, `(batch, 3, height, width)` on the CPU.
+        photos: What overlays are drawn on, RGB.
+        geometries: Where the model looks in each photo.
+        digest: SHA-256 of the pixels, their shape and type.
+    """
+
+    pixels: Tensor
+    photos: tuple[Image.Image, ...]
+    geometries: tuple[ImageGeometry, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    @classmethod
+    def of_photos(cls, images: Sequence[ImageSource], preprocess: Preprocess) -> "ProbeBatch":
+        """Make a batch of photos.
+
+        Args:
+            images: Whatever `read_image` takes.
+            preprocess: A photo to `(pixels (1, 3, height, width), ImageGeometry)`.
+
+        Returns:
+            The batch.
+
+        Raises:
+            GeometryError: If there is no photo, or the model is fed several sizes.
+        """
+        photos = tuple(read_image(image) for image in images)
+        if not photos:
+            raise GeometryError("no probe images: expected at least one, got none. Pass a few photos, or pixels.")
+        prepared = [preprocess(photo) for photo in photos]
+        sizes = {tuple(pixels.shape[-2:]) for pixels, _ in prepared}
+        if len(sizes) != 1:
+            raise GeometryError(
+                f"the probe images do not make one batch: expected one size of pixels, got {sorted(sizes)}. Take photos of one shape, "
+                "or a preprocess that resizes to one."
+            )
+        pixels = torch.cat([pixels.reshape(1, *pixels.shape[-3:]) for pixels, _ in prepared])
+        return cls(pixels, photos, tuple(geometry for _, geometry in prepared), _digest(pixels))
+
+    @classmethod
+    def of_pixels(cls, pixels: Tensor, mean: Any = None, std: Any = None) -> "ProbeBatch":
+        """Make a batch of pixels as they come out of a data loader.
+
+        Args:
+            pixels: `(batch, 3, height, width)`, copied.
+            mean: What was subtracted from each channel, to draw the pictures.
+            std: What each channel was divided by.
+
+        Returns:
+            The batch. Without mean and std, pixels outside 0 to 1 are drawn stretched from the least to the most of each image.
+
+        Raises:
+            GeometryError: If the shape is another.
+        """
+        if pixels.dim() != 4 or pixels.shape[1] != 3 or not len(pixels):
+            raise GeometryError(
+                f"bad probe images: expected pixels (batch, 3, height, width), got {tuple(pixels.shape)}."
+            )
+        own = pixels.detach().cpu().clone()
+        size = (own.shape[2], own.shape[3])
+        photos = tuple(_photo(image, mean, std) for image in own.float())
+        return cls(own, photos, (ImageGeometry.identity(size),) * len(own), _digest(own))
+
+    def sized(self, longest: int, *, smallest: int = 192) -> "ProbeBatch":
+        """The same batch with photos to draw on of a handy size: shrunk to `longest` pixels, or enlarged pixel by pixel up to `smallest`.
+
+        Args:
+            longest: The largest height and width.
+            smallest: What icons are enlarged to, by a whole factor, as far as `longest` allows.
+
+        Returns:
+            The batch; pixels and fingerprint are the same.
+        """
+        pairs = [_sized(*pair, longest, smallest) for pair in zip(self.photos, self.geometries, strict=True)]
+        return replace(self, photos=tuple(photo for photo, _ in pairs), geometries=tuple(seen for _, seen in pairs))
+
+
+def _photo(image: Tensor, mean: Any, std: Any) -> Image.Image:
+    def of_channels(value: Any, default: float) -> Tensor:
+        return torch.as_tensor(default if value is None else value, dtype=torch.float32).reshape(-1, 1, 1)
+
+    seen = image * of_channels(std, 1.0) + of_channels(mean, 0.0)
+    low, high = float(seen.min()), float(seen.max())
+    if mean is None and std is None and (low < 0 or high > 1):
+        seen = (seen - low) / max(high - low, 1e-12)
+    bytes_ = (seen.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(bytes_.numpy())
+
+
+def _sized(
+    photo: Image.Image, geometry: ImageGeometry, longest: int, smallest: int
+) -> tuple[Image.Image, ImageGeometry]:
+    side = max(photo.size)
+    factor = min(1.0, longest / side) if side >= smallest else max(1, min(-(-smallest // side), longest // side))
+    if factor == 1:
+        return photo, geometry
+    size = (max(1, round(photo.width * factor)), max(1, round(photo.height * factor)))
+    smaller = photo.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
+    scale = (geometry.scale[0] * photo.height / size[1], geometry.scale[1] * photo.width / size[0])
+    return smaller, replace(geometry, image_size=(size[1], size[0]), scale=scale)
+
+
+def _digest(pixels: Tensor) -> str:
+    whole = hashlib.sha256(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
+    whole.update(pixels.contiguous().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
