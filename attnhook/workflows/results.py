@@ -274,6 +274,10 @@ def attend(
             "heads=None keeps all heads: expected one map a photo. Take result.maps and raw_attention(maps, heads=None)."
         )
     check_options(method, options)
+    if block != -1 and not reads_block(method):
+        raise ValueError(
+            f"method {method!r} follows all captured blocks: expected block to be left out, got {block!r}. Leave it out."
+        )
     _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
     with torch.inference_mode(mode=False):  # parameters made in it could not be followed backward

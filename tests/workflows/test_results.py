@@ -142,3 +142,8 @@ def test_geometry_that_is_not_the_preprocessings(module):
 def test_bad_options(model, options):
     with pytest.raises(ValueError, match="expected"):
         attend(model, PHOTO, **options)
+
+
+def test_a_block_for_a_method_that_follows_all_is_refused(model):
+    with pytest.raises(ValueError, match="follows all captured blocks"):
+        attend(model, [], method="rollout", block=3)
