@@ -59,7 +59,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     if not anatomy.sites:
         raise UnsupportedModelError(
             f"{type(inner).__name__} has no attention that attnhook knows: expected a model of timm, transformers or torchvision, "
-            "or nn.MultiheadAttention modules. Say what its tokens are (and which modules attend, with blocks=[...], if they are not found) with "
+            "or nn.MultiheadAttention modules. Say what its tokens are (and which modules attend, with blocks=[...], if none is found) with "
             "layout=TokenLayout(...), or register an adapter with register_adapter."
         )
     if layout is not None:
