@@ -88,18 +88,18 @@ def fuse_heads(maps: Tensor, heads: HeadsOption) -> Tensor:
         heads: `"mean"`, `"max"` or `"min"`, one head's index (negative from the end), or None to keep all.
 
     Returns:
-        `(batch, ...)`, or `maps` for None.
+        `(batch, ...)`, or a copy of `maps` for None.
 
     Raises:
         IndexError: If the head does not exist.
     """
     count = maps.shape[1]
     if heads is None:
-        return maps
+        return maps.clone()  # never a view of what was captured
     if isinstance(heads, int):
         if not -count <= heads < count:
             raise IndexError(f"head {heads} does not exist: expected -{count} to {count - 1}.")
-        return maps[:, heads]
+        return maps[:, heads].clone()
     fusion = choose(HeadFusion, heads, "heads")
     if fusion is HeadFusion.MEAN:
         return maps.mean(dim=1)

@@ -51,7 +51,9 @@ def _self_attention(  # noqa: PLR0917 (what the kernels are given)
 
 def _attended(mask: Tensor, mask_type: int | None) -> Tensor:
     """From the kernels' masks (True or -inf: hidden; 0 over queries and keys, 1 over keys, 2 over all) to `Operands`'."""
-    mask = ~mask if mask.dtype is torch.bool else mask
+    mask = (
+        ~mask if mask.dtype is torch.bool else mask == 0
+    )  # the kernels read a float mask as a bool one: not 0 is hidden
     return mask[:, None, None, :] if mask_type == 1 else mask
 
 

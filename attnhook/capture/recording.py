@@ -66,7 +66,7 @@ class SiteRecorder:
         if query.dtype is not _FLOAT32 or key.dtype is not _FLOAT32 or query.is_nested or query.dim() != 4:
             return False
         batch, heads, _, width = query.shape
-        if key.shape[1] != heads or not batch:
+        if key.shape[1] != heads or key.shape[0] != batch or not batch:
             return False
         query = query[:, :, rows]
         call = self.record.memory.take(query, key.shape[2], self._sites)

@@ -79,3 +79,11 @@ def test_a_model_without_a_readout_says_why() -> None:
     with torch.no_grad(), AttentionCapture(model, rows="all", layout=TokenLayout((2, 3), cls=None)) as capture:
         model[0](*[torch.randn(1, 6, 8)] * 3)
     assert raw_attention(capture.maps).shape == (1, 2, 3)
+
+
+def test_maps_are_no_views_of_what_was_captured() -> None:
+    from attnhook.attribution.raw_maps import fuse_heads
+
+    rows = torch.rand(1, 2, 4)
+    for heads in (0, None, "mean"):
+        assert fuse_heads(rows, heads).untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
