@@ -143,7 +143,7 @@ class ForwardRecord:
     """What one forward showed.
 
     Attributes:
-        calls: The attention calls by site name, in the order in which they ran.
+        calls: The attention calls, each with its site's name, in the order in which they ran.
         ran: Names of the sites whose forward ran.
         errors: By site name, why a call could not be recorded.
         begun: Whether the model's forward began; False if only attention modules were called.
@@ -156,7 +156,7 @@ class ForwardRecord:
         maps: What it was turned into, once asked for.
     """
 
-    calls: dict[str, list[AnyCall]] = field(default_factory=dict)
+    calls: list[tuple[str, AnyCall]] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
     errors: dict[str, AttnhookError] = field(default_factory=dict)
     begun: bool = False
@@ -171,6 +171,10 @@ class ForwardRecord:
     def is_empty(self) -> bool:
         """Whether no attention module ran."""
         return not (self.calls or self.ran or self.errors)
+
+    def count(self, site: str) -> int:
+        """How often a site has called its kernel."""
+        return sum(name == site for name, _ in self.calls)
 
     def drop_scores(self) -> None:
         """Free what is not needed once the maps are made."""
@@ -243,24 +247,26 @@ def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
         plan: What was to be recorded.
 
     Returns:
-        In the order of the plan.
+        In the order in which they ran.
     """
     return [(name, call.value) for _, name, call in _found(record, plan) if isinstance(call, MeasuredCall)]
 
 
 def _found(record: ForwardRecord, plan: CapturePlan) -> list[tuple[AttentionSite, str, AnyCall]]:
-    """All calls of the plan's blocks, each with its name; raises for a block without one."""
-    found: list[tuple[AttentionSite, str, AnyCall]] = []
+    """All calls of the plan's blocks, each with its name, in the order in which they ran; raises for a block without one."""
+    called = {name for name, _ in record.calls}
     for site in plan.sites:
-        calls = record.calls.get(site.name, [])
         if site.name in record.errors:
             raise record.errors[site.name]
         passed_by = site.optional and site.name not in record.ran
-        if not calls and record.calls and (site.guessed or passed_by):
-            continue
-        if not calls:
-            raise BlockNotCapturedError(_why_missing(site, record, plan))
-        found += [(site, call_name(site, i), call) for i, call in enumerate(calls)]
+        if site.name not in called and not (called and (site.guessed or passed_by)):
+            raise BlockNotCapturedError(_why_missing(site, len(called), record, plan))
+    sites = {site.name: site for site in plan.sites}
+    numbers = dict.fromkeys(sites, 0)
+    found = []
+    for name, call in record.calls:
+        found.append((sites[name], call_name(sites[name], numbers[name]), call))
+        numbers[name] += 1
     return found
 
 
@@ -353,8 +359,7 @@ def _layout_of_block(
     return layout
 
 
-def _why_missing(site: AttentionSite, record: ForwardRecord, plan: CapturePlan) -> str:
-    captured = len(record.calls)
+def _why_missing(site: AttentionSite, captured: int, record: ForwardRecord, plan: CapturePlan) -> str:
     if site.name in record.ran:
         return (
             f"block {site.name!r} ({type(site.module).__name__}) ran, but no attention call was seen in it: expected "

@@ -167,23 +167,32 @@ class WatchedFunction:
     def __init__(self, home: Any, name: str) -> None:
         self._home, self._name = home, name
         self.watches: tuple[FunctionWatch, ...] = ()  # of the contexts open on all threads
-        self.original: Callable[..., Any] = getattr(home, name)
+        self._passing: Callable[..., Any] | None = None  # what stands there while anyone watches
+
+    def _put(self) -> None:
+        original = getattr(self._home, self._name)
 
         def passing(*args: Any, **kwargs: Any) -> Any:
-            output = self.original(*args, **kwargs)
-            for watch in self.watches:
-                watch.saw(sys._getframe(1), args, kwargs, output)
+            output = original(*args, **kwargs)
+            if passing is self._passing:  # someone may have kept, and may still call, that of an earlier context
+                for watch in self.watches:
+                    watch.saw(sys._getframe(1), args, kwargs, output)
             return output
 
-        self._passing = passing
+        self._passing, self._original = passing, original
+        setattr(self._home, self._name, passing)
+
+    def _take_back(self) -> None:
+        if getattr(self._home, self._name) is self._passing:  # or someone else has put their own there, which is theirs to take back
+            setattr(self._home, self._name, self._original)
+        self._passing = None
 
     @contextmanager
     def watched(self, watch: FunctionWatch) -> Iterator[None]:
         """Let `watch` see the calls."""
         with lock:
             if not self.watches:
-                self.original = getattr(self._home, self._name)
-                setattr(self._home, self._name, self._passing)
+                self._put()
             self.watches = (*self.watches, watch)
         try:
             yield
@@ -191,7 +200,7 @@ class WatchedFunction:
             with lock:
                 self.watches = tuple(other for other in self.watches if other is not watch)
                 if not self.watches:
-                    setattr(self._home, self._name, self.original)
+                    self._take_back()
 
 
 SDPA = WatchedFunction(F, "scaled_dot_product_attention")

@@ -75,7 +75,7 @@ class SiteRecorder:
             _bmm(query[image], key[image].mT, out=scores)
         scale = kwargs.get("scale")
         call.scale = width**-0.5 if scale is None else scale
-        self.record.calls.setdefault(self.site.name, []).append(call)
+        self.record.calls.append((self.site.name, call))
         return True
 
     def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
@@ -167,13 +167,13 @@ class SiteRecorder:
                 tokens=call.tokens,
                 beside=beside,
             )
-        self.record.calls.setdefault(self.site.name, []).append(call)
+        self.record.calls.append((self.site.name, call))
 
     def _keep_measured(self, call: CapturedCall, measure: Callable[[BlockAttention, Readout], Any]) -> None:
-        before = self.record.calls.setdefault(self.site.name, [])
-        name = call_name(self.site, len(before))
+        name = call_name(self.site, self.record.count(self.site.name))
         block = make_block(self.site, name, call, call.finished(), self.record.layout(self.plan), {})
-        before.append(MeasuredCall(call.kernel, measure(block, self.plan.anatomy.readout)))
+        measured = MeasuredCall(call.kernel, measure(block, self.plan.anatomy.readout))
+        self.record.calls.append((self.site.name, measured))
 
     def _of_operands(self, call: Operands, kernel: str) -> CapturedCall:
         rows, (_, _, queries, keys) = self.plan.rows, call.shape
@@ -208,7 +208,7 @@ class SiteRecorder:
         """What the site itself tells of the tokens of the call that is being recorded."""
         if self.site.tokens_of is None:
             return None
-        number = len(self.record.calls.get(self.site.name, ()))
+        number = self.record.count(self.site.name)
         seen = SeenCall(self.inputs, self.record.input_size, self.record.grid, queries, keys, number)
         return self.site.tokens_of(seen)
 
