@@ -56,7 +56,7 @@ class Discard:
         own = None
         if token is not None and queries.start <= token < queries.stop:
             own = fused[token - queries.start, token].clone()
-        fused.masked_fill_(fused < threshold, 0.0)
+        fused.masked_fill_(fused.float() < threshold, 0.0)  # ranked in float32
         if own is not None and token is not None:
             fused[token - queries.start, token] = own
 

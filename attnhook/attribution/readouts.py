@@ -181,11 +181,13 @@ def readout_queries(maps: AttentionMaps, block: BlockAttention) -> slice:
     """
     if block.queries in (Queries.POOL, Queries.CLASS):
         return block.readout_rows or slice(None)
-    if maps.readout.rows is Rows.CLS:
-        token = block.layout.class_token()
+    if maps.readout.rows in (Rows.CLS, Rows.MEAN):
+        layout = block.query_layout
+        layout.check(block.shape[2], where=f"block {block.name!r}'s queries")
+        if maps.readout.rows is Rows.MEAN:
+            return layout.patch_tokens
+        token = layout.class_token()
         return slice(token, token + 1)
-    if maps.readout.rows is Rows.MEAN:
-        return block.layout.patch_tokens
     raise NoReadoutError(
         f"block {block.name!r} has no readout row: {maps.readout.reason}. Take the pooling block, give row=, or capture with rows='cls' or "
         "'mean'."

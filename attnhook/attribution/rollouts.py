@@ -129,7 +129,8 @@ def _through(matrix: SoftmaxMatrix, row: Tensor, token: int | None, weights: _We
         return _joined(row, attended, weights.residual) / _nonzero(total)
     if matrix.normalised and weights.fusion is HeadFusion.MEAN and keeps_all:
         return _joined(row, matrix.fused_left_multiply(row[:, None])[:, 0], weights.residual)
-    return torch.stack([_image_through(matrix.image(i), row[i], weights) for i in range(len(row))])
+    images = [_image_through(matrix.image(i), row[i], weights) for i in range(len(row))]
+    return torch.stack(images) if images else row
 
 
 def _image_through(matrix: SoftmaxMatrix, row: Tensor, weights: _Weights) -> Tensor:

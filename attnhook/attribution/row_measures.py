@@ -114,6 +114,24 @@ def attention_distance(
     return (seen * between).sum(dim=-1, dtype=torch.float64) / seen.sum(dim=-1, dtype=torch.float64)
 
 
+def row_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Jensen-Shannon divergence in nats, `H((p + q) / 2) - (H(p) + H(q)) / 2`: 0 for equal rows, log 2 for rows without a common key.
+
+    Args:
+        first: `(..., keys)`.
+        second: Of the same shape.
+
+    Returns:
+        `(...)` float64.
+
+    Example:
+        >>> row_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).exp()
+        tensor(2., dtype=torch.float64)
+    """
+    apart = row_entropy((first + second) / 2) - (row_entropy(first) + row_entropy(second)) / 2
+    return apart.clamp_min(0.0)
+
+
 def head_divergence(rows: Tensor) -> Tensor:
     """Mean Jensen-Shannon divergence, in nats, between the rows of every two heads.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnhook.attribution.row_measures import row_divergence
 from attnhook.errors import ScoreError
 from attnhook.options import Size
 
@@ -163,9 +164,7 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     """
 
     def of_one(a: Tensor, b: Tensor) -> Tensor:
-        a, b = _distribution(a), _distribution(b)
-        spread: Tensor = torch.special.entr(torch.stack([(a + b) / 2, a, b])).sum(dim=-1)
-        return (spread[0] - (spread[1] + spread[2]) / 2).clamp_min(0.0)
+        return row_divergence(_distribution(a), _distribution(b))
 
     return _each(*_two_maps(first, second), of_one)
 

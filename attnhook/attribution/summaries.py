@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.attribution.row_measures import row_entropy
+from attnhook.attribution.row_measures import row_divergence
 from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, token_table
 from attnhook.capture.adapters import Readout
 from attnhook.capture.records import BlockAttention
@@ -71,7 +71,7 @@ class BlockSummary:
         if heads < 2:
             return torch.tensor(math.nan, dtype=torch.float64)
         first, second = torch.triu_indices(heads, heads, 1)
-        return jensen_shannon(rows[:, first], rows[:, second]).mean()
+        return row_divergence(rows[:, first], rows[:, second]).mean()
 
     def live_patch_mass(self, ratio: float, largest: float) -> Tensor:
         """Share of each head's attention that falls on patches which are no sinks, `(heads,)` float64; NaN where patches are not known.
@@ -93,24 +93,6 @@ class BlockSummary:
         """The same on the CPU."""
         tensors: dict[str, Any] = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
-
-
-def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """Jensen-Shannon divergence in nats, `H((p + q) / 2) - (H(p) + H(q)) / 2`: 0 for equal rows, log 2 for rows without a common key.
-
-    Args:
-        first: `(..., keys)`.
-        second: Of the same shape.
-
-    Returns:
-        `(...)` float64.
-
-    Example:
-        >>> jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).exp()
-        tensor(2., dtype=torch.float64)
-    """
-    apart = row_entropy((first + second) / 2) - (row_entropy(first) + row_entropy(second)) / 2
-    return apart.clamp_min(0.0)
 
 
 def summarise_block(

@@ -50,10 +50,8 @@ def _self_attention(  # noqa: PLR0917 (what the kernels are given)
 
 
 def _attended(mask: Tensor, mask_type: int | None) -> Tensor:
-    """From the kernels' masks (True or -inf: hidden; 0 over queries and keys, 1 over keys, 2 over all) to `Operands`'."""
-    mask = (
-        ~mask if mask.dtype is torch.bool else mask == 0
-    )  # the kernels read a float mask as a bool one: not 0 is hidden
+    """From the kernels' masks (hidden: True, and of a float mask whatever is not 0; 0 over queries and keys, 1 over keys, 2 over all)."""
+    mask = ~mask if mask.dtype is torch.bool else mask == 0
     return mask[:, None, None, :] if mask_type == 1 else mask
 
 

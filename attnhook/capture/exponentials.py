@@ -15,9 +15,8 @@ from torch import Tensor
 from attnhook.capture.operands import Operands
 
 LOG2_E = math.log2(math.e)
-_LARGEST_EXPONENT = (
-    60.0  # then a sum of a million such rows, and small numbers over it, are still normal float32 numbers
-)
+# With it a sum of a million such rows, and small numbers over it, are still normal float32 numbers.
+_LARGEST_EXPONENT = 60.0
 _LINE_BYTES = 64
 _HIDDEN = -8192.0  # 2 to the power of this is 0, and 0 times this is 0, which 0 times minus infinity is not
 
@@ -140,7 +139,10 @@ class ComputedRows:
         mask = self._mask(part)
         biased = mask is not None and mask.dtype is not torch.bool
         if biased and mask is not None:
-            logits.copy_(mask)
+            logits.copy_(mask).clamp_(
+                min=torch.finfo(self.dtype).min / 2
+            )  # the least number times log2 e would be minus infinity
+            logits.masked_fill_(mask == -math.inf, -math.inf)
         beta = LOG2_E if biased else 0.0  # with 0 the buffer's old contents do not count
         if logits.shape[0] == 1:
             logits[0].addmm_(query[0], self._key(part.heads)[0].mT, beta=beta, alpha=self._scale)
@@ -173,9 +175,8 @@ class ComputedRows:
         """Whether no logit can be so large that its row has to be shifted first: |q| |k| says so, far cheaper than a maximum of each row."""
         if self._bounded is None:
             call = self._call
-            worth = (
-                self.device.type == "cpu" and self.keys > 8 * call.query.shape[-1]
-            )  # elsewhere reading the bound waits
+            # On other devices one would have to wait for the bound.
+            worth = self.device.type == "cpu" and self.keys > 8 * call.query.shape[-1]
             self._bounded = worth and not call.masked and self._bound() < _LARGEST_EXPONENT
         return self._bounded
 

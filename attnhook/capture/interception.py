@@ -89,7 +89,17 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
             "an attention call cannot be recorded: expected queries of shape (batch, heads, tokens, head_dim), got nested ones. "
             "Capture other blocks with `blocks=`."
         )
-    return Operands(query, key, scale, attn_mask, is_causal)
+    return Operands(*_broadcast(query, key), scale, attn_mask, is_causal)
+
+
+def _broadcast(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Expand batch axes of length 1, and queries of one head to the keys' heads, as the kernel does; fewer key heads are GQA's."""
+    if query.dim() != key.dim() or query.dim() < 3 or query.shape[:-2] == key.shape[:-2]:
+        return query, key
+    axis = query.dim() - 3  # heads, where there are four dimensions
+    common = torch.broadcast_shapes(query.shape[:axis], key.shape[:axis])  # type: ignore[no-untyped-call]
+    heads = key.shape[axis] if query.shape[axis] == 1 else query.shape[axis]
+    return query.expand(*common, heads, *query.shape[-2:]), key.expand(*common, *key.shape[axis:])
 
 
 def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -183,7 +193,9 @@ class WatchedFunction:
         setattr(self._home, self._name, passing)
 
     def _take_back(self) -> None:
-        if getattr(self._home, self._name) is self._passing:  # or someone else has put their own there, which is theirs to take back
+        if (
+            getattr(self._home, self._name) is self._passing
+        ):  # or someone else has put their own there, which is theirs to take back
             setattr(self._home, self._name, self._original)
         self._passing = None
 

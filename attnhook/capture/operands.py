@@ -178,10 +178,8 @@ def _owning(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     if query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr():
         if query.untyped_storage().nbytes() <= query.nbytes + key.nbytes:
             return query, key
-        if query.shape == key.shape:
-            one, other = torch.stack((query, key)).unbind(
-                0
-            )  # one piece of memory: a heap of many small ones is larger than their sum
+        if query.shape == key.shape:  # in one piece: a heap of many small ones is larger than their sum
+            one, other = torch.stack((query, key)).unbind(0)
             return one, other
     return _compact(query), _compact(key)
 

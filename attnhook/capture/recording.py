@@ -41,11 +41,26 @@ class SiteRecorder:
         self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
         self._plain = site.plain and device is None and not plan.values
+        self._of_sequence = (
+            site.queries is Queries.TOKENS and site.tokens_of is None
+        )  # its queries are the model's tokens
         self._sites = len(plan.sites)
 
     def refused(self, error: AttnhookError) -> None:
         """Remember why a call could not be recorded."""
         self.record.errors.setdefault(self.site.name, error)
+
+    def _failed(self, error: Exception) -> None:
+        """Keep for whoever reads the maps what went wrong in recording, which must not end the model's forward."""
+        if isinstance(error, AttnhookError):
+            self.refused(error)
+            return
+        unforeseen = UnsupportedModelError(
+            f"an attention call of block {self.site.name!r} could not be recorded: {type(error).__name__}: {error}. Leave the block out with "
+            "blocks=, and please report it."
+        )
+        unforeseen.__cause__ = error
+        self.refused(unforeseen)
 
     def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Keep the scores of the commonest call by the fewest operations: a few float32 rows, no mask, no autograd, no autocast.
@@ -65,8 +80,13 @@ class SiteRecorder:
             return False
         if query.dtype is not _FLOAT32 or key.dtype is not _FLOAT32 or query.is_nested or query.dim() != 4:
             return False
-        batch, heads, _, width = query.shape
-        if key.shape[1] != heads or key.shape[0] != batch or not batch:
+        batch, heads, queries, width = query.shape
+        if (
+            key.shape[1] != heads
+            or key.shape[0] != batch
+            or not batch
+            or (queries != key.shape[2] and self._of_sequence)
+        ):
             return False
         query = query[:, :, rows]
         call = self.record.memory.take(query, key.shape[2], self._sites)
@@ -89,8 +109,8 @@ class SiteRecorder:
                 return
             with quiet_arithmetic(call.query.device.type):
                 self._keep(self._of_operands(call, kernel), beside)
-        except AttnhookError as error:
-            self.refused(error)
+        except Exception as error:
+            self._failed(error)
 
     def logits(self, scores: Tensor, weights: Tensor) -> None:
         """Keep what the plan asks for of an explicit softmax; one whose shape is not that of this module's attention is none."""
@@ -102,8 +122,8 @@ class SiteRecorder:
             beside = self._explicit(weights) if self.plan.values else None
             with quiet_arithmetic(scores.device.type):
                 self._keep(self._of_logits(arranged, rows), beside)
-        except AttnhookError as error:
-            self.refused(error)
+        except Exception as error:
+            self._failed(error)
 
     def multihead(
         self,
@@ -123,8 +143,8 @@ class SiteRecorder:
                     self._keep(self._of_operands(call, "multihead"), beside)
                 else:
                     self._keep(CapturedCall("multihead", scores=call.logits(slice(None)), masked=call.masked), beside)
-        except AttnhookError as error:
-            self.refused(error)
+        except Exception as error:
+            self._failed(error)
 
     def _followed(self, outcome: Outcome | None) -> KeptGradients:
         """Values of a fused call, and the gradient of its output once it arrives."""
@@ -184,6 +204,7 @@ class SiteRecorder:
         if rows is Rows.MEAN:
             chosen = self._patch_queries(queries, tokens)
             return CapturedCall(kernel, rows=SoftmaxMatrix(call).mean_rows(chosen), tokens=tokens)
+        self._check_sequence(queries, keys)
         index = self._queries(queries, call.query.device, tokens)
         return CapturedCall(kernel, scores=call.logits(index), masked=call.masked, tokens=tokens)
 
@@ -200,6 +221,7 @@ class SiteRecorder:
                 return CapturedCall("softmax", matrix=matrix, tokens=tokens)
             chosen_rows = matrix.mean_rows(self._patch_queries(scores.shape[2], tokens))
             return CapturedCall("softmax", rows=chosen_rows, tokens=tokens)
+        self._check_sequence(*scores.shape[2:])
         chosen = scores[:, :, self._queries(scores.shape[2], scores.device, tokens)]
         exact = chosen.to(torch.float64 if chosen.dtype is torch.float64 else torch.float32, copy=True)
         return CapturedCall("softmax", scores=exact, masked=True, tokens=tokens)
@@ -241,6 +263,16 @@ class SiteRecorder:
                 f"a token of rows={tokens} does not exist: block {self.site.name!r} has {total} queries."
             )
         return torch.tensor([token % total for token in tokens], device=device)
+
+    def _check_sequence(self, queries: int, keys: int) -> None:
+        """Refuse a few rows of a call whose queries are a part of the sequence: row 0 need not be token 0 then."""
+        layout = self.record.layout(self.plan)
+        whole = queries in (keys, getattr(layout, "num_tokens", keys))
+        if self._of_sequence and not whole:
+            raise TokenLayoutError(
+                f"block {self.site.name!r} asks with {queries} queries over {keys} keys: expected one for every token, to tell which row is "
+                "whose. Capture with rows='all'."
+            )
 
     def _query_layout(self, own: SiteTokens | None) -> Layout | str:
         if own is not None:

@@ -247,8 +247,11 @@ class AttentionCapture:
             if record.is_empty():
                 raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
-            if self._stack is None:
-                record.drop_scores()
+            record.drop_scores()
+            if self._stack is not None and record is self._records[-1]:
+                self._begin(
+                    ForwardRecord()
+                )  # what comes now, past the module at which forwards begin, is of another one
         return record.maps
 
     def _why_nothing(self) -> str:

@@ -21,6 +21,7 @@ from attnhook.capture.exponentials import (
     spread_chunks,
 )
 from attnhook.capture.operands import Operands, quiet_arithmetic, scaled_product, softmax_rows
+from attnhook.errors import RowsNotKeptError
 from attnhook.options import HeadFusion, choose
 
 __all__ = [
@@ -59,7 +60,8 @@ class SoftmaxMatrix:
     Built from the operands of an attention call, or around a matrix that the model had computed itself.
 
     Args:
-        source: `Operands`, or a dense matrix of softmax rows `(batch, heads, queries, keys)`.
+        source: `Operands`, or a dense matrix of softmax rows `(batch, heads, queries, keys)`. Kept by reference: where their memory is written
+            to later, reading raises `RowsNotKeptError`. (Tensors made in inference mode do not say so; that they were written to goes unseen.)
 
     Example:
         >>> import torch
@@ -71,6 +73,16 @@ class SoftmaxMatrix:
 
     def __init__(self, source: "Operands | Tensor") -> None:
         self._source = source
+        self._versions = _versions(source)
+
+    def _unchanged(self) -> "Operands | Tensor":
+        """The source, if nobody has written into its memory since."""
+        if _versions(self._source) != self._versions:
+            raise RowsNotKeptError(
+                "the attention matrix is lost: expected queries, keys and mask as they were in the call, but the model has written into their "
+                "memory since. Capture the rows that you need instead of rows='all'."
+            )
+        return self._source
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -104,10 +116,11 @@ class SoftmaxMatrix:
             `(batch, heads, rows, keys)` float32, owning its memory.
         """
         chosen = torch.tensor(index, device=self.device, dtype=torch.int64) if isinstance(index, list) else index
+        source = self._unchanged()
         with quiet_arithmetic(self.device.type):
-            if isinstance(self._source, Operands):
-                return softmax_rows(self._source.logits(chosen), masked=self._source.masked)
-            return self._source[:, :, chosen].to(dtype=torch.float32, copy=True)
+            if isinstance(source, Operands):
+                return softmax_rows(source.logits(chosen), masked=source.masked)
+            return source[:, :, chosen].to(dtype=torch.float32, copy=True)
 
     def dense(self) -> Tensor:
         """The whole matrix: `(batch, heads, queries, keys)` float32. Its size grows with the square of the tokens."""
@@ -251,9 +264,8 @@ class SoftmaxMatrix:
 
     def image(self, index: int) -> "SoftmaxMatrix":
         """The matrix of one image: the same with a batch of one, by reference."""
-        if not isinstance(self._source, Operands):
-            return SoftmaxMatrix(self._source[index : index + 1])
-        return SoftmaxMatrix(self._source.image(index))
+        source = self._unchanged()
+        return SoftmaxMatrix(source.image(index) if isinstance(source, Operands) else source[index : index + 1])
 
     def head(self, index: int) -> "SoftmaxMatrix":
         """The matrix of one head: `(batch, 1, queries, keys)`, by reference.
@@ -270,9 +282,8 @@ class SoftmaxMatrix:
         count = self.shape[1]
         if not -count <= index < count:
             raise IndexError(f"head {index} does not exist: expected -{count} to {count - 1}.")
-        if not isinstance(self._source, Operands):
-            return SoftmaxMatrix(self._source[:, index % count : index % count + 1])
-        return SoftmaxMatrix(self._source.head(index % count))
+        source, head = self._unchanged(), index % count
+        return SoftmaxMatrix(source.head(head) if isinstance(source, Operands) else source[:, head : head + 1])
 
     def mean_rows(self, queries: slice) -> Tensor:
         """Mean over some rows, computed in chunks of at most `BUDGET_BYTES`: what a mean readout attends to.
@@ -294,7 +305,7 @@ class SoftmaxMatrix:
 
     def to(self, device: torch.device | str) -> "SoftmaxMatrix":
         """The same matrix with its operands on another device."""
-        return SoftmaxMatrix(self._source.to(device))
+        return SoftmaxMatrix(self._unchanged().to(device))
 
     # --- chunks ---------------------------------------------------------------------------------------------------------------------------
 
@@ -303,7 +314,7 @@ class SoftmaxMatrix:
         return BUDGET_BYTES if self.device.type == "cpu" else ACCELERATOR_BUDGET_BYTES
 
     def _image_rows(self, index: int) -> ImageRows:
-        source = self._source
+        source = self._unchanged()
         return ComputedRows(source.image(index)) if isinstance(source, Operands) else DenseRows(source[index])
 
     def _chunks(self, queries: slice | None = None) -> Iterator[tuple[int, Part, Tensor, Tensor | None]]:
@@ -325,6 +336,12 @@ class SoftmaxMatrix:
                 f"cannot multiply {self!r}: expected a floating {name} of shape {words} = {_in_words(wanted)}, got {shape} {given.dtype}. "
                 "Bring it to that shape."
             )
+
+
+def _versions(source: "Operands | Tensor") -> tuple[int, ...]:
+    """How often the memory of each tensor was written to; those made in inference mode do not count."""
+    tensors = (source.query, source.key, source.mask) if isinstance(source, Operands) else (source,)
+    return tuple(t._version for t in tensors if t is not None and not t.is_inference())
 
 
 def _of_heads(factor: Tensor, heads: slice) -> Tensor:

@@ -27,7 +27,8 @@ from attnhook.attribution.alarms import AlarmThresholds, raise_alarms
 from attnhook.attribution.methods import METHODS
 from attnhook.attribution.raw_maps import raw_attention
 from attnhook.attribution.received import received_attention
-from attnhook.attribution.summaries import BlockSummary, jensen_shannon
+from attnhook.attribution.row_measures import row_divergence
+from attnhook.attribution.summaries import BlockSummary
 from attnhook.capture.records import AttentionMaps
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
@@ -64,7 +65,7 @@ def scalars_of(
         of_heads = {"entropy": one.entropy, "distance": one.distance, "sink_mass": one.sink_mass}
         previous = None if before is None else before.get(one.name)
         if previous is not None and previous.shape == one.readout.shape:
-            of_heads["change"] = jensen_shannon(previous, one.readout).mean(dim=0)
+            of_heads["change"] = row_divergence(previous, one.readout).mean(dim=0)
         numbers = {kind: heads.tolist() for kind, heads in of_heads.items()}
         values |= {f"{start}/{kind}": _mean(heads) for kind, heads in numbers.items()}
         values[f"{start}/relative_entropy"] = float(one.relative_entropy.mean())

@@ -14,7 +14,8 @@ from PIL import Image
 
 from attnhook import AlarmThresholds, AttentionMonitor, DirectoryWriter, MlflowWriter, TensorBoardWriter, WandbWriter
 from attnhook.attribution.alarms import raise_alarms
-from attnhook.attribution.summaries import jensen_shannon, summarise_block
+from attnhook.attribution.row_measures import row_divergence
+from attnhook.attribution.summaries import summarise_block
 from attnhook.capture.adapters import Readout
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention
@@ -195,7 +196,7 @@ def test_summary_numbers_by_hand() -> None:
     torch.testing.assert_close(uniform.relative_entropy, torch.ones(4, dtype=torch.float64), atol=1e-6, rtol=0)
     assert float(uniform.head_diversity) == pytest.approx(0, abs=1e-9)
     assert float(uniform.sink_mass[0]) == pytest.approx(1 / 17)
-    halves = jensen_shannon(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.0]))
+    halves = row_divergence(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.5, 0.5, 0.0]))
     assert float(halves) == pytest.approx(0.2157615, abs=1e-6)
 
 

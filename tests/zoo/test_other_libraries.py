@@ -136,6 +136,25 @@ def test_encoder_layers_stay_on_their_path_and_give_exact_rows(path: str, norm_f
         assert {block.kernel for block in capture.maps} == {"encoder layer"}
 
 
+def test_float_masks_hide_on_the_fast_path_of_an_encoder_layer() -> None:
+    """The kernel reads whatever is not 0 as hidden; rows must give the layer's own output, whatever the mask was meant to be."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+    mask, tokens = torch.where(torch.rand(13, 13) > 0.6, -2.0, 0.0).fill_diagonal_(0), torch.randn(2, 13, 32)
+    with torch.no_grad(), AttentionCapture(encoder, rows="all", layout=TokenLayout((3, 4))) as capture:
+        output = encoder(tokens, mask=mask)
+    assert capture.maps[0].kernel == "encoder layer"
+    inner = encoder.layers[0]
+    with torch.no_grad():
+        weights, bias = inner.self_attn.in_proj_weight[64:], inner.self_attn.in_proj_bias[64:]
+        values = F.linear(tokens, weights, bias).unflatten(-1, (4, 8)).transpose(1, 2)
+        attended = (capture.maps[0].weights() @ values).transpose(1, 2).flatten(2)
+        x = inner.norm1(tokens + inner.self_attn.out_proj(attended))
+        expected = inner.norm2(x + inner.linear2(F.relu(inner.linear1(x))))
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_of_an_encoder_are_refused() -> None:
     model = EncoderViT().eval()

@@ -1,0 +1,215 @@
+"""Which calls belong together, whose rows they hold, and what happens where that cannot be told."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attnhook import (
+    AttentionCapture,
+    AttentionSite,
+    ModelAnatomy,
+    TokenLayout,
+    raw_attention,
+    register_adapter,
+    rollout,
+)
+from attnhook.capture.sites import Kernel
+from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
+from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
+from tests.models import TIMM, images
+
+CASES = {case.name: case for case in TIMM}
+LAYOUT = TokenLayout((4, 4))
+
+
+class Attention(nn.Module):
+    """Plain attention over 17 tokens; `kernel` does what the test is about."""
+
+    def __init__(self, kernel=F.scaled_dot_product_attention):
+        super().__init__()
+        self.qkv, self.kernel = nn.Linear(32, 96), kernel
+
+    def heads(self, x):
+        return self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+
+    def forward(self, x):
+        return self.kernel(*self.heads(x)).transpose(1, 2).flatten(2)
+
+
+def watched(kind: Kernel):
+    return lambda model: ModelAnatomy(
+        sites=tuple(AttentionSite(n, m, kind) for n, m in model.named_modules() if isinstance(m, Attention))
+    )
+
+
+class Tower(nn.Module):
+    def __init__(self, *kernels):
+        super().__init__()
+        self.blocks = nn.ModuleList([Attention(kernel) for kernel in kernels])
+
+    def forward(self, x):
+        return self.encode(x)
+
+    def encode(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def tower(*kernels, kind: Kernel = Kernel.SDPA) -> Tower:
+    register_adapter(Tower, watched(kind))
+    torch.manual_seed(0)
+    return Tower(*(kernels or (call, call)))
+
+
+def call(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def tokens(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 17, 32, generator=torch.Generator().manual_seed(batch))
+
+
+def explicit(q, k):
+    return torch.softmax(q.double() @ k.double().mT * 8**-0.5, dim=-1).float()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 0), (0, 1, 0, 1)])
+def test_tied_blocks_stand_in_the_order_in_which_they_ran(order: tuple[int, ...]) -> None:
+    model = tower()
+    model.blocks = nn.ModuleList([model.blocks[i] for i in order])
+    x, expected = tokens(), []
+    with torch.no_grad(), AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
+        model(x)
+        for block in model.blocks:
+            q, k, _ = block.heads(x)
+            expected.append(explicit(q, k))
+            with capture.paused():
+                x = x + block(x)
+    names = [f"blocks.{i}" for i in order]
+    assert [name.partition(":")[0] for name in capture.maps.block_names] == names
+    torch.testing.assert_close(capture.maps.stack(), torch.stack(expected), atol=1e-6, rtol=0)
+    followed = torch.eye(17)[:1].expand(2, 1, 17).double()
+    for matrix in reversed(expected):
+        followed = 0.5 * followed + 0.5 * followed @ matrix.double().mean(1)
+    torch.testing.assert_close(rollout(capture.maps), followed[:, 0, 1:].reshape(2, 4, 4).float(), atol=1e-6, rtol=0)
+
+
+def test_forwards_past_the_root_are_not_the_last_one_that_was_read() -> None:
+    model, maps = tower(), []
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        for batch in (1, 2, 1):
+            model.encode(tokens(batch))
+            maps.append(raw_attention(capture.maps))
+    assert [len(one) for one in maps] == [1, 2, 1]
+    assert torch.equal(maps[0], maps[2])
+    assert len(capture.forwards) == 3
+
+
+@pytest.mark.parametrize("rows", ["cls", "all"])
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
+def test_queries_computed_in_chunks_are_not_taken_for_the_class_token(kind: Kernel, rows: str) -> None:
+    def in_chunks(q, k, v):
+        return torch.cat([call(q[:, :, i : i + 6], k, v) for i in range(0, 17, 6)], dim=2)
+
+    model = tower(in_chunks, kind=kind)
+    with torch.no_grad(), AttentionCapture(model, rows=rows, layout=LAYOUT) as capture:
+        model(tokens())
+    with pytest.raises(TokenLayoutError, match="queries"):
+        raw_attention(capture.maps)
+
+
+@pytest.mark.parametrize("rows", ["cls", "all"])
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
+@pytest.mark.parametrize(
+    "part", ["queries of one image", "keys of one image", "queries of one head", "keys of one head"]
+)
+def test_operands_that_the_kernel_broadcasts(part: str, kind: Kernel, rows: str) -> None:
+    seen = []
+
+    def broadcasting(q, k, v):
+        if part == "queries of one image":
+            q = q[:1]
+        elif part == "keys of one image":
+            k, v = k[:1], v[:1]
+        elif part == "queries of one head":
+            q = q[:, :1]
+        else:
+            k, v = k[:, :1], v[:, :1]
+        seen.append((q, k))
+        return call(q, k, v)
+
+    model, x = tower(broadcasting, kind=kind), tokens()
+    with torch.no_grad():
+        bare = model(x)
+        with AttentionCapture(model, rows=rows, layout=LAYOUT) as capture:
+            assert torch.equal(model(x), bare)
+    expected = explicit(*seen[-1]).expand(2, 4, 17, 17)
+    kept = capture.maps[0].rows
+    torch.testing.assert_close(kept, expected[:, :, : kept.shape[2]], atol=1e-6, rtol=0)
+
+
+def test_what_goes_wrong_in_recording_does_not_end_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = tower(), tokens()
+    monkeypatch.setattr(Operands, "detached", lambda self: 1 / 0)
+    with torch.no_grad():
+        bare = model(x)
+        with AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
+            assert torch.equal(model(x), bare)
+    with pytest.raises(UnsupportedModelError, match=r"'blocks.0' could not be recorded: ZeroDivisionError"):
+        _ = capture.maps
+
+
+def test_a_patch_of_others_made_inside_a_context_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, before = tower(), tokens(), F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", before)  # whatever happens here is undone
+    calls = []
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT):
+        inner = F.scaled_dot_product_attention
+
+        def theirs(*args, **kwargs):
+            calls.append(1)
+            return inner(*args, **kwargs)
+
+        F.scaled_dot_product_attention = theirs
+    assert F.scaled_dot_product_attention is theirs
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(x)
+    assert F.scaled_dot_product_attention is theirs
+    assert len(calls) == len(capture.maps) == 2
+
+
+def test_operands_that_the_model_overwrites_are_missed() -> None:
+    mask = torch.zeros(17, 17)
+
+    def reusing(q, k, v):
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mask.fill_(-1.0)
+        return output
+
+    with torch.no_grad(), AttentionCapture(tower(reusing), rows="all", layout=LAYOUT) as capture:
+        capture.plan.model(tokens())
+    with pytest.raises(RowsNotKeptError, match="written into"):
+        capture.maps[0].weights()
+
+
+def test_least_numbers_in_a_mask_are_read_alike_by_all_products() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 2, 5, 4).unbind(0)
+    mask = torch.zeros(1, 1, 5, 5)
+    mask[..., 3, :] = torch.finfo(torch.float32).min
+    mask[..., 1, 2:] = torch.finfo(torch.float32).min
+    mask[..., 2, 2:] = -torch.inf
+    matrix = SoftmaxMatrix(Operands(q, k, None, mask))
+    expected = torch.softmax(q.double() @ k.double().mT * 0.5 + mask.double(), dim=-1).float()
+    torch.testing.assert_close(matrix.dense()[:, :, :3], expected[:, :, :3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(matrix.left_multiply(torch.eye(5)[None, None]), matrix.dense(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(matrix.entropy(), torch.special.entr(matrix.dense()).sum(-1).double(), atol=1e-6, rtol=0)
+
+
+def test_an_empty_batch_has_empty_maps() -> None:
+    model = CASES["vit"].build()
+    with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
+        model(images()[:0])
+    assert len(raw_attention(capture.maps)) == len(rollout(capture.maps)) == len(rollout(capture.maps, heads="max")) == 0
