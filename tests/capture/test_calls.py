@@ -212,4 +212,6 @@ def test_an_empty_batch_has_empty_maps() -> None:
     model = CASES["vit"].build()
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(images()[:0])
-    assert len(raw_attention(capture.maps)) == len(rollout(capture.maps)) == len(rollout(capture.maps, heads="max")) == 0
+    assert (
+        len(raw_attention(capture.maps)) == len(rollout(capture.maps)) == len(rollout(capture.maps, heads="max")) == 0
+    )

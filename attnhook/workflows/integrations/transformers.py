@@ -1,15 +1,18 @@
 """A callback of transformers' `Trainer` over `AttentionMonitor`. Importing this file imports transformers."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from attnhook.workflows.monitoring import AttentionMonitor
 from attnhook.workflows.schedules import is_first_process
 
-STATE_FILE = "attention_monitor.pt"
+STATE_FILE = "attention_monitor.safetensors"
 
 
 class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
@@ -33,7 +36,7 @@ class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
             folders.insert(0, Path(args.resume_from_checkpoint))
         found = next((folder / STATE_FILE for folder in folders if (folder / STATE_FILE).exists()), None)
         if state.global_step and found is not None:
-            self.monitor.load_state_dict(torch.load(found, weights_only=True))
+            self.monitor.load_state_dict(_read(found))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After an optimizer step."""
@@ -47,8 +50,30 @@ class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
         """Beside the checkpoint that was just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if is_first_process() and folder.is_dir():
-            torch.save(self.monitor.state_dict(), folder / STATE_FILE)
+            _write(self.monitor.state_dict(), folder / STATE_FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the run."""
         self.monitor.close()
+
+
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    """Write a monitor's state: its rows as tensors, the rest in the header; to a temporary name first."""
+    rows = [(prefix, block, row) for prefix, blocks in state["rows"].items() for block, row in blocks.items()]
+    header = {**state, "rows": [(prefix, block) for prefix, block, _ in rows]}
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        tensors = {str(number): row.contiguous() for number, (*_, row) in enumerate(rows)}
+        save_file(tensors, temporary, metadata={"state": json.dumps(header)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        state: dict[str, Any] = json.loads(file.metadata()["state"])
+        rows: dict[str, dict[str, Any]] = {}
+        for number, (prefix, block) in enumerate(state["rows"]):
+            rows.setdefault(prefix, {})[block] = file.get_tensor(str(number))
+    return {**state, "rows": rows}
