@@ -20,8 +20,6 @@ a wrong one ends the benchmark with exit status 1. Does not measure: GPUs, batch
 import argparse
 import gc
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +29,8 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from overhead import MEBIBYTE, configuration, peak_bytes
+from overhead import MEBIBYTE, configuration
+from peaks import peak_of_second_run, spawn
 from timing import Summary, extra_memory, interleave, ratios, summarise
 from torch import Tensor
 
@@ -194,21 +193,13 @@ def measure(
 
 
 def run_probe(tokens: int, candidate: str) -> int:
-    """In a fresh process: run a candidate, reset the peak, run it again, return the peak in bytes."""
-    run = Case(tokens).candidates()[candidate]
-    run()
-    gc.collect()
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-    run()
-    return peak_bytes()
+    """In a fresh process: the peak of one candidate, in bytes."""
+    return peak_of_second_run(Case(tokens).candidates()[candidate])
 
 
 def spawn_probe(tokens: int, candidate: str, threads: int) -> int:
-    command = [sys.executable, __file__, "--probe", str(tokens), candidate, "--threads", str(threads)]
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # freed memory is then found again, and peaks repeat
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603
-    return int(done.stdout.split()[-1])
+    """Run `run_probe` in a fresh process."""
+    return spawn(__file__, "--probe", tokens, candidate, "--threads", threads)
 
 
 def weighed(lines: list[Line], processes: int, probe: Callable[[str], int]) -> list[Line]:

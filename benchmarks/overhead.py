@@ -18,9 +18,7 @@ import json
 import os
 import platform
 import re
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +30,7 @@ import torch
 import torchvision
 import transformers
 from overhead_cases import CASES, Candidate, Case, CheckError
+from peaks import peak_of_second_run, spawn
 from timing import Summary, extra_memory, interleave, ratios, summarise
 
 from attnhook import AttentionCapture
@@ -147,34 +146,13 @@ def construction_ms(model: torch.nn.Module, blocks: int | None, repeats: int = 2
 
 
 def run_probe(case: str, candidate: str) -> int:
-    """In a fresh process: run one candidate, reset the peak, run it again, return the peak of the resident set in bytes."""
-    run = Case(CASES[case]).candidates()[candidate].run
-    run()
-    gc.collect()
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-    run()
-    return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """Peak of this process's resident set; `ru_maxrss` on Linux would start at the parent's, which survives exec."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-        if found:
-            return 1024 * int(found[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    """In a fresh process: the peak of one candidate, in bytes."""
+    return peak_of_second_run(Case(CASES[case]).candidates()[candidate].run)
 
 
 def spawn_probe(case: str, candidate: str, threads: int) -> int:
     """Run `run_probe` in a fresh process."""
-    command = [sys.executable, __file__, "--probe", case, candidate, "--threads", str(threads)]
-    # One arena: freed memory is then found again, and peaks repeat from process to process.
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603
-    return int(done.stdout.split()[-1])
+    return spawn(__file__, "--probe", case, candidate, "--threads", threads)
 
 
 # --- report -------------------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What rollouts and entropies of all blocks cost: CPU time and peak memory, beside dense matrices and fast-vit-rollout.
 
     python benchmarks/rollout.py                                             # everything but the peer
-    python -m pip install --no-deps --target /tmp/peer fast-vit-rollout opencv-python-headless
-    python benchmarks/rollout.py --peer /tmp/peer --json rollout.json        # the peer, too
+    python -m pip install --no-deps --target peer fast-vit-rollout opencv-python-headless
+    python benchmarks/rollout.py --peer peer --json rollout.json        # the peer, too
     python benchmarks/rollout.py --cases "4,097 tokens" --candidates "attnhook, rollout" --no-memory
     python benchmarks/rollout.py --kernels                                   # ways to multiply a row with one block's matrix
 
@@ -13,17 +13,15 @@ entropy's in nats.
 """
 
 import argparse
-import gc
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from overhead import Result, bases_of, chosen, configuration, measure, peak_bytes, table_head, table_row
+from overhead import Result, bases_of, chosen, configuration, measure, table_head, table_row
 from overhead_cases import CheckError
+from peaks import peak_of_second_run, spawn
 from rollout_cases import CASES, RolloutCase
 from rollout_kernels import measure_kernels
 from timing import Summary, extra_memory
@@ -33,23 +31,14 @@ KERNEL_SIZES = {197: 60, 1025: 15, 4097: 5}
 
 
 def run_probe(case: str, candidate: str, peer: Path | None) -> int:
-    """In a fresh process: run one candidate, reset the peak, run it again, return the peak of the resident set in bytes."""
-    run = RolloutCase(CASES[case], peer).candidates()[candidate].run
-    run()
-    gc.collect()
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-    run()
-    return peak_bytes()
+    """In a fresh process: the peak of one candidate, in bytes."""
+    return peak_of_second_run(RolloutCase(CASES[case], peer).candidates()[candidate].run)
 
 
 def spawn_probe(case: str, candidate: str, options: argparse.Namespace) -> int:
     """Run `run_probe` in a fresh process."""
-    command = [sys.executable, __file__, "--probe", case, candidate, "--threads", str(options.threads)]
-    command += ["--peer", str(options.peer)] if options.peer else []
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)  # noqa: S603
-    return int(done.stdout.split()[-1])
+    peer = ("--peer", options.peer) if options.peer else ()
+    return spawn(__file__, "--probe", case, candidate, "--threads", options.threads, *peer)
 
 
 def run_case(name: str, options: argparse.Namespace) -> list[Result]:
