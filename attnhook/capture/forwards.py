@@ -312,32 +312,16 @@ def make_block(  # noqa: PLR0917 (what one call is, in one order)
     Returns:
         The block.
     """
-    keys = kept.shape[-1]
+    kind = kept.shape[-1], site.queries
     if call.tokens is not None:
         own = call.tokens
-        return BlockAttention(
-            name,
-            call.kernel,
-            kept,
-            own.keys,
-            site.queries,
-            site.readout_rows,
-            own.queries,
-            site.mixing,
-            call.beside,
-        )
-    tokens = fitting.get((keys, site.queries))
-    if tokens is None:
-        tokens = fitting[keys, site.queries] = _layout_of_block(layout, keys, site, name)
+    elif (known := fitting.get(kind)) is not None:
+        own = SiteTokens(known)
+    else:
+        own = SiteTokens(_layout_of_block(layout, kind[0], site, name))
+        fitting[kind] = own.keys
     return BlockAttention(
-        name,
-        call.kernel,
-        kept,
-        tokens,
-        site.queries,
-        site.readout_rows,
-        mixing=site.mixing,
-        kept_gradients=call.beside,
+        name, call.kernel, kept, own.keys, site.queries, site.readout_rows, own.queries, site.mixing, call.beside
     )
 
 
