@@ -302,8 +302,8 @@ GUARDS = (
     Guard(
         "maps that were read are whole",
         "capture/session.py",
-        "                self._begin(ForwardRecord())  # what",
-        "                pass  # what",
+        "                self._begin(ForwardRecord())\n",
+        "                pass\n",
         "capture/test_calls.py",
     ),
 )

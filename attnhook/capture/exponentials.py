@@ -139,9 +139,8 @@ class ComputedRows:
         mask = self._mask(part)
         biased = mask is not None and mask.dtype is not torch.bool
         if biased and mask is not None:
-            logits.copy_(mask).clamp_(
-                min=torch.finfo(self.dtype).min / 2
-            )  # the least number times log2 e would be minus infinity
+            # The least number times log2 e would be minus infinity, which hides.
+            logits.copy_(mask).clamp_(min=torch.finfo(self.dtype).min / 2)
             logits.masked_fill_(mask == -math.inf, -math.inf)
         beta = LOG2_E if biased else 0.0  # with 0 the buffer's old contents do not count
         if logits.shape[0] == 1:

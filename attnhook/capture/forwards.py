@@ -318,8 +318,8 @@ def make_block(  # noqa: PLR0917 (what one call is, in one order)
     elif (known := fitting.get(kind)) is not None:
         own = SiteTokens(known)
     else:
-        own = SiteTokens(_layout_of_block(layout, kind[0], site, name))
-        fitting[kind] = own.keys
+        fitting[kind] = known = _layout_of_block(layout, kind[0], site, name)
+        own = SiteTokens(known)
     return BlockAttention(
         name, call.kernel, kept, own.keys, site.queries, site.readout_rows, own.queries, site.mixing, call.beside
     )

@@ -41,9 +41,8 @@ class SiteRecorder:
         self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
         self._plain = site.plain and device is None and not plan.values
-        self._of_sequence = (
-            site.queries is Queries.TOKENS and site.tokens_of is None
-        )  # its queries are the model's tokens
+        # Whether its queries are the model's tokens.
+        self._of_sequence = site.queries is Queries.TOKENS and site.tokens_of is None
         self._sites = len(plan.sites)
 
     def refused(self, error: AttnhookError) -> None:

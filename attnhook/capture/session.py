@@ -249,9 +249,8 @@ class AttentionCapture:
             record.maps = finish(record, self._plan)
             record.drop_scores()
             if self._stack is not None and record is self._records[-1]:
-                self._begin(
-                    ForwardRecord()
-                )  # what comes now, past the module at which forwards begin, is of another one
+                # What comes now, past the module at which forwards begin, is of another one.
+                self._begin(ForwardRecord())
         return record.maps
 
     def _why_nothing(self) -> str:

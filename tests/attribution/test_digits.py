@@ -85,9 +85,8 @@ def test_relevance_for_a_class_peaks_inside_its_digit(method, least: float) -> N
 
 def test_legrad_of_the_final_score_leans_to_the_right_digit_and_no_more() -> None:
     right, wrong = peak_shares(legrad)
-    assert (
-        right > 0.6 > 0.4 > wrong
-    )  # its paper scores every layer on its own; one backward of the final score tells classes apart less
+    # Its paper scores every layer on its own; one backward of the final score tells classes apart less.
+    assert right > 0.6 > 0.4 > wrong
 
 
 @pytest.mark.parametrize("method", [raw_attention, rollout, value_weighted_attention], ids=lambda m: m.__name__)

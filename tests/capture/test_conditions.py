@@ -239,9 +239,8 @@ def test_three_contexts_in_a_row_on_a_warm_compiled_model(how: str, kind: str) -
             with AttentionCapture(run) as capture:
                 run(images())
             assert len(capture.maps) == 2
-        assert (
-            dict(torch._dynamo.utils.counters["stats"]) == compiled
-        )  # what was compiled still stands, and nothing is compiled for us
+        # What was compiled still stands, and nothing is compiled for us.
+        assert dict(torch._dynamo.utils.counters["stats"]) == compiled
 
 
 @pytest.mark.parametrize("name", ["vit", "ViTModel"])
