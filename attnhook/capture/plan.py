@@ -130,19 +130,28 @@ def _resolve_rows(model: nn.Module, anatomy: ModelAnatomy, rows: RowsOption) -> 
     if kind is Rows.READOUT:
         if anatomy.readout.rows is None:
             raise NoReadoutError(
-                f"rows='readout' has no meaning for this {name}: {anatomy.readout.reason}. Choose rows='cls', 'mean', 'all' or token indices."
+                f"rows='readout' has no meaning for this {name}: {anatomy.readout.reason}. Choose {_legal_rows(anatomy)}."
             )
         kind = anatomy.readout.rows
     if kind is Rows.CLS and anatomy.cls is None:
+        reads = anatomy.readout.rows or "no such row"
         raise NoClassTokenError(
-            f"{name} has no class token: rows='cls' expects one. Its head reads "
-            f"{anatomy.readout.rows or 'something else'} ({anatomy.readout.reason}): use rows='readout', 'mean' or 'all'."
+            f"{name} has no class token: rows='cls' expects one. Its head reads {reads}: {anatomy.readout.reason}. Use {_legal_rows(anatomy)}."
         )
     if kind is Rows.POOL and not any(site.pooling for site in anatomy.sites):
         raise NoReadoutError(
-            f"{name} has no attention pooling: rows='pool' expects a learned pooling query. Use rows='readout', 'mean' or 'all'."
+            f"{name} has no attention pooling: rows='pool' expects a learned pooling query. Use {_legal_rows(anatomy)}."
         )
     return kind
+
+
+def _legal_rows(anatomy: ModelAnatomy) -> str:
+    """The choices of `rows=` that have a meaning for a model, in words."""
+    alike = any(site.tokens_of is None and site.queries in (Queries.TOKENS, Queries.PATCHES) for site in anatomy.sites)
+    legal = [Rows.READOUT] if anatomy.readout.rows is not None else []
+    legal += [Rows.CLS] if anatomy.cls is not None else []
+    legal += [Rows.MEAN] if alike else []
+    return "rows=" + " or ".join(repr(row.value) for row in [*legal, Rows.ALL])
 
 
 def _chosen(rows: Sequence[int | PatchIndex]) -> tuple[int | PatchIndex, ...]:

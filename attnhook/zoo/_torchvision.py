@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, register_adapter, register_library
+from attnhook.capture.adapters import ModelAnatomy, Readout, attends, register_adapter, register_library
 from attnhook.capture.sites import Arrangement, AttentionSite, Queries, SeenCall
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import UnsupportedModelError
@@ -107,10 +107,14 @@ def _partitioned(model: nn.Module, name: str, module: Any) -> AttentionSite:
 
 
 def _unknown(model: nn.Module) -> ModelAnatomy:
+    if not any(attends(module) for module in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no softmax attention between tokens: expected queries that attend to keys, got convolutions. There is "
+            "no attention map to capture; a gradient method such as Grad-CAM suits such models."
+        )
     raise UnsupportedModelError(
-        f"{type(model).__name__} has no attention that attnhook knows: expected VisionTransformer, SwinTransformer or MaxVit; most other "
-        "models there are convolutional and have no attention between tokens, those for video are not known. Name its attention modules "
-        "with blocks=[...] in a model of your own, or register an adapter."
+        f"{type(model).__name__} has attention that attnhook does not know: expected VisionTransformer, SwinTransformer or MaxVit. Register an "
+        "adapter with register_adapter."
     )
 
 
