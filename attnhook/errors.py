@@ -68,3 +68,7 @@ class ModelLoadError(AttnhookError, ValueError):
 
 class MissingPackageError(ModelLoadError, ImportError):
     """An optional package is missing; the message carries the line that installs it."""
+
+
+class ComparisonError(AttnhookError, ValueError):
+    """Models cannot be compared: none of them could be measured, or there is nothing that all of them saw."""

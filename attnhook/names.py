@@ -33,6 +33,8 @@ HOMES = {
         "query_figure",
     ),
     "attnhook.workflows.results": ("AttentionResult", "attend"),
+    "attnhook.workflows.comparison.comparisons": ("Comparison",),
+    "attnhook.workflows.comparison.runs": ("compare",),
     "attnhook.attribution.alarms": ("AlarmThresholds",),
     "attnhook.workflows.monitoring": ("AttentionMonitor",),
     "attnhook.workflows.integrations.directory": ("DirectoryWriter",),

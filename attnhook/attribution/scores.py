@@ -82,7 +82,7 @@ def auroc(patch_map: Tensor, mask: Any) -> Tensor:
         outside = len(truth) - inside
         if not outside:
             raise ScoreError("AUROC: expected some background in the mask, got object everywhere.")
-        return (_ranks(values)[truth].sum() - inside * (inside + 1) / 2) / (inside * outside)
+        return (ranks(values)[truth].sum() - inside * (inside + 1) / 2) / (inside * outside)
 
     return _each(*_pair(patch_map, mask), of_one)
 
@@ -146,7 +146,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     """
 
     def of_one(a: Tensor, b: Tensor) -> Tensor:
-        a, b = _ranks(a), _ranks(b)
+        a, b = ranks(a), ranks(b)
         return _cosine(a - a.mean(), b - b.mean())
 
     return _each(*_two_maps(first, second), of_one)
@@ -337,12 +337,19 @@ def _distribution(values: Tensor) -> Tensor:
     return share
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, ties at their mean."""
+def ranks(values: Tensor) -> Tensor:
+    """Ranks of the values of one dimension, from 1, ties at their mean.
+
+    Args:
+        values: `(n,)`.
+
+    Returns:
+        `(n,)` float64.
+    """
     _, index, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    ranks: Tensor = (last - (counts.double() - 1) / 2)[index]
-    return ranks
+    found: Tensor = (last - (counts.double() - 1) / 2)[index]
+    return found
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

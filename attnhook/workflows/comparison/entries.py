@@ -1,0 +1,54 @@
+"""What a comparison says of each model, beside what it measured."""
+
+from dataclasses import dataclass
+
+from attnhook.options import Size
+from attnhook.workflows.comparison.checks import trained_grid
+from attnhook.workflows.comparison.fingerprints import Fingerprint, fingerprint
+from attnhook.workflows.comparison.subjects import Subject
+from attnhook.zoo.loading import VisionModel
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model that could be loaded.
+
+    Attributes:
+        name: What it is called.
+        spec: What `load` takes, or None for an object.
+        library: Whose it is.
+        architecture: The model's class.
+        parameters: How many numbers it holds.
+        fingerprint: Its content.
+        trained_grid: The patch grid that its positions were made for, where that is known.
+    """
+
+    name: str
+    spec: str | None
+    library: str
+    architecture: str
+    parameters: int
+    fingerprint: Fingerprint
+    trained_grid: Size | None
+
+
+def model_entry(subject: Subject, vision: VisionModel) -> ModelEntry:
+    """Describe a model.
+
+    Args:
+        subject: Its name and source.
+        vision: The model.
+
+    Returns:
+        What is said of it.
+    """
+    model = vision.model
+    return ModelEntry(
+        name=subject.name,
+        spec=subject.spec,
+        library=vision.library,
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        fingerprint=fingerprint(vision),
+        trained_grid=trained_grid(model),
+    )

@@ -1,0 +1,89 @@
+"""What happens to a model's own score as the highest patches of its map are taken away or shown first, beside random maps.
+
+Deletion and insertion of Petsiuk et al. 2018 (arXiv 1806.07421) on softmax probabilities of one class. They measure how a model reacts to images
+that it never saw the like of; only the distance from the random map says something.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnhook.attribution.perturbation import deletion, insertion
+from attnhook.attribution.scores import random_map
+from attnhook.workflows.comparison.estimates import Estimate, estimate
+from attnhook.workflows.running import run_vision
+from attnhook.workflows.targets import TargetOption, class_index, class_scores
+from attnhook.zoo.loading import VisionModel
+
+CURVES = ("deletion", "random_deletion", "insertion", "random_insertion")
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """One model over all photos.
+
+    Attributes:
+        model: Index of the model.
+        areas: By one of `CURVES`: the area under the curve, with its standard error.
+        gains: Deletion's and insertion's distance from the random map's, photo by photo: positive is better than random.
+    """
+
+    model: int
+    areas: dict[str, Estimate]
+    gains: dict[str, Estimate]
+
+
+def perturb(
+    vision: VisionModel, pixels: Tensor, patch_map: Tensor, target: TargetOption, *, steps: int = 20, seed: int = 0
+) -> dict[str, float]:
+    """Areas under the curves of one photo.
+
+    Args:
+        vision: A classifier.
+        pixels: `(1, 3, height, width)`; what is taken away becomes 0, mid-grey for most.
+        patch_map: `(h, w)`.
+        target: The class; None for the one with the highest score.
+        steps: In how many steps.
+        seed: Of the random map.
+
+    Returns:
+        The area of each of `CURVES`.
+
+    Raises:
+        TargetError: If the model gives no class scores, or has no such class.
+    """
+    with torch.inference_mode():
+        scores = class_scores(vision.model, run_vision(vision.model, pixels))
+    index = int(scores[0].argmax()) if target is None else class_index(target, vision.labels, scores.shape[1])
+
+    def score(changed: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return class_scores(vision.model, run_vision(vision.model, changed)).float().softmax(dim=-1)[:, index].cpu()
+
+    grid = (patch_map.shape[0], patch_map.shape[1])
+    count = min(steps, grid[0] * grid[1])
+    maps = {"": patch_map[None], "random_": random_map(grid, seed=seed)[None]}
+    areas = {}
+    for prefix, drawn in maps.items():
+        areas[f"{prefix}deletion"] = float(deletion(score, pixels, drawn, steps=count).area)
+        areas[f"{prefix}insertion"] = float(insertion(score, pixels, drawn, steps=count).area)
+    return areas
+
+
+def mean_faithfulness(model: int, photos: list[dict[str, float]]) -> Faithfulness:
+    """Average over photos.
+
+    Args:
+        model: Index of the model.
+        photos: What `perturb` gave.
+
+    Returns:
+        The means.
+    """
+    areas = {name: estimate([one[name] for one in photos]) for name in CURVES}
+    gains = {
+        "deletion": estimate([one["random_deletion"] - one["deletion"] for one in photos], interval=True),
+        "insertion": estimate([one["insertion"] - one["random_insertion"] for one in photos], interval=True),
+    }
+    return Faithfulness(model, areas, gains)

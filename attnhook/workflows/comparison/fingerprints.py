@@ -1,0 +1,122 @@
+"""What a model is by content: its weights, its architecture, its preprocessing. Names and files say nothing about that."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from attnhook.zoo.loading import VisionModel
+
+_PROBES = ((61, 83), (211, 150))
+_SHARED = 0.5
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A model's content, as hexadecimal SHA-256.
+
+    Attributes:
+        weights: Of all parameters and buffers, with their names.
+        architecture: Of all modules' classes and plain settings.
+        preprocessing: Of what it makes of two fixed pictures, and of where it says that their pixels went.
+        tensors: Of each large tensor's numbers alone, with its size in bytes: the same weights under other names have the same.
+    """
+
+    weights: str
+    architecture: str
+    preprocessing: str
+    tensors: tuple[tuple[str, int], ...]
+
+    @property
+    def key(self) -> str:
+        """All of it as one."""
+        return digest([self.weights, self.architecture, self.preprocessing])
+
+    def shares_weights(self, other: "Fingerprint") -> bool:
+        """Whether most of the numbers are those of another model, whatever library holds them.
+
+        Args:
+            other: The other model's.
+
+        Returns:
+            Whether tensors that make up half the bytes of both are the same.
+        """
+        theirs, own = dict(other.tensors), dict(self.tensors)
+        common = sum(size for name, size in own.items() if name in theirs)
+        return common > _SHARED * max(sum(own.values()), sum(theirs.values()), 1)
+
+
+def fingerprint(vision: VisionModel) -> Fingerprint:
+    """Read a model's content.
+
+    Args:
+        vision: The model with its preprocessing.
+
+    Returns:
+        Its fingerprint.
+    """
+    weights = hashlib.sha256()
+    tensors: dict[str, int] = {}
+    for name, tensor in sorted(vision.model.state_dict().items()):
+        if not isinstance(tensor, Tensor):  # quantised linears pack theirs
+            weights.update(f"{name} {tensor!r}".encode())
+            continue
+        content = tensor_digest(tensor)
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {content}\n".encode())
+        if tensor.numel() > 1:
+            tensors[content] = tensor.numel() * tensor.element_size()
+    return Fingerprint(
+        weights.hexdigest(), _architecture(vision.model), _preprocessing(vision), tuple(sorted(tensors.items()))
+    )
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes.
+
+    Args:
+        tensor: Any dense tensor.
+
+    Returns:
+        Hexadecimal.
+    """
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest() if len(flat) else digest([])
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """SHA-256 of plain values.
+
+    Args:
+        parts: What `json` can write.
+
+    Returns:
+        Hexadecimal.
+    """
+    text = json.dumps(list(parts), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _architecture(model: nn.Module) -> str:
+    """State dicts do not tell the number of heads; modules' plain attributes do."""
+    found = []
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
+        config: Any = getattr(module, "config", None)
+        settings = config.to_diff_dict() if not name and hasattr(config, "to_diff_dict") else None
+        found.append([name, f"{type(module).__module__}.{type(module).__qualname__}", plain, settings])
+    return digest(found)
+
+
+def _preprocessing(vision: VisionModel) -> str:
+    parts = []
+    for height, width in _PROBES:
+        ramp = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3) * 2654435761 >> 24
+        pixels, geometry = vision.preprocess(Image.fromarray(ramp.astype(np.uint8)))
+        parts += [tensor_digest(pixels), repr(geometry)]
+    return digest(parts)

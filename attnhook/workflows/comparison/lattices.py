@@ -1,0 +1,118 @@
+"""The points of a photo at which maps of different models meet."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from attnhook.imaging.geometry import Box, ImageGeometry
+from attnhook.options import Size
+from attnhook.workflows.comparison.measurements import Measurement
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Evenly spaced points in a box of a photo, each in the middle of its cell.
+
+    Attributes:
+        size: Rows and columns of points.
+        box: Top, left, bottom, right, in photo pixels.
+    """
+
+    size: Size
+    box: Box
+
+    @classmethod
+    def of_photo(cls, size: Size, resolution: int | None) -> Self:
+        """The photo's own pixels, or fewer points.
+
+        Args:
+            size: The photo's height and width.
+            resolution: The most points along the longer edge; None for every pixel.
+
+        Returns:
+            The lattice.
+        """
+        height, width = size
+        part = 1.0 if resolution is None else min(1.0, resolution / max(height, width))
+        points = max(1, round(height * part)), max(1, round(width * part))
+        return cls(points, (0.0, 0.0, float(height), float(width)))
+
+    def geometry(self, geometry: ImageGeometry) -> ImageGeometry:
+        """A model's geometry, of these points instead of the photo's pixels.
+
+        Args:
+            geometry: Of the photo's pixels.
+
+        Returns:
+            The same map, from points to the model's input.
+        """
+        top, left, bottom, right = self.box
+        step = (bottom - top) / self.size[0], (right - left) / self.size[1]
+        scale, offset = geometry.scale, geometry.offset
+        return replace(
+            geometry,
+            image_size=self.size,
+            scale=(scale[0] * step[0], scale[1] * step[1]),
+            offset=(offset[0] + top * scale[0], offset[1] + left * scale[1]),
+        )
+
+    def sample(self, measurement: Measurement, patch_map: Tensor) -> Tensor:
+        """A map at these points.
+
+        Args:
+            measurement: Whose map it is.
+            patch_map: `(..., h, w)`.
+
+        Returns:
+            `(..., rows, columns)` float32, NaN where the model did not look.
+        """
+        return measurement.heatmap(patch_map, self.geometry(measurement.geometry))
+
+    def seen(self, measurement: Measurement) -> Tensor:
+        """Which points the model saw.
+
+        Args:
+            measurement: The model's.
+
+        Returns:
+            `(rows, columns)` bool.
+        """
+        return ~self.sample(measurement, torch.ones(1, 1)).isnan()
+
+    def nearest(self, pixels: Tensor) -> Tensor:
+        """Values of the photo's pixels in which the points lie.
+
+        Args:
+            pixels: `(height, width)`, of a lattice over the whole photo.
+
+        Returns:
+            `(rows, columns)`.
+        """
+        rows, columns = (
+            ((torch.arange(points) + 0.5) * length / points).long()
+            for points, length in zip(self.size, pixels.shape, strict=True)
+        )
+        return pixels[rows][:, columns]
+
+
+def common_box(seen: Tensor, lattice: Lattice) -> Box:
+    """The smallest box around the points that all models saw.
+
+    Args:
+        seen: `(rows, columns)` bool, some of them True.
+        lattice: The points.
+
+    Returns:
+        Top, left, bottom, right, in photo pixels.
+    """
+    rows, columns = (seen.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
+    top, left, bottom, right = lattice.box
+    tall, wide = (bottom - top) / lattice.size[0], (right - left) / lattice.size[1]
+    return (
+        top + int(rows[0]) * tall,
+        left + int(columns[0]) * wide,
+        top + (int(rows[-1]) + 1) * tall,
+        left + (int(columns[-1]) + 1) * wide,
+    )

@@ -1,0 +1,151 @@
+"""What one model made of one photo: maps on its patch grid, statistics by block and head, and where the grid lies in the photo."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.heatmaps import heatmap
+from attnhook.options import Size
+
+_PREFIXES = ("map", "block", "statistic")
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One model, one photo.
+
+    Attributes:
+        geometry: Where the model looked in the photo.
+        patch_area: Input pixels that the grid covers, or None for all.
+        blocks: Names of the blocks.
+        tokens: Keys of the last block's rows.
+        readout: Whose row the maps are of, in words, or None.
+        seconds: The forward, capture included.
+        target: The class that gradient methods followed, by index, or None.
+        maps: By view: `(h, w)` float32.
+        depths: Raw attention of every block that has a readout's row, by index: `(h, w)` float32.
+        statistics: By name: `(blocks, heads)` float64, NaN where a block has fewer heads.
+        areas: By view: deletion's and insertion's areas, as `faithfulness.perturb` gives them.
+        problems: By view: why there is no map, and by `VIEW, faithfulness` why there are no areas.
+    """
+
+    geometry: ImageGeometry
+    patch_area: Size | None
+    blocks: tuple[str, ...]
+    tokens: int
+    readout: str | None
+    seconds: float
+    target: int | None = None
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    depths: dict[int, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    areas: dict[str, dict[str, float]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def uniform(self) -> float:
+        """What each token would get of uniform attention in the last block."""
+        return 1.0 / self.tokens
+
+    def heatmap(self, patch_map: Tensor, geometry: ImageGeometry | None = None) -> Tensor:
+        """Bring a map to pixels.
+
+        Args:
+            patch_map: `(..., h, w)`.
+            geometry: Of other pixels of the same photo; None for the photo's own.
+
+        Returns:
+            `(..., H, W)` float32, NaN where the model did not look.
+        """
+        return heatmap(patch_map, geometry or self.geometry, patch_area=self.patch_area)
+
+    def save(self, path: Path) -> None:
+        """Write it to a temporary name, then rename.
+
+        Args:
+            path: The file's path.
+        """
+        tensors = {f"map/{name}": value for name, value in self.maps.items()}
+        tensors |= {f"block/{index}": value for index, value in self.depths.items()}
+        tensors |= {f"statistic/{name}": value for name, value in self.statistics.items()}
+        plain = {
+            "geometry": asdict(self.geometry),
+            "patch_area": self.patch_area,
+            "blocks": self.blocks,
+            "tokens": self.tokens,
+            "readout": self.readout,
+            "seconds": self.seconds,
+            "target": self.target,
+            "areas": self.areas,
+            "problems": self.problems,
+        }
+        temporary = path.with_name(f"{path.name}.partial")
+        try:
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items()},
+                temporary,
+                {"measurement": json.dumps(plain)},
+            )
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "Measurement | None":
+        """Read one back.
+
+        Args:
+            path: The file's path.
+
+        Returns:
+            The measurement; None if there is no such file or it is no whole measurement.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                plain = json.loads(file.metadata()["measurement"])
+                found: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in _PREFIXES}
+                for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    prefix, _, rest = name.partition("/")
+                    found[prefix][rest] = file.get_tensor(name)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+        return cls(
+            geometry=_geometry(plain.pop("geometry")),
+            patch_area=_pair(plain.pop("patch_area")),
+            blocks=tuple(plain.pop("blocks")),
+            maps=found["map"],
+            depths={int(index): value for index, value in sorted(found["block"].items(), key=lambda one: int(one[0]))},
+            statistics=found["statistic"],
+            **plain,
+        )
+
+
+def _geometry(plain: dict[str, Any]) -> ImageGeometry:
+    return ImageGeometry(**{name: tuple(value) for name, value in plain.items()})
+
+
+def _pair(plain: list[int] | None) -> Size | None:
+    return None if plain is None else (plain[0], plain[1])
+
+
+def mean_over_photos(measurements: list[Measurement], statistic: str) -> Tensor | None:
+    """A statistic's mean over photos, where all have as many blocks and heads.
+
+    Args:
+        measurements: Of one model.
+        statistic: Its name.
+
+    Returns:
+        `(blocks, heads)` float64, or None where there is nothing to average.
+    """
+    tables = [one.statistics[statistic] for one in measurements if statistic in one.statistics]
+    if not tables or any(table.shape != tables[0].shape for table in tables):
+        return None
+    return torch.stack(tables).nanmean(dim=0)

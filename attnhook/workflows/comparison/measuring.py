@@ -1,0 +1,184 @@
+"""How one model is measured on one photo: one forward under capture, and one with a backward where a method needs gradients."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnhook.attribution.methods import METHODS, NEEDS, method_options
+from attnhook.attribution.raw_maps import raw_attention
+from attnhook.attribution.summaries import summarise_block
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.session import AttentionCapture
+from attnhook.errors import AttnhookError, GeometryError
+from attnhook.options import Rows
+from attnhook.workflows.comparison.faithfulness import perturb
+from attnhook.workflows.comparison.measurements import Measurement
+from attnhook.workflows.comparison.views import View
+from attnhook.workflows.running import run_vision
+from attnhook.workflows.targets import TargetOption, run_towards
+from attnhook.zoo.loading import VisionModel
+
+STATISTICS = {
+    "relative_entropy": "entropy of the rows over log N: 1 is uniform",
+    "distance": "mean attention distance between patches, in units of the grid's edge",
+    "sink_mass": "largest share of the attention that one token receives",
+    "patch_mass": "share of the attention on patches",
+}
+"""What is kept of each block and head, and its meaning."""
+
+
+class Gauge:
+    """Measures one model.
+
+    Args:
+        vision: The model.
+        views: The maps to make.
+        statistics: Whether to measure statistics of all rows, too.
+        faithful: Whether to take patches away and watch the model's score, too.
+    """
+
+    def __init__(self, vision: VisionModel, views: Sequence[View], *, statistics: bool, faithful: bool = False) -> None:
+        self.vision = vision
+        self.views = tuple(views)
+        self.statistics, self.faithful = statistics, faithful
+        forward = [NEEDS[view.method] for view in views if not NEEDS[view.method].gradients]
+        everything = statistics or any(needs.all_rows for needs in forward)
+        self._capture = AttentionCapture(
+            vision.model,
+            rows=Rows.ALL if everything else Rows.READOUT,
+            values=any(needs.values for needs in forward),
+        )
+        gradients = len(forward) < len(views)
+        self._followed = AttentionCapture(vision.model, rows=Rows.ALL, gradients=True) if gradients else None
+
+    def measure(self, photo: Image.Image, target: TargetOption = None) -> Measurement:
+        """Measure one photo.
+
+        Args:
+            photo: The photo.
+            target: The class that gradient methods follow; None for the one with the highest score.
+
+        Returns:
+            The measurement, on the CPU; a view that the model has no map of is among its problems.
+        """
+        pixels, geometry = self.vision.preprocess(photo)
+        begin = time.perf_counter()
+        with torch.inference_mode(), self._capture:
+            run_vision(self.vision.model, pixels)
+            _wait(self.vision)
+        seconds = time.perf_counter() - begin
+        maps = self._capture.maps
+        if maps.input_size is not None and maps.input_size != tuple(geometry.input_size):
+            raise GeometryError(
+                f"{self.vision.name} was fed {maps.input_size} pixels: expected {tuple(geometry.input_size)}, which its geometry says."
+            )
+        found: dict[str, Tensor] = {}
+        problems: dict[str, str] = {}
+        with torch.inference_mode():
+            self._draw(maps, found, problems, followed=False)
+            depths = _by_block(maps)
+            statistics = _statistics(maps) if self.statistics else {}
+        index = self._draw_followed(pixels, target, found, problems)
+        self._capture.clear()
+        areas = self._perturbed(pixels, found, target, problems) if self.faithful else {}
+        return Measurement(
+            geometry=geometry,
+            patch_area=maps.patch_area,
+            blocks=maps.block_names,
+            tokens=maps[-1].shape[3],
+            readout=None if maps.readout.rows is None else maps.readout.rows.value,
+            seconds=seconds,
+            target=index,
+            maps=found,
+            depths=depths,
+            statistics=statistics,
+            areas=areas,
+            problems=problems,
+        )
+
+    def _perturbed(
+        self, pixels: Tensor, found: dict[str, Tensor], target: TargetOption, problems: dict[str, str]
+    ) -> dict[str, dict[str, float]]:
+        areas = {}
+        for name, patch_map in found.items():
+            try:
+                areas[name] = perturb(self.vision, pixels, patch_map, target)
+            except AttnhookError as error:
+                problems[f"{name}, faithfulness"] = str(error)
+        return areas
+
+    def _draw(self, maps: AttentionMaps, found: dict[str, Tensor], problems: dict[str, str], *, followed: bool) -> None:
+        for view in self.views:
+            if NEEDS[view.method].gradients is not followed:
+                continue
+            try:
+                found[view.id] = _map(maps, view)
+            except AttnhookError as error:
+                problems[view.id] = str(error)
+
+    def _draw_followed(
+        self, pixels: Tensor, target: TargetOption, found: dict[str, Tensor], problems: dict[str, str]
+    ) -> int | None:
+        if self._followed is None:
+            return None
+        try:
+            index = run_towards(self._followed, self.vision.model, pixels, target, self.vision.labels)
+        except AttnhookError as error:
+            problems.update({view.id: str(error) for view in self.views if NEEDS[view.method].gradients})
+            return None
+        self._draw(self._followed.maps, found, problems, followed=True)
+        self._followed.clear()
+        return index
+
+
+def _map(maps: AttentionMaps, view: View) -> Tensor:
+    options: dict[str, Any] = method_options(view.method, {"block": view.block(len(maps))})
+    return METHODS[view.method](maps, **options)[0].detach().float().cpu().clone()
+
+
+def _by_block(maps: AttentionMaps) -> dict[int, Tensor]:
+    """Raw attention of every block that has the readout's row."""
+    found = {}
+    for index in range(len(maps)):
+        try:
+            found[index] = raw_attention(maps, block=index)[0].float().cpu().clone()
+        except AttnhookError:  # a block without that row (windows, pooled tokens): the views that ask for it say so
+            continue
+    return found
+
+
+def _statistics(maps: AttentionMaps) -> dict[str, Tensor]:
+    rows = [_of_block(block, maps) for block in maps]
+    heads = max(len(one["relative_entropy"]) for one in rows)
+    return {name: torch.stack([_filled(one[name], heads) for one in rows]) for name in STATISTICS}
+
+
+def _of_block(block: BlockAttention, maps: AttentionMaps) -> dict[str, Tensor]:
+    summary = summarise_block(block, maps.readout, maps.rows).cpu()
+    layout = block.token_layout
+    edge = math.sqrt(math.prod(layout.grid)) if isinstance(layout, TokenLayout) else math.nan
+    on_patches = torch.full_like(summary.entropy, math.nan)
+    if summary.patches is not None:
+        on_patches = (summary.received * summary.patches[:, None]).sum(dim=-1).mean(dim=0)
+    return {
+        "relative_entropy": summary.relative_entropy,
+        "distance": summary.distance / edge,
+        "sink_mass": summary.sink_mass,
+        "patch_mass": on_patches,
+    }
+
+
+def _filled(values: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(values.double(), (0, length - len(values)), value=math.nan)
+
+
+def _wait(vision: VisionModel) -> None:
+    device = next((p.device for p in vision.model.parameters()), torch.device("cpu"))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,48 @@
+"""A bar that says how far a long run is and how long it will still take."""
+
+from types import TracebackType
+from typing import Any, Self
+
+
+class Progress:
+    """A bar on stderr, counted in forwards.
+
+    Args:
+        total: How many there will be.
+        shown: Whether it is shown; None shows it on terminals, so that logs stay quiet.
+    """
+
+    def __init__(self, total: int, *, shown: bool | None) -> None:
+        self._total, self._disable = total, None if shown is None else not shown
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=self._total, unit="photo", disable=self._disable, dynamic_ncols=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def begin(self, name: str) -> None:
+        """Say what is being done.
+
+        Args:
+            name: A model's.
+        """
+        self._bar.set_description(name)
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._bar.update(1)
+
+    def reach(self, count: int) -> None:
+        """So many are done, or never will be.
+
+        Args:
+            count: Since the beginning.
+        """
+        self._bar.update(count - self._bar.n)

@@ -1,0 +1,121 @@
+"""The models of a comparison: named, and loaded one at a time."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from attnhook.zoo.loading import VisionModel, load
+
+ModelSource = str | VisionModel | Callable[[], "str | VisionModel"]
+"""What `compare` takes as a model: what `load` takes or gives, or a function that gives either."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of a comparison, not loaded yet.
+
+    Attributes:
+        name: What it is called everywhere.
+        source: Where it comes from.
+    """
+
+    name: str
+    source: ModelSource
+
+    @property
+    def owned(self) -> bool:
+        """Whether nobody else holds the model, so that its weights may be overwritten."""
+        return isinstance(self.source, str)
+
+    @property
+    def spec(self) -> str | None:
+        """What `load` takes, if it comes from there."""
+        return self.source if isinstance(self.source, str) else None
+
+    def open(self, device: str | None = None) -> VisionModel:
+        """Load it.
+
+        Args:
+            device: Where a model goes that `load` makes; None leaves it on the CPU. Objects stay where they are.
+
+        Returns:
+            The model with its preprocessing.
+
+        Raises:
+            TypeError: If a function gives something else than a spec or a `VisionModel`.
+        """
+        source = self.source() if callable(self.source) else self.source
+        if isinstance(source, str):
+            return load(source, device=device)
+        if not isinstance(source, VisionModel):
+            raise TypeError(
+                f"model {self.name!r} cannot be compared: expected its function to return a spec or a VisionModel, got "
+                f"{type(source).__name__}. Return VisionModel(model, name, library, transform, geometry)."
+            )
+        return source
+
+
+def subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | ModelSource") -> tuple[Subject, ...]:
+    """Name the models.
+
+    Args:
+        models: The models in order, or by name.
+
+    Returns:
+        One each; names are unique.
+
+    Raises:
+        TypeError: If one cannot be a model.
+        ValueError: If there is none, or two have the same name.
+    """
+    if isinstance(models, Mapping):
+        named = list(models.items())
+    else:
+        several: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
+        names = [_name(model, number) for number, model in enumerate(several)]
+        short = [_shortened(name) for name in names]
+        counted = Counter(short)
+        named = [(s if counted[s] == 1 else n, m) for s, n, m in zip(short, names, several, strict=True)]
+    if not named:
+        raise ValueError("nothing to compare: expected at least one model, got none.")
+    for name, count in Counter(name for name, _ in named).items():
+        if count > 1:
+            raise ValueError(
+                f"two models are called {name!r}: expected a name of its own for each. Give them as a mapping, {{name: model, ...}}."
+            )
+    for name, model in named:
+        _check(name, model)
+    return tuple(Subject(name, model) for name, model in named)
+
+
+def _name(model: object, number: int) -> str:
+    if isinstance(model, str):
+        return model
+    if isinstance(model, VisionModel):
+        return model.name
+    return getattr(model, "__name__", f"model {number}")
+
+
+def _shortened(name: str) -> str:
+    """A spec without the folders of its files."""
+    library, colon, rest = name.partition(":")
+    if library == "hf" and Path(rest).expanduser().is_dir():
+        return f"hf:{Path(rest).expanduser().resolve().name}"
+    model, at, file = rest.rpartition("@")
+    return f"{library}{colon}{model}@{Path(file).name}" if at and "/" in file else name
+
+
+def _check(name: str, model: object) -> None:
+    if isinstance(model, nn.Module):
+        raise TypeError(
+            f"model {name!r} is a bare {type(model).__name__}, which does not say how photos become its pixels: expected a spec or a "
+            "VisionModel. Wrap it: VisionModel(model, name, library, transform, geometry)."
+        )
+    if not (isinstance(model, str | VisionModel) or callable(model)):
+        raise TypeError(
+            f"model {name!r} cannot be compared: expected a spec, a VisionModel or a function that gives one, got {type(model).__name__}."
+        )

@@ -1,0 +1,21 @@
+"""Which versions of which libraries computed something."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+_PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that maps depend on.
+
+    Returns:
+        By name; what is not installed is left out.
+    """
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
