@@ -1,0 +1,1 @@
+"""Comparisons of models over the same photos: what is measured, and the report's page."""
