@@ -1,23 +1,14 @@
-"""Scenes to one HTML file: style, script and data inside, nothing fetched, every text escaped."""
+"""Scenes to one HTML file."""
 
-import base64
-import hashlib
-import html
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from attnhook import __version__
-from attnhook.imaging.palettes import BUNDLED, palette
 from attnhook.options import BlocksOption
+from attnhook.workflows.documents import document, embedded_palettes
 from attnhook.workflows.viewer.packing import LETTERS
 from attnhook.workflows.viewer.scenes import AUTO, MATRIX_BITS, ROW_BITS, Scene, pack_scene
-
-_SCRIPTS = ("reading.js", "drawing.js", "controls.js")
-_SIZE = "@@@@@@@@@@@@"  # replaced by the file's size, padded to as many characters
 
 
 def viewer_html(
@@ -48,33 +39,28 @@ def viewer_html(
     if not scenes:
         raise ValueError("cannot make a viewer: expected at least one photo, got none.")
     packed = [pack_scene(scene, matrices=matrices, matrix_heads=matrix_heads, longest=longest) for scene in scenes]
+    title = f"{model}: {', '.join(scene.name for scene in scenes[:3])}{' …' if len(scenes) > 3 else ''}"
+    payloads = "\n".join(
+        f'<script type="text/plain" id="payload-{number}">{text}</script>' for number, (_, text) in enumerate(packed)
+    )
     header = {
         "model": model,
         "version": __version__,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "letters": LETTERS,
         "bits": {"rows": ROW_BITS, "matrices": MATRIX_BITS},
-        "palettes": {name: base64.b64encode(palette(name).tobytes()).decode("ascii") for name in BUNDLED},
+        "palettes": embedded_palettes(),
         "scenes": [one for one, _ in packed],
-        "bytes": _SIZE,
     }
-    room = files("attnhook.workflows.viewer")
-    parts_of_script = [room.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS]
-    script = '"use strict";\n(() => {\n' + "\n".join(parts_of_script) + "\nstart();\n})();\n"
-    title = f"{model}: {', '.join(scene.name for scene in scenes[:3])}{' …' if len(scenes) > 3 else ''}"
-    payloads = "\n".join(
-        f'<script type="text/plain" id="payload-{number}">{text}</script>' for number, (_, text) in enumerate(packed)
+    return document(
+        "attnhook.workflows.viewer",
+        page="viewer.html",
+        style="viewer.css",
+        scripts=("reading.js", "drawing.js", "controls.js"),
+        title=title,
+        header=header,
+        parts={"payloads": payloads},
     )
-    parts = {
-        "title": html.escape(title),
-        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_digest(script)}'",
-        "style": room.joinpath("viewer.css").read_text(encoding="utf-8"),
-        "header": _json(header),
-        "payloads": payloads,
-        "script": script,
-    }
-    page = room.joinpath("viewer.html").read_text(encoding="utf-8")
-    return _with_size(_filled(page, parts))
 
 
 def save_viewer(page: str, path: str | Path) -> Path:
@@ -95,29 +81,3 @@ def save_viewer(page: str, path: str | Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
-
-
-def _filled(page: str, parts: dict[str, str]) -> str:
-    """Put the parts in, each in its place; what a part says is never looked at for places of others."""
-    pieces = [page]
-    for name, part in parts.items():
-        place = "{{" + name + "}}"
-        index = next(number for number, piece in enumerate(pieces) if number % 2 == 0 and place in piece)
-        before, _, after = pieces[index].partition(place)
-        pieces[index : index + 1] = [before, part, after]
-    return "".join(pieces)
-
-
-def _json(content: dict[str, Any]) -> str:
-    """JSON that no text inside can end the script element of."""
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _digest(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-
-
-def _with_size(page: str) -> str:
-    size = str(len(page.encode("utf-8")))
-    return page.replace(f'"{_SIZE}"', f'"{size.rjust(len(_SIZE))}"')

@@ -1,0 +1,131 @@
+// The page around the tables and the maps: notes, failures, controls, and what is said about the file.
+
+const LEVELS = { ok: ["\u2713", "Passed"], warning: ["!", "Warning"], info: ["i", "Note"] };
+
+function drawNotes() {
+  const order = ["warning", "ok", "info"], known = (note) => (LEVELS[note.level] ? note.level : "info");
+  const notes = [...file.notes].sort((a, b) => order.indexOf(known(a)) - order.indexOf(known(b)));
+  $("notes").hidden = !notes.length;
+  $("notes").querySelector("ul").append(...notes.map((note) => {
+    const [sign, word] = LEVELS[known(note)], line = element("li", "", known(note)), mark = element("span", sign, "sign");
+    mark.setAttribute("aria-hidden", "true");
+    const text = element("p");
+    text.append(element("b", `${word}. `), note.text);
+    line.append(mark, text);
+    return line;
+  }));
+}
+
+function drawFailures() {
+  const { failures } = file;
+  $("failures").hidden = !failures.length;
+  $("failures-title").textContent = `${failures.length} failure${failures.length === 1 ? "" : "s"}`;
+  $("failures").querySelector("ul").append(...failures.map((one) => {
+    const line = element("li"), where = element("p");
+    where.append(element("b", one.model), one.photo === null ? ", every photo" : ", photo ");
+    if (one.photo !== null) where.append(element("b", one.photo));
+    line.append(where, element("pre", one.error));
+    return line;
+  }));
+}
+
+function drawContents() {
+  const links = file.tables.map((table, i) => [table.title, `#table-${i}`]);
+  if (photos.length) links.push(["Maps", "#maps"]);
+  links.push(["What this is", "#about-title"]);
+  $("contents").append(...links.map(([text, target]) => {
+    const link = element("a", text);
+    link.href = target;
+    return link;
+  }));
+}
+
+function drawAbout() {
+  const sized = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);
+  const pictures = photos.reduce((sum, photo) => sum + photo.jpeg.length, 0), values = file.maps.reduce((sum, map) => sum + map.data.length, 0);
+  const counted = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+  const lines = [
+    ["size", `${sized(Number(file.bytes))}: photos ${sized(pictures)}, maps ${sized(values)}`],
+    ["holds", `${counted(models.length, "model")}, ${counted(photos.length, "photo")}, ${counted(views.length, "view")}, ${counted(file.maps.length, "map")}`],
+    ["photos", "scaled down, as JPEG; values are placed by the size of the original"],
+    ["precision", "maps are kept in 65535 steps between each one's lowest and highest value; tables show rounded numbers, their titles whole ones"],
+    ["made", `${file.made}, attnhook ${file.version}`],
+  ];
+  $("about").append(...lines.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
+}
+
+// --- controls -----------------------------------------------------------------------------------------------------------------
+
+function drawLegend() {
+  const words = {
+    own: "First to last colour: each map's own lowest to highest value. Colours do not compare between pictures.",
+    uniform: `First to last colour: 0 to ${state.top} times uniform attention, which is 1/N for a model with N keys. Colours compare between all pictures.`,
+    row: "First to last colour: lowest to highest value of all models over one photo. Colours compare within a photo's row.",
+  };
+  $("legend").textContent = words[state.scale];
+  $("alpha-text").textContent = `${Math.round(state.alpha * 100)} %`;
+  $("controls-short").textContent = `${views[state.view].label} \u00b7 ${$("scale").selectedOptions[0].textContent}`;
+}
+
+function drawColors() {
+  const table = palettes[state.colormap], small = $("colors").getContext("2d"), picture = small.createImageData(256, 1);
+  for (let i = 0; i < 256; i++) picture.data.set([...table.subarray(3 * i, 3 * i + 3), 255], 4 * i);
+  small.putImageData(picture, 0, 0);
+  const stops = Array.from({ length: 18 }, (_, i) => `rgb(${table.subarray(45 * i, 45 * i + 3).join()})`);
+  $("matrix").style.setProperty("--colors", `linear-gradient(to right, ${stops.join()})`);
+}
+
+// A scale of attention mass is no scale for other values.
+function offerScales() {
+  const { mass } = views[state.view], option = $("scale").querySelector('[value="uniform"]');
+  option.disabled = !mass;
+  option.title = mass ? "" : "This view's values are not attention mass.";
+  if (!mass && state.scale === "uniform") $("scale").value = state.scale = "own";
+  $("top-field").hidden = state.scale !== "uniform";
+}
+
+function connectControls() {
+  const changed = () => { offerScales(); drawLegend(); redraw(); measure(); };
+  const on = (id, kind, act) => $(id).addEventListener(kind, (event) => { act(event.target); changed(); });
+  on("view", "change", (field) => { state.view = Number(field.value); });
+  on("scale", "change", (field) => { state.scale = field.value; });
+  on("top", "change", (field) => { state.top = Number(field.value); });
+  on("alpha", "input", (field) => { state.alpha = Number(field.value) / 100; });
+  on("colormap", "change", (field) => { state.colormap = field.value; drawColors(); });
+  on("smooth", "change", (field) => { state.smooth = field.checked; });
+  on("frame", "change", (field) => { state.frame = field.checked; });
+  on("together", "change", (field) => { state.together = field.checked; if (field.checked && lastRow) setLook(lastRow, lastRow.look); });
+  $("controls").addEventListener("toggle", measure);
+  PHONE.addEventListener("change", fold);
+}
+
+const fold = () => { $("controls").open = !PHONE.matches; };
+
+function startMaps() {
+  $("maps").hidden = !(photos.length && models.length && views.length);
+  if ($("maps").hidden) return;
+  $("view").append(...views.map((view, i) => new Option(view.label, String(i))));
+  $("view-field").hidden = views.length < 2;
+  if (views.length === 1) $("maps-title").textContent = `Maps: ${views[0].label}`;
+  for (const name of Object.keys(palettes)) $("colormap").append(new Option(name, name));
+  for (const top of [2, 4, 8, 16, 32, 64]) $("top").append(new Option(`${top} \u00d7 1/N`, String(top)));
+  $("top").value = String(state.top);
+  fold();
+  offerScales();
+  drawColors();
+  drawLegend();
+  makeMatrix();
+  connectControls();
+  connectMatrix();
+}
+
+function start() {
+  $("title").textContent = file.title;
+  $("subtitle").textContent = `${file.made}, attnhook ${file.version}`;
+  drawNotes();
+  drawFailures();
+  $("tables").append(...file.tables.map(drawTable));
+  startMaps();
+  drawContents();
+  drawAbout();
+}

@@ -1,0 +1,182 @@
+"""A small comparison by hand: random maps of three models' grids and crops over two photos of scikit-image, one map missing."""
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+from skimage import data
+
+from attnhook import ImageGeometry
+
+NASTY = "<img src=x onerror=alert(1)>.jpg"
+QUOTES = "\"quoted\" 'name' </script><script>alert(2)</script><!--"
+SIZES = {
+    "landscape": (174, 260),
+    "portrait": (520, 400),
+}  # the first is shown pixel by pixel, the second at half its size
+VIEWS = [
+    {"id": "raw", "label": "raw attention, last block", "mass": True},
+    {"id": "norms", "label": "value norms, last block", "mass": False},
+]
+MODELS = ("vit_small_patch16_224.augreg", "a wide grid", "whole photo")
+GRIDS = ((14, 14), (6, 10), (5, 7))
+
+
+def photos():
+    """Real photos at `SIZES`, upright."""
+    cat, woman = Image.fromarray(data.chelsea()), Image.fromarray(data.astronaut())
+    return [
+        one.convert("RGB").resize(size[::-1], Image.Resampling.LANCZOS)
+        for one, size in zip((cat, woman), SIZES.values(), strict=True)
+    ]
+
+
+def geometry_of(model, size):
+    whole = ImageGeometry.identity(size)
+    if model == 0:
+        return whole.resize(256).center_crop(224)
+    if model == 1:
+        return whole.resize((96, 160))
+    return whole.resize(60, longest=80).pad(top=2, left=4, right=6)
+
+
+def values_of(view, model, photo):
+    generator = np.random.default_rng(100 * view + 10 * model + photo)
+    values = generator.gamma(0.7, size=GRIDS[model]).astype(np.float32)
+    if view == 0:
+        values /= values.sum() * 1.1
+    if model == 2:
+        values[1, 2] = values[4, 0] = np.nan
+    return values
+
+
+def packed(values):
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    codes = np.rint((values.astype(np.float64) - low) / (high - low or 1.0) * 65534)
+    codes = np.where(np.isnan(values), 65535, codes).astype("<u2")
+    return {"low": low, "high": high, "data": base64.b64encode(codes.tobytes()).decode()}
+
+
+def unpacked(one):
+    """What the page reads, from the contract."""
+    codes = np.frombuffer(base64.b64decode(one["data"]), "<u2").astype(np.float64).reshape(one["grid"])
+    return np.where(codes == 65535, np.nan, one["low"] + (one["high"] - one["low"]) * codes / 65534).astype(np.float32)
+
+
+def map_of(view, model, photo, size):
+    geometry, values = geometry_of(model, size), values_of(view, model, photo)
+    return {
+        "view": view,
+        "model": model,
+        "photo": photo,
+        "grid": list(values.shape),
+        "scale": list(geometry.scale),
+        "offset": list(geometry.offset),
+        "valid": list(geometry.valid),
+        "area": list(geometry.input_size),
+        "uniform": 1 / (values.size + 1) if view == 0 else None,
+        **packed(values),
+    }
+
+
+def photo_entry(picture, name, label):
+    buffer = io.BytesIO()
+    small = picture if picture.width <= 260 else picture.resize((picture.width // 2, picture.height // 2))
+    small.save(buffer, "JPEG", quality=90)
+    height, width = picture.height, picture.width
+    boxes = [geometry_of(model, (height, width)).visible for model in range(len(GRIDS))]
+    box = [max(b[0] for b in boxes), max(b[1] for b in boxes), min(b[2] for b in boxes), min(b[3] for b in boxes)]
+    return {
+        "name": name,
+        "label": label,
+        "width": width,
+        "height": height,
+        "jpeg": base64.b64encode(buffer.getvalue()).decode(),
+        "shared": (box[2] - box[0]) * (box[3] - box[1]) / (height * width),
+        "box": box,
+    }
+
+
+def shown_photo(content, number):
+    """The photo as the file has it."""
+    return Image.open(io.BytesIO(base64.b64decode(content["photos"][number]["jpeg"]))).convert("RGB")
+
+
+TABLE = {
+    "id": "models",
+    "title": "Models",
+    "note": "Means over photos with their standard errors, on the part of each photo that all models saw.",
+    "columns": [
+        {"key": "model", "label": "model", "help": "Its name in the library.", "digits": 0},
+        {
+            "key": "iou",
+            "label": "IoU at mass 0.6",
+            "help": "Overlap with the object, patches at 60 % of mass.",
+            "digits": 2,
+        },
+        {"key": "entropy", "label": "entropy", "help": "In bits.", "digits": 3},
+        {"key": "blocks", "label": "blocks", "help": "", "digits": 0},
+        {"key": "reads", "label": "reads out", "help": "What the head reads.", "digits": 0},
+    ],
+    "rows": [
+        {
+            "model": MODELS[0],
+            "iou": {"value": 0.61849, "error": 0.0312, "low": None, "high": None, "n": 50},
+            "entropy": {"value": 10.5, "error": None, "low": 9.25, "high": 11.125, "n": 50},
+            "blocks": 12,
+            "reads": "class token",
+        },
+        {"model": MODELS[1], "iou": {"value": -0.0004, "error": 0.1}, "entropy": 9.0, "blocks": 24, "reads": None},
+        {"model": MODELS[2], "iou": None, "entropy": {"value": None, "n": 0}, "blocks": 6, "reads": "mean"},
+        {
+            "model": NASTY,
+            "iou": {"value": 0.3, "error": 0.02, "n": 7},
+            "entropy": -2.25,
+            "blocks": 100,
+            "reads": QUOTES,
+        },
+    ],
+}
+
+
+def content(*, names=("chelsea.jpg", "astronaut.jpg"), models=MODELS, title="Three models over two photos"):
+    """All of the contract. The third model has no map of the second photo; the fourth failed altogether."""
+    pictures = photos()
+    entries = [photo_entry(one, name, label) for one, name, label in zip(pictures, names, ("cat", None), strict=True)]
+    present = [(v, m, p) for v in range(2) for m in range(3) for p in range(2) if (m, p) != (2, 1)]
+    return {
+        "title": title,
+        "made": "2026-11-25 15:00 UTC",
+        "version": "0.1.0",
+        "notes": [
+            {"level": "ok", "text": "Outputs with and without capture are equal, bit for bit, on both photos."},
+            {"level": "warning", "text": "One model sees 68 % of the portrait photo: agreement is measured there."},
+            {"level": "info", "text": "Maps are read at the last block of each model."},
+        ],
+        "failures": [
+            {"model": models[2], "photo": names[1], "error": "not a patch map: expected finite values, got infinity."},
+            {
+                "model": "broken_model",
+                "photo": None,
+                "error": "RuntimeError: no such weights\n  in line 2 <b>of</b> it",
+            },
+        ],
+        "tables": [
+            TABLE,
+            {
+                "id": "agreement",
+                "title": "Agreement",
+                "note": "",
+                "columns": [
+                    {"key": "pair", "label": "pair", "help": "", "digits": 0},
+                    {"key": "rank", "label": "rank correlation", "help": "Spearman's.", "digits": 3},
+                ],
+                "rows": [{"pair": f"{models[0]} and {models[1]}", "rank": {"value": 0.41, "low": 0.3, "high": 0.5}}],
+            },
+        ],
+        "photos": entries,
+        "models": [{"name": name} for name in (*models, "broken_model")],
+        "views": VIEWS,
+        "maps": [map_of(v, m, p, (pictures[p].height, pictures[p].width)) for v, m, p in present],
+    }
