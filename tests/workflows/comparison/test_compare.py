@@ -1,0 +1,390 @@
+"""`compare` from models and photos to numbers and files."""
+
+import csv
+import hashlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attnhook import Comparison, ImageGeometry, attend, compare, rollout
+from attnhook.attribution.scores import energy_in_mask, spearman
+from attnhook.errors import ComparisonError
+from attnhook.workflows.comparison import measuring
+from attnhook.workflows.comparison.figures import rendered
+from attnhook.zoo.presets import PRESETS
+from tests.workflows.comparison.zoo import cnn, disc, hf_dinov2, photo, timm_vit, torchvision_vit
+from tests.zoo.saved_models import save_hf, save_timm
+
+PHOTOS = [photo(seed=1), photo(130, 80, seed=2), photo(seed=3)]
+METHODS = ("raw_attention", "rollout")
+
+
+def three():
+    return [timm_vit(), hf_dinov2(), torchvision_vit()]
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    masks = [disc(), None, (20, 20, 70, 70)]
+    return compare(three(), PHOTOS, methods=METHODS, depths=(0.5, 1), masks=masks, labels=["disc", None, 3], cache=None)
+
+
+def test_maps_are_those_of_attend(found) -> None:
+    for index, model in enumerate(three()):
+        for number, picture in enumerate(PHOTOS):
+            (one,) = attend(model, picture, rows="all")
+            torch.testing.assert_close(found.heatmap(index, number), one.heatmap, equal_nan=True)
+            rolled = one.upsample(rollout(one.maps)[0])
+            torch.testing.assert_close(found.heatmap(index, number, "rollout"), rolled, equal_nan=True)
+            (half,) = attend(model, picture, block=math.ceil(len(one.maps) / 2) - 1)
+            torch.testing.assert_close(found.heatmap(model.name, number, "raw_attention@0.5"), half.heatmap, equal_nan=True)
+
+
+def test_statistics_are_those_of_the_rows(found) -> None:
+    rows = {row["model"]: row for row in found.table().to_dict("records")}
+    for model in three():
+        spread = []
+        for picture in PHOTOS:
+            maps = attend(model, picture, rows="all")[0].maps
+            matrices = [block.weights()[0].double() for block in maps]
+            of_blocks = [torch.special.entr(m).sum(-1).mean() / math.log(m.shape[-1]) for m in matrices]
+            spread.append(float(torch.stack(of_blocks).mean()))
+        assert rows[model.name]["relative_entropy"] == pytest.approx(np.mean(spread), abs=1e-6)
+        assert rows[model.name]["relative_entropy_error"] == pytest.approx(np.std(spread, ddof=1) / math.sqrt(3), abs=1e-6)
+        assert rows[model.name]["parameters"] == sum(p.numel() for p in model.model.parameters()) / 1e6
+
+
+def test_the_table_says_what_the_models_are(found) -> None:
+    table = found.table().set_index("model")
+    assert list(table["grid"]) == ["4 x 4", "4 x 4", "4 x 4"]
+    assert list(table["input"]) == ["64 x 64", "56 x 56", "64 x 64"]
+    assert list(table["patch"]) == [16, 14, 16]
+    assert list(table["tokens"]) == [17, 21, 17]
+    assert set(table["readout"]) == {"cls"}
+    assert (table["forward_ms"] > 0).all()
+
+
+def test_agreement_is_over_what_all_saw(found) -> None:
+    rows = found.agreement("rollout").to_dict("records")
+    assert [(row["first"], row["second"]) for row in rows][0] == ("timm:tiny", "hf:registers")
+    expected = []
+    for number in range(3):
+        maps = [found.heatmap(model, number, "rollout") for model in range(3)]
+        unseen = torch.stack(maps).isnan().any(dim=0)
+        a, b = (m.masked_fill(unseen, math.nan) for m in maps[:2])
+        expected.append(float(spearman(a, b)))
+        part = 1 - unseen.double().mean()
+        assert found.areas[number].part == pytest.approx(float(part))
+    assert rows[0]["spearman"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert rows[0]["spearman_n"] == 3
+    assert rows[0]["spearman_low"] <= rows[0]["spearman"] <= rows[0]["spearman_high"]
+
+
+def test_scores_stand_beside_their_controls(found) -> None:
+    table = found.table("objects")
+    kinds = ["model", "random weights", "centre prior", "random map"]
+    assert list(table[(table["view"] == "rollout") & (table["model"] == "timm:tiny")]["map"]) == kinds
+    assert set(table["energy_n"]) == {2}
+    unseen = torch.stack([found.heatmap(m, 0) for m in range(3)]).isnan().any(dim=0)
+    mine = found.heatmap(0, 0).masked_fill(unseen, math.nan)
+    assert found.objects["raw_attention"][0].estimates["energy"]["model"].n == 2
+    alone = compare(three(), PHOTOS[:1], masks=[disc()], cache=None).objects["raw_attention"][0].estimates["energy"]
+    assert alone["model"].value == pytest.approx(float(energy_in_mask(mine, disc() > 0)), abs=1e-9)
+    assert alone["random_weights"].value != alone["model"].value
+
+
+def test_models_are_left_as_they_were() -> None:
+    models = three()
+    models[0].model.blocks[1].train()
+    before = [{k: v.clone() for k, v in m.model.state_dict().items()} for m in models]
+    modes = [[module.training for module in m.model.modules()] for m in models]
+    hooks = [sum(len(x._forward_hooks) + len(x._forward_pre_hooks) for x in m.model.modules()) for m in models]
+    state = torch.random.get_rng_state()
+    compare(models, PHOTOS[0], masks=[disc()], methods=["raw_attention", "legrad"], cache=None)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for model, values, training, count in zip(models, before, modes, hooks, strict=True):
+        assert all(torch.equal(value, values[name]) for name, value in model.model.state_dict().items())
+        assert [module.training for module in model.model.modules()] == training
+        assert sum(len(x._forward_hooks) + len(x._forward_pre_hooks) for x in model.model.modules()) == count
+        assert all(p.grad is None and p.requires_grad for p in model.model.parameters())
+
+
+def test_class_specific_methods_follow_the_label() -> None:
+    model = timm_vit()
+    towards = [compare(model, PHOTOS[0], methods="gradient_rollout", labels=[n], cache=None) for n in (2, 5, None)]
+    for label, one in zip((2, 5, None), towards, strict=True):
+        (result,) = attend(model, PHOTOS[0], method="gradient_rollout", target=label)
+        torch.testing.assert_close(one.heatmap(0), result.heatmap, equal_nan=True)
+    assert not torch.allclose(towards[0].heatmap(0).nan_to_num(), towards[1].heatmap(0).nan_to_num())
+
+
+def test_what_a_model_has_no_map_of_is_said() -> None:
+    headless = hf_dinov2()
+    found = compare([timm_vit(), headless], PHOTOS[:2], methods=["raw_attention", "gradient_rollout"], cache=None)
+    (failure,) = found.failures
+    assert (failure.model, failure.what) == ("hf:registers", "gradient_rollout")
+    assert "no class scores" in failure.error
+    with pytest.raises(KeyError, match="no class scores"):
+        found.heatmap("hf:registers", 0, "gradient_rollout")
+    assert list(found.agreement()["view"]) == ["raw_attention"]
+
+
+def test_a_model_that_fails_is_reported_and_the_others_finish() -> None:
+    broken = timm_vit("broken")
+    broken.model.blocks[1].mlp.forward = lambda x: 1 / 0
+
+    def explodes():
+        raise MemoryError("no room")
+
+    models = {"good": timm_vit(), "cnn": cnn(), "broken": broken, "explodes": explodes, "missing": "timm:no_such_model"}
+    found = compare(models, PHOTOS[:2], cache=None)
+    assert [entry.name for entry in found.models] == ["good"]
+    by_model = {failure.model: failure for failure in found.failures}
+    assert set(by_model) == {"cnn", "broken", "explodes", "missing"}
+    assert by_model["explodes"].error == "no room"
+    assert "division by zero" in by_model["broken"].error
+    assert "no model" in by_model["missing"].error
+    assert by_model["cnn"].what == "measuring"
+    with pytest.raises(ComparisonError, match="none of 2 models"):
+        compare({"cnn": cnn(), "explodes": explodes}, PHOTOS[0], cache=None)
+    with pytest.raises(ComparisonError, match="no photo could be read"):
+        compare(timm_vit(), "nowhere.jpg", cache=None)
+
+
+def test_one_model_at_a_time() -> None:
+    import gc
+    import weakref
+
+    alive, most = weakref.WeakSet(), []
+
+    def maker(name):
+        def make():
+            gc.collect()
+            most.append(len(alive))
+            model = timm_vit(name)
+            alive.add(model.model)
+            return model
+
+        return make
+
+    compare({name: maker(name) for name in "abc"}, PHOTOS[:2], masks=[disc(), None], cache=None)
+    assert most == [0, 0, 0]
+
+
+# --- cache --------------------------------------------------------------------------------------------------------------------------------
+
+
+def counted(monkeypatch):
+    """Count photos that are really measured."""
+    measured = []
+    plain = measuring.Gauge.measure
+
+    def measure(self, *given):
+        measured.append(self.vision.name)
+        return plain(self, *given)
+
+    monkeypatch.setattr(measuring.Gauge, "measure", measure)
+    return measured
+
+
+def test_a_second_run_measures_nothing(tmp_path, monkeypatch) -> None:
+    measured = counted(monkeypatch)
+    first = compare(three(), PHOTOS, masks=[disc(), None, None], cache=tmp_path)
+    assert len(measured) == 3 * 3 + 3
+    measured.clear()
+    again = compare(three(), PHOTOS, masks=[disc(), None, None], cache=tmp_path)
+    assert measured == []
+    assert [table.plain() for table in again.tables()] == [table.plain() for table in first.tables()]
+    compare(three(), [*PHOTOS[:2], photo(seed=9)], cache=tmp_path)
+    assert len(measured) == 3
+    measured.clear()
+    changed = timm_vit()
+    changed.model.blocks[0].attn.qkv.weight.data *= 1.01
+    compare([changed, hf_dinov2()], PHOTOS, cache=tmp_path)
+    assert measured == ["timm:tiny"] * 3
+    measured.clear()
+    compare(hf_dinov2(), PHOTOS, methods="rollout", cache=tmp_path)
+    assert len(measured) == 3
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch) -> None:
+    measured = counted(monkeypatch)
+    plain = measuring.Gauge.measure
+
+    def interrupted(self, *given):
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        return plain(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(measuring.Gauge, "measure", interrupted)
+        compare(three(), PHOTOS, cache=tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+    measured.clear()
+    compare(three(), PHOTOS, cache=tmp_path)
+    assert len(measured) == 9 - 4
+
+
+def test_a_damaged_cache_is_measured_again(tmp_path, monkeypatch) -> None:
+    compare(timm_vit(), PHOTOS[0], cache=tmp_path)
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-7])
+    measured = counted(monkeypatch)
+    compare(timm_vit(), PHOTOS[0], cache=tmp_path)
+    assert len(measured) == 1
+
+
+def test_a_full_disk_costs_the_cache_alone(tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    found = compare(timm_vit(), PHOTOS[:2], cache=tmp_path / "file" / "cache")
+    (failure,) = found.failures
+    assert failure.what == "caching"
+    assert len(found.measurements) == 2
+
+
+# --- what it finds out about itself -------------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_found_out() -> None:
+    copies = {"one": timm_vit(), "two": timm_vit(), "smaller crop": timm_vit(size=80), "other": torchvision_vit()}
+    notes = compare(copies, PHOTOS[:2], cache=None).notes
+    assert notes[0].level == "ok"
+    assert notes[0].text.startswith("one and two give the same maps: they are equal over 2 photos, on a grid of 4 x 4.")
+    assert [note.text.split(" hold")[0] for note in notes[1:3]] == ["one and smaller crop", "two and smaller crop"]
+
+
+def test_resampled_positions_are_explained() -> None:
+    import timm
+
+    def at(size):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = timm.create_model("test_vit", dynamic_img_size=True)
+        return timm_vit(crop=size, size=size).__class__(
+            model.eval(), f"test_vit@{size}", "timm", timm_vit(crop=size, size=size).transform, timm_vit(crop=size, size=size).geometry
+        )
+
+    notes = [note.text for note in compare([at(160), at(96)], PHOTOS[:1], cache=None).notes]
+    assert any("see these photos at different sizes" in text for text in notes)
+    assert any("test_vit@96 was trained on a grid of 10 x 10 patches and ran on 6 x 6" in text for text in notes)
+    assert not any(text.startswith("test_vit@160 was") for text in notes)
+
+
+# --- faithfulness -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_deletion_and_insertion_stand_beside_random_maps() -> None:
+    from attnhook.attribution.perturbation import deletion
+
+    model = timm_vit()
+    found = compare([model, hf_dinov2()], PHOTOS[:2], faithfulness=True, labels=[4, 4], cache=None)
+    (row,) = found.table("faithfulness").to_dict("records")
+    areas = []
+    for picture in PHOTOS[:2]:
+        pixels, _ = model.preprocess(picture)
+        (one,) = attend(model, picture)
+
+        def score(x):
+            with torch.no_grad():
+                return model.model(x).softmax(-1)[:, 4]
+
+        areas.append(float(deletion(score, pixels, one.attention[None], steps=16).area))
+    assert row["deletion"] == pytest.approx(np.mean(areas), abs=1e-6)
+    assert row["deletion_gain"] == pytest.approx(row["random_deletion"] - row["deletion"], abs=1e-9)
+    assert "no class scores" in next(f.error for f in found.failures if f.model == "hf:registers")
+
+
+# --- pictures and files -------------------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_drawn(found) -> None:
+    for scale in ("minmax", "uniform", (0.0, 0.1)):
+        picture = rendered(found.figure("rollout", scale=scale, photos=[0, "photo 1"]))
+        assert min(picture.size) > 200
+    assert len(found.depth_figure().axes) == 4
+    assert found._repr_mimebundle_()["image/png"][:4] == b"\x89PNG"
+    assert "<img" in found._repr_html_()
+    with pytest.raises(KeyError, match="no photo 'nine'"):
+        found.figure(photos=["nine"])
+    with pytest.raises(ValueError, match="uniform"):
+        compare(timm_vit(), PHOTOS[0], methods="legrad", cache=None).figure(scale="uniform")
+    with pytest.raises(ValueError, match="statistics=True"):
+        compare(timm_vit(), PHOTOS[0], statistics=False, cache=None).depth_figure()
+
+
+def test_the_report_is_whole(found, tmp_path) -> None:
+    page = found.save(tmp_path / "report")
+    names = {path.relative_to(page.parent).as_posix() for path in page.parent.rglob("*") if path.is_file()}
+    manifest = json.loads((page.parent / "manifest.json").read_text())
+    assert names == set(manifest["files"]) | {"manifest.json"}
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((page.parent / name).read_bytes()).hexdigest() == digest
+    assert len([name for name in names if name.startswith("overlays/")]) == 3 * 3 * 3
+    with Image.open(page.parent / "overlays" / sorted(n for n in names if n.startswith("overlays/"))[0].split("/")[1]) as one:
+        assert one.size == PHOTOS[0].size
+    assert manifest["models"][0]["name"] == "timm:tiny"
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0] or manifest["versions"]["torch"] == torch.__version__
+    metrics = json.loads((page.parent / "metrics.json").read_text())
+    assert [table["id"] for table in metrics["tables"]] == ["models", "agreement", "photos", "objects", "depth"]
+    rows = list(csv.DictReader((page.parent / "metrics.csv").open()))
+    energy = [float(row["value"]) for row in rows if row["table"] == "objects" and row["column"] == "energy"]
+    expected = [row["energy"]["value"] for row in metrics["tables"][3]["rows"]]
+    assert energy == expected
+
+
+def test_numbers_of_the_page_are_those_of_the_metrics(found, tmp_path) -> None:
+    page = found.save(tmp_path, pictures=False).read_text()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    start = page.index('"tables":') + len('"tables":')
+    shown, _ = json.JSONDecoder().raw_decode(page[start:])
+    assert shown == metrics["tables"]
+    assert not (tmp_path / "overlays").exists()
+
+
+def test_names_cannot_leave_the_folder(tmp_path) -> None:
+    name = "../../<img src=x onerror=alert(1)>"
+    found = compare({name: timm_vit()}, PHOTOS[:1], cache=None)
+    page = found.save(tmp_path / "deep" / "report")
+    assert all(path.is_relative_to(tmp_path / "deep" / "report") for path in tmp_path.rglob("*.png"))
+    assert "<img src=x" not in page.read_text()
+
+
+def test_presets_are_names_that_the_libraries_know() -> None:
+    import timm
+
+    for preset in PRESETS.values():
+        assert preset.question.endswith(")") or preset.question.endswith("?")
+        for spec in preset.specs:
+            library, _, name = spec.partition(":")
+            assert library in {"timm", "hf"}
+            if library == "timm":
+                architecture, _, tag = name.partition(".")
+                assert tag in {one.partition(".")[2] for one in timm.list_pretrained(f"{architecture}.*")}
+
+
+def test_models_from_files_as_a_hub_has_them(tmp_path) -> None:
+    save_hf(tmp_path / "vit")
+    save_timm(tmp_path / "w.safetensors")
+    specs = [f"hf:{tmp_path / 'vit'}", f"timm:test_vit@{tmp_path / 'w.safetensors'}"]
+    found = compare(specs, PHOTOS[:2], methods=METHODS, cache=tmp_path / "cache")
+    assert [entry.name for entry in found.models] == ["hf:vit", "timm:test_vit@w.safetensors"]
+    assert found.failures == ()
+    assert len(found.agreement()) == 2
+
+
+def test_naive_stretching_is_worse() -> None:
+    """One scene seen through two crops: a map that is put where the model looked agrees, one stretched over the photo does not."""
+    scene = torch.rand(16, 24, generator=torch.Generator().manual_seed(0))
+    size = (320, 480)
+    whole = ImageGeometry.identity(size)
+    crop = ImageGeometry.identity(size).crop((0, 80), (320, 320))
+    from attnhook import heatmap
+
+    wide, narrow = scene, scene[:, 4:20]  # what each would see of it
+    honest = spearman(heatmap(wide, whole), heatmap(narrow, crop))
+    naive = spearman(heatmap(wide, whole), heatmap(narrow, whole))
+    assert honest > 0.99 > 0.5 > naive
