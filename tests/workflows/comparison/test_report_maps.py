@@ -256,3 +256,28 @@ def test_the_wheel_scrolls_the_page_until_a_picture_was_clicked(report, shown):
     page.page.mouse.wheel(0, -200)
     page.settle()
     assert look(page, 0)[0][1] > start[1] * 1.2
+
+
+def test_two_fingers_zoom_the_row(report, shown):
+    page = report(shown, viewport={"width": 375, "height": 720}, has_touch=True)
+    (start, *_) = look(page, 0)
+    box = page.canvas(1, 0).bounding_box()
+    middle = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    touch = page.context.new_cdp_session(page.page)
+
+    def fingers(kind, apart):
+        points = [{"x": middle["x"] + side * apart / 2, "y": middle["y"], "id": side + 1} for side in (-1, 1)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points if apart else []})
+
+    fingers("touchStart", 40)
+    for apart in (50, 60, 70, 80):
+        fingers("touchMove", apart)
+    fingers("touchEnd", 0)
+    page.settle()
+    zoomed = look(page, 0)
+    assert len(set(zoomed)) == 1
+    assert zoomed[0][1] == pytest.approx(2 * start[1], rel=0.05)
+    assert page.page.evaluate("window.visualViewport.scale") == 1  # the picture's zoom, not the page's
+    page.cell(-1, 0).get_by_role("button", name="whole").click()
+    page.settle()
+    assert look(page, 0)[0] == start
