@@ -58,9 +58,9 @@ function drawAbout() {
 
 function drawLegend() {
   const words = {
-    own: "First to last colour: each map's own lowest to highest value. Colours do not compare between pictures.",
-    uniform: `First to last colour: 0 to ${state.top} times uniform attention, which is 1/N for a model with N keys. Colours compare between all pictures.`,
-    row: "First to last colour: lowest to highest value of all models over one photo. Colours compare within a photo's row.",
+    own: "From each map's own lowest to its own highest value. Colours do not compare between pictures.",
+    uniform: `From 0 to ${state.top} \u00d7 1/N, where 1/N is uniform attention over a model's N keys. Colours compare between all pictures.`,
+    row: "From the lowest to the highest value of all models over one photo. Colours compare within a photo's row.",
   };
   $("legend").textContent = words[state.scale];
   $("alpha-text").textContent = `${Math.round(state.alpha * 100)} %`;

@@ -150,7 +150,7 @@ function drawCell(cell) {
     if (row.broken) cell.none.textContent = "the photo cannot be read";
   }
   [canvas.width, canvas.height] = [bare.width, bare.height];
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  canvas.getContext("2d", { willReadFrequently: true }).putImageData(picture, 0, 0);
   canvas.dataset.drawn = "yes";
   drawFrame(cell);
   drawPoint(cell);

@@ -11,9 +11,9 @@ const written = (value, digits) => {
   return value < 0 && Number(text) !== 0 ? `\u2212${text}` : text;
 };
 
-// Names break after their separators.
+// Names break after their separators, numbers do not.
 function breakable(target, text) {
-  const parts = String(text).split(/(?<=[_./:@-])(?![_./:@-])/);
+  const parts = String(text).split(/(?<=[_./:@-])(?<!\.(?=\d))(?![_./:@-])/);
   target.append(...parts.flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part])));
   return target;
 }

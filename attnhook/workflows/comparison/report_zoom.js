@@ -103,7 +103,6 @@ function connectMatrix() {
     event.preventDefault();
     const lines = event.deltaMode ? 30 : 1, speed = event.ctrlKey ? 0.01 : 0.002;
     zoom(cell.row, Math.exp(clamp(-event.deltaY * lines * speed, -0.7, 0.7)), placeOf(event, cell));
-    setPoint(cell.row, placeOf(event, cell));
   }, { passive: false });
   matrix.addEventListener("keydown", onPictureKey);
 }

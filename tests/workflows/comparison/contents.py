@@ -180,3 +180,7 @@ def content(*, names=("chelsea.jpg", "astronaut.jpg"), models=MODELS, title="Thr
         "views": VIEWS,
         "maps": [map_of(v, m, p, (pictures[p].height, pictures[p].width)) for v, m, p in present],
     }
+
+
+def find(shown, view, model, photo):
+    return next(one for one in shown["maps"] if (one["view"], one["model"], one["photo"]) == (view, model, photo))
