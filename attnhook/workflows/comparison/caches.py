@@ -9,7 +9,7 @@ from attnhook import __version__
 from attnhook.workflows.comparison.fingerprints import Fingerprint, digest
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.photographs import Photo
-from attnhook.workflows.comparison.versions import versions
+from attnhook.workflows.comparison.versions import library_versions
 from attnhook.workflows.comparison.views import View
 
 FORMAT = 1
@@ -44,7 +44,16 @@ class MeasurementCache:
             return None
         asked = [view.id for view in views]
         where = digest(
-            [FORMAT, __version__, versions(), model.key, photo.digest, asked, settings, torch.get_default_dtype()]
+            [
+                FORMAT,
+                __version__,
+                library_versions(),
+                model.key,
+                photo.digest,
+                asked,
+                settings,
+                torch.get_default_dtype(),
+            ]
         )
         return self.folder / where[:2] / f"{where}.safetensors"
 

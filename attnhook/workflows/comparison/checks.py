@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnhook.options import Size
 from attnhook.workflows.comparison.fingerprints import Fingerprint
@@ -18,7 +18,7 @@ SAME = 1e-6
 _MOST_SPECIAL = 9
 """Most tokens in a table of positions that are no patches: a class token, a distillation token, registers."""
 
-_RESAMPLING = (
+RESAMPLING = (
     "timm resamples position embeddings with antialiasing, transformers and torchvision without, so away from its own size the same model "
     "gives different maps in two libraries (measured for DINOv2-small: class-token rows differ by up to 0.028). Neither is wrong; compare "
     "at the size of the training, or in one library."
@@ -60,14 +60,14 @@ def trained_grid(model: nn.Module) -> Size | None:
     return None
 
 
-def pair_notes(
+def make_notes(
     names: Sequence[str],
     fingerprints: Sequence[Fingerprint],
     measurements: "dict[tuple[int, int], Measurement]",
     trained: "Sequence[Size | None]",
     view: str,
 ) -> list[Note]:
-    """Compare every two models' grids and maps number by number.
+    """Compare every two models' grids and maps number by number, and say who ran at another size than it was trained at.
 
     Args:
         names: The models.
@@ -77,17 +77,53 @@ def pair_notes(
         view: Whose maps are compared.
 
     Returns:
-        A note for each pair with the same weights or the same maps.
+        The notes.
     """
+    resized = {model: ran for model in range(len(names)) if (ran := _other_grids(model, measurements, trained[model]))}
     notes = []
-    for first, second in combinations(range(len(names)), 2):
-        both = _in_common(first, second, measurements, view)
-        if not both:
-            continue
-        shared = fingerprints[first].shares_weights(fingerprints[second])
-        off = any(trained[model] not in (None, tuple(both[0][0].maps[view].shape)) for model in (first, second))
-        notes += _pair_note(f"{names[first]} and {names[second]}", both, view, shared=shared, off=off)
+    for group in _same_weights(fingerprints):
+        others = []
+        for first, second in combinations(group, 2):
+            both = _in_common(first, second, measurements, view)
+            pair = f"{names[first]} and {names[second]}"
+            if both and all(a.maps[view].shape == b.maps[view].shape and a.geometry == b.geometry for a, b in both):
+                notes.append(_pair_note(pair, both, view, resampled=first in resized or second in resized))
+            elif both:
+                others.append(pair)
+        if others:
+            notes.append(Note("info", f"The same weights at different sizes or crops: {'; '.join(others)}."))
+    if resized:
+        where = "; ".join(
+            f"{names[model]} {_sizes([trained[model]])}, here {_sizes(grids)}" for model, grids in resized.items()
+        )
+        notes.append(Note("info", f"Ran on other grids than they were trained on: {where}. {RESAMPLING}"))
     return notes
+
+
+def _same_weights(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
+    """Models by weights, groups of at least two."""
+    groups: list[list[int]] = []
+    for model, own in enumerate(fingerprints):
+        group = next((one for one in groups if fingerprints[one[0]].shares_weights(own)), None)
+        if group is None:
+            groups.append([model])
+        else:
+            group.append(model)
+    return [group for group in groups if len(group) > 1]
+
+
+def _other_grids(model: int, measurements: "dict[tuple[int, int], Measurement]", trained: Size | None) -> list[Size]:
+    ran = {_grid(one.depths[max(one.depths)]) for (m, _), one in measurements.items() if m == model and one.depths}
+    return [] if trained is None else sorted(ran - {trained})
+
+
+def _grid(patch_map: Tensor) -> Size:
+    return patch_map.shape[0], patch_map.shape[1]
+
+
+def _sizes(grids: "Sequence[Size | None]") -> str:
+    shown = ", ".join(f"{grid[0]} x {grid[1]}" for grid in grids[:3] if grid is not None)
+    return f"{shown} and others" if len(grids) > 3 else shown
 
 
 def _in_common(
@@ -98,49 +134,13 @@ def _in_common(
     return [(a, b) for a, b in pairs if view in a.maps and view in b.maps]
 
 
-def _pair_note(
-    title: str, both: list[tuple[Measurement, Measurement]], view: str, *, shared: bool, off: bool
-) -> list[Note]:
-    if not all(a.maps[view].shape == b.maps[view].shape and a.geometry == b.geometry for a, b in both):
-        differ = f"{title} hold the same weights, and see these photos at different sizes or crops."
-        return [Note("info", differ)] if shared else []
+def _pair_note(pair: str, both: list[tuple[Measurement, Measurement]], view: str, *, resampled: bool) -> Note:
     apart = max(float((a.maps[view] - b.maps[view]).abs().max()) for a, b in both)
-    rows, columns = both[0][0].maps[view].shape
     if apart <= SAME:
+        rows, columns = _grid(both[0][0].maps[view])
         photos = f"{len(both)} photo{'s' if len(both) > 1 else ''}"
         how = "are equal" if apart == 0 else f"differ by at most {apart:.1e}"
-        return [Note("ok", f"{title} give the same maps: they {how} over {photos}, on a grid of {rows} x {columns}.")]
-    if not shared:
-        return []
-    reason = _RESAMPLING if off else "Their code or their settings differ."
-    same = f"{title} hold the same weights and see the same pixels on the same grid, and yet their maps differ by up to {apart:.1e}."
-    return [Note("warning", f"{same} {reason}")]
-
-
-def size_notes(
-    names: Sequence[str], measurements: "dict[tuple[int, int], Measurement]", trained: "Sequence[Size | None]"
-) -> list[Note]:
-    """Say which models ran at another size than they were trained at.
-
-    Args:
-        names: The models.
-        measurements: By model and photo.
-        trained: The grids that they were trained with, where that is known.
-
-    Returns:
-        A note each.
-    """
-    notes = []
-    for model, (name, grid) in enumerate(zip(names, trained, strict=True)):
-        ran = {
-            tuple(one.depths[max(one.depths)].shape)
-            for (m, _), one in measurements.items()
-            if m == model and one.depths
-        }
-        other = sorted(ran - {grid})
-        if grid is None or not other:
-            continue
-        sizes = ", ".join(f"{h} x {w}" for h, w in other[:3])
-        ran_on = f"{name} was trained on a grid of {grid[0]} x {grid[1]} patches and ran on {sizes}: its library resampled its positions."
-        notes.append(Note("info", f"{ran_on} {_RESAMPLING}"))
-    return notes
+        return Note("ok", f"{pair} give the same maps: they {how} over {photos}, on a grid of {rows} x {columns}.")
+    reason = "Positions were resampled, see below." if resampled else "Their code or their settings differ."
+    same = f"{pair} hold the same weights and see the same pixels on the same grid, and yet their maps differ by up to {apart:.1e}."
+    return Note("warning", f"{same} {reason}")

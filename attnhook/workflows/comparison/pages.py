@@ -20,6 +20,7 @@ def report_html(content: dict[str, Any]) -> str:
             - `failures`: `{"model", "photo", "error"}` each; the photo is None where the model failed as a whole.
             - `tables`: `{"id", "title", "note", "columns", "rows"}` each. Columns have `key`, `label`, `help` and `digits`; rows have a cell
               by a column's key: None, a text, a number, or `{"value", "error", "low", "high", "n"}`.
+            - `figures`: `{"title", "png"}` each: a PNG in base64. May be missing.
             - `photos`: `{"name", "label", "width", "height", "jpeg", "shared", "box"}` each: the photo's size in pixels, the whole photo as a
               JPEG of any size in base64, the part of it that all models saw, from 0 to 1, and that part as (top, left, bottom, right) in
               photo pixels.
@@ -36,7 +37,7 @@ def report_html(content: dict[str, Any]) -> str:
     Raises:
         ValueError: If the content holds a number that JSON does not have (NaN, infinity).
     """
-    header = {**content, "palettes": embedded_palettes(), "uniform_top": UNIFORM_TOP}
+    header = {"figures": [], **content, "palettes": embedded_palettes(), "uniform_top": UNIFORM_TOP}
     return document(
         "attnhook.workflows.comparison",
         page="report.html",

@@ -29,8 +29,21 @@ function drawFailures() {
   }));
 }
 
+function drawFigures() {
+  $("figures").append(...file.figures.map((one, i) => {
+    const section = element("section"), picture = element("img");
+    section.id = `figure-${i}`;
+    picture.src = `data:image/png;base64,${one.png}`;
+    picture.alt = one.title;
+    picture.className = "figure";
+    section.append(element("h2", one.title), picture);
+    return section;
+  }));
+}
+
 function drawContents() {
   const links = file.tables.map((table, i) => [table.title, `#table-${i}`]);
+  links.push(...file.figures.map((one, i) => [one.title, `#figure-${i}`]));
   if (photos.length) links.push(["Maps", "#maps"]);
   links.push(["What this is", "#about-title"]);
   $("contents").append(...links.map(([text, target]) => {
@@ -125,6 +138,7 @@ function start() {
   drawNotes();
   drawFailures();
   $("tables").append(...file.tables.map(drawTable));
+  drawFigures();
   startMaps();
   drawContents();
   drawAbout();

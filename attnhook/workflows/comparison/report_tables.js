@@ -1,6 +1,6 @@
 // Tables: rounded numbers with the whole ones in their titles, sorted by any column.
 
-const MISSING = "\u2013";
+const MISSING = "\u2013", SHORT = 24;
 
 const isPart = (cell) => cell !== null && typeof cell === "object";
 const isNumber = (value) => typeof value === "number";
@@ -26,13 +26,18 @@ function fillCell(target, cell, digits) {
     return;
   }
   const value = bare(cell);
-  if (!isNumber(value)) { breakable(target, value); return; }
+  if (!isNumber(value)) {
+    breakable(target, value);
+    if (String(value).length <= SHORT) target.classList.add("short");
+    return;
+  }
   target.classList.add("number");
   const part = isPart(cell) ? cell : {}, { error, low, high, n } = part, title = [String(value)];
   target.textContent = written(value, digits);
   const interval = isNumber(low) && isNumber(high);
-  if (isNumber(error)) { target.append(element("span", ` \u00b1\u00a0${written(error, digits)}`, "spread")); title[0] += ` \u00b1 ${error}`; }
-  else if (interval) target.append(element("span", ` (${written(low, digits)}\u2013${written(high, digits)})`, "spread"));
+  if (isNumber(error)) title[0] += ` \u00b1 ${error}`;
+  if (isNumber(error) && !interval) target.append(element("span", ` \u00b1\u00a0${written(error, digits)}`, "spread"));
+  if (interval) target.append(element("span", ` (${written(low, digits)}\u2013${written(high, digits)})`, "spread"));
   if (interval) title.push(`from ${low} to ${high}`);
   if (isNumber(n)) title.push(`n = ${n}`);
   target.title = title.join(", ");

@@ -18,7 +18,7 @@ from attnhook.imaging.overlays import overlay
 from attnhook.workflows.comparison.comparisons import Comparison
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.tables import as_csv
-from attnhook.workflows.comparison.versions import versions
+from attnhook.workflows.comparison.versions import library_versions
 
 PICTURE_LONGEST = 640
 """Most pixels of the longer edge of a photo inside the page."""
@@ -69,7 +69,7 @@ def manifest(comparison: Comparison) -> dict[str, Any]:
     return {
         "attnhook": __version__,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
+        "versions": library_versions(),
         "settings": comparison.settings | {"views": [view.id for view in comparison.views]},
         "models": [
             {
@@ -114,7 +114,8 @@ def page_content(comparison: Comparison) -> dict[str, Any]:
             }
             for failure in comparison.failures
         ],
-        "tables": [table.plain() for table in comparison.tables()],
+        # Statistics block by block are shown as a figure.
+        "tables": [table.plain() for table in comparison.tables() if table.id != "depth"],
         "figures": _figures(comparison),
         "photos": [_photo(comparison, number) for number in range(len(comparison.photos))],
         "models": [{"name": name} for name in names],

@@ -11,7 +11,7 @@ from attnhook.errors import ComparisonError, ScoreError
 from attnhook.imaging.images import ImageSource
 from attnhook.workflows.comparison.agreements import PairAgreement, PhotoAgreement, pair_agreements, photo_agreement
 from attnhook.workflows.comparison.caches import MeasurementCache
-from attnhook.workflows.comparison.checks import pair_notes, size_notes
+from attnhook.workflows.comparison.checks import make_notes
 from attnhook.workflows.comparison.comparisons import Comparison, SharedArea
 from attnhook.workflows.comparison.faithfulness import Faithfulness, mean_faithfulness
 from attnhook.workflows.comparison.lattices import Lattice, common_box
@@ -21,7 +21,7 @@ from attnhook.workflows.comparison.model_runs import ModelRun, RunSettings, run_
 from attnhook.workflows.comparison.objects import ObjectScores, object_scores, score_photo
 from attnhook.workflows.comparison.photographs import Failure, Photo, read_photos
 from attnhook.workflows.comparison.progress import Progress
-from attnhook.workflows.comparison.subjects import ModelSource, Subject, subjects
+from attnhook.workflows.comparison.subjects import ModelSource, Subject, as_subjects
 from attnhook.workflows.comparison.views import View, make_views
 from attnhook.zoo.demo_weights import cache_dir
 
@@ -85,7 +85,7 @@ def compare(
         >>> found.save("report")  # doctest: +SKIP
     """
     views = make_views(methods if method is None else method, depths)
-    chosen = subjects(models)
+    chosen = as_subjects(models)
     photos, unread = read_photos(images, masks, labels)
     if not photos:
         raise ComparisonError(f"nothing to compare on: no photo could be read. {unread[0].photo}: {unread[0].error}")
@@ -142,8 +142,7 @@ class _Assembly:
         measurements = {(m, p): one for m, run in enumerate(self.runs) for p, one in run.measurements.items()}
         names, trained = [entry.name for entry in entries], [entry.trained_grid for entry in entries]
         contents = [entry.fingerprint for entry in entries]
-        notes = pair_notes(names, contents, measurements, trained, self.views[0].id)
-        notes += size_notes(names, measurements, trained)
+        notes = make_notes(names, contents, measurements, trained, self.views[0].id)
         agreements = {view.id: self._agreements(view) for view in self.views}
         objects = {view.id: self._objects(view) for view in self.views if any(p.mask is not None for p in self.photos)}
         faithful = {view.id: found for view in self.views if (found := self._faithful(view))}

@@ -59,7 +59,7 @@ class Subject:
         return source
 
 
-def subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | ModelSource") -> tuple[Subject, ...]:
+def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | ModelSource") -> tuple[Subject, ...]:
     """Name the models.
 
     Args:

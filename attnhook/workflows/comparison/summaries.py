@@ -109,7 +109,7 @@ def _sizes(own: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def _shape(sizes: Sequence[tuple[int, ...]]) -> str:
-    return " x ".join(map(str, sizes[0])) if len(sizes) == 1 else "depends on the photo"
+    return " \u00d7 ".join(map(str, sizes[0])) if len(sizes) == 1 else "depends on the photo"
 
 
 def _times(own: Sequence[Measurement]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def photos_table(comparison: Comparison) -> Table:
     for index, photo in enumerate(comparison.photos):
         area = comparison.areas[index]
         models = sum(where[1] == index for where in comparison.measurements)
-        size = f"{photo.size[0]} x {photo.size[1]}"
+        size = f"{photo.size[0]} \u00d7 {photo.size[1]}"
         rows.append({"photo": photo.name, "size": size, "models": models, "shared": 0.0 if area is None else area.part})
     columns = (
         Column("photo", "photo"),

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow")
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that maps depend on.
 
     Returns:

@@ -18,7 +18,7 @@ from attnhook.workflows.comparison.lattices import Lattice, common_box
 from attnhook.workflows.comparison.masks import read_mask
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.photographs import read_photos
-from attnhook.workflows.comparison.subjects import subjects
+from attnhook.workflows.comparison.subjects import as_subjects
 from attnhook.workflows.comparison.tables import Column, Table, as_csv
 from attnhook.workflows.comparison.twins import randomise
 from attnhook.workflows.comparison.views import View, make_views
@@ -52,7 +52,9 @@ def test_points_of_a_coarser_lattice_are_pixels_of_the_heatmap() -> None:
     assert lattice.size == (30, 40)
     # Each cell is three pixels wide, so its middle is the middle one's.
     torch.testing.assert_close(lattice.sample(one, values), heatmap(values, one.geometry)[1::3, 1::3], equal_nan=True)
-    assert torch.equal(lattice.nearest(torch.arange(90 * 120).view(90, 120)), torch.arange(90 * 120).view(90, 120)[1::3, 1::3])
+    assert torch.equal(
+        lattice.nearest(torch.arange(90 * 120).view(90, 120)), torch.arange(90 * 120).view(90, 120)[1::3, 1::3]
+    )
 
 
 def test_the_box_of_a_photo_is_sampled_in_place() -> None:
@@ -149,7 +151,9 @@ def test_an_estimate_leaves_out_what_is_not_known() -> None:
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     generator = torch.Generator().manual_seed(0)
     found = [estimate(torch.randn(40, generator=generator), interval=True, seed=n) for n in range(200)]
-    assert 0.88 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.985  # 95 % less what 40 draws of a bootstrap lack
+    assert (
+        0.88 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.985
+    )  # 95 % less what 40 draws of a bootstrap lack
 
 
 # --- photos and masks ---------------------------------------------------------------------------------------------------------------------
@@ -237,29 +241,34 @@ def test_masks_and_labels_go_with_photos() -> None:
 def test_models_are_named(tmp_path) -> None:
     (tmp_path / "model").mkdir()
     given = [f"hf:{tmp_path / 'model'}", f"timm:vit_tiny@{tmp_path}/w.safetensors", timm_vit(), hf_dinov2]
-    assert [one.name for one in subjects(given)] == ["hf:model", "timm:vit_tiny@w.safetensors", "timm:tiny", "hf_dinov2"]
-    assert [one.owned for one in subjects(given)] == [True, True, False, False]
-    assert subjects({"mine": timm_vit})[0].open().name == "timm:tiny"
+    assert [one.name for one in as_subjects(given)] == [
+        "hf:model",
+        "timm:vit_tiny@w.safetensors",
+        "timm:tiny",
+        "hf_dinov2",
+    ]
+    assert [one.owned for one in as_subjects(given)] == [True, True, False, False]
+    assert as_subjects({"mine": timm_vit})[0].open().name == "timm:tiny"
 
 
 def test_specs_that_look_alike_keep_their_folders(tmp_path) -> None:
     for folder in "ab":
         (tmp_path / folder / "model").mkdir(parents=True)
-    names = [one.name for one in subjects([f"hf:{tmp_path / 'a' / 'model'}", f"hf:{tmp_path / 'b' / 'model'}"])]
+    names = [one.name for one in as_subjects([f"hf:{tmp_path / 'a' / 'model'}", f"hf:{tmp_path / 'b' / 'model'}"])]
     assert names == [f"hf:{tmp_path / 'a' / 'model'}", f"hf:{tmp_path / 'b' / 'model'}"]
 
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(TypeError, match="Wrap it"):
-        subjects([timm_vit().model])
+        as_subjects([timm_vit().model])
     with pytest.raises(TypeError, match="expected a spec"):
-        subjects([7])
+        as_subjects([7])
     with pytest.raises(ValueError, match="at least one model"):
-        subjects([])
+        as_subjects([])
     with pytest.raises(ValueError, match="name of its own"):
-        subjects([timm_vit(), timm_vit()])
+        as_subjects([timm_vit(), timm_vit()])
     with pytest.raises(TypeError, match="to return a spec or a VisionModel"):
-        subjects({"x": lambda: 3})[0].open()
+        as_subjects({"x": lambda: 3})[0].open()
 
 
 def test_a_fingerprint_is_of_content() -> None:
@@ -294,7 +303,14 @@ def test_a_twin_has_the_numbers_and_not_the_order() -> None:
 def test_views_are_methods_at_depths() -> None:
     views = make_views(["raw_attention", "rollout"], [0.5, 1])
     assert [view.id for view in views] == ["raw_attention", "raw_attention@0.5", "rollout"]
-    assert [View("raw_attention", part).block(12) for part in (0.01, 1 / 12, 0.5, 0.51, 11 / 12, 1)] == [0, 0, 5, 6, 10, 11]
+    assert [View("raw_attention", part).block(12) for part in (0.01, 1 / 12, 0.5, 0.51, 11 / 12, 1)] == [
+        0,
+        0,
+        5,
+        6,
+        10,
+        11,
+    ]
     assert View("raw_attention", 0.5).block(1) == 0
     for methods, depths, words in (
         ("gradcam", 1, "unknown method"),
@@ -334,7 +350,10 @@ def test_a_measurement_comes_back_from_disk(tmp_path) -> None:
 
 def test_a_table_is_flat_for_pandas_and_csv() -> None:
     columns = (Column("model", "model"), Column("score", "score"), Column("tokens", "tokens"))
-    rows = ({"model": "a, b", "score": {"value": 0.5, "error": 0.1, "n": 3}, "tokens": 17}, {"model": "c", "score": None, "tokens": 5})
+    rows = (
+        {"model": "a, b", "score": {"value": 0.5, "error": 0.1, "n": 3}, "tokens": 17},
+        {"model": "c", "score": None, "tokens": 5},
+    )
     table = Table("t", "T", "", columns, rows)
     assert table.flat()[0] == {"model": "a, b", "score": 0.5, "score_error": 0.1, "score_n": 3, "tokens": 17}
     frame = table.frame()

@@ -49,7 +49,12 @@ def hf_dinov2(name="hf:registers", size=56, crop=56):
     import transformers
 
     config = transformers.Dinov2WithRegistersConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, patch_size=14, image_size=crop, num_register_tokens=4
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        patch_size=14,
+        image_size=crop,
+        num_register_tokens=4,
     )
     return seeing(sharpen(transformers.Dinov2WithRegistersModel(config)), name, "transformers", size, crop)
 
