@@ -188,4 +188,5 @@ def _draw_curve(axes: Any, positions: Sequence[float], values: Sequence[float], 
         marker=_MARKS[number % len(_MARKS)],
         markersize=3,
         linewidth=1.2,
+        clip_on=False,
     )

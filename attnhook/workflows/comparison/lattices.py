@@ -97,6 +97,28 @@ class Lattice:
         return pixels[rows][:, columns]
 
 
+def at_patches(measurement: Measurement, grid: Size, values: Tensor) -> Tensor:
+    """What lies under the patches' centres.
+
+    Args:
+        measurement: The model's.
+        grid: Patch rows and columns.
+        values: `(rows, columns)` bool: of points over the whole photo.
+
+    Returns:
+        `(h, w)` bool; False where a centre lies outside the photo.
+    """
+    area = measurement.patch_area or measurement.geometry.input_size
+    centres = [(torch.arange(count) + 0.5) * length / count for count, length in zip(grid, area, strict=True)]
+    places, inside = [], []
+    for at, length, points in zip(
+        measurement.geometry.to_image(*centres), measurement.geometry.image_size, values.shape, strict=True
+    ):
+        inside.append((at >= 0) & (at < length))
+        places.append((at * points / length).long().clamp(0, points - 1))
+    return values[places[0]][:, places[1]] & inside[0][:, None] & inside[1]
+
+
 def common_box(seen: Tensor, lattice: Lattice) -> Box:
     """The smallest box around the points that all models saw.
 

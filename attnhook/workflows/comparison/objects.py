@@ -9,8 +9,9 @@ from torch import Tensor
 
 from attnhook.attribution.scores import auroc, centre_prior, energy_in_mask, iou_at_mass, pointing_game, random_map
 from attnhook.errors import ScoreError
+from attnhook.options import Size
 from attnhook.workflows.comparison.estimates import Estimate, estimate
-from attnhook.workflows.comparison.lattices import Lattice
+from attnhook.workflows.comparison.lattices import Lattice, at_patches
 from attnhook.workflows.comparison.masks import ObjectMask
 from attnhook.workflows.comparison.measurements import Measurement
 
@@ -60,26 +61,35 @@ def score_photo(
     """
     inside = lattice.nearest(mask.inside)
     counted = seen & ~lattice.nearest(mask.ignored)
-    grids = [patch_map for patch_map in maps.values() if patch_map is not None]
-    drawn = {
-        name: None if patch_map is None else lattice.sample(measurement, patch_map) for name, patch_map in maps.items()
-    }
+    patches = {control: patch_map for control, patch_map in maps.items() if patch_map is not None}
+    if patches:
+        patches["random_map"] = random_map(_grid(next(iter(patches.values()))), seed=seed)
+    drawn = {control: lattice.sample(measurement, patch_map) for control, patch_map in patches.items()}
     drawn["centre_prior"] = centre_prior(lattice.size)
-    if grids:
-        drawn["random_map"] = lattice.sample(
-            measurement, random_map((grids[0].shape[-2], grids[0].shape[-1]), seed=seed)
-        )
     scores: dict[str, dict[str, float]] = {name: dict.fromkeys(CONTROLS, math.nan) for name in SCORES}
     for control, values in drawn.items():
-        if values is None:
-            continue
         known = values.masked_fill(~counted, math.nan)
         for name, score in SCORES.items():
             try:
                 scores[name][control] = float(score(known, inside))
             except ScoreError:  # nothing of the object, or no background, where all looked; a map without mass
                 continue
+        if control in patches and (inside & counted).any():
+            scores["pointing"][control] = _pointing(measurement, patches[control], counted, mask)
     return scores
+
+
+def _pointing(measurement: Measurement, patch_map: Tensor, counted: Tensor, mask: ObjectMask) -> float:
+    """Whether the centre of the highest patch lies on the object: interpolation has no say in which patch that is. Ties share."""
+    grid = _grid(patch_map)
+    known = at_patches(measurement, grid, counted) & ~at_patches(measurement, grid, mask.ignored)
+    values = patch_map.masked_fill(~known, -math.inf).nan_to_num(-math.inf)
+    highest = values == values.max()
+    return float(at_patches(measurement, grid, mask.inside)[highest].double().mean()) if known.any() else math.nan
+
+
+def _grid(patch_map: Tensor) -> Size:
+    return patch_map.shape[0], patch_map.shape[1]
 
 
 def object_scores(model: int, photos: "Sequence[dict[str, dict[str, float]]]") -> ObjectScores:

@@ -201,7 +201,7 @@ def agreement_table(comparison: Comparison, views: Sequence[View]) -> Table:
 # --- scores -------------------------------------------------------------------------------------------------------------------------------
 
 _SCORE_WORDS = {
-    "pointing": ("pointing game", "part of the photos whose highest point lies on the object"),
+    "pointing": ("pointing game", "part of the photos where the centre of the highest patch lies on the object"),
     "energy": ("energy in mask", "part of the map's mass on the object"),
     "auroc": ("AUROC", "the map as a detector of the object's pixels: 0.5 is chance"),
     "iou": (

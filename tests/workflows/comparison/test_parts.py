@@ -14,9 +14,10 @@ from attnhook.errors import ImageError, ScoreError
 from attnhook.workflows.comparison.agreements import METRICS, pair_agreements, photo_agreement
 from attnhook.workflows.comparison.estimates import estimate
 from attnhook.workflows.comparison.fingerprints import fingerprint
-from attnhook.workflows.comparison.lattices import Lattice, common_box
+from attnhook.workflows.comparison.lattices import Lattice, at_patches, common_box
 from attnhook.workflows.comparison.masks import read_mask
 from attnhook.workflows.comparison.measurements import Measurement
+from attnhook.workflows.comparison.objects import score_photo
 from attnhook.workflows.comparison.photographs import read_photos
 from attnhook.workflows.comparison.subjects import as_subjects
 from attnhook.workflows.comparison.tables import Column, Table, as_csv
@@ -71,6 +72,19 @@ def test_the_common_box_is_what_all_saw() -> None:
     visible = narrow.geometry.visible
     assert all(abs(a - b) <= 1 for a, b in zip((top, left, bottom, right), visible, strict=True))
     assert seen.double().mean() == pytest.approx((bottom - top) * (right - left) / (90 * 120))
+
+
+def test_what_lies_under_a_patch() -> None:
+    """Against one patch at a time."""
+    one = measured(cropped(), patch_area=(60, 64))
+    values = torch.from_numpy(disc() > 0)
+    found = at_patches(one, (5, 4), values)
+    for row in range(5):
+        for column in range(4):
+            y, x = one.geometry.to_image((row + 0.5) * 12, (column + 0.5) * 16)
+            assert bool(found[row, column]) == bool(values[int(y), int(x)])
+    padded = measured(ImageGeometry.identity((90, 120)).pad(bottom=90))
+    assert not at_patches(padded, (4, 4), torch.ones(90, 120, dtype=torch.bool))[2:].any()
 
 
 # --- agreements ---------------------------------------------------------------------------------------------------------------------------
@@ -370,3 +384,52 @@ def test_without_pandas_a_table_is_plain_rows(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     table = Table("t", "T", "", (Column("a", "a"),), ({"a": 1},))
     assert table.frame() == [{"a": 1}]
+
+
+# --- objects ------------------------------------------------------------------------------------------------------------------------------
+
+
+def scored(patch_map, mask, geometry=None, twin=None):
+    one = measured(geometry or ImageGeometry.identity((90, 120)))
+    lattice = Lattice.of_photo((90, 120), None)
+    maps = {"model": torch.as_tensor(patch_map), "random_weights": twin}
+    return score_photo(lattice, lattice.seen(one), read_mask(mask, (90, 120), "x"), one, maps, seed=0)
+
+
+def test_scores_against_a_mask() -> None:
+    """A 3 x 4 grid of 30 px patches; the object is the patch at row 1, column 2."""
+    box = (60, 30, 90, 60)
+    hit = torch.full((3, 4), 0.01)
+    hit[1, 2] = 0.5
+    found = scored(hit, box)
+    assert found["pointing"]["model"] == 1.0
+    assert found["auroc"]["model"] > 0.95
+    inside = heatmap(hit, ImageGeometry.identity((90, 120)))[30:60, 60:90].sum()
+    assert found["energy"]["model"] == pytest.approx(
+        float(inside / heatmap(hit, ImageGeometry.identity((90, 120))).sum())
+    )
+    assert math.isnan(found["pointing"]["random_weights"])
+    assert found["pointing"]["centre_prior"] in {0.0, 0.25, 0.5}  # the middle of the photo is a corner of the box
+    miss = torch.full((3, 4), 0.01)
+    miss[1, 1] = miss[1, 2] = 0.5
+    assert scored(miss, box)["pointing"]["model"] == 0.5  # two highest patches, one of them right
+
+
+def test_an_object_between_the_patches_centres_is_missed_and_not_left_out() -> None:
+    assert scored(torch.rand(3, 4), (0, 0, 5, 5))["pointing"]["model"] == 0.0
+
+
+def test_what_is_ignored_counts_neither_way() -> None:
+    values = torch.full((3, 4), 0.01)
+    values[0, 0] = 0.9
+    mask = np.zeros((90, 120), np.uint8)
+    mask[30:60, 60:90] = 255
+    assert scored(values, mask)["pointing"]["model"] == 0.0
+    mask[:30, :30] = 128
+    values[1, 2] = 0.5
+    assert scored(values, mask)["pointing"]["model"] == 1.0
+
+
+def test_an_object_out_of_sight_gives_no_score() -> None:
+    found = scored(torch.rand(4, 4), (0, 0, 5, 5), cropped(shorter=64))
+    assert all(math.isnan(value) for controls in found.values() for value in controls.values())
