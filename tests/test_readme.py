@@ -91,5 +91,19 @@ def test_while_training(cat: Path) -> None:
     assert size_of(cat / "attention-log/attention/overlay/0/step-00000002.png") == (224, 224)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [README, README.parent / "docs" / "comparing.md"], ids=lambda path: path.name)
+def test_comparing(cat: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [
+        b for b in re.findall(r"```python\n(.*?)```", text.read_text(), flags=re.DOTALL) if "import compare" in b
+    ]
+    names: dict = {}
+    exec(compile(block, text.name, "exec"), names)  # noqa: S102 (our own text)
+    assert "demo:timm" in capsys.readouterr().out
+    (same,) = [note for note in names["found"].notes if note.level == "ok"]
+    assert same.text.startswith("demo and demo:timm give the same maps")
+    assert (cat / "report" / "report.html").stat().st_size > 10_000
+
+
 def test_every_block_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
