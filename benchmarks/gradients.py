@@ -1,6 +1,6 @@
 """What class-specific maps cost: time and peak memory of gradient rollout at growing numbers of tokens, and whether memory grows linearly.
 
-    python benchmarks/gradients.py                               # 1,025, 2,305 and 4,097 tokens: about twenty minutes on one core
+    python benchmarks/gradients.py                               # 1,025, 2,305 and 4,097 tokens: under ten minutes on one core
     python benchmarks/gradients.py --tokens 1025 --repeats 5 --no-memory --json gradients.json
 
 Time is process CPU time; the candidates of a size run interleaved in one process, and each time is divided by that of its base in the same
@@ -8,7 +8,8 @@ round:
 
 - `bare`: the forward, in inference mode.
 - `backward`: the forward and the backward of one score to the pixels, which every class-specific map needs.
-- `attnhook, gradient_rollout` (and `legrad`, `gradient_attention`): the same inside a capture with `gradients=True`, then the map.
+- `attnhook, gradient_rollout` (and, at 1,025 tokens, `legrad` and `gradient_attention`, which do less): the same inside a capture with
+  `gradients=True`, then the map.
 - `dense autograd`: the same with attention spelt out, all matrices and their gradients kept, and the rule as the paper's code has it. 1,025
   tokens only: its memory grows with the square of the tokens.
 
@@ -37,7 +38,7 @@ from torch import Tensor
 from attnhook import AttentionCapture, AttentionMaps, gradient_attention, gradient_rollout, legrad
 
 SIZES = {1025: 512, 2305: 768, 4097: 1024}
-REPEATS = {1025: 15, 2305: 7, 4097: 5}
+REPEATS = {1025: 5, 2305: 3, 4097: 3}
 CLASS = 281
 METHODS = {"gradient_rollout": gradient_rollout, "legrad": legrad, "gradient_attention": gradient_attention}
 DENSE = "dense autograd"
@@ -87,6 +88,10 @@ class Case:
         found: dict[str, Callable[[], object]] = {"bare": self.bare, "backward": self.backward}
         found |= {f"attnhook, {name}": lambda name=name: METHODS[name](self.maps()) for name in METHODS}
         return found | ({DENSE: self.dense} if self.tokens == min(SIZES) else {})
+
+    def usual(self) -> list[str]:
+        """Candidates that are run unless others are chosen: at larger sizes gradient rollout alone, the dearest of ours."""
+        return list(self.candidates()) if self.tokens == min(SIZES) else ["attnhook, gradient_rollout"]
 
     def bare(self) -> Tensor:
         """The forward alone."""
@@ -170,11 +175,10 @@ def measure(
     warmup: int = 1,
     clock: Callable[[], float] = time.process_time,
 ) -> list[Line]:
-    """Check, then time the candidates of a size: all, or the chosen ones with their bases."""
+    """Check, then time the candidates of a size: the usual or the chosen ones, with their bases."""
     errors = case.errors()
-    candidates = {
-        name: run for name, run in case.candidates().items() if chosen is None or name in {"bare", "backward", *chosen}
-    }
+    wanted = {"bare", "backward", *(chosen or case.usual())}
+    candidates = {name: run for name, run in case.candidates().items() if name in wanted}
     gc.collect()
     seconds = interleave(candidates, repeats, warmup=warmup, clock=clock)
     to_base = ratios(seconds, BASES)
@@ -253,10 +257,10 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         choices=list(BASES),
         metavar="NAME",
-        help="only these, with their bases (default: all)",
+        help="only these, with their bases (default: all at 1,025 tokens, gradient_rollout beyond)",
     )
-    parser.add_argument("--repeats", type=int, help="rounds that count (default: 15, 7 and 5)")
-    parser.add_argument("--processes", type=int, default=3, help="processes a peak is the median of (default: 3)")
+    parser.add_argument("--repeats", type=int, help="rounds that count (default: 5, 3 and 3)")
+    parser.add_argument("--processes", type=int, default=1, help="processes a peak is the median of (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--json", type=Path, help="also write everything here")

@@ -48,6 +48,7 @@ class KernelCase:
             "a head, 128 rows, softmax into a second buffer": lambda: self._chunked(128, self._softmax),
             "a head, 128 rows, exp in place": lambda: self._chunked(128, lambda a, out: (a.exp_(), a.sum(-1))),
             "a head, 128 rows, exp2 in place": lambda: self._chunked(128, self._exp2, math.log2(math.e)),
+            "a head, 512 rows, exp2 in place": lambda: self._chunked(512, self._exp2, math.log2(math.e)),
             "two fused passes, roles swapped, by log-sum-exp": self.swapped,
             "attnhook (exp2 in place, rows that begin cache lines)": lambda: self._own(self.matrix),
             "attnhook, largest logits too large to skip their maximum": lambda: self._own(self.large),

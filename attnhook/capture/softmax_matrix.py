@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 BUDGET_BYTES = 2**22
-"""Largest size of what is computed of a matrix at once on a CPU: 4 MiB, of which a chunk takes half, so that it stays in a cache."""
+"""Largest size of what is computed of a matrix at once on a CPU: 4 MiB, which stay in a cache; where two buffers are needed, half for each."""
 
 ACCELERATOR_BUDGET_BYTES = 2**27
 """The same on other devices, where every chunk costs the start of its kernels: 128 MiB."""
@@ -175,9 +175,12 @@ class SoftmaxMatrix:
                     total[chunk.image] += torch.mm(r[chunk.image, :, chunk.queries].to(fused.dtype), fused)
                 return total.to(r.dtype)
             for image, part, rows, sums in self._chunks():
-                own = r[image, :, None, part.queries].to(rows.dtype).expand(-1, part.shape[0], -1)
-                own = own if sums is None else own / sums
-                total[image] += torch.bmm(own.transpose(0, 1), rows).sum(dim=0, dtype=torch.float64)
+                own = r[image, :, part.queries].to(rows.dtype)
+                if len(rows) == 1:  # few operations: at a thousand tokens, they are what can be saved
+                    total[image].add_(torch.mm(own if sums is None else own / sums, rows[0]))
+                else:
+                    each = own.expand(len(rows), -1, -1) if sums is None else own / sums[:, None]
+                    total[image].add_(torch.bmm(each, rows).sum(dim=0, dtype=torch.float64))
             return total.div_(heads).to(r.dtype)
 
     def right_multiply(self, x: Tensor) -> Tensor:
@@ -321,7 +324,7 @@ class SoftmaxMatrix:
         """All parts of some rows, image by image, as `exponentials.chunks` gives them."""
         chosen = slice(0, self.shape[2]) if queries is None else queries
         for index in range(self.shape[0]):
-            for part, rows, sums in chunks(self._image_rows(index), chosen, self._budget // 2):
+            for part, rows, sums in chunks(self._image_rows(index), chosen, self._budget):
                 yield index, part, rows, sums
 
     def _check(self, given: Tensor, name: str, wanted: tuple[int | None, ...], words: str) -> None:
