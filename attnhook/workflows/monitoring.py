@@ -62,7 +62,7 @@ class AttentionMonitor:
             first probe, which shows that something is not set up right, is always raised.
 
     Raises:
-        ValueError: If a method is unknown or needs gradients, or photos come without `preprocess`.
+        ValueError: If a method is unknown or needs gradients, photos come without `preprocess`, or a name in `also` is taken.
         NoReadoutError: If a method needs a readout that the model does not have.
         UnsupportedModelError: If a model has no attention that can be captured.
 
@@ -99,6 +99,10 @@ class AttentionMonitor:
     ) -> None:
         self._model = model.model if isinstance(model, VisionModel) else model
         self._also = dict(also or {})
+        if LIVE.removesuffix("/") in self._also:
+            raise ValueError(
+                "a model in also= cannot be called 'live': that is in front of what observe logs. Choose another name."
+            )
         self._blocks, self._layout = blocks, layout
         self._methods, self._statistics = tuple(methods), statistics
         self._thresholds = thresholds or AlarmThresholds()

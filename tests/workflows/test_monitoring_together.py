@@ -66,6 +66,11 @@ def test_observing_inside_observing_is_logged_once() -> None:
     assert logged == [0, 1]
 
 
+def test_no_other_model_takes_the_tags_of_observed_batches() -> None:
+    with pytest.raises(ValueError, match="cannot be called 'live'"):
+        monitored(also={"live": small_vit()})
+
+
 def test_accumulated_gradients_are_observed_once_a_step() -> None:
     model, writer, monitor = monitored(every_n_steps=2)
     logged: list[int] = []

@@ -84,7 +84,7 @@ def lightning_fit(folder: Path, *writers, epochs: int, resume: str | None = None
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(classifier, loader(), ckpt_path=resume, weights_only=False)
+    trainer.fit(classifier, loader(), ckpt_path=resume, weights_only=True)
     return trainer, classifier.state_dict()
 
 
