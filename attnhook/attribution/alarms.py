@@ -47,9 +47,11 @@ def raise_alarms(summaries: Sequence[BlockSummary], thresholds: AlarmThresholds)
         thresholds: From where on.
 
     Returns:
-        `entropy_collapse` and `attention_sink` in blocks, `dead_heads` in heads.
+        `entropy_collapse`, `attention_sink` and `not_finite` in blocks, `dead_heads` in heads. A block whose attention is not finite, as in
+        a model that has diverged, is judged by nothing else.
     """
     whole = [summary for summary in summaries if summary.whole and summary.keys > 1]
+    broken = [not bool(one.entropy.isfinite().all()) for one in whole]
     collapsed = [float(one.relative_entropy.mean()) < thresholds.entropy for one in whole]
     live = [one.live_patch_mass(thresholds.sink_ratio, thresholds.sink_share) for one in whole]
     sinks = [float(one.block_sink_mass) > thresholds.sink_share for one in whole]
@@ -57,4 +59,5 @@ def raise_alarms(summaries: Sequence[BlockSummary], thresholds: AlarmThresholds)
         "entropy_collapse": sum(collapsed),
         "dead_heads": sum(int((mass < thresholds.live_mass).sum()) for mass in live),
         "attention_sink": sum(sinks),
+        "not_finite": sum(broken),
     }

@@ -9,7 +9,7 @@ Limits: methods that need a backward are not offered. `observe` sees the batch o
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ class AttentionMonitor:
         mean: Of pixels: what was subtracted from each channel, to draw them.
         std: Of pixels: what each channel was divided by.
         every_n_steps: `step` and `observe` log when the step is a multiple; with neither this nor the next, whenever they are called.
-        every_n_epochs: `end_epoch` logs when the number of epochs done is a multiple; `step` alone then does nothing.
+        every_n_epochs: `end_epoch` logs when the number of epochs done is a multiple; without `every_n_steps`, `step` then does nothing, and
+            `observe` logs whenever it is entered.
         blocks: Which blocks, as in `AttentionCapture`.
         layout: What the tokens are, for models that attnhook does not know.
         methods: What overlays show: names in `METHODS`, or `"received_attention"`; nothing for no pictures.
@@ -61,7 +62,7 @@ class AttentionMonitor:
             first probe, which shows that something is not set up right, is always raised.
 
     Raises:
-        ValueError: If a method is unknown or needs gradients, or photos come without `preprocess`.
+        ValueError: If a method is unknown or needs gradients, photos come without `preprocess`, or a name in `also` is taken.
         NoReadoutError: If a method needs a readout that the model does not have.
         UnsupportedModelError: If a model has no attention that can be captured.
 
@@ -98,6 +99,10 @@ class AttentionMonitor:
     ) -> None:
         self._model = model.model if isinstance(model, VisionModel) else model
         self._also = dict(also or {})
+        if LIVE.removesuffix("/") in self._also:
+            raise ValueError(
+                "a model in also= cannot be called 'live': that is in front of what observe logs. Choose another name."
+            )
         self._blocks, self._layout = blocks, layout
         self._methods, self._statistics = tuple(methods), statistics
         self._thresholds = thresholds or AlarmThresholds()
@@ -109,6 +114,7 @@ class AttentionMonitor:
         self._painter = Painter(shown.photos, shown.geometries, scale, sheets)
         self._rows: dict[str, dict[str, Tensor]] = {}
         self._described = self._looked = self._warned = False
+        self._observing: AttentionCapture | None = None
         for each in self.models.values():
             _check(AttentionCapture(each, blocks=blocks, rows="all", layout=layout), self._methods)
 
@@ -128,10 +134,11 @@ class AttentionMonitor:
         """Look at the probe if this step is one to log. Call it in every process, between steps (after `optimizer.step()`).
 
         Args:
-            step: The number of the step.
+            step: The number of the step, counted on from epoch to epoch.
 
         Returns:
-            Whether it was logged. A step at or before the last one that was logged is not logged again.
+            Whether it was logged. A step at or before the last one that was logged is not logged again; a warning says so if numbers start
+            over.
         """
         if not self._schedule.due(step):
             return False
@@ -170,7 +177,8 @@ class AttentionMonitor:
         """Run the probe: in every process."""
         runner = unwrapped(model)  # but still in FSDP, without which it has no parameters
         capture = AttentionCapture(runner, blocks=self._blocks, rows="all", layout=self._layout)
-        with untouched(runner), capture:
+        aside = nullcontext() if self._observing is None else self._observing.paused()
+        with aside, untouched(runner), capture:
             run_vision(runner, self._probe.pixels)
         return capture.maps
 
@@ -210,7 +218,8 @@ class AttentionMonitor:
         """Context around the training's own forward: numbers of the live batch, without another forward.
 
         Each block is summed up while its attention runs; no matrix, no query and no key is kept. What the forward computes is the same to the
-        last bit. On steps that are not logged, and in all processes but the first, it does nothing.
+        last bit. On steps that are not logged, in all processes but the first, and inside itself it does nothing. Of several forwards the last
+        one counts; probes are none of them.
 
         Args:
             step: The number of the step.
@@ -224,7 +233,7 @@ class AttentionMonitor:
             UnsupportedModelError: If the model is compiled: observed, it would run eagerly and train on other roundings. `step` can look at it.
             NothingCapturedError: If the model did not run inside.
         """
-        if not self._schedule.observation_due(step) or not is_first_process():
+        if self._observing is not None or not self._schedule.observation_due(step) or not is_first_process():
             yield
             return
         if rows == Rows.ALL:
@@ -233,8 +242,12 @@ class AttentionMonitor:
             )
         else:
             capture = AttentionCapture(self._model, blocks=self._blocks, rows=rows, layout=self._layout, strict=True)
-        with capture:
-            yield
+        self._observing = capture
+        try:
+            with capture:
+                yield
+        finally:
+            self._observing = None
         self._schedule.observed(step)
         values = scalars_of([one.cpu() for one in _observed(capture)], None, self._thresholds, LIVE)
         self._writers.scalars(values, step)
@@ -254,7 +267,10 @@ class AttentionMonitor:
         """
         self._schedule.load_state_dict(state)
         same = state["digest"] == self.digest
-        self._rows = {prefix: dict(blocks) for prefix, blocks in state["rows"].items()} if same else {}
+        rows = state["rows"] if same else {}
+        self._rows = {
+            prefix: {name: row.cpu() for name, row in blocks.items()} for prefix, blocks in rows.items()
+        }  # a checkpoint may have been read onto a GPU
         self._described = same
 
     def close(self) -> None:

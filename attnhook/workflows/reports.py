@@ -8,7 +8,7 @@ By tag, NaN left out; `<block>` is the attention module's path, `<k>` a head, `<
 - `attention/<block>/head_diversity`: mean Jensen-Shannon divergence between the heads' readout rows, in nats;
 - `attention/<block>/change`: mean Jensen-Shannon divergence of the readout rows from those at the last logged step, in nats;
 - `attention/<block>/head<k>/entropy`, `/distance`, `/sink_mass`, `/change`: the same of one head;
-- `attention/alarms/entropy_collapse`, `/dead_heads`, `/attention_sink`: see `attnhook.attribution.alarms`;
+- `attention/alarms/entropy_collapse`, `/dead_heads`, `/attention_sink`, `/not_finite`: see `attnhook.attribution.alarms`;
 - pictures `attention/overlay/<i>`, `attention/<method>/<i>` of further methods, `attention/heads/<i>`.
 
 In front of `attention/` stands `live/` for `observe`, and the name of a model given in `also`.

@@ -106,7 +106,9 @@ def _restore(found: list[_Found]) -> None:
 
 
 def _is_ours_to_restore(module: nn.Module) -> bool:
-    """Wrappers of torch.distributed set themselves up in their first forward, whoever asks for it."""
+    """Wrappers of torch.distributed set themselves up in their first forward, whoever asks for it; FSDP2 wraps nothing, it adds a base class."""
+    if isinstance(module, _fsdp_module()):
+        return True
     return not type(module).__module__.startswith("torch.distributed") and not isinstance(
         module, nn.parallel.DistributedDataParallel
     )
@@ -152,14 +154,20 @@ def _device_types(model: nn.Module) -> list[str]:
 # --- FSDP2 --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _reshard(model: nn.Module) -> None:
-    """Free the gathered parameters: the root of FSDP2 keeps its own after a forward, and would not gather again after an optimizer's step."""
+def _fsdp_module() -> Any:
+    """FSDP2's base class, for `isinstance`; nothing where no process group is."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
+        return ()
     try:
         from torch.distributed.fsdp import FSDPModule
     except ImportError:  # before torch 2.6
-        return
+        return ()
+    return FSDPModule
+
+
+def _reshard(model: nn.Module) -> None:
+    """Free the gathered parameters: the root of FSDP2 keeps its own after a forward, and would not gather again after an optimizer's step."""
+    kind = _fsdp_module()
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if isinstance(module, kind):
             module.reshard()

@@ -1,7 +1,8 @@
 """When a monitor logs, what it remembers of that, and which process writes."""
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class Schedule:
     every_n_epochs: int | None = None
     last_step: int | None = None
     last_observed: int | None = None
+    _resumed_after: int = field(default=-1, init=False, repr=False)
+    _warned: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("every_n_steps", "every_n_epochs"):
@@ -36,19 +39,17 @@ class Schedule:
 
     def due(self, step: int) -> bool:
         """Whether the probe is to be looked at after this step."""
-        if self.every_n_steps is None:
-            return self.every_n_epochs is None and _later(step, self.last_step)
-        return step % self.every_n_steps == 0 and _later(step, self.last_step)
+        wanted = self.every_n_epochs is None if self.every_n_steps is None else step % self.every_n_steps == 0
+        return wanted and self._later(step, self.last_step)
 
     def observation_due(self, step: int) -> bool:
         """Whether this step's own batch is to be looked at."""
-        return step % (self.every_n_steps or 1) == 0 and _later(step, self.last_observed)
+        return step % (self.every_n_steps or 1) == 0 and self._later(step, self.last_observed)
 
     def epoch_due(self, epoch: int, step: int) -> bool:
         """Whether the probe is to be looked at after this epoch, the first being 0."""
-        return (
-            self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0 and _later(step, self.last_step)
-        )
+        wanted = self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0
+        return wanted and self._later(step, self.last_step)
 
     def logged(self, step: int) -> None:
         """This step was logged."""
@@ -65,15 +66,23 @@ class Schedule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.last_step, self.last_observed = state["last_step"], state["last_observed"]
+        self._resumed_after = max(-1 if last is None else last for last in (self.last_step, self.last_observed))
+
+    def _later(self, step: int, last: int | None) -> bool:
+        """Whether a step comes after the last one; says once if numbers start over, unless a resumed run repeats what the other one did."""
+        if last is not None and self._resumed_after < last and step < last and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"step {step} comes after step {last}, and is not logged: expected numbers that grow. Count steps on from epoch to epoch; for "
+                "another run make another AttentionMonitor.",
+                stacklevel=4,
+            )
+        return last is None or step > last
 
     def __str__(self) -> str:
         if self.every_n_epochs is not None:
             return f"every {self.every_n_epochs} epochs"
         return f"every {self.every_n_steps or 1} steps"
-
-
-def _later(step: int, last: int | None) -> bool:
-    return last is None or step > last
 
 
 def is_first_process() -> bool:

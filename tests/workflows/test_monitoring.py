@@ -112,6 +112,29 @@ def test_batch_norm_learns_nothing_from_the_probe() -> None:
     assert not model.stem[3].training
 
 
+@pytest.fixture
+def process_group():
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist
+    dist.destroy_process_group()
+
+
+def test_what_a_sharded_module_holds_is_put_back(process_group) -> None:
+    """FSDP2 gives a module a class of torch.distributed; buffers and attributes are still its own."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh, model = init_device_mesh("cpu", (1,)), Hybrid().train()
+    for block in model.vit.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    AttentionMonitor(model, probe_pixels(), strict=True, sheets=0).step(0)
+    assert (model.calls, float(model.seen)) == (0, 0.0)
+    model(probe_pixels()).sum().backward()
+    assert model.calls == 1
+
+
 def test_everything_is_put_back_after_a_failing_probe() -> None:
     model = Hybrid().train()
     monitor = AttentionMonitor(model, probe_pixels(), writers=[MemoryWriter()])

@@ -39,6 +39,7 @@ def test_a_plain_loop(tmp_path: Path) -> None:
 
 def test_accelerate(tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(True)  # a Trainer before in this process chose another precision
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
     model = small_vit()
     model, optimizer, data = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader())
@@ -83,7 +84,7 @@ def lightning_fit(folder: Path, *writers, epochs: int, resume: str | None = None
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(classifier, loader(), ckpt_path=resume, weights_only=False)
+    trainer.fit(classifier, loader(), ckpt_path=resume, weights_only=True)
     return trainer, classifier.state_dict()
 
 
@@ -149,3 +150,38 @@ def test_transformers(tmp_path: Path) -> None:
     transformers_fit(tmp_path / "run", later, steps=30, resume=True)
     assert sorted(later.numbers) == [30]
     assert f"{global_tag}/change" in later.numbers[30]
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_epochs_of_transformers_are_counted_without_a_length(tmp_path: Path, sized: bool) -> None:
+    pytest.importorskip("accelerate")
+    import transformers
+
+    from attnhook.workflows.integrations.transformers import TransformersMonitor
+
+    class Epoch(torch.utils.data.Dataset if sized else torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return (self[index] for index in range(24))
+
+        def __getitem__(self, index):
+            pixels, labels = batch(index // 8)
+            return {"pixel_values": pixels[index % 8], "labels": labels[index % 8]}
+
+    if sized:
+        Epoch.__len__ = lambda self: 24
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.ViTConfig(**sizes, image_size=SIZE, patch_size=8, num_labels=CLASSES)
+    model, writer = transformers.ViTForImageClassification(config), MemoryWriter()
+    monitor = AttentionMonitor(model, probe_pixels(1), every_n_epochs=2, writers=[writer], methods=(), strict=True)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=13,
+        per_device_train_batch_size=8,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        save_strategy="no",
+    )
+    transformers.Trainer(model, arguments, train_dataset=Epoch(), callbacks=[TransformersMonitor(monitor)]).train()
+    assert sorted(writer.numbers) == [6, 12]  # epochs of three steps

@@ -26,7 +26,7 @@ from tests.workflows.monitored import SIZE, MemoryWriter, batch, probe_pixels, s
 
 BLOCK = "attention/blocks.1.attn"
 TAGS = ("entropy", "relative_entropy", "distance", "sink_mass", "head_diversity")
-ALARMS = ("entropy_collapse", "dead_heads", "attention_sink")
+ALARMS = ("entropy_collapse", "dead_heads", "attention_sink", "not_finite")
 
 
 def logged(model=None, **settings) -> MemoryWriter:
@@ -44,7 +44,7 @@ def test_tags_are_stable() -> None:
     assert {f"{BLOCK}/{kind}" for kind in TAGS} <= numbers.keys()
     assert {f"ema/{BLOCK}/head3/{kind}" for kind in ("entropy", "distance", "sink_mass")} <= numbers.keys()
     assert {f"attention/alarms/{name}" for name in ALARMS} <= numbers.keys()
-    assert len(numbers) == 2 * (2 * (len(TAGS) + 4 * 3) + 3)
+    assert len(numbers) == 2 * (2 * (len(TAGS) + 4 * 3) + len(ALARMS))
     tags = {"attention/overlay/0", "attention/overlay/1", "attention/heads/0"}
     assert {tag for tag, _ in writer.pictures} == tags | {f"ema/{tag}" for tag in tags}
     ((tag, text, step),) = writer.texts

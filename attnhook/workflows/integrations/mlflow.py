@@ -17,11 +17,12 @@ class MlflowWriter:
 
     Args:
         run_id: A run of yours, which stays open on `close`; None takes the active run at the first write, or makes one.
-        tracking_uri: The store, such as a server, or `sqlite:///mlflow.db`; None takes MLflow's own setting.
+        tracking_uri: The store, such as a server, or `sqlite:///mlflow.db`; None takes MLflow's own setting. Plain files (`file:///...`) are
+            refused by recent versions of MLflow unless the environment has `MLFLOW_ALLOW_FILE_STORE=true`.
         experiment: The experiment of a run that is made.
 
     Raises:
-        MissingPackageError: If MLflow is not installed; mlflow-skinny is enough for a server or a directory.
+        MissingPackageError: If MLflow is not installed; mlflow-skinny is enough, with sqlalchemy and alembic for SQLite.
     """
 
     def __init__(

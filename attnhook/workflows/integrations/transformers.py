@@ -1,6 +1,7 @@
 """A callback of transformers' `Trainer` over `AttentionMonitor`. Importing this file imports transformers."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
         self.monitor.step(state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After an epoch."""
-        self.monitor.end_epoch(max(0, round(state.epoch or 1) - 1), state.global_step)
+        """After an epoch, whose number is a fraction if it was cut short or if nobody knew how long the data is."""
+        self.monitor.end_epoch(max(0, math.ceil(state.epoch or 1) - 1), state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Beside the checkpoint that was just written."""
