@@ -1,4 +1,4 @@
-"""What the monitor logs, alarms, state, writers that fail; TensorBoard, Weights & Biases and MLflow read back."""
+"""What the monitor logs, alarms, state, writers that fail; TensorBoard, directories and Weights & Biases read back."""
 
 import errno
 import io
