@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from attnhook import AttentionMonitor, MlflowWriter, WandbWriter
@@ -242,19 +243,27 @@ def wandb_rows(folder: Path) -> list[dict]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_in_plain_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("store", ["sqlite", "file"])
+def test_mlflow_queried_back(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
-    uri = (tmp_path / "mlruns").as_uri()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 refuses them otherwise
+    if store == "sqlite":
+        for package in ("sqlalchemy", "alembic"):
+            pytest.importorskip(package, reason="MLflow's SQLite store needs sqlalchemy and alembic")
+        uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    else:
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 refuses them otherwise
+        uri = (tmp_path / "mlruns").as_uri()
     writer = MlflowWriter(tracking_uri=uri, experiment="attention")
     watched_steps(writer)
     client = mlflow.MlflowClient(tracking_uri=uri)
     history = client.get_metric_history(writer.run_id, f"{BLOCK}/head1/entropy")
     assert [metric.step for metric in history] == [0, 10]
     assert client.get_run(writer.run_id).info.status == "FINISHED"
-    names = [file.path for file in client.list_artifacts(writer.run_id, "attention/heads/0")]
-    assert names == ["attention/heads/0/step-00000000.png", "attention/heads/0/step-00000010.png"]
+    names = [file.path for file in client.list_artifacts(writer.run_id, "attention/overlay/0")]
+    assert names == ["attention/overlay/0/step-00000000.png", "attention/overlay/0/step-00000010.png"]
+    with Image.open(client.download_artifacts(writer.run_id, names[0])) as picture:
+        assert picture.size == (192, 192)
 
 
 def test_mlflow_that_refuses_plain_files_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the monitor logs, alarms, state, writers that fail; TensorBoard, Weights & Biases and MLflow read back."""
+"""What the monitor logs, alarms, state, writers that fail; TensorBoard, directories and Weights & Biases read back."""
 
 import errno
 import io
@@ -380,22 +380,3 @@ def test_wandb_offline_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {0, 10} <= set(found["attention/step"])
     assert found["attention/overlay/0/width"] == [192, 192]
     assert len(list(tmp_path.rglob("*.png"))) == 6
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_mlflow_queried_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    pytest.importorskip("sqlalchemy", reason="MLflow's SQLite store needs sqlalchemy and alembic")
-    pytest.importorskip("alembic", reason="MLflow's SQLite store needs sqlalchemy and alembic")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.chdir(tmp_path)
-    writer = MlflowWriter(tracking_uri=uri, experiment="attention")
-    watched_steps(writer)
-    client = mlflow.MlflowClient(tracking_uri=uri)
-    history = client.get_metric_history(writer.run_id, f"{BLOCK}/head1/entropy")
-    assert [metric.step for metric in history] == [0, 10]
-    assert client.get_run(writer.run_id).info.status == "FINISHED"
-    names = [file.path for file in client.list_artifacts(writer.run_id, "attention/overlay/0")]
-    assert names == ["attention/overlay/0/step-00000000.png", "attention/overlay/0/step-00000010.png"]
-    with Image.open(client.download_artifacts(writer.run_id, names[0])) as picture:
-        assert picture.size == (192, 192)
