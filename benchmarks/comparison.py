@@ -3,10 +3,10 @@
     python benchmarks/comparison.py                                   # ten models, 100 photos
     python benchmarks/comparison.py --models 3 --photos 10
 
-Models are ViT-S/16 and ViT-B/16 of timm with random weights; photos are 640 x 480 noise with structure, in memory. Taken in one run, of one thread,
-as CPU time: building the models, preparing (photos, pixels, weights' hashes), the bare forwards (inference mode, batch of one), `compare` with
-statistics of all blocks and heads, agreement of all pairs with baselines and intervals, without a cache; and `save`. Each model's bare forwards
-run right before `compare` measures it, in the same process. Peak memory is that of fresh processes: one model, and all of them.
+Models are ViT-S/16 and ViT-B/16 of timm with random weights; photos are 640 x 480 noise with structure, in memory. Taken in one run, of
+one thread, as CPU time: building the models, preparing (photos, pixels, weights' hashes), the bare forwards (inference mode, batch of one),
+`compare` as it comes (statistics of 32 photos, agreement of all pairs with baselines and intervals) without a cache; and `save`. Each model's
+bare forwards run right before `compare` measures it, in the same process. Peak memory is that of fresh processes: one model, and all of them.
 """
 
 import argparse

@@ -96,7 +96,12 @@ class BlockSummary:
 
 
 def summarise_block(
-    block: BlockAttention, readout: Readout, rows: Rows | Sequence[Any] = Rows.ALL, *, distances: bool = True
+    block: BlockAttention,
+    readout: Readout,
+    rows: Rows | Sequence[Any] = Rows.ALL,
+    *,
+    distances: bool = True,
+    known: "dict[Any, Any] | None" = None,
 ) -> BlockSummary:
     """Sum a block up in one pass over its rows, of which no more than a chunk is ever there.
 
@@ -105,6 +110,7 @@ def summarise_block(
         readout: What the model's head reads, as `AttentionMaps.readout` says.
         rows: What was kept, as `AttentionMaps.rows` says.
         distances: Whether to measure distances.
+        known: Filled with what depends on the tokens alone; give the same to all blocks of one forward, and it is computed once.
 
     Returns:
         The summary, on the block's device.
@@ -120,7 +126,7 @@ def summarise_block(
     """
     matrix = block.kept if isinstance(block.kept, SoftmaxMatrix) else SoftmaxMatrix(block.kept)
     weights = _weights(block, matrix.device)
-    ranges = _ranges(block, rows, matrix.device) if distances else None
+    ranges = _known_ranges(block, rows, matrix.device, {} if known is None else known) if distances else None
     entries, heads, _, keys = matrix.shape
     entropy = torch.zeros(heads, dtype=torch.float64, device=matrix.device)
     received = torch.zeros(entries, heads, keys, dtype=torch.float64, device=matrix.device)
@@ -214,6 +220,20 @@ class _Ranges:
         far = torch.mul(seen, self.apart[queries], out=spare[..., : seen.shape[-1]]).sum(dim=-1)
         counted = self.placed[queries] * (mass > 0)
         return torch.stack([(far * counted / mass.clamp_min(1e-30)).sum(dim=-1), counted.sum(dim=-1)]).double()
+
+
+def _known_ranges(
+    block: BlockAttention, rows: Rows | Sequence[Any], device: torch.device, known: dict[Any, Any]
+) -> list[_Ranges] | None:
+    """`_ranges`, of all blocks with the same tokens in order once."""
+    layouts = block.token_layout, block.query_token_layout
+    if not (rows is Rows.ALL and all(one is None or getattr(one, "order", block) is None for one in layouts)):
+        return _ranges(block, rows, device)
+    key = layouts, block.queries, block.shape[2:], device
+    if key not in known:
+        known[key] = _ranges(block, rows, device)
+    found: list[_Ranges] | None = known[key]
+    return found
 
 
 def _ranges(block: BlockAttention, rows: Rows | Sequence[Any], device: torch.device) -> list[_Ranges] | None:

@@ -186,7 +186,7 @@ class AttentionMonitor:
         if not is_first_process():
             return
         if self._statistics:
-            summaries = [summarise_block(block, maps.readout, maps.rows).cpu() for block in maps]
+            summaries = [summary.cpu() for summary in _summaries(maps)]
             self._writers.scalars(scalars_of(summaries, self._rows.get(prefix), self._thresholds, prefix), step)
             self._rows[prefix] = {one.name: one.readout for one in summaries}
         if not len(self._writers):
@@ -318,5 +318,9 @@ def _check(capture: AttentionCapture, methods: Sequence[str]) -> None:
 def _observed(capture: AttentionCapture) -> list[BlockSummary]:
     if isinstance(capture, MeasuringCapture):
         return [summary for _, summary in capture.measured]
-    maps = capture.maps
-    return [summarise_block(block, maps.readout, maps.rows) for block in maps]
+    return _summaries(capture.maps)
+
+
+def _summaries(maps: AttentionMaps) -> list[BlockSummary]:
+    known: dict[Any, Any] = {}
+    return [summarise_block(block, maps.readout, maps.rows, known=known) for block in maps]

@@ -154,13 +154,14 @@ def _by_block(maps: AttentionMaps) -> dict[int, Tensor]:
 
 
 def _statistics(maps: AttentionMaps) -> dict[str, Tensor]:
-    rows = [_of_block(block, maps) for block in maps]
+    known: dict[Any, Any] = {}
+    rows = [_of_block(block, maps, known) for block in maps]
     heads = max(len(one["relative_entropy"]) for one in rows)
     return {name: torch.stack([_filled(one[name], heads) for one in rows]) for name in STATISTICS}
 
 
-def _of_block(block: BlockAttention, maps: AttentionMaps) -> dict[str, Tensor]:
-    summary = summarise_block(block, maps.readout, maps.rows).cpu()
+def _of_block(block: BlockAttention, maps: AttentionMaps, known: dict[Any, Any]) -> dict[str, Tensor]:
+    summary = summarise_block(block, maps.readout, maps.rows, known=known).cpu()
     layout = block.token_layout
     edge = math.sqrt(math.prod(layout.grid)) if isinstance(layout, TokenLayout) else math.nan
     on_patches = torch.full_like(summary.entropy, math.nan)

@@ -25,7 +25,7 @@ class RunSettings:
 
     Attributes:
         views: The maps.
-        statistics: Whether statistics are measured.
+        statistics: On how many photos statistics are measured.
         faithful: Whether patches are taken away.
         twins: Whether the architecture with random weights is measured as well.
         seed: Of the random weights.
@@ -34,7 +34,7 @@ class RunSettings:
     """
 
     views: tuple[View, ...]
-    statistics: bool
+    statistics: int
     faithful: bool
     twins: bool
     seed: int
@@ -92,9 +92,18 @@ def run_model(subject: Subject, photos: Sequence[Photo], settings: RunSettings, 
     finally:
         for module, training in modes:
             module.training = training
+    run.failures = _together(run)
     del vision, runner
     gc.collect()
     return run
+
+
+def _together(run: ModelRun) -> list[Failure]:
+    """What went wrong in the same way on every photo, once."""
+    errors = {(failure.what, failure.error) for failure in run.failures}
+    if run.measurements or len(errors) != 1:
+        return run.failures
+    return [replace(run.failures[0], photo=None)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +118,16 @@ class _Runner:
 
     def measure(self, photos: Sequence[Photo]) -> None:
         """The model as it is."""
-        settings = self.settings
-        gauge = Gauge(self.vision, settings.views, statistics=settings.statistics, faithful=settings.faithful)
-        self._all(photos, lambda: gauge, (settings.statistics, settings.faithful), self.run.measurements)
+        few = min(self.settings.statistics, len(photos))
+        whole = [photo if number < few else None for number, photo in enumerate(photos)]
+        rest = [None if number < few else photo for number, photo in enumerate(photos)]
+        for chosen, statistics in ((whole, True), (rest, False)):
+            if any(chosen):
+                gauge = self._gauge(statistics=statistics)  # a model without attention says so once, not once a photo
+                self._all(chosen, lambda g=gauge: g, (statistics, self.settings.faithful), self.run.measurements)  # type: ignore[misc]
+
+    def _gauge(self, *, statistics: bool) -> Gauge:
+        return Gauge(self.vision, self.settings.views, statistics=statistics, faithful=self.settings.faithful)
 
     def measure_twin(self, photos: Sequence[Photo]) -> None:
         """The same with random weights, which are made only if some photo was not measured before."""
@@ -135,7 +151,7 @@ class _Runner:
                 measurement = self._one(photo, gauge, key)
                 if measurement is not None:
                     found[index] = measurement
-            self.tick()
+                self.tick()
 
     def _one(self, photo: Photo, gauge: Callable[[], Gauge], key: tuple[object, ...]) -> Measurement | None:
         entry, kept = self.run.entry, self.settings.cache

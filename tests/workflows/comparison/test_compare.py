@@ -30,7 +30,16 @@ def three():
 @pytest.fixture(scope="module")
 def found() -> Comparison:
     masks = [disc(), None, (20, 20, 70, 70)]
-    return compare(three(), PHOTOS, methods=METHODS, depths=(0.5, 1), masks=masks, labels=["disc", None, 3], cache=None)
+    return compare(
+        three(),
+        PHOTOS,
+        methods=METHODS,
+        depths=(0.5, 1),
+        masks=masks,
+        labels=["disc", None, 3],
+        cache=None,
+        resolution=None,
+    )
 
 
 def test_maps_are_those_of_attend(found) -> None:
@@ -60,6 +69,13 @@ def test_statistics_are_those_of_the_rows(found) -> None:
             np.std(spread, ddof=1) / math.sqrt(3), abs=1e-6
         )
         assert rows[model.name]["parameters"] == sum(p.numel() for p in model.model.parameters()) / 1e6
+
+
+def test_statistics_of_some_photos() -> None:
+    found = compare(three()[:2], PHOTOS, statistics=2, cache=None)
+    assert list(found.table()["relative_entropy_n"]) == [2, 2]
+    assert list(found.agreement()["spearman_n"]) == [3]
+    assert "relative_entropy" not in compare(three()[:1], PHOTOS[:1], statistics=False, cache=None).table()
 
 
 def test_the_table_says_what_the_models_are(found) -> None:
@@ -96,7 +112,11 @@ def test_scores_stand_beside_their_controls(found) -> None:
     unseen = torch.stack([found.heatmap(m, 0) for m in range(3)]).isnan().any(dim=0)
     mine = found.heatmap(0, 0).masked_fill(unseen, math.nan)
     assert found.objects["raw_attention"][0].estimates["energy"]["model"].n == 2
-    alone = compare(three(), PHOTOS[:1], masks=[disc()], cache=None).objects["raw_attention"][0].estimates["energy"]
+    alone = (
+        compare(three(), PHOTOS[:1], masks=[disc()], cache=None, resolution=None)
+        .objects["raw_attention"][0]
+        .estimates["energy"]
+    )
     assert alone["model"].value == pytest.approx(float(energy_in_mask(mine, disc() > 0)), abs=1e-6)  # maps are float32
     assert alone["random_weights"].value != alone["model"].value
 
@@ -148,6 +168,8 @@ def test_a_model_that_fails_is_reported_and_the_others_finish() -> None:
     found = compare(models, PHOTOS[:2], cache=None)
     assert [entry.name for entry in found.models] == ["good"]
     by_model = {failure.model: failure for failure in found.failures}
+    assert len(found.failures) == 4  # each once, and not once a photo
+    assert all(failure.photo is None for failure in found.failures)
     assert set(by_model) == {"cnn", "broken", "explodes", "missing"}
     assert by_model["explodes"].error == "no room"
     assert "division by zero" in by_model["broken"].error
