@@ -10,6 +10,9 @@ from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.options import Size
 from attnhook.workflows.comparison.measurements import Measurement
 
+_HALF = 0.5 - 1e-3
+"""A little less than half a cell, so that a box of one cell keeps an extent."""
+
 
 @dataclass(frozen=True)
 class Lattice:
@@ -117,6 +120,27 @@ def at_patches(measurement: Measurement, grid: Size, values: Tensor) -> Tensor:
         inside.append((at >= 0) & (at < length))
         places.append((at * points / length).long().clamp(0, points - 1))
     return values[places[0]][:, places[1]] & inside[0][:, None] & inside[1]
+
+
+def between_centres(box: Box, lattice: Lattice) -> Box:
+    """A box of whole cells without its outer half cells, which some model may not have seen.
+
+    Args:
+        box: What `common_box` gave.
+        lattice: The points.
+
+    Returns:
+        From the first point to the last: top, left, bottom, right, in photo pixels; where there is but one, a little around it.
+    """
+    whole = lattice.box
+    ends = []
+    for first, last, length, points in zip(
+        box[:2], box[2:], (whole[2] - whole[0], whole[3] - whole[1]), lattice.size, strict=True
+    ):
+        trimmed = length / points * _HALF
+        ends.append((first + trimmed, last - trimmed))
+    (top, bottom), (left, right) = ends
+    return top, left, bottom, right
 
 
 def common_box(seen: Tensor, lattice: Lattice) -> Box:
