@@ -16,7 +16,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import AttnhookError, GeometryError
-from attnhook.options import Rows
+from attnhook.options import Rows, Size
 from attnhook.workflows.comparison.faithfulness import perturb
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.views import View
@@ -49,11 +49,7 @@ class Gauge:
         self.statistics, self.faithful = statistics, faithful
         forward = [NEEDS[view.method] for view in views if not NEEDS[view.method].gradients]
         everything = statistics or any(needs.all_rows for needs in forward)
-        self._capture = AttentionCapture(
-            vision.model,
-            rows=Rows.ALL if everything else Rows.READOUT,
-            values=any(needs.values for needs in forward),
-        )
+        self._capture = _capture(vision, everything, values=any(needs.values for needs in forward))
         gradients = len(forward) < len(views)
         self._followed = AttentionCapture(vision.model, rows=Rows.ALL, gradients=True) if gradients else None
 
@@ -83,10 +79,11 @@ class Gauge:
         with torch.inference_mode():
             self._draw(maps, found, problems, followed=False)
             depths = _by_block(maps)
+            keys = {view.id: _keys(maps, view) for view in self.views if view.id in found}
             statistics = _statistics(maps) if self.statistics else {}
         index = self._draw_followed(pixels, target, found, problems)
         self._capture.clear()
-        areas = self._perturbed(pixels, found, target, problems) if self.faithful else {}
+        areas = self._perturbed(pixels, found, target, problems, maps.patch_area) if self.faithful else {}
         return Measurement(
             geometry=geometry,
             patch_area=maps.patch_area,
@@ -98,17 +95,23 @@ class Gauge:
             maps=found,
             depths=depths,
             statistics=statistics,
+            keys=keys,
             areas=areas,
             problems=problems,
         )
 
     def _perturbed(
-        self, pixels: Tensor, found: dict[str, Tensor], target: TargetOption, problems: dict[str, str]
+        self,
+        pixels: Tensor,
+        found: dict[str, Tensor],
+        target: TargetOption,
+        problems: dict[str, str],
+        patch_area: Size | None,
     ) -> dict[str, dict[str, float]]:
         areas = {}
         for name, patch_map in found.items():
             try:
-                areas[name] = perturb(self.vision, pixels, patch_map, target)
+                areas[name] = perturb(self.vision, pixels, patch_map, target, patch_area=patch_area)
             except AttnhookError as error:
                 problems[f"{name}, faithfulness"] = str(error)
         return areas
@@ -137,9 +140,22 @@ class Gauge:
         return index
 
 
+def _capture(vision: VisionModel, everything: bool, *, values: bool) -> AttentionCapture:
+    if not everything:
+        try:
+            return AttentionCapture(vision.model, rows=Rows.READOUT, values=values)
+        except AttnhookError:  # a head that reads no token: every view says so, all else is measured
+            pass
+    return AttentionCapture(vision.model, rows=Rows.ALL, values=values)
+
+
 def _map(maps: AttentionMaps, view: View) -> Tensor:
     options: dict[str, Any] = method_options(view.method, {"block": view.block(len(maps))})
     return METHODS[view.method](maps, **options)[0].detach().float().cpu().clone()
+
+
+def _keys(maps: AttentionMaps, view: View) -> int:
+    return maps[-1 if view.depth is None else view.block(len(maps))].shape[3]
 
 
 def _by_block(maps: AttentionMaps) -> dict[int, Tensor]:
