@@ -1,5 +1,6 @@
 """The points of a photo at which maps of different models meet."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -71,6 +72,8 @@ class Lattice:
         Returns:
             `(..., rows, columns)` float32, NaN where the model did not look.
         """
+        if not self.seen(measurement).any():
+            return torch.full((*patch_map.shape[:-2], *self.size), math.nan)
         return measurement.heatmap(patch_map, self.geometry(measurement.geometry))
 
     def seen(self, measurement: Measurement) -> Tensor:
@@ -82,7 +85,8 @@ class Lattice:
         Returns:
             `(rows, columns)` bool.
         """
-        return ~self.sample(measurement, torch.ones(1, 1)).isnan()
+        rows, columns = points_seen(self.geometry(measurement.geometry), measurement.patch_area)
+        return rows[:, None] & columns
 
     def nearest(self, pixels: Tensor) -> Tensor:
         """Values of the photo's pixels in which the points lie.
@@ -98,6 +102,24 @@ class Lattice:
             for points, length in zip(self.size, pixels.shape, strict=True)
         )
         return pixels[rows][:, columns]
+
+
+def points_seen(geometry: ImageGeometry, patch_area: Size | None = None) -> tuple[Tensor, Tensor]:
+    """Which pixels have their middle where a model looked.
+
+    Args:
+        geometry: The model's.
+        patch_area: Input pixels that its grid covers, or None for all.
+
+    Returns:
+        For each row and for each column of pixels, bool.
+    """
+    area = patch_area or geometry.input_size
+    found = []
+    for axis, length in enumerate(geometry.image_size):
+        at = (torch.arange(length, dtype=torch.float64) + 0.5) * geometry.scale[axis] + geometry.offset[axis]
+        found.append((at >= geometry.valid[axis]) & (at <= min(geometry.valid[axis + 2], float(area[axis]))))
+    return found[0], found[1]
 
 
 def at_patches(measurement: Measurement, grid: Size, values: Tensor) -> Tensor:
