@@ -15,8 +15,8 @@ from attnhook.workflows.comparison.measurements import Measurement
 SAME = 1e-6
 """Largest difference of two maps that are called the same: float32 kernels of two libraries differ by less."""
 
-_ALL = 0.99
-"""Part of the bytes that two models share from which on they are said to hold the same weights: libraries keep other buffers."""
+_ALL = 0.97
+"""Part of the bytes that two models share from which on they are said to hold the same weights: position tables may be resampled."""
 
 _MOST_SPECIAL = 9
 """Most tokens in a table of positions that are no patches: a class token, a distillation token, registers."""
@@ -57,13 +57,27 @@ def trained_grid(model: nn.Module) -> Size | None:
         if not isinstance(table, Tensor):
             return None
         return config["input_size"][1] // patch[0], config["input_size"][2] // patch[1]
+    own = getattr(model, "config", None)
+    own = getattr(own, "vision_config", own)
+    grid = _grid_of(getattr(own, "image_size", None), getattr(own, "patch_size", None))
     for name, parameter in model.named_parameters():
-        if ("pos_embed" in name or "position_embedding" in name) and parameter.dim() in (2, 3):
+        if ("pos_embed" in name or "position_embedding" in name) and "text" not in name and parameter.dim() in (2, 3):
+            if grid is not None and parameter.shape[-2] >= grid[0] * grid[1]:
+                return grid
             for special in range(_MOST_SPECIAL + 1):
                 edge = math.isqrt(max(parameter.shape[-2] - special, 0))
                 if edge > 1 and edge * edge == parameter.shape[-2] - special:
                     return edge, edge
     return None
+
+
+def _grid_of(image: Any, patch: Any) -> Size | None:
+    """Rows and columns of patches, of sizes as configurations of transformers have them."""
+    sizes = [(size, size) if isinstance(size, int) else size for size in (image, patch)]
+    if not all(isinstance(size, tuple | list) and len(size) == 2 for size in sizes):
+        return None
+    (height, width), (tall, wide) = sizes
+    return height // tall, width // wide
 
 
 def make_notes(
@@ -163,7 +177,7 @@ def _pair_note(
     where = f"look at the same part of the photos on the same grid; their maps differ by up to {apart:.1e}"
     shared = first.shared(second)
     if shared < _ALL:
-        return Note("info", f"{pair} share {shared:.0%} of their weights and {where}.")
+        return Note("info", f"{pair} share some {shared:.0%} of their weights and {where}.")
     reasons = ["positions were resampled, see below"] if resampled else []
     reasons += ["their preprocessing gives other pixels"] if first.preprocessing != second.preprocessing else []
     reason = "; ".join(reasons) or "their code or their settings differ"

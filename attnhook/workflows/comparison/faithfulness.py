@@ -62,7 +62,7 @@ def perturb(
     Raises:
         TargetError: If the model gives no class scores, or has no such class.
     """
-    with torch.inference_mode():
+    with torch.no_grad():
         scores = class_scores(vision.model, run_vision(vision.model, pixels))
     index = int(scores[0].argmax()) if target is None else class_index(target, vision.labels, scores.shape[1])
 
@@ -71,7 +71,7 @@ def perturb(
     def score(changed: Tensor) -> Tensor:
         whole = pixels.clone()
         whole[..., :height, :width] = changed
-        with torch.inference_mode():
+        with torch.no_grad():
             return class_scores(vision.model, run_vision(vision.model, whole)).float().softmax(dim=-1)[:, index].cpu()
 
     grid = (patch_map.shape[0], patch_map.shape[1])

@@ -27,7 +27,8 @@ class Fingerprint:
         architecture: Of all modules' classes and plain settings, and of buffers that no state dict holds.
         preprocessing: Of what it makes of two fixed pictures, and of where it says that their pixels went.
         hooked: Whether somebody's hooks may change what it computes, which no digest can tell.
-        tensors: Of each large tensor's numbers alone, with its size in bytes: the same weights under other names have the same.
+        tensors: Of each large tensor's numbers alone, with its size in bytes: the same weights under other names have the same, also where
+            one library keeps queries, keys and values together.
     """
 
     weights: str
@@ -85,8 +86,8 @@ def fingerprint(vision: VisionModel) -> Fingerprint:
             continue
         content = tensor_digest(tensor)
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {content}\n".encode())
-        if tensor.numel() > 1:
-            tensors[content] = tensor.numel() * tensor.element_size()
+        for part in _parts(tensor) if tensor.numel() > 1 else ():
+            tensors[content if part is tensor else tensor_digest(part)] = part.numel() * part.element_size()
     return Fingerprint(
         weights.hexdigest(),
         _architecture(vision.model),
@@ -97,6 +98,11 @@ def fingerprint(vision: VisionModel) -> Fingerprint:
             for module in vision.model.modules()
         ),
     )
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values, where they may stand below each other; else the tensor."""
+    return tensor.chunk(3) if tensor.dim() == 2 and tensor.shape[0] == 3 * tensor.shape[1] else (tensor,)
 
 
 def tensor_digest(tensor: Tensor) -> str:

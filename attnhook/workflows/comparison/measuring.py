@@ -15,9 +15,10 @@ from attnhook.attribution.summaries import summarise_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
-from attnhook.errors import AttnhookError, GeometryError
+from attnhook.errors import AttnhookError, GeometryError, ScoreError
 from attnhook.options import Rows, Size
 from attnhook.workflows.comparison.faithfulness import perturb
+from attnhook.workflows.comparison.lattices import points_seen
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.views import View
 from attnhook.workflows.running import run_vision
@@ -64,8 +65,15 @@ class Gauge:
             The measurement, on the CPU; a view that the model has no map of is among its problems.
         """
         pixels, geometry = self.vision.preprocess(photo)
+        if not all(points.any() for points in points_seen(geometry)):
+            raise GeometryError(
+                f"{self.vision.name} looks at less than one pixel of a photo of {photo.height} x {photo.width}. Crop it."
+            )
         begin = time.perf_counter()
-        with torch.inference_mode(), self._capture:
+        with (
+            torch.no_grad(),
+            self._capture,
+        ):  # no inference mode: models keep tables of their first forward, and want to be trained later
             run_vision(self.vision.model, pixels)
             _wait(self.vision)
         seconds = time.perf_counter() - begin
@@ -76,7 +84,7 @@ class Gauge:
             )
         found: dict[str, Tensor] = {}
         problems: dict[str, str] = {}
-        with torch.inference_mode():
+        with torch.no_grad():
             self._draw(maps, found, problems, followed=False)
             depths = _by_block(maps)
             keys = {view.id: _keys(maps, view) for view in self.views if view.id in found}
@@ -112,7 +120,7 @@ class Gauge:
         for name, patch_map in found.items():
             try:
                 areas[name] = perturb(self.vision, pixels, patch_map, target, patch_area=patch_area)
-            except AttnhookError as error:
+            except (AttnhookError, RuntimeError) as error:
                 problems[f"{name}, faithfulness"] = str(error)
         return areas
 
@@ -132,7 +140,7 @@ class Gauge:
             return None
         try:
             index = run_towards(self._followed, self.vision.model, pixels, target, self.vision.labels)
-        except AttnhookError as error:
+        except (AttnhookError, RuntimeError) as error:  # also out of memory, or operations that have no gradient
             problems.update({view.id: str(error) for view in self.views if NEEDS[view.method].gradients})
             return None
         self._draw(self._followed.maps, found, problems, followed=True)
@@ -151,7 +159,12 @@ def _capture(vision: VisionModel, everything: bool, *, values: bool) -> Attentio
 
 def _map(maps: AttentionMaps, view: View) -> Tensor:
     options: dict[str, Any] = method_options(view.method, {"block": view.block(len(maps))})
-    return METHODS[view.method](maps, **options)[0].detach().float().cpu().clone()
+    found = METHODS[view.method](maps, **options)[0].detach().float().cpu().clone()
+    if found.isinf().any():
+        raise ScoreError(
+            f"{view.label}: expected finite values, got infinity. Run the model in a wider type, such as float32."
+        )
+    return found
 
 
 def _keys(maps: AttentionMaps, view: View) -> int:
