@@ -1,6 +1,7 @@
 """What one model made of one photo: maps on its patch grid, statistics by block and head, and where the grid lies in the photo."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Measurement:
             "areas": self.areas,
             "problems": self.problems,
         }
-        temporary = path.with_name(f"{path.name}.partial")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two runs may measure the same
         try:
             save_file(
                 {name: value.contiguous() for name, value in tensors.items()},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from attnhook.errors import AttnhookError
@@ -102,7 +103,7 @@ def read_photos(
         try:
             picture = read_image(source)
             mask = None if masks is None else masks[number]
-            label = None if labels is None else labels[number]
+            label = None if labels is None else _plain(labels[number])
             photo = Photo(name, source, (picture.height, picture.width), _digest(picture), label, mask)
             photo.object_mask()
         except (AttnhookError, OSError) as error:
@@ -123,6 +124,11 @@ def _one_each(what: str, given: Any, count: int) -> Any:
         got = repr(given) if alone else len(given)
         raise ValueError(f"expected one {what} a photo (None for those without), {count} in a list, got {got}.")
     return given
+
+
+def _plain(label: Any) -> Any:
+    """A class's index, also from arrays and tensors, as Python's own."""
+    return label.item() if isinstance(label, np.generic | torch.Tensor) and label.ndim == 0 else label
 
 
 def _digest(picture: Image.Image) -> str:

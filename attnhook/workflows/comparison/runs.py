@@ -87,6 +87,12 @@ def compare(
         >>> found.agreement()  # doctest: +SKIP
         >>> found.save("report")  # doctest: +SKIP
     """
+    if method is not None and methods != "raw_attention":
+        raise ValueError(f"expected methods or method, got both, {methods!r} and {method!r}. Leave one out.")
+    if int(statistics) < 0 or (resolution is not None and resolution < 1):
+        raise ValueError(
+            f"expected statistics of at least 0 photos and a resolution of at least 1 point, got {statistics} and {resolution}."
+        )
     views = make_views(methods if method is None else method, depths)
     chosen = as_subjects(models)
     photos, unread = read_photos(images, masks, labels)
@@ -185,8 +191,7 @@ class _Assembly:
         photos = [self._photo_agreement(view, p) for p in range(len(self.photos))]
         empty = Counter(model for photo in photos if photo is not None for model in photo.without)
         for model, count in empty.items():
-            where = f"{count} of {len(photos)} photos: expected some, left these out."
-            error = f"nothing in the map where all models looked, on {where}"
+            error = f"the map is zero or missing wherever all models looked, on {count} of {len(photos)} photos, which are left out."
             self.failures.append(Failure(self._name(model), None, f"agreement of {view.label}", error))
         return pair_agreements(photos, len(self.runs))
 

@@ -75,7 +75,7 @@ def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | Mod
         ValueError: If there is none, or two have the same name.
     """
     if isinstance(models, Mapping):
-        named = list(models.items())
+        named = [(str(name), model) for name, model in models.items()]
     else:
         several: list[Any] = list(models) if isinstance(models, list | tuple | Iterator) else [models]
         names = [_name(model, number) for number, model in enumerate(several)]

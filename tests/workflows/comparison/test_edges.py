@@ -10,7 +10,7 @@ import timm
 import torch
 
 from attnhook import ImageGeometry, compare
-from attnhook.workflows.comparison import reports
+from attnhook.workflows.comparison import measurements, reports
 from attnhook.workflows.comparison.faithfulness import perturb
 from attnhook.workflows.comparison.lattices import Lattice, between_centres, common_box
 from attnhook.workflows.comparison.measurements import Measurement
@@ -206,3 +206,47 @@ def test_photos_and_models_from_generators() -> None:
         "model 0",
         "model 1",
     ]
+
+
+def test_plain_numbers_in_other_types() -> None:
+    photos = [photo(seed=seed) for seed in range(2)]
+    for labels in (np.array([1, 2]), torch.tensor([1, 2])):
+        assert [one.label for one in read_photos(photos, labels=labels)[0]] == [1, 2]
+    found = alone({1: timm_vit()}, photos, labels=np.array([1, 2]), methods="legrad")
+    assert found.failures == ()
+    assert found.models[0].name == "1"
+    assert found.heatmap(np.int64(0), np.int64(1)).shape == (90, 120)
+    assert len(found.figure(photos="photo 1").axes) == len(found.figure(photos=1).axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"methods": "rollout", "method": "legrad"}, "got both"),
+        ({"statistics": -1}, "at least 0 photos"),
+        ({"resolution": 0}, "at least 1 point"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(asked, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        alone([timm_vit()], [photo()], **asked)
+
+
+def test_two_runs_may_keep_the_same_measurement(tmp_path, monkeypatch) -> None:
+    """Neither writes into what the other is writing."""
+    measurement = alone([timm_vit()], [photo()]).measurements[0, 0]
+    path = tmp_path / "one.safetensors"
+    save_file, written = measurements.save_file, []
+
+    def slow(tensors, at, metadata):
+        written.append(at)
+        save_file(tensors, at, metadata)
+        if len(written) == 1:
+            monkeypatch.setattr("os.getpid", lambda: -1)
+            measurement.save(path)
+
+    monkeypatch.setattr(measurements, "save_file", slow)
+    measurement.save(path)
+    assert len(set(written)) == 2
+    assert Measurement.load(path) is not None
+    assert [one.name for one in tmp_path.iterdir()] == ["one.safetensors"]
