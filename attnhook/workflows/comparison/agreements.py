@@ -25,6 +25,7 @@ class PhotoAgreement:
         values: By metric: `(models, models)` float64, of the maps.
         shuffled: The same, of each map and the others with their points in a random order.
         without: Indices of the models whose map has nothing in it where all models looked: they are left out.
+        content: What the photo is, so that a copy of it is no other photo.
         standardised: By metric: what another photo's maps are compared with, `(models, points of the shared box)`.
     """
 
@@ -33,6 +34,7 @@ class PhotoAgreement:
     shuffled: dict[str, Tensor]
     standardised: dict[str, Tensor]
     without: tuple[int, ...] = ()
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def pair_agreements(photos: "Sequence[PhotoAgreement | None]", models: int) -> t
         One a pair that has photos in common.
     """
     known = [photo for photo in photos if photo is not None]
-    others = [_other(photo, known[(n + 1) % len(known)]) for n, photo in enumerate(known)] if len(known) > 1 else []
+    others = [_other(photo, other) for n, photo in enumerate(known) if (other := _next(known, n)) is not None]
     found = []
     for first in range(models):
         for second in range(first + 1, models):
@@ -138,6 +140,12 @@ def pair_agreements(photos: "Sequence[PhotoAgreement | None]", models: int) -> t
                 )
             )
     return tuple(found)
+
+
+def _next(known: list[PhotoAgreement], number: int) -> PhotoAgreement | None:
+    """The next photo that is no copy of this one."""
+    others = [*known[number + 1 :], *known[:number]]
+    return next((one for one in others if not one.content or one.content != known[number].content), None)
 
 
 def _other(photo: PhotoAgreement, next_one: PhotoAgreement) -> dict[tuple[int, int], dict[str, float]]:

@@ -1,9 +1,11 @@
 """What a model is by content: its weights, its architecture, its preprocessing. Names and files say nothing about that."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ class Fingerprint:
 
     Attributes:
         weights: Of all parameters and buffers, with their names.
-        architecture: Of all modules' classes and plain settings, and of buffers that no state dict holds.
+        architecture: Of all modules' classes with their code, of plain settings, and of buffers that no state dict holds.
         preprocessing: Of what it makes of two fixed pictures, and of where it says that their pixels went.
         hooked: Whether somebody's hooks may change what it computes, which no digest can tell.
         tensors: Of each large tensor's numbers alone, with its size in bytes: the same weights under other names have the same, also where
@@ -94,7 +96,11 @@ def fingerprint(vision: VisionModel) -> Fingerprint:
         _preprocessing(vision),
         tuple(sorted(tensors.items())),
         any(
-            module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in vars(module)
             for module in vision.model.modules()
         ),
     )
@@ -135,14 +141,37 @@ def _architecture(model: nn.Module) -> str:
     """State dicts do not tell the number of heads; modules' plain attributes do."""
     found = []
     for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training" and _is_plain(v)}
+        own = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
+        plain = {k: v for k, v in own.items() if _is_plain(v)}
+        plain |= {k: f"{v.__module__}.{v.__name__}" for k, v in own.items() if inspect.isroutine(v)}
         for buffer in sorted(module._non_persistent_buffers_set):
             tensor = getattr(module, buffer)
             plain[buffer] = None if tensor is None else tensor_digest(tensor)
         config: Any = getattr(module, "config", None)
         settings = config.to_diff_dict() if not name and hasattr(config, "to_diff_dict") else None
         found.append([name, f"{type(module).__module__}.{type(module).__qualname__}", plain, settings])
-    return digest(found)
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if kind not in nn.Module.__mro__}
+    return digest([found, sorted(digest(_code_of(kind)) for kind in kinds)])
+
+
+def _code_of(kind: type) -> list[Any]:
+    """What a class does: names alone do not tell a model that is still being written."""
+    functions = {name: getattr(value, "__func__", value) for name, value in sorted(vars(kind).items())}
+    return [
+        [name, _bytecode(code)]
+        for name, function in functions.items()
+        if inspect.isfunction(function) and (code := getattr(inspect.unwrap(function), "__code__", None)) is not None
+    ]
+
+
+def _bytecode(code: CodeType) -> list[Any]:
+    return [code.co_code.hex(), code.co_names, [_constant(value) for value in code.co_consts]]
+
+
+def _constant(value: object) -> Any:
+    if isinstance(value, CodeType):
+        return _bytecode(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
 def _is_plain(value: object) -> bool:

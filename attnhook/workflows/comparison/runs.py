@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,10 +206,11 @@ class _Assembly:
             return None
         maps = {m: one.maps[view.id] for m, one in known.items()}
         try:
-            return photo_agreement(self.lattices[photo], self.seen[photo], known, maps, seed=self.seed + photo)
+            found = photo_agreement(self.lattices[photo], self.seen[photo], known, maps, seed=self.seed + photo)
         except ScoreError as error:
             self.failures.append(Failure(None, self.photos[photo].name, f"agreement of {view.label}", str(error)))
             return None
+        return None if found is None else replace(found, content=self.photos[photo].digest)
 
     def _objects(self, view: View) -> tuple[ObjectScores, ...]:
         masks = {number: photo.object_mask() for number, photo in enumerate(self.photos)}

@@ -1,9 +1,14 @@
 """What changes a result is never answered with what was kept of something else."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from attnhook import ImageGeometry, compare
 from attnhook.workflows.comparison.fingerprints import fingerprint
@@ -25,6 +30,55 @@ def test_strides_are_part_of_the_model(tmp_path) -> None:
     vision.model.patch_embed.proj.stride, vision.model.patch_embed.proj.padding = (8, 8), (4, 4)
     kept, new = kept_and_new(vision, tmp_path)
     assert kept.maps["raw_attention"].shape == new.maps["raw_attention"].shape == (8, 8)
+
+
+def test_what_a_class_does_is_part_of_the_model() -> None:
+    """A class that was edited in a notebook keeps its name and its weights."""
+
+    def edited(forward):
+        return type("Edited", (nn.Linear,), {"forward": forward, "__module__": "notebook"})(4, 4)
+
+    def key(forward):
+        vision = timm_vit()
+        vision.model.extra = edited(forward)
+        with torch.no_grad():
+            for parameter in vision.model.extra.parameters():
+                parameter.zero_()
+        return fingerprint(vision).key
+
+    assert key(lambda self, x: x * 2) == key(lambda self, x: x * 2)
+    assert key(lambda self, x: x * 2) != key(lambda self, x: x * 3)
+    assert key(lambda self, x: x * 2) != key(lambda self, x: x + 2)
+    assert key(lambda self, x: x.relu()) != key(lambda self, x: x.tanh())
+
+
+def test_functions_that_a_module_holds_are_part_of_it() -> None:
+    keys = []
+    for activation in (functional.relu, functional.gelu):
+        vision = timm_vit()
+        vision.model.activation = activation
+        keys.append(fingerprint(vision).key)
+    assert keys[0] != keys[1]
+
+
+def test_a_fingerprint_is_the_same_in_another_process() -> None:
+    """Sets have another order there."""
+    program = (
+        "from attnhook.workflows.comparison.fingerprints import fingerprint\n"
+        "from tests.workflows.comparison.zoo import hf_dinov2, timm_vit\n"
+        "print(fingerprint(timm_vit()).key, fingerprint(hf_dinov2()).architecture)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
 
 
 def test_buffers_outside_the_state_dict_are_part_of_the_model() -> None:

@@ -53,6 +53,13 @@ def test_the_box_for_maps_of_other_photos_was_seen_by_all() -> None:
     )
 
 
+def test_a_copy_is_no_other_photo() -> None:
+    models = [timm_vit("a"), timm_vit("b", depth=2)]
+    assert alone(models, [photo(), photo()]).agreements["raw_attention"][0].other_photo == {}
+    twice = alone(models, [photo(), photo(), photo(seed=1)]).agreements["raw_attention"][0].other_photo
+    assert twice["cosine"].n == 3
+
+
 # --- blocks that differ -------------------------------------------------------------------------------------------------------------------
 
 
