@@ -29,6 +29,7 @@ def folder(tmp_path, monkeypatch):
     mask = np.zeros((60, 90), np.uint8)
     mask[20:40, 30:60] = 255
     Image.fromarray(mask).save("masks/cat.png")
+    (tmp_path / "masks" / "cat.txt").write_text("no picture")
     return tmp_path
 
 

@@ -122,12 +122,15 @@ def _images(arguments: argparse.Namespace) -> list[str]:
 
 
 def _masks(arguments: argparse.Namespace) -> list[Path | None] | None:
+    from PIL import Image
+
     folder: Path | None = arguments.masks
     if folder is None:
         return None
     if not folder.is_dir():
         raise ValueError(f"no masks: expected a folder, got none at {folder}.")
-    by_name: dict[str, Path] = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+    pictures = Image.registered_extensions()
+    by_name: dict[str, Path] = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in pictures}
     masks = [by_name.get(image.stem) for image in arguments.images]
     if not any(masks):
         raise ValueError(

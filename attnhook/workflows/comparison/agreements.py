@@ -9,7 +9,7 @@ from torch import Tensor
 from attnhook.attribution.scores import ranks
 from attnhook.errors import ScoreError
 from attnhook.workflows.comparison.estimates import Estimate, estimate
-from attnhook.workflows.comparison.lattices import Lattice, common_box
+from attnhook.workflows.comparison.lattices import Lattice, between_centres, common_box
 from attnhook.workflows.comparison.measurements import Measurement
 
 METRICS = ("spearman", "jensen_shannon", "cosine")
@@ -24,6 +24,7 @@ class PhotoAgreement:
         models: Indices of the models that have a map of it.
         values: By metric: `(models, models)` float64, of the maps.
         shuffled: The same, of each map and the others with their points in a random order.
+        without: Indices of the models whose map has nothing in it where all models looked: they are left out.
         standardised: By metric: what another photo's maps are compared with, `(models, points of the shared box)`.
     """
 
@@ -31,6 +32,7 @@ class PhotoAgreement:
     values: dict[str, Tensor]
     shuffled: dict[str, Tensor]
     standardised: dict[str, Tensor]
+    without: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,28 +77,30 @@ def photo_agreement(
         The agreement; None where there is nothing that all saw.
 
     Raises:
-        ScoreError: If a map is negative or has no mass where all models looked.
+        ScoreError: If a map is negative.
     """
-    models = tuple(maps)
-    points = (
-        torch.stack([lattice.sample(measurements[m], maps[m])[seen] for m in models]).double()
-        if models
-        else torch.empty(0, 0)
-    )
+    drawn = {m: lattice.sample(measurements[m], values)[seen].double() for m, values in maps.items()}
+    without = tuple(m for m, values in drawn.items() if len(values) and not values.nansum())
+    models = tuple(m for m in maps if m not in without)
+    points = torch.stack([drawn[m] for m in models]) if models else torch.empty(0, 0)
     points = points[:, ~points.isnan().any(dim=0)]
-    if not points.numel():
+    if not points.numel() and not without:
         return None
+    if not points.numel():
+        nothing = {name: torch.empty(0, 0, dtype=torch.float64) for name in METRICS}
+        return PhotoAgreement((), nothing, nothing, nothing, without)
     first = _standardised(points)
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(points.shape[1], generator=generator) for _ in range(shuffles)]
     shuffled = [_compared(first, {name: rows[:, order] for name, rows in first.items()}) for order in orders]
-    box = Lattice(_BOX_POINTS, common_box(seen, lattice))
+    box = Lattice(_BOX_POINTS, between_centres(common_box(seen, lattice), lattice))
     boxed = torch.stack([box.sample(measurements[m], maps[m]).flatten() for m in models]).double()
     return PhotoAgreement(
         models,
         _compared(first, first),
         {name: torch.stack([one[name] for one in shuffled]).mean(dim=0) for name in METRICS},
         _standardised(torch.nan_to_num(boxed)),
+        without,
     )
 
 

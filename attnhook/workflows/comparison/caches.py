@@ -12,7 +12,7 @@ from attnhook.workflows.comparison.photographs import Photo
 from attnhook.workflows.comparison.versions import library_versions
 from attnhook.workflows.comparison.views import View
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a measurement of the same content may come out differently."""
 
 
@@ -32,7 +32,7 @@ class MeasurementCache:
         """Where a measurement stands: by the content of model and photo, what was asked, and the versions of what computed it.
 
         Args:
-            model: The model's content; None keeps nothing.
+            model: The model's content; None or a model with hooks keeps nothing.
             photo: The photo.
             views: The maps asked for.
             settings: Whatever else changes the result.
@@ -40,9 +40,9 @@ class MeasurementCache:
         Returns:
             The file's path, whether or not it exists.
         """
-        if self.folder is None or model is None:
+        if self.folder is None or model is None or model.hooked:
             return None
-        asked = [view.id for view in views]
+        asked = [(view.method, view.depth) for view in views]
         where = digest(
             [
                 FORMAT,

@@ -15,6 +15,9 @@ from attnhook.workflows.comparison.measurements import Measurement
 SAME = 1e-6
 """Largest difference of two maps that are called the same: float32 kernels of two libraries differ by less."""
 
+_ALL = 0.97
+"""Part of the bytes that two models share from which on they are said to hold the same weights: position tables may be resampled."""
+
 _MOST_SPECIAL = 9
 """Most tokens in a table of positions that are no patches: a class token, a distillation token, registers."""
 
@@ -49,15 +52,32 @@ def trained_grid(model: nn.Module) -> Size | None:
     """
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    table = getattr(model, "pos_embed", None)  # rotary and relative positions are not resampled
     if isinstance(config, dict) and config.get("input_size") and isinstance(patch, tuple):
+        if not isinstance(table, Tensor):
+            return None
         return config["input_size"][1] // patch[0], config["input_size"][2] // patch[1]
+    own = getattr(model, "config", None)
+    own = getattr(own, "vision_config", own)
+    grid = _grid_of(getattr(own, "image_size", None), getattr(own, "patch_size", None))
     for name, parameter in model.named_parameters():
-        if ("pos_embed" in name or "position_embedding" in name) and parameter.dim() in (2, 3):
+        if ("pos_embed" in name or "position_embedding" in name) and "text" not in name and parameter.dim() in (2, 3):
+            if grid is not None and parameter.shape[-2] >= grid[0] * grid[1]:
+                return grid
             for special in range(_MOST_SPECIAL + 1):
                 edge = math.isqrt(max(parameter.shape[-2] - special, 0))
                 if edge > 1 and edge * edge == parameter.shape[-2] - special:
                     return edge, edge
     return None
+
+
+def _grid_of(image: Any, patch: Any) -> Size | None:
+    """Rows and columns of patches, of sizes as configurations of transformers have them."""
+    sizes = [(size, size) if isinstance(size, int) else size for size in (image, patch)]
+    if not all(isinstance(size, tuple | list) and len(size) == 2 for size in sizes):
+        return None
+    (height, width), (tall, wide) = sizes
+    return height // tall, width // wide
 
 
 def make_notes(
@@ -87,7 +107,10 @@ def make_notes(
             both = _in_common(first, second, measurements, view)
             pair = f"{names[first]} and {names[second]}"
             if both and all(a.maps[view].shape == b.maps[view].shape and a.geometry == b.geometry for a, b in both):
-                notes.append(_pair_note(pair, both, view, resampled=first in resized or second in resized))
+                resampled = first in resized or second in resized
+                notes.append(
+                    _pair_note(pair, both, view, fingerprints[first], fingerprints[second], resampled=resampled)
+                )
             elif both:
                 others.append(pair)
         if others:
@@ -113,8 +136,10 @@ def _same_weights(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
 
 
 def _other_grids(model: int, measurements: "dict[tuple[int, int], Measurement]", trained: Size | None) -> list[Size]:
-    ran = {_grid(one.depths[max(one.depths)]) for (m, _), one in measurements.items() if m == model and one.depths}
-    return [] if trained is None else sorted(ran - {trained})
+    own = [{_grid(one) for one in found.depths.values()} for (m, _), found in measurements.items() if m == model]
+    if trained is None or any(len(grids) > 1 for grids in own):  # grids of later stages are not that of the table
+        return []
+    return sorted(set[Size]().union(*own) - {trained})
 
 
 def _grid(patch_map: Tensor) -> Size:
@@ -134,13 +159,26 @@ def _in_common(
     return [(a, b) for a, b in pairs if view in a.maps and view in b.maps]
 
 
-def _pair_note(pair: str, both: list[tuple[Measurement, Measurement]], view: str, *, resampled: bool) -> Note:
+def _pair_note(
+    pair: str,
+    both: list[tuple[Measurement, Measurement]],
+    view: str,
+    first: Fingerprint,
+    second: Fingerprint,
+    *,
+    resampled: bool,
+) -> Note:
     apart = max(float((a.maps[view] - b.maps[view]).abs().max()) for a, b in both)
     if apart <= SAME:
         rows, columns = _grid(both[0][0].maps[view])
         photos = f"{len(both)} photo{'s' if len(both) > 1 else ''}"
         how = "are equal" if apart == 0 else f"differ by at most {apart:.1e}"
         return Note("ok", f"{pair} give the same maps: they {how} over {photos}, on a grid of {rows} x {columns}.")
-    reason = "Positions were resampled, see below." if resampled else "Their code or their settings differ."
-    same = f"{pair} hold the same weights and see the same pixels on the same grid, and yet their maps differ by up to {apart:.1e}."
-    return Note("warning", f"{same} {reason}")
+    where = f"look at the same part of the photos on the same grid; their maps differ by up to {apart:.1e}"
+    shared = first.shared(second)
+    if shared < _ALL:
+        return Note("info", f"{pair} share some {shared:.0%} of their weights and {where}.")
+    reasons = ["positions were resampled, see below"] if resampled else []
+    reasons += ["their preprocessing gives other pixels"] if first.preprocessing != second.preprocessing else []
+    reason = "; ".join(reasons) or "their code or their settings differ"
+    return Note("warning", f"{pair} hold the same weights and {where}: {reason}.")

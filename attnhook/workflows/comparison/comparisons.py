@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from attnhook.imaging.geometry import Box
@@ -96,7 +97,7 @@ class Comparison:
         self,
         view: "int | str" = 0,
         *,
-        photos: "Sequence[int | str] | None" = None,
+        photos: "Sequence[int | str] | int | str | None" = None,
         scale: ScaleOption = "minmax",
         colormap: Any = "viridis",
         alpha: float = 0.5,
@@ -117,7 +118,8 @@ class Comparison:
         """
         from attnhook.workflows.comparison.figures import matrix_figure
 
-        chosen = range(min(len(self.photos), 8)) if photos is None else [self.photo_index(photo) for photo in photos]
+        several = [photos] if isinstance(photos, str | int) else photos
+        chosen = range(min(len(self.photos), 8)) if several is None else [self.photo_index(one) for one in several]
         colors = {"scale": scale, "colormap": colormap, "alpha": alpha, "cell_width": cell_width}
         return matrix_figure(self, self.view(view), list(chosen), **colors)
 
@@ -267,6 +269,6 @@ class Comparison:
 def _index(key: "int | str", names: Sequence[str], what: str) -> int:
     if isinstance(key, str) and key in names:
         return names.index(key)
-    if isinstance(key, int) and -len(names) <= key < len(names):
-        return key % len(names)
+    if isinstance(key, int | np.integer) and -len(names) <= key < len(names):
+        return int(key) % len(names)
     raise KeyError(f"no {what} {key!r}: expected an index below {len(names)} or one of {', '.join(map(repr, names))}.")

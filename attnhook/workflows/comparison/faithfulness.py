@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import random_map
+from attnhook.options import Size
 from attnhook.workflows.comparison.estimates import Estimate, estimate
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, class_index, class_scores
@@ -35,7 +36,14 @@ class Faithfulness:
 
 
 def perturb(
-    vision: VisionModel, pixels: Tensor, patch_map: Tensor, target: TargetOption, *, steps: int = 20, seed: int = 0
+    vision: VisionModel,
+    pixels: Tensor,
+    patch_map: Tensor,
+    target: TargetOption,
+    *,
+    patch_area: Size | None = None,
+    steps: int = 20,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Areas under the curves of one photo.
 
@@ -44,6 +52,7 @@ def perturb(
         pixels: `(1, 3, height, width)`; what is taken away becomes 0, mid-grey for most.
         patch_map: `(h, w)`.
         target: The class; None for the one with the highest score.
+        patch_area: Input pixels that the grid covers, from the top left; None for all. The rest is no patch's, and stays.
         steps: In how many steps.
         seed: Of the random map.
 
@@ -53,21 +62,26 @@ def perturb(
     Raises:
         TargetError: If the model gives no class scores, or has no such class.
     """
-    with torch.inference_mode():
+    with torch.no_grad():
         scores = class_scores(vision.model, run_vision(vision.model, pixels))
     index = int(scores[0].argmax()) if target is None else class_index(target, vision.labels, scores.shape[1])
 
+    height, width = patch_area or pixels.shape[-2:]
+
     def score(changed: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return class_scores(vision.model, run_vision(vision.model, changed)).float().softmax(dim=-1)[:, index].cpu()
+        whole = pixels.clone()
+        whole[..., :height, :width] = changed
+        with torch.no_grad():
+            return class_scores(vision.model, run_vision(vision.model, whole)).float().softmax(dim=-1)[:, index].cpu()
 
     grid = (patch_map.shape[0], patch_map.shape[1])
     count = min(steps, grid[0] * grid[1])
     maps = {"": patch_map[None], "random_": random_map(grid, seed=seed)[None]}
+    covered = pixels[..., :height, :width]
     areas = {}
     for prefix, drawn in maps.items():
-        areas[f"{prefix}deletion"] = float(deletion(score, pixels, drawn, steps=count).area)
-        areas[f"{prefix}insertion"] = float(insertion(score, pixels, drawn, steps=count).area)
+        areas[f"{prefix}deletion"] = float(deletion(score, covered, drawn, steps=count).area)
+        areas[f"{prefix}insertion"] = float(insertion(score, covered, drawn, steps=count).area)
     return areas
 
 

@@ -42,7 +42,7 @@ def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scal
         found = [comparison.measurements.get((model, photo)) for model in models]
         maps = [None if one is None or view.id not in one.maps else one.heatmap(one.maps[view.id]) for one in found]
         heatmaps.append(maps)
-        uniform.append([None if one is None else one.uniform for one in found])
+        uniform.append([None if one is None else one.uniform(view.id) for one in found])
     return photos_by_models(
         [comparison.photos[photo].read() for photo in photos],
         heatmaps,
@@ -79,7 +79,7 @@ def depth_figure(comparison: Comparison) -> "Figure":
                 positions, values = lines.setdefault(row["model"], ([], []))
                 positions.append(row["depth"])
                 values.append(row[name])
-    count = len(comparison.photos)
+    count = len({photo for (_, photo), one in comparison.measurements.items() if one.statistics})
     caption = (
         f"Means over heads, all queries and {count} photo{'s' if count > 1 else ''}; blocks at their relative depth."
     )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from attnhook.zoo.loading import VisionModel
 
-_PROBES = ((61, 83), (211, 150))
+_PROBES = ((61, 83), (211, 150), (24, 720), (1500, 1100))
+"""Heights and widths: upright, across, a strip that a limit of the longer edge cuts down, and a large one."""
 _SHARED = 0.5
 
 
@@ -23,20 +24,36 @@ class Fingerprint:
 
     Attributes:
         weights: Of all parameters and buffers, with their names.
-        architecture: Of all modules' classes and plain settings.
+        architecture: Of all modules' classes and plain settings, and of buffers that no state dict holds.
         preprocessing: Of what it makes of two fixed pictures, and of where it says that their pixels went.
-        tensors: Of each large tensor's numbers alone, with its size in bytes: the same weights under other names have the same.
+        hooked: Whether somebody's hooks may change what it computes, which no digest can tell.
+        tensors: Of each large tensor's numbers alone, with its size in bytes: the same weights under other names have the same, also where
+            one library keeps queries, keys and values together.
     """
 
     weights: str
     architecture: str
     preprocessing: str
     tensors: tuple[tuple[str, int], ...]
+    hooked: bool = False
 
     @property
     def key(self) -> str:
         """All of it as one."""
         return digest([self.weights, self.architecture, self.preprocessing])
+
+    def shared(self, other: "Fingerprint") -> float:
+        """How many of the numbers are those of another model, whatever library holds them.
+
+        Args:
+            other: The other model's.
+
+        Returns:
+            The bytes of tensors that both hold, as a part of the smaller model's.
+        """
+        theirs, own = dict(other.tensors), dict(self.tensors)
+        common = sum(size for name, size in own.items() if name in theirs)
+        return common / max(min(sum(own.values()), sum(theirs.values())), 1)
 
     def shares_weights(self, other: "Fingerprint") -> bool:
         """Whether most of the numbers are those of another model, whatever library holds them.
@@ -69,11 +86,23 @@ def fingerprint(vision: VisionModel) -> Fingerprint:
             continue
         content = tensor_digest(tensor)
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {content}\n".encode())
-        if tensor.numel() > 1:
-            tensors[content] = tensor.numel() * tensor.element_size()
+        for part in _parts(tensor) if tensor.numel() > 1 else ():
+            tensors[content if part is tensor else tensor_digest(part)] = part.numel() * part.element_size()
     return Fingerprint(
-        weights.hexdigest(), _architecture(vision.model), _preprocessing(vision), tuple(sorted(tensors.items()))
+        weights.hexdigest(),
+        _architecture(vision.model),
+        _preprocessing(vision),
+        tuple(sorted(tensors.items())),
+        any(
+            module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+            for module in vision.model.modules()
+        ),
     )
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values, where they may stand below each other; else the tensor."""
+    return tensor.chunk(3) if tensor.dim() == 2 and tensor.shape[0] == 3 * tensor.shape[1] else (tensor,)
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -106,17 +135,30 @@ def _architecture(model: nn.Module) -> str:
     """State dicts do not tell the number of heads; modules' plain attributes do."""
     found = []
     for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k[0] != "_"}
+        plain = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training" and _is_plain(v)}
+        for buffer in sorted(module._non_persistent_buffers_set):
+            tensor = getattr(module, buffer)
+            plain[buffer] = None if tensor is None else tensor_digest(tensor)
         config: Any = getattr(module, "config", None)
         settings = config.to_diff_dict() if not name and hasattr(config, "to_diff_dict") else None
         found.append([name, f"{type(module).__module__}.{type(module).__qualname__}", plain, settings])
     return digest(found)
 
 
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+
+
 def _preprocessing(vision: VisionModel) -> str:
     parts = []
     for height, width in _PROBES:
         ramp = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3) * 2654435761 >> 24
-        pixels, geometry = vision.preprocess(Image.fromarray(ramp.astype(np.uint8)))
-        parts += [tensor_digest(pixels), repr(geometry)]
+        try:
+            pixels, geometry = vision.preprocess(Image.fromarray(ramp.astype(np.uint8)))
+        except Exception as error:  # photos that it refuses, too, say so themselves
+            parts.append(type(error).__name__)
+        else:
+            parts += [tensor_digest(pixels), repr(geometry)]
     return digest(parts)

@@ -1,5 +1,6 @@
 """The points of a photo at which maps of different models meet."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -9,6 +10,9 @@ from torch import Tensor
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.options import Size
 from attnhook.workflows.comparison.measurements import Measurement
+
+_HALF = 0.5 - 1e-3
+"""A little less than half a cell, so that a box of one cell keeps an extent."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Lattice:
         Returns:
             `(..., rows, columns)` float32, NaN where the model did not look.
         """
+        if not self.seen(measurement).any():
+            return torch.full((*patch_map.shape[:-2], *self.size), math.nan)
         return measurement.heatmap(patch_map, self.geometry(measurement.geometry))
 
     def seen(self, measurement: Measurement) -> Tensor:
@@ -79,7 +85,8 @@ class Lattice:
         Returns:
             `(rows, columns)` bool.
         """
-        return ~self.sample(measurement, torch.ones(1, 1)).isnan()
+        rows, columns = points_seen(self.geometry(measurement.geometry), measurement.patch_area)
+        return rows[:, None] & columns
 
     def nearest(self, pixels: Tensor) -> Tensor:
         """Values of the photo's pixels in which the points lie.
@@ -95,6 +102,24 @@ class Lattice:
             for points, length in zip(self.size, pixels.shape, strict=True)
         )
         return pixels[rows][:, columns]
+
+
+def points_seen(geometry: ImageGeometry, patch_area: Size | None = None) -> tuple[Tensor, Tensor]:
+    """Which pixels have their middle where a model looked.
+
+    Args:
+        geometry: The model's.
+        patch_area: Input pixels that its grid covers, or None for all.
+
+    Returns:
+        For each row and for each column of pixels, bool.
+    """
+    area = patch_area or geometry.input_size
+    found = []
+    for axis, length in enumerate(geometry.image_size):
+        at = (torch.arange(length, dtype=torch.float64) + 0.5) * geometry.scale[axis] + geometry.offset[axis]
+        found.append((at >= geometry.valid[axis]) & (at <= min(geometry.valid[axis + 2], float(area[axis]))))
+    return found[0], found[1]
 
 
 def at_patches(measurement: Measurement, grid: Size, values: Tensor) -> Tensor:
@@ -117,6 +142,27 @@ def at_patches(measurement: Measurement, grid: Size, values: Tensor) -> Tensor:
         inside.append((at >= 0) & (at < length))
         places.append((at * points / length).long().clamp(0, points - 1))
     return values[places[0]][:, places[1]] & inside[0][:, None] & inside[1]
+
+
+def between_centres(box: Box, lattice: Lattice) -> Box:
+    """A box of whole cells without its outer half cells, which some model may not have seen.
+
+    Args:
+        box: What `common_box` gave.
+        lattice: The points.
+
+    Returns:
+        From the first point to the last: top, left, bottom, right, in photo pixels; where there is but one, a little around it.
+    """
+    whole = lattice.box
+    ends = []
+    for first, last, length, points in zip(
+        box[:2], box[2:], (whole[2] - whole[0], whole[3] - whole[1]), lattice.size, strict=True
+    ):
+        trimmed = length / points * _HALF
+        ends.append((first + trimmed, last - trimmed))
+    (top, bottom), (left, right) = ends
+    return top, left, bottom, right
 
 
 def common_box(seen: Tensor, lattice: Lattice) -> Box:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from attnhook.errors import ImageError
 from attnhook.options import Size
 
 MaskSource = Any
-"""A file, a PIL image, an array or a tensor `(height, width)`; or a box `(left, top, right, bottom)` in pixels, or several."""
+"""A file, a PIL image, an array or a tensor `(height, width)`; or a box `(left, top, right, bottom)` in pixels, or several, also as an array."""
 
 _OBJECT, _IGNORED = 255, 128
 
@@ -48,16 +49,23 @@ def read_mask(source: MaskSource, size: Size, photo: str) -> ObjectMask:
     Raises:
         ImageError: If it cannot be read, is of another size, has other values, holds no object; or a box lies outside the photo.
     """
-    if _is_box(source):
+    if (
+        isinstance(source, Tensor | np.ndarray)
+        and source.ndim <= 2
+        and source.shape[-1:] == (4,)
+        and tuple(source.shape) != size
+    ):
+        source = source.tolist()
+    if is_box(source):
         return _from_boxes([source], size, photo)
-    if isinstance(source, Sequence) and not isinstance(source, str) and source and all(map(_is_box, source)):
+    if isinstance(source, Sequence) and not isinstance(source, str) and source and all(map(is_box, source)):
         return _from_boxes(source, size, photo)
     values = _values(source, photo)
     if values.shape != size:
         raise ImageError(
             f"the mask of {photo} does not fit: expected the photo's height and width {size}, got {values.shape}. Masks are never resized."
         )
-    found = {int(value) for value in np.unique(values)}
+    found = set(np.unique(values).tolist())
     if not (found <= {0, 1} or found <= {0, _IGNORED, _OBJECT}):
         raise ImageError(
             f"the mask of {photo} says what it should not: expected 0 and 1, or 0, 128 (ignored) and 255 (object), got values such as "
@@ -71,10 +79,16 @@ def read_mask(source: MaskSource, size: Size, photo: str) -> ObjectMask:
     return ObjectMask(torch.from_numpy(inside), torch.from_numpy(values == _IGNORED))
 
 
-def _is_box(source: Any) -> bool:
-    return (
-        isinstance(source, tuple | list) and len(source) == 4 and all(isinstance(edge, int | float) for edge in source)
-    )
+def is_box(source: Any) -> bool:
+    """Tell a box from a list.
+
+    Args:
+        source: Anything.
+
+    Returns:
+        Whether it is four numbers.
+    """
+    return isinstance(source, tuple | list) and len(source) == 4 and all(isinstance(edge, Real) for edge in source)
 
 
 def _from_boxes(boxes: Sequence[Any], size: Size, photo: str) -> ObjectMask:

@@ -1,6 +1,7 @@
 """What one model made of one photo: maps on its patch grid, statistics by block and head, and where the grid lies in the photo."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Measurement:
         maps: By view: `(h, w)` float32.
         depths: Raw attention of every block that has a readout's row, by index: `(h, w)` float32.
         statistics: By name: `(blocks, heads)` float64, NaN where a block has fewer heads.
+        keys: By view: keys of a row of the block that the map is of; of the last block where the view is missing.
         areas: By view: deletion's and insertion's areas, as `faithfulness.perturb` gives them.
         problems: By view: why there is no map, and by `VIEW, faithfulness` why there are no areas.
     """
@@ -46,13 +48,20 @@ class Measurement:
     maps: dict[str, Tensor] = field(default_factory=dict)
     depths: dict[int, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[str, int] = field(default_factory=dict)
     areas: dict[str, dict[str, float]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def uniform(self) -> float:
-        """What each token would get of uniform attention in the last block."""
-        return 1.0 / self.tokens
+    def uniform(self, view: str) -> float:
+        """What each token would get of uniform attention.
+
+        Args:
+            view: Of the block of this view.
+
+        Returns:
+            One over the number of keys.
+        """
+        return 1.0 / self.keys.get(view, self.tokens)
 
     def heatmap(self, patch_map: Tensor, geometry: ImageGeometry | None = None) -> Tensor:
         """Bring a map to pixels.
@@ -83,10 +92,11 @@ class Measurement:
             "readout": self.readout,
             "seconds": self.seconds,
             "target": self.target,
+            "keys": self.keys,
             "areas": self.areas,
             "problems": self.problems,
         }
-        temporary = path.with_name(f"{path.name}.partial")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two runs may measure the same
         try:
             save_file(
                 {name: value.contiguous() for name, value in tensors.items()},

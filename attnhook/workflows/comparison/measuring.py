@@ -15,9 +15,10 @@ from attnhook.attribution.summaries import summarise_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
-from attnhook.errors import AttnhookError, GeometryError
-from attnhook.options import Rows
+from attnhook.errors import AttnhookError, GeometryError, ScoreError
+from attnhook.options import Rows, Size
 from attnhook.workflows.comparison.faithfulness import perturb
+from attnhook.workflows.comparison.lattices import points_seen
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.views import View
 from attnhook.workflows.running import run_vision
@@ -49,11 +50,7 @@ class Gauge:
         self.statistics, self.faithful = statistics, faithful
         forward = [NEEDS[view.method] for view in views if not NEEDS[view.method].gradients]
         everything = statistics or any(needs.all_rows for needs in forward)
-        self._capture = AttentionCapture(
-            vision.model,
-            rows=Rows.ALL if everything else Rows.READOUT,
-            values=any(needs.values for needs in forward),
-        )
+        self._capture = _capture(vision, everything, values=any(needs.values for needs in forward))
         gradients = len(forward) < len(views)
         self._followed = AttentionCapture(vision.model, rows=Rows.ALL, gradients=True) if gradients else None
 
@@ -68,8 +65,15 @@ class Gauge:
             The measurement, on the CPU; a view that the model has no map of is among its problems.
         """
         pixels, geometry = self.vision.preprocess(photo)
+        if not all(points.any() for points in points_seen(geometry)):
+            raise GeometryError(
+                f"{self.vision.name} looks at less than one pixel of a photo of {photo.height} x {photo.width}. Crop it."
+            )
         begin = time.perf_counter()
-        with torch.inference_mode(), self._capture:
+        with (
+            torch.no_grad(),
+            self._capture,
+        ):  # no inference mode: models keep tables of their first forward, and want to be trained later
             run_vision(self.vision.model, pixels)
             _wait(self.vision)
         seconds = time.perf_counter() - begin
@@ -80,13 +84,14 @@ class Gauge:
             )
         found: dict[str, Tensor] = {}
         problems: dict[str, str] = {}
-        with torch.inference_mode():
+        with torch.no_grad():
             self._draw(maps, found, problems, followed=False)
             depths = _by_block(maps)
+            keys = {view.id: _keys(maps, view) for view in self.views if view.id in found}
             statistics = _statistics(maps) if self.statistics else {}
         index = self._draw_followed(pixels, target, found, problems)
         self._capture.clear()
-        areas = self._perturbed(pixels, found, target, problems) if self.faithful else {}
+        areas = self._perturbed(pixels, found, target, problems, maps.patch_area) if self.faithful else {}
         return Measurement(
             geometry=geometry,
             patch_area=maps.patch_area,
@@ -98,18 +103,24 @@ class Gauge:
             maps=found,
             depths=depths,
             statistics=statistics,
+            keys=keys,
             areas=areas,
             problems=problems,
         )
 
     def _perturbed(
-        self, pixels: Tensor, found: dict[str, Tensor], target: TargetOption, problems: dict[str, str]
+        self,
+        pixels: Tensor,
+        found: dict[str, Tensor],
+        target: TargetOption,
+        problems: dict[str, str],
+        patch_area: Size | None,
     ) -> dict[str, dict[str, float]]:
         areas = {}
         for name, patch_map in found.items():
             try:
-                areas[name] = perturb(self.vision, pixels, patch_map, target)
-            except AttnhookError as error:
+                areas[name] = perturb(self.vision, pixels, patch_map, target, patch_area=patch_area)
+            except (AttnhookError, RuntimeError) as error:
                 problems[f"{name}, faithfulness"] = str(error)
         return areas
 
@@ -129,7 +140,7 @@ class Gauge:
             return None
         try:
             index = run_towards(self._followed, self.vision.model, pixels, target, self.vision.labels)
-        except AttnhookError as error:
+        except (AttnhookError, RuntimeError) as error:  # also out of memory, or operations that have no gradient
             problems.update({view.id: str(error) for view in self.views if NEEDS[view.method].gradients})
             return None
         self._draw(self._followed.maps, found, problems, followed=True)
@@ -137,9 +148,27 @@ class Gauge:
         return index
 
 
+def _capture(vision: VisionModel, everything: bool, *, values: bool) -> AttentionCapture:
+    if not everything:
+        try:
+            return AttentionCapture(vision.model, rows=Rows.READOUT, values=values)
+        except AttnhookError:  # a head that reads no token: every view says so, all else is measured
+            pass
+    return AttentionCapture(vision.model, rows=Rows.ALL, values=values)
+
+
 def _map(maps: AttentionMaps, view: View) -> Tensor:
     options: dict[str, Any] = method_options(view.method, {"block": view.block(len(maps))})
-    return METHODS[view.method](maps, **options)[0].detach().float().cpu().clone()
+    found = METHODS[view.method](maps, **options)[0].detach().float().cpu().clone()
+    if found.isinf().any():
+        raise ScoreError(
+            f"{view.label}: expected finite values, got infinity. Run the model in a wider type, such as float32."
+        )
+    return found
+
+
+def _keys(maps: AttentionMaps, view: View) -> int:
+    return maps[-1 if view.depth is None else view.block(len(maps))].shape[3]
 
 
 def _by_block(maps: AttentionMaps) -> dict[int, Tensor]:

@@ -18,6 +18,8 @@ from attnhook.workflows.comparison.twins import randomise
 from attnhook.workflows.comparison.views import View
 from attnhook.zoo.loading import VisionModel
 
+_MEASURING, _RANDOM = "measuring", "measuring with random weights"
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -84,11 +86,9 @@ def run_model(subject: Subject, photos: Sequence[Photo], settings: RunSettings, 
     runner = _Runner(subject, vision, run, settings, tick)
     try:
         vision.model.eval()
-        runner.measure(photos)
+        _tried(run, subject, _MEASURING, runner.measure, photos)
         if settings.twins:
-            runner.measure_twin(photos)
-    except Exception as error:
-        run.failures.append(Failure(subject.name, None, "measuring", _words(error)))
+            _tried(run, subject, _RANDOM, runner.measure_twin, photos)
     finally:
         for module, training in modes:
             module.training = training
@@ -96,6 +96,15 @@ def run_model(subject: Subject, photos: Sequence[Photo], settings: RunSettings, 
     del vision, runner
     gc.collect()
     return run
+
+
+def _tried(
+    run: ModelRun, subject: Subject, what: str, step: Callable[[Sequence[Photo]], None], photos: Sequence[Photo]
+) -> None:
+    try:
+        step(photos)
+    except Exception as error:
+        run.failures.append(Failure(subject.name, None, what, _words(error)))
 
 
 def _together(run: ModelRun) -> list[Failure]:
@@ -124,15 +133,20 @@ class _Runner:
         for chosen, statistics in ((whole, True), (rest, False)):
             if any(chosen):
                 gauge = self._gauge(statistics=statistics)  # a model without attention says so once, not once a photo
-                self._all(chosen, lambda g=gauge: g, (statistics, self.settings.faithful), self.run.measurements)  # type: ignore[misc]
+                key = (statistics, self.settings.faithful)
+                self._all(chosen, lambda g=gauge: g, key, self.run.measurements, _MEASURING)  # type: ignore[misc]
 
     def _gauge(self, *, statistics: bool) -> Gauge:
         return Gauge(self.vision, self.settings.views, statistics=statistics, faithful=self.settings.faithful)
 
     def measure_twin(self, photos: Sequence[Photo]) -> None:
         """The same with random weights, which are made only if some photo was not measured before."""
-        chosen = [photo if photo.mask is not None else None for photo in photos]
-        self._all(chosen, cache(self._twin), ("random weights", self.settings.seed), self.run.twins)
+        own = self.run.measurements
+        chosen = [
+            photo if photo.mask is not None and number in own and own[number].maps else None
+            for number, photo in enumerate(photos)
+        ]
+        self._all(chosen, cache(self._twin), (_RANDOM, self.settings.seed), self.run.twins, _RANDOM)
 
     def _twin(self) -> Gauge:
         model = self.vision.model if self.subject.owned else copy.deepcopy(self.vision.model)
@@ -145,25 +159,31 @@ class _Runner:
         gauge: Callable[[], Gauge],
         key: tuple[object, ...],
         found: dict[int, Measurement],
+        what: str,
     ) -> None:
         for index, photo in enumerate(photos):
             if photo is not None:
-                measurement = self._one(photo, gauge, key)
+                measurement = self._one(photo, gauge, key, what)
                 if measurement is not None:
                     found[index] = measurement
                 self.tick()
 
-    def _one(self, photo: Photo, gauge: Callable[[], Gauge], key: tuple[object, ...]) -> Measurement | None:
+    def _class(self, photo: Photo) -> object:
+        """The label, and what a name stands for."""
+        return (photo.label, self.vision.labels) if isinstance(photo.label, str) else photo.label
+
+    def _one(self, photo: Photo, gauge: Callable[[], Gauge], key: tuple[object, ...], what: str) -> Measurement | None:
         entry, kept = self.run.entry, self.settings.cache
         content = None if entry is None else entry.fingerprint
-        path = kept.path(content, photo, self.settings.views, (*key, photo.label, _place(self.vision)))
+        path = kept.path(content, photo, self.settings.views, (*key, self._class(photo), _place(self.vision)))
         measurement = kept.get(path)
         if measurement is not None:
             return measurement
+        made = gauge()
         try:
-            measurement = gauge().measure(photo.read(), photo.label)
+            measurement = made.measure(photo.read(), photo.label)
         except Exception as error:
-            self.run.failures.append(Failure(self.subject.name, photo.name, "measuring", _words(error)))
+            self.run.failures.append(Failure(self.subject.name, photo.name, what, _words(error)))
             return None
         try:
             kept.keep(path, measurement)

@@ -2,18 +2,19 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from attnhook.errors import AttnhookError
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.options import Size
-from attnhook.workflows.comparison.masks import MaskSource, ObjectMask, read_mask
+from attnhook.workflows.comparison.masks import MaskSource, ObjectMask, is_box, read_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,19 +93,17 @@ def read_photos(
     Raises:
         ValueError: If there is none, or not as many masks or labels as photos.
     """
-    sources: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    sources: list[Any] = list(images) if isinstance(images, list | tuple | Iterator) else [images]
     if not sources:
         raise ValueError("nothing to compare on: expected at least one photo, got none.")
-    for what, given in (("mask", masks), ("label", labels)):
-        if given is not None and len(given) != len(sources):
-            raise ValueError(f"expected one {what} a photo (None for those without), {len(sources)}, got {len(given)}.")
+    masks, labels = _one_each("mask", masks, len(sources)), _one_each("label", labels, len(sources))
     names = _names(sources)
     photos, failures = [], []
     for number, (name, source) in enumerate(zip(names, sources, strict=True)):
         try:
             picture = read_image(source)
             mask = None if masks is None else masks[number]
-            label = None if labels is None else labels[number]
+            label = None if labels is None else _plain(labels[number])
             photo = Photo(name, source, (picture.height, picture.width), _digest(picture), label, mask)
             photo.object_mask()
         except (AttnhookError, OSError) as error:
@@ -112,6 +111,24 @@ def read_photos(
         else:
             photos.append(photo)
     return tuple(photos), tuple(failures)
+
+
+def _one_each(what: str, given: Any, count: int) -> Any:
+    """As many as photos: a single one goes with a single photo."""
+    alone = isinstance(given, str | Path | int | Image.Image) or is_box(given)
+    if alone and count == 1:
+        return [given]
+    if given is not None and (alone or len(given) != count):
+        if count == 1 and getattr(given, "ndim", 0) >= 2:
+            return [given]
+        got = repr(given) if alone else len(given)
+        raise ValueError(f"expected one {what} a photo (None for those without), {count} in a list, got {got}.")
+    return given
+
+
+def _plain(label: Any) -> Any:
+    """A class's index, also from arrays and tensors, as Python's own."""
+    return label.item() if isinstance(label, np.generic | torch.Tensor) and label.ndim == 0 else label
 
 
 def _digest(picture: Image.Image) -> str:

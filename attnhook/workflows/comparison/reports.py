@@ -49,6 +49,7 @@ def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path
         "metrics.json": _json(metrics),
         "metrics.csv": as_csv(tables).encode(),
     }
+    (folder / "manifest.json").unlink(missing_ok=True)  # an earlier one would vouch for files that change now
     for name, content in written.items():
         _write(folder / name, content)
     names = [*written, *(_pictures(comparison, folder) if pictures else ())]
@@ -161,7 +162,7 @@ def _map(measurement: Measurement, view: str) -> dict[str, Any]:
         "area": list(measurement.patch_area or geometry.input_size),
         "low": low,
         "high": high,
-        "uniform": measurement.uniform,
+        "uniform": measurement.uniform(view),
         "data": _base64(steps.numpy().astype(np.dtype("<u2")).tobytes()),
     }
 

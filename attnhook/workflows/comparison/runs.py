@@ -1,5 +1,6 @@
 """`compare`: which model looks where, over models of several libraries."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ def compare(
         >>> found.agreement()  # doctest: +SKIP
         >>> found.save("report")  # doctest: +SKIP
     """
+    if method is not None and methods != "raw_attention":
+        raise ValueError(f"expected methods or method, got both, {methods!r} and {method!r}. Leave one out.")
+    if int(statistics) < 0 or (resolution is not None and resolution < 1):
+        raise ValueError(
+            f"expected statistics of at least 0 photos and a resolution of at least 1 point, got {statistics} and {resolution}."
+        )
     views = make_views(methods if method is None else method, depths)
     chosen = as_subjects(models)
     photos, unread = read_photos(images, masks, labels)
@@ -181,7 +188,16 @@ class _Assembly:
         return SharedArea(float(seen.double().mean()), common_box(seen, self.lattices[photo]))
 
     def _agreements(self, view: View) -> tuple[PairAgreement, ...]:
-        return pair_agreements([self._photo_agreement(view, p) for p in range(len(self.photos))], len(self.runs))
+        photos = [self._photo_agreement(view, p) for p in range(len(self.photos))]
+        empty = Counter(model for photo in photos if photo is not None for model in photo.without)
+        for model, count in empty.items():
+            error = f"the map is zero or missing wherever all models looked, on {count} of {len(photos)} photos, which are left out."
+            self.failures.append(Failure(self._name(model), None, f"agreement of {view.label}", error))
+        return pair_agreements(photos, len(self.runs))
+
+    def _name(self, model: int) -> str | None:
+        entry = self.runs[model].entry
+        return None if entry is None else entry.name
 
     def _photo_agreement(self, view: View, photo: int) -> PhotoAgreement | None:
         known = {m: one for m, one in self._of(photo).items() if view.id in one.maps}
@@ -225,8 +241,8 @@ class _Assembly:
     def _problems(self) -> list[Failure]:
         """Maps that models do not have, each reason once."""
         found: dict[tuple[str | None, str, str], Failure] = {}
-        for run in self.runs:
-            name = None if run.entry is None else run.entry.name
+        for model, run in enumerate(self.runs):
+            name = self._name(model)
             for measurement in run.measurements.values():
                 for what, error in measurement.problems.items():
                     found.setdefault((name, what, error), Failure(name, None, what, error))

@@ -1,11 +1,12 @@
 """The models of a comparison: named, and loaded one at a time."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from attnhook.zoo.loading import VisionModel, load
@@ -50,7 +51,8 @@ class Subject:
         """
         source = self.source() if callable(self.source) else self.source
         if isinstance(source, str):
-            return load(source, device=device)
+            with torch.random.fork_rng(devices=[]):  # libraries draw weights before they read them
+                return load(source, device=device)
         if not isinstance(source, VisionModel):
             raise TypeError(
                 f"model {self.name!r} cannot be compared: expected its function to return a spec or a VisionModel, got "
@@ -73,9 +75,9 @@ def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | Mod
         ValueError: If there is none, or two have the same name.
     """
     if isinstance(models, Mapping):
-        named = list(models.items())
+        named = [(str(name), model) for name, model in models.items()]
     else:
-        several: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
+        several: list[Any] = list(models) if isinstance(models, list | tuple | Iterator) else [models]
         names = [_name(model, number) for number, model in enumerate(several)]
         short = [_shortened(name) for name in names]
         counted = Counter(short)
@@ -85,7 +87,7 @@ def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | Mod
     for name, count in Counter(name for name, _ in named).items():
         if count > 1:
             raise ValueError(
-                f"two models are called {name!r}: expected a name of its own for each. Give them as a mapping, {{name: model, ...}}."
+                f"two models are called {name!r}: expected a name of its own for each. Give each once, or a mapping, {{name: model, ...}}."
             )
     for name, model in named:
         _check(name, model)
@@ -97,7 +99,8 @@ def _name(model: object, number: int) -> str:
         return model
     if isinstance(model, VisionModel):
         return model.name
-    return getattr(model, "__name__", f"model {number}")
+    name = getattr(model, "__name__", "<lambda>")
+    return f"model {number}" if name == "<lambda>" else str(name)
 
 
 def _shortened(name: str) -> str:

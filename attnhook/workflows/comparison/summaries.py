@@ -142,7 +142,7 @@ def photos_table(comparison: Comparison) -> Table:
     columns = (
         Column("photo", "photo"),
         Column("size", "size", "height x width in pixels"),
-        Column("models", "models", "how many models have maps of it", 0),
+        Column("models", "models", "how many models were measured on it", 0),
         Column("shared", "shared area", "part of the photo that all of them saw: comparisons are over that part alone"),
     )
     return Table("photos", "Photos", "Models crop photos differently.", columns, tuple(rows))

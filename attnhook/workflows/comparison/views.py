@@ -65,7 +65,8 @@ def make_views(methods: "str | Sequence[str]", depths: "float | Sequence[float]"
         The views, in order.
 
     Raises:
-        ValueError: If there is no method, one is unknown or named twice, or a depth is not above 0 and at most 1.
+        ValueError: If there is no method, one is unknown or named twice, or a depth is not above 0 and at most 1, or
+            two are too close to tell apart.
     """
     chosen = [methods] if isinstance(methods, str) else list(methods)
     places = sorted({float(depth) for depth in ([depths] if isinstance(depths, int | float) else depths)}, reverse=True)
@@ -76,7 +77,12 @@ def make_views(methods: "str | Sequence[str]", depths: "float | Sequence[float]"
         raise ValueError(f"expected at least one method, each once, got {chosen}.")
     if not places or not all(0 < place <= 1 for place in places):
         raise ValueError(f"expected relative depths above 0 and at most 1 (the last block), got {places}.")
-    views: list[View] = []
+    views: dict[str, View] = {}
     for method in chosen:
-        views += [View(method, place) for place in places] if reads_block(method) else [View(method)]
-    return tuple(views)
+        for view in [View(method, place) for place in places] if reads_block(method) else [View(method)]:
+            if view.id in views:
+                raise ValueError(
+                    f"two of the relative depths are called {view.id!r}: expected depths further apart, got {places}."
+                )
+            views[view.id] = view
+    return tuple(views.values())

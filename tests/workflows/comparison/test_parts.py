@@ -231,7 +231,7 @@ def test_boxes_are_masks() -> None:
         (np.full((90, 120), 7, np.uint8), "expected 0 and 1"),
         ((200, 0, 300, 10), "holds no pixel"),
         ("nowhere.png", "expected a file"),
-        (np.zeros(4), "expected \\(height, width\\)"),
+        (np.zeros(5), "expected \\(height, width\\)"),
         (object(), "expected \\(height, width\\)"),
     ],
 )

@@ -1,0 +1,97 @@
+"""What changes a result is never answered with what was kept of something else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attnhook import ImageGeometry, compare
+from attnhook.workflows.comparison.fingerprints import fingerprint
+from attnhook.workflows.comparison.views import make_views
+from tests.workflows.comparison.zoo import photo, timm_vit
+
+
+def kept_and_new(model, folder, **asked):
+    """The same with the cache and without."""
+    kept = compare([model], [photo()], cache=folder, progress=False, **asked)
+    new = compare([model], [photo()], cache=None, progress=False, **asked)
+    return kept.measurements[0, 0], new.measurements[0, 0]
+
+
+def test_strides_are_part_of_the_model(tmp_path) -> None:
+    """The weights of patches that overlap are those of patches that do not."""
+    vision = timm_vit(dynamic_img_size=True)
+    kept_and_new(vision, tmp_path)
+    vision.model.patch_embed.proj.stride, vision.model.patch_embed.proj.padding = (8, 8), (4, 4)
+    kept, new = kept_and_new(vision, tmp_path)
+    assert kept.maps["raw_attention"].shape == new.maps["raw_attention"].shape == (8, 8)
+
+
+def test_buffers_outside_the_state_dict_are_part_of_the_model() -> None:
+    first, second = timm_vit(), timm_vit()
+    first.model.register_buffer("mask", torch.zeros(3), persistent=False)
+    second.model.register_buffer("mask", torch.ones(3), persistent=False)
+    assert fingerprint(first).key != fingerprint(second).key
+
+
+def test_what_hooks_change_is_not_kept(tmp_path) -> None:
+    vision = timm_vit()
+    before, _ = kept_and_new(vision, tmp_path)
+    hook = vision.model.blocks[0].register_forward_hook(lambda module, inputs, output: output * 0)
+    kept, new = kept_and_new(vision, tmp_path)
+    assert torch.equal(kept.maps["raw_attention"], new.maps["raw_attention"])
+    hook.remove()
+    after, _ = kept_and_new(vision, tmp_path)
+    assert torch.equal(after.maps["raw_attention"], before.maps["raw_attention"])
+
+
+def test_the_mode_of_a_model_is_not_its_content() -> None:
+    vision = timm_vit()
+    key = fingerprint(vision).key
+    vision.model.train()
+    assert fingerprint(vision).key == key
+
+
+def test_a_name_stands_for_the_class_that_the_labels_say(tmp_path) -> None:
+    vision = replace(timm_vit(), labels=tuple("abcdefg"))
+    other = replace(vision, labels=tuple("gfedcba"))
+    targets = [kept_and_new(one, tmp_path, methods="legrad", labels=["a"])[0].target for one in (vision, other)]
+    assert targets == [0, 6]
+
+
+def test_depths_that_take_other_blocks_are_other_maps(tmp_path) -> None:
+    """0.6666667 lies beyond the fourth of six blocks, and is called as two thirds are."""
+    vision = timm_vit(depth=6)
+    name = "raw_attention@0.666667"
+    maps = [kept_and_new(vision, tmp_path, depths=depth)[0].maps[name] for depth in (2 / 3, 0.6666667)]
+    assert not torch.equal(*maps)
+    with pytest.raises(ValueError, match="expected depths further apart"):
+        make_views("raw_attention", [2 / 3, 0.6666667])
+
+
+@pytest.mark.parametrize("limited", [lambda size: max(size) > 10 * min(size), lambda size: max(size) > 1024])
+def test_limits_of_preprocessing_are_part_of_it(limited) -> None:
+    """What happens to strips or to large photos alone tells two preprocessings apart."""
+
+    def seen(special):
+        def geometry(size):
+            return ImageGeometry.identity(size).resize((32, 32) if special(size) else (64, 64))
+
+        def pixels(shown):
+            return torch.zeros(3, *geometry((shown.height, shown.width)).input_size)
+
+        return fingerprint(replace(timm_vit(), transform=pixels, geometry=geometry)).preprocessing
+
+    assert seen(limited) != seen(lambda size: False)
+
+
+def test_preprocessing_that_refuses_a_photo_still_has_a_fingerprint() -> None:
+    vision = timm_vit()
+
+    def transform(shown):
+        if max(shown.size) > 10 * min(shown.size):
+            raise ValueError("too long")
+        return vision.transform(shown)
+
+    found = compare([replace(vision, transform=transform)], [photo()], cache=None, progress=False)
+    assert found.failures == ()
