@@ -22,7 +22,7 @@ from attnhook.attribution.methods import NEEDS
 from tests.digits import GRID, WEIGHTS, DigitPairs, digits, draw, trained
 
 pytest.importorskip("sklearn")
-CASES = 4000  # of 400, one draw differs from the next by up to 3.5 % either way
+CASES = 2000  # of 400, one draw differs from the next by up to 3.5 % either way
 
 
 @cache
