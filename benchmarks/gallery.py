@@ -121,7 +121,7 @@ def draw_figures(gallery: Gallery, name: str, result: AttentionResult) -> None:
         "blocks-heads": ("blocks by heads", lambda: blocks_heads_figure(result)),
         "methods": ("all methods", lambda: methods_figure(result)),
         "query": ("one patch", lambda: query_figure(result, patches[1])),
-        "queries": ("three patches", lambda: query_figure(result, patches)),
+        "queries": ("three patches", lambda: query_figure(result, patches, scale="uniform")),
         "statistics": ("statistics over depth", lambda: statistics_figure(result)),
     }
     for kind, (text, make) in figures.items():
@@ -160,7 +160,10 @@ def write_readme_pictures(results: dict[str, AttentionResult], folder: Path) -> 
         "photo-map-overlay": photo_figure(cat, scale=clipped_range(cat.attention)),
         "heads": heads_figure(astronaut),
         "query": query_figure(
-            cat, [(grid[0] // 3, grid[1] // 3), (grid[0] // 2, grid[1] // 2), (grid[0] - 4, 4)], photo_title=None
+            cat,
+            [(grid[0] // 3, grid[1] // 3), (grid[0] // 2, grid[1] // 2), (grid[0] - 4, 4)],
+            photo_title=None,
+            scale="uniform",
         ),
         "depth": blocks_figure(astronaut),
     }

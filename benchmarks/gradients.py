@@ -1,6 +1,6 @@
 """What class-specific maps cost: time and peak memory of gradient rollout at growing numbers of tokens, and whether memory grows linearly.
 
-    python benchmarks/gradients.py                               # 1,025, 2,305 and 4,097 tokens: under ten minutes on one core
+    python benchmarks/gradients.py                               # 1,025, 2,305 and 4,097 tokens: about ten minutes on one core
     python benchmarks/gradients.py --tokens 1025 --repeats 5 --no-memory --json gradients.json
 
 Time is process CPU time; the candidates of a size run interleaved in one process, and each time is divided by that of its base in the same
@@ -172,10 +172,10 @@ def measure(
     repeats: int,
     chosen: list[str] | None = None,
     *,
-    warmup: int = 1,
+    warmup: int = 0,
     clock: Callable[[], float] = time.process_time,
 ) -> list[Line]:
-    """Check, then time the candidates of a size: the usual or the chosen ones, with their bases."""
+    """Check, then time the candidates of a size: the usual or the chosen ones, with their bases. The check has warmed up what runs."""
     errors = case.errors()
     wanted = {"bare", "backward", *(chosen or case.usual())}
     candidates = {name: run for name, run in case.candidates().items() if name in wanted}

@@ -93,3 +93,61 @@ def test_presets_are_listed(capsys):
     said = capsys.readouterr().out
     assert "registers: Do register tokens" in said
     assert "  hf:facebook/dinov2-with-registers-small" in said
+
+
+def tiny_stand_ins(folder):
+    """What the hub would give for the presets' names: the same kinds of models, small, with random weights, in directories and files of the
+    hub's layout."""
+    import transformers
+
+    def hf(kind, **settings):
+        def made(name):
+            where = folder / name.replace("/", "-")
+            save_hf(where, kind, **settings)
+            return f"hf:{where}"
+
+        return made
+
+    def timm(name):
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            save_timm(path)
+        return f"timm:test_vit@{path}"
+
+    kinds = {
+        "facebook/dinov2-with-registers": hf(
+            transformers.Dinov2WithRegistersForImageClassification, num_register_tokens=4
+        ),
+        "facebook/dinov2": hf(transformers.Dinov2ForImageClassification),
+        "google/vit": hf(transformers.ViTForImageClassification),
+        "facebook/dino": hf(transformers.ViTForImageClassification),
+        "openai/clip": hf(transformers.ViTForImageClassification),
+    }
+
+    def stand_in(spec):
+        library, _, name = spec.partition(":")
+        return (
+            timm(name)
+            if library == "timm"
+            else next(make for start, make in kinds.items() if name.startswith(start))(name)
+        )
+
+    return stand_in
+
+
+@pytest.mark.parametrize("preset", ["registers", "supervised-vs-ssl", "sizes"])
+def test_a_preset_from_its_names_to_its_report(preset, folder, monkeypatch, capsys):
+    from attnhook.workflows.comparison import subjects
+    from attnhook.zoo.loading import load
+    from attnhook.zoo.presets import PRESETS
+
+    stand_in = tiny_stand_ins(folder)
+    monkeypatch.setattr(subjects, "load", lambda spec, device=None: load(stand_in(spec), device=device))
+    assert main(["compare", "cat.png", "dog.png", "--preset", preset, "--no-pictures"]) == 0
+    specs = PRESETS[preset].specs
+    assert f"{len(specs)} models, 2 photos" in capsys.readouterr().out
+    metrics = json.loads((folder / "attnhook-report" / "metrics.json").read_text())
+    models = next(table for table in metrics["tables"] if table["id"] == "models")
+    assert [row["model"] for row in models["rows"]] == list(specs)
+    if preset == "registers":
+        assert [row["tokens"] for row in models["rows"]] == [101, 101, 17, 21]

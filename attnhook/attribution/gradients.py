@@ -127,8 +127,13 @@ def legrad(maps: AttentionMaps) -> Tensor:
     map is the mean over blocks of `E_l = mean_heads mean_queries (dA_l)+`, at the patches, before the paper's min-max normalisation. An
     attention pooling counts as a block, its queries as the queries. No readout is needed: all queries count.
 
-    One departure: the paper scores the tokens of every layer l by the classifier, and E_l is of that score's own gradient. Here all E_l are of
-    the one score that ran backward, that of the model's output, because only the model knows how to score a layer's tokens.
+    One departure: the paper scores the tokens of every layer l by the classifier, and E_l is of that score's own gradient. After one backward of
+    the model's score, all E_l are of that one, because only the model knows how to score a layer's tokens. Whoever does has the paper's: inside
+    one capture, `torch.autograd.grad(score_l, input_of_block_l, retain_graph=True)` for every block; such a backward passes through no other.
+
+    Either tells classes apart less than methods that weigh the gradient with the attention, for a patch that no query reads counts as much as
+    one that all do: with two digits on a canvas (`tests/attribution/test_digits.py`, 4,000 cases) the map peaks inside the right one in 65 %, by
+    the paper's layer-wise scores in 73 %; `gradient_rollout` does in 98 %.
 
     Args:
         maps: Captured with `gradients=True`, after a backward; the blocks that were captured are those that are averaged.

@@ -52,7 +52,7 @@ class AttentionCapture:
             a predicate over names.
         rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
             `"readout"` (the one of the three that the model's head reads), `"all"` (queries and keys are kept by reference and the matrix
-            stays implicit), or a sequence of `(row, column)` patches and token indices.
+            stays implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).
         layout: What the tokens are, for models that attnhook does not know; overrides what it knows.
         gradients: Whether to follow backwards: each block then keeps its values by reference and gets the gradient dO of its attention output,
             from which its dA = dO V^T is implicit. Call `score.backward()`, inside the context or after it; several add up, as in `.grad`.
@@ -239,7 +239,10 @@ class AttentionCapture:
 
     @property
     def forwards(self) -> tuple[AttentionMaps, ...]:
-        """The maps of every forward since the context was entered (or `clear()`), oldest first; sizes may differ."""
+        """The maps of every forward since the context was entered (or `clear()`), oldest first; sizes may differ.
+
+        Raises `BlockNotCapturedError` if one of them was left by an exception half-way: call `clear()` where you catch that.
+        """
         return tuple(self._finish(record) for record in self._forwards)
 
     def _finish(self, record: ForwardRecord) -> AttentionMaps:

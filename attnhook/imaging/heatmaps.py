@@ -48,6 +48,11 @@ def heatmap(
         torch.Size([2, 428, 640])
     """
     interpolation = choose(Interpolation, mode, "mode")
+    if not isinstance(geometry, ImageGeometry):
+        raise GeometryError(
+            f"cannot place a patch map: expected an ImageGeometry, got {type(geometry).__name__}. `VisionModel.preprocess` gives it with the "
+            "pixels; for a photo that is its own input take ImageGeometry.identity((height, width))."
+        )
     values = _checked_map(patch_map)
     rows, columns = values.shape[-2:]
     area = geometry.input_size if patch_area is None else patch_area

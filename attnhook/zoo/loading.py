@@ -12,6 +12,7 @@ or packs patches (NaFlex), is an error that names what came out.
 import difflib
 import importlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -217,7 +218,7 @@ def _load_timm(name: str, file: str | None) -> VisionModel:
         tags = [] if hosted else timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise ModelLoadError(
             f"timm cannot load {name!r}: expected weights{_listed(tags)}, got {type(error).__name__}: {error} "
-            "Check the tag and the connection, or give a local file: timm:NAME@FILE.safetensors."
+            f"Check the tag and the connection{_offline()}, or give a local file: timm:NAME@FILE.safetensors."
         ) from error
     if state is not None:
         load_strictly(model, state, name=f"timm:{name}", source=str(file))
@@ -258,7 +259,7 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
         raise ModelLoadError(
             f"transformers cannot load {name!r}: expected config.json, preprocessor_config.json and safetensors weights in a directory, or on "
             f"a hub that answers, got {type(error).__name__}: {error} Save the model and its image processor there with save_pretrained, "
-            "or check the id and the connection."
+            f"or check the id and the connection{_offline()}."
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ModelLoadError(
@@ -337,6 +338,12 @@ def _load_torchvision(name: str, file: str | None) -> VisionModel:
 
 def _resize_and_crop(size: Size, *, shorter_edge: int, crop: int) -> ImageGeometry:
     return ImageGeometry.identity(size).resize(shorter_edge).center_crop(crop)
+
+
+def _offline() -> str:
+    """A hub that this process was told not to ask."""
+    told = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") not in {"", "0"}]
+    return f" ({told[0]} is set, so no hub is asked)" if told else ""
 
 
 def _require(module: str) -> Any:

@@ -1,6 +1,7 @@
 """Class-specific maps where the truth is known: two digits on a canvas, and a small ViT that tells them apart."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from attnhook.attribution.methods import NEEDS
 from tests.digits import GRID, WEIGHTS, DigitPairs, digits, draw, trained
 
 pytest.importorskip("sklearn")
-CASES = 4000  # of 400, one draw differs from the next by up to 3.5 % either way
+CASES = 2000  # of 400, one draw differs from the next by up to 3.5 % either way
 
 
 @cache
@@ -30,6 +31,7 @@ def held_out() -> DigitPairs:
     return draw(digits(held_out=True), CASES // 2, torch.Generator().manual_seed(2024))
 
 
+@cache
 def maps_towards(method, number: int) -> Tensor:
     """The maps for the first (0) or second (1) class of each image: `(2000, 8, 8)`."""
     pairs, model = held_out(), trained()
@@ -39,11 +41,11 @@ def maps_towards(method, number: int) -> Tensor:
     return method(capture.maps)
 
 
-def peak_shares(method) -> tuple[float, float]:
+def peak_shares(maps_of: Callable[[int], Tensor]) -> tuple[float, float]:
     """In how many of the cases the map peaks inside the digit of its class, and inside the other one."""
     right, wrong = [], []
     for number in range(2):
-        peaks = maps_towards(method, number).flatten(1).argmax(1)[:, None]
+        peaks = maps_of(number).flatten(1).argmax(1)[:, None]
         right.append(held_out().inside(number).flatten(1).gather(1, peaks))
         wrong.append(held_out().inside(1 - number).flatten(1).gather(1, peaks))
     return torch.cat(right).double().mean().item(), torch.cat(wrong).double().mean().item()
@@ -57,7 +59,7 @@ def test_the_model_knows_its_digits() -> None:
     pairs = held_out()
     with torch.no_grad():
         best = trained()(pairs.pixels).topk(2).indices
-    assert (best.sort().values == pairs.classes.sort().values).all(1).double().mean() > 0.75
+    assert (best.sort().values == pairs.classes.sort().values).all(1).double().mean() > 0.85
 
 
 def test_pairs_are_what_they_say() -> None:
@@ -72,28 +74,46 @@ def test_pairs_are_what_they_say() -> None:
     assert (len(training), len(unseen)) == (1437, 360)
 
 
-# One block knows less than all: gradient_attention is right in about 90 % of the cases, on either side of it from one draw to the next.
-@pytest.mark.parametrize(
-    "method, least", [(gradient_rollout, 0.96), (gradient_attention, 0.87)], ids=lambda x: getattr(x, "__name__", "")
-)
-def test_relevance_for_a_class_peaks_inside_its_digit(method, least: float) -> None:
-    right, wrong = peak_shares(method)
+@pytest.mark.parametrize("method", [gradient_rollout, gradient_attention], ids=lambda method: method.__name__)
+def test_relevance_for_a_class_peaks_inside_its_digit(method) -> None:
+    right, wrong = peak_shares(partial(maps_towards, method))
     print(f"{method.__name__}: right {right:.3f}, wrong {wrong:.3f}")
-    assert right >= least
-    assert wrong <= 1 - least
+    assert right >= 0.93
+    assert wrong <= 0.07
 
 
-def test_legrad_of_the_final_score_leans_to_the_right_digit_and_no_more() -> None:
-    right, wrong = peak_shares(legrad)
-    # Its paper scores every layer on its own; one backward of the final score tells classes apart less.
-    assert right > 0.6 > 0.4 > wrong
+def layer_wise_maps(number: int) -> Tensor:
+    """LeGrad as its paper has it: each block's gradient is that of the classifier's score of this block's own output.
+
+    In one capture: a backward to a block's input passes through this block alone.
+    """
+    pairs, model = held_out(), trained()
+    passed: list[tuple[Tensor, Tensor]] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, inputs, output: passed.append((inputs[0], output)))
+    with AttentionCapture(model, gradients=True) as capture:
+        model(pairs.pixels)
+        for before, after in passed:
+            scores = model.forward_head(model.norm(after)).gather(1, pairs.classes[:, number, None])
+            torch.autograd.grad(scores.sum(), before, retain_graph=True)
+    return legrad(capture.maps)
+
+
+def test_legrad_leans_to_the_right_digit_and_no_more() -> None:
+    """Measured, not wanted: it takes the gradient without the attention, so that patches which nobody reads count."""
+    right, wrong = peak_shares(partial(maps_towards, legrad))
+    layer_wise_right, layer_wise_wrong = peak_shares(layer_wise_maps)
+    print(f"legrad: {right:.3f}, {wrong:.3f}; layer-wise: {layer_wise_right:.3f}, {layer_wise_wrong:.3f}")
+    assert 0.9 > right > 0.55 > 0.45 > wrong > 0.1
+    assert 0.9 > layer_wise_right > right
+    assert 0.1 < layer_wise_wrong < wrong
 
 
 @pytest.mark.parametrize("method", [raw_attention, rollout, value_weighted_attention], ids=lambda m: m.__name__)
 def test_what_is_read_off_the_forward_cannot_tell_classes_apart(method) -> None:
     first, second = (maps_towards(method, number) for number in range(2))
     assert torch.equal(first, second)
-    right, wrong = peak_shares(method)
+    right, wrong = peak_shares(partial(maps_towards, method))
     assert right <= 0.6  # whichever digit it prefers, it prefers it for both classes
     assert right == pytest.approx(wrong)
 

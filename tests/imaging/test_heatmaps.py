@@ -204,3 +204,8 @@ def test_a_grid_that_covers_no_pixel_of_the_photo():
 def test_unknown_mode_lists_the_choices():
     with pytest.raises(ValueError, match="'bilinear', 'nearest', 'bicubic', got 'lanczos'"):
         heatmap(torch.rand(2, 2), SEEN["identity"], mode="lanczos")
+
+
+def test_what_is_no_geometry_is_refused() -> None:
+    with pytest.raises(GeometryError, match="expected an ImageGeometry, got str"):
+        heatmap(torch.rand(4, 4), "photo.jpg")

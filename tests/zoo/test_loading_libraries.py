@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from attnhook.errors import GeometryError, ModelLoadError
 from attnhook.imaging.geometry import ImageGeometry
+from attnhook.zoo import loading
 from attnhook.zoo.loading import load
 from tests.zoo.saved_models import TIMM_NAME, photo, save_hf, save_timm, tiny_torchvision_vit
 
@@ -233,3 +234,12 @@ def test_torchvision_swin_is_built_as_torchvision_builds_it(monkeypatch):
 def test_unknown_torchvision_names_list_what_there_is():
     with pytest.raises(ModelLoadError, match=r"torchvision has no model 'vit_b_17'.*vit_b_16"):
         load("torchvision:vit_b_17")
+
+
+def test_a_process_that_may_not_ask_a_hub_is_told_so(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelLoadError, match="HF_HUB_OFFLINE is set, so no hub is asked"):
+        load("hf:nobody/no-such-model")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    assert loading._offline() == ""
