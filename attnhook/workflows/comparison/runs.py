@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.errors import ComparisonError, ScoreError
+from attnhook.errors import AttnhookError, ComparisonError, ScoreError
 from attnhook.imaging.images import ImageSource
 from attnhook.workflows.comparison.agreements import PairAgreement, PhotoAgreement, pair_agreements, photo_agreement
 from attnhook.workflows.comparison.caches import MeasurementCache
@@ -17,7 +17,7 @@ from attnhook.workflows.comparison.checks import make_notes
 from attnhook.workflows.comparison.comparisons import Comparison, SharedArea
 from attnhook.workflows.comparison.faithfulness import Faithfulness, mean_faithfulness
 from attnhook.workflows.comparison.lattices import Lattice, common_box
-from attnhook.workflows.comparison.masks import MaskSource
+from attnhook.workflows.comparison.masks import MaskSource, ObjectMask
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.model_runs import ModelRun, RunSettings, run_model
 from attnhook.workflows.comparison.objects import ObjectScores, object_scores, score_photo
@@ -146,6 +146,7 @@ class _Assembly:
         self.photos, self.views, self.seed = photos, views, seed
         self.lattices = [Lattice.of_photo(photo.size, resolution) for photo in photos]
         self.seen = [self._seen(number) for number in range(len(photos))]
+        self.masks = [self._mask(photo) for photo in photos]
 
     def comparison(self, unread: Sequence[Failure], asked: dict[str, Any]) -> Comparison:
         """Everything together."""
@@ -182,6 +183,13 @@ class _Assembly:
             seen &= lattice.seen(measurement)
         return seen
 
+    def _mask(self, photo: Photo) -> ObjectMask | None:
+        try:
+            return photo.object_mask()
+        except (AttnhookError, OSError) as error:  # gone or changed since the comparison began
+            self.failures.append(Failure(None, photo.name, "reading the mask", str(error)))
+            return None
+
     def _area(self, photo: int) -> SharedArea | None:
         seen = self.seen[photo]
         if not (self._of(photo) and seen.any()):
@@ -213,12 +221,11 @@ class _Assembly:
         return None if found is None else replace(found, content=self.photos[photo].digest)
 
     def _objects(self, view: View) -> tuple[ObjectScores, ...]:
-        masks = {number: photo.object_mask() for number, photo in enumerate(self.photos)}
         found = []
         for model, run in enumerate(self.runs):
             scores = []
             for photo, measurement in run.measurements.items():
-                mask = masks[photo]
+                mask = self.masks[photo]
                 if mask is None or view.id not in measurement.maps:
                     continue
                 twin = run.twins.get(photo)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from attnhook import ImageGeometry, compare
 from attnhook.workflows.comparison import measurements, reports
@@ -58,6 +59,21 @@ def test_a_copy_is_no_other_photo() -> None:
     assert alone(models, [photo(), photo()]).agreements["raw_attention"][0].other_photo == {}
     twice = alone(models, [photo(), photo(), photo(seed=1)]).agreements["raw_attention"][0].other_photo
     assert twice["cosine"].n == 3
+
+
+def test_a_mask_that_goes_away_costs_its_own_scores_alone(tmp_path) -> None:
+    masks = [tmp_path / f"{number}.png" for number in range(2)]
+    for path in masks:
+        Image.fromarray(disc()).save(path)
+
+    def model():
+        masks[0].unlink()  # after the photos were looked at
+        return timm_vit()
+
+    found = alone([model], [photo(), photo(seed=1)], masks=masks)
+    (failure,) = found.failures
+    assert (failure.photo, failure.what) == ("photo 0", "reading the mask")
+    assert found.objects["raw_attention"][0].estimates["energy"]["model"].n == 1
 
 
 # --- blocks that differ -------------------------------------------------------------------------------------------------------------------
