@@ -296,7 +296,10 @@ def attend(
             index = run_towards(capture, module, pixels, target, labels)
             said["target"] = index if labels is None else labels[index]
         else:
-            with torch.inference_mode(), capture:
+            with (
+                torch.no_grad(),
+                capture,
+            ):  # not inference mode: tensors that a model keeps for itself could not be trained with
                 run_vision(module, pixels)
         maps = capture.maps
         _check_sizes(maps, geometry, name)

@@ -57,6 +57,16 @@ class Photo:
         """Where the object is; None if nobody said."""
         return None if self.mask is None else read_mask(self.mask, self.size, self.name)
 
+    def mask_digest(self) -> str | None:
+        """SHA-256 of the mask's pixels; None without a mask, or if it can no longer be read."""
+        try:
+            mask = self.object_mask()
+        except (AttnhookError, OSError):
+            return None
+        if mask is None:
+            return None
+        return hashlib.sha256(torch.stack([mask.inside, mask.ignored]).numpy().tobytes()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Failure:

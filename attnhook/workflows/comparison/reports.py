@@ -84,7 +84,14 @@ def manifest(comparison: Comparison) -> dict[str, Any]:
             for entry in comparison.models
         ],
         "photos": [
-            {"name": photo.name, "height": photo.size[0], "width": photo.size[1], "pixels_sha256": photo.digest}
+            {
+                "name": photo.name,
+                "height": photo.size[0],
+                "width": photo.size[1],
+                "pixels_sha256": photo.digest,
+                "label": None if photo.label is None else str(photo.label),
+                "mask_sha256": photo.mask_digest(),
+            }
             for photo in comparison.photos
         ],
         "failures": [vars(failure) for failure in comparison.failures],

@@ -362,6 +362,11 @@ def test_the_report_is_whole(found, tmp_path) -> None:
         manifest["versions"]["torch"] == torch.__version__.split("+")[0]
         or manifest["versions"]["torch"] == torch.__version__
     )
+    assert [one["label"] for one in manifest["photos"]] == ["disc", None, "3"]
+    masks = [one["mask_sha256"] for one in manifest["photos"]]
+    assert masks[1] is None
+    assert len({len(masks[0]), len(masks[2]), 64}) == 1
+    assert masks[0] != masks[2]
     metrics = json.loads((page.parent / "metrics.json").read_text())
     assert [table["id"] for table in metrics["tables"]] == ["models", "agreement", "photos", "objects", "depth"]
     rows = list(csv.DictReader((page.parent / "metrics.csv").read_text().splitlines()))

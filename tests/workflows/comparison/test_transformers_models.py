@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from attnhook import compare
+from attnhook import attend, compare
 from attnhook.workflows.comparison.checks import trained_grid
 from attnhook.workflows.comparison.fingerprints import fingerprint
 from tests.workflows.comparison.zoo import photo, seeing, timm_vit
@@ -29,6 +29,12 @@ def test_a_model_can_be_trained_after_a_comparison() -> None:
     found = alone([vision], [photo()], methods=["raw_attention", "legrad"])
     assert found.failures == ()
     assert set(found.measurements[0, 0].maps) == {"raw_attention", "legrad"}
+    vision.model(torch.rand(1, 3, 64, 64)).logits.sum().backward()
+
+
+def test_a_model_can_be_trained_after_attend() -> None:
+    vision = beit()
+    attend(vision, photo())
     vision.model(torch.rand(1, 3, 64, 64)).logits.sum().backward()
 
 
