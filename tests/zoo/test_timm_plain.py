@@ -133,10 +133,17 @@ def test_models_without_token_attention_say_what_they_do(name: str, words: str) 
         AttentionCapture(model)
 
 
+SHARDS = 8
+# Planned models of timm 1.0.31 by shard, 661 of 1,371 altogether; the others are refused.
+PLANNED = (84, 82, 84, 81, 78, 82, 84, 86)
+
+
 @pytest.mark.slow
-def test_every_model_of_timm_is_planned_or_refused_with_a_reason() -> None:
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_every_model_of_timm_is_planned_or_refused_with_a_reason(shard: int) -> None:
     planned, refused = set(), set()
-    for name in timm.list_models():
+    names = timm.list_models()[shard::SHARDS]
+    for name in names:
         with torch.device("meta"):
             model = timm.create_model(name)
         try:
@@ -145,7 +152,13 @@ def test_every_model_of_timm_is_planned_or_refused_with_a_reason() -> None:
         except UnsupportedModelError as error:
             assert "has no softmax attention between tokens" in str(error)  # noqa: PT017
             refused.add(name)
+    assert planned | refused == set(names)
     if timm.__version__ == "1.0.31":
-        assert (len(planned), len(refused)) == (661, 710)
+        assert len(planned) == PLANNED[shard]
     assert not fnmatch.filter(refused, "*swin*")
     assert not fnmatch.filter(planned, "resnet[0-9]*d*")
+
+
+def test_the_shards_are_all_models() -> None:
+    if timm.__version__ == "1.0.31":
+        assert (len(timm.list_models()), sum(PLANNED)) == (1371, 661)
