@@ -126,7 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in seconds.items():
         print(f"  {name:<8} {value:8.1f}")
     own = seconds["compare"] - seconds["prepare"]
-    print(f"compare without loading, over the bare forwards: x{own / seconds['bare']:.3f} (goal: at most 1.1)")
+    print(
+        f"compare without loading, over the bare forwards: x{own / seconds['bare']:.3f} (goal: at most 1.1)", flush=True
+    )
     if not options.no_memory:
         for count in (1, options.models):
             peak = spawn(__file__, "--probe", count, 3)
