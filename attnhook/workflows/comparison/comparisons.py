@@ -140,7 +140,7 @@ class Comparison:
         """One of the tables.
 
         Args:
-            name: `"models"`, `"agreement"`, `"objects"` (with masks), `"faithfulness"` or `"depth"` (statistics by block).
+            name: `"models"`, `"photos"`, `"agreement"`, `"objects"` (with masks), `"faithfulness"` or `"depth"` (statistics by block).
 
         Returns:
             A pandas DataFrame; where pandas is not installed, a list of dictionaries.

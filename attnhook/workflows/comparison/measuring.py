@@ -70,10 +70,8 @@ class Gauge:
                 f"{self.vision.name} looks at less than one pixel of a photo of {photo.height} x {photo.width}. Crop it."
             )
         begin = time.perf_counter()
-        with (
-            torch.no_grad(),
-            self._capture,
-        ):  # no inference mode: models keep tables of their first forward, and want to be trained later
+        # No inference mode: models keep tables of their first forward, and want to be trained later.
+        with torch.no_grad(), self._capture:
             run_vision(self.vision.model, pixels)
             _wait(self.vision)
         seconds = time.perf_counter() - begin

@@ -63,8 +63,8 @@ def compare(
             boxes `(left, top, right, bottom)` in pixels; None for a photo without.
         labels: What each photo shows, a class by name or index. Shown beside the photo; gradient methods and faithfulness follow it, instead of
             each model's own highest score.
-        statistics: Whether to measure entropy, distance, sinks and patch mass of every block and head, over all rows: on the first 32 photos,
-            which is enough for standard errors of a percent (a ViT-S takes a sixth longer for it); a number says on how many.
+        statistics: Whether to measure entropy, distance, sinks and patch mass of every block and head, over all rows. True measures the
+            first 32 photos, because it takes a small model's forward about a seventh longer; a number says on how many.
         faithfulness: Whether to take patches away and watch the model's own score: about 84 more forwards a photo, model and map.
         depths: Relative depths, above 0 and at most 1, at which methods of one block are taken: the same place in models of different depth.
         controls: Whether, with masks, each architecture is also measured with random weights.
