@@ -296,10 +296,8 @@ def attend(
             index = run_towards(capture, module, pixels, target, labels)
             said["target"] = index if labels is None else labels[index]
         else:
-            with (
-                torch.no_grad(),
-                capture,
-            ):  # not inference mode: tensors that a model keeps for itself could not be trained with
+            # Not inference mode: tensors that a model keeps for itself could not be trained with.
+            with torch.no_grad(), capture:
                 run_vision(module, pixels)
         maps = capture.maps
         _check_sizes(maps, geometry, name)

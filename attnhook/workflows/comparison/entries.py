@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from attnhook.options import Size
-from attnhook.workflows.comparison.checks import trained_grid
 from attnhook.workflows.comparison.fingerprints import Fingerprint, fingerprint
 from attnhook.workflows.comparison.subjects import Subject
 from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.positions import trained_grid
 
 
 @dataclass(frozen=True)
