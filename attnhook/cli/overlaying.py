@@ -11,6 +11,7 @@ from attnhook.cli.arguments import add_command, add_map_options, add_model
 from attnhook.cli.messages import one_line, say, write_json
 from attnhook.errors import AttnhookError, NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
 from attnhook.options import Style
+from attnhook.workflows.versions import library_versions
 
 if TYPE_CHECKING:
     from attnhook.workflows.results import AttentionResult
@@ -139,7 +140,7 @@ def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[
     chosen = ("method", "target", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
     return {
         "format": "attnhook-overlay-1",
-        "versions": {"attnhook": __version__} | {name: _version(name) for name in ("torch", "timm", "transformers")},
+        "versions": {"attnhook": __version__} | library_versions(),
         "model": {
             "spec": arguments.model,
             "name": model.name,
@@ -149,15 +150,6 @@ def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[
         },
         "settings": {name: getattr(arguments, name) for name in chosen},
     }
-
-
-def _version(package: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _targets(images: Iterable[Path], out: Path) -> list[Path]:

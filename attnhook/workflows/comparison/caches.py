@@ -9,8 +9,8 @@ from attnhook import __version__
 from attnhook.workflows.comparison.fingerprints import Fingerprint, digest
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.photographs import Photo
-from attnhook.workflows.comparison.versions import library_versions
 from attnhook.workflows.comparison.views import View
+from attnhook.workflows.versions import library_versions
 
 FORMAT = 2
 """Raised whenever a measurement of the same content may come out differently."""

@@ -18,7 +18,7 @@ from attnhook.imaging.overlays import overlay
 from attnhook.workflows.comparison.comparisons import Comparison
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.tables import as_csv
-from attnhook.workflows.comparison.versions import library_versions
+from attnhook.workflows.versions import library_versions
 
 PICTURE_LONGEST = 640
 """Most pixels of the longer edge of a photo inside the page."""
