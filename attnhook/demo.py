@@ -19,6 +19,7 @@ from attnhook.attribution.raw_maps import raw_attention
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
 from attnhook.imaging.figures import overlay_figure, sheet
+from attnhook.workflows.files import replacing
 from attnhook.workflows.results import AttentionResult, attend, save_image
 from attnhook.zoo.loading import VisionModel, load
 
@@ -176,12 +177,8 @@ def save_figure(figure: "Figure", path: Path) -> Path:
     Returns:
         The path.
     """
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from attnhook.workflows.files import replacing
+
 
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write JSON under a temporary name, then rename.
@@ -13,12 +15,8 @@ def write_json(content: dict[str, Any], path: Path) -> None:
         content: What to write.
         path: The file.
     """
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def one_line(error: BaseException) -> str:

@@ -32,6 +32,7 @@ from attnhook.options import (
 )
 from attnhook.workflows.captions import caption_of, reads_block
 from attnhook.workflows.display import html_of, mimebundle, png_of
+from attnhook.workflows.files import replacing
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
 from attnhook.workflows.viewer.scenes import Scene
@@ -384,10 +385,6 @@ def save_image(picture: Image.Image, path: str | Path) -> Path:
         raise ValueError(
             f"cannot save {target.name!r}: expected a picture's suffix such as .png or .jpg, got {target.suffix!r}."
         )
-    temporary = target.with_name(f"{target.name}.partial")
-    try:
+    with replacing(target) as temporary:
         picture.save(temporary, format=format_name)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return target

@@ -14,6 +14,7 @@ from torch import Tensor
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.options import Size
+from attnhook.workflows.files import replacing
 
 _PREFIXES = ("map", "block", "statistic")
 
@@ -96,16 +97,9 @@ class Measurement:
             "areas": self.areas,
             "problems": self.problems,
         }
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")  # two runs may measure the same
-        try:
-            save_file(
-                {name: value.contiguous() for name, value in tensors.items()},
-                temporary,
-                {"measurement": json.dumps(plain)},
-            )
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        with replacing(path, mark=f".{os.getpid()}") as temporary:  # two runs may measure the same
+            save_file(whole, temporary, {"measurement": json.dumps(plain)})
 
     @classmethod
     def load(cls, path: Path) -> "Measurement | None":

@@ -18,6 +18,7 @@ from attnhook.imaging.overlays import overlay
 from attnhook.workflows.comparison.comparisons import Comparison
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.tables import as_csv
+from attnhook.workflows.files import replacing
 from attnhook.workflows.versions import library_versions
 
 PICTURE_LONGEST = 640
@@ -234,9 +235,5 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

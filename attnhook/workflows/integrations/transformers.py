@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
+from attnhook.workflows.files import replacing
 from attnhook.workflows.monitoring import AttentionMonitor
 from attnhook.workflows.schedules import is_first_process
 
@@ -62,13 +63,9 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
     """Write a monitor's state: its rows as tensors, the rest in the header; to a temporary name first."""
     rows = [(prefix, block, row) for prefix, blocks in state["rows"].items() for block, row in blocks.items()]
     header = {**state, "rows": [(prefix, block) for prefix, block, _ in rows]}
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        tensors = {str(number): row.contiguous() for number, (*_, row) in enumerate(rows)}
+    tensors = {str(number): row.contiguous() for number, (*_, row) in enumerate(rows)}
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"state": json.dumps(header)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

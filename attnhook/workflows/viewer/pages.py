@@ -7,6 +7,7 @@ from pathlib import Path
 from attnhook import __version__
 from attnhook.options import BlocksOption
 from attnhook.workflows.documents import document, embedded_palettes
+from attnhook.workflows.files import replacing
 from attnhook.workflows.viewer.packing import LETTERS
 from attnhook.workflows.viewer.scenes import AUTO, MATRIX_BITS, ROW_BITS, Scene, pack_scene
 
@@ -74,10 +75,6 @@ def save_viewer(page: str, path: str | Path) -> Path:
         The path.
     """
     target = Path(path)
-    temporary = target.with_name(f"{target.name}.partial")
-    try:
+    with replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
