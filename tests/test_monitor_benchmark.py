@@ -1,31 +1,20 @@
 """The monitor benchmark's checks and order of work, on a tiny model. No test asserts a real time."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from attnhook import AttentionMonitor
+from tests.benchmark_scripts import imported
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("timing", "overhead", "overhead_cases", "monitor")
 CANDIDATES = {"bare", "bare again", "nothing due", "observe, all rows", "observe, readout rows", "logged"}
 
 
 @pytest.fixture(scope="module")
 def script():
-    """The script, imported as Python does when it runs it: with its folder first on sys.path."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("monitor")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in set(MODULES) - before:
-            sys.modules.pop(name, None)
+    with imported("monitor") as found:
+        yield found
 
 
 @pytest.fixture

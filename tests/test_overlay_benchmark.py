@@ -1,27 +1,15 @@
 """`benchmarks/overlay.py` checks what it times."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("timing", "overhead_cases", "overlay")
+from tests.benchmark_scripts import imported
 
 
 @pytest.fixture(scope="module")
 def script():
-    """The script, imported as Python does when it runs it: with its folder first on sys.path."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("overlay")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in set(MODULES) - before:
-            sys.modules.pop(name, None)
+    with imported("overlay") as found:
+        yield found
 
 
 def test_every_way_is_timed(script) -> None:

@@ -1,28 +1,18 @@
 """The rollout benchmark's checks and order of work, on tiny images. No test asserts a real time or a real amount of memory."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("timing", "overhead", "overhead_cases", "rollout", "rollout_cases", "rollout_kernels")
+from tests.benchmark_scripts import imported
 
 
 @pytest.fixture(scope="module")
 def script():
-    """The script, imported as Python does when it runs it: with its folder first on sys.path."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("rollout")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in set(MODULES) - before:
-            sys.modules.pop(name, None)
+    with imported("rollout") as found:
+        yield found
 
 
 @pytest.fixture
