@@ -21,6 +21,8 @@ from attnhook.capture.softmax_matrix import SoftmaxMatrix, softmax_rows
 from attnhook.errors import AttnhookError, BlockNotCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Size
 
+_is_inference_mode_enabled = torch.is_inference_mode_enabled
+
 
 @dataclass(slots=True, eq=False)
 class CapturedCall:
@@ -102,23 +104,26 @@ class ScoreMemory:
         self._images: tuple[Tensor, ...] = ()
         self._taken = self._total = 0  # of this piece, of all
 
-    def take(self, query: Tensor, keys: int, count: int) -> PlainCall:
+    def take(self, query: Tensor, rows: slice, keys: int, count: int) -> PlainCall:
         """Memory for one call.
 
         Args:
-            query: The wanted queries `(batch, heads, rows, head_dim)`.
+            query: All queries `(batch, heads, queries, head_dim)`.
+            rows: The wanted ones.
             keys: Number of keys.
             count: Calls to expect in a forward.
 
         Returns:
             The call, its scores of the query's dtype and device, with nothing in them yet.
         """
-        batch, heads, rows, _ = query.shape
-        kind = (batch, heads, rows, keys, query.device, torch.is_inference_mode_enabled())
+        shape = query.shape
+        batch = shape[0]
+        kind = (shape, keys, query.device, _is_inference_mode_enabled())
         first = batch * self._taken
         if kind != self._kind or first == len(self._images):
             self._kind, self._taken, first = kind, 0, 0
-            self._piece = query.new_empty(max(count - self._total, 1) * batch, heads, rows, keys)
+            wanted = len(range(*rows.indices(shape[2])))
+            self._piece = query.new_empty(max(count - self._total, 1) * batch, shape[1], wanted, keys)
             self._images = self._piece.unbind(0)
         self._taken += 1
         self._total += 1
@@ -134,8 +139,8 @@ def _finish_together(calls: list[AnyCall]) -> list[Tensor | SoftmaxMatrix]:
     alike = [c.number for c in calls if isinstance(c, PlainCall) and c.piece is piece and c.scale == scale]
     if len(alike) != len(calls) or len(alike) * len(first.images) != len(piece):
         return [call.finished() for call in calls]
-    rows = torch.split(torch.softmax(piece * scale, dim=-1), len(first.images))
-    return [rows[number].clone() for number in alike]  # each owns exactly its bytes
+    rows = torch.split_copy(torch.softmax(piece * scale, dim=-1), len(first.images))  # each owns exactly its bytes
+    return [rows[number] for number in alike]
 
 
 @dataclass(eq=False)

@@ -77,23 +77,17 @@ class SiteRecorder:
         query, key, _ = args
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal") or type(query) is not Tensor:
             return False
-        if query.dtype is not _FLOAT32 or key.dtype is not _FLOAT32 or query.is_nested or query.dim() != 4:
+        if query.dtype is not _FLOAT32 or key.dtype is not _FLOAT32 or query.is_nested:
             return False
-        batch, heads, queries, width = query.shape
-        if (
-            key.shape[1] != heads
-            or key.shape[0] != batch
-            or not batch
-            or (queries != key.shape[2] and self._of_sequence)
-        ):
+        shape, (*same, keys, _) = query.shape, key.shape
+        if len(shape) != 4 or same != [*shape[:2]] or not shape[0] or (shape[2] != keys and self._of_sequence):
             return False
-        query = query[:, :, rows]
-        call = self.record.memory.take(query, key.shape[2], self._sites)
+        call = self.record.memory.take(query, rows, keys, self._sites)
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
         for image, scores in enumerate(call.images):
-            _bmm(query[image], key[image].mT, out=scores)
+            _bmm(query[image, :, rows], key[image].mT, out=scores)
         scale = kwargs.get("scale")
-        call.scale = width**-0.5 if scale is None else scale
+        call.scale = shape[3] ** -0.5 if scale is None else scale
         self.record.calls.append((self.site.name, call))
         return True
 
