@@ -4,6 +4,7 @@ While the model runs only scores are kept; their softmax waits until the maps ar
 time to call a few more torch operations between the model's own, so every one that can wait does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,7 +140,8 @@ def _finish_together(calls: list[AnyCall]) -> list[Tensor | SoftmaxMatrix]:
     alike = [c.number for c in calls if isinstance(c, PlainCall) and c.piece is piece and c.scale == scale]
     if len(alike) != len(calls) or len(alike) * len(first.images) != len(piece):
         return [call.finished() for call in calls]
-    rows = torch.split_copy(torch.softmax(piece * scale, dim=-1), len(first.images))  # each owns exactly its bytes
+    weights = torch.softmax(piece * scale, dim=-1)
+    rows: Sequence[Tensor] = torch.split_copy(weights, len(first.images))  # type: ignore[func-returns-value] # each owns exactly its bytes
     return [rows[number] for number in alike]
 
 
