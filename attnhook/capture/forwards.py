@@ -4,9 +4,9 @@ While the model runs only scores are kept; their softmax waits until the maps ar
 time to call a few more torch operations between the model's own, so every one that can wait does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from attnhook.errors import AttnhookError, BlockNotCapturedError, RowsNotKeptErr
 from attnhook.options import Size
 
 _is_inference_mode_enabled = torch.is_inference_mode_enabled
+_split_copy = cast(
+    "Callable[[Tensor, int], Sequence[Tensor]]", torch.split_copy
+)  # torch's stubs say that it returns nothing
 
 
 @dataclass(slots=True, eq=False)
@@ -141,7 +144,7 @@ def _finish_together(calls: list[AnyCall]) -> list[Tensor | SoftmaxMatrix]:
     if len(alike) != len(calls) or len(alike) * len(first.images) != len(piece):
         return [call.finished() for call in calls]
     weights = torch.softmax(piece * scale, dim=-1)
-    rows: Sequence[Tensor] = torch.split_copy(weights, len(first.images))  # type: ignore[func-returns-value] # each owns exactly its bytes
+    rows = _split_copy(weights, len(first.images))  # each owns exactly its bytes
     return [rows[number] for number in alike]
 
 
