@@ -92,7 +92,7 @@ def test_while_training(cat: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [README, README.parent / "docs" / "comparing.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("text", [README], ids=lambda path: path.name)
 def test_comparing(cat: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = [
         b for b in re.findall(r"```python\n(.*?)```", text.read_text(), flags=re.DOTALL) if "import compare" in b
