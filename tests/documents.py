@@ -44,7 +44,9 @@ class Block:
         """Arguments of each `attnhook` command, comments away."""
         lines = self.code.replace("\\\n", " ").splitlines() if self.language in SHELLS else []
         return [
-            shlex.split(line, comments=True)[1:] for line in lines if line.startswith(("attnhook ", "python -m attnhook "))
+            shlex.split(line, comments=True)[1:]
+            for line in lines
+            if line.startswith(("attnhook ", "python -m attnhook "))
         ]
 
     @property

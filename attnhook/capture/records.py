@@ -304,6 +304,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         }
         target = Path(path)
         temporary = target.with_name(f"{target.name}.partial")
+        temporary.unlink(missing_ok=True)  # a link that somebody left there would be followed
         try:
             save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
             temporary.replace(target)
@@ -333,7 +334,16 @@ class AttentionMaps(Sequence[BlockAttention]):
             raise NothingCapturedError(
                 f"cannot read {str(path)!r}: expected a safetensors file, got {error}."
             ) from None
-        header = json.loads(metadata.get("attnhook", "{}"))
+        try:
+            return cls._unpacked(path, json.loads(metadata.get("attnhook", "{}")), tensors)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise NothingCapturedError(
+                f"cannot read {str(path)!r}: expected a whole file of format {_FORMAT!r}, got one that does not hold together "
+                f"({type(error).__name__}: {error})."
+            ) from None
+
+    @classmethod
+    def _unpacked(cls, path: str | Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> "AttentionMaps":
         if header.get("format") != _FORMAT:
             raise NothingCapturedError(
                 f"cannot read {str(path)!r}: expected a file of format {_FORMAT!r}, got {header.get('format')!r}."

@@ -9,7 +9,8 @@ What it decides, so that the photo on screen is the photo that the model saw:
 - Of an animation, a path gives the first frame and a PIL image the frame it stands at.
 
 What it refuses, with an `ImageError`: whatever could be read in two ways, such as a normalised tensor, floats up to 255, a batch, or an
-array with its channels at the wrong end. It downloads nothing, and Pillow's limits against decompression bombs stay on.
+array with its channels at the wrong end. It downloads nothing, Pillow's limits against decompression bombs stay on, and files that Pillow
+would have another program read (PostScript) are not opened.
 """
 
 import io
@@ -68,7 +69,18 @@ def read_image(source: ImageSource) -> Image.Image:
     )
 
 
-def _from_file(source: str | Path) -> Image.Image:
+def open_image(source: str | Path) -> Image.Image:
+    """Open an image file that nobody vouches for: its header is read, its pixels are not yet.
+
+    Args:
+        source: The path.
+
+    Returns:
+        The image, to be closed by the caller.
+
+    Raises:
+        ImageError: If there is no such file, it is no image, too large, or one that Pillow hands to another program.
+    """
     if str(source).startswith(("http://", "https://")):
         raise ImageError(
             f"cannot read {source}: expected a local file, got a URL. Download it first; nothing is fetched here."
@@ -99,8 +111,18 @@ def _from_file(source: str | Path) -> Image.Image:
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged header leads them into
         raise ImageError(f"cannot read {path}: expected a readable image file, got {_reason(error)}.") from error
-    with opened:
-        return _from_pil(opened, str(path))
+    if opened.format == "EPS":  # whatever the file is called
+        opened.close()
+        raise ImageError(
+            f"cannot read {path}: expected pixels, got PostScript, a program that Pillow would run in Ghostscript. If you trust it, convert "
+            "it to PNG."
+        )
+    return opened
+
+
+def _from_file(source: str | Path) -> Image.Image:
+    with open_image(source) as opened:
+        return _from_pil(opened, str(source))
 
 
 def _from_pil(image: Image.Image, name: str) -> Image.Image:

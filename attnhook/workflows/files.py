@@ -21,6 +21,7 @@ def replacing(path: Path, *, mark: str = "") -> Iterator[Path]:
         ...     temporary.write_text("1 2 3")
     """
     temporary = path.with_name(f"{path.name}{mark}.partial")
+    temporary.unlink(missing_ok=True)  # a link that somebody left there would be followed
     try:
         yield temporary
         temporary.replace(path)

@@ -4,6 +4,7 @@ Knows nothing of any library's models, and changes no names: a file holds a mode
 the two differ.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from attnhook.errors import ModelLoadError
 
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
+_PLAIN = re.compile(r"[\w.+-]+")
+"""Names that are safe inside a line that is offered to be pasted into a shell."""
 
 
 def read_safetensors(file: str | Path) -> dict[str, Tensor]:
@@ -60,9 +63,10 @@ def not_safetensors(path: Path) -> ModelLoadError:
         >>> "cannot read weights" in str(not_safetensors(Path("model.pth")))
         True
     """
+    name, stem = (path.name, path.stem) if _PLAIN.fullmatch(path.name) else ("FILE", "FILE")
     line = (
         "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in "
-        f"torch.load('{path.name}', weights_only=True).items()}}, '{path.stem}.safetensors')"
+        f"torch.load('{name}', weights_only=True).items()}}, '{stem}.safetensors')"
     )
     return ModelLoadError(
         f"cannot read weights: expected a .safetensors file, got {path}. Other formats are pickles, which can run code when they are "

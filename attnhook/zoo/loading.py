@@ -250,7 +250,9 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, **no_code)
         config = transformers.AutoConfig.from_pretrained(name, **no_code)
-        kind = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+        kind: Any = getattr(transformers, (config.architectures or [""])[0], None)
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+            kind = transformers.AutoModel  # a config may name anything
         options = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         model, report = kind.from_pretrained(name, **options, **no_code)
     except ImportError as error:

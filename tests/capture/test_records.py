@@ -87,6 +87,24 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
         maps[:0].save(path)
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["{", "[]", "1", '{"format": "attnhook-maps-1"}', '{"format": "attnhook-maps-1", "rows": "all", "blocks": 3}'],
+)
+def test_a_header_that_lies_is_one_error(header: str, tmp_path: Path) -> None:
+    save_file({"rows.0": torch.ones(1)}, tmp_path / "maps.safetensors", metadata={"attnhook": header})
+    with pytest.raises(NothingCapturedError, match="does not hold together"):
+        AttentionMaps.load(tmp_path / "maps.safetensors")
+
+
+def test_a_link_left_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "maps.safetensors.partial").symlink_to(tmp_path / "precious")
+    maps_of("vit").save(tmp_path / "maps.safetensors")
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert not (tmp_path / "maps.safetensors").is_symlink()
+
+
 def test_a_failure_leaves_the_old_file_and_no_half_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "maps.safetensors"
     maps = maps_of("vit")

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 
 from attnhook.errors import ImageError
 from attnhook.imaging.images import read_image
@@ -201,6 +201,15 @@ def test_a_closed_pil_image():
     image.close()
     with pytest.raises(ImageError, match="PIL image"):
         read_image(image)
+
+
+@pytest.mark.parametrize("name", ["program.eps", "photo.jpg"])
+def test_postscript_is_not_run(name, tmp_path, monkeypatch):
+    Image.fromarray(two_tone()).save(tmp_path / "program.eps")
+    (tmp_path / "program.eps").rename(tmp_path / name)
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **options: pytest.fail("Ghostscript was started"))
+    with pytest.raises(ImageError, match=r"expected pixels, got PostScript, a program"):
+        read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("times", [1.5, 4])

@@ -55,6 +55,15 @@ def test_the_line_that_converts_works(tmp_path):
     assert load_file(tmp_path / "weights.safetensors").keys() == state.keys()
 
 
+def test_the_line_that_converts_holds_no_code_of_the_files_name(tmp_path):
+    path = tmp_path / """'); print('this ran'); ('.pth"""
+    with pytest.raises(ModelLoadError) as refused:
+        load(f"timm:{TIMM_NAME}@{path}")
+    code = str(refused.value).split('python -c "')[1]
+    assert "torch.load('FILE', weights_only=True)" in code
+    assert "this ran" not in code
+
+
 def test_absent_and_damaged_files_are_named(tmp_path):
     path = tmp_path / "weights.safetensors"
     with pytest.raises(ModelLoadError, match=r"expected a file .*weights\.safetensors, got none"):

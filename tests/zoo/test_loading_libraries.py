@@ -1,5 +1,12 @@
 """What `load` makes of each library's names, files and directories."""
 
+import json
+import os
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -166,6 +173,41 @@ def test_hf_code_of_a_repository_is_not_run(tmp_path):
     (tmp_path / "mine.py").write_text("raise SystemExit('this ran')")
     with pytest.raises(ModelLoadError):
         load(f"hf:{tmp_path}")
+
+
+def test_hf_config_may_not_name_what_is_no_model(tmp_path, monkeypatch):
+    save_hf(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Other"]}))
+    other = SimpleNamespace(from_pretrained=lambda *given, **options: pytest.fail("it was called"))
+    monkeypatch.setattr(transformers, "Other", other, raising=False)
+    with pytest.raises(ModelLoadError, match=r"do not fill a ViTModel"):  # AutoModel's, which has a pooler
+        load(f"hf:{tmp_path}")
+
+
+class Runs:
+    """What a pickle can do when it is read."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_timm_pickles_of_a_hub_are_read_as_weights_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"head.weight": Runs()}, "pytorch_model.bin")
+    Path("config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": {"num_classes": 10}}))
+
+    def downloaded(repo_id, filename, **options):
+        if not Path(filename).is_file():
+            raise huggingface_hub.errors.EntryNotFoundError("no such file")
+        return filename
+
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", downloaded)
+    with pytest.raises(ModelLoadError, match=r"(?i)weights.?only"):
+        load("timm:hf-hub:somebody/something")
+    assert not Path("ran").exists()
+    pickle.loads(pickle.dumps(Runs()))  # noqa: S301 (ours)
+    assert Path("ran").exists()  # reading it in the plain way would have shown
 
 
 def test_hf_packed_patches_are_an_error_when_a_photo_comes(tmp_path):

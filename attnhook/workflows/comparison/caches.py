@@ -12,7 +12,7 @@ from attnhook.workflows.comparison.photographs import Photo
 from attnhook.workflows.comparison.views import View
 from attnhook.workflows.versions import library_versions
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever a measurement of the same content may come out differently."""
 
 

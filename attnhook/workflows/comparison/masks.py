@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from attnhook.errors import ImageError
+from attnhook.imaging.images import open_image
 from attnhook.options import Size
 
 MaskSource = Any
@@ -107,12 +107,12 @@ def _from_boxes(boxes: Sequence[Any], size: Size, photo: str) -> ObjectMask:
 
 def _values(source: Any, photo: str) -> NDArray[Any]:
     if isinstance(source, str | Path):
+        if not Path(source).exists():
+            raise ImageError(f"no mask of {photo}: expected a file, got none at {source}.")
         try:
-            with Image.open(source) as picture:
+            with open_image(source) as picture:
                 source = picture.convert("L") if picture.mode in {"1", "LA", "RGB", "RGBA"} else picture.copy()
-        except FileNotFoundError as error:
-            raise ImageError(f"no mask of {photo}: expected a file, got none at {source}.") from error
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders raise whatever damaged pixels lead them into
             raise ImageError(f"the mask of {photo} cannot be read: {source}: {error}") from error
     if isinstance(source, Tensor):
         source = source.detach().cpu().numpy()

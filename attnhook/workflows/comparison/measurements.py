@@ -1,5 +1,6 @@
 """What one model made of one photo: maps on its patch grid, statistics by block and head, and where the grid lies in the photo."""
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.options import Size
 from attnhook.workflows.files import replacing
+from attnhook.zoo.demo_weights import fingerprint
 
 _PREFIXES = ("map", "block", "statistic")
 
@@ -99,7 +101,8 @@ class Measurement:
         }
         whole = {name: value.contiguous() for name, value in tensors.items()}
         with replacing(path, mark=f".{os.getpid()}") as temporary:  # two runs may measure the same
-            save_file(whole, temporary, {"measurement": json.dumps(plain)})
+            text = json.dumps(plain)
+            save_file(whole, temporary, {"measurement": text, "seal": _seal(path, text, whole)})
 
     @classmethod
     def load(cls, path: Path) -> "Measurement | None":
@@ -109,17 +112,24 @@ class Measurement:
             path: The file's path.
 
         Returns:
-            The measurement; None if there is no such file or it is no whole measurement.
+            The measurement; None if there is no such file, it is no whole measurement, or not the one that was kept under this name.
         """
         try:
             with safe_open(path, "pt") as file:
-                plain = json.loads(file.metadata()["measurement"])
-                found: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in _PREFIXES}
-                for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    prefix, _, rest = name.partition("/")
-                    found[prefix][rest] = file.get_tensor(name)
+                header = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            if header["seal"] != _seal(path, header["measurement"], tensors):
+                return None
+            return cls._unpacked(json.loads(header["measurement"]), tensors)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
+
+    @classmethod
+    def _unpacked(cls, plain: dict[str, Any], tensors: dict[str, Tensor]) -> "Measurement":
+        found: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in _PREFIXES}
+        for name, tensor in tensors.items():
+            prefix, _, rest = name.partition("/")
+            found[prefix][rest] = tensor
         return cls(
             geometry=_geometry(plain.pop("geometry")),
             patch_area=_pair(plain.pop("patch_area")),
@@ -129,6 +139,11 @@ class Measurement:
             statistics=found["statistic"],
             **plain,
         )
+
+
+def _seal(path: Path, text: str, tensors: dict[str, Tensor]) -> str:
+    """A digest of the content and of the name that it is kept under: damage and files in the wrong place show. It keeps no secret."""
+    return hashlib.sha256(f"{path.name} {fingerprint(tensors)} {text}".encode()).hexdigest()
 
 
 def _geometry(plain: dict[str, Any]) -> ImageGeometry:

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from attnhook import Comparison, ImageGeometry, attend, compare, rollout
 from attnhook.attribution.scores import energy_in_mask, spearman
 from attnhook.errors import ComparisonError
 from attnhook.workflows.comparison import measuring
 from attnhook.workflows.comparison.figures import rendered
+from attnhook.workflows.comparison.measurements import _seal
 from attnhook.zoo.presets import PRESETS
 from tests.workflows.comparison.zoo import cnn, disc, hf_dinov2, photo, seeing, timm_vit, torchvision_vit
 from tests.zoo.saved_models import save_hf, save_timm
@@ -263,6 +266,28 @@ def test_a_damaged_cache_is_measured_again(tmp_path, monkeypatch) -> None:
     measured = counted(monkeypatch)
     compare(timm_vit(), PHOTOS[0], cache=tmp_path)
     assert len(measured) == 1
+
+
+@pytest.mark.parametrize("way", ["another's content", "other numbers", "no such fields"])
+def test_a_cache_that_lies_is_measured_again(way, tmp_path, monkeypatch) -> None:
+    before = compare(timm_vit(), PHOTOS[:2], cache=tmp_path).heatmap(0, 0)
+    first, second = sorted(tmp_path.rglob("*.safetensors"))
+    with safe_open(first, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    if way == "another's content":
+        kept = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(kept)
+    else:
+        changed = {name: value + 1 for name, value in tensors.items()}
+        for path in (first, second):
+            fields = {"measurement": "{}", "seal": _seal(path, "{}", changed)} if way == "no such fields" else {}
+            save_file(changed, path, {**header, **fields})
+    measured = counted(monkeypatch)
+    again = compare(timm_vit(), PHOTOS[:2], cache=tmp_path).heatmap(0, 0)
+    assert len(measured) == 2
+    assert torch.equal(before.nan_to_num(), again.nan_to_num())
 
 
 def test_a_full_disk_costs_the_cache_alone(tmp_path) -> None:

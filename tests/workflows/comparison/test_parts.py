@@ -240,6 +240,18 @@ def test_what_is_no_mask_is_refused(source, words) -> None:
         read_mask(source, (90, 120), "x.jpg")
 
 
+def test_masks_are_guarded_as_photos_are(tmp_path, monkeypatch) -> None:
+    Image.new("L", (120, 90), 255).save(tmp_path / "large.png")
+    Image.new("L", (120, 90), 255).save(tmp_path / "program.eps")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "large.png").read_bytes()[:60])
+    for name, words in {"program.eps": "PostScript", "cut.png": "cannot be read"}.items():
+        with pytest.raises(ImageError, match=words):
+            read_mask(tmp_path / name, (90, 120), "x.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 120 * 90 - 1)
+    with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):
+        read_mask(tmp_path / "large.png", (90, 120), "x.jpg")
+
+
 def test_masks_and_labels_go_with_photos() -> None:
     with pytest.raises(ValueError, match="one mask a photo"):
         read_photos([photo(), photo()], masks=[None])
