@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import attnhook
 from attnhook.cli.entry import _parser, main
 from attnhook.names import HOMES
 from tests.documents import DOCS, PAGES, ROOT, SHELLS, Block, blocks_of, expanded
+from tests.messages import is_in_the_source
 
 SLOW = {"comparing.md", "index.md"}  # the demo backbone at its full size
 WITH_CODE = [page for page in PAGES if any(block.language in {"python", *SHELLS} for block in blocks_of(page))]
@@ -129,3 +131,24 @@ def test_the_reference_names_the_version() -> None:
 
 def test_random_models_of_the_pages_are_timms() -> None:
     assert isinstance(timm.create_model("test_vit"), VisionTransformer)
+
+
+TROUBLES = re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("heading", TROUBLES)
+def test_headings_of_troubleshooting_are_messages_of_the_source(heading: str) -> None:
+    assert is_in_the_source(heading)
+
+
+def test_a_heading_that_no_message_has_is_noticed() -> None:
+    assert len(TROUBLES) > 30
+    assert not is_in_the_source("nothing captured: expected a forward of … outside the context")
+    assert not is_in_the_source("inside the context … nothing captured: expected")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
