@@ -152,3 +152,26 @@ def test_links_and_pictures_are_there(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def security_rows() -> list[tuple[str, str]]:
+    """Guard and test of each threat."""
+    rows = re.findall(r"^\| (?!threat|-)(.*) \|$", (DOCS / "security.md").read_text(encoding="utf-8"), re.MULTILINE)
+    return [tuple(row.rsplit(" | ", 2)[1:]) for row in rows if "---" not in row]
+
+
+@pytest.mark.parametrize(("guard", "tests"), security_rows(), ids=lambda text: text[:40])
+def test_guards_and_tests_of_the_security_page_exist(guard: str, tests: str) -> None:
+    package = Path(attnhook.__file__).parent
+    for file, names in re.findall(r"`([\w/]+\.py)`(?:, ((?:`[\w.]+`)))?", guard):
+        source = (package / file).read_text(encoding="utf-8")
+        assert not names or re.search(rf"(def|class) {names.strip('`').rpartition('.')[2]}\b", source)
+    proofs = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", tests)
+    assert proofs
+    for file, name in proofs:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^def {name}\(" if name else r"^def test_", source, flags=re.MULTILINE), f"{file}::{name}"
+
+
+def test_the_security_page_has_all_its_tables() -> None:
+    assert len(security_rows()) >= 20

@@ -1,6 +1,7 @@
 """Photos in, pictures out, with a tiny model."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,13 @@ def test_overlay_leaves_the_rest_of_the_photo(result):
 def test_notebook_picture(result):
     with Image.open(io.BytesIO(result._repr_png_())) as picture:
         assert (picture.format, picture.size) == ("PNG", (100, 48))
+
+
+def test_a_caption_is_no_markup(result):
+    nasty = replace(result, settings={**result.settings, "model": '<img src=x onerror=alert(1)>"'})
+    page = nasty._repr_html_()
+    assert page.count("<") == result._repr_html_().count("<")
+    assert "onerror=alert(1)&gt;&quot;" in page
 
 
 def test_save(result, tmp_path):
