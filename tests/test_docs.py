@@ -1,6 +1,7 @@
 """Every block of code in the docs, run as it stands; only the model hubs are replaced, by models with random weights."""
 
 import contextlib
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -175,3 +176,25 @@ def test_guards_and_tests_of_the_security_page_exist(guard: str, tests: str) -> 
 
 def test_the_security_page_has_all_its_tables() -> None:
     assert len(security_rows()) >= 20
+
+
+def test_the_tables_of_readme_stand_in_the_docs() -> None:
+    rows = re.findall(r"^\| .* \|$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    figures = [row for row in rows if re.search(r"\d\.\d{2,3} \(\d|architectures \||classes\) \|", row)]
+    measured = (DOCS / "benchmarks.md").read_text(encoding="utf-8") + (DOCS / "coverage.md").read_text(encoding="utf-8")
+    assert len(figures) >= 11
+    for row in figures:
+        assert row in measured
+
+
+def test_the_command_line_page_is_filled_from_the_parser() -> None:
+    spec = importlib.util.spec_from_file_location("commands", DOCS / "commands.py")
+    commands = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(commands)
+    page = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
+    filled = commands.on_page_markdown(page)
+    assert commands.on_page_markdown("another page") == "another page"
+    for command in ("demo", "overlay", "view", "compare", "describe", "verify"):
+        assert f"## `attnhook {command}`\n\n```text\nusage: attnhook {command}" in filled
+    assert "--preset NAME" in filled
+    assert "-h, --help" not in filled
