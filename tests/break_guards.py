@@ -306,6 +306,48 @@ GUARDS = (
         "                pass\n",
         "capture/test_calls.py",
     ),
+    Guard(
+        "security: PostScript is not opened",
+        "imaging/images.py",
+        'if opened.format == "EPS":',
+        "if False:",
+        "imaging/test_images.py::test_postscript_is_not_run",
+    ),
+    Guard(
+        "security: configurations name models only",
+        "zoo/loading.py",
+        "if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):",
+        "if kind is None:",
+        "zoo/test_loading_libraries.py -k config_may_not_name",
+    ),
+    Guard(
+        "security: no code of a file's name is offered",
+        "zoo/checkpoints.py",
+        "if _PLAIN.fullmatch(path.name) else",
+        "if True else",
+        "zoo/test_checkpoints.py",
+    ),
+    Guard(
+        "security: cached measurements are sealed",
+        "workflows/comparison/measurements.py",
+        'if header["seal"] != _seal(path, header["measurement"], tensors):',
+        "if False:",
+        "workflows/comparison/test_compare.py -k cache_that_lies",
+    ),
+    Guard(
+        "security: a waiting link is not followed",
+        "workflows/files.py",
+        "    temporary.unlink(missing_ok=True)  # a link that somebody left there would be followed\n",
+        "",
+        "workflows/test_files.py",
+    ),
+    Guard(
+        "security: pages allow one script",
+        "workflows/documents.py",
+        "script-src '{_digest(script)}'",
+        "script-src 'unsafe-inline'",
+        "workflows/test_documents.py",
+    ),
 )
 
 
