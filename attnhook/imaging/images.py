@@ -63,7 +63,7 @@ def read_image(source: ImageSource) -> Image.Image:
     if isinstance(source, str | Path):
         return _from_file(source)
     if isinstance(source, bytes):
-        return _decoded(io.BytesIO(source), len(source), f"{len(source):,} bytes")
+        return _decoded(io.BytesIO(source), len(source), f"an image of {len(source):,} bytes")
     raise ImageError(
         f"cannot read an image: expected a path, bytes, PIL image, numpy array or torch tensor, got {type(source).__name__}. "
         "Pass one image at a time, in one of these types."
