@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from attnhook.errors import ImageError
 from attnhook.workflows.extraction.items import PICTURE_SUFFIXES, Item, check_exists, check_size, readable_name
@@ -115,16 +115,18 @@ class TarSource(_Archives):
                     key = self._key(number, readable_name(entry.name.encode("utf-8", "surrogateescape")))
                     place = entry.offset_data
                     pictures.append(Item(key, b"", number, place, entry.size, stamp, folder, problem=problem))
+            end = archive.offset
         yield from _labelled(pictures, label)
+        if whole < end + tarfile.BLOCKSIZE:  # tarfile itself is silent about that
+            cut_short = "expected a whole tar file, got one that ends without its closing block. Fetch it again."
+            yield Item(path.name, container=number, number=end, problem=cut_short)
 
     def read(self, item: Item) -> bytes:
         """The bytes of a photo."""
         check_size(item.size, item.key)
-        file: BinaryIO | None = self._open.get(item.container)
-        if file is None:
-            file = self._open[item.container] = self.files[item.container].open("rb")
-        file.seek(item.number)
-        return file.read(item.size)
+        with self.files[item.container].open("rb") as file:
+            file.seek(item.number)
+            return file.read(item.size)
 
 
 def _labelled(pictures: list[Item], label: str | None) -> Iterator[Item]:

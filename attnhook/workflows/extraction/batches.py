@@ -148,7 +148,13 @@ def load_batches(
     """
     order = list(batches_of(shards, batch_size))
     return DataLoader(
-        batches, batch_size=None, sampler=order, num_workers=num_workers, pin_memory=pinned, collate_fn=_as_is
+        batches,
+        batch_size=None,
+        sampler=order,
+        num_workers=num_workers,
+        pin_memory=pinned,
+        collate_fn=_as_is,
+        generator=torch.Generator(),  # its own: else a number is drawn from everyone's
     )
 
 
