@@ -35,6 +35,8 @@ HOMES = {
     "attnhook.workflows.results": ("AttentionResult", "attend"),
     "attnhook.workflows.comparison.comparisons": ("Comparison",),
     "attnhook.workflows.comparison.runs": ("compare",),
+    "attnhook.workflows.extraction.map_datasets": ("ExtractedMaps", "open_maps"),
+    "attnhook.workflows.extraction.runs": ("extract",),
     "attnhook.attribution.alarms": ("AlarmThresholds",),
     "attnhook.workflows.monitoring": ("AttentionMonitor",),
     "attnhook.workflows.integrations.directory": ("DirectoryWriter",),

@@ -109,6 +109,11 @@ def same(ours: torch.Tensor, truth: torch.Tensor) -> float:
     return (ours[order] - truth[theirs]).abs().max().item()
 
 
+def _calibrates(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Statistics of one value a channel are none: such a norm keeps its own."""
+    norm.train(inputs[0].numel() > inputs[0].shape[1])
+
+
 def sharpen(model: nn.Module, run: Callable[[], object]) -> None:
     """Queries and keys with larger weights, LayerScale at 0.5, BatchNorm statistics of this input."""
     torch.manual_seed(0)
@@ -122,12 +127,14 @@ def sharpen(model: nn.Module, run: Callable[[], object]) -> None:
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
+    hooks = [norm.register_forward_pre_hook(_calibrates) for norm in norms]
     for norm in norms:
-        norm.train()
         norm.momentum = 1.0
     if norms:
         with torch.no_grad():
             run()
+    for hook in hooks:
+        hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval()
         norm.momentum = momentum

@@ -17,6 +17,7 @@ from typing import Any
 
 _READOUT = re.compile(r"readout (\w+)")
 _ERROR = re.compile(r"worst ([\d.e+-]+)")
+_OUTCOMES = {"skipped": "larger than the walk allowed"}
 _WORDS = {
     "cls": "class token",
     "pool": "attention pooling",
@@ -60,9 +61,10 @@ def tables(found: dict[str, Any]) -> str:
     counts = collections.Counter(outcome for outcome, _ in found["results"].values())
     unit = "classes" if library == "transformers" else "architectures"
     kind = "families" if library == "transformers" else "modules"
+    found_words = ", ".join(f"{count} {_OUTCOMES.get(outcome, outcome)}" for outcome, count in counts.most_common())
     lines = [
-        f"{library} {found[library]}, torch {found['torch']}: {len(found['results'])} {unit} in {len(outcomes)} {kind}; "
-        f"{', '.join(f'{count} {outcome}' for outcome, count in counts.most_common())}. Largest error of a row: {worst:.0e}.",
+        f"{library} {found[library]}, torch {found['torch']}: {len(found['results'])} {unit} in {len(outcomes)} {kind}; {found_words}. "
+        f"Largest error of a row: {worst:.0e}.",
         "",
         f"| the head reads | {kind} with exact rows |",
         "|---|---|",
@@ -75,11 +77,11 @@ def tables(found: dict[str, Any]) -> str:
         if names - exact
     ]
     others = sorted(
-        f"{family} ({', '.join(sorted(each - {'exact', 'refused'}))})"
+        f"{family} ({', '.join(_OUTCOMES.get(outcome, outcome) for outcome in sorted(each - {'exact', 'refused'}))})"
         for family, each in outcomes.items()
         if each - {"exact", "refused"}
     )
-    return "\n".join([*lines, "", f"Neither: {', '.join(others) or 'none'}."])
+    return "\n".join([*lines, "", f"With {unit} that are neither: {', '.join(others) or 'none'}."])
 
 
 def placed(page: str, place: str, text: str) -> str:

@@ -30,7 +30,7 @@ def test_families_stand_under_what_was_found(script) -> None:
     )
     assert lines[0].endswith("Largest error of a row: 3e-06.")
     assert {"| class token | vit |", "| none of these | vit |", "| convolutions | bit |"} <= set(lines)
-    assert lines[-1] == "Neither: dinat (not run)."
+    assert lines[-1] == "With classes that are neither: dinat (not run)."
 
 
 def test_only_the_marked_place_is_replaced(script) -> None:
