@@ -23,7 +23,7 @@ from tests.messages import is_in_the_source
 
 SLOW = {"comparing.md", "index.md", "reading.md", "start.md"}  # real weights, or several models
 WITH_CODE = [page for page in PAGES if any(block.language in {"python", *SHELLS} for block in blocks_of(page))]
-NOT_RUN_AT_MOST = 8
+NOT_RUN_AT_MOST = 5
 
 
 @pytest.fixture
@@ -101,6 +101,18 @@ def test_commands_are_those_of_the_parser(page: Path) -> None:
         for arguments in block.commands:
             parsed = _parser().parse_args(list(expanded(arguments)))
             assert parsed.command == arguments[0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
+def test_commands_of_the_readme_that_need_no_hub_run(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [command for block in blocks_of(ROOT / "README.md") for command in block.commands]
+    local = [command for command in commands if {"demo", "demo:timm"} & set(command[1:]) and ":vit" not in str(command)]
+    assert sorted(command[0] for command in local) == ["describe", "view"]
+    for command in local:
+        assert main(list(expanded(command))) == 0
+    assert "blocks.11.attn" in capsys.readouterr().out
+    assert Path("cat.html").stat().st_size > 100_000
 
 
 def test_a_wrong_command_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,3 +210,15 @@ def test_the_command_line_page_is_filled_from_the_parser() -> None:
         assert f"## `attnhook {command}`\n\n```text\nusage: attnhook {command}" in filled
     assert "--preset NAME" in filled
     assert "-h, --help" not in filled
+
+
+def test_examples_are_linked_and_run() -> None:
+    texts = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    tests = (ROOT / "tests" / "workflows" / "test_training_examples.py").read_text(encoding="utf-8")
+    scripts = [
+        script for script in (DOCS / "examples").glob("*.py") if "__main__" in script.read_text(encoding="utf-8")
+    ]
+    assert len(scripts) >= 5
+    for script in scripts:
+        assert f"(examples/{script.name})" in texts
+        assert f'"{script.name}"' in tests
