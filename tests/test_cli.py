@@ -56,6 +56,17 @@ def test_one_corrupt_image_does_not_stop_the_others(spec, folder, capsys):
         assert picture.size == (60, 80)
 
 
+def test_a_name_cannot_steer_the_terminal(spec, folder, capsys):
+    name = "cat\x1b]0;owned\x07\x1b[2J.png"
+    (folder / "cat.png").rename(folder / name)
+    assert main(["overlay", name, "bad\x9b2J.png", "--model", spec, "--out", "maps"]) == 1
+    said = capsys.readouterr()
+    assert "[1/2] cat\N{REPLACEMENT CHARACTER}]0;owned" in said.err
+    assert "[2/2] bad\N{REPLACEMENT CHARACTER}2J.png: cannot read" in said.err
+    assert all(each.isprintable() or each == "\n" for each in said.err + said.out)
+    assert json.loads((folder / "maps/manifest.json").read_text())["images"][0]["input"] == name
+
+
 def test_rollout_needs_no_other_option(spec, folder):
     assert main(["overlay", "cat.png", "--model", spec, "--out", "maps", "--method", "rollout"]) == 0
     manifest = json.loads((folder / "maps/manifest.json").read_text())

@@ -32,9 +32,13 @@ def one_line(error: BaseException) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, at once.
+    """Print a line on stderr, at once. Names of files come from anywhere: what would steer the terminal is shown as `�`.
 
     Args:
         line: The line.
     """
-    print(line, file=sys.stderr, flush=True)
+    print(
+        "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line),
+        file=sys.stderr,
+        flush=True,
+    )
