@@ -15,10 +15,10 @@ from attnhook.imaging.panels import (
     TITLE_POINTS,
     add_caption,
     add_colorbar,
-    is_scale,
     make_panels,
     plain,
     show,
+    stretch_in_words,
     wrapped,
 )
 from attnhook.options import Scale, ScaleOption
@@ -32,7 +32,6 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 _DASHES = ("-", "--", ":", "-.")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS_PER_ROW = 2
-_PER_IMAGE = "Each map is stretched over its own range: colours do not compare between pictures."
 
 
 def photos_by_models(
@@ -80,12 +79,14 @@ def photos_by_models(
             f"cannot draw photos by models: expected {len(photos)} names and rows of {len(model_names)} maps for {len(photos)} photos, got "
             f"{len(photo_names)} names and rows of {sorted({len(row) for row in heatmaps})}."
         )
-    shared = not is_scale(scale, Scale.MINMAX)
+    stretch = stretch_in_words(scale)
+    shared = stretch is None
+    per_image = f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures."
     titles = [wrapped(name, cell_width) for name in ("photo", *model_names)]
     side = [wrapped(name, cell_width) for name in photo_names]
     heights = [cell_width * photo.height / photo.width for photo in photos]
     width = wide * cell_width + (BAR_INCHES if shared else 0)
-    lines = [line for text in (caption, None if shared else _PER_IMAGE) for line in wrapped(text, width)]
+    lines = [line for text in (caption, None if shared else per_image) for line in wrapped(text, width)]
     names = LINE_INCHES * sum(len(one) + 0.6 for one in side)
     extra = (
         width - wide * cell_width,

@@ -65,7 +65,7 @@ def map_grid(
         column_name: What columns are.
         caption: What the figure shows. Wrapped to the figure.
         colormap: The name of a matplotlib colormap, or a `Colormap`.
-        scale: As in `overlay`, but "minmax" stretches all maps together.
+        scale: As in `overlay`, but "minmax" and "robust" stretch all maps together.
         uniform: With scale="uniform": 1/N.
         label: What the values are, for the colour bar.
         cell_width: The width of one map, in inches.
@@ -174,7 +174,8 @@ def depth_figure(
     """Draw statistics over depth: one panel each, a dot for every head, a line through their means.
 
     Args:
-        statistics: By name with its unit, such as "entropy (nats)": values of shape (blocks, heads) or (blocks,).
+        statistics: By name with its unit, such as "entropy (nats)": values of shape (blocks, heads) or (blocks,); NaN where there
+            is none, such as the last heads of blocks that have fewer.
         caption: What the figure shows. Wrapped to the figure.
         references: A value to mark by a dashed line, by name of the statistic: such as log N for the entropy.
         cell_width: The width of one panel, in inches.
@@ -232,14 +233,15 @@ def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None)
     blocks = np.arange(len(values))
     if values.shape[1] > 1:
         axes.plot(blocks, values, linestyle="none", marker="o", markersize=3, color=_DOT_COLOR, alpha=0.6, mew=0)
-    axes.plot(blocks, values.mean(axis=1), color=_MEAN_COLOR, linewidth=1.4, marker="_", markersize=5)
+    known = np.ma.masked_invalid(values)
+    axes.plot(blocks, known.mean(axis=1).filled(np.nan), color=_MEAN_COLOR, linewidth=1.4, marker="_", markersize=5)
     if reference is not None:
         axes.axhline(reference, color="0.45", linewidth=0.8, linestyle="--")
     axes.set_xlabel("block", fontsize=TEXT_POINTS)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(-0.5, len(values) - 0.5)
-    low = min(0.0, float(np.nanmin(values)))
-    axes.set_ylim(bottom=low if low < 0 else 0.0)
+    if known.count() and known.min() >= 0:
+        axes.set_ylim(bottom=0.0)
     axes.tick_params(labelsize=TEXT_POINTS)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)

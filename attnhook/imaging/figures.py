@@ -22,9 +22,9 @@ from attnhook.imaging.panels import (
     Panels,
     add_caption,
     add_colorbar,
-    is_scale,
     make_panels,
     show,
+    stretch_in_words,
     wrapped,
 )
 from attnhook.options import Scale, ScaleOption
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 Heatmaps: TypeAlias = "Heatmap | Sequence[Heatmap]"
 """Several heat maps of one photo: (maps, height, width), or a sequence of (height, width)."""
 
-_PER_IMAGE = "Colours: min-max per image, not comparable between images."
 _SHEET_ASPECT = 2.0  # width over height that a sheet aims at
 _FEWEST_COLUMNS, _MOST_COLUMNS = 3, 7
 _UNSEEN = (230, 230, 230)
@@ -95,7 +94,8 @@ def overlay_figure(
     show(panels.cells[0], picture, "\n".join(heading), mark=mark)
     low, high = value_range(heatmap, scale, uniform=uniform)
     if high > low:
-        text = f"{label} (min-max of this image)" if is_scale(scale, Scale.MINMAX) else label
+        stretch = stretch_in_words(scale)
+        text = f"{label} ({stretch} of this image)" if stretch else label
         add_colorbar(panels, [heatmap], colormap=colormap, scale=scale, uniform=uniform, label=text)
     else:
         lines.append(f"Flat map: every value is {low:.4g}.")
@@ -160,7 +160,8 @@ def triptych(
         show(cell, picture, title, mark=mark)
     low, high = value_range(heatmap, scale, uniform=uniform)
     if high > low:
-        text = f"{label} (min-max)" if is_scale(scale, Scale.MINMAX) else label
+        stretch = stretch_in_words(scale)
+        text = f"{label} ({stretch})" if stretch else label
         add_colorbar(panels, [heatmap], label=text, **options)
     else:
         lines.append(f"Flat map: every value is {low:.4g}.")
@@ -188,8 +189,8 @@ def sheet(
 ) -> "Figure":
     """Draw the photo and its overlays side by side: the heads of a block, the blocks of a model, several models, methods or queries.
 
-    With scale="minmax" each map is stretched on its own, and the figure says so. To stretch all of them together, pass the common range:
-    `scale=value_range(heatmaps)`. Any common range, like scale="uniform", comes with a colour bar.
+    With scale="minmax" or "robust" each map is stretched on its own, and the figure says so. To stretch all of them together, pass the
+    common range: `scale=value_range(heatmaps)`. Any common range, like scale="uniform", comes with a colour bar.
 
     Args:
         image: The photo, as `read_image` takes it. It comes first.
@@ -238,9 +239,10 @@ def sheet(
     wide = min(wide, len(pictures))
     tall = -(-len(pictures) // wide)
 
-    shared = not is_scale(scale, Scale.MINMAX)
+    stretch = stretch_in_words(scale)
+    shared = stretch is None
     width = wide * cell_width + (BAR_INCHES if shared else 0)
-    texts = [caption, None if shared else _PER_IMAGE]
+    texts = [caption, None if shared else f"Colours: {stretch} per image, not comparable between images."]
     lines = [line for text in texts for line in wrapped(text, width)]
     title_lines = max(len(title.splitlines()) for _, title, _ in pictures) or 1
     row = cell_width * photo.height / photo.width + TITLE_INCHES * title_lines

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnhook.imaging.geometry import Box
-from attnhook.imaging.overlays import UNIFORM_TOP, Heatmap, value_range
+from attnhook.imaging.overlays import UNIFORM_TOP, Heatmap, value_ends, value_range
 from attnhook.options import Scale, ScaleOption, choose
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ TITLE_INCHES = 0.24
 LINE_INCHES = 0.17
 TITLE_POINTS, TEXT_POINTS = 9, 8
 _BAR_WIDTH_INCHES = 0.12
+_ROUNDING = 1e-6  # of a range: values beyond its end by less are no reason for an arrow
+_STRETCHES = {Scale.MINMAX: "min-max", Scale.ROBUST: "1st to 99th percentile"}
 _CHARACTERS_PER_INCH = 13.0
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one: seen on any photo, in any colours
 
@@ -146,8 +148,8 @@ def add_colorbar(
     from matplotlib.ticker import ScalarFormatter
 
     low, high = value_range(heatmaps[0], scale, uniform=uniform)
-    ranges = [value_range(one) for one in heatmaps]
-    below, above = min(one[0] for one in ranges) < low, max(one[1] for one in ranges) > high
+    ends, slack = [value_ends(one) for one in heatmaps], _ROUNDING * (high - low)
+    below, above = any(one[0] < low - slack for one in ends), any(one[1] > high + slack for one in ends)
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
     if is_scale(scale, Scale.UNIFORM):
         low, high, label = 0.0, UNIFORM_TOP, f"{label}, multiples of 1/N"
@@ -180,6 +182,22 @@ def is_scale(scale: ScaleOption, wanted: Scale) -> bool:
         Whether it is.
     """
     return isinstance(scale, str) and choose(Scale, scale, "scale") is wanted
+
+
+def stretch_in_words(scale: ScaleOption) -> str | None:
+    """Say how each map is stretched over the colours on its own.
+
+    Args:
+        scale: As in `overlay`.
+
+    Returns:
+        Some words; None where one range holds for all maps.
+
+    Example:
+        >>> stretch_in_words("robust"), stretch_in_words((0, 1))
+        ('1st to 99th percentile', None)
+    """
+    return _STRETCHES.get(choose(Scale, scale, "scale")) if isinstance(scale, str) else None
 
 
 def wrapped(text: str | None, width: float) -> list[str]:
