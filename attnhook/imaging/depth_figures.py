@@ -14,11 +14,13 @@ from attnhook.imaging.overlays import colorize, value_range
 from attnhook.imaging.panels import (
     BAR_INCHES,
     LINE_INCHES,
+    LOWEST_BAR_INCHES,
     TEXT_POINTS,
     TITLE_INCHES,
     TITLE_POINTS,
-    add_caption,
     add_colorbar,
+    cell_size,
+    finish,
     is_scale,
     make_panels,
     plain,
@@ -91,10 +93,11 @@ def map_grid(
     rows, columns, height, width = values.shape
     bounds = value_range(values, scale, uniform=uniform)
     picture, step = _mosaic(values, colormap, bounds)
-    across = columns * cell_width
-    down = min(rows * cell_width * height / width, _MOST_ROWS_IN_INCHES)
+    cell_width, cell_height = cell_size((height, width), cell_width)
+    shrink = min(1.0, _MOST_ROWS_IN_INCHES / (rows * cell_height))
+    across, down = columns * cell_width * shrink, max(rows * cell_height * shrink, LOWEST_BAR_INCHES)
     with_photo = image is not None and ax is None
-    thumb = max(1.2, min(2.4, across / 2)) if with_photo else 0.0
+    thumb = max(1.2, min(1.6, across / 2)) if with_photo else 0.0
     total = across + thumb + _LABEL_INCHES + BAR_INCHES
     lines = wrapped(caption, total)
     extra = (_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES + LINE_INCHES * (len(lines) + 0.5))
@@ -108,17 +111,16 @@ def map_grid(
         corner.imshow(read_image(image), interpolation="antialiased")
         corner.set_axis_off()
         corner.set_anchor("N")
-        corner.set_title("photo", fontsize=TITLE_POINTS, pad=3)
+        corner.set_title("photo, as seen", fontsize=TITLE_POINTS, pad=3)
     axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
     _label_cells(axes, (row_labels, column_labels), (row_name, column_name), step, (height, width))
     if bounds[1] > bounds[0]:
         known = scale if is_scale(scale, Scale.UNIFORM) else bounds
-        add_colorbar(panels, [values], colormap=colormap, scale=known, uniform=uniform, label=label, axes=[axes])
+        options: dict[str, Any] = {"colormap": colormap, "scale": known, "uniform": uniform, "label": label}
+        add_colorbar(panels, [values], axes=[axes], width=across, **options)
     else:
         lines.append(f"Flat maps: every value is {bounds[0]:.4g}.")
-    add_caption(panels, lines)
-    figure: Figure = panels.figure
-    return figure
+    return finish(panels, lines)
 
 
 def _mosaic(
@@ -208,11 +210,9 @@ def depth_figure(
         cell.set_axis_off()
     for cell, (name, values) in zip(panels.cells, tables.items(), strict=False):
         _draw_depth(cell, values, (references or {}).get(name))
-        title = "\n".join(wrapped(name, panels.size[0] / columns * 0.9))
+        title = "\n".join(wrapped(name, panels.size[0] / columns * 0.9, TITLE_POINTS))
         cell.set_title(plain(title), fontsize=TITLE_POINTS, loc="left")
-    add_caption(panels, lines)
-    figure: Figure = panels.figure
-    return figure
+    return finish(panels, lines)
 
 
 def _table(name: str, values: Any) -> NDArray[np.float64]:

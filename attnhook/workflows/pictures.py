@@ -8,7 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from attnhook.attribution.methods import METHODS, NEEDS
@@ -20,7 +22,7 @@ from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
 from attnhook.imaging.overlays import common_range
-from attnhook.imaging.patches import patch_box
+from attnhook.imaging.patches import patch_box, patch_edges
 from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
 from attnhook.workflows.captions import adds_up, reads_block, scale_in_words, share_in_words
 from attnhook.workflows.results import AttentionResult
@@ -48,7 +50,7 @@ def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.MINMAX, 
         >>> from attnhook import attend
         >>> figure = photo_figure(attend("demo", "cat.jpg")[0])  # doctest: +SKIP
     """
-    said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(scale)}"}
+    said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(scale)}", "label": result.quantity}
     return triptych(result.image, result.heatmap, scale=scale, uniform=result.uniform, **(said | options))
 
 
@@ -133,7 +135,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
     said: dict[str, Any] = {
         "caption": f"{_start(result)}, raw attention of every head of every block on the {grid[0]} x {grid[1]} patches; "
         f"{share_in_words(min(outside))} to {share_in_words(max(outside))} of it outside the patches. {scale_in_words(scale, _ALL)}",
-        "image": result.image,
+        "image": _seen(result),
         "row_labels": [str(number) for number, _ in shown],
         "column_labels": [str(head) for head in range(counts.pop())],
     }
@@ -181,7 +183,7 @@ def methods_figure(
             "no method can be had from this capture: expected at least one, got none. Capture with rows='all'."
         )
     pixels = list(result.upsample(torch.stack([one.to("cpu", torch.float32) for one in maps.values()])))
-    titles = [name.replace("_", " ") + (f", {_outside(one)}" if NEEDS[name].mass else "") for name, one in maps.items()]
+    titles = [name.replace("_", " ") + (f"\n{_outside(one)}" if NEEDS[name].mass else "") for name, one in maps.items()]
     said: dict[str, Any] = {"caption": _methods_in_words(result, list(maps), left_out), "scale": scale}
     return sheet(result.image, pixels, titles, **(said | options))
 
@@ -225,13 +227,15 @@ def query_figure(
     area = result.patch_area
     boxes = [patch_box(result.geometry, layout.grid, patch, patch_area=area) for patch in several]
     caption = f"{result.settings['model']}, raw attention of the marked patch in {chosen.name}, {_fusion(heads, chosen.shape[1])}"
-    outside = [f", {_outside(one)}" if adds_up(heads) else "" for one in fused]
+    outside = [_outside(one) if adds_up(heads) else "" for one in fused]
     uniform = 1 / chosen.shape[-1]
     if len(several) == 1:
-        left = f"{outside[0]} the patches" if outside[0] else ""
+        left = f", {outside[0]} the patches" if outside[0] else ""
         said: dict[str, Any] = {"caption": f"{caption}{left}. {scale_in_words(scale)}", "mark": boxes[0]}
         return overlay_figure(result.image, maps[0], scale=scale, uniform=uniform, **(said | options))
-    titles = [f"row {row}, column {column}{left}" for (row, column), left in zip(several, outside, strict=True)]
+    titles = [
+        f"row {row}, column {column}\n{left}".rstrip() for (row, column), left in zip(several, outside, strict=True)
+    ]
     said = {
         "caption": f"{caption}{f'; {_OUTSIDE}' if adds_up(heads) else '.'} {scale_in_words(scale, _ALL)}",
         "marks": boxes,
@@ -266,6 +270,15 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
         "references": {_ENTROPY: math.log(keys.pop())} if one_length else {},
     }
     return depth_figure({name: one for name, one in tables.items() if not one.isnan().all()}, **(said | options))
+
+
+def _seen(result: AttentionResult) -> Image.Image:
+    """The part of the photo that lies under the patches."""
+    height, width = result.attention.shape[-2:]
+    rows, columns = patch_edges(result.geometry, (height, width), patch_area=result.patch_area)
+    top, bottom = np.clip(np.rint(rows[[0, -1]]), 0, result.image.height).astype(int).tolist()
+    left, right = np.clip(np.rint(columns[[0, -1]]), 0, result.image.width).astype(int).tolist()
+    return result.image.crop((left, top, right, bottom))
 
 
 def _by_head(rows: list[Tensor]) -> Tensor:

@@ -105,6 +105,12 @@ class AttentionResult:
         """Model, block, heads, readout, mass outside the patches: what a figure has to say."""
         return caption_of(self.settings, self.outside)
 
+    @property
+    def quantity(self) -> str:
+        """What the map's values are, for a colour bar: attention, or what a method makes of it."""
+        method: str = self.settings.get("method", "raw_attention")
+        return "attention" if method == "raw_attention" else method.replace("_", " ")
+
     def overlay(
         self,
         *,
@@ -164,6 +170,7 @@ class AttentionResult:
             alpha=alpha,
             scale=scale,
             uniform=self.uniform,
+            label=self.quantity,
         )
 
     def _check_scale(self, scale: ScaleOption) -> None:
