@@ -358,6 +358,18 @@ def test_names_are_shown_as_text(viewer):
     assert NASTY in page.page.title()
 
 
+def test_the_file_says_its_size_and_what_it_holds(viewer, scenes, tmp_path):
+    page = viewer(scenes["registers"])
+    page.page.locator("details", has_text="About this file").locator("summary").click()
+    said = page.text("about")
+    size = (tmp_path / "view.html").stat().st_size
+    assert f"{round(size / 1000)} KB in all" in said
+    assert "cat.jpg, 160 \u00d7 96 pixels, as JPEG" in said
+    assert "6 \u00d7 6 patches, class token, register 1, register 2, register 3, register 4" in said
+    assert "class token of blocks 0 to 1, every head, 16 bits" in said
+    assert "blocks 1, every head, 8 bits" in said
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone(viewer, scenes, scheme):
     phone = {"viewport": {"width": 375, "height": 667}, "color_scheme": scheme, "has_touch": True}
