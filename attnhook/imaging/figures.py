@@ -250,10 +250,11 @@ def sheet(
     width = wide * cell[0] + (BAR_INCHES if shared else 0)
     texts = [caption, None if shared else f"Colours: {stretch} per image, not comparable between images."]
     lines = [line for text in texts for line in wrapped(text, width)]
-    title_lines = max(len(title.splitlines()) for _, title, _ in pictures) or 1
-    row = max(cell[1], LOWEST_BAR_INCHES / tall) + TITLE_INCHES * title_lines
+    heads = [len(title.splitlines()) for _, title, _ in pictures]
+    title_lines = sum(max(heads[first : first + wide]) for first in range(0, len(heads), wide))
+    height = max(tall * cell[1], LOWEST_BAR_INCHES) + TITLE_INCHES * title_lines
     extra = (width - wide * cell[0], LINE_INCHES * (len(lines) + 0.5))
-    panels = make_panels((tall, wide), (wide * cell[0], tall * row), extra=extra, ax=ax, dpi=dpi)
+    panels = make_panels((tall, wide), (wide * cell[0], height), extra=extra, ax=ax, dpi=dpi)
     if ax is not None:
         lines = [line for text in texts for line in wrapped(text, panels.size[0])]
     for axes in panels.cells[len(pictures) :]:
