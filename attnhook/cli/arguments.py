@@ -79,8 +79,8 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         "--scale",
         type=_scale,
         default="minmax",
-        help="colours: minmax (each picture's own range), uniform (multiples of uniform attention, comparable between pictures) or "
-        "VMIN,VMAX (default: %(default)s)",
+        help="colours: minmax (each picture's own range), robust (its 1st to 99th percentile: where a sink hides the rest), uniform "
+        "(multiples of uniform attention, comparable between pictures) or VMIN,VMAX (default: %(default)s)",
     )
     parser.add_argument("--colormap", default="viridis", help="a matplotlib colormap (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the map, 0 to 1 (default: %(default)s)")

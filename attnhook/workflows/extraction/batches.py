@@ -18,6 +18,8 @@ from attnhook.workflows.extraction.items import Item
 from attnhook.workflows.extraction.listings import Listing
 from attnhook.workflows.extraction.sources import Source
 
+_STUCK = 1800
+"""Seconds after which a batch will not come any more: a worker that finds no shared memory says nothing, and would be waited for for ever."""
 Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
 
 
@@ -154,6 +156,7 @@ def load_batches(
         num_workers=num_workers,
         pin_memory=pinned,
         collate_fn=_as_is,
+        timeout=_STUCK if num_workers else 0,
         generator=torch.Generator(),  # its own: else a number is drawn from everyone's
     )
 

@@ -80,10 +80,9 @@ def extract(
         The folder, opened.
 
     Raises:
-        ExtractionError: If there are no photos, the folder holds something else, another run writes to it, or this run differs from the one
-            that began it.
+        ExtractionError: If there are no photos, the folder holds something else, another run writes to it, this run differs from the one
+            that began it, or the disk is full (what is whole stays).
         ValueError: If an option is none of its choices.
-        OSError: If the disk is full; what is whole stays.
 
     Example:
         >>> from attnhook import extract

@@ -13,10 +13,11 @@ from attnhook.attribution.statistics import attention_statistics
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.windows import WindowLayout
+from attnhook.errors import ExtractionError
 from attnhook.workflows.extraction.batches import Batch
 from attnhook.workflows.extraction.encodings import encode
 from attnhook.workflows.extraction.forwards import Seen
-from attnhook.workflows.extraction.indices import SHARDS, fragment_path, numbers_of, tensors_path, write_fragment
+from attnhook.workflows.extraction.indices import fragment_path, numbers_of, tensors_path, write_fragment
 from attnhook.workflows.extraction.listings import Listing
 from attnhook.workflows.extraction.manifests import NAME
 from attnhook.workflows.extraction.settings import Settings
@@ -132,14 +133,27 @@ class ShardWriter:
         return rows if not isinstance(block.token_layout, WindowLayout) else rows.reshape(photos, -1, *rows.shape[1:])
 
     def write(self) -> None:
-        """Write the tensors, then the part of the index that says that they are whole."""
-        (self._folder / SHARDS).mkdir(parents=True, exist_ok=True)
-        fragment_path(self._folder, self.shard).unlink(missing_ok=True)
+        """Write the tensors, then the part of the index that says that they are whole.
+
+        Raises:
+            ExtractionError: If the disk is full, or does not allow it.
+        """
+        from safetensors import SafetensorError
+
         path = tensors_path(self._folder, self.shard)
-        path.unlink(missing_ok=True)
-        if self._groups:
-            self._write_tensors(path)
-        write_fragment(self._folder, self.shard, self._rows)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fragment_path(self._folder, self.shard).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            if self._groups:
+                self._write_tensors(path)
+            write_fragment(self._folder, self.shard, self._rows)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            raise ExtractionError(
+                f"cannot write {path}: expected room on the disk, got {error}. The other shards are whole; free some space, and run the same "
+                "again."
+            ) from error
 
     def _write_tensors(self, path: Path) -> None:
         from safetensors.torch import save_file
