@@ -21,7 +21,7 @@ from attnhook.names import HOMES
 from tests.documents import DOCS, PAGES, ROOT, SHELLS, Block, blocks_of, expanded
 from tests.messages import is_in_the_source
 
-SLOW = {"comparing.md", "index.md", "reading.md", "start.md"}  # real weights, or several models
+SLOW = {"comparing.md", "extracting.md", "index.md", "reading.md", "start.md"}  # real weights, or several models
 WITH_CODE = [page for page in PAGES if any(block.language in {"python", *SHELLS} for block in blocks_of(page))]
 NOT_RUN_AT_MOST = 5
 

@@ -114,5 +114,15 @@ def test_comparing(cat: Path, text: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (cat / "report" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_a_whole_data_set(cat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cat / "photos").mkdir()
+    (cat / "cat.jpg").rename(cat / "photos" / "cat.jpg")
+    (block,) = [block for block in BLOCKS if "open_maps" in block]
+    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 (our own README)
+    assert "cat.jpg torch.Size([6, 1, 257])" in capsys.readouterr().out
+    assert size_of(cat / "first.png") == (451, 300)
+
+
 def test_every_block_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 11
+    assert len(BLOCKS) == 12
