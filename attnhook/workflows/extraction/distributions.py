@@ -16,7 +16,7 @@ NAME = "statistics.json"
 PERCENTILES = (5, 25, 50, 75, 95)
 
 
-def distributions(folder: Path, manifest: Manifest, percentiles: Sequence[float] = PERCENTILES) -> list[dict[str, Any]]:
+def over_photos(folder: Path, manifest: Manifest, percentiles: Sequence[float] = PERCENTILES) -> list[dict[str, Any]]:
     """Mean and percentiles of every statistic over all photos, by block and head.
 
     They are of the stored numbers themselves, in the order of the shards: the same to the last bit however many processes wrote them.
@@ -79,4 +79,4 @@ def write_distributions(folder: Path, manifest: Manifest) -> None:
     if not manifest.statistics:
         return
     with replacing(folder / NAME, durable=True) as temporary:
-        temporary.write_text(json.dumps(distributions(folder, manifest), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(over_photos(folder, manifest), indent=1) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import read_image
 from attnhook.options import HeadsOption, Rows
 from attnhook.workflows.extraction import indices
-from attnhook.workflows.extraction.distributions import PERCENTILES, distributions
+from attnhook.workflows.extraction.distributions import PERCENTILES, over_photos
 from attnhook.workflows.extraction.encodings import decode
 from attnhook.workflows.extraction.items import Item, require
 from attnhook.workflows.extraction.manifests import Manifest
@@ -205,7 +205,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         """
         if not self.manifest.statistics:
             raise ExtractionError("no statistics: expected an extraction with statistics=True. Extract again with it.")
-        return distributions(self.folder, self.manifest, percentiles)
+        return over_photos(self.folder, self.manifest, percentiles)
 
     # --- pictures ---------------------------------------------------------------------------------------------------------------------
 
