@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from attnhook.errors import AttnhookError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource
-from attnhook.workflows.extraction.items import Item
+from attnhook.workflows.extraction.items import Item, readable
 from attnhook.workflows.extraction.listings import Listing
 from attnhook.workflows.extraction.sources import Source
 
@@ -114,7 +114,7 @@ class PhotoBatches(Dataset[Batch]):
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    said = readable(" ".join(str(error).split()))
     return said if isinstance(error, AttnhookError) and said else f"{type(error).__name__}: {said}"
 
 
