@@ -1,5 +1,6 @@
 """How several processes share an extraction: they agree at its start, work alone, and meet again at its end."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,6 +121,10 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: worker processes would keep that one
         except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EAGAIN}:
+                raise ExtractionError(
+                    f"cannot lock {folder}: expected a file system with locks, got {error.strerror}. Write to another one."
+                ) from error
             raise ExtractionError(
                 f"cannot write to {folder}: expected no other run there, got one ({error.strerror}). Wait for it, or write to another folder."
             ) from error
