@@ -1,8 +1,8 @@
 """`extract`: attention of a whole data set, by as many processes as there are, resumed where it stopped."""
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from attnhook.workflows.extraction.sources import Source, open_source
 from attnhook.workflows.extraction.writers import WritingThread
 from attnhook.workflows.fingerprints import fingerprint
 from attnhook.workflows.progress import Progress
+from attnhook.workflows.restoring import untouched
 from attnhook.workflows.versions import library_versions
 from attnhook.zoo.loading import VisionModel, load
 
@@ -51,7 +52,7 @@ def extract(
     batch_size: int = 32,
     num_workers: int | None = None,
     shard_size: int = 512,
-    device: str = "cpu",
+    device: str | None = None,
     progress: bool | None = None,
 ) -> ExtractedMaps:
     """Extract the attention of all photos of a data set into a folder.
@@ -79,7 +80,8 @@ def extract(
         batch_size: Photos a forward. Other sizes may change the last bit, so a resumed run needs the same.
         num_workers: Processes that read photos ahead, of each process that runs a model; None for those cores that are left.
         shard_size: About how many photos make a shard: what is lost at most when a run is killed.
-        device: Where the model runs; `"cuda"` is one GPU a process.
+        device: Where the model runs; `"cuda"` is one GPU a process. None: a model of yours where it is, one that is loaded on the CPU. A model
+            of yours goes back afterwards, and is in eval mode meanwhile.
         progress: Whether a bar shows rate and time left; None shows it on terminals.
 
     Returns:
@@ -106,17 +108,17 @@ def extract(
         dtype=dtype,
         batch_size=batch_size,
         shard_size=shard_size,
-        device=torch.device(device).type,
+        device=_device_type(spec, device),
     )
     if num_workers is not None:
         check_count("num_workers", num_workers, 0)
     if folder.exists() and not folder.is_dir():
         raise ExtractionError(f"cannot write to {folder}: expected a folder, got a file. Choose another name.")
     photos = open_source(source)
-    with team() as processes:
+    with ExitStack() as stack, team() as processes:
         if num_workers is None:
             num_workers = max(0, min(8, (os.cpu_count() or 1) // processes.local_size - 1))
-        vision = _on_device(spec, device, processes)
+        vision = stack.enter_context(_on_device(spec, device, processes))
         forwards = BatchForwards(vision, settings)
         wanted = _manifest(vision, photos, settings, forwards.capture.block_names)
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,12 +137,37 @@ def extract(
     return open_maps(folder, source=photos)
 
 
-def _on_device(spec: "str | VisionModel", device: str, processes: Team) -> VisionModel:
-    where = torch.device("cuda", processes.local_rank) if device == "cuda" else torch.device(device)
-    if isinstance(spec, VisionModel):
-        spec.model.to(where)
-        return spec
-    return load(spec, device=where)
+def _device_type(spec: "str | VisionModel", device: str | None) -> str:
+    if device is not None:
+        return torch.device(device).type
+    return _devices(spec)[0].type if isinstance(spec, VisionModel) else "cpu"
+
+
+def _devices(vision: VisionModel) -> list[torch.device]:
+    tensors = (*vision.model.parameters(), *vision.model.buffers())
+    return list(dict.fromkeys(tensor.device for tensor in tensors)) or [torch.device("cpu")]
+
+
+@contextmanager
+def _on_device(spec: "str | VisionModel", device: str | None, processes: Team) -> Iterator[VisionModel]:
+    where = torch.device("cuda", processes.local_rank) if device == "cuda" else torch.device(device or "cpu")
+    if not isinstance(spec, VisionModel):
+        yield load(spec, device=where)
+        return
+    before = _devices(spec)
+    if device is None or before == [where]:
+        yield spec
+        return
+    if len(before) > 1:
+        found = ", ".join(map(str, before))
+        raise ExtractionError(
+            f"cannot move {spec.name}: expected a model on one device, got {found}. Leave device out."
+        )
+    spec.model.to(where)
+    try:
+        yield spec
+    finally:
+        spec.model.to(before[0])
 
 
 def _manifest(vision: VisionModel, source: Source, settings: Settings, blocks: tuple[str, ...]) -> Manifest:
@@ -248,7 +275,8 @@ def _run(
         pinned=settings.device == "cuda",
     )
     read = iter(loader)  # worker processes begin before the thread does: a forked copy of it would hold its locks
-    with WritingThread(folder, listing, settings, shards) as writing, forwards.open():
+    writing = WritingThread(folder, listing, settings, shards)
+    with writing, untouched(forwards.vision.model), forwards.open():
         for batch in read:
             writing.give(batch, [forwards.run(pixels) for _, pixels in batch.groups])
             bar.advance(len(batch.photos))

@@ -137,7 +137,8 @@ class ShardWriter:
     def _fused(self, block: BlockAttention, photos: int) -> Tensor:
         rows = block.rows
         rows = rows if self._settings.heads is None else rows.mean(dim=1, keepdim=True)
-        return rows if not isinstance(block.token_layout, WindowLayout) else rows.reshape(photos, -1, *rows.shape[1:])
+        whole = len(rows) == photos and not isinstance(block.token_layout, WindowLayout)
+        return rows if whole else rows.reshape(photos, -1, *rows.shape[1:])
 
     def write(self) -> None:
         """Write the tensors, then the part of the index that says that they are whole.
