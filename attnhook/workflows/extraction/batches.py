@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from attnhook.errors import AttnhookError
+from attnhook.errors import AttnhookError, ExtractionError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource
 from attnhook.workflows.extraction.items import Item, readable
@@ -159,6 +159,34 @@ def load_batches(
         timeout=_STUCK if num_workers else 0,
         generator=torch.Generator(),  # its own: else a number is drawn from everyone's
     )
+
+
+def whole_batches(loader: "DataLoader[Batch]") -> Iterator[Batch]:
+    """Begin to read.
+
+    Worker processes begin at once, so that they can before a thread does: a forked copy of one would hold its locks.
+
+    Args:
+        loader: What `load_batches` gave.
+
+    Returns:
+        The batches; raises `ExtractionError` where a worker process dies.
+    """
+    return _told(iter(loader))
+
+
+def _told(batches: Iterator[Batch]) -> Iterator[Batch]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # torch's own, of a process that was killed or does not answer
+            raise ExtractionError(
+                f"photos can be read no further: expected worker processes that live, got {error}. If memory is short, take fewer workers or a "
+                "smaller batch; then run the same again."
+            ) from error
+        yield batch
 
 
 def _as_is(batch: Any) -> Any:

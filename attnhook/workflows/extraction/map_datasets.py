@@ -353,7 +353,10 @@ def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
     Example:
         >>> from attnhook import open_maps
         >>> maps = open_maps("maps")  # doctest: +SKIP
+        >>> maps["cats/chelsea.png"]["rows.0"].shape, maps.manifest.blocks  # doctest: +SKIP
+        (torch.Size([6, 1, 257]), ['encoder.layer.11.attention'])
         >>> maps.overlay("cats/chelsea.png").save("overlay.png")  # doctest: +SKIP
+        >>> maps.errors, maps.to_pandas()  # doctest: +SKIP
     """
     path = Path(folder).expanduser()
     manifest = Manifest.load(path)

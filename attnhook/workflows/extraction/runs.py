@@ -13,7 +13,7 @@ from attnhook import __version__
 from attnhook.errors import ExtractionError
 from attnhook.options import BlocksOption, RowsOption
 from attnhook.workflows.extraction import indices
-from attnhook.workflows.extraction.batches import PhotoBatches, load_batches
+from attnhook.workflows.extraction.batches import PhotoBatches, load_batches, whole_batches
 from attnhook.workflows.extraction.distributions import NAME as STATISTICS_NAME
 from attnhook.workflows.extraction.distributions import write_distributions
 from attnhook.workflows.extraction.forwards import BatchForwards
@@ -274,7 +274,7 @@ def _run(
         num_workers=num_workers if shards else 0,
         pinned=settings.device == "cuda",
     )
-    read = iter(loader)  # worker processes begin before the thread does: a forked copy of it would hold its locks
+    read = whole_batches(loader)
     writing = WritingThread(folder, listing, settings, shards)
     with writing, untouched(forwards.vision.model), forwards.open():
         for batch in read:

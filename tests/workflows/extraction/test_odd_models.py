@@ -1,5 +1,8 @@
 """Models that are not one matrix a photo and block: each photo keeps its own rows, or the run says why not; and no model notices."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -139,3 +142,18 @@ def test_preprocessing_that_is_a_lambda(photos, tmp_path):
         vision.model, "own", "timm", lambda photo: pixels_of(72, 64, photo), lambda size: geometry_of(72, 64, size)
     )
     assert len(extract(lambdas, photos, tmp_path / "out", num_workers=1)) == 21
+
+
+def dies_in_a_worker(photo):
+    if photo.size == (83, 75) and torch.utils.data.get_worker_info() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pixels_of(72, 64, photo)
+
+
+def test_a_worker_that_is_killed_says_what_to_do(photos, tmp_path):
+    from dataclasses import replace
+
+    vision = replace(timm_vit(), transform=dies_in_a_worker)
+    with pytest.raises(ExtractionError, match=r"expected worker processes that live, got .*fewer workers"):
+        extract(vision, photos, tmp_path / "out", num_workers=1, batch_size=2, shard_size=4)
+    assert len(extract(vision, photos, tmp_path / "out", num_workers=0, batch_size=2, shard_size=4)) == 21
