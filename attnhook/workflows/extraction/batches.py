@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,32 +162,25 @@ def load_batches(
     )
 
 
-def whole_batches(loader: "DataLoader[Batch]") -> Iterator[Batch]:
-    """Begin to read.
+@contextmanager
+def living_workers() -> Iterator[None]:
+    """Say what to do where a worker process dies: torch raises that in whatever line the main thread is at.
 
-    Worker processes begin at once, so that they can before a thread does: a forked copy of one would hold its locks.
+    Yields:
+        Nothing.
 
-    Args:
-        loader: What `load_batches` gave.
-
-    Returns:
-        The batches; raises `ExtractionError` where a worker process dies.
+    Raises:
+        ExtractionError: If one dies, or answers no more.
     """
-    return _told(iter(loader))
-
-
-def _told(batches: Iterator[Batch]) -> Iterator[Batch]:
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:  # torch's own, of a process that was killed or does not answer
-            raise ExtractionError(
-                f"photos can be read no further: expected worker processes that live, got {error}. If memory is short, take fewer workers or a "
-                "smaller batch; then run the same again."
-            ) from error
-        yield batch
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader "):
+            raise
+        raise ExtractionError(
+            f"photos can be read no further: expected worker processes that live, got {error}. If memory is short, take fewer workers or a "
+            "smaller batch; then run the same again."
+        ) from error
 
 
 def _as_is(batch: Any) -> Any:

@@ -76,8 +76,8 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
     @property
     def complete(self) -> bool:
-        """Whether the run had come to its end when this was opened."""
-        return self.manifest.complete
+        """Whether the run had come to its end when this was opened, and everything it wrote was there."""
+        return (self.manifest.photos, self.manifest.failed) == (len(self), self._failed.num_rows)
 
     def record(self, photo: int | str) -> dict[str, Any]:
         """What the index says of a photo.

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -110,16 +110,37 @@ def locked(folder: Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ExtractionError: If another run holds it.
+        ExtractionError: If another run holds it, or one of its processes has outlived it and still writes.
     """
+    with _lock(folder, ".lock", alone=True):
+        with _lock(folder, ".writing", alone=True):
+            pass
+        yield
+
+
+def writing(folder: Path) -> AbstractContextManager[None]:
+    """Say that this process writes to a folder, beside the others of its run.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        A context; `locked` fails meanwhile in processes of other runs.
+    """
+    return _lock(folder, ".writing", alone=False)
+
+
+@contextmanager
+def _lock(folder: Path, name: str, *, alone: bool) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # no such locks on Windows
         yield
         return
-    with (folder / ".lock").open("w", encoding="utf-8") as file:
+    with (folder / name).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: worker processes would keep that one
+            # Not flock: worker processes would keep that one.
+            fcntl.lockf(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in {errno.EACCES, errno.EAGAIN}:
                 raise ExtractionError(

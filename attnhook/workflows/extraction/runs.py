@@ -13,7 +13,7 @@ from attnhook import __version__
 from attnhook.errors import ExtractionError
 from attnhook.options import BlocksOption, RowsOption
 from attnhook.workflows.extraction import indices
-from attnhook.workflows.extraction.batches import PhotoBatches, load_batches, whole_batches
+from attnhook.workflows.extraction.batches import PhotoBatches, living_workers, load_batches
 from attnhook.workflows.extraction.distributions import NAME as STATISTICS_NAME
 from attnhook.workflows.extraction.distributions import write_distributions
 from attnhook.workflows.extraction.forwards import BatchForwards
@@ -22,7 +22,7 @@ from attnhook.workflows.extraction.listings import Listing, write_listing
 from attnhook.workflows.extraction.manifests import NAME as MANIFEST_NAME
 from attnhook.workflows.extraction.manifests import Manifest
 from attnhook.workflows.extraction.map_datasets import ExtractedMaps, open_maps
-from attnhook.workflows.extraction.processes import Team, locked, team
+from attnhook.workflows.extraction.processes import Team, locked, team, writing
 from attnhook.workflows.extraction.settings import Settings, check_count, make_settings
 from attnhook.workflows.extraction.shards import STATISTICS
 from attnhook.workflows.extraction.sources import Source, open_source
@@ -124,6 +124,7 @@ def extract(
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder) if processes.rank == 0 else nullcontext():
             manifest, pending = processes.first_does(lambda: _begin(folder, wanted, photos, settings))
+            stack.enter_context(writing(folder))
             _check_same_model(manifest, wanted, processes)
             listing = Listing.read(folder / _LISTING)
             every = listing.shards()
@@ -274,11 +275,11 @@ def _run(
         num_workers=num_workers if shards else 0,
         pinned=settings.device == "cuda",
     )
-    read = whole_batches(loader)
-    writing = WritingThread(folder, listing, settings, shards)
-    with writing, untouched(forwards.vision.model), forwards.open():
+    read = iter(loader)  # worker processes begin before the thread does: a forked copy of it would hold its locks
+    thread = WritingThread(folder, listing, settings, shards)
+    with living_workers(), thread, untouched(forwards.vision.model), forwards.open():
         for batch in read:
-            writing.give(batch, [forwards.run(pixels) for _, pixels in batch.groups])
+            thread.give(batch, [forwards.run(pixels) for _, pixels in batch.groups])
             bar.advance(len(batch.photos))
 
 
