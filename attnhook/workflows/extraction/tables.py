@@ -1,5 +1,6 @@
 """Photos in tables: Parquet files with image bytes, and `datasets.Dataset`."""
 
+import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,9 +67,8 @@ class ParquetSource:
             labels = [None] * (last - first)
             problem = f"expected whole labels in its row group, got {readable(str(error))}. Fetch the file again."
         for row, label in enumerate(labels, first):
-            text = None if label is None else readable(str(label))
             together = f"{name}/{group}/{(row - first) // TOGETHER}"
-            yield Item(f"{name}/{row:07d}", b"", number, row, -1, stamp, text, group=together, problem=problem)
+            yield Item(f"{name}/{row:07d}", b"", number, row, -1, stamp, label, group=together, problem=problem)
 
     def read(self, item: Item) -> bytes:
         """The bytes of a photo."""
@@ -105,13 +105,18 @@ class _Table:
         counts = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
         return cls(file, list(accumulate(counts, initial=0)))
 
-    def labels(self, group: int) -> list[Any]:
-        """The labels of a row group, None for each row if there are none."""
-        column = _column(self.file.schema_arrow.names, _LABEL_COLUMNS)
+    def labels(self, group: int) -> list[str | None]:
+        """The labels of a row group, None for each row if there are none; by their names, where `datasets` left these in the file."""
+        schema = self.file.schema_arrow
+        column = _column(schema.names, _LABEL_COLUMNS)
         if column is None:
             return [None] * (self.starts[group + 1] - self.starts[group])
-        known: list[Any] = self.file.read_row_group(group, columns=[column]).column(0).to_pylist()
-        return known
+        try:
+            known = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+        except (KeyError, TypeError, ValueError):  # other writers'
+            known = None
+        values = self.file.read_row_group(group, columns=[column]).column(0).to_pylist()
+        return [_label(value, known) for value in values]
 
     def close(self) -> None:
         """Close it."""
@@ -158,18 +163,18 @@ class DatasetSource:
         names = getattr(self.dataset.features.get(label), "names", None) if label else None
         known = self._undecoded[label] if label else [None] * len(self.dataset)
         for row, value in enumerate(known):
-            text = (
-                None
-                if value is None
-                else names[value]
-                if names and isinstance(value, int) and value >= 0
-                else str(value)
-            )
-            yield Item(f"{row:09d}", number=row, label=text)
+            yield Item(f"{row:09d}", number=row, label=_label(value, names))
 
     def read(self, item: Item) -> bytes:
         """The bytes of a photo."""
         return _bytes_of(self._undecoded[item.number][self._names[0]], item.key, Path())
+
+
+def _label(value: Any, names: Any) -> str | None:
+    if value is None:
+        return None
+    named = isinstance(names, list) and isinstance(value, int) and 0 <= value < len(names)
+    return readable(str(names[value] if named else value))
 
 
 def _column(names: list[str], wanted: tuple[str, ...]) -> str | None:

@@ -124,6 +124,7 @@ def test_a_model_on_several_devices_stays_there():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_model_goes_back_from_the_gpu(photos, tmp_path):
     vision = timm_vit()
     plain = extract(vision, photos, tmp_path / "cpu", dtype="float32", num_workers=0)

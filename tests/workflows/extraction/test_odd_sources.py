@@ -217,6 +217,14 @@ def test_a_data_set_with_a_format(tmp_path):
     ]
 
 
+def test_labels_of_a_parquet_file_by_their_names(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cats", "dogs"])})
+    rows = {"image": [{"bytes": photo_bytes(i), "path": None} for i in range(3)], "label": [1, None, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    assert [item.label for item in open_source(tmp_path / "a.parquet").items()] == ["dogs", None, "cats"]
+
+
 # --- files --------------------------------------------------------------------------------------------------------------------------------
 
 
