@@ -18,9 +18,10 @@ list (a path a line, a tab and a class may follow), a zip, tar (WebDataset) or P
 or a glob of those.
 
 The folder gets shards/*.safetensors, index.parquet, statistics.json and manifest.json;
-attnhook.open_maps reads them, also while the run goes on. Run the same command again to go
-on where it stopped. Photos that cannot be read stand in the index with their error, and the
-exit code is 1. Under torchrun every process takes a part; the files are the same."""
+attnhook.open_maps(DIR) reads them in Python, also while the run goes on. Run the same command
+again to go on where it stopped, or after photos were added or changed. Photos that cannot be
+read stand in the index with their error, and the exit code is 1; 2 if nothing more can be done.
+Under torchrun every process takes a part; the files are the same."""
 _EXAMPLES = """\
 examples:
   attnhook extract photos --model demo@224 --out maps
@@ -58,7 +59,8 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="METHOD",
-        help="also store the maps of a method; several times for several",
+        help="also store the maps of a method: raw_attention, rollout, value_weighted_attention, gradient_attention, gradient_rollout or "
+        "legrad; several times for several",
     )
     extract.add_argument("--no-statistics", action="store_true", help="leave out entropy, masses, distances")
     extract.add_argument(

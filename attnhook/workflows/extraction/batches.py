@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from attnhook.errors import AttnhookError
+from attnhook.errors import AttnhookError, ExtractionError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource
-from attnhook.workflows.extraction.items import Item
+from attnhook.workflows.extraction.items import Item, readable
 from attnhook.workflows.extraction.listings import Listing
 from attnhook.workflows.extraction.sources import Source
 
@@ -114,7 +115,7 @@ class PhotoBatches(Dataset[Batch]):
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    said = readable(" ".join(str(error).split()))
     return said if isinstance(error, AttnhookError) and said else f"{type(error).__name__}: {said}"
 
 
@@ -159,6 +160,27 @@ def load_batches(
         timeout=_STUCK if num_workers else 0,
         generator=torch.Generator(),  # its own: else a number is drawn from everyone's
     )
+
+
+@contextmanager
+def living_workers() -> Iterator[None]:
+    """Say what to do where a worker process dies: torch raises that in whatever line the main thread is at.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ExtractionError: If one dies, or answers no more.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader "):
+            raise
+        raise ExtractionError(
+            f"photos can be read no further: expected worker processes that live, got {error}. If memory is short, take fewer workers or a "
+            "smaller batch; then run the same again."
+        ) from error
 
 
 def _as_is(batch: Any) -> Any:

@@ -31,10 +31,8 @@ def over_photos(folder: Path, manifest: Manifest, percentiles: Sequence[float] =
         None where it is defined nowhere.
     """
     found = []
-    for number, block in enumerate(manifest.blocks):
-        values = _values(folder, number)
-        if values is None:
-            continue
+    for block, places in _places(folder).items():
+        values = _values(places)
         for head in range(values.shape[1]):
             for place, name in enumerate(manifest.statistics):
                 numbers = values[:, head, place]
@@ -43,20 +41,32 @@ def over_photos(folder: Path, manifest: Manifest, percentiles: Sequence[float] =
     return found
 
 
-def _values(folder: Path, block: int) -> Any:
+def _places(folder: Path) -> dict[str, list[tuple[Path, str]]]:
+    """Where the statistics of every block stand: files and tensors' names, in the order of the shards."""
+    from safetensors import safe_open
+
+    found: dict[str, list[tuple[Path, str]]] = {}
+    for fragment in indices.fragments(folder):
+        tensors = fragment.with_suffix(".safetensors")
+        if not tensors.exists():  # none of its photos could be read
+            continue
+        with safe_open(tensors, framework="numpy") as file:
+            groups = json.loads(file.metadata()["attnhook"])["groups"]
+        for number, group in enumerate(groups):
+            for i, block in enumerate(group["blocks"]):
+                found.setdefault(block["name"], []).append((tensors, f"{number}.statistics.{i}"))
+    return found
+
+
+def _values(places: list[tuple[Path, str]]) -> Any:
     """`(photos, heads, statistics)` float32 of one block, over all shards."""
     from safetensors import safe_open
 
     parts = []
-    for fragment in indices.fragments(folder):
-        tensors = fragment.with_suffix(".safetensors")
-        if not tensors.exists():
-            continue
-        with safe_open(tensors, framework="numpy") as file:
-            groups = len(json.loads(file.metadata()["attnhook"])["groups"])
-            names = (f"{group}.statistics.{block}" for group in range(groups))
-            parts += [file.get_tensor(name) for name in names]
-    return np.concatenate(parts) if parts else None
+    for path, name in places:
+        with safe_open(path, framework="numpy") as file:
+            parts.append(file.get_tensor(name))
+    return np.concatenate(parts)
 
 
 def _summary(numbers: Any, percentiles: Sequence[float]) -> dict[str, Any]:

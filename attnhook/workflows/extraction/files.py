@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attnhook.errors import ExtractionError
-from attnhook.workflows.extraction.items import PICTURE_SUFFIXES, Item, file_item, read_file, readable_name
+from attnhook.workflows.extraction.items import PICTURE_SUFFIXES, Item, file_item, read_file, readable, readable_name
 
 _NO_PHOTOS = frozenset({"__MACOSX"})
 
@@ -52,12 +52,13 @@ class FileSource:
     def _listed(self) -> Iterator[Item]:
         for line in self.paths or _lines(Path(self.pattern)):
             name, _, label = line.partition("\t")
-            yield file_item(self.root / name, os.fsencode(Path(name).as_posix()), label=label.strip() or None)
+            label = readable(label.strip())
+            yield file_item(self.root / name, os.fsencode(Path(name).as_posix()), label=label or None)
 
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             for line in file:
                 if line.strip():
                     yield line.rstrip("\r\n")
@@ -69,6 +70,13 @@ def _first_folder(member: bytes) -> str | None:
     """The class that a tree of one folder a class says."""
     folder, slash, _ = member.partition(b"/")
     return readable_name(folder) if slash else None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in circles, or one that leads where nobody may look: as a file it says so
+        return False
 
 
 def walk(root: Path) -> Iterator[Item]:
@@ -96,7 +104,7 @@ def walk(root: Path) -> Iterator[Item]:
             if entry.name.startswith(".") or entry.name in _NO_PHOTOS:
                 continue
             member = b"/".join([*([below] if below else []), os.fsencode(entry.name)])
-            if entry.is_dir():
+            if _is_folder(entry):
                 pending.append((Path(entry.path), member, above | {here}))
             elif Path(entry.name).suffix.lower() in PICTURE_SUFFIXES:
                 yield file_item(Path(entry.path), member, label=_first_folder(member))

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from attnhook.attribution.methods import METHODS, NEEDS, method_options
+from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
+from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
 from attnhook.options import Rows
 from attnhook.workflows.extraction.settings import Settings
+from attnhook.workflows.restoring import SEED
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import class_scores
 from attnhook.zoo.loading import VisionModel
@@ -85,6 +88,7 @@ class BatchForwards:
         Returns:
             What was seen; copies from a GPU may still be under way.
         """
+        torch.default_generator.manual_seed(SEED)  # models that draw, draw alike whatever ran before
         self.capture.clear()
         if self._whole is not None:
             self._whole.clear()
@@ -115,12 +119,14 @@ class BatchForwards:
 def _refuse_ordered(maps: AttentionMaps, photos: int) -> None:
     """Rows of photos whose tokens stand in an order of their own, or together in one sequence, cannot be cut apart."""
     for block in maps:
-        layouts = (block.token_layout, block.query_token_layout)
-        alone = any(hasattr(one, "entries") or len(getattr(one, "order", None) or ()) > 1 for one in layouts)
-        if photos > 1 and (alone or block.shape[0] % photos):
+        layout = block.token_layout
+        windows = layout.num_windows if isinstance(layout, WindowLayout) else 1
+        orders = (getattr(one, "order", None) for one in (layout, block.query_token_layout))
+        apart = block.shape[0] == photos * windows and all(order is None or len(order) == 1 for order in orders)
+        if photos > 1 and not (apart and not isinstance(layout, PackedLayout)):
             raise ExtractionError(
-                f"the rows of block {block.name!r} cannot be told apart by photo: expected tokens in the same order in each, got an order "
-                "of each photo's own. Use batch_size=1."
+                f"the rows of block {block.name!r} cannot be told apart by photo: expected each photo's tokens alone and in the same order, "
+                f"got {photos} photos in {block.shape[0]} entries, or an order of each photo's own. Use batch_size=1."
             )
 
 

@@ -1,10 +1,12 @@
 """The index: which photo is where. One Parquet file a shard while a run goes on, one for all at its end."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from attnhook.errors import ExtractionError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.workflows.extraction.items import require
 from attnhook.workflows.files import replacing
@@ -13,6 +15,9 @@ NAME = "index.parquet"
 SHARDS = "shards"
 BYTES = b"attnhook.bytes"
 """In a fragment's metadata: the size of its shard's tensors."""
+LATE = 180.0
+"""Seconds after which another machine's shard will not come any more: network file systems show new files late, by a minute and more."""
+_TOGETHER = 16_384
 
 
 def schema() -> Any:
@@ -24,6 +29,7 @@ def schema() -> Any:
             ("shard", arrow.int32()),
             ("group", arrow.int32()),  # which tensors of the shard; -1 for a photo that failed
             ("offset", arrow.int64()),  # where in those tensors
+            ("mark", arrow.int64()),  # of the shard's photos, as its tensors' header says it, too
             ("grid", arrow.list_(arrow.int32())),  # rows and columns of patches, or null
             ("geometry", arrow.list_(arrow.float64())),  # what numbers_of gives
             ("digest", arrow.string()),  # SHA-256 of the photo's file
@@ -71,7 +77,7 @@ def write_fragment(folder: Path, shard: int, rows: list[dict[str, Any]]) -> None
     """
     arrow, parquet = require("pyarrow", "pyarrow"), require("pyarrow.parquet", "pyarrow")
     tensors = tensors_path(folder, shard)
-    size = tensors.stat().st_size if tensors.exists() else 0
+    size = _size(tensors)
     table = arrow.Table.from_pylist(rows, schema=schema().with_metadata({BYTES: str(size).encode()}))
     with replacing(fragment_path(folder, shard), durable=True) as temporary:
         parquet.write_table(table, temporary, compression="zstd")
@@ -96,8 +102,14 @@ def whole_fragment(folder: Path, shard: int) -> Any:
     except (OSError, ValueError):  # pyarrow's errors derive from these
         return None
     expected = int((table.schema.metadata or {}).get(BYTES, b"-1"))
-    found = tensors.stat().st_size if tensors.exists() else 0
-    return table if found == expected else None
+    return table if _size(tensors) == expected else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def fragments(folder: Path) -> Iterator[Path]:
@@ -105,24 +117,42 @@ def fragments(folder: Path) -> Iterator[Path]:
     yield from sorted((folder / SHARDS).glob("*.parquet"))
 
 
-def merge_fragments(folder: Path) -> tuple[int, int]:
-    """Write the whole index, one part at a time.
+def merge_fragments(folder: Path, shards: dict[int, int]) -> tuple[int, int]:
+    """Write the whole index, a few parts at a time.
 
     Args:
-        folder: The extraction's; all shards are whole.
+        folder: The extraction's.
+        shards: Each shard's number, and of how many photos it is.
 
     Returns:
         How many photos there are, and how many failed.
     """
-    parquet = require("pyarrow.parquet", "pyarrow")
+    arrow, parquet = require("pyarrow", "pyarrow"), require("pyarrow.parquet", "pyarrow")
     photos = failed = 0
+    latest = time.monotonic() + LATE
     with (
         replacing(folder / NAME, durable=True) as temporary,
         parquet.ParquetWriter(os.fspath(temporary), schema(), compression="zstd") as writer,
     ):
-        for path in fragments(folder):
-            table = parquet.read_table(path, partitioning=None).replace_schema_metadata(None)
-            writer.write_table(table)
+        waiting: list[Any] = []
+        for place, (shard, count) in enumerate(sorted(shards.items())):
+            table = _arrived(folder, shard, count, latest)
+            waiting.append(table.replace_schema_metadata(None))
             failed += len(table) - table.column("error").null_count
             photos += table.column("error").null_count
+            if sum(map(len, waiting)) >= _TOGETHER or place == len(shards) - 1:
+                writer.write_table(arrow.concat_tables(waiting))
+                waiting.clear()
     return photos, failed
+
+
+def _arrived(folder: Path, shard: int, count: int, latest: float) -> Any:
+    """A shard's part of the index, that another machine may have written just now."""
+    while (table := whole_fragment(folder, shard)) is None or len(table) != count:
+        if time.monotonic() > latest:
+            raise ExtractionError(
+                f"the extraction is not whole: expected all shards in {folder / SHARDS}, got no shard {shard} of {count} photos. See that all "
+                "machines write to the same folder, and run the same again."
+            )
+        time.sleep(0.1)
+    return table

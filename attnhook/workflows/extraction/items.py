@@ -74,6 +74,21 @@ def readable_name(member: bytes) -> str:
     return member.decode("utf-8", "backslashreplace")
 
 
+def readable(text: str) -> str:
+    r"""Text that may hold bytes that are none, as Python reads names from the disk.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The same, with `\xNN` for each of these bytes.
+    """
+    try:
+        return readable_name(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:  # halves of characters that came from elsewhere
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 def file_item(path: Path, member: bytes, *, label: str | None = None) -> Item:
     """A file as an item.
 
@@ -88,8 +103,8 @@ def file_item(path: Path, member: bytes, *, label: str | None = None) -> Item:
     key = readable_name(member)
     try:
         found = path.stat()
-    except OSError as error:
-        return Item(key, member, label=label, problem=f"expected a file, got {error.strerror}.")
+    except (OSError, ValueError) as error:  # no name holds a byte 0
+        return Item(key, member, label=label, problem=f"expected a file, got {getattr(error, 'strerror', error)}.")
     if not stat.S_ISREG(found.st_mode):
         return Item(key, member, label=label, problem="expected a file, got a directory or device.")
     return Item(key, member, size=found.st_size, stamp=found.st_mtime_ns, label=label)

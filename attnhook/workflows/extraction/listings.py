@@ -96,6 +96,7 @@ def write_listing(source: Source, path: Path, *, shard_size: int, shards: int | 
     shard = (table.column("hash").to_numpy() % np.uint64(count)).astype(np.int32)
     table = table.drop_columns(["hash"]).append_column("shard", arrow.array(shard))
     order = [("shard", "ascending"), ("container", "ascending"), ("number", "ascending"), ("key", "ascending")]
+    order.append(("member", "ascending"))
     table = _unique(arrow, table.sort_by(order))
     with (
         replacing(path) as temporary,

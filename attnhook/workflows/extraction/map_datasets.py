@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ _OPEN_AT_ONCE = 16
 class ExtractedMaps(Dataset[dict[str, Any]]):
     """What `extract` wrote: a photo's rows, statistics and maps by its key or number.
 
-    A torch `Dataset` of dictionaries that `DataLoader` makes batches of: `key`, `label` (empty if there is none), `rows.i` of the i-th stored
-    block `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.i` `(heads, statistics)`,
+    A torch `Dataset` of dictionaries that `DataLoader` makes batches of: `key`, `label` (empty if there is none), `rows.i` of the i-th block of
+    `maps(photo)`, `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.i` `(heads, statistics)`,
     `maps.METHOD` `(h, w)`. Only what is asked for is read. Made by `open_maps`.
 
     Attributes:
@@ -75,8 +76,8 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
     @property
     def complete(self) -> bool:
-        """Whether the run had come to its end when this was opened."""
-        return self.manifest.complete
+        """Whether the run had come to its end when this was opened, and everything it wrote was there."""
+        return (self.manifest.photos, self.manifest.failed) == (len(self), self._failed.num_rows)
 
     def record(self, photo: int | str) -> dict[str, Any]:
         """What the index says of a photo.
@@ -94,7 +95,8 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         return found
 
     def _number(self, photo: int | str) -> int:
-        if isinstance(photo, int) and not isinstance(photo, bool):
+        if hasattr(photo, "__index__") and not isinstance(photo, bool):
+            photo = operator.index(photo)
             if not -len(self) <= photo < len(self):
                 raise IndexError(f"photo {photo} does not exist: expected -{len(self)} to {len(self) - 1}.")
             return photo % len(self)
@@ -142,10 +144,10 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         """
         record = self.record(photo)
         tensors = self._tensors(record)
-        file, headers = self._open(record["shard"])
+        file, headers = self._open(record)
         prefix = f"{record['group']}.layout."
         found = {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-        for i in range(len(self.manifest.blocks)):
+        for i in range(len(headers[record["group"]]["blocks"])):
             rows = decode(tensors[f"rows.{i}"], tensors.get(f"scales.{i}"))
             found[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
         return AttentionMaps.from_header(headers[record["group"]], found)
@@ -187,7 +189,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             `(H, W)` float32, NaN where the model did not look.
         """
         record = self.record(photo)
-        area = self._open(record["shard"])[1][record["group"]]["patch_area"]
+        area = self._open(record)[1][record["group"]]["patch_area"]
         patch_area = None if area is None else (area[0], area[1])
         return heatmap(self.attention(photo, **options), indices.geometry_of(record["geometry"]), patch_area=patch_area)
 
@@ -296,21 +298,32 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         source: Source = self._source
         return source
 
-    def _open(self, shard: int) -> tuple[Any, list[dict[str, Any]]]:
-        from safetensors import safe_open
+    def _open(self, record: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+        from safetensors import SafetensorError, safe_open
 
-        path = indices.tensors_path(self.folder, shard)
+        path = indices.tensors_path(self.folder, record["shard"])
         if path not in self._files:
-            file = safe_open(path, framework="pt")
-            metadata: dict[str, str] = file.metadata()  # type: ignore[no-untyped-call]
-            self._files[path] = (file, json.loads(metadata["attnhook"])["groups"])
+            try:
+                file = safe_open(path, framework="pt")
+                metadata: dict[str, str] = file.metadata()  # type: ignore[no-untyped-call]
+            except (OSError, SafetensorError) as error:
+                raise ExtractionError(
+                    f"cannot read {path}: expected the shard that the index speaks of, got {error}. If extract runs, or ran, in that folder "
+                    "again, open_maps again."
+                ) from error
+            header = json.loads(metadata["attnhook"])
+            if header["mark"] != record["mark"]:
+                raise ExtractionError(
+                    f"cannot read {path}: expected the shard that the index speaks of, got one that was written again since. open_maps again."
+                )
+            self._files[path] = (file, header["groups"])
             if len(self._files) > _OPEN_AT_ONCE:
                 self._files.popitem(last=False)
         self._files.move_to_end(path)
         return self._files[path]
 
     def _tensors(self, record: dict[str, Any]) -> dict[str, Tensor]:
-        file, _ = self._open(record["shard"])
+        file, _ = self._open(record)
         prefix, found = f"{record['group']}.", {}
         for name in sorted(file.keys()):
             if name.startswith(prefix) and not name.startswith(f"{prefix}layout."):
@@ -340,7 +353,10 @@ def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
     Example:
         >>> from attnhook import open_maps
         >>> maps = open_maps("maps")  # doctest: +SKIP
+        >>> maps["cats/chelsea.png"]["rows.0"].shape, maps.manifest.blocks  # doctest: +SKIP
+        (torch.Size([6, 1, 257]), ['encoder.layer.11.attention'])
         >>> maps.overlay("cats/chelsea.png").save("overlay.png")  # doctest: +SKIP
+        >>> maps.errors, maps.to_pandas()  # doctest: +SKIP
     """
     path = Path(folder).expanduser()
     manifest = Manifest.load(path)
@@ -353,8 +369,10 @@ def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
 
 def _read_index(folder: Path) -> Any:
     parquet = require("pyarrow.parquet", "pyarrow")
-    if (folder / indices.NAME).exists():
+    try:
         return parquet.read_table(folder / indices.NAME, partitioning=None)
+    except FileNotFoundError:  # not yet, or not any more
+        pass
     whole = [indices.whole_fragment(folder, int(path.stem)) for path in indices.fragments(folder)]
     tables = [table.replace_schema_metadata(None) for table in whole if table is not None]
     empty = indices.schema().empty_table()

@@ -1,8 +1,9 @@
 """How several processes share an extraction: they agree at its start, work alone, and meet again at its end."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -109,17 +110,42 @@ def locked(folder: Path) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ExtractionError: If another run holds it.
+        ExtractionError: If another run holds it, or one of its processes has outlived it and still writes.
     """
+    with _lock(folder, ".lock", alone=True):
+        with _lock(folder, ".writing", alone=True):
+            pass
+        yield
+
+
+def writing(folder: Path) -> AbstractContextManager[None]:
+    """Say that this process writes to a folder, beside the others of its run.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        A context; `locked` fails meanwhile in processes of other runs.
+    """
+    return _lock(folder, ".writing", alone=False)
+
+
+@contextmanager
+def _lock(folder: Path, name: str, *, alone: bool) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # no such locks on Windows
         yield
         return
-    with (folder / ".lock").open("w", encoding="utf-8") as file:
+    with (folder / name).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: worker processes would keep that one
+            # Not flock: worker processes would keep that one.
+            fcntl.lockf(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EAGAIN}:
+                raise ExtractionError(
+                    f"cannot lock {folder}: expected a file system with locks, got {error.strerror}. Write to another one."
+                ) from error
             raise ExtractionError(
                 f"cannot write to {folder}: expected no other run there, got one ({error.strerror}). Wait for it, or write to another folder."
             ) from error

@@ -1,8 +1,8 @@
 """`extract`: attention of a whole data set, by as many processes as there are, resumed where it stopped."""
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,29 @@ from attnhook import __version__
 from attnhook.errors import ExtractionError
 from attnhook.options import BlocksOption, RowsOption
 from attnhook.workflows.extraction import indices
-from attnhook.workflows.extraction.batches import PhotoBatches, load_batches
+from attnhook.workflows.extraction.batches import PhotoBatches, living_workers, load_batches
+from attnhook.workflows.extraction.distributions import NAME as STATISTICS_NAME
 from attnhook.workflows.extraction.distributions import write_distributions
 from attnhook.workflows.extraction.forwards import BatchForwards
+from attnhook.workflows.extraction.items import Item
 from attnhook.workflows.extraction.listings import Listing, write_listing
+from attnhook.workflows.extraction.manifests import NAME as MANIFEST_NAME
 from attnhook.workflows.extraction.manifests import Manifest
 from attnhook.workflows.extraction.map_datasets import ExtractedMaps, open_maps
-from attnhook.workflows.extraction.processes import Team, locked, team
-from attnhook.workflows.extraction.settings import Settings, make_settings
+from attnhook.workflows.extraction.processes import Team, locked, team, writing
+from attnhook.workflows.extraction.settings import Settings, check_count, make_settings
 from attnhook.workflows.extraction.shards import STATISTICS
 from attnhook.workflows.extraction.sources import Source, open_source
 from attnhook.workflows.extraction.writers import WritingThread
 from attnhook.workflows.fingerprints import fingerprint
 from attnhook.workflows.progress import Progress
+from attnhook.workflows.restoring import untouched
 from attnhook.workflows.versions import library_versions
 from attnhook.zoo.loading import VisionModel, load
 
 _LISTING = ".listing.arrow"
+_LEFT = tuple(f"{name}.partial" for name in (_LISTING, MANIFEST_NAME, indices.NAME, STATISTICS_NAME))
+"""What a killed run may leave beside the shards."""
 
 
 def extract(
@@ -46,12 +52,13 @@ def extract(
     batch_size: int = 32,
     num_workers: int | None = None,
     shard_size: int = 512,
-    device: str = "cpu",
+    device: str | None = None,
     progress: bool | None = None,
 ) -> ExtractedMaps:
     """Extract the attention of all photos of a data set into a folder.
 
-    Run it again to go on where it stopped: what is whole is not done again, photos that are new or have changed are. Under `torchrun` every
+    Run it again to go on where it stopped: what is whole is not done again; photos that are new, have changed, or can be read now and could
+    not before, are, with their shards. Under `torchrun` every
     process takes a part; the files are the same, byte for byte, however many there are. What cannot be read stands in the index with its
     error, and the others are done.
 
@@ -73,7 +80,8 @@ def extract(
         batch_size: Photos a forward. Other sizes may change the last bit, so a resumed run needs the same.
         num_workers: Processes that read photos ahead, of each process that runs a model; None for those cores that are left.
         shard_size: About how many photos make a shard: what is lost at most when a run is killed.
-        device: Where the model runs; `"cuda"` is one GPU a process.
+        device: Where the model runs; `"cuda"` is one GPU a process. None: a model of yours where it is, one that is loaded on the CPU. A model
+            of yours goes back afterwards, and is in eval mode meanwhile.
         progress: Whether a bar shows rate and time left; None shows it on terminals.
 
     Returns:
@@ -100,18 +108,23 @@ def extract(
         dtype=dtype,
         batch_size=batch_size,
         shard_size=shard_size,
-        device=torch.device(device).type,
+        device=_device_type(spec, device),
     )
+    if num_workers is not None:
+        check_count("num_workers", num_workers, 0)
+    if folder.exists() and not folder.is_dir():
+        raise ExtractionError(f"cannot write to {folder}: expected a folder, got a file. Choose another name.")
     photos = open_source(source)
-    with team() as processes:
+    with ExitStack() as stack, team() as processes:
         if num_workers is None:
             num_workers = max(0, min(8, (os.cpu_count() or 1) // processes.local_size - 1))
-        vision = _on_device(spec, device, processes)
+        vision = stack.enter_context(_on_device(spec, device, processes))
         forwards = BatchForwards(vision, settings)
         wanted = _manifest(vision, photos, settings, forwards.capture.block_names)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder) if processes.rank == 0 else nullcontext():
             manifest, pending = processes.first_does(lambda: _begin(folder, wanted, photos, settings))
+            stack.enter_context(writing(folder))
             _check_same_model(manifest, wanted, processes)
             listing = Listing.read(folder / _LISTING)
             every = listing.shards()
@@ -125,12 +138,37 @@ def extract(
     return open_maps(folder, source=photos)
 
 
-def _on_device(spec: "str | VisionModel", device: str, processes: Team) -> VisionModel:
-    where = torch.device("cuda", processes.local_rank) if device == "cuda" else torch.device(device)
-    if isinstance(spec, VisionModel):
-        spec.model.to(where)
-        return spec
-    return load(spec, device=where)
+def _device_type(spec: "str | VisionModel", device: str | None) -> str:
+    if device is not None:
+        return torch.device(device).type
+    return _devices(spec)[0].type if isinstance(spec, VisionModel) else "cpu"
+
+
+def _devices(vision: VisionModel) -> list[torch.device]:
+    tensors = (*vision.model.parameters(), *vision.model.buffers())
+    return list(dict.fromkeys(tensor.device for tensor in tensors)) or [torch.device("cpu")]
+
+
+@contextmanager
+def _on_device(spec: "str | VisionModel", device: str | None, processes: Team) -> Iterator[VisionModel]:
+    where = torch.device("cuda", processes.local_rank) if device == "cuda" else torch.device(device or "cpu")
+    if not isinstance(spec, VisionModel):
+        yield load(spec, device=where)
+        return
+    before = _devices(spec)
+    if device is None or before == [where]:
+        yield spec
+        return
+    if len(before) > 1:
+        found = ", ".join(map(str, before))
+        raise ExtractionError(
+            f"cannot move {spec.name}: expected a model on one device, got {found}. Leave device out."
+        )
+    spec.model.to(where)
+    try:
+        yield spec
+    finally:
+        spec.model.to(before[0])
 
 
 def _manifest(vision: VisionModel, source: Source, settings: Settings, blocks: tuple[str, ...]) -> Manifest:
@@ -154,43 +192,61 @@ def _manifest(vision: VisionModel, source: Source, settings: Settings, blocks: t
 def _begin(folder: Path, wanted: Manifest, source: Source, settings: Settings) -> tuple[Manifest, list[int]]:
     """What one process does for all: the manifest, the listing, and which shards are still to be done."""
     known = Manifest.load(folder)
-    if known is None and any(path.name[0] != "." for path in folder.iterdir()):
+    if known is None and any(path.name[0] != "." and path.name not in _LEFT for path in folder.iterdir()):
         raise ExtractionError(
             f"cannot write to {folder}: expected an empty folder, or one of an extraction, got other files. Choose another folder."
         )
-    for left in [*folder.glob("*.partial"), *folder.glob(f"{indices.SHARDS}/*.partial")]:
-        left.unlink()
+    for left in (*(folder / name for name in _LEFT), *folder.glob(f"{indices.SHARDS}/[!.]*.partial")):
+        left.unlink(missing_ok=True)
     manifest = wanted if known is None else known.resumed(wanted, folder)
     count = write_listing(source, folder / _LISTING, shard_size=settings.shard_size, shards=manifest.shards or None)
     manifest = replace(manifest, shards=count)
-    if known is None:
-        manifest.save(folder)
     listing = Listing.read(folder / _LISTING)
-    pending = [shard for shard, rows in listing.shards().items() if not _whole(folder, shard, listing, rows)]
-    gone = _drop_gone(folder, listing)
+    shards = listing.shards()
+    pending = [shard for shard, rows in shards.items() if not _whole(folder, shard, source, listing, rows)]
+    gone = _gone(folder, shards)
     if pending or gone or known is None or not known.complete:
-        (folder / indices.NAME).unlink(missing_ok=True)
-        manifest.save(folder)
+        manifest.save(
+            folder
+        )  # not complete any more: first of all, so that whoever is killed from here on begins here again
+        for name in (indices.NAME, STATISTICS_NAME):
+            (folder / name).unlink(missing_ok=True)
+        for path in gone:
+            path.unlink()
     return manifest, pending
 
 
-def _whole(folder: Path, shard: int, listing: Listing, rows: range) -> bool:
-    """Whether a shard is on the disk with just these photos, none of which has changed since."""
+def _whole(folder: Path, shard: int, source: Source, listing: Listing, rows: range) -> bool:
+    """Whether a shard is on the disk with just these photos, none of which has changed since, or can be read now and could not before."""
     fragment = indices.whole_fragment(folder, shard)
     if fragment is None or len(fragment) != len(rows):
         return False
     listed = listing.table.slice(rows.start, len(rows))
     same = ("key", "container", "number", "size", "stamp", "label")
-    return all(fragment.column(name).to_pylist() == listed.column(name).to_pylist() for name in same)
+    if any(fragment.column(name).to_pylist() != listed.column(name).to_pylist() for name in same):
+        return False
+    outcomes = zip(*(fragment.column(name).to_pylist() for name in ("error", "digest")), strict=True)
+    unread = [row for row, (error, digest) in zip(rows, outcomes, strict=True) if error and not digest]
+    return not any(_readable(source, listing.item(row)) for row in unread)
 
 
-def _drop_gone(folder: Path, listing: Listing) -> bool:
-    """Remove shards of which the source has no photo any more."""
-    listed = {path.stem for path in (indices.fragment_path(folder, shard) for shard in listing.shards())}
-    gone = [path for path in (folder / indices.SHARDS).glob("*") if path.stem not in listed]
-    for path in gone:
-        path.unlink()
-    return bool(gone)
+def _readable(source: Source, item: Item) -> bool:
+    if item.problem is not None:
+        return False
+    try:
+        source.read(item)
+    except Exception:  # whatever it is, it is still so
+        return False
+    return True
+
+
+def _gone(folder: Path, shards: dict[int, range]) -> list[Path]:
+    """Files of shards of which the source has no photo any more: what the index says of them before their tensors."""
+    listed = {indices.fragment_path(folder, shard).stem for shard in shards}
+    found = [
+        path for suffix in ("parquet", "safetensors") for path in (folder / indices.SHARDS).glob(f"[!.]*.{suffix}")
+    ]
+    return [path for path in found if path.stem not in listed]
 
 
 def _check_same_model(manifest: Manifest, own: Manifest, processes: Team) -> None:
@@ -220,9 +276,10 @@ def _run(
         pinned=settings.device == "cuda",
     )
     read = iter(loader)  # worker processes begin before the thread does: a forked copy of it would hold its locks
-    with WritingThread(folder, listing, settings, shards) as writing, forwards.open():
+    thread = WritingThread(folder, listing, settings, shards)
+    with living_workers(), thread, untouched(forwards.vision.model), forwards.open():
         for batch in read:
-            writing.give(batch, [forwards.run(pixels) for _, pixels in batch.groups])
+            thread.give(batch, [forwards.run(pixels) for _, pixels in batch.groups])
             bar.advance(len(batch.photos))
 
 
@@ -235,7 +292,8 @@ def _end(folder: Path, manifest: Manifest) -> None:
     if (folder / indices.NAME).exists():  # nothing was to be done
         (folder / _LISTING).unlink(missing_ok=True)
         return
-    photos, failed = indices.merge_fragments(folder)
+    shards = {shard: len(rows) for shard, rows in Listing.read(folder / _LISTING).shards().items()}
+    photos, failed = indices.merge_fragments(folder, shards)
     write_distributions(folder, manifest)
     replace(manifest, photos=photos, failed=failed).save(folder)
     (folder / _LISTING).unlink(missing_ok=True)

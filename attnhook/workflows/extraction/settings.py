@@ -71,6 +71,21 @@ class Settings:
         }
 
 
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Refuse what is no number of things.
+
+    Args:
+        name: What it is called.
+        value: What was given.
+        least: The smallest that makes sense.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"bad {name}: expected a whole number of at least {least}, got {value!r}.")
+
+
 def make_settings(
     *,
     rows: RowsOption,
@@ -102,9 +117,8 @@ def make_settings(
     Raises:
         ValueError: If an option is none of its choices.
     """
-    for name, value in {"batch_size": batch_size, "shard_size": shard_size}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"bad {name}: expected a whole number of at least 1, got {value!r}.")
+    check_count("batch_size", batch_size)
+    check_count("shard_size", shard_size)
     if isinstance(methods, str):
         methods = [methods]
     if unknown := [name for name in methods if name not in METHODS]:

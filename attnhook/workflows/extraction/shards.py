@@ -103,15 +103,22 @@ class ShardWriter:
             name: getattr(item, name) for name in ("key", "label", "member", "container", "number", "size", "stamp")
         }
         unread = {"shard": self.shard, "group": -1, "offset": -1, "grid": None, "geometry": None, "target": None}
-        return found | unread | {"digest": digest or None, "error": problem}
+        return found | unread | {"digest": digest or None, "error": problem, "mark": 0}
 
     def _keep(self, seen: Seen, photos: int) -> tuple[int, int]:
         header, layout = seen.maps.header()
-        name = _content(header, layout)
+        tensors = self._tensors(seen, photos)
+        for key, tensor in tensors.items():
+            if len(tensor) != photos:
+                raise ExtractionError(
+                    f"{key} of a batch cannot be told apart by photo: expected {photos} entries, one a photo, got {len(tensor)}. Extract other "
+                    "blocks, or without statistics or methods."
+                )
+        name = _content(header, layout, {key: tuple(tensor.shape[1:]) for key, tensor in tensors.items()})
         group = self._groups.setdefault(name, _Group(header, layout))
         first = group.count
         group.count += photos
-        for key, tensor in self._tensors(seen, photos).items():
+        for key, tensor in tensors.items():
             group.parts.setdefault(key, []).append(tensor)
         return list(self._groups).index(name), first
 
@@ -130,7 +137,8 @@ class ShardWriter:
     def _fused(self, block: BlockAttention, photos: int) -> Tensor:
         rows = block.rows
         rows = rows if self._settings.heads is None else rows.mean(dim=1, keepdim=True)
-        return rows if not isinstance(block.token_layout, WindowLayout) else rows.reshape(photos, -1, *rows.shape[1:])
+        whole = len(rows) == photos and not isinstance(block.token_layout, WindowLayout)
+        return rows if whole else rows.reshape(photos, -1, *rows.shape[1:])
 
     def write(self) -> None:
         """Write the tensors, then the part of the index that says that they are whole.
@@ -145,8 +153,11 @@ class ShardWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             fragment_path(self._folder, self.shard).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+            mark = _mark(self._rows)
+            for row in self._rows:
+                row["mark"] = mark
             if self._groups:
-                self._write_tensors(path)
+                self._write_tensors(path, mark)
             write_fragment(self._folder, self.shard, self._rows)
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)
@@ -155,7 +166,7 @@ class ShardWriter:
                 "again."
             ) from error
 
-    def _write_tensors(self, path: Path) -> None:
+    def _write_tensors(self, path: Path, mark: int) -> None:
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -163,18 +174,24 @@ class ShardWriter:
             tensors |= {f"{number}.layout.{name}": tensor for name, tensor in group.layout.items()}
             for name in list(group.parts):
                 tensors[f"{number}.{name}"] = torch.cat(group.parts.pop(name))
-        header = {"groups": [group.header for group in self._groups.values()]}
+        header = {"mark": mark, "groups": [group.header for group in self._groups.values()]}
         with replacing(path, durable=True) as temporary:
             save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
             temporary.chmod((self._folder / NAME).stat().st_mode)  # safetensors lets nobody else read
 
 
-def _content(header: dict[str, Any], layout: dict[str, Tensor]) -> str:
+def _content(header: dict[str, Any], layout: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> str:
     """What a group's photos have in common."""
-    content = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps([header, shapes], sort_keys=True).encode())
     for name, tensor in sorted(layout.items()):
-        content.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        content.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return content.hexdigest()
+
+
+def _mark(rows: list[dict[str, Any]]) -> int:
+    """Of which photos a shard is, and where in it they are: the index of another state of the shard has another."""
+    content = json.dumps([[row[name] for name in ("key", "digest", "group", "offset")] for row in rows])
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big", signed=True)
 
 
 def _grid(maps: AttentionMaps) -> list[int] | None:

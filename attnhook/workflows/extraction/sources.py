@@ -99,15 +99,23 @@ def _of_path(text: str) -> Source:
 def _of_folder(path: Path) -> Source:
     """A folder of pictures, or else of archives or tables."""
     if next(walk(path), None) is None:
-        for suffix in _HOLDERS:
-            if held := sorted(path.rglob(f"*{suffix}")):
-                return _held(held)
+        held = {suffix: sorted(path.rglob(f"[!.]*{suffix}")) for suffix in _HOLDERS}
+        kinds = [suffix for suffix, files in held.items() if files]
+        if len(kinds) > 1:
+            raise ExtractionError(
+                f"no photos in {str(path)!r}: expected pictures, or one kind of archive or table, got {', '.join(kinds)}. Pass a glob of one "
+                "kind."
+            )
+        if kinds:
+            return _held(held[kinds[0]])
     return FileSource(path, "folder")
 
 
 def _of_glob(path: Path) -> Source:
     pattern = path if path.is_absolute() else Path.cwd() / path
-    fixed = next(i for i, part in enumerate(pattern.parts) if any(sign in part for sign in "*?["))
+    fixed = 1
+    while not any(sign in pattern.parts[fixed] for sign in "*?[") or Path(*pattern.parts[: fixed + 1]).is_dir():
+        fixed += 1  # folders may have such signs in their names
     root, below = Path(*pattern.parts[:fixed]), str(Path(*pattern.parts[fixed:]))
     if pattern.suffix.lower() in _HOLDERS:
         found = sorted(root.glob(below))

@@ -1,14 +1,20 @@
 """Photos in tables: Parquet files with image bytes, and `datasets.Dataset`."""
 
+import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from attnhook.errors import ExtractionError, ImageError
-from attnhook.workflows.extraction.items import Item, check_exists, read_file, require
+from attnhook.workflows.extraction.items import Item, check_exists, read_file, readable, require
+from attnhook.workflows.extraction.opened import OpenFiles, names_of
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")
+TOGETHER = 512
+"""Rows of one row group that go into the same shard: a row group may hold a million, and a shard is what a kill loses."""
 _LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 
 
@@ -16,25 +22,24 @@ _LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
 class ParquetSource:
     """Rows of Parquet files; a column holds the bytes of an image file, or a struct of `bytes` and `path` as `datasets` writes it.
 
-    Whole row groups go into the same shard, so each is read about once.
+    Rows of a row group that stand together go into the same shard: such a group is read as a whole, and kept until another is wanted.
 
     Attributes:
         files: The files.
     """
 
     files: tuple[Path, ...]
-    _open: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _group: tuple[Any, list[Any]] = field(
-        default=(None, []), init=False, repr=False, compare=False
-    )  # the last that was read
+    _open: OpenFiles = field(default_factory=OpenFiles, init=False, repr=False, compare=False)
+    _group: tuple[Any, Any] = field(default=(None, None), init=False, repr=False, compare=False)  # the last one read
 
     kind = "parquet"
 
     def __post_init__(self) -> None:
         check_exists(self.files)
+        self._names = names_of(self.files)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "_open": {}, "_group": (None, [])}
+        return {**vars(self), "_group": (None, None)}
 
     def description(self) -> dict[str, Any]:
         """What the manifest says."""
@@ -42,43 +47,80 @@ class ParquetSource:
 
     def items(self) -> Iterator[Item]:
         """All rows."""
-        for number, path in enumerate(self.files):
+        for number in range(len(self.files)):
             try:
-                file = self._file(number)
+                table = self._table(number)
             except Exception as error:  # pyarrow's own classes
-                yield Item(
-                    path.name, container=number, problem=f"expected a Parquet file, got {error}. Fetch it again."
-                )
+                problem = f"expected a Parquet file, got {readable(str(error))}. Fetch it again."
+                yield Item(self._names[number], container=number, number=-1, problem=problem)
                 continue
-            labels = _column(file.schema_arrow.names, _LABEL_COLUMNS)
-            stamp = path.stat().st_mtime_ns
-            first = 0
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                known = file.read_row_group(group, columns=[labels])[labels].to_pylist() if labels else [None] * count
-                for row, label in enumerate(known, first):
-                    text = None if label is None else str(label)
-                    key = f"{path.name}/{row:07d}"
-                    yield Item(key, b"", number, row, -1, stamp, text, group=f"{path.name}/{group}")
-                first += count
+            for group in range(len(table.starts) - 1):
+                yield from self._rows(number, table, group)
+
+    def _rows(self, number: int, table: "_Table", group: int) -> Iterator[Item]:
+        name, first, last = self._names[number], table.starts[group], table.starts[group + 1]
+        stamp = self.files[number].stat().st_mtime_ns
+        problem = None
+        try:
+            labels = table.labels(group)
+        except Exception as error:  # as above
+            labels = [None] * (last - first)
+            problem = f"expected whole labels in its row group, got {readable(str(error))}. Fetch the file again."
+        for row, label in enumerate(labels, first):
+            together = f"{name}/{group}/{(row - first) // TOGETHER}"
+            yield Item(f"{name}/{row:07d}", b"", number, row, -1, stamp, label, group=together, problem=problem)
 
     def read(self, item: Item) -> bytes:
         """The bytes of a photo."""
-        file = self._file(item.container)
-        group, first = 0, 0
-        while item.number >= first + (count := file.metadata.row_group(group).num_rows):
-            group, first = group + 1, first + count
+        table = self._table(item.container)
+        group = bisect_right(table.starts, item.number) - 1
         where = (item.container, group)
         if self._group[0] != where:
-            column = _image_column(file.schema_arrow, self.files[item.container])
-            self._group = (where, file.read_row_group(group, columns=[column])[column])
-        return _bytes_of(self._group[1][item.number - first].as_py(), item.key, self.files[item.container].parent)
+            column = _image_column(table.file.schema_arrow, self.files[item.container])
+            self._group = (where, table.file.read_row_group(group, columns=[column]).column(0))
+        value = self._group[1][item.number - table.starts[group]].as_py()
+        return _bytes_of(value, item.key, self.files[item.container].parent)
 
-    def _file(self, number: int) -> Any:
-        if number not in self._open:
-            parquet = require("pyarrow.parquet", "pyarrow")
-            self._open[number] = parquet.ParquetFile(self.files[number], memory_map=True)
-        return self._open[number]
+    def _table(self, number: int) -> "_Table":
+        table: _Table = self._open.get(number, lambda: _Table.open(self.files[number]))
+        return table
+
+
+@dataclass(frozen=True)
+class _Table:
+    """An open Parquet file.
+
+    Attributes:
+        file: The file.
+        starts: The first row of every row group, and the number of rows.
+    """
+
+    file: Any
+    starts: list[int]
+
+    @classmethod
+    def open(cls, path: Path) -> "_Table":
+        """Open a file."""
+        file = require("pyarrow.parquet", "pyarrow").ParquetFile(path, memory_map=True)
+        counts = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        return cls(file, list(accumulate(counts, initial=0)))
+
+    def labels(self, group: int) -> list[str | None]:
+        """The labels of a row group, None for each row if there are none; by their names, where `datasets` left these in the file."""
+        schema = self.file.schema_arrow
+        column = _column(schema.names, _LABEL_COLUMNS)
+        if column is None:
+            return [None] * (self.starts[group + 1] - self.starts[group])
+        try:
+            known = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
+        except (KeyError, TypeError, ValueError):  # other writers'
+            known = None
+        values = self.file.read_row_group(group, columns=[column]).column(0).to_pylist()
+        return [_label(value, known) for value in values]
+
+    def close(self) -> None:
+        """Close it."""
+        self.file.close()
 
 
 @dataclass
@@ -107,7 +149,7 @@ class DatasetSource:
         if image is None:
             raise ExtractionError(f"no photos: expected a column of datasets.Image, got {', '.join(features)}.")
         label = _column(list(features), _LABEL_COLUMNS)
-        chosen = self.dataset.select_columns([image, *([label] if label else [])])
+        chosen = self.dataset.with_format(None).select_columns([image, *([label] if label else [])])
         self._undecoded = chosen.cast_column(image, datasets.Image(decode=False)) if images else chosen
         self._names = (image, label)
 
@@ -121,18 +163,18 @@ class DatasetSource:
         names = getattr(self.dataset.features.get(label), "names", None) if label else None
         known = self._undecoded[label] if label else [None] * len(self.dataset)
         for row, value in enumerate(known):
-            text = (
-                None
-                if value is None
-                else names[value]
-                if names and isinstance(value, int) and value >= 0
-                else str(value)
-            )
-            yield Item(f"{row:09d}", number=row, label=text)
+            yield Item(f"{row:09d}", number=row, label=_label(value, names))
 
     def read(self, item: Item) -> bytes:
         """The bytes of a photo."""
         return _bytes_of(self._undecoded[item.number][self._names[0]], item.key, Path())
+
+
+def _label(value: Any, names: Any) -> str | None:
+    if value is None:
+        return None
+    named = isinstance(names, list) and isinstance(value, int) and 0 <= value < len(names)
+    return readable(str(names[value] if named else value))
 
 
 def _column(names: list[str], wanted: tuple[str, ...]) -> str | None:

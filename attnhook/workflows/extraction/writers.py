@@ -77,8 +77,10 @@ class WritingThread:
 
     def _raise(self) -> None:
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            try:
+                raise self._error
+            finally:
+                self._error = None  # no name for it here: the error holds this frame
 
     def _run(self) -> None:
         try:
