@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PATIENCE_SECONDS = 1200
+"""Tests that have not ended by then hang."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,29 @@ GUARDS = (
 )
 
 
+def copied_tree(folder: str) -> Path:
+    """What tests need, copied: the tree that may be broken."""
+    tree = Path(folder)
+    for name in ("attnhook", "tests", "benchmarks", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tree / name)
+    return tree
+
+
+def broken_verdict(file: Path, broken: str, tests: list[str], tree: Path, marks: str = "not gpu") -> str:
+    """Whether tests fail with another text in a file of a copied tree: `"noticed"`, `"UNNOTICED"`, or what went wrong."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests]
+    whole = file.read_text()
+    file.write_text(broken)
+    try:
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "noticed"  # it runs on and on
+    finally:
+        file.write_text(whole)
+    return {0: "UNNOTICED", 1: "noticed"}.get(done.returncode, f"NOT RUN: {done.stdout[-300:]}{done.stderr[-300:]}")
+
+
 def notices(guard: Guard, tree: Path) -> str:
     """Whether the tests of a guard fail without it: `"noticed"`, or what went wrong."""
     file = tree / "attnhook" / guard.file
@@ -317,13 +342,7 @@ def notices(guard: Guard, tree: Path) -> str:
         return f"STALE: its line stands {text.count(guard.line)} times in {guard.file}"
     names, _, chosen = guard.tests.partition(" -k ")
     tests = [f"tests/{name}" for name in names.split()] + (["-k", chosen] if chosen else [])
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *tests]
-    file.write_text(text.replace(guard.line, guard.broken))
-    try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
-    finally:
-        file.write_text(text)
-    return {0: "UNNOTICED", 1: "noticed"}.get(done.returncode, f"NOT RUN: {done.stdout[-300:]}{done.stderr[-300:]}")
+    return broken_verdict(file, text.replace(guard.line, guard.broken), tests, tree)
 
 
 def main() -> int:
@@ -332,10 +351,7 @@ def main() -> int:
     wanted = parser.parse_args().traps
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        for name in ("attnhook", "tests", "benchmarks", "pyproject.toml", "README.md"):
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, tree / name)
+        tree = copied_tree(folder)
         for guard in GUARDS:
             if not wanted or guard.trap.partition(" ")[0] in wanted:
                 outcome = notices(guard, tree)

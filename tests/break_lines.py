@@ -1,0 +1,85 @@
+"""Breaks lines of the core one at a time, chosen by the syntax tree, and sees how many of them tests notice.
+
+    python -m tests.break_lines                        # all, about an hour on one core
+    python -m tests.break_lines capture/layout.py      # of some files
+    python -m tests.break_lines --list                 # what would be broken
+
+A copy of the tree is broken, never the tree itself. Exit status 1 if fewer than nine in ten are noticed, or a survivor is neither noticed nor
+in `ALIKE`, where it is said why nobody can notice it.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.break_guards import ROOT, broken_verdict, copied_tree
+from tests.mutants import Mutant, mutants_of
+
+A_FILE = 6
+"""How many lines of each file are broken."""
+
+ENOUGH = 0.9
+
+SUITES = {
+    "capture/layout.py": "capture/test_layout.py capture/test_layout_properties.py capture/test_errors.py",
+    "capture/softmax_matrix.py": "capture/test_softmax_matrix.py capture/test_matrix_properties.py capture/test_matrix_products.py",
+    "capture/operands.py": "capture/test_softmax_matrix.py capture/test_matrix_properties.py capture/test_calls.py capture/test_invariants.py",
+    "capture/exponentials.py": "capture/test_matrix_properties.py capture/test_matrix_products.py capture/test_softmax_matrix.py",
+    "capture/recording.py": "capture",
+    "capture/forwards.py": "capture",
+    "capture/interception.py": "capture",
+    "capture/records.py": "capture/test_records.py capture",
+    "imaging/geometry.py": "imaging/test_geometry_properties.py imaging/test_geometry.py",
+    "imaging/heatmaps.py": "imaging/test_heatmaps.py imaging/test_heatmap_properties.py",
+    "imaging/overlays.py": "imaging/test_overlays.py imaging/test_figures.py",
+    "attribution/raw_maps.py": "attribution/test_raw_maps.py attribution/test_rollouts.py attribution/test_gradients.py",
+    "attribution/rollouts.py": "attribution/test_rollouts.py",
+    "attribution/gradients.py": "attribution/test_gradients.py",
+    "attribution/statistics.py": "attribution/test_statistics.py",
+    "attribution/row_measures.py": "attribution/test_statistics.py",
+}
+"""The files that are broken and the tests of their rooms that are run, the likeliest first."""
+
+ALIKE: dict[str, str] = {}
+"""Broken lines that behave as the whole ones do, and why."""
+
+
+def chosen(files: list[str]) -> list[Mutant]:
+    """The lines that are broken, in order."""
+    names = files or [*SUITES]
+    return [m for file in names for m in mutants_of((ROOT / "attnhook" / file).read_text(), file, A_FILE)]
+
+
+def verdict(mutant: Mutant, tree: Path) -> str:
+    """`"noticed"`, `"alike"`, `"UNNOTICED"`, or what went wrong."""
+    file = tree / "attnhook" / mutant.file
+    tests = [f"tests/{name}" for name in SUITES[mutant.file].split()]
+    found = broken_verdict(file, mutant.applied(file.read_text()), tests, tree, "not slow and not gpu")
+    return "alike" if found == "UNNOTICED" and mutant.broken.strip() in ALIKE else found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", nargs="*", help="such as capture/layout.py (default: the whole core)")
+    parser.add_argument("--list", action="store_true", help="only say what would be broken")
+    options = parser.parse_args()
+    mutants = chosen(options.files)
+    if options.list:
+        print(*mutants, sep="\n")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copied_tree(folder)
+        found = []
+        for mutant in mutants:
+            found.append(verdict(mutant, tree))
+            print(f"{found[-1]:10} {mutant}", flush=True)
+    noticed, alike = found.count("noticed"), found.count("alike")
+    print(
+        f"{noticed} of {len(found)} noticed ({noticed / len(found):.0%}), {alike} survivors behave as the whole line does"
+    )
+    return int(noticed < ENOUGH * len(found) or noticed + alike < len(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
