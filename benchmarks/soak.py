@@ -3,11 +3,11 @@
     python benchmarks/soak.py                       # 10,000 captures, a few minutes on one core
     python benchmarks/soak.py --captures 500 --json soak.json
 
-Captures go round three tiny ViTs (timm, transformers, torchvision: three ways of seeing the operands) and the ways to use one: the readout's row,
-the mean's, all rows with rollout and statistics, gradients with a backward, a forward that fails half-way. Ten times on the way, after a garbage
-collection, the resident set, the hooks on all modules, the open function modes and the living tensors are counted. Hooks, modes and tensors must not
-change at all; memory must grow by less than the bound per 1,000 captures: the slope of a line through the counts after the first, which ends the
-warm-up. Exit status 1 if something grows.
+Captures go round three tiny ViTs (timm, transformers, torchvision: three ways of seeing the operands) and the ways to use one: the readout's
+row, the mean's, all rows with rollout and statistics, gradients with a backward, a forward that fails half-way. Ten times on the way, after a
+garbage collection, the resident set, the hooks on all modules, the open function modes and the living tensors are counted. Hooks, modes and
+tensors must not change at all; memory must grow by less than the bound per 1,000 captures: the slope of a line through the counts after the
+first, which ends the warm-up. Exit status 1 if something grows.
 Does not measure: GPUs, compiled models, time.
 """
 
