@@ -1,10 +1,14 @@
 """The public names and signatures are those of `public_api.txt`: none changes by accident."""
 
+import ast
 import difflib
+import importlib
+from pathlib import Path
 
 import pytest
 
 import attnhook
+import attnhook.imaging
 from tests import public_api
 
 
@@ -52,3 +56,16 @@ def test_names_members_and_errors_are_in_it() -> None:
     ):
         assert f"{line}\n" in text
     assert "attnhook.METHODS: mappingproxy of gradient_attention, " in text
+
+
+@pytest.mark.parametrize("package", [attnhook, attnhook.imaging], ids=["attnhook", "imaging"])
+def test_type_checkers_see_the_same_names_as_python(package) -> None:
+    stub = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text())
+    seen = {
+        alias.asname: getattr(importlib.import_module(node.module), alias.name)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(seen) == {*package.__all__} - {"__version__"}
+    assert all(getattr(package, name) is value for name, value in seen.items())
