@@ -1,6 +1,9 @@
 """The command line, in this process, with a tiny model from a file."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -153,3 +156,32 @@ def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"attnhook {attnhook.__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completions_know_commands_and_options(shell, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--print-completion", shell])
+    assert left.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("overlay", "describe", "verify", "compare", "colormap"))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
+def test_bash_completes_commands_options_and_files(folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["--print-completion", "bash"])
+    script = capsys.readouterr().out + (
+        'complete_words() { COMP_WORDS=(attnhook "$@"); COMP_CWORD=$#; COMPREPLY=(); _shtab_attnhook; echo "${COMPREPLY[*]}"; }\n'
+        "complete_words ove; complete_words overlay --sca; complete_words overlay ca\n"
+    )
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)  # noqa: S607 (the user's bash)
+    assert done.stdout.split() == ["overlay", "--scale", "cat.png"]
+
+
+def test_completions_without_their_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit) as left:
+        main(["--print-completion", "bash"])
+    assert left.value.code == 2
+    assert 'expected the package shtab. Install it: pip install "attnhook[completion]".' in capsys.readouterr().err
