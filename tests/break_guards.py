@@ -7,12 +7,18 @@ A copy of the tree is broken, never the tree itself. Exit status 1 if a broken g
 """
 
 import argparse
+import importlib
+import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 1200
@@ -322,16 +328,62 @@ def copied_tree(folder: str) -> Path:
 
 def broken_verdict(file: Path, broken: str, tests: list[str], tree: Path, marks: str = "not gpu") -> str:
     """Whether tests fail with another text in a file of a copied tree: `"noticed"`, `"UNNOTICED"`, or what went wrong."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests]
     whole = file.read_text()
     file.write_text(broken)
     try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        return "noticed"  # it runs on and on
+        code, said = pytest_in_a_fork(["-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests], tree)
     finally:
         file.write_text(whole)
-    return {0: "UNNOTICED", 1: "noticed"}.get(done.returncode, f"NOT RUN: {done.stdout[-300:]}{done.stderr[-300:]}")
+    # 1: a test failed; 2: one could not even be imported; None: it ran on and on
+    return {0: "UNNOTICED", 1: "noticed", 2: "noticed", None: "noticed"}.get(code, f"NOT RUN: {said[-600:]}")
+
+
+def pytest_in_a_fork(arguments: list[str], tree: Path) -> tuple[int | None, str]:
+    """Run pytest in a copy of this process, in which the libraries are loaded: its status, None if it did not end, and what it said."""
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            os._exit(_pytest(arguments, tree))
+        begin, ended = time.monotonic(), (0, 0)
+        while not ended[0] and time.monotonic() - begin < PATIENCE_SECONDS:
+            time.sleep(0.05)
+            ended = os.waitpid(child, os.WNOHANG)
+        if not ended[0]:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None, ""
+        said.seek(0)
+        return os.waitstatus_to_exitcode(ended[1]), said.read().decode(errors="replace")
+
+
+def _pytest(arguments: list[str], tree: Path) -> int:
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in {"attnhook", "tests"}:
+            del sys.modules[name]
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)  # for the processes that tests start
+    sys.dont_write_bytecode = True  # a text of the same length in the same second would pass for the one before
+    sys.path[:] = [str(tree), *(path for path in sys.path if path not in {"", str(ROOT)})]
+    try:
+        return int(pytest.main(arguments))
+    except BaseException:
+        traceback.print_exc()
+        return 1  # conftest could not be imported: broken, and noticed
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def load_libraries() -> None:
+    """Import what tests would import each time anew, and nothing of ours. One thread: threads do not survive a fork."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("hypothesis", "timm", "torchvision", "transformers", "transformers.models.vit.modeling_vit"):
+        importlib.import_module(name)
 
 
 def notices(guard: Guard, tree: Path) -> str:
@@ -350,6 +402,7 @@ def main() -> int:
     parser.add_argument("traps", nargs="*", help="numbers of traps (default: all)")
     wanted = parser.parse_args().traps
     failures = 0
+    load_libraries()
     with tempfile.TemporaryDirectory() as folder:
         tree = copied_tree(folder)
         for guard in GUARDS:

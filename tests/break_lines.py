@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.break_guards import ROOT, broken_verdict, copied_tree
+from tests.break_guards import ROOT, broken_verdict, copied_tree, load_libraries
 from tests.mutants import Mutant, mutants_of
 
 A_FILE = 6
@@ -21,23 +21,28 @@ A_FILE = 6
 
 ENOUGH = 0.9
 
+_CALLS = (
+    "capture/test_session.py capture/test_calls.py capture/test_families.py capture/test_conditions.py capture/test_errors.py "
+    "capture/test_invariants.py capture/test_gradients.py capture/test_records.py capture/test_traceable.py"
+)
+_MATRICES = "capture/test_matrix_properties.py capture/test_softmax_matrix.py capture/test_matrix_products.py"
 SUITES = {
     "capture/layout.py": "capture/test_layout.py capture/test_layout_properties.py capture/test_errors.py",
-    "capture/softmax_matrix.py": "capture/test_softmax_matrix.py capture/test_matrix_properties.py capture/test_matrix_products.py",
-    "capture/operands.py": "capture/test_softmax_matrix.py capture/test_matrix_properties.py capture/test_calls.py capture/test_invariants.py",
-    "capture/exponentials.py": "capture/test_matrix_properties.py capture/test_matrix_products.py capture/test_softmax_matrix.py",
-    "capture/recording.py": "capture",
-    "capture/forwards.py": "capture",
-    "capture/interception.py": "capture",
-    "capture/records.py": "capture/test_records.py capture",
+    "capture/softmax_matrix.py": f"{_MATRICES} capture/test_calls.py",
+    "capture/operands.py": f"{_MATRICES} capture/test_calls.py capture/test_invariants.py capture/test_session.py",
+    "capture/exponentials.py": _MATRICES,
+    "capture/recording.py": _CALLS,
+    "capture/forwards.py": _CALLS,
+    "capture/interception.py": _CALLS,
+    "capture/records.py": f"capture/test_records.py {_CALLS}",
     "imaging/geometry.py": "imaging/test_geometry_properties.py imaging/test_geometry.py",
     "imaging/heatmaps.py": "imaging/test_heatmaps.py imaging/test_heatmap_properties.py",
     "imaging/overlays.py": "imaging/test_overlays.py imaging/test_figures.py",
-    "attribution/raw_maps.py": "attribution/test_raw_maps.py attribution/test_rollouts.py attribution/test_gradients.py",
-    "attribution/rollouts.py": "attribution/test_rollouts.py",
+    "attribution/raw_maps.py": "attribution/test_raw_maps.py attribution/test_precisions.py attribution/test_rollouts.py",
+    "attribution/rollouts.py": "attribution/test_rollouts.py attribution/test_precisions.py",
     "attribution/gradients.py": "attribution/test_gradients.py",
-    "attribution/statistics.py": "attribution/test_statistics.py",
-    "attribution/row_measures.py": "attribution/test_statistics.py",
+    "attribution/statistics.py": "attribution/test_statistics.py attribution/test_precisions.py",
+    "attribution/row_measures.py": "attribution/test_statistics.py attribution/test_precisions.py",
 }
 """The files that are broken and the tests of their rooms that are run, the likeliest first."""
 
@@ -68,6 +73,7 @@ def main() -> int:
     if options.list:
         print(*mutants, sep="\n")
         return 0
+    load_libraries()
     with tempfile.TemporaryDirectory() as folder:
         tree = copied_tree(folder)
         found = []
