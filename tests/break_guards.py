@@ -3,26 +3,17 @@
     python -m tests.break_guards            # all, a few minutes
     python -m tests.break_guards 3 7        # the guards against these traps
 
-A copy of the tree is broken, never the tree itself. Exit status 1 if a broken guard went unnoticed, or its line is not there any more.
+A copy of the tree is broken, never the tree itself; its tests have to pass before. Exit status 1 if a broken guard went unnoticed, or its
+line is not there any more.
 """
 
 import argparse
-import importlib
-import os
-import shutil
-import signal
 import sys
 import tempfile
-import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parents[1]
-PATIENCE_SECONDS = 1200
-"""Tests that have not ended by then hang."""
+from tests.broken_trees import broken_verdict, check_whole, copied_tree, load_libraries
 
 
 @dataclass(frozen=True)
@@ -317,73 +308,10 @@ GUARDS = (
 )
 
 
-def copied_tree(folder: str) -> Path:
-    """What tests need, copied: the tree that may be broken."""
-    tree = Path(folder)
-    for name in ("attnhook", "tests", "benchmarks", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tree / name)
-    return tree
-
-
-def broken_verdict(file: Path, broken: str, tests: list[str], tree: Path, marks: str = "not gpu") -> str:
-    """Whether tests fail with another text in a file of a copied tree: `"noticed"`, `"UNNOTICED"`, or what went wrong."""
-    whole = file.read_text()
-    file.write_text(broken)
-    try:
-        code, said = pytest_in_a_fork(["-x", "-q", "-p", "no:cacheprovider", "-m", marks, *tests], tree)
-    finally:
-        file.write_text(whole)
-    # 1: a test failed; 2: one could not even be imported; None: it ran on and on
-    return {0: "UNNOTICED", 1: "noticed", 2: "noticed", None: "noticed"}.get(code, f"NOT RUN: {said[-600:]}")
-
-
-def pytest_in_a_fork(arguments: list[str], tree: Path) -> tuple[int | None, str]:
-    """Run pytest in a copy of this process, in which the libraries are loaded: its status, None if it did not end, and what it said."""
-    with tempfile.TemporaryFile() as said:
-        child = os.fork()
-        if child == 0:
-            os.setpgid(0, 0)
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
-            os._exit(_pytest(arguments, tree))
-        begin, ended = time.monotonic(), (0, 0)
-        while not ended[0] and time.monotonic() - begin < PATIENCE_SECONDS:
-            time.sleep(0.05)
-            ended = os.waitpid(child, os.WNOHANG)
-        if not ended[0]:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return None, ""
-        said.seek(0)
-        return os.waitstatus_to_exitcode(ended[1]), said.read().decode(errors="replace")
-
-
-def _pytest(arguments: list[str], tree: Path) -> int:
-    for name in [*sys.modules]:
-        if name.partition(".")[0] in {"attnhook", "tests"}:
-            del sys.modules[name]
-    os.chdir(tree)
-    os.environ["PYTHONPATH"] = str(tree)  # for the processes that tests start
-    sys.dont_write_bytecode = True  # a text of the same length in the same second would pass for the one before
-    sys.path[:] = [str(tree), *(path for path in sys.path if path not in {"", str(ROOT)})]
-    try:
-        return int(pytest.main(arguments))
-    except BaseException:
-        traceback.print_exc()
-        return 1  # conftest could not be imported: broken, and noticed
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-
-def load_libraries() -> None:
-    """Import what tests would import each time anew, and nothing of ours. One thread: threads do not survive a fork."""
-    import torch
-
-    torch.set_num_threads(1)
-    for name in ("hypothesis", "timm", "torchvision", "transformers", "transformers.models.vit.modeling_vit"):
-        importlib.import_module(name)
+def tests_of(guard: Guard) -> list[str]:
+    """What pytest is asked to run for a guard."""
+    names, _, chosen = guard.tests.partition(" -k ")
+    return [f"tests/{name}" for name in names.split()] + (["-k", chosen] if chosen else [])
 
 
 def notices(guard: Guard, tree: Path) -> str:
@@ -392,24 +320,23 @@ def notices(guard: Guard, tree: Path) -> str:
     text = file.read_text()
     if text.count(guard.line) != 1:
         return f"STALE: its line stands {text.count(guard.line)} times in {guard.file}"
-    names, _, chosen = guard.tests.partition(" -k ")
-    tests = [f"tests/{name}" for name in names.split()] + (["-k", chosen] if chosen else [])
-    return broken_verdict(file, text.replace(guard.line, guard.broken), tests, tree)
+    return broken_verdict(file, text.replace(guard.line, guard.broken), tests_of(guard), tree)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("traps", nargs="*", help="numbers of traps (default: all)")
     wanted = parser.parse_args().traps
+    guards = [guard for guard in GUARDS if not wanted or guard.trap.partition(" ")[0] in wanted]
     failures = 0
     load_libraries()
     with tempfile.TemporaryDirectory() as folder:
         tree = copied_tree(folder)
-        for guard in GUARDS:
-            if not wanted or guard.trap.partition(" ")[0] in wanted:
-                outcome = notices(guard, tree)
-                failures += outcome != "noticed"
-                print(f"{guard.trap:60} {outcome}", flush=True)
+        for guard in guards:
+            check_whole(tuple(tests_of(guard)), tree)
+            outcome = notices(guard, tree)
+            failures += outcome != "noticed"
+            print(f"{guard.trap:60} {outcome}", flush=True)
     print(f"{failures} of them unnoticed")
     return int(failures > 0)
 

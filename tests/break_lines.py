@@ -4,8 +4,8 @@
     python -m tests.break_lines capture/layout.py      # of some files
     python -m tests.break_lines --list                 # what would be broken
 
-A copy of the tree is broken, never the tree itself. Exit status 1 if fewer than nine in ten are noticed, or a survivor is neither noticed nor
-in `ALIKE`, where it is said why nobody can notice it.
+A copy of the tree is broken, never the tree itself; its tests have to pass before. Exit status 1 if fewer than nine in ten are noticed, or a
+survivor is not in `ALIKE`, where it is said why nobody can notice it.
 """
 
 import argparse
@@ -13,13 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.break_guards import ROOT, broken_verdict, copied_tree, load_libraries
+from tests.broken_trees import ROOT, broken_verdict, check_whole, copied_tree, load_libraries
 from tests.mutants import Mutant, mutants_of
 
 A_FILE = 6
 """How many lines of each file are broken."""
 
 ENOUGH = 0.9
+MARKS = "not slow and not gpu"
 
 _CALLS = (
     "capture/test_session.py capture/test_calls.py capture/test_families.py capture/test_conditions.py capture/test_errors.py "
@@ -60,7 +61,8 @@ def verdict(mutant: Mutant, tree: Path) -> str:
     """`"noticed"`, `"alike"`, `"UNNOTICED"`, or what went wrong."""
     file = tree / "attnhook" / mutant.file
     tests = [f"tests/{name}" for name in SUITES[mutant.file].split()]
-    found = broken_verdict(file, mutant.applied(file.read_text()), tests, tree, "not slow and not gpu")
+    check_whole(tuple(tests), tree, MARKS)
+    found = broken_verdict(file, mutant.applied(file.read_text()), tests, tree, MARKS)
     return "alike" if found == "UNNOTICED" and mutant.broken.strip() in ALIKE else found
 
 

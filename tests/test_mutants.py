@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from tests.break_guards import ROOT
 from tests.break_lines import ALIKE, SUITES, chosen
+from tests.broken_trees import ROOT
 from tests.mutants import all_mutants, mutants_of
 
 SOURCE = '''\
