@@ -79,6 +79,13 @@ def test_chosen_rows_and_their_means(call, budget, data):
     close(matrix.mean_rows(slice(first, last)), expected[:, :, first:last].mean(2, keepdim=True))
 
 
+@pytest.mark.parametrize("queries", [slice(0, 9, 2), slice(3, 3), slice(4, 2), slice(9, None), slice(-1, -3)])
+def test_means_of_no_rows_or_of_every_other_one_are_refused(queries):
+    matrix = SoftmaxMatrix(Operands(torch.rand(1, 2, 9, 4), torch.rand(1, 2, 9, 4)))
+    with pytest.raises(ValueError, match=r"expected a slice of at least one of 9 rows and no step, got slice\("):
+        matrix.mean_rows(queries)
+
+
 @given(calls(), BUDGETS, st.booleans(), st.booleans())
 def test_products_from_both_sides(call, budget, dense, shared):
     softmax_matrix.BUDGET_BYTES = budget
