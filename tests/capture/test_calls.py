@@ -14,7 +14,8 @@ from attnhook import (
     register_adapter,
     rollout,
 )
-from attnhook.capture.sites import Kernel
+from attnhook.capture.forwards import PlainCall
+from attnhook.capture.sites import Kernel, Queries
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
 from tests.models import TIMM, images
@@ -215,3 +216,41 @@ def test_an_empty_batch_has_empty_maps() -> None:
     assert (
         len(raw_attention(capture.maps)) == len(rollout(capture.maps)) == len(rollout(capture.maps, heads="max")) == 0
     )
+
+
+def test_a_plain_call_goes_the_short_way_and_others_do_not() -> None:
+    model, x = tower(), tokens()
+    for around, short in ((torch.inference_mode, True), (torch.no_grad, True), (torch.enable_grad, False)):
+        with around(), AttentionCapture(model, layout=LAYOUT) as capture:
+            model(x)
+            assert {isinstance(call, PlainCall) for _, call in capture._records[-1].calls} == {short}
+        torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2])[:, :, :1])
+
+
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
+def test_the_class_tokens_row_is_where_class_attention_has_it(kind: Kernel) -> None:
+    """Class attention of two special tokens, the class token second among the queries and first among the keys."""
+
+    def two_queries(q, k, v):
+        q = q[:, :, [1, 0]]
+        return call(q, k, v) if kind is Kernel.SDPA else torch.softmax(q @ k.mT * 8**-0.5, dim=-1) @ v
+
+    register_adapter(
+        Tower, lambda model: ModelAnatomy(sites=(AttentionSite("blocks.0", model.blocks[0], kind, **facts),))
+    )
+    facts = {"queries": Queries.CLASS, "readout_rows": slice(1, 2)}
+    model, x = Tower(two_queries), tokens()
+    with torch.no_grad(), AttentionCapture(model, rows="cls", layout=LAYOUT) as capture:
+        model.blocks[0](x)
+    torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2])[:, :, :1])
+
+
+def test_a_class_token_that_sees_no_key_has_a_row_of_zeros_also_in_an_explicit_softmax() -> None:
+    def hidden(q, k, v):
+        scores = (q @ k.mT).index_fill(2, torch.arange(17), -torch.inf)
+        return torch.softmax(scores, dim=-1) @ v
+
+    model = tower(hidden, kind=Kernel.OPEN)
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(tokens())
+    assert (capture.maps[0].rows == 0).all()
