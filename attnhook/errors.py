@@ -72,3 +72,7 @@ class MissingPackageError(ModelLoadError, ImportError):
 
 class ComparisonError(AttnhookError, ValueError):
     """Models cannot be compared: none of them could be measured, or there is nothing that all of them saw."""
+
+
+class ExtractionError(AttnhookError, ValueError):
+    """An extraction cannot begin, go on or be read: its source, its folder or its settings do not allow it."""

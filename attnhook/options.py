@@ -40,11 +40,13 @@ class HeadFusion(StrEnum):
 class Scale(StrEnum):
     """How attention values become colours.
 
-    `MINMAX` stretches each picture over the whole colormap, so pictures cannot be compared with each other. `UNIFORM` shows multiples of
-    the uniform attention 1/N on one fixed range, so they can.
+    `MINMAX` stretches each picture over the whole colormap, so pictures cannot be compared with each other. `ROBUST` does so from the 1st to
+    the 99th percentile, so that a sink of a few patches does not take all colours. `UNIFORM` shows multiples of the uniform attention 1/N
+    on one fixed range, so that pictures can be compared.
     """
 
     MINMAX = "minmax"
+    ROBUST = "robust"
     UNIFORM = "uniform"
 
 

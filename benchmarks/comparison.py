@@ -10,10 +10,12 @@ bare forwards run right before `compare` measures it, in the same process. Peak 
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -111,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", type=int, default=10)
     made.add_argument("--photos", type=int, default=100)
     made.add_argument("--no-memory", action="store_true", help="time only")
+    made.add_argument("--json", type=Path, help="also write everything here")
     made.add_argument("--probe", nargs=2, type=int, help=argparse.SUPPRESS)
     return made
 
@@ -129,6 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"compare without loading, over the bare forwards: x{own / seconds['bare']:.3f} (goal: at most 1.1)", flush=True
     )
+    if options.json:
+        options.json.write_text(json.dumps(seconds | {"ratio": own / seconds["bare"]}, indent=1) + "\n")
     if not options.no_memory:
         for count in (1, options.models):
             peak = spawn(__file__, "--probe", count, 3)

@@ -2,7 +2,8 @@
 
     python benchmarks/gallery.py OUT [--photos chelsea,rocket] [--readme DOCS]
 
-Everything comes from the real backbone of `load("demo")`. `--readme` also writes the pictures that the README shows, small, as JPEGs.
+Everything but the `hard-` cases comes from the real backbone of `load("demo")`.
+`--readme` also writes the pictures that the README shows, small, as JPEGs.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import html
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attnhook import METHODS, attend, load, overlay_video
+from attnhook import (
+    METHODS,
+    AttentionCapture,
+    AttentionMaps,
+    BlockAttention,
+    ImageGeometry,
+    Readout,
+    TokenLayout,
+    VisionModel,
+    attend,
+    load,
+    overlay_video,
+)
 from attnhook.attribution.raw_maps import raw_attention
 from attnhook.demo import PHOTOS, clipped_range, read_photos
-from attnhook.imaging import depth_figure, read_image
-from attnhook.options import Style
+from attnhook.imaging import read_image
+from attnhook.options import Rows, Scale, Style
 from attnhook.workflows.pictures import (
     blocks_figure,
     blocks_heads_figure,
@@ -29,6 +43,7 @@ from attnhook.workflows.pictures import (
     methods_figure,
     photo_figure,
     query_figure,
+    statistics_figure,
 )
 from attnhook.workflows.results import AttentionResult, save_image
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
@@ -123,22 +138,77 @@ def draw_figures(gallery: Gallery, name: str, result: AttentionResult) -> None:
         "query": ("one patch", lambda: query_figure(result, patches[1])),
         "queries": ("three patches", lambda: query_figure(result, patches, scale="uniform")),
         "statistics": ("statistics over depth", lambda: statistics_figure(result)),
+        "heads-robust": ("heads on a robust scale", lambda: heads_figure(result, scale=Scale.ROBUST)),
     }
     for kind, (text, make) in figures.items():
         gallery.figure(f"{name}-{kind}", f"{name}: {text}", make(), vector=kind in ("photo-map-overlay", "statistics"))
 
 
-def statistics_figure(result: AttentionResult) -> Any:
-    """Statistics of the readout's row, per block and head."""
-    rows = torch.stack([raw_attention(result.maps, block=block.name, heads=None)[0] for block in result.maps])
-    flat = rows.flatten(2).double()
-    outside = 1 - flat.sum(-1)
-    entropy = -torch.special.xlogy(flat, flat).sum(-1)
-    largest = flat.max(-1).values
-    return depth_figure(
-        {"entropy of the patches' part (nats)": entropy, "mass outside the patches": outside, "largest patch": largest},
-        caption=f"{result.settings['model']}, {result.settings['rows']} row; dots are heads, the line their mean.",
-    )
+def draw_methods(gallery: Gallery, name: str, result: AttentionResult) -> None:
+    """Every method in every style. Scale: robust, for a rollout's sinks."""
+    for method, function in METHODS.items():
+        settings = result.settings | {"method": method}
+        shown = replace(result, attention=function(result.maps)[0].cpu(), settings=settings)
+        for style in Style:
+            picture = shown.overlay(style=style, scale=Scale.ROBUST)
+            gallery.picture(f"{name}-{method}-{style}", f"{name}, {method}, style {style}, scale robust", picture)
+        gallery.figure(f"{name}-{method}-figure", f"{name}, {method}", shown.figure(scale=Scale.ROBUST))
+
+
+def draw_hard_cases(gallery: Gallery) -> None:
+    """Numbers of panels, shapes of photos and lengths of names that figures have to bear; the maps are made up."""
+    long_name = "timm:vit_huge_patch14_clip_224.laion2b_ft_in12k_in1k_with_a_suffix_that_somebody_added_by_hand"
+    for width, height, heads in (
+        (640, 480, 1),
+        (640, 480, 3),
+        (480, 640, 12),
+        (640, 480, 16),
+        (1800, 200, 6),
+        (200, 1800, 3),
+    ):
+        result = made_up(width, height, heads, 2, long_name)
+        what = f"{heads} heads over {width} x {height}"
+        case = f"hard-{heads}-heads-{width}x{height}"
+        gallery.figure(f"{case}-heads", f"{what}: heads", heads_figure(result))
+        gallery.figure(f"{case}-triptych", f"{what}: photo, map, overlay", photo_figure(result, scale=Scale.ROBUST))
+        gallery.figure(f"{case}-overlay", f"{what}: overlay", result.figure(scale=Scale.UNIFORM))
+        gallery.figure(f"{case}-blocks-heads", f"{what}: blocks by heads", blocks_heads_figure(result))
+    deep = made_up(640, 480, 16, 24, long_name)
+    gallery.figure("hard-24-blocks", "24 blocks", blocks_figure(deep))
+    gallery.figure("hard-24-blocks-16-heads", "24 blocks by 16 heads", blocks_heads_figure(deep))
+    gallery.figure("hard-24-statistics", "statistics of 24 blocks", statistics_figure(deep))
+    grey = Image.open(gallery.out / "hard-24-blocks.png").convert("L")
+    gallery.picture("hard-24-blocks-grey", "24 blocks, printed without colours", grey)
+
+
+def made_up(width: int, height: int, heads: int, blocks: int, model: str) -> AttentionResult:
+    """Softmax rows of no model."""
+    generator = torch.Generator().manual_seed(heads)
+    grid = (max(2, round(height / 40)), max(2, round(width / 40)))
+    found = [
+        BlockAttention(
+            f"model.encoder.layers.{number}.self_attn",
+            "softmax",
+            torch.softmax(3 * torch.randn(1, heads, 1, grid[0] * grid[1] + 1, generator=generator), dim=-1),
+            TokenLayout(grid),
+        )
+        for number in range(blocks)
+    ]
+    maps = AttentionMaps(found, rows=Rows.CLS, readout=Readout(Rows.CLS, "made up"), input_size=(height, width))
+    y, x = np.mgrid[:height, :width]
+    photo = Image.fromarray(np.stack([y * 255 / height, x * 255 / width, (x + y) % 256], axis=-1).astype(np.uint8))
+    settings = {"model": model, "method": "raw_attention", "block": found[-1].name, "heads": "mean", "rows": "cls"}
+    return AttentionResult(photo, raw_attention(maps)[0], ImageGeometry.identity((height, width)), None, maps, settings)
+
+
+def with_gradients(model: VisionModel, photo: Any) -> AttentionResult:
+    """A capture that every method can be had from. The backbone has no classes: the score is half the squared norm of its class token."""
+    result = attend(model, photo, rows="all")[0]
+    pixels = model.preprocess(photo)[0].requires_grad_()
+    with AttentionCapture(model.model, rows="all", gradients=True, values=True) as capture:
+        score = model.model(pixels).last_hidden_state[:, 0].square().sum() / 2
+    torch.autograd.grad(score, pixels)
+    return replace(result, maps=capture.maps)
 
 
 def draw_video(gallery: Gallery, result: AttentionResult) -> None:
@@ -186,11 +256,13 @@ def main(argv: list[str] | None = None) -> int:
     photos = {name: known[name] for name in arguments.photos.split(",")}
     model = load("demo")
     gallery = Gallery(arguments.out)
-    results = {name: attend(model, photo, rows="all")[0] for name, photo in photos.items()}
+    results = {name: with_gradients(model, photo) for name, photo in photos.items()}
     for name, result in results.items():
         print(name, flush=True)
         draw_styles(gallery, name, result)
         draw_figures(gallery, name, result)
+    draw_methods(gallery, *next(iter(results.items())))
+    draw_hard_cases(gallery)
     draw_video(gallery, next(iter(results.values())))
     page = viewer_html([result.scene(name) for name, result in results.items()], model=model.name)
     gallery.file(save_viewer(page, gallery.out / "viewer.html"), "the viewer")

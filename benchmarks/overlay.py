@@ -13,8 +13,10 @@ the hottest place in the hottest colours.
 import argparse
 import importlib.util
 import io
+import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +142,20 @@ def main(arguments: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     made.add_argument("--repeats", type=int, default=15)
     made.add_argument("--peer", type=Path, help="folder that grad-cam, torchcam and OpenCV were installed to")
+    made.add_argument("--json", type=Path, help="also write everything here")
     options = made.parse_args(arguments)
     torch.set_num_threads(1)
+    found = {}
     print("| candidate | CPU ms | times attnhook | quartiles |\n|---|---:|---:|---:|")
     try:
         for name, (milliseconds, over) in measure(Case(options.peer), options.repeats).items():
             print(f"| {name} | {milliseconds:.1f} | x{over.median:.2f} | {over.low:.2f}-{over.high:.2f} |")
+            found[name] = {"ms": milliseconds, "times attnhook": asdict(over)}
     except CheckError as error:
         print(f"wrong result: {error}", file=sys.stderr)
         return 1
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 

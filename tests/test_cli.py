@@ -75,7 +75,8 @@ def test_an_input_is_never_overwritten(spec, folder):
 
 
 @pytest.mark.parametrize(
-    "options", [["--rows", "2,3", "--scale", "uniform"], ["--scale", "0,0.5", "--block", "blocks.0.attn"]]
+    "options",
+    [["--rows", "2,3", "--scale", "uniform"], ["--scale", "0,0.5", "--block", "blocks.0.attn"], ["--scale", "robust"]],
 )
 @pytest.mark.usefixtures("folder")
 def test_options_reach_the_map(spec, options):

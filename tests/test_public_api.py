@@ -60,11 +60,12 @@ def test_names_members_and_errors_are_in_it() -> None:
 
 @pytest.mark.parametrize("package", [attnhook, attnhook.imaging], ids=["attnhook", "imaging"])
 def test_type_checkers_see_the_same_names_as_python(package) -> None:
-    stub = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text())
+    path = Path(package.__file__).with_suffix(".pyi")
+    assert path.read_text() == public_api.stubs()[path], "run `python -m tests.public_api --write`"
+    imports = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
     seen = {
         alias.asname: getattr(importlib.import_module(node.module), alias.name)
-        for node in stub.body
-        if isinstance(node, ast.ImportFrom)
+        for node in imports
         for alias in node.names
     }
     assert set(seen) == {*package.__all__} - {"__version__"}

@@ -82,6 +82,15 @@ def test_the_other_examples(words: str, capsys: pytest.CaptureFixture[str]) -> N
         assert names["relevance"].shape == (1, 14, 14)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_overlay_of_a_model_of_nobodys_library(cat: Path) -> None:
+    names: dict = {"__name__": "readme"}
+    for words in ("class HomeMadeViT", "cat-home-made.png"):
+        (block,) = [block for block in BLOCKS if words in block]
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102 (our own README)
+    assert size_of(cat / "cat-home-made.png") == (451, 300)
+
+
 @pytest.mark.usefixtures("no_hub")
 def test_while_training(cat: Path) -> None:
     (block,) = [block for block in BLOCKS if "AttentionMonitor" in block]
@@ -106,4 +115,4 @@ def test_comparing(cat: Path, text: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_every_block_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11

@@ -24,7 +24,7 @@ from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_ta
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import Layout
-from attnhook.capture.softmax_matrix import RowChunk, SoftmaxMatrix
+from attnhook.capture.softmax_matrix import BUDGET_BYTES, RowChunk, SoftmaxMatrix
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import PatchIndex, choose
@@ -208,7 +208,8 @@ def _block_statistics(
 ) -> BlockStatistics:
     layout = None if isinstance(block.token_layout, str) else block.token_layout
     pixel = _patch_pixels(layout, maps)
-    asking = [asking_table(maps.rows, block, entry) for entry in range(block.shape[0])]
+    alike = _few_alike(block)
+    asking = [asking_table(maps.rows, block, entry) for entry in range(1 if alike else block.shape[0])]
 
     def measure(rows: Tensor, chunk: RowChunk) -> Tensor:
         columns = [row_entropy(rows), top_mass(rows, top_k)]
@@ -222,7 +223,8 @@ def _block_statistics(
         apart = head_divergence(rows)[:, None].expand_as(nothing) if diversity else nothing
         return torch.stack([*columns, apart], dim=-1)
 
-    values = _stream(block, measure)
+    whole = RowChunk(0, slice(0, block.shape[2]))
+    values = measure(block.rows, whole) if alike else _stream(block, measure)
     counted = torch.stack([_counted(block, table, averaged) for table in asking])
     means = _means(values, counted.to(values.device), _windows(block))
     spread, top, cls, registers, patches, other, effective, far, far_pixels, apart = means.unbind(-1)
@@ -242,6 +244,13 @@ def _block_statistics(
         head_diversity=apart[:, 0],
         sinks=find_sinks(block, ratio=sink_ratio),
     )
+
+
+def _few_alike(block: BlockAttention) -> bool:
+    """Whether all kept rows can be measured at once: they are few, and the same tokens stand in every image."""
+    layouts = (block.token_layout, block.query_token_layout)
+    alike = all(one is None or isinstance(one, str) or getattr(one, "order", one) is None for one in layouts)
+    return alike and isinstance(block.kept, Tensor) and block.kept.nbytes <= BUDGET_BYTES
 
 
 def _means(values: Tensor, counted: Tensor, windows: int) -> Tensor:

@@ -279,7 +279,10 @@ def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple
     else:
         chosen = {block_index(names, block) for block in ([blocks] if isinstance(blocks, str) else blocks)}
     if not chosen:
-        raise UnknownBlockError(f"blocks={blocks!r} selects no block: expected at least one of {_summary(names)}.")
+        said = (
+            f"the predicate blocks={getattr(blocks, '__name__', 'given')}" if callable(blocks) else f"blocks={blocks!r}"
+        )
+        raise UnknownBlockError(f"{said} selects no block: expected at least one of {_summary(names)}.")
     return tuple(site for i, site in enumerate(sites) if i in chosen)
 
 

@@ -3,7 +3,6 @@
 `AttentionMaps` holds one forward; its blocks are `BlockAttention`s. Both can be moved, stacked, saved and loaded (safetensors only).
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,15 @@ from attnhook.capture.following import KeptGradients
 from attnhook.capture.notebook import blocks_table, contact_sheet
 from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
-from attnhook.capture.storage import packed_gradients, packed_layout, size, unpacked_gradients, unpacked_layout
+from attnhook.capture.storage import (
+    packed_gradients,
+    packed_layout,
+    read_tensors,
+    size,
+    unpacked_gradients,
+    unpacked_layout,
+    write_tensors,
+)
 from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Rows, Size
 
@@ -284,31 +291,11 @@ class AttentionMaps(Sequence[BlockAttention]):
             NothingCapturedError: If there are no blocks to save.
             GradientsNotKeptError: If gradients were asked for, and no backward has come by yet.
         """
-        from safetensors.torch import save_file
-
         if not self._blocks:
             raise NothingCapturedError("nothing to save: expected at least one block, got none.")
-        tensors = {f"rows.{i}": block.rows.contiguous() for i, block in enumerate(self)}
-        entries = []
-        for i, block in enumerate(self):
-            entry, more = _packed(block, i)
-            entries.append(entry)
-            tensors |= more
-        header = {
-            "format": _FORMAT,
-            "rows": self.rows.value if isinstance(self.rows, Rows) else list(self.rows),
-            "readout": [self.readout.rows, self.readout.reason],
-            "input_size": self.input_size,
-            "patch_area": self.patch_area,
-            "blocks": entries,
-        }
-        target = Path(path)
-        temporary = target.with_name(f"{target.name}.partial")
-        try:
-            save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        header, tensors = self.header()
+        tensors |= {f"rows.{i}": block.rows.contiguous() for i, block in enumerate(self)}
+        write_tensors(tensors, header, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "AttentionMaps":
@@ -323,21 +310,45 @@ class AttentionMaps(Sequence[BlockAttention]):
         Raises:
             NothingCapturedError: If the file is not one of ours.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise NothingCapturedError(
-                f"cannot read {str(path)!r}: expected a safetensors file, got {error}."
-            ) from None
-        header = json.loads(metadata.get("attnhook", "{}"))
+        header, tensors = read_tensors(Path(path))
         if header.get("format") != _FORMAT:
             raise NothingCapturedError(
                 f"cannot read {str(path)!r}: expected a file of format {_FORMAT!r}, got {header.get('format')!r}."
             )
+        return cls.from_header(header, tensors)
+
+    def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All but the rows: what JSON can hold, and the tensors that it cannot.
+
+        Returns:
+            The header and the tensors, with their names.
+        """
+        entries: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        for i, block in enumerate(self):
+            entry, more = _packed(block, i)
+            entries.append(entry)
+            tensors |= more
+        return {
+            "format": _FORMAT,
+            "rows": self.rows.value if isinstance(self.rows, Rows) else list(self.rows),
+            "readout": [self.readout.rows, self.readout.reason],
+            "input_size": self.input_size,
+            "patch_area": self.patch_area,
+            "blocks": entries,
+        }, tensors
+
+    @classmethod
+    def from_header(cls, header: dict[str, Any], tensors: dict[str, Tensor]) -> "AttentionMaps":
+        """Undo `header`.
+
+        Args:
+            header: What `header` gave, as JSON gave it back.
+            tensors: Its tensors, and with them the rows of block i as `rows.i`, `(batch, heads, queries, keys)`.
+
+        Returns:
+            The maps.
+        """
         kept_all = header["rows"] == Rows.ALL
         blocks = [_unpacked(entry, i, tensors, implicit=kept_all) for i, entry in enumerate(header["blocks"])]
         rows = [tuple(row) if isinstance(row, list) else row for row in header["rows"]]

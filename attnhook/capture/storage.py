@@ -1,5 +1,7 @@
 """Layouts, values and gradients as JSON and tensors, and back: how `AttentionMaps` puts them into a safetensors file."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -9,9 +11,50 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.sites import Layout
 from attnhook.capture.windows import WindowLayout
+from attnhook.errors import NothingCapturedError
 from attnhook.options import Size
 
 _FIELDS = ("grid", "cls", "registers", "distillation", "suffix", "frames")
+
+
+def write_tensors(tensors: dict[str, Tensor], header: dict[str, Any], path: Path) -> None:
+    """Write tensors and a header to a safetensors file: to a temporary name first, so that a failure leaves no half-written file.
+
+    Args:
+        tensors: By name.
+        header: What JSON can hold.
+        path: The file's path.
+    """
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `write_tensors` wrote.
+
+    Args:
+        path: The file's path.
+
+    Returns:
+        The header, empty if the file has none, and the tensors.
+
+    Raises:
+        NothingCapturedError: If it is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("attnhook", "{}"))
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise NothingCapturedError(f"cannot read {str(path)!r}: expected a safetensors file, got {error}.") from None
 
 
 def packed_layout(layout: Layout | str | None, name: str) -> tuple[Any, dict[str, Tensor]]:

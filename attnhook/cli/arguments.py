@@ -70,7 +70,7 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rows",
-        type=_rows,
+        type=rows_choice,
         default="readout",
         help="whose attention: readout (what the head reads), cls, pool, mean (over the patches), or ROW,COLUMN of one patch "
         "(default: %(default)s)",
@@ -79,8 +79,8 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         "--scale",
         type=_scale,
         default="minmax",
-        help="colours: minmax (each picture's own range), uniform (multiples of uniform attention, comparable between pictures) or "
-        "VMIN,VMAX (default: %(default)s)",
+        help="colours: minmax (each picture's own range), robust (its 1st to 99th percentile: where a sink hides the rest), uniform "
+        "(multiples of uniform attention, comparable between pictures) or VMIN,VMAX (default: %(default)s)",
     )
     parser.add_argument("--colormap", default="viridis", help="a matplotlib colormap (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the map, 0 to 1 (default: %(default)s)")
@@ -110,7 +110,18 @@ def _heads(text: str) -> HeadsOption:
         raise argparse.ArgumentTypeError(f"{error} Or give one head's index.") from None
 
 
-def _rows(text: str) -> RowsOption:
+def rows_choice(text: str) -> RowsOption:
+    """Read `--rows`.
+
+    Args:
+        text: A name, or `ROW,COLUMN`.
+
+    Returns:
+        What `AttentionCapture` takes.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is neither.
+    """
     legal = [rows.value for rows in Rows if rows is not Rows.ALL]
     if text in legal:
         return text

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from attnhook import __version__
-from attnhook.cli import comparing, demonstration, description, overlaying, verifying, viewing
+from attnhook.cli import comparing, demonstration, description, extracting, overlaying, verifying, viewing
 from attnhook.cli.completion import add_completion
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
@@ -59,6 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    for command in (demonstration, overlaying, viewing, comparing, description, verifying):
+    for command in (demonstration, overlaying, viewing, comparing, extracting, description, verifying):
         command.add(commands)
     return parser

@@ -9,32 +9,14 @@ from attnhook.imaging.figures import triptych as triptych
 from attnhook.imaging.geometry import ImageGeometry as ImageGeometry
 from attnhook.imaging.heatmaps import heatmap as heatmap
 from attnhook.imaging.images import read_image as read_image
-from attnhook.imaging.overlays import (
-    colorize as colorize,
-)
-from attnhook.imaging.overlays import (
-    common_range as common_range,
-)
-from attnhook.imaging.overlays import (
-    overlay as overlay,
-)
-from attnhook.imaging.overlays import (
-    overlay_batch as overlay_batch,
-)
-from attnhook.imaging.overlays import (
-    value_range as value_range,
-)
+from attnhook.imaging.overlays import colorize as colorize
+from attnhook.imaging.overlays import common_range as common_range
+from attnhook.imaging.overlays import overlay as overlay
+from attnhook.imaging.overlays import overlay_batch as overlay_batch
+from attnhook.imaging.overlays import value_range as value_range
 from attnhook.imaging.patches import patch_box as patch_box
 from attnhook.imaging.patches import patch_edges as patch_edges
-from attnhook.imaging.styles import (
-    contour_overlay as contour_overlay,
-)
-from attnhook.imaging.styles import (
-    mask_overlay as mask_overlay,
-)
-from attnhook.imaging.styles import (
-    mass_mask as mass_mask,
-)
-from attnhook.imaging.styles import (
-    patch_overlay as patch_overlay,
-)
+from attnhook.imaging.styles import contour_overlay as contour_overlay
+from attnhook.imaging.styles import mask_overlay as mask_overlay
+from attnhook.imaging.styles import mass_mask as mass_mask
+from attnhook.imaging.styles import patch_overlay as patch_overlay

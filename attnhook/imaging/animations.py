@@ -37,7 +37,7 @@ def overlay_video(
         fps: Frames a second.
         colormap: As in `overlay`.
         alpha: As in `overlay`.
-        scale: As in `overlay`; "minmax" stretches all frames together.
+        scale: As in `overlay`; "minmax" and "robust" stretch all frames together.
         uniform: As in `overlay`.
         weighted: As in `overlay`.
 

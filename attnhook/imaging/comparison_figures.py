@@ -13,12 +13,12 @@ from attnhook.imaging.panels import (
     TEXT_POINTS,
     TITLE_INCHES,
     TITLE_POINTS,
-    add_caption,
     add_colorbar,
-    is_scale,
+    finish,
     make_panels,
     plain,
     show,
+    stretch_in_words,
     wrapped,
 )
 from attnhook.options import Scale, ScaleOption
@@ -32,7 +32,6 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 _DASHES = ("-", "--", ":", "-.")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS_PER_ROW = 2
-_PER_IMAGE = "Each map is stretched over its own range: colours do not compare between pictures."
 
 
 def photos_by_models(
@@ -80,12 +79,14 @@ def photos_by_models(
             f"cannot draw photos by models: expected {len(photos)} names and rows of {len(model_names)} maps for {len(photos)} photos, got "
             f"{len(photo_names)} names and rows of {sorted({len(row) for row in heatmaps})}."
         )
-    shared = not is_scale(scale, Scale.MINMAX)
-    titles = [wrapped(name, cell_width) for name in ("photo", *model_names)]
+    stretch = stretch_in_words(scale)
+    shared = stretch is None
+    per_image = f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures."
+    titles = [wrapped(name, cell_width, TITLE_POINTS) for name in ("photo", *model_names)]
     side = [wrapped(name, cell_width) for name in photo_names]
     heights = [cell_width * photo.height / photo.width for photo in photos]
     width = wide * cell_width + (BAR_INCHES if shared else 0)
-    lines = [line for text in (caption, None if shared else _PER_IMAGE) for line in wrapped(text, width)]
+    lines = [line for text in (caption, None if shared else per_image) for line in wrapped(text, width)]
     names = LINE_INCHES * sum(len(one) + 0.6 for one in side)
     extra = (
         width - wide * cell_width,
@@ -114,9 +115,7 @@ def photos_by_models(
     if shared and drawn:
         known = next((one for row in uniform or () for one in row if one is not None), None)
         add_colorbar(panels, drawn, colormap=colormap, scale=scale, uniform=known, label=label)
-    add_caption(panels, lines)
-    figure: Figure = panels.figure
-    return figure
+    return finish(panels, lines)
 
 
 def curves_figure(
@@ -160,7 +159,9 @@ def curves_figure(
         for number, name in enumerate(names):
             if name in several:
                 _draw_curve(cell, *several[name], number, name)
-        cell.set_title(plain("\n".join(wrapped(statistic, cell_width * 0.9))), fontsize=TITLE_POINTS, loc="left")
+        cell.set_title(
+            plain("\n".join(wrapped(statistic, cell_width * 0.9, TITLE_POINTS))), fontsize=TITLE_POINTS, loc="left"
+        )
         cell.set_xlabel(horizontal, fontsize=TEXT_POINTS)
         cell.set_xlim(0, 1.02)
         cell.set_ylim(bottom=0)
@@ -173,9 +174,7 @@ def curves_figure(
     place = "outside upper left" if ax is None else "best"
     holder = panels.figure if ax is None else panels.cells[0]
     holder.legend(handles.values(), handles.keys(), loc=place, ncols=columns, fontsize=TEXT_POINTS, frameon=False)
-    add_caption(panels, lines)
-    figure: Figure = panels.figure
-    return figure
+    return finish(panels, lines)
 
 
 def _draw_curve(axes: Any, positions: Sequence[float], values: Sequence[float], number: int, name: str) -> None:

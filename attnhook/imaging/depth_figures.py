@@ -14,11 +14,13 @@ from attnhook.imaging.overlays import colorize, value_range
 from attnhook.imaging.panels import (
     BAR_INCHES,
     LINE_INCHES,
+    LOWEST_BAR_INCHES,
     TEXT_POINTS,
     TITLE_INCHES,
     TITLE_POINTS,
-    add_caption,
     add_colorbar,
+    cell_size,
+    finish,
     is_scale,
     make_panels,
     plain,
@@ -65,7 +67,7 @@ def map_grid(
         column_name: What columns are.
         caption: What the figure shows. Wrapped to the figure.
         colormap: The name of a matplotlib colormap, or a `Colormap`.
-        scale: As in `overlay`, but "minmax" stretches all maps together.
+        scale: As in `overlay`, but "minmax" and "robust" stretch all maps together.
         uniform: With scale="uniform": 1/N.
         label: What the values are, for the colour bar.
         cell_width: The width of one map, in inches.
@@ -91,10 +93,11 @@ def map_grid(
     rows, columns, height, width = values.shape
     bounds = value_range(values, scale, uniform=uniform)
     picture, step = _mosaic(values, colormap, bounds)
-    across = columns * cell_width
-    down = min(rows * cell_width * height / width, _MOST_ROWS_IN_INCHES)
+    cell_width, cell_height = cell_size((height, width), cell_width)
+    shrink = min(1.0, _MOST_ROWS_IN_INCHES / (rows * cell_height))
+    across, down = columns * cell_width * shrink, max(rows * cell_height * shrink, LOWEST_BAR_INCHES)
     with_photo = image is not None and ax is None
-    thumb = max(1.2, min(2.4, across / 2)) if with_photo else 0.0
+    thumb = max(1.2, min(1.6, across / 2)) if with_photo else 0.0
     total = across + thumb + _LABEL_INCHES + BAR_INCHES
     lines = wrapped(caption, total)
     extra = (_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES + LINE_INCHES * (len(lines) + 0.5))
@@ -108,17 +111,16 @@ def map_grid(
         corner.imshow(read_image(image), interpolation="antialiased")
         corner.set_axis_off()
         corner.set_anchor("N")
-        corner.set_title("photo", fontsize=TITLE_POINTS, pad=3)
+        corner.set_title("photo, as seen", fontsize=TITLE_POINTS, pad=3)
     axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
     _label_cells(axes, (row_labels, column_labels), (row_name, column_name), step, (height, width))
     if bounds[1] > bounds[0]:
         known = scale if is_scale(scale, Scale.UNIFORM) else bounds
-        add_colorbar(panels, [values], colormap=colormap, scale=known, uniform=uniform, label=label, axes=[axes])
+        options: dict[str, Any] = {"colormap": colormap, "scale": known, "uniform": uniform, "label": label}
+        add_colorbar(panels, [values], axes=[axes], width=across, **options)
     else:
         lines.append(f"Flat maps: every value is {bounds[0]:.4g}.")
-    add_caption(panels, lines)
-    figure: Figure = panels.figure
-    return figure
+    return finish(panels, lines)
 
 
 def _mosaic(
@@ -174,7 +176,8 @@ def depth_figure(
     """Draw statistics over depth: one panel each, a dot for every head, a line through their means.
 
     Args:
-        statistics: By name with its unit, such as "entropy (nats)": values of shape (blocks, heads) or (blocks,).
+        statistics: By name with its unit, such as "entropy (nats)": values of shape (blocks, heads) or (blocks,); NaN where there
+            is none, such as the last heads of blocks that have fewer.
         caption: What the figure shows. Wrapped to the figure.
         references: A value to mark by a dashed line, by name of the statistic: such as log N for the entropy.
         cell_width: The width of one panel, in inches.
@@ -207,11 +210,9 @@ def depth_figure(
         cell.set_axis_off()
     for cell, (name, values) in zip(panels.cells, tables.items(), strict=False):
         _draw_depth(cell, values, (references or {}).get(name))
-        title = "\n".join(wrapped(name, panels.size[0] / columns * 0.9))
+        title = "\n".join(wrapped(name, panels.size[0] / columns * 0.9, TITLE_POINTS))
         cell.set_title(plain(title), fontsize=TITLE_POINTS, loc="left")
-    add_caption(panels, lines)
-    figure: Figure = panels.figure
-    return figure
+    return finish(panels, lines)
 
 
 def _table(name: str, values: Any) -> NDArray[np.float64]:
@@ -232,14 +233,15 @@ def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None)
     blocks = np.arange(len(values))
     if values.shape[1] > 1:
         axes.plot(blocks, values, linestyle="none", marker="o", markersize=3, color=_DOT_COLOR, alpha=0.6, mew=0)
-    axes.plot(blocks, values.mean(axis=1), color=_MEAN_COLOR, linewidth=1.4, marker="_", markersize=5)
+    known = np.ma.masked_invalid(values)
+    axes.plot(blocks, known.mean(axis=1).filled(np.nan), color=_MEAN_COLOR, linewidth=1.4, marker="_", markersize=5)
     if reference is not None:
         axes.axhline(reference, color="0.45", linewidth=0.8, linestyle="--")
     axes.set_xlabel("block", fontsize=TEXT_POINTS)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(-0.5, len(values) - 0.5)
-    low = min(0.0, float(np.nanmin(values)))
-    axes.set_ylim(bottom=low if low < 0 else 0.0)
+    if known.count() and known.min() >= 0:
+        axes.set_ylim(bottom=0.0)
     axes.tick_params(labelsize=TEXT_POINTS)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -18,13 +18,15 @@ from attnhook.imaging.overlays import Heatmap, overlay, sized_like, value_range
 from attnhook.imaging.panels import (
     BAR_INCHES,
     LINE_INCHES,
+    LOWEST_BAR_INCHES,
     TITLE_INCHES,
-    Panels,
-    add_caption,
+    TITLE_POINTS,
     add_colorbar,
-    is_scale,
+    cell_size,
+    finish,
     make_panels,
     show,
+    stretch_in_words,
     wrapped,
 )
 from attnhook.options import Scale, ScaleOption
@@ -36,9 +38,10 @@ if TYPE_CHECKING:
 Heatmaps: TypeAlias = "Heatmap | Sequence[Heatmap]"
 """Several heat maps of one photo: (maps, height, width), or a sequence of (height, width)."""
 
-_PER_IMAGE = "Colours: min-max per image, not comparable between images."
 _SHEET_ASPECT = 2.0  # width over height that a sheet aims at
 _FEWEST_COLUMNS, _MOST_COLUMNS = 3, 7
+_RIBBON = 0.3  # height over width below which a sheet may have a single column
+_HIGHEST_OVERLAY_INCHES, _NARROWEST_OVERLAY_INCHES = 8.0, 2.0
 _UNSEEN = (230, 230, 230)
 
 
@@ -63,7 +66,7 @@ def overlay_figure(
     Args:
         image: The photo, as `read_image` takes it.
         heatmap: Values of shape (height, width), the photo's size.
-        title: A title above the overlay; wrapped to the figure.
+        title: A title above the overlay; wrapped to it.
         caption: What the figure shows: model, block, head fusion, readout, scale, mass outside the patches. Wrapped to the figure.
         mark: A box to mark, such as the patch whose attention this is (`patch_box`): top, left, bottom, right, in photo pixels.
         colormap: The name of a matplotlib colormap, or a `Colormap`.
@@ -86,21 +89,24 @@ def overlay_figure(
     """
     photo = read_image(image)
     picture = overlay(photo, heatmap, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform)
-    inner = width - BAR_INCHES
-    lines, heading = wrapped(caption, width), wrapped(title, width)
+    tall = min((width - BAR_INCHES) * photo.height / photo.width, _HIGHEST_OVERLAY_INCHES)
+    inner = max(tall * photo.width / photo.height, _NARROWEST_OVERLAY_INCHES)
+    tall = max(tall, LOWEST_BAR_INCHES)
+    width = inner + BAR_INCHES
+    lines, heading = wrapped(caption, width), wrapped(title, inner, TITLE_POINTS)
     extra = (BAR_INCHES, LINE_INCHES * (len(lines) + 0.5) + TITLE_INCHES * len(heading))
-    panels = make_panels((1, 1), (inner, inner * photo.height / photo.width), extra=extra, ax=ax, dpi=dpi)
+    panels = make_panels((1, 1), (inner, tall), extra=extra, ax=ax, dpi=dpi)
     if ax is not None:
-        lines, heading = wrapped(caption, panels.size[0]), wrapped(title, panels.size[0])
+        lines, heading = wrapped(caption, panels.size[0]), wrapped(title, panels.size[0], TITLE_POINTS)
     show(panels.cells[0], picture, "\n".join(heading), mark=mark)
     low, high = value_range(heatmap, scale, uniform=uniform)
     if high > low:
-        text = f"{label} (min-max of this image)" if is_scale(scale, Scale.MINMAX) else label
+        stretch = stretch_in_words(scale)
+        text = f"{label} ({stretch} of this image)" if stretch else label
         add_colorbar(panels, [heatmap], colormap=colormap, scale=scale, uniform=uniform, label=text)
     else:
         lines.append(f"Flat map: every value is {low:.4g}.")
-    add_caption(panels, lines)
-    return _figure_of(panels)
+    return finish(panels, lines)
 
 
 def triptych(
@@ -149,9 +155,9 @@ def triptych(
     unseen = np.isnan(sized_like(photo, heatmap))[..., None]
     pure = np.where(unseen, np.array(_UNSEEN, np.uint8), np.asarray(overlay(photo, heatmap, alpha=1.0, **options)))
     pictures = [photo, Image.fromarray(pure), overlay(photo, heatmap, alpha=alpha, **options)]
-    width = 3 * cell_width
+    wide, tall = cell_size((photo.height, photo.width), cell_width)
+    width, height = 3 * wide, max(tall, LOWEST_BAR_INCHES) + TITLE_INCHES
     lines = wrapped(caption, width + BAR_INCHES)
-    height = cell_width * photo.height / photo.width + TITLE_INCHES
     extra = (BAR_INCHES, LINE_INCHES * (len(lines) + 0.5))
     panels = make_panels((1, 3), (width, height), extra=extra, ax=ax, dpi=dpi)
     if ax is not None:
@@ -160,12 +166,12 @@ def triptych(
         show(cell, picture, title, mark=mark)
     low, high = value_range(heatmap, scale, uniform=uniform)
     if high > low:
-        text = f"{label} (min-max)" if is_scale(scale, Scale.MINMAX) else label
+        stretch = stretch_in_words(scale)
+        text = f"{label} ({stretch})" if stretch else label
         add_colorbar(panels, [heatmap], label=text, **options)
     else:
         lines.append(f"Flat map: every value is {low:.4g}.")
-    add_caption(panels, lines)
-    return _figure_of(panels)
+    return finish(panels, lines)
 
 
 def sheet(
@@ -188,8 +194,8 @@ def sheet(
 ) -> "Figure":
     """Draw the photo and its overlays side by side: the heads of a block, the blocks of a model, several models, methods or queries.
 
-    With scale="minmax" each map is stretched on its own, and the figure says so. To stretch all of them together, pass the common range:
-    `scale=value_range(heatmaps)`. Any common range, like scale="uniform", comes with a colour bar.
+    With scale="minmax" or "robust" each map is stretched on its own, and the figure says so. To stretch all of them together, pass the
+    common range: `scale=value_range(heatmaps)`. Any common range, like scale="uniform", comes with a colour bar.
 
     Args:
         image: The photo, as `read_image` takes it. It comes first.
@@ -223,44 +229,41 @@ def sheet(
             f"cannot draw the sheet: expected one title for each of at least one map, got {len(titles)} titles and "
             f"{len(maps)} maps ({len(boxes)} marks). Pass heatmaps of shape (maps, height, width)."
         )
+    cell = cell_size((photo.height, photo.width), cell_width)
     pictures: list[tuple[Image.Image, str, Box | None]] = [] if photo_title is None else [(photo, photo_title, None)]
     pictures += [
         (
             overlay(photo, one, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform),
-            "\n".join(wrapped(title, cell_width)),
+            "\n".join(wrapped(title, cell[0], TITLE_POINTS)),
             box,
         )
         for one, title, box in zip(maps, titles, boxes, strict=True)
     ]
-    wide = _columns(len(pictures), photo.height / photo.width) if columns is None else columns
+    wide = _columns(len(pictures), cell[1] / cell[0]) if columns is None else columns
     if wide < 1:
         raise ValueError(f"cannot draw the sheet: expected at least one column, got columns={columns}.")
     wide = min(wide, len(pictures))
     tall = -(-len(pictures) // wide)
 
-    shared = not is_scale(scale, Scale.MINMAX)
-    width = wide * cell_width + (BAR_INCHES if shared else 0)
-    texts = [caption, None if shared else _PER_IMAGE]
+    stretch = stretch_in_words(scale)
+    shared = stretch is None
+    width = wide * cell[0] + (BAR_INCHES if shared else 0)
+    texts = [caption, None if shared else f"Colours: {stretch} per image, not comparable between images."]
     lines = [line for text in texts for line in wrapped(text, width)]
-    title_lines = max(len(title.splitlines()) for _, title, _ in pictures) or 1
-    row = cell_width * photo.height / photo.width + TITLE_INCHES * title_lines
-    extra = (width - wide * cell_width, LINE_INCHES * (len(lines) + 0.5))
-    panels = make_panels((tall, wide), (wide * cell_width, tall * row), extra=extra, ax=ax, dpi=dpi)
+    heads = [len(title.splitlines()) for _, title, _ in pictures]
+    title_lines = sum(max(heads[first : first + wide]) for first in range(0, len(heads), wide))
+    height = max(tall * cell[1], LOWEST_BAR_INCHES) + TITLE_INCHES * title_lines
+    extra = (width - wide * cell[0], LINE_INCHES * (len(lines) + 0.5))
+    panels = make_panels((tall, wide), (wide * cell[0], height), extra=extra, ax=ax, dpi=dpi)
     if ax is not None:
         lines = [line for text in texts for line in wrapped(text, panels.size[0])]
-    for cell in panels.cells[len(pictures) :]:
-        cell.set_axis_off()
-    for cell, (picture, title, box) in zip(panels.cells, pictures, strict=False):
-        show(cell, picture, title, mark=box)
+    for axes in panels.cells[len(pictures) :]:
+        axes.set_axis_off()
+    for axes, (picture, title, box) in zip(panels.cells, pictures, strict=False):
+        show(axes, picture, title, mark=box)
     if shared:
         add_colorbar(panels, maps, colormap=colormap, scale=scale, uniform=uniform, label=label)
-    add_caption(panels, lines)
-    return _figure_of(panels)
-
-
-def _figure_of(panels: Panels) -> "Figure":
-    figure: Figure = panels.figure
-    return figure
+    return finish(panels, lines)
 
 
 def _columns(pictures: int, aspect: float) -> int:
@@ -270,4 +273,5 @@ def _columns(pictures: int, aspect: float) -> int:
         rows = -(-pictures // columns)
         return 2 * (rows * columns - pictures) / pictures + abs(math.log(columns / (rows * aspect) / _SHEET_ASPECT)) / 2
 
-    return min(range(min(pictures, _FEWEST_COLUMNS), min(pictures, _MOST_COLUMNS) + 1), key=cost)
+    fewest = 1 if aspect < _RIBBON else min(pictures, _FEWEST_COLUMNS)
+    return min(range(fewest, min(pictures, _MOST_COLUMNS) + 1), key=cost)

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attnhook.errors import ImageError
 
-ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any] | torch.Tensor"
+ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor"
 """What `read_image` takes."""
 
 _ROUNDING_SLACK = 1 / 512  # half an 8-bit step: what resampling in floating point overshoots [0, 1] by
@@ -37,7 +37,7 @@ def read_image(source: ImageSource) -> Image.Image:
     Args:
         source: One of
 
-            - the path of an image file,
+            - the path of an image file, or the bytes of one,
             - a PIL image of any mode,
             - a numpy array of shape (height, width) or (height, width, 1 | 3 | 4), uint8, uint16, bool, or floating point in [0, 1],
             - a torch tensor of shape (height, width) or (1 | 3 | 4, height, width) of the same dtypes, on any device.
@@ -62,8 +62,10 @@ def read_image(source: ImageSource) -> Image.Image:
         return _from_array(source, "numpy array")
     if isinstance(source, str | Path):
         return _from_file(source)
+    if isinstance(source, bytes):
+        return _decoded(io.BytesIO(source), len(source), f"an image of {len(source):,} bytes")
     raise ImageError(
-        f"cannot read an image: expected a path, PIL image, numpy array or torch tensor, got {type(source).__name__}. "
+        f"cannot read an image: expected a path, bytes, PIL image, numpy array or torch tensor, got {type(source).__name__}. "
         "Pass one image at a time, in one of these types."
     )
 
@@ -80,27 +82,31 @@ def _from_file(source: str | Path) -> Image.Image:
         raise ImageError(
             f"cannot read {path}: expected an image file, got a directory or device. Pass one file at a time."
         )
-    if path.stat().st_size == 0:
+    return _decoded(path, path.stat().st_size, str(path))
+
+
+def _decoded(file: Path | io.BytesIO, size: int, name: str) -> Image.Image:
+    if size == 0:
         raise ImageError(
-            f"cannot read {path}: expected an image file, got an empty file (0 bytes). Fetch the file again."
+            f"cannot read {name}: expected an image file, got an empty file (0 bytes). Fetch the file again."
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(path)
+            opened = Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"cannot read {path}: expected at most PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS} pixels, got more ({error}). "
+            f"cannot read {name}: expected at most PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS} pixels, got more ({error}). "
             "If you trust the file, raise that limit, or shrink the image first."
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"cannot read {path}: expected an image file that Pillow knows, got something else. Convert it to PNG or JPEG."
+            f"cannot read {name}: expected an image file that Pillow knows, got something else. Convert it to PNG or JPEG."
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged header leads them into
-        raise ImageError(f"cannot read {path}: expected a readable image file, got {_reason(error)}.") from error
+        raise ImageError(f"cannot read {name}: expected a readable image file, got {_reason(error)}.") from error
     with opened:
-        return _from_pil(opened, str(path))
+        return _from_pil(opened, name)
 
 
 def _from_pil(image: Image.Image, name: str) -> Image.Image:

@@ -22,6 +22,9 @@ Heatmap: TypeAlias = "torch.Tensor | NDArray[Any]"
 UNIFORM_TOP = 8.0
 """The top of the colours under `scale="uniform"`, in multiples of the uniform attention 1/N."""
 
+ROBUST_PERCENTILES = (1.0, 99.0)
+"""The percentiles between which `scale="robust"` spreads the colours."""
+
 _FLAT = 1e-6  # a relative range below this is float32 rounding, not structure
 _BAND = 2**16  # pixels that are painted at a time: few enough to stay in a CPU's second-level cache
 
@@ -33,7 +36,9 @@ def value_range(
 
     Args:
         heatmap: Any number of values, of any shape; NaN is ignored. Several maps at once get one range.
-        scale: "minmax" for the map's own range, "uniform" for 0 to `UNIFORM_TOP` times `uniform`, or (lowest, highest) as given.
+        scale: "minmax" for the map's own range; "robust" for `ROBUST_PERCENTILES` of its finite values, interpolated linearly between two
+            values (where both percentiles are equal up to rounding, the whole range of the finite values); "uniform" for 0 to `UNIFORM_TOP`
+            times `uniform`; or (lowest, highest) as given.
         uniform: With "uniform": the attention that each key gets when all get the same, 1/N.
 
     Returns:
@@ -52,7 +57,8 @@ def value_range(
         if not (np.isfinite([low, high]).all() and low < high):
             raise ValueError(f"unknown scale: expected (lowest, highest) with lowest < highest, got ({low}, {high}).")
         return low, high
-    if choose(Scale, scale, "scale") is Scale.UNIFORM:
+    kind = choose(Scale, scale, "scale")
+    if kind is Scale.UNIFORM:
         if uniform is None or not 0 < uniform <= 1:
             raise ValueError(
                 f"scale='uniform' shows multiples of 1/N: expected uniform=1/N, got uniform={uniform}. "
@@ -60,6 +66,13 @@ def value_range(
             )
         return 0.0, UNIFORM_TOP * uniform
     values = _values(heatmap)
+    if kind is Scale.ROBUST:
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return 0.0, 0.0
+        low, high = (float(edge) for edge in np.percentile(values, ROBUST_PERCENTILES))
+        if not _is_flat(low, high):
+            return low, high
     low, high = _ends(values)
     if np.isnan(low):
         return 0.0, 0.0
@@ -68,7 +81,20 @@ def value_range(
             "cannot stretch a heat map: expected finite values (or NaN where the model did not look), got infinity. "
             "Give the range: scale=(lowest, highest)."
         )
-    return (low, low) if high - low <= _FLAT * max(abs(low), abs(high)) else (low, high)
+    return (low, low) if _is_flat(low, high) else (low, high)
+
+
+def value_ends(heatmap: Heatmap) -> tuple[float, float]:
+    """Find the lowest and the highest value.
+
+    Args:
+        heatmap: Any number of values, of any shape; NaN is ignored.
+
+    Returns:
+        Both; NaN if there is no value.
+    """
+    values = _values(heatmap)
+    return _ends(values) if values.size else (float("nan"), float("nan"))
 
 
 def colorize(
@@ -87,7 +113,8 @@ def colorize(
         uniform: As in `value_range`.
 
     Returns:
-        Colours of shape (height, width, 3), RGB. Values beyond the range get its end colours, a flat map under "minmax" and NaN the first.
+        Colours of shape (height, width, 3), RGB. Values beyond the range get its end colours, NaN the first, and so does a flat map under
+        "minmax" and "robust".
     """
     values = _plane(heatmap)
     return np.array(_colored(_levels(values, value_range(values, scale, uniform=uniform)), palette(colormap)))
@@ -110,8 +137,9 @@ def overlay(
         heatmap: Values of shape (height, width), the photo's size, as `attnhook.imaging.heatmaps.heatmap` makes them.
         colormap: The name of a matplotlib colormap, or a `Colormap`. The default is perceptually uniform.
         alpha: The heat map's opacity, in steps of 1/255: 0 returns the photo, 1 the pure heat map.
-        scale: "minmax" stretches this map over all colours, "uniform" shows multiples of 1/N on one fixed range (0 to `UNIFORM_TOP`), so
-            that maps can be compared; or (lowest, highest).
+        scale: "minmax" stretches this map over all colours, "robust" its 1st to 99th percentile, so that a sink does not take them all;
+            "uniform" shows multiples of 1/N on one fixed range (0 to `UNIFORM_TOP`), so that maps can be compared; or (lowest, highest).
+            See `value_range`.
         uniform: With "uniform": 1/N, one over the number of keys.
         weighted: Whether opacity follows the value: `alpha` at the top of the range, none at its bottom.
 
@@ -161,7 +189,7 @@ def overlay_batch(
         heatmaps: One heat map a photo, (height, width) each, the photo's size.
         colormap: As in `overlay`.
         alpha: As in `overlay`.
-        scale: As in `overlay`, but "minmax" stretches all maps together. For a range of its own for each, call `overlay` on each.
+        scale: As in `overlay`, but "minmax" and "robust" stretch all maps together. For a range of its own for each, call `overlay` on each.
         uniform: As in `overlay`.
         weighted: As in `overlay`.
 
@@ -198,14 +226,19 @@ def common_range(
         uniform: As in `value_range`.
 
     Returns:
-        A `scale` for each of them: the lowest and the highest value of all under "minmax" ("minmax" itself if all values are equal, or
-        there is no map), `scale` as it is otherwise.
+        A `scale` for each of them: the range of all values together under "minmax" and "robust" ("minmax" itself if all values are equal,
+        or there is no map), `scale` as it is otherwise.
     """
-    if not isinstance(scale, str) or choose(Scale, scale, "scale") is Scale.UNIFORM:
+    if not isinstance(scale, str):
         return scale
-    ends = [end for one in heatmaps for end in _ends(_values(one)) if not np.isnan(end)]
-    together = np.array(ends, dtype=np.float32)
-    low, high = value_range(together, scale, uniform=uniform) if ends else (0.0, 0.0)
+    kind = choose(Scale, scale, "scale")
+    if kind is Scale.UNIFORM:
+        return scale
+    if kind is Scale.MINMAX:
+        parts = [np.array(value_ends(one), dtype=np.float32) for one in heatmaps]
+    else:
+        parts = [_values(one).ravel() for one in heatmaps]
+    low, high = value_range(np.concatenate(parts), kind) if parts else (0.0, 0.0)
     return (low, high) if low < high else Scale.MINMAX
 
 
@@ -246,6 +279,10 @@ def sized_like(photo: Image.Image, heatmap: Heatmap) -> NDArray[np.float32]:
             "Interpolate a patch map first: heatmap(patch_map, geometry)."
         )
     return values
+
+
+def _is_flat(low: float, high: float) -> bool:
+    return high - low <= _FLAT * max(abs(low), abs(high))
 
 
 def _ends(values: NDArray[np.float32]) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnhook.imaging.geometry import Box
-from attnhook.imaging.overlays import UNIFORM_TOP, Heatmap, value_range
-from attnhook.options import Scale, ScaleOption, choose
+from attnhook.imaging.overlays import UNIFORM_TOP, Heatmap, value_ends, value_range
+from attnhook.options import Scale, ScaleOption, Size, choose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,15 @@ TITLE_INCHES = 0.24
 LINE_INCHES = 0.17
 TITLE_POINTS, TEXT_POINTS = 9, 8
 _BAR_WIDTH_INCHES = 0.12
-_CHARACTERS_PER_INCH = 13.0
+LOWEST_BAR_INCHES = 1.0
+_LOWEST_CELL_INCHES, _HIGHEST_CELL_INCHES = 0.7, 4.0
+_WIDEST_CELL = 3.0  # times the width asked for, where a photo is a ribbon
+_MARGIN_INCHES = 0.03
+_LAYOUTS = 10
+_BAR_FRACTION = 1.5  # room for the bar over its width: its aspect, not its room, then decides how wide it is
+_ROUNDING = 1e-6  # of a range: values beyond its end by less are no reason for an arrow
+_STRETCHES = {Scale.MINMAX: "min-max", Scale.ROBUST: "1st to 99th percentile"}
+_CHARACTERS = 120.0  # that an inch takes, times points: DejaVu Sans, mixed text
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one: seen on any photo, in any colours
 
 
@@ -41,6 +49,25 @@ class Panels:
     cells: tuple[Any, ...]
     host: Any | None
     size: tuple[float, float]
+
+
+def cell_size(photo: Size, width: float) -> tuple[float, float]:
+    """Choose the size of a panel that shows a photo: ribbons get wider, towers are shown no higher than a page can take.
+
+    Args:
+        photo: The photo's height and width.
+        width: The width asked for, in inches.
+
+    Returns:
+        Width and height, in inches.
+
+    Example:
+        >>> cell_size((300, 450), 1.8), cell_size((100, 1000), 1.8)
+        ((1.8, 1.2), (5.4, 0.54))
+    """
+    aspect = photo[0] / photo[1]
+    wide = min(max(width, _LOWEST_CELL_INCHES / aspect), _WIDEST_CELL * width)
+    return round(wide, 6), round(min(wide * aspect, _HIGHEST_CELL_INCHES), 6)
 
 
 def make_panels(
@@ -129,6 +156,7 @@ def add_colorbar(
     uniform: float | None,
     label: str,
     axes: Sequence[Any] | None = None,
+    width: float | None = None,
 ) -> None:
     """Draw the colours of one range; arrows at its ends where values lie beyond it, multiples of 1/N under "uniform".
 
@@ -140,33 +168,36 @@ def add_colorbar(
         uniform: As in `overlay`.
         label: What the values are.
         axes: The panels that the bar belongs to. Default: all.
+        width: Their width together, in inches. Default: that of all panels.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import ScalarFormatter
 
     low, high = value_range(heatmaps[0], scale, uniform=uniform)
-    ranges = [value_range(one) for one in heatmaps]
-    below, above = min(one[0] for one in ranges) < low, max(one[1] for one in ranges) > high
+    ends, slack = [value_ends(one) for one in heatmaps], _ROUNDING * (high - low)
+    below, above = any(one[0] < low - slack for one in ends), any(one[1] > high + slack for one in ends)
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
     if is_scale(scale, Scale.UNIFORM):
         low, high, label = 0.0, UNIFORM_TOP, f"{label}, multiples of 1/N"
-    width, height = panels.size
+    height = panels.size[1]
+    across = panels.size[0] if width is None else width
     bar = panels.figure.colorbar(
         ScalarMappable(Normalize(low, high), colormap),
         ax=list(panels.cells if axes is None else axes),
         extend=extend,
         extendfrac=_BAR_WIDTH_INCHES / height,
-        fraction=_BAR_WIDTH_INCHES / width,
-        pad=0.08 / width,
+        fraction=_BAR_FRACTION * _BAR_WIDTH_INCHES / across,
+        pad=0.08 / across,
         aspect=height / _BAR_WIDTH_INCHES,
     )
-    bar.set_label(plain(label), fontsize=TEXT_POINTS)
+    bar.set_label(plain("\n".join(wrapped(label, max(height, LOWEST_BAR_INCHES)))), fontsize=TEXT_POINTS)
     bar.ax.tick_params(labelsize=TEXT_POINTS)
     bar.ax.yaxis.get_offset_text().set_fontsize(TEXT_POINTS)
     bar.outline.set_linewidth(0.5)
     if isinstance(bar.formatter, ScalarFormatter):
         bar.formatter.set_powerlimits((-3, 4))
+        bar.formatter.set_useMathText(True)  # 10 to a power, not 1e-3
 
 
 def is_scale(scale: ScaleOption, wanted: Scale) -> bool:
@@ -182,19 +213,47 @@ def is_scale(scale: ScaleOption, wanted: Scale) -> bool:
     return isinstance(scale, str) and choose(Scale, scale, "scale") is wanted
 
 
-def wrapped(text: str | None, width: float) -> list[str]:
+def stretch_in_words(scale: ScaleOption) -> str | None:
+    """Say how each map is stretched over the colours on its own.
+
+    Args:
+        scale: As in `overlay`.
+
+    Returns:
+        Some words; None where one range holds for all maps.
+
+    Example:
+        >>> stretch_in_words("robust"), stretch_in_words((0, 1))
+        ('1st to 99th percentile', None)
+    """
+    return _STRETCHES.get(choose(Scale, scale, "scale")) if isinstance(scale, str) else None
+
+
+def wrapped(text: str | None, width: float, points: float = TEXT_POINTS) -> list[str]:
     """Break a text into lines.
 
     Args:
         text: The text.
         width: Inches that a line may take.
+        points: The size of its letters.
 
     Returns:
-        The lines.
+        The lines. Names that are longer than a line are broken behind a dot, a slash or an underscore where they have one.
     """
-    columns = max(10, int(width * _CHARACTERS_PER_INCH))
+    columns = max(10, int(width * _CHARACTERS / points))
     unbroken = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text or "")
+    unbroken = re.sub(rf"\S{{{columns + 1},}}", lambda name: _parted(name[0], columns), unbroken)
     return [line for part in unbroken.splitlines() for line in textwrap.wrap(part, columns)]
+
+
+def _parted(name: str, columns: int) -> str:
+    parts = []
+    while len(name) > columns:
+        end = max(name.rfind(mark, 0, columns) for mark in "._/") + 1
+        end = end if end > columns // 3 else columns
+        parts.append(name[:end])
+        name = name[end:]
+    return " ".join([*parts, name])
 
 
 def plain(text: str) -> str:
@@ -209,15 +268,45 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def add_caption(panels: Panels, lines: Sequence[str]) -> None:
-    """Write the caption below the panels.
+def finish(panels: Panels, lines: Sequence[str]) -> "Figure":
+    """Write the caption below the panels, and see that everything lies inside a new figure.
 
     Args:
         panels: The panels.
-        lines: The lines.
+        lines: The caption's lines.
+
+    Returns:
+        The figure.
     """
-    if not lines:
-        return
+    if lines:
+        _add_caption(panels, lines)
+    if panels.host is None:
+        _settle(panels.figure)
+    figure: Figure = panels.figure
+    return figure
+
+
+def _settle(figure: "Figure") -> None:
+    """Lay out until nothing moves and nothing is cut off.
+
+    Constrained layout goes two steps at a time, too few around pictures of a fixed aspect, and leaves a text that has no room beyond the edge.
+    """
+    engine: Any = figure.get_layout_engine()
+    renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # Agg's
+    places: list[float] = []
+    for step in range(_LAYOUTS):
+        engine.execute(figure)
+        before, places = places, [edge for axes in figure.axes for edge in axes.get_position().extents]
+        box, (width, height) = figure.get_tightbbox(renderer), figure.get_size_inches()
+        wider = max(0.0, _MARGIN_INCHES - box.x0) + max(0.0, box.x1 + _MARGIN_INCHES - width)
+        higher = max(0.0, _MARGIN_INCHES - box.y0) + max(0.0, box.y1 + _MARGIN_INCHES - height)
+        if max(wider, higher) > 0.001 and step > 0:
+            figure.set_size_inches(width + wider, height + higher)
+        elif before and max(abs(a - b) for a, b in zip(before, places, strict=True)) < 0.001:
+            break
+
+
+def _add_caption(panels: Panels, lines: Sequence[str]) -> None:
     text = plain("\n".join(lines))
     if panels.host is not None:
         panels.host.text(

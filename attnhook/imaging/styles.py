@@ -70,14 +70,13 @@ def contour_overlay(
         chosen = np.linspace(low, high, levels + 2)[1:-1]
     else:
         chosen = np.asarray(levels, dtype=np.float64)
-    table = palette(colormap)
+    table, drawn, width = palette(colormap), photo.copy(), _line_width(photo)
     for level in np.sort(chosen):
         color = table[int(np.clip(round((level - low) / (high - low) * (LEVELS - 1)), 0, LEVELS - 1))]
         lines = _contours(known, float(level))
-        width = _line_width(photo)
-        _stroke(photo, lines, _CASING, width * 2.2, 0.55)
-        _stroke(photo, lines, (int(color[0]), int(color[1]), int(color[2])), width, 1.0)
-    return photo
+        _stroke(drawn, lines, _CASING, width * 2.2, 0.55)
+        _stroke(drawn, lines, (int(color[0]), int(color[1]), int(color[2])), width, 1.0)
+    return _where_seen(drawn, photo, known)
 
 
 def patch_overlay(
@@ -120,8 +119,7 @@ def patch_overlay(
     lines: list[Line] = [[(xs[0], y), (xs[-1], y)] for y in ys] + [[(x, ys[0]), (x, ys[-1])] for x in xs]
     lined = picture.copy()
     _stroke(lined, lines, _GRID_COLOR, _line_width(picture) / 2, _GRID_OPACITY)
-    seen = Image.fromarray((~np.isnan(sized_like(picture, values))).astype(np.uint8) * np.uint8(255))
-    return Image.composite(lined, picture, seen)
+    return _where_seen(lined, picture, sized_like(picture, values))
 
 
 def mask_overlay(
@@ -167,7 +165,7 @@ def mask_overlay(
     shade = Image.fromarray(np.where(inside == 0, np.uint8(opacity), np.uint8(0)))
     picture = Image.composite(Image.new("RGB", photo.size), photo, shade)
     _stroke(picture, _contours(np.nan_to_num(inside), 0.5), color, _line_width(photo) * 1.5, 1.0)
-    return picture
+    return _where_seen(picture, photo, inside)
 
 
 def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
@@ -204,6 +202,11 @@ def _contours(values: NDArray[np.float32], level: float) -> list[Line]:
     masked = np.ma.masked_invalid(values)
     lines: list[Any] = list(contour_generator(z=masked).lines(level) or ())
     return [[(float(x) + 0.5, float(y) + 0.5) for x, y in line] for line in lines]
+
+
+def _where_seen(drawn: Image.Image, photo: Image.Image, values: NDArray[np.float32]) -> Image.Image:
+    """What was drawn, and the photo where the model did not look: lines are as wide as they are, and the crop's edge cuts them."""
+    return Image.composite(drawn, photo, Image.fromarray((~np.isnan(values)).astype(np.uint8) * np.uint8(255)))
 
 
 def _line_width(photo: Image.Image) -> float:

@@ -1,17 +1,19 @@
 """Files that are whole or not there."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path, *, mark: str = "") -> Iterator[Path]:
+def replacing(path: Path, *, mark: str = "", durable: bool = False) -> Iterator[Path]:
     """Write to a temporary name, which takes the file's place once all is written.
 
     Args:
         path: The file's path.
         mark: Part of the temporary name, where several processes may write the same file.
+        durable: Whether the bytes are on the disk before the name is: what a power cut leaves is then whole, too.
 
     Yields:
         The path to write to, in the same folder; removed if writing fails.
@@ -23,6 +25,24 @@ def replacing(path: Path, *, mark: str = "") -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}{mark}.partial")
     try:
         yield temporary
+        if durable:
+            _flush(temporary, os.O_RDWR)
         temporary.replace(path)
+        if durable:
+            _flush(path.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path, flags: int) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk; systems that cannot open a folder keep its names themselves."""
+    try:
+        opened = os.open(path, flags)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

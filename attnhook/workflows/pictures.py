@@ -4,26 +4,35 @@ Panels that are compared share one range of colours. By default that is a fixed 
 figures of different photos and models comparable; values beyond its top get its colour, and the colour bar has an arrow there.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from attnhook.attribution.methods import METHODS
+from attnhook.attribution.methods import METHODS, NEEDS
 from attnhook.attribution.raw_maps import fuse_heads, raw_attention
+from attnhook.attribution.statistics import attention_statistics, received_mass
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention
 from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
-from attnhook.imaging.depth_figures import map_grid
+from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
-from attnhook.imaging.overlays import UNIFORM_TOP, common_range
-from attnhook.imaging.patches import patch_box
-from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption, choose
+from attnhook.imaging.overlays import common_range
+from attnhook.imaging.patches import patch_box, patch_edges
+from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
+from attnhook.workflows.captions import adds_up, reads_block, scale_in_words, share_in_words
 from attnhook.workflows.results import AttentionResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_ALL = "all panels"
+_OUTSIDE = "outside: mass on tokens that are no patches."
+_ENTROPY = "entropy (nats)"
 
 
 def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.MINMAX, **options: Any) -> "Figure":
@@ -41,7 +50,7 @@ def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.MINMAX, 
         >>> from attnhook import attend
         >>> figure = photo_figure(attend("demo", "cat.jpg")[0])  # doctest: +SKIP
     """
-    said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(scale)}"}
+    said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(scale)}", "label": result.quantity}
     return triptych(result.image, result.heatmap, scale=scale, uniform=result.uniform, **(said | options))
 
 
@@ -53,19 +62,21 @@ def heads_figure(
     Args:
         result: The result.
         block: The block; None takes the result's own.
-        scale: As in `overlay`; "minmax" stretches all heads together.
+        scale: As in `overlay`; "minmax" and "robust" stretch all heads together.
         **options: As in `attnhook.imaging.figures.sheet`.
 
     Returns:
         The figure.
     """
     chosen = result.maps[result.settings["block"] if block is None else block]
-    maps = result.upsample(raw_attention(result.maps, block=chosen.name, heads=None)[0])
-    shared = common_range(list(maps), scale, uniform=result.uniform)
-    caption = f"{_start(result)}, raw attention of every head of {chosen.name}. {_shared_in_words(scale)}"
-    titles = [f"head {head}" for head in range(len(maps))]
-    said: dict[str, Any] = {"caption": caption, "scale": shared, "uniform": 1 / chosen.shape[-1]}
-    return sheet(result.image, list(maps), titles, **(said | options))
+    patches = raw_attention(result.maps, block=chosen.name, heads=None)[0]
+    maps, uniform = list(result.upsample(patches)), 1 / chosen.shape[-1]
+    caption = (
+        f"{_start(result)}, raw attention of every head of {chosen.name}; {_OUTSIDE} {scale_in_words(scale, _ALL)}"
+    )
+    titles = [f"head {head}, {_outside(one)}" for head, one in enumerate(patches)]
+    said: dict[str, Any] = {"caption": caption, "scale": common_range(maps, scale, uniform=uniform), "uniform": uniform}
+    return sheet(result.image, maps, titles, **(said | options))
 
 
 def blocks_figure(
@@ -76,7 +87,7 @@ def blocks_figure(
     Args:
         result: The result.
         heads: How heads become one map.
-        scale: As in `overlay`; "minmax" stretches all blocks together.
+        scale: As in `overlay`; "minmax" and "robust" stretch all blocks together.
         **options: As in `attnhook.imaging.figures.sheet`.
 
     Returns:
@@ -85,13 +96,13 @@ def blocks_figure(
     shown = _same_grid(result)
     maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
     titles = [
-        f"block {number}" + ("" if heads == "max" else f", {1 - float(torch.nan_to_num(one).sum()):.0%} outside")
+        f"block {number}" + (f", {_outside(one)}" if adds_up(heads) else "")
         for (number, _), one in zip(shown, maps, strict=True)
     ]
     pixels = list(result.upsample(torch.stack(maps)))
     caption = (
-        f"{_start(result)}, raw attention of each block, {_fusion(heads, shown[-1][1].shape[1])}; outside: mass on tokens that are no patches. "
-        f"{_shared_in_words(scale)}"
+        f"{_start(result)}, raw attention of each block, {_fusion(heads, shown[-1][1].shape[1])}"
+        f"{f'; {_OUTSIDE}' if adds_up(heads) else '.'} {scale_in_words(scale, _ALL)}"
     )
     shared = common_range(pixels, scale, uniform=result.uniform)
     said: dict[str, Any] = {"caption": caption, "scale": shared, "uniform": result.uniform}
@@ -103,7 +114,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
 
     Args:
         result: The result.
-        scale: As in `overlay`; "minmax" stretches all maps together.
+        scale: As in `overlay`; "minmax" and "robust" stretch all maps together.
         **options: As in `attnhook.imaging.depth_figures.map_grid`.
 
     Returns:
@@ -120,21 +131,31 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
             f"cannot draw blocks by heads: expected as many heads in every block, got {sorted(counts)}."
         )
     grid = result.attention.shape
+    outside = [1 - float(torch.nan_to_num(head).sum()) for one in maps for head in one]
     said: dict[str, Any] = {
-        "caption": f"{_start(result)}, raw attention on the {grid[0]} x {grid[1]} patches. {_shared_in_words(scale)}",
-        "image": result.image,
+        "caption": f"{_start(result)}, raw attention of every head of every block on the {grid[0]} x {grid[1]} patches; "
+        f"{share_in_words(min(outside))} to {share_in_words(max(outside))} of it outside the patches. {scale_in_words(scale, _ALL)}",
+        "image": _seen(result),
         "row_labels": [str(number) for number, _ in shown],
         "column_labels": [str(head) for head in range(counts.pop())],
     }
     return map_grid(torch.stack(maps), scale=scale, uniform=result.uniform, **(said | options))
 
 
-def methods_figure(result: AttentionResult, methods: Sequence[str] | None = None, **options: Any) -> "Figure":
+def methods_figure(
+    result: AttentionResult,
+    methods: Sequence[str] | None = None,
+    *,
+    scale: ScaleOption = Scale.ROBUST,
+    **options: Any,
+) -> "Figure":
     """Draw the maps of several methods side by side. Their units differ, so each has a range of its own, and the figure says so.
 
     Args:
-        result: The result; what a method needs must have been captured.
+        result: The result; what a method needs must have been captured. A class's score run backward through a capture of all rows with
+            values, as `attend(..., method="gradient_rollout")` keeps it, gives all methods that have no option beyond it.
         methods: Names in `METHODS`; None takes all that can be had from this capture, and the caption names the others.
+        scale: As in `overlay`. The default cuts the sinks of some models, which take all of a rollout's colours otherwise.
         **options: As in `attnhook.imaging.figures.sheet`.
 
     Returns:
@@ -161,12 +182,9 @@ def methods_figure(result: AttentionResult, methods: Sequence[str] | None = None
         raise RowsNotKeptError(
             "no method can be had from this capture: expected at least one, got none. Capture with rows='all'."
         )
-    caption = f"{_start(result)}; methods, each with its own defaults."
-    if left_out:
-        caption += f" Not from this capture: {', '.join(left_out)}."
     pixels = list(result.upsample(torch.stack([one.to("cpu", torch.float32) for one in maps.values()])))
-    titles = [name.replace("_", " ") for name in maps]
-    said: dict[str, Any] = {"caption": caption}
+    titles = [name.replace("_", " ") + (f"\n{_outside(one)}" if NEEDS[name].mass else "") for name, one in maps.items()]
+    said: dict[str, Any] = {"caption": _methods_in_words(result, list(maps), left_out), "scale": scale}
     return sheet(result.image, pixels, titles, **(said | options))
 
 
@@ -186,7 +204,7 @@ def query_figure(
         patches: `(row, column)` of one patch, or several.
         block: The block; None takes the result's own.
         heads: How heads become one map.
-        scale: As in `overlay`. "minmax" stretches several patches together.
+        scale: As in `overlay`. "minmax" and "robust" stretch several patches together.
         **options: As in `attnhook.imaging.figures.overlay_figure` for one patch, `sheet` for several.
 
     Returns:
@@ -209,39 +227,83 @@ def query_figure(
     area = result.patch_area
     boxes = [patch_box(result.geometry, layout.grid, patch, patch_area=area) for patch in several]
     caption = f"{result.settings['model']}, raw attention of the marked patch in {chosen.name}, {_fusion(heads, chosen.shape[1])}"
+    outside = [_outside(one) if adds_up(heads) else "" for one in fused]
     uniform = 1 / chosen.shape[-1]
     if len(several) == 1:
-        said: dict[str, Any] = {
-            "caption": f"{caption}; {1 - float(torch.nan_to_num(fused).sum()):.0%} outside the patches. {scale_in_words(scale)}",
-            "mark": boxes[0],
-        }
+        left = f", {outside[0]} the patches" if outside[0] else ""
+        said: dict[str, Any] = {"caption": f"{caption}{left}. {scale_in_words(scale)}", "mark": boxes[0]}
         return overlay_figure(result.image, maps[0], scale=scale, uniform=uniform, **(said | options))
-    titles = [f"row {row}, column {column}" for row, column in several]
-    shared = common_range(maps, scale, uniform=uniform)
-    said = {"caption": f"{caption}. {_shared_in_words(scale)}", "marks": boxes, "scale": shared, "uniform": uniform}
+    titles = [
+        f"row {row}, column {column}\n{left}".rstrip() for (row, column), left in zip(several, outside, strict=True)
+    ]
+    said = {
+        "caption": f"{caption}{f'; {_OUTSIDE}' if adds_up(heads) else '.'} {scale_in_words(scale, _ALL)}",
+        "marks": boxes,
+        "scale": common_range(maps, scale, uniform=uniform),
+        "uniform": uniform,
+    }
     return sheet(result.image, maps, titles, **(said | options))
 
 
-def scale_in_words(scale: ScaleOption) -> str:
-    """Say what colours mean in one picture.
+def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
+    """Draw statistics over depth, a dot for each head: entropy, attention distance, and the mass of the largest sink.
 
     Args:
-        scale: As in `overlay`.
+        result: A result of `attend(..., rows="all")` for means over all queries; other captures have those of their rows.
+        **options: As in `attnhook.imaging.depth_figures.depth_figure`.
 
     Returns:
-        A sentence.
+        The figure. A statistic that this capture does not have (no distance without a patch's row) is left out.
     """
-    if not isinstance(scale, str):
-        return f"Colours from {scale[0]:.4g} to {scale[1]:.4g}."
-    if choose(Scale, scale, "scale") is Scale.UNIFORM:
-        return f"Colours from 0 to {UNIFORM_TOP:g} times uniform attention (1/N)."
-    return "Colours from the least to the most of this picture."
+    blocks = attention_statistics(result.maps, diversity=False)
+    keys = {block.shape[-1] for block in result.maps}
+    tables = {
+        _ENTROPY: _by_head([block.entropy.mean(dim=0) for block in blocks]),
+        "attention distance (patches)": _by_head([block.distance_patches.mean(dim=0) for block in blocks]),
+        "largest sink (share)": _by_head([received_mass(block).amax(dim=-1).mean(dim=0) for block in result.maps]),
+    }
+    queries = "all queries" if result.maps.rows is Rows.ALL else f"{result.settings['rows']} row"
+    one_length = len(keys) == 1
+    said: dict[str, Any] = {
+        "caption": f"{result.settings['model']}, {queries}; dots are heads, lines their means"
+        f"{', dashed: uniform attention' if one_length else ''}. Sink: the token that gets the most, in the mean over the queries.",
+        "references": {_ENTROPY: math.log(keys.pop())} if one_length else {},
+    }
+    return depth_figure({name: one for name, one in tables.items() if not one.isnan().all()}, **(said | options))
 
 
-def _shared_in_words(scale: ScaleOption) -> str:
-    if isinstance(scale, str) and choose(Scale, scale, "scale") is Scale.MINMAX:
-        return "Colours from the least to the most of all panels."
-    return scale_in_words(scale)
+def _seen(result: AttentionResult) -> Image.Image:
+    """The part of the photo that lies under the patches."""
+    height, width = result.attention.shape[-2:]
+    rows, columns = patch_edges(result.geometry, (height, width), patch_area=result.patch_area)
+    top, bottom = np.clip(np.rint(rows[[0, -1]]), 0, result.image.height).astype(int).tolist()
+    left, right = np.clip(np.rint(columns[[0, -1]]), 0, result.image.width).astype(int).tolist()
+    return result.image.crop((left, top, right, bottom))
+
+
+def _by_head(rows: list[Tensor]) -> Tensor:
+    """Blocks by heads; NaN where a block has fewer."""
+    table = torch.full((len(rows), max(map(len, rows))), math.nan, dtype=torch.float64)
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row
+    return table
+
+
+def _methods_in_words(result: AttentionResult, shown: list[str], left_out: list[str]) -> str:
+    of_one = [name for name in shown if reads_block(name)]
+    words = [f"{_start(result)}, mean over heads; defaults of each method"]
+    if of_one:
+        words.append(f"{', '.join(of_one)}: {result.maps[-1].name}")
+    if len(of_one) < len(shown):
+        words.append(f"{'the others: ' if of_one else ''}all {len(result.maps)} blocks captured")
+    if any(NEEDS[name].mass for name in shown):
+        words.append(_OUTSIDE.removesuffix("."))
+    text = f"{'; '.join(words)}."
+    return f"{text} Not from this capture: {', '.join(left_out)}." if left_out else text
+
+
+def _outside(patch_map: Tensor) -> str:
+    return f"{share_in_words(1 - float(torch.nan_to_num(patch_map).sum()))} outside"
 
 
 def _start(result: AttentionResult) -> str:

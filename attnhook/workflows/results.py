@@ -30,7 +30,7 @@ from attnhook.options import (
     Style,
     choose,
 )
-from attnhook.workflows.captions import caption_of, reads_block
+from attnhook.workflows.captions import adds_up, caption_of, reads_block, scale_in_words
 from attnhook.workflows.display import html_of, mimebundle, png_of
 from attnhook.workflows.files import replacing
 from attnhook.workflows.running import run_vision
@@ -93,7 +93,7 @@ class AttentionResult:
     @property
     def outside(self) -> float:
         """Attention mass on tokens that are no patches; NaN if the map is not one of softmax rows."""
-        mass = self.settings.get("heads") != "max" and self._of_mass
+        mass = self._of_mass and adds_up(self.settings.get("heads", HeadFusion.MEAN))
         return 1.0 - float(torch.nan_to_num(self.attention).sum()) if mass else float("nan")
 
     @property
@@ -104,6 +104,12 @@ class AttentionResult:
     def caption(self) -> str:
         """Model, block, heads, readout, mass outside the patches: what a figure has to say."""
         return caption_of(self.settings, self.outside)
+
+    @property
+    def quantity(self) -> str:
+        """What the map's values are, for a colour bar: attention, or what a method makes of it."""
+        method: str = self.settings.get("method", "raw_attention")
+        return "attention" if method == "raw_attention" else method.replace("_", " ")
 
     def overlay(
         self,
@@ -120,8 +126,8 @@ class AttentionResult:
         Args:
             colormap: A matplotlib colormap or its name.
             alpha: Opacity of the heat map, 0 to 1.
-            scale: `"minmax"` (this picture's own range), `"uniform"` (multiples of uniform attention, comparable between pictures) or
-                `(vmin, vmax)`.
+            scale: `"minmax"` (this picture's own range), `"robust"` (its 1st to 99th percentile, where sinks hide the rest), `"uniform"`
+                (multiples of uniform attention, comparable between pictures) or `(vmin, vmax)`.
             style: `"heat"` (a film of colour), `"patches"` (each patch in one colour), `"contours"` (lines of equal value) or `"mask"` (all but
                 the patches that hold `keep` of the mass darkened, as DINO shows it).
             weighted: With `"heat"`: whether opacity follows the value.
@@ -159,18 +165,19 @@ class AttentionResult:
         return overlay_figure(
             self.image,
             self.heatmap,
-            caption=self.caption,
+            caption=f"{self.caption}. {scale_in_words(scale)}",
             colormap=colormap,
             alpha=alpha,
             scale=scale,
             uniform=self.uniform,
+            label=self.quantity,
         )
 
     def _check_scale(self, scale: ScaleOption) -> None:
         if scale == Scale.UNIFORM and not self._of_mass:
             raise ValueError(
                 f"scale='uniform' shows multiples of uniform attention: expected a map of attention, got one of {self.settings['method']}. Use "
-                "scale='minmax' or (vmin, vmax)."
+                "scale='minmax', 'robust' or (vmin, vmax)."
             )
 
     def save(self, path: str | Path, **options: Any) -> Path:

@@ -65,8 +65,11 @@ def test_partial_forwards_of_timm_show_the_grid(call: str) -> None:
     model = CASES["vit_registers"].build()
     with torch.no_grad(), AttentionCapture(model) as capture:
         getattr(model, call)(images())
+        getattr(model, call)(images())
     assert raw_attention(capture.maps).shape == (2, *GRID)
     assert len(capture.maps) == 2
+    assert len(capture.forwards) == 2
+    assert capture.maps.input_size == tuple(images().shape[-2:])
 
 
 def test_features_only_models_of_both_kinds() -> None:

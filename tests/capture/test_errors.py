@@ -132,7 +132,7 @@ def test_rows_that_do_not_exist() -> None:
         (0, "expected 1 to 2"),
         (True, "expected an index or a name"),
         ([], "selects no block"),
-        (lambda name: False, "selects no block"),
+        (lambda name: False, "the predicate blocks=<lambda> selects no block"),
     ],
 )
 def test_unknown_blocks(blocks, words: str) -> None:

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.figures import overlay_figure, sheet
-from attnhook.imaging.overlays import value_range
+from attnhook.imaging.depth_figures import depth_figure, map_grid
+from attnhook.imaging.figures import overlay_figure, sheet, triptych
+from attnhook.imaging.overlays import colorize, overlay, value_range
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8))
 CAPTION = "vit_small_patch16, block 12 of 12, class token's row, mean over 6 heads; 3.1 % of the mass outside the patches, costs $5 and $6."
@@ -33,6 +35,11 @@ def drawn(figure):
             ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
             texts += [axes.yaxis.label, axes.yaxis.offsetText, *(label for at, label in ticks if low <= at <= high)]
     texts = [text for text in texts if text.get_text()]
+    inside = figure.get_tightbbox(canvas.get_renderer())
+    wide, high = figure.get_size_inches()
+    assert min(inside.x0, inside.y0) >= 0
+    assert inside.x1 <= wide
+    assert inside.y1 <= high
     width, height = canvas.get_width_height()
     for text in texts:
         box = text.get_window_extent(canvas.get_renderer())
@@ -104,6 +111,128 @@ def test_any_number_of_maps(count):
     drawn(figure)
     assert len([axes for axes in figure.axes if axes.images]) == count + 1
     assert len(figure.axes) - count - 1 <= max(1, count // 3)  # few empty cells
+
+
+LONG_NAME = "timm:vit_huge_patch14_clip_224.laion2b_ft_in12k_in1k_with_a_suffix_that_somebody_added_by_hand"
+
+
+@pytest.mark.parametrize("shape", [(20, 400), (400, 20), (48, 80), (80, 48)])
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_ribbons_and_towers_and_long_names(shape, count):
+    photo = Image.new("RGB", shape[::-1], (90, 120, 60))
+    maps = torch.rand(count, *shape) * 0.003
+    options = {"caption": f"{LONG_NAME}, {CAPTION}", "dpi": 60, "label": "multiples of something long"}
+    for scale in ("robust", (0.0, 0.001)):
+        figures = [
+            sheet(photo, maps, [f"{LONG_NAME} {number}" for number in range(count)], scale=scale, **options),
+            overlay_figure(photo, maps[0], title=LONG_NAME, scale=scale, **options),
+            triptych(photo, maps[0], scale=scale, **options),
+        ]
+        for figure in figures:
+            drawn(figure)
+            assert max(figure.get_size_inches()) < 25
+            for axes in figure.axes:
+                assert min(axes.get_window_extent().size) > 3  # nothing is squeezed to a line
+
+
+def test_titles_do_not_overlap():
+    figure = sheet(PHOTO, torch.rand(12, 48, 80), [f"block {number}, 12% outside the patches" for number in range(12)])
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    boxes += [axes.get_window_extent() for axes in figure.axes if axes.images]
+    for number, one in enumerate(boxes):
+        for other in boxes[:number]:
+            assert not one.padded(-1).overlaps(other.padded(-1))
+
+
+def test_a_robust_scale_is_labelled_and_its_clipped_ends_have_arrows():
+    values = torch.rand(48, 80)
+    figure = overlay_figure(PHOTO, values, scale="robust")
+    assert "(1st to 99th percentile of this image)" in drawn(figure)
+    assert figure.axes[1].get_ylim() == pytest.approx(value_range(values, "robust"))
+    assert extend_of(figure) == "both"
+    assert extend_of(overlay_figure(PHOTO, values)) == "neither"
+    assert extend_of(overlay_figure(PHOTO, values, scale=(0.0, 0.5))) == "max"
+    assert extend_of(overlay_figure(PHOTO, values, scale=(0.5, 1.0))) == "min"
+    assert extend_of(overlay_figure(PHOTO, values, scale=value_range(values))) == "neither"
+    assert extend_of(overlay_figure(PHOTO, values / 49, scale="uniform", uniform=1 / 49)) == "neither"
+    assert "1st to 99th percentile per image, not comparable" in drawn(
+        sheet(PHOTO, [values] * 2, ["a", "b"], scale="robust")
+    )
+    assert "(1st to 99th percentile)" in drawn(triptych(PHOTO, values, scale="robust"))
+
+
+def extend_of(figure):
+    return next(axes for axes in figure.axes if axes.get_label() == "<colorbar>")._colorbar.extend
+
+
+def test_photo_map_and_overlay():
+    values = torch.rand(48, 80)
+    values[:, :20] = float("nan")
+    figure = triptych(PHOTO, values, caption=CAPTION, mark=(10, 30, 20, 40), dpi=60)
+    text = drawn(figure)
+    assert all(title in text for title in ("photo", "map", "overlay"))
+    photo, pure, over = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:3])
+    assert (photo == np.asarray(PHOTO)).all()
+    assert (pure[:, :20] == 230).all()
+    assert (pure[:, 20:] == colorize(values)[:, 20:]).all()
+    assert (over == np.asarray(overlay(PHOTO, values))).all()
+    assert all(len(axes.patches) == 2 for axes in figure.axes[:3])  # a light mark on a dark one
+    assert "every value is 0.25" in drawn(triptych(PHOTO, torch.full((48, 80), 0.25)))
+    with pytest.raises(GeometryError, match="expected three titles, got 2"):
+        triptych(PHOTO, values, titles=("a", "b"))
+
+
+@pytest.mark.parametrize("shape", [(12, 12, 14, 14), (24, 16, 7, 14), (2, 1, 14, 14), (3, 4, 2, 40), (3, 4, 40, 2)])
+@pytest.mark.parametrize("photo", [PHOTO, None])
+def test_a_grid_of_maps(shape, photo):
+    maps = torch.rand(*shape)
+    labels = {"row_labels": list(map(str, range(shape[0]))), "column_labels": list(map(str, range(shape[1])))}
+    figure = map_grid(maps, image=photo, caption=CAPTION, **labels, dpi=60)
+    drawn(figure)
+    grid = next(axes for axes in figure.axes if axes.get_xlabel() == "head")
+    assert [label.get_text() for label in grid.get_yticklabels()] == labels["row_labels"]
+    bar = next(axes for axes in figure.axes if axes.get_label() == "<colorbar>")
+    assert bar.get_ylim() == pytest.approx(value_range(maps))
+    heights = [axes.get_window_extent().height for axes in (bar, grid)]
+    assert heights[0] > 0.8 * heights[1]
+    hottest = np.unravel_index(int(maps.argmax()), shape)
+    picture = np.asarray(grid.images[0].get_array())
+    down, across = (picture.shape[axis] / shape[axis] for axis in (0, 1))
+    inside = picture[
+        int(hottest[0] * down) : int((hottest[0] + 1) * down), int(hottest[1] * across) : int((hottest[1] + 1) * across)
+    ]
+    assert (inside.reshape(-1, 3) == [253, 231, 37]).all(-1).any()
+
+
+def test_statistics_over_depth():
+    values = torch.rand(24, 16)
+    values[3:, 12:] = float("nan")  # blocks of fewer heads
+    figure = depth_figure(
+        {"entropy (nats)": values, "one a block": [0.1] * 24}, references={"entropy (nats)": 1.2}, caption=CAPTION
+    )
+    assert "entropy (nats)" in " ".join(axes.get_title(loc="left") for axes in figure.axes)
+    drawn(figure)
+    mean = figure.axes[0].lines[16].get_ydata()
+    assert mean == pytest.approx(np.nanmean(values.double().numpy(), axis=1))
+    with pytest.raises(GeometryError, match=r"expected shape \(blocks, heads\)"):
+        depth_figure({"a": torch.rand(2, 3, 4)})
+
+
+def test_figures_inside_given_axes():
+    host = Figure(figsize=(12, 8), layout="constrained")
+    FigureCanvasAgg(host)
+    cells = host.subplots(2, 2)
+    assert overlay_figure(PHOTO, torch.rand(48, 80), caption=CAPTION, ax=cells[0, 0]) is host
+    assert triptych(PHOTO, torch.rand(48, 80), ax=cells[0, 1]) is host
+    assert sheet(PHOTO, torch.rand(5, 48, 80), list("abcde"), caption=CAPTION, ax=cells[1, 0]) is host
+    depth_figure({"a": [1.0, 2.0], "b": [2.0, 1.0]}, ax=cells[1, 1])
+    host.canvas.draw()
+    assert tuple(host.get_size_inches()) == (12, 8)
+    assert len([axes for axes in host.axes if axes.images]) == 1 + 3 + 6
+    alone = Figure()
+    with pytest.raises(ValueError, match=r"expected axes on a grid.*leave ax out"):
+        sheet(PHOTO, torch.rand(5, 48, 80), list("abcde"), ax=alone.add_axes((0, 0, 1, 1)))
 
 
 def test_long_titles_are_wrapped():

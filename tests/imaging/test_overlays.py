@@ -9,7 +9,7 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
-from attnhook.imaging.overlays import UNIFORM_TOP, colorize, overlay, value_range
+from attnhook.imaging.overlays import UNIFORM_TOP, colorize, common_range, overlay, overlay_batch, value_range
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 
@@ -24,14 +24,129 @@ def color(name, value):
     return np.rint(np.array(mpl.colormaps[name](value)[:3]) * 255)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.uint8, np.int64])
-@pytest.mark.parametrize("colormap", ["viridis", "magma", "jet"])
-def test_hot_is_hot(dtype, colormap):
-    colors = colorize(ramp(dtype), colormap=colormap)
-    assert colors.dtype == np.uint8
-    assert (colors[:, -1] == color(colormap, 1.0)).all()
-    assert (colors[:, 0] == color(colormap, 0.0)).all()
-    assert np.abs(colors[0, 30] - color(colormap, ramp()[0, 30])).max() <= 4
+ARRAYS = [np.float16, np.float32, np.float64, np.uint8, np.int8, np.uint16, np.int16, np.int32, np.int64]
+TENSORS = [
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+]
+
+
+def every_dtype():
+    """The ramp in every dtype that a map may come in; whole numbers from 0 to 85, which all of them hold."""
+    whole = np.rint(ramp(np.float64) * 85)
+    return [whole.astype(dtype) for dtype in ARRAYS] + [torch.from_numpy(whole).to(dtype) for dtype in TENSORS]
+
+
+@pytest.mark.parametrize("colormap", sorted(mpl.colormaps))
+def test_hot_is_hot(colormap):
+    top, bottom = color(colormap, 1.0), color(colormap, 0.0)
+    steps = np.rint(mpl.colormaps[colormap](np.linspace(0, 1, 256))[:, :3] * 255)
+    expected = steps[np.rint(ramp(np.float64) * 85).astype(int) * 3]
+    for values in every_dtype():
+        for scale in ("minmax", (0, 85)):
+            colors = colorize(values, colormap=colormap, scale=scale)
+            assert colors.dtype == np.uint8
+            assert (colors[:, -1] == top).all(), values.dtype
+            assert (colors[:, 0] == bottom).all(), values.dtype
+            assert (colors == expected).all(), values.dtype
+    painted = np.asarray(overlay(PHOTO, ramp(), colormap=colormap, alpha=1.0))
+    assert (painted[:, -1] == top).all()
+    assert (np.asarray(overlay(PHOTO, ramp(), colormap=colormap, alpha=0)) == np.asarray(PHOTO)).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_largest_value_gets_the_top_colour_whatever_the_numbers(seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(40, 60, generator=generator) ** (1 + seed) * 10.0 ** -(seed % 9)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        shown = values.to(dtype)
+        hottest, coldest = shown == shown.max(), shown == shown.min()
+        if shown.max() == shown.min():
+            continue
+        colors = colorize(shown)
+        assert (colors[hottest.numpy()] == color("viridis", 1.0)).all()
+        assert (colors[coldest.numpy()] == color("viridis", 0.0)).all()
+        robust = colorize(shown, scale="robust")
+        assert (robust[hottest.numpy()] == color("viridis", 1.0)).all()
+
+
+def sink():
+    """A ramp, and one value a thousand times as large as the rest."""
+    values = ramp() + 1
+    values[7, 9] = 2000.0
+    return values
+
+
+def test_robust_spreads_colours_where_a_sink_takes_them_all():
+    assert value_range(sink(), "robust") == pytest.approx(tuple(np.percentile(sink(), [1, 99])))
+    hidden, shown = colorize(sink()), colorize(sink(), scale="robust")
+    assert len(np.unique(hidden.reshape(-1, 3), axis=0)) == 2
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 50
+    for colors in (hidden, shown):
+        assert (colors[7, 9] == color("viridis", 1.0)).all()
+    assert (shown[:, 0] == color("viridis", 0.0)).all()
+
+
+def test_robust_counts_finite_values_only():
+    values = np.full((40, 60), np.nan, np.float32)
+    values[:, 20:40] = sink()[:, 20:40]
+    expected = value_range(sink()[:, 20:40], "robust")
+    assert value_range(values, "robust") == pytest.approx(expected)
+    values[0, 20], values[0, 21] = np.inf, -np.inf
+    known = values[np.isfinite(values)]
+    assert value_range(values, "robust") == pytest.approx(tuple(np.percentile(known, [1, 99])))
+    colors = colorize(values, scale="robust")
+    assert (colors[0, 20] == color("viridis", 1.0)).all()
+    assert (colors[0, 21] == color("viridis", 0.0)).all()
+
+
+def test_robust_where_percentiles_coincide_takes_the_whole_range():
+    values = np.zeros((40, 60), np.float32)
+    values[3, 4] = 0.5
+    assert value_range(values, "robust") == (0.0, 0.5)
+    assert (colorize(values, scale="robust")[3, 4] == color("viridis", 1.0)).all()
+    for flat in (np.zeros((4, 4)), np.full((4, 4), 0.3), np.full((4, 4), np.nan)):
+        low, high = value_range(flat, "robust")
+        assert low == high
+
+
+def test_robust_of_several_maps_is_of_all_values_together():
+    maps = [sink(), ramp()[:, :30], np.full((2, 2), np.nan)]
+    together = np.concatenate([maps[0].ravel(), maps[1].ravel()])
+    assert common_range(maps, "robust") == pytest.approx(tuple(np.percentile(together, [1, 99])))
+    assert common_range(maps) == pytest.approx((0.0, 2000.0))
+    assert common_range([], "robust") == common_range([np.ones((2, 2))], "robust") == "minmax"
+    assert common_range(maps, "uniform", uniform=0.1) == "uniform"
+    assert common_range(maps, (0.0, 3.0)) == (0.0, 3.0)
+
+
+@pytest.mark.parametrize("scale", ["minmax", "robust"])
+def test_a_batch_shares_one_range(scale):
+    photos, maps = [PHOTO, PHOTO.resize((30, 20))], [ramp() * 0.1, ramp()[:20, :30]]
+    bounds = common_range(maps, scale)
+    pictures = overlay_batch(photos, maps, scale=scale)
+    assert [picture.size for picture in pictures] == [(60, 40), (30, 20)]
+    for picture, photo, values in zip(pictures, photos, maps, strict=True):
+        assert picture.tobytes() == overlay(photo, values, scale=bounds).tobytes()
+    assert overlay_batch([], []) == []
+    with pytest.raises(GeometryError, match=r"expected one heat map for each photo, got 1 heat maps and 2 photos"):
+        overlay_batch(photos, maps[:1])
+
+
+def test_weighted_opacity_follows_the_value():
+    photo = np.asarray(PHOTO).astype(float)
+    painted = np.asarray(overlay(PHOTO, ramp(), alpha=0.8, weighted=True)).astype(float)
+    opacity = 0.8 * np.rint(ramp() * 255)[..., None] / 255
+    expected = photo * (1 - opacity) + colorize(ramp()) * opacity
+    assert np.abs(painted - expected).max() <= 2
+    assert (painted[:, 0] == photo[:, 0]).all()
+    assert overlay(PHOTO, ramp(), alpha=0, weighted=True).tobytes() == PHOTO.tobytes()
 
 
 def test_colours_agree_with_matplotlib():
@@ -53,16 +168,18 @@ def test_alpha_is_the_maps_opacity(alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-@pytest.mark.parametrize("scale", ["minmax", "uniform", (0.0, 0.3)])
-def test_what_the_model_did_not_see_is_untouched(alpha, scale):
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("scale", ["minmax", "robust", "uniform", (0.0, 0.3)])
+def test_what_the_model_did_not_see_is_untouched(alpha, scale, weighted):
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 160, 3), np.uint8))
     geometry = ImageGeometry.identity((96, 160)).resize(64).center_crop(56)
     values = heatmap(torch.rand(7, 7) + 0.1, geometry)
     outside = values.isnan().numpy()
-    painted = np.asarray(overlay(photo, values, alpha=alpha, scale=scale, uniform=1 / 49, colormap="jet"))
+    options = {"alpha": alpha, "scale": scale, "uniform": 1 / 49, "weighted": weighted}
+    painted = np.asarray(overlay(photo, values, colormap="jet", **options))
     assert 0 < outside.mean() < 1
     assert (painted[outside] == np.asarray(photo)[outside]).all()
-    assert (painted[~outside] != np.asarray(photo)[~outside]).any(-1).mean() > 0.95
+    assert (painted[~outside] != np.asarray(photo)[~outside]).any(-1).mean() > (0.6 if weighted else 0.95)
 
 
 def test_all_nan_returns_the_photo():
@@ -130,7 +247,7 @@ def test_other_inputs(tmp_path):
         ({"colormap": 3}, TypeError, r"Colormap, got int"),
         ({"scale": "uniform"}, ValueError, r"expected uniform=1/N, got uniform=None"),
         ({"scale": "uniform", "uniform": 197}, ValueError, r"uniform=197"),
-        ({"scale": "percentile"}, ValueError, r"'minmax', 'uniform', got 'percentile'"),
+        ({"scale": "percentile"}, ValueError, r"'minmax', 'robust', 'uniform', got 'percentile'"),
         ({"scale": (1, 1)}, ValueError, r"lowest < highest, got \(1.0, 1.0\)"),
         ({"heatmap": np.ones((14, 14))}, GeometryError, r"\(40, 60\), got \(14, 14\).*heatmap\(patch_map, geometry\)"),
         ({"heatmap": np.ones((3, 40, 60))}, GeometryError, r"got \(3, 40, 60\).*heatmaps\[0\]"),

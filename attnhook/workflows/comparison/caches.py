@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from attnhook import __version__
-from attnhook.workflows.comparison.fingerprints import Fingerprint, digest
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.photographs import Photo
 from attnhook.workflows.comparison.views import View
+from attnhook.workflows.fingerprints import Fingerprint, digest
 from attnhook.workflows.versions import library_versions
 
 FORMAT = 2

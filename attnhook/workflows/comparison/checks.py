@@ -7,8 +7,8 @@ from itertools import combinations
 from torch import Tensor
 
 from attnhook.options import Size
-from attnhook.workflows.comparison.fingerprints import Fingerprint
 from attnhook.workflows.comparison.measurements import Measurement
+from attnhook.workflows.fingerprints import Fingerprint
 
 SAME = 1e-6
 """Largest difference of two maps that are called the same: float32 kernels of two libraries differ by less."""

@@ -108,7 +108,8 @@ class Comparison:
         Args:
             view: Which maps, by index or name.
             photos: Which photos, by index or name; None for the first eight.
-            scale: `"minmax"` (each map's own range), `"uniform"` (multiples of uniform attention, comparable) or `(vmin, vmax)`.
+            scale: `"minmax"` (each map's own range), `"robust"` (each map's 1st to 99th percentile), `"uniform"` (multiples of uniform
+                attention, comparable) or `(vmin, vmax)`.
             colormap: A matplotlib colormap or its name.
             alpha: Opacity of the maps, 0 to 1.
             cell_width: Of one picture, in inches.

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from attnhook.options import Size
-from attnhook.workflows.comparison.fingerprints import Fingerprint, fingerprint
 from attnhook.workflows.comparison.subjects import Subject
+from attnhook.workflows.fingerprints import Fingerprint, fingerprint
 from attnhook.zoo.loading import VisionModel
 from attnhook.zoo.positions import trained_grid
 

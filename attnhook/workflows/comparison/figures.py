@@ -34,7 +34,8 @@ def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scal
     """
     if scale == Scale.UNIFORM and not view.mass:
         raise ValueError(
-            f"scale='uniform' shows multiples of uniform attention: expected maps of attention, got {view.label}. Use 'minmax' or (vmin, vmax)."
+            f"scale='uniform' shows multiples of uniform attention: expected maps of attention, got {view.label}. "
+            "Use 'minmax', 'robust' or (vmin, vmax)."
         )
     models = range(len(comparison.models))
     heatmaps, uniform = [], []

@@ -22,9 +22,9 @@ from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.model_runs import ModelRun, RunSettings, run_model
 from attnhook.workflows.comparison.objects import ObjectScores, object_scores, score_photo
 from attnhook.workflows.comparison.photographs import Failure, Photo, read_photos
-from attnhook.workflows.comparison.progress import Progress
 from attnhook.workflows.comparison.subjects import ModelSource, Subject, as_subjects
 from attnhook.workflows.comparison.views import View, make_views
+from attnhook.workflows.progress import Progress
 from attnhook.zoo.demo_weights import cache_dir
 
 AUTO = "auto"

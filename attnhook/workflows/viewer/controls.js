@@ -103,6 +103,7 @@ function connect() {
   for (const input of document.querySelectorAll('[name="source"]')) {
     input.addEventListener("change", (e) => { state.source = e.target.value; redraw(); });
   }
+  $("back").addEventListener("click", askReadout);
   const stage = $("stage");
   stage.addEventListener("pointermove", (e) => {
     state.pointer = patchAt(e);
@@ -144,7 +145,7 @@ function onKey(e) {
   const act = {
     "[": () => step("block", -1), "]": () => step("block", 1), ",": () => step("head", -1), ".": () => step("head", 1),
     "-": () => step("alpha", -10), "+": () => step("alpha", 10), "=": () => step("alpha", 10), s: () => toggle("smooth"), f: () => toggle("follow"),
-    u: () => { $("scale").value = state.scale === "minmax" ? "uniform" : "minmax"; $("scale").dispatchEvent(new Event("change")); },
+    u: () => { const scale = $("scale"); scale.selectedIndex = (scale.selectedIndex + 1) % scale.length; scale.dispatchEvent(new Event("change")); },
     r: () => {
       const other = document.querySelector(`[name="source"][value="${state.source === "raw" ? "rollout" : "raw"}"]`);
       if (!other.disabled) { other.checked = true; other.dispatchEvent(new Event("change")); }

@@ -96,6 +96,23 @@ function paint(scene, range) {
   context.putImageData(picture, 0, 0);
 }
 
+const spreads = ([low, high]) => high - low > 1e-6 * Math.max(Math.abs(low), Math.abs(high));
+
+// The 1st and the 99th percentile of the pixels; the whole range where they coincide.
+const kept = { key: "", range: [0, 0] };
+function percentiles(scene, own) {
+  const key = JSON.stringify([state.scene, state.block, state.head, state.source, state.query, state.smooth]);
+  if (kept.key !== key) {
+    const known = scene.values.filter((v) => v === v).sort();
+    const at = (share) => {
+      const place = share * (known.length - 1), i = Math.floor(place);
+      return known[i] + (known[Math.min(i + 1, known.length - 1)] - known[i]) * (place - i);
+    };
+    Object.assign(kept, { key, range: [at(0.01), at(0.99)] });
+  }
+  return spreads(kept.range) ? kept.range : own;
+}
+
 function draw() {
   const scene = scenes[state.scene], facts = scene.facts;
   if (!scene.bytes) return;
@@ -110,14 +127,14 @@ function draw() {
     const { grid, first } = row.block, count = grid[0] * grid[1];
     const own = toPixels(scene, row.values.subarray(first, first + count), grid);
     const uniform = 1 / row.part.keys;
-    const spread = own[1] - own[0] > 1e-6 * Math.max(Math.abs(own[0]), Math.abs(own[1]));
-    const range = state.scale === "uniform" ? [0, state.top * uniform] : spread ? own : [own[0], own[0]];
+    const range = state.scale === "uniform" ? [0, state.top * uniform] : spreads(own) ? (state.scale === "robust" ? percentiles(scene, own) : own) : [own[0], own[0]];
     paint(scene, range);
-    $("low").textContent = number(range[0]);
-    $("high").textContent = number(range[1]);
+    $("low").textContent = `${own[0] < range[0] ? "≤ " : ""}${number(range[0])}`;
+    $("high").textContent = `${own[1] > range[1] ? "≥ " : ""}${number(range[1])}`;
     $("bar-text").textContent = state.scale === "uniform"
       ? `0 to ${trim(state.top)} times uniform attention (1/${row.part.keys}): comparable between views`
-      : spread ? "this view's own range: not comparable between views" : "flat: every patch gets the same";
+      : !spreads(own) ? "flat: every patch gets the same"
+      : `${state.scale === "robust" ? "this view's 1st to 99th percentile" : "this view's own range"}: not comparable between views`;
     drawMasses(row);
   }
   drawMarks();
@@ -172,7 +189,8 @@ function drawTexts(facts) {
   $("query").value = state.query.row !== undefined ? `row ${state.query.row}` : patchOfQuery() ? "patch" : `token ${state.query.token}`;
   const patch = patchOfQuery(), option = $("query").querySelector('[value="patch"]');
   option.hidden = !patch;
-  option.textContent = patch ? `patch at row ${patch.row}, column ${patch.column}` : "";
+  option.textContent = patch ? `row ${patch.row}, column ${patch.column}` : "";
+  $("back").hidden = state.query.row === READOUT;
 }
 
 function drawValue() {

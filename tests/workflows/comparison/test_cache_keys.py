@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from attnhook import ImageGeometry, compare
-from attnhook.workflows.comparison.fingerprints import fingerprint
 from attnhook.workflows.comparison.views import make_views
+from attnhook.workflows.fingerprints import fingerprint
 from tests.workflows.comparison.zoo import photo, timm_vit
 
 
@@ -64,7 +64,7 @@ def test_functions_that_a_module_holds_are_part_of_it() -> None:
 def test_a_fingerprint_is_the_same_in_another_process() -> None:
     """Sets have another order there."""
     program = (
-        "from attnhook.workflows.comparison.fingerprints import fingerprint\n"
+        "from attnhook.workflows.fingerprints import fingerprint\n"
         "from tests.workflows.comparison.zoo import hf_dinov2, timm_vit\n"
         "print(fingerprint(timm_vit()).key, fingerprint(hf_dinov2()).architecture)"
     )

@@ -13,7 +13,6 @@ from attnhook.attribution.scores import cosine, jensen_shannon, spearman
 from attnhook.errors import ImageError, ScoreError
 from attnhook.workflows.comparison.agreements import METRICS, pair_agreements, photo_agreement
 from attnhook.workflows.comparison.estimates import estimate
-from attnhook.workflows.comparison.fingerprints import fingerprint
 from attnhook.workflows.comparison.lattices import Lattice, at_patches, common_box
 from attnhook.workflows.comparison.masks import read_mask
 from attnhook.workflows.comparison.measurements import Measurement
@@ -23,6 +22,7 @@ from attnhook.workflows.comparison.subjects import as_subjects
 from attnhook.workflows.comparison.tables import Column, Table, as_csv
 from attnhook.workflows.comparison.twins import randomise
 from attnhook.workflows.comparison.views import View, make_views
+from attnhook.workflows.fingerprints import fingerprint
 from tests.workflows.comparison.zoo import disc, hf_dinov2, photo, timm_vit
 
 SLOW = {"spearman": spearman, "jensen_shannon": jensen_shannon, "cosine": cosine}

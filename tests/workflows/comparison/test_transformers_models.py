@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from attnhook import attend, compare
-from attnhook.workflows.comparison.fingerprints import fingerprint
+from attnhook.workflows.fingerprints import fingerprint
 from attnhook.zoo.positions import trained_grid
 from tests.workflows.comparison.zoo import photo, seeing, timm_vit
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attnhook.imaging.heatmaps import heatmap
-from attnhook.imaging.overlays import UNIFORM_TOP, overlay
+from attnhook.imaging.overlays import UNIFORM_TOP, overlay, value_range
 from attnhook.imaging.patches import patch_box
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
 from attnhook.workflows.viewer.scenes import pack_scene, photo_of
@@ -219,6 +219,26 @@ def test_pixels_are_those_of_python(viewer, scenes, kind):
     assert np.abs(page.pixels() - expected).max() <= 5
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_robust_scale_is_that_of_python(viewer, scenes, kind):
+    one = scenes[kind]
+    page = viewer(one)
+    page.choose("scale", "robust")
+    page.slide("alpha", 100)
+    values = heatmap(one.maps.layout.patches(matrix(one, -1)[:, 0].mean(0).float()), one.geometry)
+    expected = expected_pixels(one, values, alpha=1.0, scale="robust")
+    assert np.abs(page.pixels() - expected).max() <= 5
+    low, high = value_range(values, "robust")
+    for name, sign, end in (("low", "\u2264", low), ("high", "\u2265", high)):
+        assert page.text(name)[:2] == f"{sign} "
+        assert float(page.text(name)[2:]) == pytest.approx(end, rel=6e-3)
+    assert "1st to 99th percentile: not comparable" in page.text("bar-text")
+    page.page.locator("#smooth").uncheck()
+    page.settle()
+    bare = heatmap(one.maps.layout.patches(matrix(one, -1)[:, 0].mean(0).float()), one.geometry, mode="nearest")
+    assert np.abs(page.pixels() - expected_pixels(one, bare, alpha=1.0, scale="robust")).max() <= 5
+
+
 def test_every_control_changes_the_picture(viewer, scenes):
     page = viewer(scenes["square"], scene("wide", name="second.jpg"), matrices=None)
     before = page.pixels()
@@ -272,6 +292,9 @@ def test_the_keyboard(viewer, scenes):
         press(key)
         page.settle()
         assert page.text(name) == text
+    press("u")
+    page.settle()
+    assert "1st to 99th percentile" in page.text("bar-text")
     press("u")
     page.settle()
     assert "times uniform attention" in page.text("bar-text")
@@ -335,17 +358,38 @@ def test_names_are_shown_as_text(viewer):
     assert NASTY in page.page.title()
 
 
+def test_the_file_says_its_size_and_what_it_holds(viewer, scenes, tmp_path):
+    page = viewer(scenes["registers"])
+    page.page.locator("details", has_text="About this file").locator("summary").click()
+    said = page.text("about")
+    size = (tmp_path / "view.html").stat().st_size
+    assert f"{round(size / 1000)} KB in all" in said
+    assert "cat.jpg, 160 \u00d7 96 pixels, as JPEG" in said
+    assert "6 \u00d7 6 patches, class token, register 1, register 2, register 3, register 4" in said
+    assert "class token of blocks 0 to 1, every head, 16 bits" in said
+    assert "blocks 1, every head, 8 bits" in said
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone(viewer, scenes, scheme):
-    phone = {"viewport": {"width": 375, "height": 720}, "color_scheme": scheme, "has_touch": True}
+    phone = {"viewport": {"width": 375, "height": 667}, "color_scheme": scheme, "has_touch": True}
     page = viewer(scenes["registers"], options=phone)
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 375
     box = page.page.locator("#canvas").bounding_box()
     assert box["width"] > 250
-    assert box["y"] + box["height"] < 720
+    assert box["y"] + box["height"] < 667
     position = page._position(scenes["registers"], (2, 3))
     page.page.locator("#canvas").tap(position=position)
     page.settle()
     assert "Patch at row 2, column 3" in page.text("query-text")
+    low = page.page.evaluate(
+        """() => [...document.querySelectorAll("select, summary, button, .choice label, input[type=range]")]
+            .filter((node) => node.offsetParent && node.getBoundingClientRect().height < 44).map((node) => node.outerHTML)"""
+    )
+    assert low == []
+    page.page.locator("#back").tap()  # a phone has no Esc
+    page.settle()
+    assert "Class token" in page.text("query-text")
+    assert page.page.locator("#back").is_hidden()
     background = page.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 
 class Progress:
-    """A bar on stderr, counted in forwards.
+    """A bar on stderr, counted in photos.
 
     Args:
         total: How many there will be.
@@ -35,9 +35,13 @@ class Progress:
         """
         self._bar.set_description(name)
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._bar.update(1)
+    def advance(self, count: int = 1) -> None:
+        """More are done.
+
+        Args:
+            count: How many.
+        """
+        self._bar.update(count)
 
     def reach(self, count: int) -> None:
         """So many are done, or never will be.

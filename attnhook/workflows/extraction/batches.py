@@ -1,0 +1,165 @@
+"""Photos on their way to the model: read, hashed, decoded and preprocessed in worker processes, a batch at a time."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from attnhook.errors import AttnhookError
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.images import ImageSource
+from attnhook.workflows.extraction.items import Item
+from attnhook.workflows.extraction.listings import Listing
+from attnhook.workflows.extraction.sources import Source
+
+_STUCK = 1800
+"""Seconds after which a batch will not come any more: a worker that finds no shared memory says nothing, and would be waited for for ever."""
+Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
+
+
+@dataclass(slots=True)
+class ReadPhoto:
+    """A photo after reading.
+
+    Attributes:
+        row: Its row in the listing.
+        digest: SHA-256 of its file's bytes; empty if it could not be read.
+        geometry: Where the model looks in it, or None.
+        problem: Why there are no pixels of it, or None.
+    """
+
+    row: int
+    digest: str = ""
+    geometry: ImageGeometry | None = None
+    problem: str | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """Some photos of one shard.
+
+    Attributes:
+        shard: The shard.
+        photos: The photos, in the shard's order.
+        groups: Pixels `(photos, 3, height, width)` of those that could be read, by size, each with the places of its photos in `photos`.
+    """
+
+    shard: int
+    photos: list[ReadPhoto]
+    groups: list[tuple[list[int], Tensor]] = field(default_factory=list)
+
+    def pin_memory(self) -> "Batch":
+        """What `DataLoader` calls so that a GPU can fetch the pixels while it computes."""
+        self.groups = [(places, pixels.pin_memory()) for places, pixels in self.groups]
+        return self
+
+
+@dataclass
+class PhotoBatches(Dataset[Batch]):
+    """Batches by the rows of a listing; what a worker process needs, and no model.
+
+    Attributes:
+        source: The photos.
+        path: The listing's file; every process maps it itself.
+        preprocess: A photo to its pixels and geometry.
+    """
+
+    source: Source
+    path: Path
+    preprocess: Preprocess
+    _listing: Listing | None = field(default=None, init=False, repr=False)
+    _process: int = field(default=0, init=False, repr=False)
+
+    def __getitem__(self, chosen: tuple[int, Sequence[int]]) -> Batch:
+        """Read photos.
+
+        Args:
+            chosen: A shard, and rows of it.
+
+        Returns:
+            The batch; photos that cannot be read say why.
+        """
+        if self._listing is None or self._process != os.getpid():
+            self._listing, self._process = Listing.read(self.path), os.getpid()
+        shard, rows = chosen
+        read = [self._read(self._listing.item(row), row) for row in rows]
+        by_size: dict[torch.Size, list[int]] = {}
+        for place, (_, pixels) in enumerate(read):
+            if pixels is not None:
+                by_size.setdefault(pixels.shape, []).append(place)
+        groups = [
+            (places, torch.cat([p for i in places if (p := read[i][1]) is not None])) for places in by_size.values()
+        ]
+        return Batch(shard, [photo for photo, _ in read], groups)
+
+    def _read(self, item: Item, row: int) -> tuple[ReadPhoto, Tensor | None]:
+        photo = ReadPhoto(row)
+        if item.problem is not None:
+            photo.problem = f"cannot read {item.key}: {item.problem}"
+            return photo, None
+        try:
+            content = self.source.read(item)
+            photo.digest = hashlib.sha256(content).hexdigest()
+            pixels, photo.geometry = self.preprocess(content)
+        except Exception as error:  # one photo must not end a run of millions
+            photo.problem = _reason(error)
+            return photo, None
+        return photo, pixels
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said if isinstance(error, AttnhookError) and said else f"{type(error).__name__}: {said}"
+
+
+def batches_of(shards: dict[int, range], batch_size: int) -> Iterator[tuple[int, range]]:
+    """The rows of every batch. No batch spans two shards, so that a photo's batch depends on its shard alone.
+
+    Args:
+        shards: The rows of each shard.
+        batch_size: Photos a batch.
+
+    Yields:
+        The shard and the rows.
+    """
+    for shard, rows in shards.items():
+        for first in range(rows.start, rows.stop, batch_size):
+            yield shard, range(first, min(first + batch_size, rows.stop))
+
+
+def load_batches(
+    batches: PhotoBatches, shards: dict[int, range], *, batch_size: int, num_workers: int, pinned: bool
+) -> "DataLoader[Batch]":
+    """Read batches ahead in worker processes.
+
+    Args:
+        batches: How they are read.
+        shards: The rows of each shard.
+        batch_size: Photos a batch.
+        num_workers: Processes; 0 reads in this one.
+        pinned: Whether pixels go to pinned memory.
+
+    Returns:
+        What to iterate over, once.
+    """
+    order = list(batches_of(shards, batch_size))
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=order,
+        num_workers=num_workers,
+        pin_memory=pinned,
+        collate_fn=_as_is,
+        timeout=_STUCK if num_workers else 0,
+        generator=torch.Generator(),  # its own: else a number is drawn from everyone's
+    )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

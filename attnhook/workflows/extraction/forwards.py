@@ -1,0 +1,149 @@
+"""What a model gives of one batch: rows, statistics, maps of methods. One forward for all of it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnhook.attribution.methods import METHODS, NEEDS, method_options
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.session import AttentionCapture
+from attnhook.errors import ExtractionError
+from attnhook.options import Rows
+from attnhook.workflows.extraction.settings import Settings
+from attnhook.workflows.running import run_vision
+from attnhook.workflows.targets import class_scores
+from attnhook.zoo.loading import VisionModel
+
+
+@dataclass(eq=False)
+class Seen:
+    """What one forward gave, on its way to the disk.
+
+    Attributes:
+        maps: The rows, on the CPU once `wait` has returned.
+        methods: A map a photo of each method, `(photos, h, w)` float32, likewise.
+        targets: The class that class-specific methods are of, one a photo, or None.
+    """
+
+    maps: AttentionMaps
+    methods: dict[str, Tensor]
+    targets: list[int] | None = None
+    _copied: Any = field(default=None, repr=False)
+
+    def wait(self) -> None:
+        """Return once everything has arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+
+class BatchForwards:
+    """A model with its hooks in place: batches in, attention out.
+
+    Args:
+        vision: The model with its preprocessing.
+        settings: What is wanted.
+
+    Raises:
+        ExtractionError: If several photos' rows cannot be told apart.
+    """
+
+    def __init__(self, vision: VisionModel, settings: Settings) -> None:
+        self.vision, self.settings = vision, settings
+        self.capture = AttentionCapture(vision.model, rows=settings.rows, blocks=settings.chosen_blocks)
+        self._methods = settings.methods
+        needs = [NEEDS[name] for name in settings.methods]
+        self._gradients = any(need.gradients for need in needs)
+        self._whole = None
+        if needs:
+            everything = any(need.all_rows for need in needs)
+            self._whole = AttentionCapture(
+                vision.model,
+                rows=Rows.ALL if everything else Rows.READOUT,
+                gradients=self._gradients,
+                values=any(need.values for need in needs),
+            )
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Keep the hooks in place."""
+        with ExitStack() as stack:
+            for capture in (self.capture, self._whole):
+                if capture is not None:
+                    stack.enter_context(capture)
+            yield
+
+    def run(self, pixels: Tensor) -> Seen:
+        """Run the model on a batch; inside `open`.
+
+        Args:
+            pixels: `(photos, 3, height, width)`.
+
+        Returns:
+            What was seen; copies from a GPU may still be under way.
+        """
+        self.capture.clear()
+        if self._whole is not None:
+            self._whole.clear()
+        targets = self._run(pixels)
+        maps = self.capture.maps
+        _refuse_ordered(maps, len(pixels))
+        methods = {} if self._whole is None else self._maps_of(self._whole.maps)
+        return _sent(Seen(maps, methods, targets))
+
+    def _run(self, pixels: Tensor) -> list[int] | None:
+        model = self.vision.model
+        if not self._gradients:
+            with torch.no_grad():
+                run_vision(model, pixels)
+            return None
+        with torch.enable_grad():  # every photo's own highest score; photos do not see each other
+            leaf = pixels.detach().clone().requires_grad_()
+            highest = class_scores(model, run_vision(model, leaf)).max(dim=1)
+            torch.autograd.grad(highest.values.sum(), leaf, allow_unused=True)
+        chosen: list[int] = highest.indices.tolist()
+        return chosen
+
+    def _maps_of(self, maps: AttentionMaps) -> dict[str, Tensor]:
+        chosen = {"block": -1, "heads": "mean"}
+        return {name: METHODS[name](maps, **method_options(name, chosen)) for name in self._methods}
+
+
+def _refuse_ordered(maps: AttentionMaps, photos: int) -> None:
+    """Rows of photos whose tokens stand in an order of their own, or together in one sequence, cannot be cut apart."""
+    for block in maps:
+        layouts = (block.token_layout, block.query_token_layout)
+        alone = any(hasattr(one, "entries") or len(getattr(one, "order", None) or ()) > 1 for one in layouts)
+        if photos > 1 and (alone or block.shape[0] % photos):
+            raise ExtractionError(
+                f"the rows of block {block.name!r} cannot be told apart by photo: expected tokens in the same order in each, got an order "
+                "of each photo's own. Use batch_size=1."
+            )
+
+
+def _sent(seen: Seen) -> Seen:
+    """Begin to copy to the CPU."""
+    kept = [block.rows for block in seen.maps]
+    if not any(rows.is_cuda for rows in kept):
+        return Seen(seen.maps.to("cpu"), {name: value.cpu() for name, value in seen.methods.items()}, seen.targets)
+    from dataclasses import replace
+
+    blocks: list[BlockAttention] = [replace(b, kept=_pinned(rows)) for b, rows in zip(seen.maps, kept, strict=True)]
+    maps = AttentionMaps(
+        blocks,
+        rows=seen.maps.rows,
+        readout=seen.maps.readout,
+        input_size=seen.maps.input_size,
+        patch_area=seen.maps.patch_area,
+    )
+    methods = {name: _pinned(value) for name, value in seen.methods.items()}
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return Seen(maps, methods, seen.targets, copied)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

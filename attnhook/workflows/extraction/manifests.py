@@ -1,0 +1,112 @@
+"""What made the files of a folder: the model by its content, the source, the settings, the versions. A run that differs may not add to it."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attnhook.errors import ExtractionError
+from attnhook.workflows.files import replacing
+
+FORMAT = "attnhook-extraction-1"
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A folder's manifest.
+
+    Attributes:
+        model: The spec, and what its content is: weights, architecture, preprocessing, each as SHA-256.
+        source: Which photos.
+        settings: What was asked for.
+        blocks: Names of the blocks whose rows are stored.
+        statistics: Names of the statistics that are stored.
+        versions: Of Python, attnhook and the libraries that numbers depend on.
+        shards: How many there are.
+        photos: How many were extracted; None before the end.
+        failed: How many could not be; None before the end.
+    """
+
+    model: dict[str, Any]
+    source: dict[str, Any]
+    settings: dict[str, Any]
+    blocks: list[str]
+    statistics: list[str]
+    versions: dict[str, str]
+    shards: int
+    photos: int | None = None
+    failed: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all photos of the source were tried."""
+        return self.photos is not None
+
+    def save(self, folder: Path) -> None:
+        """Write it.
+
+        Args:
+            folder: The extraction's.
+        """
+        content = {"format": FORMAT, **vars(self)}
+        with replacing(folder / NAME, durable=True) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest | None":
+        """Read a folder's manifest.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The manifest, or None if there is none.
+
+        Raises:
+            ExtractionError: If it is another format's.
+        """
+        path = folder / NAME
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format", None) != FORMAT:
+                raise ExtractionError(
+                    f"cannot read {path}: expected format {FORMAT}, got another. Use the version of attnhook that wrote it."
+                )
+            return cls(**content)
+        except (ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, ExtractionError):
+                raise
+            raise ExtractionError(f"cannot read {path}: expected a manifest, got {error}.") from error
+
+    def resumed(self, wanted: "Manifest", folder: Path) -> "Manifest":
+        """Go on with what another run began.
+
+        Args:
+            wanted: What this run would write.
+            folder: Where.
+
+        Returns:
+            The manifest to go on with, not complete.
+
+        Raises:
+            ExtractionError: If anything differs; the message names the first thing.
+        """
+        for part in ("model", "source", "settings", "blocks", "statistics", "versions"):
+            old, new = getattr(self, part), json.loads(json.dumps(getattr(wanted, part)))
+            if old != new:
+                raise ExtractionError(
+                    f"cannot resume the extraction in {folder}: expected {_difference(part, old, new)}. Run it as before, or write to "
+                    "another folder."
+                )
+        return replace(self, photos=None, failed=None)
+
+
+def _difference(part: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *new]:
+            if old.get(name) != new.get(name):
+                return f"{part} {name}={old.get(name)!r}, got {new.get(name)!r}"
+    return f"{part} {old!r}, got {new!r}"

@@ -1,0 +1,218 @@
+"""Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
+
+    python benchmarks/bounds.py --json bounds.json                # about half an hour, on an idle machine
+    python benchmarks/bounds.py --only overhead overlay --peer peer
+
+Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Exit status
+1 if a figure is short of its goal, or a script failed. Peers that are packages of their own come in with `--peer FOLDER`
+(`pip install --no-deps --target FOLDER grad-cam torchcam opencv-python-headless fast-vit-rollout`).
+"""
+
+import argparse
+import json
+import operator
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+HERE = Path(__file__).parent
+ALL = "attnhook, all blocks"
+MEBIBYTE = 2**20
+_GOALS = {"<=": operator.le, ">=": operator.ge}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One figure.
+
+    Attributes:
+        figure: What it is.
+        goal: `<=` or `>=`.
+        bound: The goal's number.
+        read: The figure in what a script wrote.
+        peer: A peer's, likewise.
+    """
+
+    figure: str
+    goal: str
+    bound: float
+    read: Callable[[Any], float]
+    peer: Callable[[Any], tuple[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    figure: str
+    goal: str
+    measured: float
+    held: bool
+    peer: str
+
+
+def result(found: Any, case: str, candidate: str, field: str = "ratio") -> float:
+    """The median of one candidate of a case, in the files of `overhead.py`, `rollout.py` and `monitor.py`."""
+    one = next(r for r in found["results"] if (r["case"], r["candidate"]) == (case, candidate))
+    value = one[field]
+    return float(value["median"] if isinstance(value, dict) else value)
+
+
+def ratio(figure: str, case: str, candidate: str, bound: float, peer: str | None = None) -> Bound:
+    beside = None if peer is None else lambda found: (peer, result(found, case, peer))
+    return Bound(figure, "<=", bound, lambda found: result(found, case, candidate), beside)
+
+
+def extra(figure: str, case: str, candidate: str, mebibytes: float) -> Bound:
+    return Bound(figure, "<=", mebibytes, lambda found: result(found, case, candidate, "extra_bytes") / MEBIBYTE)
+
+
+def peak_a_token(found: Any, tokens: int) -> float:
+    lines = {line["candidate"]: line["extra_bytes"] for line in found["results"] if line["tokens"] == tokens}
+    return float(lines["backward"] + lines["attnhook, gradient_rollout"]) / tokens / 1024
+
+
+def overlay_peer(name: str) -> Callable[[Any], float]:
+    return lambda found: found[name]["times attnhook"]["median"]
+
+
+LONG, TINY = "vit_small-1024px-b1", "vit_tiny-b1"
+OVERHEAD_CASES = (TINY, "vit_base-b8", "vit_small-512px-b1", LONG, "torchvision_vit_b_16-b1", "torchvision_vit_b_16-b8")
+SCRIPTS: dict[str, tuple[list[str], list[Bound]]] = {
+    "overhead": (
+        ["--cases", *OVERHEAD_CASES, "--candidates", "bare again", ALL, "timm AttentionExtract"],
+        [
+            ratio("rows of all blocks, ViT-Ti b1", TINY, ALL, 1.04, "timm AttentionExtract"),
+            ratio("rows of all blocks, ViT-B b8", "vit_base-b8", ALL, 1.02, "timm AttentionExtract"),
+            ratio("rows of all blocks, 1,025 tokens", "vit_small-512px-b1", ALL, 1.02, "timm AttentionExtract"),
+            ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, "timm AttentionExtract"),
+            ratio("rows of all blocks, torchvision ViT-B b1", "torchvision_vit_b_16-b1", ALL, 1.04),
+            ratio("rows of all blocks, torchvision ViT-B b8", "torchvision_vit_b_16-b8", ALL, 1.02),
+            extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 64),
+        ],
+    ),
+    "rollout": (
+        ["--cases", "1,025 tokens", "4,097 tokens", "--candidates", "attnhook, rollout", "attnhook, entropy"],
+        [
+            ratio("rollout, 1,025 tokens", "1,025 tokens", "attnhook, rollout", 1.2),
+            ratio("rollout, 4,097 tokens", "4,097 tokens", "attnhook, rollout", 1.45),
+            ratio("entropy of all blocks, 4,097 tokens", "4,097 tokens", "attnhook, entropy", 1.6),
+            extra("rollout's memory, 4,097 tokens, MiB", "4,097 tokens", "attnhook, rollout", 180),
+        ],
+    ),
+    "gradients": (
+        ["--candidates", "attnhook, gradient_rollout"],
+        [
+            Bound(
+                "gradient rollout, KiB a token at 4,097 over 1,025 tokens",
+                "<=",
+                1.1,
+                lambda found: peak_a_token(found, 4097) / peak_a_token(found, 1025),
+            )
+        ],
+    ),
+    "monitor": (
+        [],
+        [
+            ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", "nothing due", 1.003),
+            ratio("observe, statistics of all rows, ViT-S b8", "vit_small-b8", "observe, all rows", 1.15),
+            ratio("observe, readout rows, ViT-S b8", "vit_small-b8", "observe, readout rows", 1.02),
+        ],
+    ),
+    "comparison": (
+        ["--no-memory"],
+        [Bound("ten models x 100 photos over bare forwards", "<=", 1.1, lambda found: found["ratio"])],
+    ),
+    "overlay": (
+        [],
+        [
+            Bound("overlay of 1024 x 768, ms", "<=", 12, lambda found: found["attnhook, overlay of a heat map"]["ms"]),
+            Bound("matplotlib's colours over overlay", ">=", 1, overlay_peer("matplotlib, colormap and blend")),
+        ],
+    ),
+    "extract": (
+        [],
+        [
+            Bound(
+                "extract's throughput over the bare loop's", ">=", 0.95, lambda f: statistics.median(f["throughput"])
+            ),
+            Bound("two processes over one", ">=", 1.8, lambda found: statistics.median(found["gains"])),
+        ],
+    ),
+}
+WITH_PEER = {
+    "overlay": [
+        Bound("grad-cam over overlay", ">=", 1, overlay_peer("grad-cam, show_cam_on_image")),
+        Bound("torchcam over overlay", ">=", 1, overlay_peer("torchcam, overlay_mask")),
+    ],
+    "rollout": [],
+}
+
+
+def run_script(name: str, arguments: list[str], folder: Path) -> Any:
+    """Run a benchmark, its table on stdout, and read what it wrote."""
+    written = folder / f"{name}.json"
+    command = [sys.executable, str(HERE / f"{name}.py"), *arguments, "--json", str(written)]
+    print(f"\n{name}: {' '.join(command[1:-2])}", flush=True)
+    done = subprocess.run(command, check=False)  # noqa: S603
+    if not written.exists():
+        raise RuntimeError(f"{name} wrote nothing: exit status {done.returncode}")
+    return json.loads(written.read_text())
+
+
+def held_against(bound: Bound, found: Any) -> Row:
+    measured = bound.read(found)
+    beside = ""
+    if bound.peer is not None:
+        name, value = bound.peer(found)
+        beside = f"{name} {value:.2f}"
+    held = _GOALS[bound.goal](measured, bound.bound)
+    return Row(bound.figure, f"{bound.goal} {bound.bound:g}", measured, held, beside)
+
+
+def import_seconds(rounds: int = 11) -> float:
+    """What `import attnhook` takes beyond torch, in fresh processes: the median."""
+    code = "import torch, time; begin = time.process_time(); import attnhook; print(time.process_time() - begin)"
+    command = [sys.executable, "-c", code]
+    runs = (subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(rounds))  # noqa: S603
+    return statistics.median(float(done.stdout) for done in runs)
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| figure | goal | measured | | peer |", "|---|---:|---:|---|---|"]
+    lines += [f"| {r.figure} | {r.goal} | {r.measured:.3f} | {'' if r.held else 'SHORT'} | {r.peer} |" for r in rows]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=["import", *SCRIPTS], metavar="SCRIPT")
+    parser.add_argument("--peer", type=Path, help="folder that the peers' packages were installed to")
+    parser.add_argument("--json", type=Path, help="also write the table here")
+    options = parser.parse_args(arguments)
+    chosen = options.only or ["import", *SCRIPTS]
+    rows: list[Row] = []
+    begin = time.monotonic()
+    if "import" in chosen:
+        rows.append(held_against(Bound("import beyond torch, s", "<=", 0.1, lambda _: import_seconds()), None))
+    with TemporaryDirectory() as folder:
+        for name in (name for name in SCRIPTS if name in chosen):
+            more, bounds = SCRIPTS[name]
+            beside = options.peer is not None and name in WITH_PEER
+            peer = ["--peer", str(options.peer)] if beside else []
+            found = run_script(name, [*more, *peer], Path(folder))
+            rows += [held_against(bound, found) for bound in [*bounds, *(WITH_PEER[name] if beside else [])]]
+            if options.json:  # after each script, so that an interrupted run is not lost
+                options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    print(f"\n{table(rows)}\n\n{(time.monotonic() - begin) / 60:.0f} minutes")
+    return 0 if all(row.held for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""`benchmarks/bounds.py`: it asks the scripts for what they have, and says when a figure is short of its goal."""
+
+import json
+import statistics
+
+import pytest
+
+from tests.benchmark_scripts import imported
+
+
+def summary(value):
+    return {"median": value, "low": value, "high": value, "repeats": 1}
+
+
+def written(name, value):
+    """What a script would write if everything it measures were `value`."""
+    cases = ["vit_small-b8", "1,025 tokens", "4,097 tokens", "vit_tiny-b1", "vit_base-b8"]
+    cases += ["vit_small-512px-b1", "vit_small-1024px-b1", "torchvision_vit_b_16-b1", "torchvision_vit_b_16-b8"]
+    candidates = ["attnhook, all blocks", "timm AttentionExtract", "attnhook, rollout", "attnhook, entropy"]
+    candidates += ["nothing due", "observe, all rows", "observe, readout rows"]
+    each = {"ratio": summary(value), "extra_bytes": value * 2**20}
+    results = [{"case": case, "candidate": candidate, **each} for case in cases for candidate in candidates]
+    lines = ("backward", "attnhook, gradient_rollout")
+    tokens = [
+        {"tokens": count, "candidate": line, "extra_bytes": value * count} for count in (1025, 4097) for line in lines
+    ]
+    picture = {"ms": value, "times attnhook": summary(value)}
+    names = ("attnhook, overlay of a heat map", "matplotlib, colormap and blend")
+    return {
+        "gradients": {"results": tokens},
+        "comparison": {"ratio": value},
+        "overlay": dict.fromkeys(names, picture),
+        "extract": {"throughput": [value], "gains": [value]},
+    }.get(name, {"results": results})
+
+
+def test_a_figure_is_held_against_its_goal(tmp_path, monkeypatch, capsys):
+    with imported("bounds") as bounds:
+        monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, 1.0))
+        assert bounds.main(["--only", "overhead", "monitor", "overlay", "--json", str(tmp_path / "b.json")]) == 0
+        rows = json.loads((tmp_path / "b.json").read_text())
+        assert [row["measured"] for row in rows] == [1.0] * len(rows)
+        monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, 1.1))
+        assert bounds.main(["--only", "overhead", "monitor", "extract"]) == 1
+    said = capsys.readouterr().out
+    assert "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.100 | SHORT | timm AttentionExtract 1.10 |" in said
+    assert "| two processes over one | >= 1.8 | 1.100 | SHORT |  |" in said
+
+
+def test_every_script_can_be_read(monkeypatch):
+    with imported("bounds") as bounds:
+        monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, 1.0))
+        for name, (_, chosen) in bounds.SCRIPTS.items():
+            for bound in chosen:
+                assert bounds.held_against(bound, written(name, 1.0)).measured == pytest.approx(1.0)
+        assert statistics.median([bounds.import_seconds(1)]) < 5
+
+
+@pytest.mark.parametrize("name", ["overhead", "rollout", "monitor", "gradients", "comparison", "overlay", "extract"])
+def test_the_scripts_take_what_they_are_asked(name):
+    with imported("bounds") as bounds:
+        arguments = bounds.SCRIPTS[name][0]
+    with imported(name) as script:
+        given = [*arguments, "--json", "x.json", "--help"]
+        with pytest.raises(SystemExit) as left:
+            script.main(given)
+    assert left.value.code == 0

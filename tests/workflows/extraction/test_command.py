@@ -1,0 +1,35 @@
+"""`attnhook extract`."""
+
+import subprocess
+import sys
+
+from attnhook import open_maps
+from attnhook.cli.entry import main
+from tests.workflows.extraction.photographs import make_folder
+
+
+def test_the_command_and_its_exit_codes(tmp_path, capsys):
+    photos = make_folder(tmp_path / "photos", 3)
+    arguments = ["extract", str(photos), "--model", "demo@28", "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert main([*arguments, "--blocks", "all", "--heads", "mean"]) == 0
+    assert "3 photos, 0 failed" in capsys.readouterr().out
+    assert open_maps(tmp_path / "out")[0]["rows.11"].shape == (1, 1, 5)
+    (photos / "bad.png").write_bytes(b"no picture")
+    assert main([*arguments, "--blocks", "all", "--heads", "mean"]) == 1
+    said = capsys.readouterr()
+    assert "bad.png: cannot read an image of 10 bytes" in said.err
+    assert "3 photos, 1 failed" in said.out
+    assert main([*arguments, "--blocks", "2"]) == 2
+    assert "cannot resume the extraction" in capsys.readouterr().err
+    assert main(["extract", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 2
+
+
+def test_logs_stay_quiet(tmp_path):
+    photos = make_folder(tmp_path / "photos", 2)
+    command = [sys.executable, "-m", "attnhook", "extract", photos, "--model", "demo@28", "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [*command, "--rows", "0,1", "--blocks", "-2"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+    assert open_maps(tmp_path / "out").manifest.blocks == ["encoder.layer.10.attention"]
