@@ -24,7 +24,7 @@ MARKS = "not slow and not gpu"
 
 _CALLS = (
     "capture/test_session.py capture/test_calls.py capture/test_families.py capture/test_conditions.py capture/test_errors.py "
-    "capture/test_invariants.py capture/test_gradients.py capture/test_records.py capture/test_traceable.py"
+    "capture/test_invariants.py capture/test_gradients.py capture/test_records.py capture/test_notebook.py capture/test_traceable.py"
 )
 _MATRICES = "capture/test_matrix_properties.py capture/test_softmax_matrix.py capture/test_matrix_products.py"
 SUITES = {
@@ -35,7 +35,7 @@ SUITES = {
     "capture/recording.py": _CALLS,
     "capture/forwards.py": _CALLS,
     "capture/interception.py": _CALLS,
-    "capture/records.py": f"capture/test_records.py {_CALLS}",
+    "capture/records.py": f"capture/test_records.py capture/test_notebook.py {_CALLS}",
     "imaging/geometry.py": "imaging/test_geometry_properties.py imaging/test_geometry.py",
     "imaging/heatmaps.py": "imaging/test_heatmaps.py imaging/test_heatmap_properties.py",
     "imaging/overlays.py": "imaging/test_overlays.py imaging/test_figures.py",
@@ -49,6 +49,9 @@ SUITES = {
 
 ALIKE = {
     "ones = torch.ones((), dtype=torch.float64, device=self.device).expand(batch, 1, 2, queries)": "of two equal sums one is read",
+    "if query.dim() != key.dim() or query.dim() < 3 or query.shape[:] == key.shape[:-2]:": "equal axes are broadcast to themselves, later",
+    "self._thread = 1": "read only where modes are open, and then it has been set",
+    "if pixels.shape[-3:] == (height, width):": "what has no border gets one of no pixels",
 }
 """Broken lines that behave as the whole ones do, and why."""
 

@@ -14,7 +14,7 @@ from attnhook import (
     register_adapter,
     rollout,
 )
-from attnhook.capture.forwards import PlainCall
+from attnhook.capture.forwards import ForwardRecord, PlainCall
 from attnhook.capture.sites import Kernel, Queries
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
@@ -90,6 +90,8 @@ def test_tied_blocks_stand_in_the_order_in_which_they_ran(order: tuple[int, ...]
                 x = x + block(x)
     names = [f"blocks.{i}" for i in order]
     assert [name.partition(":")[0] for name in capture.maps.block_names] == names
+    numbers = [names[:place].count(name) for place, name in enumerate(names)]
+    assert [*capture.maps.block_names] == [f"{n}:{i}" if i else n for n, i in zip(names, numbers, strict=True)]
     torch.testing.assert_close(capture.maps.stack(), torch.stack(expected), atol=1e-6, rtol=0)
     followed = torch.eye(17)[:1].expand(2, 1, 17).double()
     for matrix in reversed(expected):
@@ -254,3 +256,27 @@ def test_a_class_token_that_sees_no_key_has_a_row_of_zeros_also_in_an_explicit_s
     with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
         model(tokens())
     assert (capture.maps[0].rows == 0).all()
+
+
+@pytest.mark.parametrize(
+    "embedding, module, grid, frames, area",
+    [
+        ((2, 8, 4, 5), nn.Conv2d(3, 8, 16, (16, 8)), (4, 5), 1, (64, 40)),
+        ((2, 8, 3, 4, 5), nn.Conv3d(3, 8, (2, 16, 8), (2, 16, 8)), (4, 5), 3, (64, 40)),
+        ((2, 8, 4, 5), nn.Identity(), (4, 5), 1, (65, 41)),
+        ((2, 20, 8), nn.Identity(), None, 1, None),
+    ],
+)
+def test_the_grid_is_read_off_what_the_patch_embedding_gives(embedding, module, grid, frames, area) -> None:
+    record = ForwardRecord(input_size=(65, 41))
+    record.saw_grid(torch.zeros(embedding), module)
+    assert (record.grid, record.frames, record.patch_area) == (grid, frames, area)
+
+
+def test_all_plain_calls_of_a_forward_are_finished_by_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, finished, softmax = tower(), tokens(), [], torch.softmax
+    with torch.inference_mode(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(x)
+    monkeypatch.setattr(torch, "softmax", lambda scores, dim: finished.append(scores.shape) or softmax(scores, dim))
+    assert len(capture.maps) == 2
+    assert finished == [(4, 4, 1, 17)]
