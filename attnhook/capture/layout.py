@@ -4,8 +4,10 @@ A `TokenLayout` is passive data about one sequence of one forward. It does not l
 model has, and the patch embedding's output says how large the grid was.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -47,11 +49,18 @@ class TokenLayout:
     order: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.grid) != 2 or min(self.grid) < 1:
+        if not _is_grid(self.grid):
             raise TokenLayoutError(f"bad patch grid: expected (rows, columns), both at least 1, got {self.grid!r}.")
         if min(self.registers, self.suffix) < 0:
             raise TokenLayoutError(
                 f"bad token counts: expected none below 0, got registers={self.registers}, suffix={self.suffix}."
+            )
+        if self.frames < 1:
+            raise TokenLayoutError(f"bad token counts: expected at least one frame, got frames={self.frames}.")
+        if self.cls is not None and not -self.num_suffix_tokens <= self.cls < self.num_prefix_tokens:
+            raise TokenLayoutError(
+                f"bad class token: expected the class token in front of the patches or behind them, the others counted, got cls={self.cls} "
+                f"in {self.describe()}. cls=0 is the first token, cls=-1 the last."
             )
 
     @property
@@ -225,3 +234,9 @@ class TokenLayout:
         """
         axes = (-3, -2, -1) if self.frames > 1 else (-2, -1)
         return row.sum(dim=-1) - torch.nan_to_num(self.patches(row)).sum(dim=axes)
+
+
+def _is_grid(grid: Any) -> bool:
+    if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) != 2:
+        return False
+    return all(isinstance(number, SupportsIndex) and operator.index(number) >= 1 for number in grid)

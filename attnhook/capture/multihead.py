@@ -41,7 +41,7 @@ def multihead_operands(
         rows: The queries wanted, or None for all.
 
     Returns:
-        Operands whose query axis holds only `rows`; a mask is cut to them.
+        Operands whose query axis holds only `rows`; a mask is cut to them. What is projected is rounded as the module rounds it.
 
     Raises:
         UnsupportedModelError: If the module appends keys of its own (`add_bias_kv`, `add_zero_attn`).
@@ -54,11 +54,9 @@ def multihead_operands(
     query, key = call["query"], call["key"]
     mask = _multihead_mask(module, call, key)
     query, key = _batch_first(module, query), _batch_first(module, key)
-    chosen = slice(None) if rows is None else rows
-    query, key = query.detach()[:, chosen], key.detach()
-    if mask is not None and mask.shape[-2] > 1:
-        mask = mask[..., chosen, :]
-    query, key = _project(module, query, key, few=rows is not None)
+    if rows is not None and mask is not None and mask.shape[-2] > 1:
+        mask = mask[..., rows, :]
+    query, key = _project(module, query.detach(), key.detach(), rows)
     return Operands(query, key, (module.embed_dim // module.num_heads) ** -0.5, mask)
 
 
@@ -104,7 +102,8 @@ def _batch_first(module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
     return tokens if module.batch_first else tokens.transpose(0, 1)
 
 
-def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, *, few: bool) -> tuple[Tensor, Tensor]:
+def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, rows: slice | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys. In low precision a product of few rows rounds otherwise than the module's own of all: all are projected, then."""
     width, heads = module.embed_dim, module.num_heads
     if module._qkv_same_embed_dim:
         weight_q, weight_k = module.in_proj_weight.detach()[: 2 * width].chunk(2)
@@ -115,12 +114,13 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, *, few: 
     previous = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)
     try:
-        query = F.linear(query, weight_q, None if bias is None else bias[:width])
+        few = rows is not None and plain
+        query = F.linear(query[:, rows] if few else query, weight_q, None if bias is None else bias[:width])
         query = _split(query, heads)
-        if few and plain:
+        if few:
             return _through(query, weight_k.view(heads, width // heads, -1)), key.unsqueeze(1)
         key = F.linear(key, weight_k, None if bias is None else bias[width : 2 * width])
-        return query, _split(key, heads)
+        return query if rows is None else query[:, :, rows], _split(key, heads)
     finally:
         torch._C._set_grad_enabled(previous)
 

@@ -292,19 +292,27 @@ class SoftmaxMatrix:
         """Mean over some rows, computed in chunks of at most `BUDGET_BYTES`: what a mean readout attends to.
 
         Args:
-            queries: Which rows the mean is over.
+            queries: Which rows the mean is over, one behind the other.
 
         Returns:
             `(batch, heads, 1, keys)` float32.
+
+        Raises:
+            ValueError: If there is no such row, or some are left out.
         """
         batch, heads, total, keys = self.shape
-        chosen = slice(*queries.indices(total)[:2])
+        start, stop, step = queries.indices(total)
+        if step != 1 or not start < stop:
+            raise ValueError(
+                f"cannot average rows: expected a slice of at least one of {total} rows and no step, got {queries}."
+            )
+        chosen = slice(start, stop)
         with quiet_arithmetic(self.device.type):
             mean = torch.zeros(batch, heads, keys, dtype=torch.float64, device=self.device)
             for image, part, rows, sums in self._chunks(chosen):
                 ones = rows.new_ones(part.shape) if sums is None else sums.reciprocal()
                 mean[image, part.heads] += torch.matmul(ones[:, None], rows)[:, 0]
-            return (mean / (chosen.stop - chosen.start)).float()[:, :, None]
+            return (mean / (stop - start)).float()[:, :, None]
 
     def to(self, device: torch.device | str) -> "SoftmaxMatrix":
         """The same matrix with its operands on another device."""

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from attnhook import __version__
 from attnhook.cli import comparing, demonstration, description, extracting, overlaying, verifying, viewing
+from attnhook.cli.completion import add_completion
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
 
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "'attnhook COMMAND --help' says more.",
     )
     parser.add_argument("--version", action="version", version=f"attnhook {__version__}")
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     for command in (demonstration, overlaying, viewing, comparing, extracting, description, verifying):

@@ -353,3 +353,20 @@ def test_masks_of_nothing_and_of_everything():
         attention_mask(torch.rand(2, 3), keep=0.0)
     with pytest.raises(ValueError, match="got a scalar"):
         attention_mask(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("heads", ["mean", "max", 1])
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_a_token_that_sees_nothing_passes_nothing_on(hidden: int, heads: str | int) -> None:
+    """Without a residual the row of a token whose keys are all hidden is zero and stays so: nothing is divided by nothing."""
+    seen = torch.ones(5, 5, dtype=torch.bool)
+    seen[hidden] = False
+    query, key = torch.randn(2, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    matrix = SoftmaxMatrix(Operands(query, key, mask=seen))
+    block = BlockAttention("blocks.0", "sdpa", matrix, TokenLayout((2, 2)))
+    maps = AttentionMaps([block, block], rows=Rows.ALL, readout=Readout(Rows.CLS, "a test"))
+    dense = matrix.dense().double()
+    joined = {"mean": dense.mean(1), "max": dense.amax(1), 1: dense[:, 1]}[heads]
+    weights = joined / joined.sum(-1, keepdim=True).clamp_min(1e-300)
+    expected = (weights @ weights)[:, 0, 1:].reshape(1, 2, 2)
+    torch.testing.assert_close(rollout(maps, heads=heads, residual=0.0).double(), expected, atol=1e-6, rtol=0)

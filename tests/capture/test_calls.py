@@ -14,7 +14,8 @@ from attnhook import (
     register_adapter,
     rollout,
 )
-from attnhook.capture.sites import Kernel
+from attnhook.capture.forwards import ForwardRecord, PlainCall
+from attnhook.capture.sites import Kernel, Queries
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
 from tests.models import TIMM, images
@@ -89,6 +90,8 @@ def test_tied_blocks_stand_in_the_order_in_which_they_ran(order: tuple[int, ...]
                 x = x + block(x)
     names = [f"blocks.{i}" for i in order]
     assert [name.partition(":")[0] for name in capture.maps.block_names] == names
+    numbers = [names[:place].count(name) for place, name in enumerate(names)]
+    assert [*capture.maps.block_names] == [f"{n}:{i}" if i else n for n, i in zip(names, numbers, strict=True)]
     torch.testing.assert_close(capture.maps.stack(), torch.stack(expected), atol=1e-6, rtol=0)
     followed = torch.eye(17)[:1].expand(2, 1, 17).double()
     for matrix in reversed(expected):
@@ -215,3 +218,65 @@ def test_an_empty_batch_has_empty_maps() -> None:
     assert (
         len(raw_attention(capture.maps)) == len(rollout(capture.maps)) == len(rollout(capture.maps, heads="max")) == 0
     )
+
+
+def test_a_plain_call_goes_the_short_way_and_others_do_not() -> None:
+    model, x = tower(), tokens()
+    for around, short in ((torch.inference_mode, True), (torch.no_grad, True), (torch.enable_grad, False)):
+        with around(), AttentionCapture(model, layout=LAYOUT) as capture:
+            model(x)
+            assert {isinstance(call, PlainCall) for _, call in capture._records[-1].calls} == {short}
+        torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2])[:, :, :1])
+
+
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
+def test_the_class_tokens_row_is_where_class_attention_has_it(kind: Kernel) -> None:
+    """Class attention of two special tokens, the class token second among the queries and first among the keys."""
+
+    def two_queries(q, k, v):
+        q = q[:, :, [1, 0]]
+        return call(q, k, v) if kind is Kernel.SDPA else torch.softmax(q @ k.mT * 8**-0.5, dim=-1) @ v
+
+    register_adapter(
+        Tower, lambda model: ModelAnatomy(sites=(AttentionSite("blocks.0", model.blocks[0], kind, **facts),))
+    )
+    facts = {"queries": Queries.CLASS, "readout_rows": slice(1, 2)}
+    model, x = Tower(two_queries), tokens()
+    with torch.no_grad(), AttentionCapture(model, rows="cls", layout=LAYOUT) as capture:
+        model.blocks[0](x)
+    torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2])[:, :, :1])
+
+
+def test_a_class_token_that_sees_no_key_has_a_row_of_zeros_also_in_an_explicit_softmax() -> None:
+    def hidden(q, k, v):
+        scores = (q @ k.mT).index_fill(2, torch.arange(17), -torch.inf)
+        return torch.softmax(scores, dim=-1) @ v
+
+    model = tower(hidden, kind=Kernel.OPEN)
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(tokens())
+    assert (capture.maps[0].rows == 0).all()
+
+
+@pytest.mark.parametrize(
+    "embedding, module, grid, frames, area",
+    [
+        ((2, 8, 4, 5), nn.Conv2d(3, 8, 16, (16, 8)), (4, 5), 1, (64, 40)),
+        ((2, 8, 3, 4, 5), nn.Conv3d(3, 8, (2, 16, 8), (2, 16, 8)), (4, 5), 3, (64, 40)),
+        ((2, 8, 4, 5), nn.Identity(), (4, 5), 1, (65, 41)),
+        ((2, 20, 8), nn.Identity(), None, 1, None),
+    ],
+)
+def test_the_grid_is_read_off_what_the_patch_embedding_gives(embedding, module, grid, frames, area) -> None:
+    record = ForwardRecord(input_size=(65, 41))
+    record.saw_grid(torch.zeros(embedding), module)
+    assert (record.grid, record.frames, record.patch_area) == (grid, frames, area)
+
+
+def test_all_plain_calls_of_a_forward_are_finished_by_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, finished, softmax = tower(), tokens(), [], torch.softmax
+    with torch.inference_mode(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(x)
+    monkeypatch.setattr(torch, "softmax", lambda scores, dim: finished.append(scores.shape) or softmax(scores, dim))
+    assert len(capture.maps) == 2
+    assert finished == [(4, 4, 1, 17)]

@@ -1,0 +1,22 @@
+"""What type checkers and editors read in place of `__init__.py`, which imports each name when it is first used."""
+
+from attnhook.imaging.animations import overlay_video as overlay_video
+from attnhook.imaging.depth_figures import depth_figure as depth_figure
+from attnhook.imaging.depth_figures import map_grid as map_grid
+from attnhook.imaging.figures import overlay_figure as overlay_figure
+from attnhook.imaging.figures import sheet as sheet
+from attnhook.imaging.figures import triptych as triptych
+from attnhook.imaging.geometry import ImageGeometry as ImageGeometry
+from attnhook.imaging.heatmaps import heatmap as heatmap
+from attnhook.imaging.images import read_image as read_image
+from attnhook.imaging.overlays import colorize as colorize
+from attnhook.imaging.overlays import common_range as common_range
+from attnhook.imaging.overlays import overlay as overlay
+from attnhook.imaging.overlays import overlay_batch as overlay_batch
+from attnhook.imaging.overlays import value_range as value_range
+from attnhook.imaging.patches import patch_box as patch_box
+from attnhook.imaging.patches import patch_edges as patch_edges
+from attnhook.imaging.styles import contour_overlay as contour_overlay
+from attnhook.imaging.styles import mask_overlay as mask_overlay
+from attnhook.imaging.styles import mass_mask as mass_mask
+from attnhook.imaging.styles import patch_overlay as patch_overlay
