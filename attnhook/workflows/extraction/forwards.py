@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -132,12 +132,13 @@ def _refuse_ordered(maps: AttentionMaps, photos: int) -> None:
 
 def _sent(seen: Seen) -> Seen:
     """Begin to copy to the CPU."""
-    kept = [block.rows for block in seen.maps]
-    if not any(rows.is_cuda for rows in kept):
+    if all(
+        block.kept.device.type == "cpu" for block in seen.maps
+    ):  # whole matrices become dense where they are written
         return Seen(seen.maps.to("cpu"), {name: value.cpu() for name, value in seen.methods.items()}, seen.targets)
-    from dataclasses import replace
-
-    blocks: list[BlockAttention] = [replace(b, kept=_pinned(rows)) for b, rows in zip(seen.maps, kept, strict=True)]
+    if not any(block.kept.device.type == "cuda" for block in seen.maps):
+        return Seen(seen.maps.to("cpu"), {name: value.cpu() for name, value in seen.methods.items()}, seen.targets)
+    blocks: list[BlockAttention] = [replace(block, kept=_pinned(block.rows)) for block in seen.maps]
     maps = AttentionMaps(
         blocks,
         rows=seen.maps.rows,
