@@ -25,12 +25,11 @@ NOT_RUN = 99
 
 
 def copied_tree(folder: str) -> Path:
-    """What tests need, copied: the tree that may be broken."""
-    tree = Path(folder)
-    for name in ("attnhook", "tests", "benchmarks", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tree / name)
-    return tree
+    """The tree that may be broken: a copy, without what was made in it."""
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv*", ".*_cache", ".hypothesis", ".coverage", "__pycache__", "dist", "site", "attnhook-demo"
+    )
+    return Path(shutil.copytree(ROOT, folder, ignore=left_out, dirs_exist_ok=True))
 
 
 def broken_verdict(file: Path, broken: str, tests: list[str], tree: Path, marks: str = "not gpu") -> str:
