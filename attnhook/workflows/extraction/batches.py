@@ -162,6 +162,9 @@ def load_batches(
     )
 
 
+_WORKER_DIED = ("DataLoader ", "received 0 items of ancillary data")  # how torch and multiprocessing begin to say it
+
+
 @contextmanager
 def living_workers() -> Iterator[None]:
     """Say what to do where a worker process dies: torch raises that in whatever line the main thread is at.
@@ -174,11 +177,12 @@ def living_workers() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ConnectionError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader "):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(_WORKER_DIED):
             raise
+        said = str(error) or "a message that was cut off"
         raise ExtractionError(
-            f"photos can be read no further: expected worker processes that live, got {error}. If memory is short, take fewer workers or a "
+            f"photos can be read no further: expected worker processes that live, got {said}. If memory is short, take fewer workers or a "
             "smaller batch; then run the same again."
         ) from error
 
