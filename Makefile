@@ -64,7 +64,7 @@ format: $(VENV)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/overhead.py
 
-# Every figure that has a bound, against it: about half an hour on an idle machine.
+# Every figure that has a bound, against it, on an idle machine: extract.py alone takes half an hour.
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bounds.py --json bounds.json
 

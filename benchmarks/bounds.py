@@ -1,6 +1,6 @@
 """Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
 
-    python benchmarks/bounds.py --json bounds.json                # about half an hour, on an idle machine
+    python benchmarks/bounds.py --json bounds.json                # extract.py alone takes half an hour, comparison.py ten minutes
     python benchmarks/bounds.py --only overhead overlay --peer peer
 
 Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Exit status

@@ -1,6 +1,6 @@
 """What an extraction costs beside the bare loop over the same photos, and what a second process gains.
 
-    python benchmarks/extract.py                          # 2,048 photos, three rounds, about ten minutes
+    python benchmarks/extract.py                          # 2,048 photos, three rounds: half an hour
     python benchmarks/extract.py --photos 256 --rounds 1
 
 ViT-S/16 of timm at 224 px with random weights, one thread; photos are JPEG files of about 500 x 375 px, cut out of scikit-image's photographs.

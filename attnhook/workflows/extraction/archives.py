@@ -3,6 +3,7 @@
 import os
 import tarfile
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ _PIECE = 2**20
 
 
 @dataclass
-class _Archives:
+class _Archives(ABC):
     """Archives of one kind.
 
     Attributes:
@@ -51,8 +52,9 @@ class _Archives:
                     problem=f"expected a whole {self.kind} file, got {readable(str(error))}. Fetch it again.",
                 )
 
+    @abstractmethod
     def _items(self, number: int, path: Path) -> Iterator[Item]:
-        raise NotImplementedError
+        """The pictures of one archive."""
 
     def _key(self, number: int, name: str) -> str:
         return f"{self._names[number]}/{name}" if len(self.files) > 1 else name

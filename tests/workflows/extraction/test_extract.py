@@ -11,7 +11,7 @@ from attnhook import METHODS, AttentionCapture, attend, attention_statistics, ex
 from attnhook.errors import ExtractionError, ImageError
 from attnhook.workflows.extraction.shards import STATISTICS
 from tests.models import sharpen
-from tests.workflows.comparison.zoo import hf_dinov2, seeing, timm_vit
+from tests.workflows.comparison.zoo import hf_dinov2, seeing
 
 BATCHED = 2e-6  # float32 products of batches of other sizes are summed in another order
 
@@ -48,7 +48,6 @@ def test_stored_types_keep_what_they_say(photos, vision, tmp_path, dtype, share)
         one, other = exact[number]["rows.0"], small[number]["rows.0"]
         scale = one if dtype == "float16" else one.amax(dim=-1, keepdim=True)
         assert ((one - other).abs() <= scale * share + 3.1e-8).all()
-        assert (other.argmax(-1) == one.argmax(-1)).all() or dtype == "uint8"
 
 
 @pytest.mark.parametrize(
@@ -267,4 +266,3 @@ def test_no_statistics(photos, vision, tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(ExtractionError, match="no manifest"):
         open_maps(tmp_path)
-    assert timm_vit().name == "timm:tiny"

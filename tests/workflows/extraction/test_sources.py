@@ -1,6 +1,5 @@
 """Every kind of source gives the same photos."""
 
-import io
 import os
 import tarfile
 import zipfile
@@ -71,7 +70,7 @@ def test_a_list(folder, tmp_path, expected):
 
 def test_paths_in_a_sequence(folder, expected):
     found = read_all([folder / name for name in photo_names(COUNT)])
-    assert [content for content, _ in found.values()].sort() == [content for content, _ in expected].sort()
+    assert sorted(content for content, _ in found.values()) == sorted(content for content, _ in expected)
     assert len(found) == COUNT
 
 
@@ -252,4 +251,3 @@ def test_descriptions_open_the_same_source(folder, tmp_path):
         first = open_source(source)
         again = reopen_source(first.description())
         assert {item.key for item in again.items()} == {item.key for item in first.items()}
-    assert io.BytesIO(photo_bytes(0)).read() == photo_bytes(0)
