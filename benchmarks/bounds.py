@@ -94,7 +94,7 @@ SCRIPTS: dict[str, tuple[list[str], list[Bound]]] = {
             ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, "timm AttentionExtract"),
             ratio("rows of all blocks, torchvision ViT-B b1", "torchvision_vit_b_16-b1", ALL, 1.04),
             ratio("rows of all blocks, torchvision ViT-B b8", "torchvision_vit_b_16-b8", ALL, 1.02),
-            extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 64),
+            extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 32),
         ],
     ),
     "rollout": (

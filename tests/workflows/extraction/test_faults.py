@@ -17,6 +17,7 @@ from attnhook import extract, open_maps
 from attnhook.errors import ExtractionError
 from attnhook.workflows.extraction.processes import locked
 from tests.workflows.comparison.zoo import timm_vit
+from tests.workflows.extraction.holding import held
 from tests.workflows.extraction.photographs import files_of, make_folder, photo_bytes
 
 SMALL = {"shard_size": 4, "batch_size": 2, "num_workers": 0}
@@ -146,20 +147,8 @@ def test_folders_of_other_things_are_left_alone(photos, vision, tmp_path):
 
 def test_two_runs_never_write_to_one_folder(photos, vision, tmp_path):
     (tmp_path / "out").mkdir()
-    child = os.fork()  # record locks are between processes
-    if child == 0:
-        with locked(tmp_path / "out"):
-            (tmp_path / "ready").touch()
-            time.sleep(60)
-        os._exit(0)
-    try:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
-        with pytest.raises(ExtractionError, match="expected no other run there"):
-            extract(vision, photos, tmp_path / "out", **SMALL)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    with held(locked, tmp_path), pytest.raises(ExtractionError, match="expected no other run there"):
+        extract(vision, photos, tmp_path / "out", **SMALL)
     assert len(extract(vision, photos, tmp_path / "out", **SMALL)) == 21
 
 

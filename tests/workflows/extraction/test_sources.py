@@ -203,6 +203,14 @@ def test_files_that_are_none(vision, tmp_path):
     assert "No such file" in maps.errors["missing.png"]
 
 
+def test_files_too_large_for_photos_are_refused_unread(vision, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with (tmp_path / "photos" / "huge.png").open("wb") as file:
+        file.truncate(2**30 + 1)  # no byte of it is on the disk
+    maps = extract(vision, tmp_path / "photos", tmp_path / "out", num_workers=0)
+    assert "expected at most 1,073,741,824 bytes, got 1,073,741,825" in maps.errors["huge.png"]
+
+
 def test_archives_that_are_cut_short(vision, tmp_path):
     whole = make_tar(tmp_path / "a.tar", COUNT).read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: len(whole) * 2 // 3])

@@ -1,9 +1,6 @@
 """What a run finds: whatever another one left at any line, and whoever reads meanwhile."""
 
 import json
-import os
-import signal
-import time
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -15,6 +12,7 @@ from attnhook.errors import ExtractionError
 from attnhook.workflows.extraction import indices, runs
 from attnhook.workflows.extraction.files import FileSource
 from attnhook.workflows.extraction.processes import writing
+from tests.workflows.extraction.holding import held
 from tests.workflows.extraction.photographs import files_of, photo_bytes
 
 SMALL = {"shard_size": 4, "batch_size": 2, "num_workers": 0}
@@ -200,18 +198,6 @@ def test_half_of_what_was_whole_is_not_complete(photos, vision, tmp_path):
 def test_a_process_that_outlives_its_run_keeps_others_out(photos, vision, tmp_path):
     """One of several whose first was killed: it may still write."""
     extract(vision, photos, tmp_path / "out", **SMALL)
-    child = os.fork()
-    if child == 0:
-        with writing(tmp_path / "out"), writing(tmp_path / "out"):
-            (tmp_path / "ready").touch()
-            time.sleep(60)
-        os._exit(0)
-    try:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
-        with pytest.raises(ExtractionError, match="expected no other run there"):
-            extract(vision, photos, tmp_path / "out", **SMALL)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    with held(writing, tmp_path), pytest.raises(ExtractionError, match="expected no other run there"):
+        extract(vision, photos, tmp_path / "out", **SMALL)
     assert len(extract(vision, photos, tmp_path / "out", **SMALL)) == 21
