@@ -5,7 +5,8 @@ time to call a few more torch operations between the model's own, so every one t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.following import KeptGradients
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.operands import quiet_arithmetic, softmax_rows
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
-from attnhook.capture.softmax_matrix import SoftmaxMatrix, softmax_rows
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import AttnhookError, BlockNotCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Size
 
+_NOTHING_SEEN = SeenTokens()
 _is_inference_mode_enabled = torch.is_inference_mode_enabled
 _split_copy = cast(
     "Callable[[Tensor, int], Sequence[Tensor]]", torch.split_copy
@@ -56,25 +59,26 @@ class PlainCall:
 
     Args:
         piece: The memory of all calls of its kind, `(calls * batch, heads, rows, keys)` float32.
-        images: The call's own part of it, one tensor `(heads, rows, keys)` an image.
-        number: Which of those calls it is.
+        first: Where in it the scores of this call's first image stand.
+        batch: How many images follow.
+        scale: Factor on the scores.
     """
 
-    __slots__ = ("images", "number", "piece", "scale")
+    __slots__ = ("batch", "first", "piece", "scale")
 
     kernel = "scaled_dot_product_attention"
     tokens = None
     beside = None
 
-    def __init__(self, piece: Tensor, images: tuple[Tensor, ...], number: int) -> None:
+    def __init__(self, piece: Tensor, first: int, batch: int, scale: float) -> None:
         self.piece = piece
-        self.images = images
-        self.number = number
-        self.scale = 1.0
+        self.first = first
+        self.batch = batch
+        self.scale = scale
 
     def finished(self) -> Tensor:
         """The softmax rows, `(batch, heads, queries, keys)` float32."""
-        return torch.softmax(torch.stack(self.images) * self.scale, dim=-1)
+        return torch.softmax(self.piece[self.first : self.first + self.batch] * self.scale, dim=-1)
 
 
 @dataclass(slots=True, eq=False)
@@ -98,17 +102,22 @@ class ScoreMemory:
     """Memory for the scores of one forward's plain calls: one piece for all blocks.
 
     A piece for each, taken between the model's own large ones, would break up the heap and raise its peak by many times their size.
+
+    Attributes:
+        piece: `(calls * batch, heads, rows, keys)`.
+        images: Its parts, `(heads, rows, keys)` each.
     """
 
-    __slots__ = ("_images", "_kind", "_piece", "_taken", "_total")
+    __slots__ = ("_kind", "_taken", "_total", "images", "piece")
+
+    piece: Tensor
 
     def __init__(self) -> None:
         self._kind: tuple[Any, ...] = ()
-        self._piece = torch.empty(0)
-        self._images: tuple[Tensor, ...] = ()
-        self._taken = self._total = 0  # of this piece, of all
+        self.images: Sequence[Tensor] = ()
+        self._taken = self._total = 0  # images of this piece, calls of all
 
-    def take(self, query: Tensor, rows: slice, keys: int, count: int) -> PlainCall:
+    def take(self, query: Tensor, rows: slice, keys: int, count: int) -> int:
         """Memory for one call.
 
         Args:
@@ -118,20 +127,19 @@ class ScoreMemory:
             count: Calls to expect in a forward.
 
         Returns:
-            The call, its scores of the query's dtype and device, with nothing in them yet.
+            Which of `images` is the call's first; they are of the query's dtype and device, with nothing in them yet.
         """
         shape = query.shape
-        batch = shape[0]
         kind = (shape, keys, query.device, _is_inference_mode_enabled())
-        first = batch * self._taken
-        if kind != self._kind or first == len(self._images):
-            self._kind, self._taken, first = kind, 0, 0
+        first = self._taken
+        if kind != self._kind or first == len(self.images):
+            self._kind, first = kind, 0
             wanted = len(range(*rows.indices(shape[2])))
-            self._piece = query.new_empty(max(count - self._total, 1) * batch, shape[1], wanted, keys)
-            self._images = self._piece.unbind(0)
-        self._taken += 1
+            self.piece = query.new_empty(max(count - self._total, 1) * shape[0], shape[1], wanted, keys)
+            self.images = self.piece.unbind(0)
+        self._taken = first + shape[0]
         self._total += 1
-        return PlainCall(self._piece, self._images[first : first + batch], self._taken - 1)
+        return first
 
 
 def _finish_together(calls: list[AnyCall]) -> list[Tensor | SoftmaxMatrix]:
@@ -140,12 +148,12 @@ def _finish_together(calls: list[AnyCall]) -> list[Tensor | SoftmaxMatrix]:
     if not isinstance(first, PlainCall):
         return [call.finished() for call in calls]
     piece, scale = first.piece, first.scale
-    alike = [c.number for c in calls if isinstance(c, PlainCall) and c.piece is piece and c.scale == scale]
-    if len(alike) != len(calls) or len(alike) * len(first.images) != len(piece):
+    alike = [c.first for c in calls if isinstance(c, PlainCall) and c.piece is piece and c.scale == scale]
+    if len(alike) != len(calls) or len(alike) * first.batch != len(piece):
         return [call.finished() for call in calls]
     weights = torch.softmax(piece * scale, dim=-1)
-    rows = _split_copy(weights, len(first.images))  # each owns exactly its bytes
-    return [rows[number] for number in alike]
+    rows = _split_copy(weights, first.batch)  # each owns exactly its bytes
+    return [rows[start // first.batch] for start in alike]
 
 
 @dataclass(eq=False)
@@ -175,7 +183,7 @@ class ForwardRecord:
     frames: int = 1
     patch_area: Size | None = None
     memory: ScoreMemory = field(default_factory=ScoreMemory)
-    tokens: SeenTokens = field(default_factory=SeenTokens)
+    tokens: SeenTokens = _NOTHING_SEEN
     maps: AttentionMaps | None = None
 
     def is_empty(self) -> bool:
@@ -220,16 +228,15 @@ class ForwardRecord:
             return self.tokens.packed
         if self.grid is None:
             return "the patch grid is not known: no patch embedding was seen in this forward. Pass layout=TokenLayout(...)."
-        known = plan.anatomy
-        return TokenLayout(
-            self.grid,
-            known.cls,
-            known.registers,
-            distillation=known.distillation,
-            suffix=known.suffix + self.tokens.padding,
-            frames=self.frames,
-            order=self.tokens.order,
-        )
+        known, suffix = plan.anatomy, plan.anatomy.suffix + self.tokens.padding
+        layout = _layout(self.grid, known.cls, known.registers, known.distillation, suffix, self.frames)
+        return layout if self.tokens.order is None else replace(layout, order=self.tokens.order)
+
+
+@lru_cache
+def _layout(*fields: Any) -> TokenLayout:
+    """A layout by its fields in their order; most forwards are of one size."""
+    return TokenLayout(*fields)
 
 
 def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
@@ -245,8 +252,11 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     Raises:
         BlockNotCapturedError: If a block of the plan is missing; the message says whether it ran.
     """
-    with torch.inference_mode(mode=False), torch.no_grad():
-        return _finish(record, plan)
+    with quiet_arithmetic("cpu"):
+        if not _is_inference_mode_enabled():
+            return _finish(record, plan)
+        with torch._C._InferenceMode(False):
+            return _finish(record, plan)
 
 
 def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:

@@ -15,8 +15,8 @@ Dynamo: a scope must not be traced; sessions run compiled modules eagerly.
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any, Protocol
 
@@ -199,20 +199,19 @@ class WatchedFunction:
             setattr(self._home, self._name, self._original)
         self._passing = None
 
-    @contextmanager
-    def watched(self, watch: FunctionWatch) -> Iterator[None]:
-        """Let `watch` see the calls."""
+    def watch(self, watch: FunctionWatch, stack: ExitStack) -> None:
+        """Let `watch` see the calls until `stack` is closed."""
+        stack.callback(self._unwatch, watch)
         with lock:
             if not self.watches:
                 self._put()
             self.watches = (*self.watches, watch)
-        try:
-            yield
-        finally:
-            with lock:
-                self.watches = tuple(other for other in self.watches if other is not watch)
-                if not self.watches:
-                    self._take_back()
+
+    def _unwatch(self, watch: FunctionWatch) -> None:
+        with lock:
+            self.watches = tuple(other for other in self.watches if other is not watch)
+            if not self.watches and self._passing is not None:
+                self._take_back()
 
 
 SDPA = WatchedFunction(F, "scaled_dot_product_attention")

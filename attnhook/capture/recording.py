@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attnhook.capture.adapters import Readout
 from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unseen_outcome
-from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, call_name, make_block
+from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, PlainCall, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands, multihead_outcome
 from attnhook.capture.plan import CapturePlan
@@ -79,15 +79,18 @@ class SiteRecorder:
             return False
         if query.dtype is not _FLOAT32 or key.dtype is not _FLOAT32 or query.is_nested:
             return False
-        shape, (*same, keys, _) = query.shape, key.shape
-        if len(shape) != 4 or same != [*shape[:2]] or not shape[0] or (shape[2] != keys and self._of_sequence):
+        shape, keys = query.shape, key.shape
+        if len(shape) != 4 or not shape[0]:
             return False
-        call = self.record.memory.take(query, rows, keys, self._sites)
+        if shape != keys and (self._of_sequence or len(keys) != 4 or shape[:2] != keys[:2]):
+            return False
+        memory = self.record.memory
+        first = memory.take(query, rows, keys[2], self._sites)
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
-        for image, scores in enumerate(call.images):
-            _bmm(query[image, :, rows], key[image].mT, out=scores)
+        for image in range(shape[0]):
+            _bmm(query[image, :, rows], key[image].mT, out=memory.images[first + image])
         scale = kwargs.get("scale")
-        call.scale = shape[3] ** -0.5 if scale is None else scale
+        call = PlainCall(memory.piece, first, shape[0], shape[3] ** -0.5 if scale is None else scale)
         self.record.calls.append((self.site.name, call))
         return True
 

@@ -113,30 +113,38 @@ class AttentionCapture:
             )
         self.clear()
         self._owner = get_ident()
-        with ExitStack() as stack:
-            _run_eagerly(self._compilable, stack, strict=self._strict)
-            handles: list[RemovableHandle] = []
-            stack.callback(_remove_all, handles)
-            self._hook_images(handles)
-            scopes: list[Scope] = []
-            stack.callback(_close_all, scopes)
-            fused: dict[int, Listener] = {}
-            layers: dict[int, Listener] = {}
-            for recorder in self._recorders:
-                if (seen := recorder.site.seen_module) is not None:
-                    handles.append(seen.register_forward_pre_hook(SeesInputs(self.listens, recorder), with_kwargs=True))
-                kernel = recorder.site.running_kernel()
-                if kernel is Kernel.SDPA:
-                    fused[id(recorder.site.module)] = recorder
-                elif kernel is Kernel.ENCODER_LAYER:
-                    fused[id(recorder.site.module)] = layers[id(recorder.site.holder)] = recorder
-                else:
-                    self._hook_site(recorder, kernel, handles, scopes)
-            self._watch(stack, SDPA, fused, tell_fused)
-            self._watch(stack, MULTIHEAD, fused if layers else {}, tell_multihead)
-            self._watch(stack, ENCODER_LAYER, layers, tell_layer)
-            self._stack = stack.pop_all()
+        stack = ExitStack()
+        try:
+            self._open(stack)
+        except BaseException:
+            stack.close()
+            raise
+        self._stack = stack
         return self
+
+    def _open(self, stack: ExitStack) -> None:
+        _run_eagerly(self._compilable, stack, strict=self._strict)
+        handles: list[RemovableHandle] = []
+        stack.callback(_remove_all, handles)
+        self._hook_images(handles)
+        scopes: list[Scope] = []
+        fused: dict[int, Listener] = {}
+        layers: dict[int, Listener] = {}
+        for recorder in self._recorders:
+            if (seen := recorder.site.seen_module) is not None:
+                handles.append(seen.register_forward_pre_hook(SeesInputs(self.listens, recorder), with_kwargs=True))
+            kernel = recorder.site.running_kernel()
+            if kernel is Kernel.SDPA:
+                fused[id(recorder.site.module)] = recorder
+            elif kernel is Kernel.ENCODER_LAYER:
+                fused[id(recorder.site.module)] = layers[id(recorder.site.holder)] = recorder
+            else:
+                self._hook_site(recorder, kernel, handles, scopes)
+        if scopes:
+            stack.callback(_close_all, scopes)
+        self._watch(stack, SDPA, fused, tell_fused)
+        self._watch(stack, MULTIHEAD, fused if layers else {}, tell_multihead)
+        self._watch(stack, ENCODER_LAYER, layers, tell_layer)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -147,7 +155,7 @@ class AttentionCapture:
 
     def _watch(self, stack: ExitStack, function: WatchedFunction, listeners: dict[int, Listener], tell: Tell) -> None:
         if listeners:
-            stack.enter_context(function.watched(FunctionWatch(listeners, self.listens, tell)))
+            function.watch(FunctionWatch(listeners, self.listens, tell), stack)
 
     def _hook_site(
         self, recorder: SiteRecorder, kernel: Kernel, handles: list[RemovableHandle], scopes: list[Scope]

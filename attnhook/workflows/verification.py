@@ -177,7 +177,7 @@ def _outputs(model: nn.Module, pixels: Tensor, capture: AttentionCapture) -> dic
     with ExitStack() as stack:
         if seen:
             stack.enter_context(_eagerly())
-            stack.enter_context(SDPA.watched(watch))
+            SDPA.watch(watch, stack)
         _run(model, pixels)
     return {
         f"{outputs.site.name}:{i}" if i else outputs.site.name: call
