@@ -15,7 +15,7 @@ Dynamo: a scope must not be traced; sessions run compiled modules eagerly.
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import FrameType
 from typing import Any, Protocol
@@ -136,14 +136,14 @@ class FunctionWatch:
     what a pair of hooks around the module would say, for a third of their time.
 
     Args:
-        listeners: Who is told, by `id` of the module.
+        listeners: Who is told, by `id` of the module; None for a module whose calls are of no interest, so that nobody looks further out.
         listens: Asked at each call whether it is to be told.
         tell: Tells a listener of a call: its arguments and its output.
     """
 
     __slots__ = ("_listeners", "_listens", "_tell")
 
-    def __init__(self, listeners: dict[int, Listener], listens: Callable[[], bool], tell: Tell) -> None:
+    def __init__(self, listeners: Mapping[int, Listener | None], listens: Callable[[], bool], tell: Tell) -> None:
         self._listeners = listeners
         self._listens = listens
         self._tell = tell
@@ -153,13 +153,14 @@ class FunctionWatch:
         while caller is not None:
             code = caller.f_code
             if code.co_argcount:
-                listener = self._listeners.get(id(caller.f_locals.get(code.co_varnames[0])))
-                if listener is not None:
+                first = id(caller.f_locals.get(code.co_varnames[0]))
+                if first in self._listeners:
                     break
             caller = caller.f_back
         else:
             return
-        if self._listens():
+        listener = self._listeners[first]
+        if listener is not None and self._listens():
             self._tell(listener, args, kwargs, output)
 
 

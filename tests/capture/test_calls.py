@@ -153,6 +153,30 @@ def test_operands_that_the_kernel_broadcasts(part: str, kind: Kernel, rows: str)
     torch.testing.assert_close(kept, expected[:, :, : kept.shape[2]], atol=1e-6, rtol=0)
 
 
+class Nested(Attention):
+    """Attention around attention; both are sites."""
+
+    def __init__(self):
+        super().__init__(call)
+        self.inner = Attention(call)
+
+    def forward(self, x):
+        return super().forward(x + self.inner(x))
+
+
+def test_calls_of_a_block_that_is_left_out_are_not_those_of_the_block_around_it() -> None:
+    model = tower(call)
+    model.blocks[0] = Nested()
+    with torch.inference_mode(), AttentionCapture(model, rows="all", layout=LAYOUT) as both:
+        model(tokens())
+    assert both.maps.block_names == ("blocks.0.inner", "blocks.0")
+    for rows in ("cls", "all"):
+        with torch.inference_mode(), AttentionCapture(model, blocks=["blocks.0"], rows=rows, layout=LAYOUT) as outer:
+            model(tokens())
+        assert outer.maps.block_names == ("blocks.0",)
+        torch.testing.assert_close(outer.maps[0].rows[:, :, :1], both.maps["blocks.0"].rows[:, :, :1])
+
+
 def test_what_goes_wrong_in_recording_does_not_end_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = tower(), tokens()
     monkeypatch.setattr(Operands, "detached", lambda self: 1 / 0)
