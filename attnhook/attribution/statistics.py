@@ -174,16 +174,34 @@ def find_sinks(block: BlockAttention, *, ratio: float = 10.0) -> tuple[Sink, ...
     """
     received = received_mass(block).mean(dim=1).cpu()
     keys = received.shape[-1]
+    where = (received * keys >= ratio).nonzero()
+    masses = received[where[:, 0], where[:, 1]].tolist()
+    places: dict[int, list[list[float]]] = {}
     found = []
-    for entry, token in (received * keys >= ratio).nonzero().tolist():
-        mass = float(received[entry, token])
-        place = None if isinstance(block.token_layout, str) else _place(token_table(block.token_layout, entry), token)
-        found.append(Sink(entry // _windows(block), token, place, mass, mass * keys))
+    for (entry, token), mass in zip(where.tolist(), masses, strict=True):
+        if (alike := _alike_entry(block, entry)) not in places:
+            places[alike] = _places(block, alike)
+        found.append(Sink(entry // _windows(block), token, _patch(places[alike][token]), mass, mass * keys))
     return tuple(sorted(found, key=lambda sink: -sink.mass))
 
 
-def _place(table: TokenTable, token: int) -> PatchIndex | None:
-    row, column = table.places[token].tolist()
+def _alike_entry(block: BlockAttention, entry: int) -> int:
+    """The first batch entry in which the same tokens stand at the same places."""
+    layout = block.token_layout
+    if isinstance(layout, WindowLayout):
+        return entry % layout.num_windows
+    return 0 if isinstance(layout, str) or getattr(layout, "order", layout) is None else entry
+
+
+def _places(block: BlockAttention, entry: int) -> list[list[float]]:
+    if isinstance(block.token_layout, str):
+        return [[math.nan, math.nan]] * block.shape[3]
+    places: list[list[float]] = token_table(block.token_layout, entry).places.tolist()
+    return places
+
+
+def _patch(place: list[float]) -> PatchIndex | None:
+    row, column = place
     return None if math.isnan(row) else (int(row), int(column))
 
 

@@ -57,7 +57,8 @@ class WritingThread:
             batch: The batch.
             seen: What was seen of each of its groups.
         """
-        self._put((Batch(batch.shard, batch.photos, [(places, pixels[:0]) for places, pixels in batch.groups]), seen))
+        groups = [(places, pixels.new_empty(0)) for places, pixels in batch.groups]  # the pixels' memory is free now
+        self._put((Batch(batch.shard, batch.photos, groups), seen))
         self._raise()
 
     def _put(self, what: tuple[Batch, list[Seen]] | None) -> None:
