@@ -10,6 +10,7 @@ Each script runs in a process of its own, one after the other, and checks its ow
 
 import argparse
 import json
+import math
 import operator
 import statistics
 import subprocess
@@ -36,14 +37,14 @@ class Bound:
         goal: `<=` or `>=`.
         bound: The goal's number.
         read: The figure in what a script wrote.
-        peer: A peer's, likewise.
+        peers: Those of peers, likewise, by name.
     """
 
     figure: str
     goal: str
     bound: float
     read: Callable[[Any], float]
-    peer: Callable[[Any], tuple[str, float]] | None = None
+    peers: Callable[[Any], dict[str, float]] = lambda _: {}
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,14 @@ def result(found: Any, case: str, candidate: str, field: str = "ratio") -> float
     return float(value["median"] if isinstance(value, dict) else value)
 
 
-def ratio(figure: str, case: str, candidate: str, bound: float, peer: str | None = None) -> Bound:
-    beside = None if peer is None else lambda found: (peer, result(found, case, peer))
-    return Bound(figure, "<=", bound, lambda found: result(found, case, candidate), beside)
+def ratio(figure: str, case: str, candidate: str, bound: float, *peers: str) -> Bound:
+    return Bound(
+        figure,
+        "<=",
+        bound,
+        lambda found: result(found, case, candidate),
+        lambda found: {peer: result(found, case, peer) for peer in peers},
+    )
 
 
 def extra(figure: str, case: str, candidate: str, mebibytes: float) -> Bound:
@@ -82,16 +88,17 @@ def overlay_peer(name: str) -> Callable[[Any], float]:
     return lambda found: found[name]["times attnhook"]["median"]
 
 
+PEERS = "rows alone", "timm AttentionExtract"
 LONG, TINY = "vit_small-1024px-b1", "vit_tiny-b1"
 OVERHEAD_CASES = (TINY, "vit_base-b8", "vit_small-512px-b1", LONG, "torchvision_vit_b_16-b1", "torchvision_vit_b_16-b8")
 SCRIPTS: dict[str, tuple[list[str], list[Bound]]] = {
     "overhead": (
-        ["--cases", *OVERHEAD_CASES, "--candidates", "bare again", ALL, "timm AttentionExtract"],
+        ["--cases", *OVERHEAD_CASES, "--candidates", "bare again", ALL, *PEERS],
         [
-            ratio("rows of all blocks, ViT-Ti b1", TINY, ALL, 1.04, "timm AttentionExtract"),
-            ratio("rows of all blocks, ViT-B b8", "vit_base-b8", ALL, 1.02, "timm AttentionExtract"),
-            ratio("rows of all blocks, 1,025 tokens", "vit_small-512px-b1", ALL, 1.02, "timm AttentionExtract"),
-            ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, "timm AttentionExtract"),
+            ratio("rows of all blocks, ViT-Ti b1", TINY, ALL, 1.04, *PEERS),
+            ratio("rows of all blocks, ViT-B b8", "vit_base-b8", ALL, 1.02, *PEERS),
+            ratio("rows of all blocks, 1,025 tokens", "vit_small-512px-b1", ALL, 1.02, *PEERS),
+            ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, *PEERS),
             ratio("rows of all blocks, torchvision ViT-B b1", "torchvision_vit_b_16-b1", ALL, 1.04),
             ratio("rows of all blocks, torchvision ViT-B b8", "torchvision_vit_b_16-b8", ALL, 1.02),
             extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 32),
@@ -162,16 +169,13 @@ def run_script(name: str, arguments: list[str], folder: Path) -> Any:
     print(f"\n{name}: {' '.join(command[1:-2])}", flush=True)
     done = subprocess.run(command, check=False)  # noqa: S603
     if not written.exists():
-        raise RuntimeError(f"{name} wrote nothing: exit status {done.returncode}")
+        raise RuntimeError(f"{name} failed: exit status {done.returncode}")
     return json.loads(written.read_text())
 
 
 def held_against(bound: Bound, found: Any) -> Row:
     measured = bound.read(found)
-    beside = ""
-    if bound.peer is not None:
-        name, value = bound.peer(found)
-        beside = f"{name} {value:.2f}"
+    beside = ", ".join(f"{name} {value:.3f}" for name, value in bound.peers(found).items())
     held = _GOALS[bound.goal](measured, bound.bound)
     return Row(bound.figure, f"{bound.goal} {bound.bound:g}", measured, held, beside)
 
@@ -206,8 +210,14 @@ def main(arguments: list[str] | None = None) -> int:
             more, bounds = SCRIPTS[name]
             beside = options.peer is not None and name in WITH_PEER
             peer = ["--peer", str(options.peer)] if beside else []
-            found = run_script(name, [*more, *peer], Path(folder))
-            rows += [held_against(bound, found) for bound in [*bounds, *(WITH_PEER[name] if beside else [])]]
+            bounds = [*bounds, *(WITH_PEER[name] if beside else [])]
+            try:
+                found = run_script(name, [*more, *peer], Path(folder))
+            except RuntimeError as error:  # the others are still to be measured
+                print(error)
+                rows += [Row(bound.figure, f"{bound.goal} {bound.bound:g}", math.nan, False, "") for bound in bounds]
+            else:
+                rows += [held_against(bound, found) for bound in bounds]
             if options.json:  # after each script, so that an interrupted run is not lost
                 options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(f"\n{table(rows)}\n\n{(time.monotonic() - begin) / 60:.0f} minutes")

@@ -16,7 +16,7 @@ def written(name, value):
     """What a script would write if everything it measures were `value`."""
     cases = ["vit_small-b8", "1,025 tokens", "4,097 tokens", "vit_tiny-b1", "vit_base-b8"]
     cases += ["vit_small-512px-b1", "vit_small-1024px-b1", "torchvision_vit_b_16-b1", "torchvision_vit_b_16-b8"]
-    candidates = ["attnhook, all blocks", "timm AttentionExtract", "attnhook, rollout", "attnhook, entropy"]
+    candidates = ["attnhook, all blocks", "rows alone", "timm AttentionExtract", "attnhook, rollout", "attnhook, entropy"]
     candidates += ["nothing due", "observe, all rows", "observe, readout rows"]
     each = {"ratio": summary(value), "extra_bytes": value * 2**20}
     results = [{"case": case, "candidate": candidate, **each} for case in cases for candidate in candidates]
@@ -43,8 +43,22 @@ def test_a_figure_is_held_against_its_goal(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, 1.1))
         assert bounds.main(["--only", "overhead", "monitor", "extract"]) == 1
     said = capsys.readouterr().out
-    assert "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.100 | SHORT | timm AttentionExtract 1.10 |" in said
+    assert "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.100 | SHORT | rows alone 1.100, timm AttentionExtract 1.100 |" in said
     assert "| two processes over one | >= 1.8 | 1.100 | SHORT |  |" in said
+
+
+def test_a_script_that_fails_is_short_of_its_goals_and_the_others_run(tmp_path, monkeypatch, capsys):
+    def some(name, *_):
+        if name == "overhead":
+            raise RuntimeError("overhead failed: exit status 1")
+        return written(name, 1.0)
+
+    with imported("bounds") as bounds:
+        monkeypatch.setattr(bounds, "run_script", some)
+        assert bounds.main(["--only", "overhead", "overlay", "--json", str(tmp_path / "b.json")]) == 1
+    said = capsys.readouterr().out
+    assert "| rows of all blocks, ViT-Ti b1 | <= 1.04 | nan | SHORT |  |" in said
+    assert "| overlay of 1024 x 768, ms | <= 12 | 1.000 |  |  |" in said
 
 
 def test_every_script_can_be_read(monkeypatch):
