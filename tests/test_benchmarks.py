@@ -298,6 +298,7 @@ def test_script_measures_every_candidate_and_writes_json(tiny_cases, tmp_path, c
         "bare again",
         "attnhook, all blocks",
         "attnhook, last block",
+        "rows alone",
         "timm AttentionExtract",
         "HF bare",
         "HF eager",
