@@ -1,7 +1,7 @@
-"""From what the walks of `coverage.py` and `coverage_transformers.py` found to the tables in docs/coverage.md.
+"""From what the walks of `coverage_timm.py` and `coverage_transformers.py` found to the tables in docs/coverage.md.
 
     python benchmarks/coverage_transformers.py --json transformers.json         # a few minutes
-    python benchmarks/coverage.py --unique --max-parameters 1e8 --json timm.json  # the smallest architecture of each set of classes
+    python benchmarks/coverage_timm.py --unique --max-parameters 1e8 --json timm.json  # the smallest architecture of each set of classes
     python benchmarks/coverage_table.py transformers.json timm.json --page docs/coverage.md
 
 Replaces what stands between `<!-- transformers -->` (or `<!-- timm -->`) and the next `<!-- end -->`; runs no model.

@@ -3,9 +3,9 @@
     python benchmarks/coverage_transformers.py --json transformers.json   # all, a few minutes
     python benchmarks/coverage_transformers.py --match 'swin*'
 
-Models are tiny, weights random and drawn so that attention is far from uniform. The truth is that of `coverage.py`: every softmax of the same
-forward, and the operands of every fused call, spelt out in float64. A family is exact where one of its classes is and none is worse. `not run`
-is a class whose tiny model could not be built or run without attnhook; it says nothing about it.
+Models are tiny, weights random and drawn so that attention is far from uniform. The truth is that of `coverage_timm.py`: every softmax of the
+same forward, and the operands of every fused call, spelt out in float64. A family is exact where one of its classes is and none is worse. `not
+run` is a class whose tiny model could not be built or run without attnhook; it says nothing about it.
 """
 
 import argparse
@@ -18,10 +18,10 @@ import traceback
 import warnings
 from pathlib import Path
 
-import coverage
 import torch
 import transformers
 import transformers_families
+from coverage_timm import examine
 from transformers_inputs import REVIEWED
 
 from attnhook import AttentionCapture
@@ -39,7 +39,7 @@ def one(kind: type) -> tuple[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outcome, words, missed = coverage.examine(model, inputs)
+            outcome, words, missed = examine(model, inputs)
     except Exception as error:
         return "crashed", _words(error)
     unknown = sorted({name for name, place in missed if not REVIEWED.search(f"{place}/{name}")})

@@ -1,4 +1,4 @@
-"""Tiny models of every vision class of the installed transformers: what `coverage.py` walks, and tests build a few of.
+"""Tiny models of every vision class of the installed transformers: what `coverage_timm.py` walks, and tests build a few of.
 
 Classes are found by what their forward takes, in every family's module. Their default configuration is made small by the names of its settings
 (`small_settings`), weights are random. What that does not fit stands in `transformers_inputs`.

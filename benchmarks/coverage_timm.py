@@ -1,8 +1,8 @@
 """Walk every model of the installed timm: rows exact, refused with the reason, wrong, or crashed.
 
-    python benchmarks/coverage.py --json coverage.json  # every architecture, hours
-    python benchmarks/coverage.py --match 'swin*'
-    python benchmarks/coverage.py --unique              # the smallest architecture of each set of classes: minutes
+    python benchmarks/coverage_timm.py --json coverage.json  # every architecture, hours
+    python benchmarks/coverage_timm.py --match 'swin*'
+    python benchmarks/coverage_timm.py --unique              # the smallest architecture of each set of classes: minutes
 
 Weights are random, drawn so that attention is far from uniform; BatchNorm statistics are calibrated on the input, because activations of some
 hybrids explode without. The truth is independent of attnhook: our own function mode records every softmax and the operands of every fused call
