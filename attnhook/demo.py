@@ -18,8 +18,8 @@ from torch import Tensor
 from attnhook.attribution.raw_maps import raw_attention
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
+from attnhook.files import replacing
 from attnhook.imaging.figures import overlay_figure, sheet
-from attnhook.workflows.files import replacing
 from attnhook.workflows.results import AttentionResult, attend, save_image
 from attnhook.zoo.loading import VisionModel, load
 

@@ -335,7 +335,7 @@ GUARDS = (
     ),
     Guard(
         "security: a waiting link is not followed",
-        "workflows/files.py",
+        "files.py",
         "    temporary.unlink(missing_ok=True)  # a link that somebody left there would be followed\n",
         "",
         "workflows/test_files.py",

@@ -16,7 +16,13 @@ def written(name, value):
     """What a script would write if everything it measures were `value`."""
     cases = ["vit_small-b8", "1,025 tokens", "4,097 tokens", "vit_tiny-b1", "vit_base-b8"]
     cases += ["vit_small-512px-b1", "vit_small-1024px-b1", "torchvision_vit_b_16-b1", "torchvision_vit_b_16-b8"]
-    candidates = ["attnhook, all blocks", "rows alone", "timm AttentionExtract", "attnhook, rollout", "attnhook, entropy"]
+    candidates = [
+        "attnhook, all blocks",
+        "rows alone",
+        "timm AttentionExtract",
+        "attnhook, rollout",
+        "attnhook, entropy",
+    ]
     candidates += ["nothing due", "observe, all rows", "observe, readout rows"]
     each = {"ratio": summary(value), "extra_bytes": value * 2**20}
     results = [{"case": case, "candidate": candidate, **each} for case in cases for candidate in candidates]
@@ -43,7 +49,10 @@ def test_a_figure_is_held_against_its_goal(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, 1.1))
         assert bounds.main(["--only", "overhead", "monitor", "extract"]) == 1
     said = capsys.readouterr().out
-    assert "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.100 | SHORT | rows alone 1.100, timm AttentionExtract 1.100 |" in said
+    assert (
+        "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.100 | SHORT | rows alone 1.100, timm AttentionExtract 1.100 |"
+        in said
+    )
     assert "| two processes over one | >= 1.8 | 1.100 | SHORT |  |" in said
 
 

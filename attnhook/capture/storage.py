@@ -12,6 +12,7 @@ from attnhook.capture.packing import PackedLayout
 from attnhook.capture.sites import Layout
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import NothingCapturedError
+from attnhook.files import replacing
 from attnhook.options import Size
 
 _FIELDS = ("grid", "cls", "registers", "distillation", "suffix", "frames")
@@ -27,13 +28,8 @@ def write_tensors(tensors: dict[str, Tensor], header: dict[str, Any], path: Path
     """
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.unlink(missing_ok=True)  # a link that somebody left there would be followed
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

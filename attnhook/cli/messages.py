@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attnhook.workflows.files import replacing
+from attnhook.files import replacing
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:

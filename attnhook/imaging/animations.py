@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from attnhook.errors import GeometryError
+from attnhook.files import replacing
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import Heatmap, overlay_batch
 from attnhook.options import Scale, ScaleOption
@@ -75,9 +76,5 @@ def overlay_video(
 def _write(pictures: Sequence[Image.Image], target: Path, kind: str, milliseconds: int) -> None:
     options: dict[str, Any] = {"duration": milliseconds, "loop": 0}
     options |= {"disposal": 1, "optimize": False} if kind == "GIF" else {}
-    temporary = target.with_name(f"{target.name}.partial")
-    try:
+    with replacing(target) as temporary:
         pictures[0].save(temporary, format=kind, save_all=True, append_images=list(pictures[1:]), **options)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from attnhook.attribution.methods import METHODS, NEEDS, check_options, method_o
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import GeometryError
+from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import ImageSource, read_image
@@ -32,7 +33,6 @@ from attnhook.options import (
 )
 from attnhook.workflows.captions import adds_up, caption_of, reads_block, scale_in_words
 from attnhook.workflows.display import html_of, mimebundle, png_of
-from attnhook.workflows.files import replacing
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
 from attnhook.workflows.viewer.scenes import Scene

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.options import Size
-from attnhook.workflows.files import replacing
 from attnhook.zoo.demo_weights import fingerprint
 
 _PREFIXES = ("map", "block", "statistic")

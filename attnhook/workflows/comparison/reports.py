@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from attnhook import __version__
+from attnhook.files import replacing
 from attnhook.imaging.overlays import overlay
 from attnhook.workflows.comparison.comparisons import Comparison
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.tables import as_csv
-from attnhook.workflows.files import replacing
 from attnhook.workflows.versions import library_versions
 
 PICTURE_LONGEST = 640

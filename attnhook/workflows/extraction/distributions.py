@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from attnhook.files import replacing
 from attnhook.workflows.extraction import indices
 from attnhook.workflows.extraction.manifests import Manifest
-from attnhook.workflows.files import replacing
 
 NAME = "statistics.json"
 PERCENTILES = (5, 25, 50, 75, 95)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from attnhook.errors import ExtractionError
+from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.workflows.extraction.items import require
-from attnhook.workflows.files import replacing
 
 NAME = "index.parquet"
 SHARDS = "shards"

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from attnhook.errors import ExtractionError
+from attnhook.files import replacing
 from attnhook.workflows.extraction.items import Item, require
 from attnhook.workflows.extraction.sources import Source
-from attnhook.workflows.files import replacing
 
 _CHUNK = 50_000
 _FIELDS = ("key", "member", "container", "number", "size", "stamp", "label", "problem")

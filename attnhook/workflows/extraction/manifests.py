@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attnhook.errors import ExtractionError
-from attnhook.workflows.files import replacing
+from attnhook.files import replacing
 
 FORMAT = "attnhook-extraction-1"
 NAME = "manifest.json"

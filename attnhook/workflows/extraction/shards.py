@@ -14,6 +14,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
+from attnhook.files import replacing
 from attnhook.workflows.extraction.batches import Batch
 from attnhook.workflows.extraction.encodings import encode
 from attnhook.workflows.extraction.forwards import Seen
@@ -21,7 +22,6 @@ from attnhook.workflows.extraction.indices import fragment_path, numbers_of, ten
 from attnhook.workflows.extraction.listings import Listing
 from attnhook.workflows.extraction.manifests import NAME
 from attnhook.workflows.extraction.settings import Settings
-from attnhook.workflows.files import replacing
 
 STATISTICS = (
     "entropy",

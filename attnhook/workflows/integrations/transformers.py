@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from attnhook.workflows.files import replacing
+from attnhook.files import replacing
 from attnhook.workflows.monitoring import AttentionMonitor
 from attnhook.workflows.schedules import is_first_process
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from attnhook import __version__
+from attnhook.files import replacing
 from attnhook.options import BlocksOption
 from attnhook.workflows.documents import document, embedded_palettes
-from attnhook.workflows.files import replacing
 from attnhook.workflows.viewer.packing import LETTERS
 from attnhook.workflows.viewer.scenes import AUTO, MATRIX_BITS, ROW_BITS, Scene, pack_scene
 

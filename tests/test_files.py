@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attnhook.workflows.files import replacing
+from attnhook.files import replacing
 
 
 def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
