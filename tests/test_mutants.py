@@ -4,6 +4,7 @@ import ast
 
 import pytest
 
+from tests.break_guards import GUARDS, Guard
 from tests.break_lines import ALIKE, SUITES, chosen
 from tests.broken_trees import ROOT
 from tests.mutants import all_mutants, mutants_of
@@ -71,3 +72,9 @@ def test_files_and_their_tests_exist(file: str) -> None:
 
 def test_survivors_that_are_excused_are_still_made() -> None:
     assert set(ALIKE) <= {mutant.broken.strip() for mutant in chosen([])}
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.trap)
+def test_every_guard_stands_where_it_is_broken(guard: Guard) -> None:
+    assert (ROOT / "attnhook" / guard.file).read_text().count(guard.line) == 1
+    assert (ROOT / "tests" / guard.tests.split("::")[0].split()[0]).exists()

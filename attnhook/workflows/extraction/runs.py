@@ -11,7 +11,7 @@ import torch
 
 from attnhook import __version__
 from attnhook.errors import ExtractionError
-from attnhook.options import BlocksOption, RowsOption
+from attnhook.options import BlocksOption, RowsOption, choose
 from attnhook.workflows.extraction import indices
 from attnhook.workflows.extraction.batches import PhotoBatches, living_workers, load_batches
 from attnhook.workflows.extraction.distributions import NAME as STATISTICS_NAME
@@ -23,7 +23,7 @@ from attnhook.workflows.extraction.manifests import NAME as MANIFEST_NAME
 from attnhook.workflows.extraction.manifests import Manifest
 from attnhook.workflows.extraction.map_datasets import ExtractedMaps, open_maps
 from attnhook.workflows.extraction.processes import Team, locked, team, writing
-from attnhook.workflows.extraction.settings import Settings, check_count, make_settings
+from attnhook.workflows.extraction.settings import Settings, StoredType, check_count
 from attnhook.workflows.extraction.shards import STATISTICS
 from attnhook.workflows.extraction.sources import Source, open_source
 from attnhook.workflows.extraction.writers import WritingThread
@@ -99,13 +99,13 @@ def extract(
         torch.Size([6, 1, 257])
     """
     folder = Path(out).expanduser()
-    settings = make_settings(
-        rows=rows,
+    settings = Settings(
+        rows=rows if isinstance(rows, str) else tuple(rows),
         blocks=blocks,
         heads=heads,
-        methods=methods,
+        methods=(methods,) if isinstance(methods, str) else tuple(dict.fromkeys(methods)),
         statistics=statistics,
-        dtype=dtype,
+        dtype=choose(StoredType, dtype, "dtype"),
         batch_size=batch_size,
         shard_size=shard_size,
         device=_device_type(spec, device),

@@ -1,12 +1,11 @@
 """What was asked of an extraction: everything that changes a number that it writes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from attnhook.attribution.methods import METHODS
-from attnhook.options import BlocksOption, HeadFusion, RowsOption, choose
+from attnhook.options import BlocksOption, HeadFusion, RowsOption
 
 
 class StoredType(StrEnum):
@@ -34,17 +33,28 @@ class Settings:
         batch_size: Photos a forward; part of the settings because it may change the last bit.
         shard_size: About how many photos make a shard.
         device: `"cpu"`, `"cuda"`.
+
+    Raises:
+        ValueError: If one is none of its choices.
     """
 
     rows: RowsOption
     blocks: BlocksOption
-    heads: HeadFusion | None
+    heads: str | None
     methods: tuple[str, ...]
     statistics: bool
     dtype: StoredType
     batch_size: int
     shard_size: int
     device: str
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+        check_count("shard_size", self.shard_size)
+        if unknown := [name for name in self.methods if name not in METHODS]:
+            raise ValueError(f"unknown method: expected some of {', '.join(map(repr, METHODS))}, got {unknown[0]!r}.")
+        if self.heads not in (None, HeadFusion.MEAN):
+            raise ValueError(f"unknown heads: expected 'mean' or None to keep all, got {self.heads!r}.")
 
     @property
     def chosen_blocks(self) -> BlocksOption:
@@ -84,55 +94,3 @@ def check_count(name: str, value: object, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"bad {name}: expected a whole number of at least {least}, got {value!r}.")
-
-
-def make_settings(
-    *,
-    rows: RowsOption,
-    blocks: BlocksOption,
-    heads: str | None,
-    methods: Sequence[str],
-    statistics: bool,
-    dtype: str,
-    batch_size: int,
-    shard_size: int,
-    device: str,
-) -> Settings:
-    """Check what a user asked for.
-
-    Args:
-        rows: As in `Settings`.
-        blocks: As in `Settings`.
-        heads: As in `Settings`.
-        methods: As in `Settings`.
-        statistics: As in `Settings`.
-        dtype: As in `Settings`.
-        batch_size: As in `Settings`.
-        shard_size: As in `Settings`.
-        device: As in `Settings`.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ValueError: If an option is none of its choices.
-    """
-    check_count("batch_size", batch_size)
-    check_count("shard_size", shard_size)
-    if isinstance(methods, str):
-        methods = [methods]
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise ValueError(f"unknown method: expected some of {', '.join(map(repr, METHODS))}, got {unknown[0]!r}.")
-    if heads is not None and heads != HeadFusion.MEAN:
-        raise ValueError(f"unknown heads: expected 'mean' or None to keep all, got {heads!r}.")
-    return Settings(
-        rows if isinstance(rows, str) else tuple(rows),
-        blocks,
-        None if heads is None else HeadFusion.MEAN,
-        tuple(dict.fromkeys(methods)),
-        statistics,
-        choose(StoredType, dtype, "dtype"),
-        batch_size,
-        shard_size,
-        device,
-    )
