@@ -110,11 +110,12 @@ def _heads(text: str) -> HeadsOption:
         raise argparse.ArgumentTypeError(f"{error} Or give one head's index.") from None
 
 
-def rows_choice(text: str) -> RowsOption:
+def rows_choice(text: str, *, whole: bool = False) -> RowsOption:
     """Read `--rows`.
 
     Args:
         text: A name, or `ROW,COLUMN`.
+        whole: Whether whole matrices may be asked for.
 
     Returns:
         What `AttentionCapture` takes.
@@ -122,7 +123,7 @@ def rows_choice(text: str) -> RowsOption:
     Raises:
         argparse.ArgumentTypeError: If it is neither.
     """
-    legal = [rows.value for rows in Rows if rows is not Rows.ALL]
+    legal = [rows.value for rows in Rows if whole or rows is not Rows.ALL]
     if text in legal:
         return text
     try:

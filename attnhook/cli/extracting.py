@@ -2,12 +2,13 @@
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attnhook.cli.arguments import add_command, add_model, rows_choice
 from attnhook.cli.messages import say
-from attnhook.options import BlocksOption, RowsOption
+from attnhook.options import BlocksOption
 
 _SHOWN = 10
 _TEXT = """\
@@ -42,7 +43,7 @@ def add(commands: Any) -> None:
     extract.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder")
     extract.add_argument(
         "--rows",
-        type=_rows,
+        type=partial(rows_choice, whole=True),
         default="readout",
         help="whose attention: readout (what the head reads), cls, pool, mean, all (whole matrices), or ROW,COLUMN of one patch (default: "
         "%(default)s)",
@@ -103,10 +104,6 @@ def _extract(arguments: argparse.Namespace) -> int:
             say(f"and {len(errors) - _SHOWN:,} more: index.parquet has them all")
         print(f"{len(maps):,} photos, {len(errors):,} failed: {arguments.out}")
     return 1 if errors else 0
-
-
-def _rows(text: str) -> RowsOption:
-    return text if text == "all" else rows_choice(text)
 
 
 def _blocks(text: str) -> BlocksOption:

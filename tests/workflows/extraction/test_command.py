@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from attnhook import open_maps
 from attnhook.cli.entry import main
 from tests.workflows.extraction.photographs import make_folder
@@ -33,3 +35,10 @@ def test_logs_stay_quiet(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
     assert open_maps(tmp_path / "out").manifest.blocks == ["encoder.layer.10.attention"]
+
+
+def test_rows_that_are_none_are_told_which_there_are(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["extract", "photos", "--out", "maps", "--rows", "some"])
+    assert left.value.code == 2
+    assert "cls, pool, mean, readout, all or ROW,COLUMN, got 'some'" in capsys.readouterr().err
