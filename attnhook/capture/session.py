@@ -278,7 +278,7 @@ class AttentionCapture:
         if self._forwards:
             return (
                 f"{what}, got one in which no attention module ran. A compiled copy of the model, a replica, or only a part of it "
-                "ran: run this very model inside the context, and compile it after the context is entered, not before."
+                "ran: pass to AttentionCapture the very object that you call, and make it after compiling."
             )
         return (
             f"{what}, got none. Call model(images) inside `with AttentionCapture(model) as capture:`. If you did, it was another "

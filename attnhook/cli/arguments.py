@@ -5,7 +5,10 @@ from typing import Any
 
 from attnhook.options import HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Scale, ScaleOption, choose
 
-_MODEL_HELP = "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, demo, demo:timm"
+_MODEL_HELP = (
+    "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, demo, demo:timm, "
+    "demo@SIZE, demo:timm@SIZE"
+)
 
 
 def add_command(commands: Any, name: str, line: str, text: str, examples: str) -> argparse.ArgumentParser:

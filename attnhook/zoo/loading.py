@@ -40,6 +40,7 @@ SPEC_FORMS = (
     "demo",
     "demo:timm",
     "demo@SIZE",
+    "demo:timm@SIZE",
 )
 _DEMO_SPEC = re.compile(r"demo(?P<timm>:timm)?(@(?P<size>\d+))?")
 _DEMO_SIZE, _DEMO_PATCH = 518, 14
