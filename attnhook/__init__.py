@@ -5,7 +5,7 @@ from typing import Any
 
 from attnhook.names import HOMES
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _HOME_OF = {name: home for home, names in HOMES.items() for name in names}
 
