@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.attribution.row_measures import row_divergence
+from attnhook.attribution.row_measures import head_divergence
 from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, token_table
 from attnhook.capture.adapters import Readout
 from attnhook.capture.records import BlockAttention
@@ -66,12 +66,7 @@ class BlockSummary:
     @property
     def head_diversity(self) -> Tensor:
         """Mean Jensen-Shannon divergence, in nats, between the readout rows of every two heads, `()` float64; NaN with a single head."""
-        rows = self.readout.double()
-        heads = rows.shape[1]
-        if heads < 2:
-            return torch.tensor(math.nan, dtype=torch.float64)
-        first, second = torch.triu_indices(heads, heads, 1)
-        return row_divergence(rows[:, first], rows[:, second]).mean()
+        return head_divergence(self.readout.double()[:, :, None]).mean()
 
     def live_patch_mass(self, ratio: float, largest: float) -> Tensor:
         """Share of each head's attention that falls on patches which are no sinks, `(heads,)` float64; NaN where patches are not known.
