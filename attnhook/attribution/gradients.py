@@ -87,12 +87,13 @@ def gradient_rollout(maps: AttentionMaps) -> Tensor:
         maps: Captured with `gradients=True`, after a backward; the blocks that were captured are those that are followed.
 
     Returns:
-        `(batch, h, w)` float32, not negative.
+        `(batch, h, w)` float32, not negative; NaN at patches that the model dropped before the first block.
 
     Raises:
         GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
         NoReadoutError: If the model's head reads no class token, pooling or mean, or the pooling was not captured.
-        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images, dropped tokens).
+        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images), or the blocks'
+            tokens differ (dropped on the way, in another order).
         UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
 
     Example:
