@@ -47,7 +47,8 @@ def _rows(tokens: list[int] | None, *args: Any, **kwargs: Any) -> Tensor:
     query, key = call.query[:, :, index].float(), call.key.float()
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if call.scale is None else call.scale)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if call.scale is None else call.scale)
     return softmax_rows(call.hide(logits, index) if call.masked else logits, masked=call.masked)
 
 

@@ -118,6 +118,15 @@ def test_keys_that_a_call_hides_are_hidden_in_the_rows(kind: str) -> None:
     torch.testing.assert_close(torch.stack(rows), expected, atol=2e-5, rtol=0)
 
 
+def test_autocast_does_not_reach_the_rows() -> None:
+    model = CASES["vit"].build()
+    traceable = torch.compile(TraceableCapture(model, images()), fullgraph=True, backend="eager")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, rows = traceable(images())
+        expected = _eager_rows(model, "readout")
+    torch.testing.assert_close(torch.stack(rows), expected, atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("backend", [None, "eager"])
 @pytest.mark.parametrize("fewer", [True, False])
 def test_another_number_of_calls_is_an_error(backend: str | None, fewer: bool) -> None:
