@@ -1,9 +1,35 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and where those go that are made once."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where attnhook keeps what it has converted.
+
+    Returns:
+        `$ATTNHOOK_CACHE` where it is set; otherwise `attnhook` inside the platform's cache directory (`$XDG_CACHE_HOME`
+        or `~/.cache`, `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows). The directory need not exist.
+
+    Example:
+        >>> import os
+        >>> os.environ["ATTNHOOK_CACHE"] = "somewhere"
+        >>> cache_dir().name
+        'somewhere'
+        >>> del os.environ["ATTNHOOK_CACHE"]
+    """
+    if chosen := os.environ.get("ATTNHOOK_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "attnhook"
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Files that are whole or not there."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from attnhook.files import replacing
+from attnhook.files import cache_dir, replacing
 
 
 def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -29,3 +30,24 @@ def test_a_link_left_at_the_temporary_name_is_not_followed(tmp_path: Path) -> No
     assert (tmp_path / "precious").read_text() == "kept"
     assert (tmp_path / "a.txt").read_text() == "new"
     assert not (tmp_path / "a.txt").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "expected"),
+    [
+        ("linux", "XDG_CACHE_HOME", Path("chosen", "attnhook")),
+        ("win32", "LOCALAPPDATA", Path("chosen", "attnhook")),
+        ("linux", None, Path.home() / ".cache" / "attnhook"),
+        ("darwin", None, Path.home() / "Library" / "Caches" / "attnhook"),
+        ("win32", None, Path.home() / "AppData" / "Local" / "attnhook"),
+    ],
+)
+def test_cache_directory_follows_the_platform(
+    monkeypatch: pytest.MonkeyPatch, platform: str, variable: str | None, expected: Path
+) -> None:
+    for name in ("ATTNHOOK_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    if variable:
+        monkeypatch.setenv(variable, "chosen")
+    assert cache_dir() == expected

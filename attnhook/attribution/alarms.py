@@ -37,6 +37,8 @@ class AlarmThresholds:
         for name in ("entropy", "live_mass", "sink_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"bad threshold {name}: expected a share from 0 to 1, got {getattr(self, name)}.")
+        if not self.sink_ratio > 0:
+            raise ValueError(f"bad threshold sink_ratio: expected a number above 0, got {self.sink_ratio}.")
 
 
 def raise_alarms(summaries: Sequence[BlockSummary], thresholds: AlarmThresholds) -> dict[str, int]:
@@ -47,17 +49,17 @@ def raise_alarms(summaries: Sequence[BlockSummary], thresholds: AlarmThresholds)
         thresholds: From where on.
 
     Returns:
-        `entropy_collapse`, `attention_sink` and `not_finite` in blocks, `dead_heads` in heads. A block whose attention is not finite, as in
-        a model that has diverged, is judged by nothing else.
+        `entropy_collapse`, `attention_sink` and `not_finite` in blocks, `dead_heads` in heads. A block in which a head's attention is not
+        finite, as in a model that has diverged, is judged by nothing else.
     """
     whole = [summary for summary in summaries if summary.whole and summary.keys > 1]
-    broken = [not bool(one.entropy.isfinite().all()) for one in whole]
-    collapsed = [float(one.relative_entropy.mean()) < thresholds.entropy for one in whole]
-    live = [one.live_patch_mass(thresholds.sink_ratio, thresholds.sink_share) for one in whole]
-    sinks = [float(one.block_sink_mass) > thresholds.sink_share for one in whole]
+    finite = [one for one in whole if bool(one.entropy.isfinite().all())]
+    collapsed = [float(one.relative_entropy.mean()) < thresholds.entropy for one in finite]
+    live = [one.live_patch_mass(thresholds.sink_ratio, thresholds.sink_share) for one in finite]
+    sinks = [float(one.block_sink_mass) > thresholds.sink_share for one in finite]
     return {
         "entropy_collapse": sum(collapsed),
         "dead_heads": sum(int((mass < thresholds.live_mass).sum()) for mass in live),
         "attention_sink": sum(sinks),
-        "not_finite": sum(broken),
+        "not_finite": len(whole) - len(finite),
     }

@@ -87,12 +87,13 @@ def gradient_rollout(maps: AttentionMaps) -> Tensor:
         maps: Captured with `gradients=True`, after a backward; the blocks that were captured are those that are followed.
 
     Returns:
-        `(batch, h, w)` float32, not negative.
+        `(batch, h, w)` float32, not negative; NaN at patches that the model dropped before the first block.
 
     Raises:
         GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
         NoReadoutError: If the model's head reads no class token, pooling or mean, or the pooling was not captured.
-        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images, dropped tokens).
+        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images), or the blocks'
+            tokens differ (dropped on the way, in another order).
         UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
 
     Example:
@@ -157,7 +158,7 @@ def legrad(maps: AttentionMaps) -> Tensor:
     """
     check_whole_matrices(maps, "legrad")
     grid = _layout(maps[-1], "legrad").grid
-    total: Tensor | None = None
+    found = []
     for block in maps:
         layout = _layout(block, "legrad")
         if layout.grid != grid:
@@ -165,11 +166,8 @@ def legrad(maps: AttentionMaps) -> Tensor:
                 f"legrad cannot average block {block.name!r} with the others: expected a grid of {grid[0]}x{grid[1]}, got "
                 f"{layout.grid[0]}x{layout.grid[1]}. Capture blocks of one grid with blocks=."
             )
-        found = layout.patches(positive_gradient(block))
-        total = found if total is None else total + found
-    if total is None:
-        raise TokenLayoutError("legrad has no block to average: expected at least one, got none.")
-    return (total / len(maps)).float()
+        found.append(layout.patches(positive_gradient(block)))
+    return torch.stack(found).mean(dim=0).float()
 
 
 def _layout(block: BlockAttention, method: str) -> TokenLayout:

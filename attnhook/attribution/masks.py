@@ -10,7 +10,7 @@ def attention_mask(patch_map: Tensor, keep: float = 0.6) -> Tensor:
     """The fewest patches that hold a share of the mass, as DINO's pictures show them.
 
     Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021, arXiv 2104.14294. With the patches in descending order, the
-    mask is the shortest run from the top whose sum is at least `keep` of the whole; each map has its own.
+    mask is the shortest run from the top whose sum is at least `keep` of the whole; each map has its own, and one without mass an empty one.
 
     Args:
         patch_map: A map `(h, w)` or several `(..., h, w)`, or one row over patches `(patches,)`; none negative, NaN counts as nothing.
@@ -20,7 +20,7 @@ def attention_mask(patch_map: Tensor, keep: float = 0.6) -> Tensor:
         Boolean, of the same shape.
 
     Raises:
-        ValueError: If `keep` is not a share, or the map is a single number.
+        ValueError: If `keep` is not a share, a value is negative or infinite, or the map is a single number.
 
     Example:
         >>> attention_mask(torch.tensor([0.5, 0.1, 0.3, 0.1]), keep=0.7)

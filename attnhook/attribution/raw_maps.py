@@ -9,7 +9,6 @@ from torch import Tensor
 
 from attnhook.attribution.readouts import readout_queries
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.sites import Queries
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import HeadFusion, HeadsOption, Rows, choose
 
@@ -20,8 +19,8 @@ def raw_attention(
     """The readout's attention row of one block, on the patch grid.
 
     With A the block's attention matrix `(batch, heads, queries, keys)` and r the readout (class token, pooling query, or the mean over the
-    patches' rows), the map is `fuse_heads(A[:, :, r, patches])`. Values are softmax weights: with `heads="mean"` they sum to 1 minus the
-    attention that goes to special tokens.
+    patches' rows; of a pooling with several queries, the mean over them), the map is `fuse_heads(A[:, :, r, patches])`. Values are softmax
+    weights: with `heads="mean"` they sum to 1 minus the attention that goes to special tokens.
 
     Args:
         maps: What was captured; any `rows`.
@@ -55,7 +54,7 @@ def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None =
     Args:
         maps: What `block` belongs to.
         block: The block.
-        row: Which of several kept rows.
+        row: Which of several kept rows; None for the readout's: of an attention pooling with several queries their mean.
 
     Returns:
         `(batch, heads, keys)` float32.
@@ -63,21 +62,30 @@ def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None =
     Raises:
         RowsNotKeptError: If several rows were kept and `row` does not say which, or it does not exist.
     """
-    kept = _readout_of_matrix(maps, block) if maps.rows is Rows.ALL and row is None else block.rows
-    count = kept.shape[2]
-    if row is None and count > 1:
-        raise RowsNotKeptError(
-            f"block {block.name!r} keeps {count} rows: expected one. Say which with row=0 to {count - 1}, or capture with rows='readout'."
-        )
-    if row is not None and not -count <= row < count:
+    if row is None:
+        return _readout(maps, block)
+    count = block.shape[2]
+    if not -count <= row < count:
         raise RowsNotKeptError(f"row {row} was not kept: expected -{count} to {count - 1} of block {block.name!r}.")
-    return kept[:, :, 0 if row is None else row]
+    whole = maps.rows is Rows.ALL
+    return block.matrix.rows([row % count])[:, :, 0] if whole else block.rows[:, :, row]
 
 
-def _readout_of_matrix(maps: AttentionMaps, block: BlockAttention) -> Tensor:
-    queries = readout_queries(maps, block)
-    mean = maps.readout.rows is Rows.MEAN and block.queries not in (Queries.POOL, Queries.CLASS)
-    return block.matrix.mean_rows(queries) if mean else block.matrix.rows(queries)
+def _readout(maps: AttentionMaps, block: BlockAttention) -> Tensor:
+    if maps.rows is Rows.ALL:
+        queries = readout_queries(maps, block)
+        several = len(range(*queries.indices(block.shape[2]))) > 1
+        rows = block.matrix.mean_rows(queries) if several else block.matrix.rows(queries)
+    elif block.pooling and maps.rows is Rows.POOL:
+        rows = block.rows.mean(dim=2, keepdim=True)
+    else:
+        rows = block.rows
+    if rows.shape[2] != 1:
+        raise RowsNotKeptError(
+            f"block {block.name!r} keeps {rows.shape[2]} rows: expected one. Say which with row=0 to {rows.shape[2] - 1}, or capture with "
+            "rows='readout'."
+        )
+    return rows[:, :, 0]
 
 
 def fuse_heads(maps: Tensor, heads: HeadsOption) -> Tensor:

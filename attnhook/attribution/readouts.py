@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.sites import Queries
+from attnhook.capture.sites import Layout, Queries
 from attnhook.errors import NoReadoutError, RowsNotKeptError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import Rows
 
@@ -66,7 +66,8 @@ def common_layout(blocks: list[BlockAttention], method: str) -> TokenLayout:
         The layout.
 
     Raises:
-        TokenLayoutError: If a block has another, or its matrix is not one of all tokens by all tokens; the message names it.
+        TokenLayoutError: If a block has another, or the same in another order, or its matrix is not one of all tokens by all tokens; the
+            message names it.
         UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
     """
     last = blocks[-1]
@@ -80,14 +81,22 @@ def common_layout(blocks: list[BlockAttention], method: str) -> TokenLayout:
                 f"{method} cannot follow block {block.name!r}: expected attention of all tokens to all tokens, got {queries} queries by "
                 f"{keys} keys ({block.queries} to {words}). Use raw_attention or received_attention on one block."
             )
-        if layout != last.layout:
+        alike = layout == last.layout
+        if not alike or not _same_order(layout, last.layout):
+            other = " in another order" if alike else ""
             raise TokenLayoutError(
                 f"{method} cannot follow block {block.name!r}: expected the tokens of {last.name!r}, {last.layout.describe()}, "
-                f"got {layout.describe()}. Capture blocks of one token sequence with blocks=."
+                f"got {layout.describe()}{other}. Capture blocks of one token sequence with blocks=."
             )
     if not isinstance(last.layout, TokenLayout):  # for the type checker: the loop has refused it
         raise TokenLayoutError(f"{method} cannot follow block {last.name!r}.")
     return last.layout
+
+
+def _same_order(first: TokenLayout, second: Layout) -> bool:
+    """Whether the patches of two layouts that are equal stand in one order, which equality does not look at."""
+    orders = [one.order for one in (first, second) if isinstance(one, TokenLayout) and one.order is not None]
+    return not orders or (len(orders) == 2 and torch.equal(*orders))
 
 
 def check_mixing(block: BlockAttention, method: str) -> None:

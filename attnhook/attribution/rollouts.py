@@ -54,12 +54,13 @@ def rollout(
         start: The first block that is followed, by index or name; earlier ones are left out.
 
     Returns:
-        `(batch, h, w)` float32.
+        `(batch, h, w)` float32; NaN at patches that the model dropped before the first block.
 
     Raises:
         RowsNotKeptError: Unless captured with `rows="all"`.
         NoReadoutError: If the model's head reads no class token, pooling or mean, or the pooling was not captured.
-        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images, dropped tokens).
+        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images), or the blocks'
+            tokens differ (dropped on the way, in another order).
         UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
         ValueError: If an option is out of its range.
 

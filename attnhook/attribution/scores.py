@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attnhook.attribution.row_measures import row_divergence
 from attnhook.errors import ScoreError
+from attnhook.imaging.styles import mass_mask
 from attnhook.options import Size
 
 # --- a map against a mask -----------------------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def iou_at_mass(patch_map: Tensor, mask: Any, *, keep: float = 0.6) -> Tensor:
 
 
 def smallest_region(values: Tensor, keep: float) -> Tensor:
-    """The fewest entries that hold `keep` of the mass: the highest, up to and with the one that reaches it.
+    """The fewest entries that hold `keep` of the mass, as `mass_mask` chooses them.
 
     Args:
         values: One dimension, not negative.
@@ -124,11 +125,7 @@ def smallest_region(values: Tensor, keep: float) -> Tensor:
     """
     if not 0 < keep <= 1:
         raise ScoreError(f"region by mass: expected keep in (0, 1], got {keep}.")
-    ordered, index = _distribution(values).sort(descending=True, stable=True)
-    before = ordered.cumsum(0) - ordered
-    return torch.zeros(len(values), dtype=torch.bool, device=values.device).scatter(
-        0, index, (before < keep - 1e-12) & (ordered > 0)
-    )
+    return mass_mask(_distribution(values), keep).to(values.device)
 
 
 # --- two maps -----------------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from attnhook.attribution.row_measures import (
     token_mass,
     top_mass,
 )
-from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, token_table
+from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, distinct_entries, token_table
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import Layout
@@ -176,21 +177,13 @@ def find_sinks(block: BlockAttention, *, ratio: float = 10.0) -> tuple[Sink, ...
     keys = received.shape[-1]
     where = (received * keys >= ratio).nonzero()
     masses = received[where[:, 0], where[:, 1]].tolist()
-    places: dict[int, list[list[float]]] = {}
-    found = []
-    for (entry, token), mass in zip(where.tolist(), masses, strict=True):
-        if (alike := _alike_entry(block, entry)) not in places:
-            places[alike] = _places(block, alike)
-        found.append(Sink(entry // _windows(block), token, _patch(places[alike][token]), mass, mass * keys))
+    count = distinct_entries(block)
+    places = cache(lambda entry: _places(block, entry))
+    found = [
+        Sink(entry // _windows(block), token, _patch(places(entry % count)[token]), mass, mass * keys)
+        for (entry, token), mass in zip(where.tolist(), masses, strict=True)
+    ]
     return tuple(sorted(found, key=lambda sink: -sink.mass))
-
-
-def _alike_entry(block: BlockAttention, entry: int) -> int:
-    """The first batch entry in which the same tokens stand at the same places."""
-    layout = block.token_layout
-    if isinstance(layout, WindowLayout):
-        return entry % layout.num_windows
-    return 0 if isinstance(layout, str) or getattr(layout, "order", layout) is None else entry
 
 
 def _places(block: BlockAttention, entry: int) -> list[list[float]]:
@@ -226,8 +219,9 @@ def _block_statistics(
 ) -> BlockStatistics:
     layout = None if isinstance(block.token_layout, str) else block.token_layout
     pixel = _patch_pixels(layout, maps)
-    alike = _few_alike(block)
-    asking = [asking_table(maps.rows, block, entry) for entry in range(1 if alike else block.shape[0])]
+    count = distinct_entries(block)
+    tables = [] if layout is None else [token_table(layout, entry) for entry in range(count)]
+    asking = [asking_table(maps.rows, block, entry) for entry in range(count)]
 
     def measure(rows: Tensor, chunk: RowChunk) -> Tensor:
         columns = [row_entropy(rows), top_mass(rows, top_k)]
@@ -235,20 +229,20 @@ def _block_statistics(
         if layout is None:
             columns += [nothing] * 7
         else:
-            keys, places = token_table(layout, chunk.image), asking[chunk.image].places[chunk.queries]
+            keys, places = tables[chunk.image % count], asking[chunk.image % count].places[chunk.queries]
             columns += [*token_mass(rows, keys).unbind(-1), effective_patches(rows, keys)]
             columns += [attention_distance(rows, keys, places, patch_size=size) for size in ((1.0, 1.0), pixel)]
         apart = head_divergence(rows)[:, None].expand_as(nothing) if diversity else nothing
         return torch.stack([*columns, apart], dim=-1)
 
-    whole = RowChunk(0, slice(0, block.shape[2]))
-    values = measure(block.rows, whole) if alike else _stream(block, measure)
+    at_once = count == 1 and isinstance(block.kept, Tensor) and block.kept.nbytes <= BUDGET_BYTES
+    values = measure(block.rows, RowChunk(0, slice(None))) if at_once else _stream(block, measure)
     counted = torch.stack([_counted(block, table, averaged) for table in asking])
-    means = _means(values, counted.to(values.device), _windows(block))
+    means = _means(values, counted.repeat(len(values) // count, 1).to(values.device), _windows(block))
     spread, top, cls, registers, patches, other, effective, far, far_pixels, apart = means.unbind(-1)
     return BlockStatistics(
         name=block.name,
-        queries=int(counted.sum()) * _windows(block) // len(counted),
+        queries=int(counted.sum()) * _windows(block) // count,
         entropy=spread,
         relative_entropy=spread / _log(block.shape[3]),
         distance_patches=far,
@@ -262,13 +256,6 @@ def _block_statistics(
         head_diversity=apart[:, 0],
         sinks=find_sinks(block, ratio=sink_ratio),
     )
-
-
-def _few_alike(block: BlockAttention) -> bool:
-    """Whether all kept rows can be measured at once: they are few, and the same tokens stand in every image."""
-    layouts = (block.token_layout, block.query_token_layout)
-    alike = all(one is None or isinstance(one, str) or getattr(one, "order", one) is None for one in layouts)
-    return alike and isinstance(block.kept, Tensor) and block.kept.nbytes <= BUDGET_BYTES
 
 
 def _means(values: Tensor, counted: Tensor, windows: int) -> Tensor:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.attribution.row_measures import row_divergence
-from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, token_table
+from attnhook.attribution.row_measures import head_divergence
+from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, distinct_entries, token_table
 from attnhook.capture.adapters import Readout
+from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix, quiet_arithmetic
@@ -66,12 +67,7 @@ class BlockSummary:
     @property
     def head_diversity(self) -> Tensor:
         """Mean Jensen-Shannon divergence, in nats, between the readout rows of every two heads, `()` float64; NaN with a single head."""
-        rows = self.readout.double()
-        heads = rows.shape[1]
-        if heads < 2:
-            return torch.tensor(math.nan, dtype=torch.float64)
-        first, second = torch.triu_indices(heads, heads, 1)
-        return row_divergence(rows[:, first], rows[:, second]).mean()
+        return head_divergence(self.readout.double()[:, :, None]).mean()
 
     def live_patch_mass(self, ratio: float, largest: float) -> Tensor:
         """Share of each head's attention that falls on patches which are no sinks, `(heads,)` float64; NaN where patches are not known.
@@ -167,19 +163,10 @@ def _patches(block: BlockAttention, device: torch.device) -> Tensor | None:
     layout = block.token_layout
     if isinstance(layout, str):
         return None
-    count = _different(block)
+    count = distinct_entries(block)
     kinds = torch.stack([token_table(layout, entry).kinds for entry in range(count)])
     patches = (kinds == TOKEN_KINDS.index("patch")).to(device)
     return patches if count in (1, block.shape[0]) else patches.repeat(block.shape[0] // count, 1)
-
-
-def _different(block: BlockAttention) -> int:
-    """How many entries have tokens of their own before they repeat."""
-    layout = block.token_layout
-    if isinstance(layout, WindowLayout):
-        return layout.num_windows
-    alike = getattr(layout, "order", block) is None  # a TokenLayout whose patches stand in order
-    return 1 if alike else block.shape[0]
 
 
 def _readout_rows(
@@ -226,10 +213,9 @@ def _known_ranges(
     block: BlockAttention, rows: Rows | Sequence[Any], device: torch.device, known: dict[Any, Any]
 ) -> list[_Ranges] | None:
     """`_ranges`, of all blocks with the same tokens in order once."""
-    layouts = block.token_layout, block.query_token_layout
-    if not (rows is Rows.ALL and all(one is None or getattr(one, "order", block) is None for one in layouts)):
+    if rows is not Rows.ALL or not isinstance(block.token_layout, TokenLayout) or distinct_entries(block) > 1:
         return _ranges(block, rows, device)
-    key = layouts, block.queries, block.shape[2:], device
+    key = block.token_layout, block.query_token_layout, block.queries, block.shape[2:], device
     if key not in known:
         known[key] = _ranges(block, rows, device)
     found: list[_Ranges] | None = known[key]
@@ -240,7 +226,7 @@ def _ranges(block: BlockAttention, rows: Rows | Sequence[Any], device: torch.dev
     if isinstance(block.token_layout, str):
         return None
     layout = block.token_layout
-    pairs = [(token_table(layout, entry), asking_table(rows, block, entry)) for entry in range(_different(block))]
+    pairs = [(token_table(layout, entry), asking_table(rows, block, entry)) for entry in range(distinct_entries(block))]
     made = [_range(keys, asking, device) for keys, asking in pairs]
     return made if any(bool(one.placed.any()) for one in made) else None
 

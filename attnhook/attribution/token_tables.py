@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import Layout, Queries
@@ -102,6 +103,24 @@ def asking_table(rows: Rows | Sequence[Any], block: BlockAttention, entry: int) 
         chosen = layout.tokens_of([*rows])
         return TokenTable(table.kinds[chosen], places[chosen])
     return TokenTable(table.kinds, places) if len(table.kinds) == count else nowhere
+
+
+def distinct_entries(block: BlockAttention) -> int:
+    """After how many batch entries the same tokens stand at the same places again, among keys and among queries.
+
+    Args:
+        block: The block.
+
+    Returns:
+        1 where all entries are alike or their tokens are not known, the number of windows, or the whole batch.
+    """
+    counts = [1]
+    for layout in (block.token_layout, block.query_token_layout):
+        if isinstance(layout, WindowLayout):
+            counts.append(layout.num_windows)
+        elif isinstance(layout, PackedLayout) or (isinstance(layout, TokenLayout) and layout.order is not None):
+            counts.append(block.shape[0])
+    return max(counts)
 
 
 def _on_grid_of_keys(places: Tensor, queries: Layout, keys: Layout) -> Tensor:

@@ -18,7 +18,7 @@ def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, head
     Kobayashi et al., Attention is Not Only a Weight: Analyzing Transformers with Vector Norms, 2020, arXiv 2004.10102. In each head the map is
     `||A[r, j] v_j|| = A[r, j] ||v_j||` for the readout r and the patches j. The paper's vectors are behind the output projection,
     `v_j W_O`; here they are before it, as the kernel is given them, one head at a time, which are then fused. For a mean readout it is the mean
-    over the patches' rows.
+    over the patches' rows; for an attention pooling, over its queries.
 
     Args:
         maps: Captured with `values=True` (or `gradients=True`); any `rows` that hold the readout.

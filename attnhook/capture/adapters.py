@@ -206,13 +206,22 @@ def class_of(module: nn.Module) -> type[Any]:
     )
 
 
-def attends(module: nn.Module) -> bool:
-    """Whether the code of a module's class, not of a child, calls an attention kernel or a softmax."""
+def attends(module: nn.Module, *, calls: frozenset[str] = _CALLS, base: str | None = None) -> bool:
+    """Whether the code of a module's class, not of a child, calls an attention kernel or a softmax.
+
+    Args:
+        module: The module.
+        calls: What such code names.
+        base: The name of a class whose code, and that of its own bases, is not looked at.
+
+    Returns:
+        Whether it does, or is an `nn.MultiheadAttention`.
+    """
     for kind in class_of(module).__mro__:
-        if kind.__module__.startswith("torch."):
+        if kind.__module__.startswith("torch.") or kind.__name__ == base:
             return isinstance(module, nn.MultiheadAttention)
         functions = (inspect.unwrap(f) for f in vars(kind).values() if inspect.isfunction(f))
-        if any(_CALLS & set(f.__code__.co_names) for f in functions):
+        if any(calls & set(f.__code__.co_names) for f in functions):
             return True
     return False
 

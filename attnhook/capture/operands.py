@@ -114,10 +114,19 @@ class Operands:
             query, key = query.float(), key.float()
         logits = scaled_product(query, key, scale)
         if self.masked:
-            logits = self._add_bias(logits, index)
+            logits = self.hide(logits, index)
         return logits
 
-    def _add_bias(self, logits: Tensor, index: slice | Tensor) -> Tensor:
+    def hide(self, logits: Tensor, index: slice | Tensor | list[int]) -> Tensor:
+        """Add the mask to scores, and hide later keys where it is causal.
+
+        Args:
+            logits: Rows of Q K^T * scale, `(batch, heads, rows, keys)`; may be overwritten.
+            index: Which queries they are of.
+
+        Returns:
+            The same with the mask, hidden keys at minus infinity.
+        """
         batch, heads, queries, keys = self.shape
         if self.mask is not None:
             mask = self.mask.expand(batch, heads, queries, keys)[:, :, index]

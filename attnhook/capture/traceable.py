@@ -5,6 +5,7 @@ compiled: a function mode, which Dynamo traces, sees the fused calls, and the ro
 and a few rows: what needs to look at modules, or at whole matrices, is for `AttentionCapture`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attnhook.capture.interception import sdpa_operands
+from attnhook.capture.operands import softmax_rows
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel
@@ -23,32 +25,31 @@ _SDPA = F.scaled_dot_product_attention
 
 
 class _KeepsRows(TorchFunctionMode):
-    def __init__(self, tokens: list[int] | None) -> None:
+    def __init__(self, tokens: list[int] | None, chosen: Sequence[int]) -> None:
         super().__init__()
         self.tokens = tokens
+        self.chosen = chosen
+        self.seen = 0
         self.kept: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func is _SDPA:
-            self.kept.append(_rows(self.tokens, *args, **(kwargs or {})))
+            if self.seen in self.chosen:
+                self.kept.append(_rows(self.tokens, *args, **(kwargs or {})))
+            self.seen += 1
         return output
 
 
 def _rows(tokens: list[int] | None, *args: Any, **kwargs: Any) -> Tensor:
-    call = sdpa_operands(*args, **kwargs)
-    query, key, mask = call.query.detach().float(), call.key.detach().float(), call.mask
-    total = query.shape[2]
-    if tokens is not None:
-        query = query[:, :, tokens]
+    call = sdpa_operands(*args, **kwargs).by_reference()
+    index = slice(None) if tokens is None else tokens
+    query, key = call.query[:, :, index].float(), call.key.float()
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if call.scale is None else call.scale)
-    if mask is not None:
-        mask = mask.detach()
-        mask = mask if tokens is None or mask.shape[-2] != total else mask[..., tokens, :]
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask
-    return torch.softmax(scores, dim=-1)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if call.scale is None else call.scale)
+    return softmax_rows(call.hide(logits, index) if call.masked else logits, masked=call.masked)
 
 
 class TraceableCapture(nn.Module):
@@ -95,9 +96,15 @@ class TraceableCapture(nn.Module):
                 f"block {others[0]!r} cannot be captured inside a compiled graph: expected a plain call of scaled_dot_product_attention. Use "
                 "AttentionCapture, which runs the model eagerly."
             )
-        with torch.no_grad(), everything, wanted:
+        mode = _KeepsRows(None, ())
+        with torch.no_grad(), everything, wanted, mode:
             model(pixels)
         self._learn(everything.maps, wanted.maps)
+        if mode.seen != self._calls:
+            raise UnsupportedModelError(
+                f"the model cannot be captured inside a compiled graph: expected calls of scaled_dot_product_attention in its {self._calls} "
+                f"attention modules only, got {mode.seen}. Use AttentionCapture, which runs the model eagerly."
+            )
         self._tokens: list[int] | None = None  # every query of a pooling
         if kept is Rows.CLS:
             self._tokens = [wanted.plan.anatomy.cls or 0]
@@ -110,7 +117,7 @@ class TraceableCapture(nn.Module):
                 "a module attends several times in one forward: expected once. Use AttentionCapture, which runs the model eagerly."
             )
         self._calls = len(everything)
-        self._chosen = [everything.block_names.index(block.name) for block in wanted]
+        self._chosen = [everything.block_names.index(block.name) for block in wanted]  # rising
         self._known = [
             BlockAttention(
                 b.name, b.kernel, torch.empty(b.shape, device="meta"), b.token_layout, b.queries, b.readout_rows
@@ -128,11 +135,19 @@ class TraceableCapture(nn.Module):
 
         Returns:
             The model's output, and the chosen blocks' rows, each `(batch, heads, rows, keys)` float32, detached.
+
+        Raises:
+            NothingCapturedError: If the number of attention calls differs from that in the eager forward: nothing says whose rows are whose.
         """
-        mode = _KeepsRows(self._tokens)
+        mode = _KeepsRows(self._tokens, self._chosen)
         with mode:
             output = self.model(*args, **kwargs)
-        return output, tuple(mode.kept[index] for index in self._chosen)
+        if mode.seen != self._calls:
+            raise NothingCapturedError(
+                f"this forward called scaled_dot_product_attention {mode.seen} times: expected {self._calls}, as for the pixels that the "
+                "capture was made with. Make another TraceableCapture, in the mode and with the arguments that the model runs with."
+            )
+        return output, tuple(mode.kept)
 
     def maps(self, rows: tuple[Tensor, ...]) -> AttentionMaps:
         """Give rows that `forward` returned their names and layouts.

@@ -24,6 +24,7 @@ from attnhook.options import Interpolation, Scale, ScaleOption, Size
 _SUPERSAMPLING = 2
 _LINES_PER_EDGE = 300  # a line is as wide as the photo's shorter edge over this
 _CASING = (0, 0, 0)  # a dark line under a light one is seen on any photo
+_SUMMING = 1e-12  # a share that sums to within this of what was asked for has reached it
 _GRID_COLOR, _GRID_OPACITY = (255, 255, 255), 0.35
 
 Line = list[tuple[float, float]]
@@ -172,14 +173,14 @@ def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
     """Choose the fewest patches that hold a share of a map's mass, as the pictures of DINO do (Caron et al., 2021, arXiv 2104.14294).
 
     Args:
-        patch_map: (h, w), none negative; NaN counts as nothing.
+        patch_map: Of any shape, such as (h, w), none negative; NaN counts as nothing. Of equal values the first come first.
         keep: The share, over 0 and up to 1.
 
     Returns:
-        (h, w) boolean.
+        Boolean, of the same shape, on the CPU; patches of value 0 are never among them, so a map without mass has an empty mask.
 
     Raises:
-        ValueError: If `keep` is not a share.
+        ValueError: If `keep` is not a share, or a value is negative or infinite.
 
     Example:
         >>> mass_mask(torch.tensor([[0.5, 0.2], [0.2, 0.1]])).tolist()
@@ -187,12 +188,15 @@ def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
     """
     if not 0 < keep <= 1:
         raise ValueError(f"cannot keep a share of the mass: expected 0 < keep <= 1, got {keep}.")
-    values = torch.nan_to_num(patch_map.detach().cpu().double()).flatten()
-    order = values.argsort(descending=True, stable=True)
-    before = values[order].cumsum(0) - values[order]
-    chosen = torch.zeros(len(values), dtype=torch.bool)
-    chosen[order] = before < keep * values.sum()
-    return chosen.reshape(patch_map.shape)
+    values = patch_map.detach().cpu().double().flatten().nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+    if ((values < 0) | values.isinf()).any():
+        raise ValueError(
+            f"no share of the mass: expected finite values of at least 0, got {values.min():.3g} to {values.max():.3g}. Clamp the map."
+        )
+    ordered, order = values.sort(descending=True, stable=True)
+    before = ordered.cumsum(0) - ordered
+    short = before < keep * (1 - _SUMMING) * ordered.sum()
+    return torch.zeros(len(values), dtype=torch.bool).scatter(0, order, short & (ordered > 0)).reshape(patch_map.shape)
 
 
 def _contours(values: NDArray[np.float32], level: float) -> list[Line]:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import nn
-
 from attnhook.capture.adapters import ModelAnatomy, Readout, attends, register_adapter
 from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.options import Rows
@@ -21,7 +19,7 @@ def vision_transformer(model: Any) -> ModelAnatomy:
     sites = tuple(
         AttentionSite(name, module, Kernel.OPEN, queries=_queries(name))
         for name, module in model.named_modules()
-        if attends(module) and not isinstance(module, nn.Softmax)
+        if attends(module)
     )
     if getattr(model, "attn_pool", None) is not None:
         readout = Readout(Rows.POOL, "an attention pooling")

@@ -14,7 +14,7 @@ from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, attends
 from attnhook.capture.sites import AttentionSite, Kernel
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows, Size
-from attnhook.zoo._timm_blocks import NOT_TOKENS, Place, facts_in_model
+from attnhook.zoo._timm_blocks import NOT_TOKENS, Place, facts_of
 from attnhook.zoo.stages import pair
 
 _FEATURE_NETS = frozenset({"FeatureListNet", "FeatureDictNet", "FeatureHookNet"})  # what features_only makes of a model
@@ -61,7 +61,7 @@ def _sites(model: nn.Module) -> tuple[AttentionSite, ...]:
         if (
             name and class_of(module).__name__ not in NOT_TOKENS and attends(module)
         ):  # the model's own softmax weighs features
-            sites.append(AttentionSite(name, module, _kernel, **facts_in_model(Place(model, name, module))))
+            sites.append(AttentionSite(name, module, _kernel, **facts_of(Place(model, name, module))))
     return tuple(sites)
 
 

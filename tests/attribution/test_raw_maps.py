@@ -1,11 +1,13 @@
 """Raw attention against the rows it is cut from."""
 
 import pytest
+import timm
 import torch
 
-from attnhook import AttentionCapture, AttentionMaps, raw_attention
+from attnhook import AttentionCapture, AttentionMaps, raw_attention, value_weighted_attention
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import NoReadoutError, RowsNotKeptError
-from tests.models import GRID, TIMM, TRANSFORMERS, images
+from tests.models import GRID, TIMM, TRANSFORMERS, images, sharpen
 
 CASES = {case.name: case for case in TIMM + TRANSFORMERS}
 
@@ -87,3 +89,35 @@ def test_maps_are_no_views_of_what_was_captured() -> None:
     rows = torch.rand(1, 2, 4)
     for heads in (0, None, "mean"):
         assert fuse_heads(rows, heads).untyped_storage().data_ptr() != rows.untyped_storage().data_ptr()
+
+
+def test_one_row_of_whole_matrices_makes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = maps_of("vit", rows="all")
+    expected = maps[-1].weights()[..., 1:].mean(1).unflatten(-1, GRID)
+
+    def refuse(_: object) -> None:
+        raise AssertionError("the whole matrix was computed")
+
+    monkeypatch.setattr(SoftmaxMatrix, "dense", refuse)
+    for row in (0, 7, -2):
+        torch.testing.assert_close(raw_attention(maps, row=row), expected[:, row], atol=1e-6, rtol=0)
+    for row in (16, -17):
+        with pytest.raises(RowsNotKeptError, match=f"row {row} was not kept: expected -16 to 15"):
+            raw_attention(maps, row=row)
+
+
+@pytest.mark.parametrize("rows", ["readout", "pool", "all"])
+@pytest.mark.parametrize("method", [raw_attention, value_weighted_attention])
+def test_the_readout_of_several_pooling_queries_is_their_mean(rows: str, method) -> None:
+    model = CASES["vit_siglip"].build()
+    model.attn_pool = sharpen(timm.layers.AttentionPoolLatent(32, num_heads=4, latent_len=3, pool_type="avg"))
+    with torch.no_grad(), AttentionCapture(model, rows=rows, values=True) as capture:
+        model(images())
+    pooling = capture.maps[-1]
+    assert pooling.rows.shape[2] == 3
+    expected = pooling.rows.mean(2)
+    if method is value_weighted_attention:
+        expected = expected * pooling.values.norm(dim=-1)
+    torch.testing.assert_close(method(capture.maps, heads=None).flatten(2), expected, atol=1e-6, rtol=1e-6)
+    one = raw_attention(capture.maps, row=1, heads=None).flatten(2)
+    torch.testing.assert_close(one, pooling.rows[:, :, 1])

@@ -333,6 +333,24 @@ def test_other_sequences_and_other_mixings_are_refused_by_name():
         rollout(AttentionMaps([block], rows=Rows.ALL, readout=first.readout))
 
 
+def test_tokens_in_another_order_are_refused_and_dropped_ones_are_nan():
+    whole = made_up(blocks=2, tokens=4, grid=(2, 3))
+    near, far = torch.tensor([[0, 1, 2]]), torch.tensor([[2, 1, 5]])
+
+    def ordered(*orders: torch.Tensor | None) -> AttentionMaps:
+        layouts = [TokenLayout((2, 3), order=order) for order in orders]
+        pairs = zip(whole, layouts, strict=True)
+        blocks = [BlockAttention(b.name, b.kernel, b.kept, layout) for b, layout in pairs]
+        return AttentionMaps(blocks, rows=Rows.ALL, readout=whole.readout)
+
+    assert rollout(ordered(far, far.clone()))[0].isnan().tolist() == [[True, False, False], [True, True, False]]
+    for orders in ((near, far), (near.expand(2, -1), near)):
+        with pytest.raises(
+            TokenLayoutError, match=r"'b0': expected the tokens of 'b1', .* \(3 kept\) tokens in another order"
+        ):
+            rollout(ordered(*orders))
+
+
 # --- masks ----------------------------------------------------------------------------------------------------------------------------------
 
 

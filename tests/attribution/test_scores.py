@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from attnhook.attribution.masks import attention_mask
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import (
     agreement,
@@ -16,9 +17,11 @@ from attnhook.attribution.scores import (
     jensen_shannon,
     pointing_game,
     random_map,
+    smallest_region,
     spearman,
 )
 from attnhook.errors import ScoreError
+from attnhook.imaging.styles import mass_mask
 
 MAP = torch.tensor([[0.1, 0.2, 0.0], [0.4, 0.1, 0.2]])
 MASK = torch.tensor([[0, 1, 0], [1, 0, 0]]).bool()
@@ -154,3 +157,43 @@ def test_deletion_and_insertion_follow_the_map() -> None:
     assert removed.parts.tolist() == pytest.approx([step / 6 for step in range(7)])
     blurred = deletion(score, pixels, maps, steps=6, baseline=torch.full_like(pixels, 0.5))
     assert blurred.scores[:, -1].tolist() == [3.0, 3.0]
+
+
+def slow_region(values: list[float], keep: float) -> list[bool]:
+    values = [0.0 if math.isnan(value) else value for value in values]
+    mass, chosen = 0.0, [False] * len(values)
+    for place in sorted(range(len(values)), key=lambda i: (-values[i], i)):
+        if mass >= keep * sum(values) - 1e-12 * sum(values) or values[place] == 0:
+            break
+        mass, chosen[place] = mass + values[place], True
+    return chosen
+
+
+TENTHS = [0.1] * 10
+REGIONS = [
+    TENTHS,
+    [3.0, 0.0, 1.0, 0.0],
+    [0.0, 5.0, math.nan, 5.0],
+    [1e-300, 2e-300],
+    random_map((4, 5)).flatten().tolist(),
+]
+
+
+@pytest.mark.parametrize("keep", [1e-13, 0.3, 0.6, 0.7, 0.8, 1.0])
+def test_one_rule_chooses_the_fewest_patches_that_hold_a_share(keep: float) -> None:
+    for values in REGIONS:
+        row = torch.tensor(values, dtype=torch.float64)
+        expected = slow_region(values, keep)
+        assert attention_mask(row, keep).tolist() == mass_mask(row, keep).tolist() == expected
+        seen = ~row.isnan()
+        assert smallest_region(row[seen], keep).tolist() == torch.tensor(expected)[seen].tolist()
+
+
+def test_a_share_of_no_mass_holds_nothing_and_of_negative_mass_is_refused() -> None:
+    assert not mass_mask(torch.zeros(2, 3)).any()
+    assert not mass_mask(torch.full((2, 3), math.nan)).any()
+    with pytest.raises(ScoreError, match="with some mass"):
+        smallest_region(torch.zeros(6), 0.6)
+    for bad in (-0.1, math.inf):
+        with pytest.raises(ValueError, match="expected finite values of at least 0"):
+            attention_mask(torch.tensor([1.0, bad]))

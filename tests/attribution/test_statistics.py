@@ -1,15 +1,18 @@
 """Statistics against slow loops over the dense matrix, in float64."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 import torch
 
 from attnhook import AttentionCapture, AttentionMaps, attention_statistics
-from attnhook.attribution.row_measures import attention_distance, head_divergence, row_entropy, top_mass
+from attnhook.attribution import statistics
+from attnhook.attribution.row_measures import attention_distance, head_divergence, row_divergence, row_entropy, top_mass
 from attnhook.attribution.statistics import entropy, find_sinks, head_diversity, received_mass
-from attnhook.attribution.token_tables import token_table
+from attnhook.attribution.summaries import summarise_block
+from attnhook.attribution.token_tables import TokenTable, distinct_entries, token_table
 from attnhook.capture import softmax_matrix
 from attnhook.capture.layout import TokenLayout
 from attnhook.errors import RowsNotKeptError, TokenLayoutError
@@ -92,6 +95,15 @@ def test_head_diversity_is_the_mean_over_pairs() -> None:
             expected[image] += divergence.sum(-1).mean() / 6
     torch.testing.assert_close(head_diversity(block), expected, rtol=2e-6, atol=0)
     torch.testing.assert_close(attention_statistics(maps_of("vit"))[-1].head_diversity, expected, rtol=2e-6, atol=0)
+
+
+def test_a_summary_compares_every_two_heads() -> None:
+    maps = maps_of("vit")
+    summary = summarise_block(maps[-1], maps.readout)
+    rows = summary.readout.double()
+    pairs = [row_divergence(rows[:, a], rows[:, b]) for a, b in combinations(range(4), 2)]
+    assert float(summary.head_diversity) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-12)
+    assert replace(summary, readout=rows[:, :1]).head_diversity.isnan()
 
 
 def test_given_rows_are_enough_for_what_they_tell() -> None:
@@ -199,6 +211,22 @@ def test_windows_count_their_real_queries() -> None:
         torch.testing.assert_close(found.entropy, expected, rtol=1e-6, atol=0)
         assert found.distance_pixels.max() < 96
         assert (found.distance_patches < 7 * math.sqrt(2)).all() or "shifted" in layout.words
+
+
+@pytest.mark.parametrize(("name", "distinct"), [("vit", 1), ("ViTMAE", 2)])
+def test_tokens_are_looked_up_once_where_they_differ(name: str, distinct: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax_matrix, "BUDGET_BYTES", 700)  # several chunks an image
+    looked_up: list[int] = []
+
+    def watched(layout: TokenLayout, entry: int = 0) -> TokenTable:
+        looked_up.append(entry)
+        return token_table(layout, entry)
+
+    monkeypatch.setattr(statistics, "token_table", watched)
+    maps = maps_of(name)
+    attention_statistics(maps[:1], sink_ratio=1e9)
+    assert looked_up == [*range(distinct)]
+    assert distinct_entries(maps[0]) == distinct
 
 
 def test_unknown_layouts_leave_what_needs_none() -> None:

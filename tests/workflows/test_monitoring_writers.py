@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import sys
 import time
 import warnings
@@ -187,8 +188,14 @@ def test_rules_of_the_alarms() -> None:
     sink = torch.full((2, 4, 17, 17), 0.4 / 16)
     sink[..., 5] = 0.6
     assert raise_alarms([summary_of(sink)], limits) == {**dict.fromkeys(ALARMS, 0), "attention_sink": 1}
+    broken = dead.clone()
+    broken[0, 0, 3, 3] = math.nan  # in one head of four: the dead one beside it does not count
+    assert raise_alarms([summary_of(broken)], limits) == {**dict.fromkeys(ALARMS, 0), "not_finite": 1}
     with pytest.raises(ValueError, match="expected a share"):
         AlarmThresholds(sink_share=1.5)
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="bad threshold sink_ratio: expected a number above 0"):
+            AlarmThresholds(sink_ratio=bad)
 
 
 def test_summary_numbers_by_hand() -> None:

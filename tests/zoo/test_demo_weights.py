@@ -13,7 +13,6 @@ from attnhook.errors import MissingPackageError, ModelLoadError
 from attnhook.zoo import demo_weights as module
 from attnhook.zoo.demo_weights import (
     backbone_weights,
-    cache_dir,
     convert,
     find_onnx_file,
     fingerprint,
@@ -156,25 +155,6 @@ def test_failed_write_leaves_nothing_behind(cache, fast_convert, monkeypatch):
     with pytest.warns(UserWarning, match="disk full"):
         backbone_weights()
     assert list(cache.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("platform", "variable", "expected"),
-    [
-        ("linux", "XDG_CACHE_HOME", Path("chosen", "attnhook")),
-        ("win32", "LOCALAPPDATA", Path("chosen", "attnhook")),
-        ("linux", None, Path.home() / ".cache" / "attnhook"),
-        ("darwin", None, Path.home() / "Library" / "Caches" / "attnhook"),
-        ("win32", None, Path.home() / "AppData" / "Local" / "attnhook"),
-    ],
-)
-def test_cache_directory_follows_the_platform(monkeypatch, platform, variable, expected):
-    for name in ("ATTNHOOK_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "platform", platform)
-    if variable:
-        monkeypatch.setenv(variable, "chosen")
-    assert cache_dir() == expected
 
 
 def test_fingerprint_depends_on_name_type_shape_and_value_and_not_on_order():

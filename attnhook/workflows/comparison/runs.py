@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnhook.errors import AttnhookError, ComparisonError, ScoreError
+from attnhook.files import cache_dir
 from attnhook.imaging.images import ImageSource
 from attnhook.workflows.comparison.agreements import PairAgreement, PhotoAgreement, pair_agreements, photo_agreement
 from attnhook.workflows.comparison.caches import MeasurementCache
@@ -25,7 +26,6 @@ from attnhook.workflows.comparison.photographs import Failure, Photo, read_photo
 from attnhook.workflows.comparison.subjects import ModelSource, Subject, as_subjects
 from attnhook.workflows.comparison.views import View, make_views
 from attnhook.workflows.progress import Progress
-from attnhook.zoo.demo_weights import cache_dir
 
 AUTO = "auto"
 _STATISTICS_PHOTOS = 32
