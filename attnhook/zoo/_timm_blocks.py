@@ -227,6 +227,11 @@ def _tnt_inner(place: Place) -> Facts:
     return _windowed(place.module, cut)
 
 
+def _latent_pool(place: Place) -> Facts:
+    first = {"readout_rows": slice(0, 1)} if getattr(place.module, "pool", "") == "token" else {}
+    return {"queries": Queries.POOL, **first}
+
+
 def _clip_pool(place: Place) -> Facts:
     def tokens_of(call: SeenCall) -> SiteTokens:
         return SiteTokens(TokenLayout(tuple(call.inputs[0][2:4]), cls=0))
@@ -290,7 +295,7 @@ def _tnt(place: Place) -> Facts:
 
 _RULES: dict[str, Callable[[Place], Facts]] = {
     "attention.Attention": _shared,
-    "attention_pool.AttentionPoolLatent": lambda _: {"queries": Queries.POOL},
+    "attention_pool.AttentionPoolLatent": _latent_pool,
     "attention_pool2d.AttentionPool2d": _clip_pool,
     "attention_pool2d.RotAttentionPool2d": _clip_pool,
     "attention2d.MultiQueryAttention2d": _shrunk,

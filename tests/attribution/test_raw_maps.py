@@ -121,3 +121,15 @@ def test_the_readout_of_several_pooling_queries_is_their_mean(rows: str, method)
     torch.testing.assert_close(method(capture.maps, heads=None).flatten(2), expected, atol=1e-6, rtol=1e-6)
     one = raw_attention(capture.maps, row=1, heads=None).flatten(2)
     torch.testing.assert_close(one, pooling.rows[:, :, 1])
+
+
+@pytest.mark.parametrize("rows", ["readout", "all"])
+def test_of_several_pooling_queries_the_one_that_timm_reads_is_the_readout(rows: str) -> None:
+    model = CASES["vit_siglip"].build()
+    model.attn_pool = sharpen(timm.layers.AttentionPoolLatent(32, num_heads=4, latent_len=3, pool_type="token"))
+    with torch.no_grad(), AttentionCapture(model, rows="all") as whole:
+        model(images())
+    with torch.no_grad(), AttentionCapture(model, rows=rows) as capture:
+        model(images())
+    expected = whole.maps[-1].weights()[:, :, 0].mean(1)
+    torch.testing.assert_close(raw_attention(capture.maps).flatten(1), expected, atol=1e-6, rtol=1e-6)
