@@ -6,7 +6,6 @@ with its operands, and those are believed only if they reproduce the kernel's ow
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -94,40 +93,37 @@ class InterfaceScope:
             return None
         seen = self._seen
 
-        def finish(  # noqa: PLR0917 (the function's own arguments)
-            query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], output: Any
-        ) -> None:
+        def finish(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self._seen == seen:
                 with torch._C.DisableTorchFunction():  # our own softmax is not the model's
-                    call_of = partial(_interface_operands, query, key, mask, kwargs, self._name)
-                    self._reconstruct(call_of, value, kwargs, output[0])
+                    self._reconstruct(dict(zip(_ARGUMENTS, args, strict=False)) | kwargs, output[0])
 
         return finish
 
-    def _reconstruct(
-        self, call_of: Callable[[], Operands], value: Tensor, kwargs: dict[str, Any], output: Tensor
-    ) -> None:
+    def _reconstruct(self, given: dict[str, Any], output: Tensor) -> None:
+        value = given["value"]
         try:
-            call = call_of()
-            _check_against_output(call, value, output, self._name, kwargs.get("dropout", 0.0))
+            call = _interface_operands(given, self._name)
+            _check_against_output(call, value, output, self._name, given.get("dropout", 0.0))
         except UnsupportedModelError as error:
             self.refused(error)
         else:
             self._listener.operands(call, self._name, Outcome(value, output, arrange=_heads_first))
 
 
+_ARGUMENTS = ("module", "query", "key", "value", "attention_mask")  # of every registered function
 _wrapped: dict[tuple[int, str], tuple[int, Any]] = {}  # open scopes on all threads, what the mapping held before
 
 
 def _watched(function: Callable[..., Any], name: tuple[int, str]) -> Callable[..., Any]:
     """`function`, wrapped once for the process: it tells the scopes that are open on the calling thread."""
 
-    def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         told = [scope.after_call(name) for scope in tuple(_open_here.scopes)]
-        result = function(module, query, key, value, mask, **kwargs)
+        result = function(*args, **kwargs)
         for finish in told:
             if finish is not None:
-                finish(query, key, value, mask, kwargs, result)
+                finish(args, kwargs, result)
         return result
 
     return watched
@@ -144,13 +140,14 @@ def _interface_of(module: nn.Module) -> tuple[Any, str]:
     return interface, module.config._attn_implementation  # type: ignore[union-attr, return-value]
 
 
-def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any], name: str) -> Operands:
+def _interface_operands(given: dict[str, Any], name: str) -> Operands:
+    mask = given.get("attention_mask")
     if mask is not None and not isinstance(mask, Tensor):
         raise UnsupportedModelError(
             f"the attention function {name!r} got a mask of type {type(mask).__name__}: expected a tensor or None. "
             "Load the model with attn_implementation='sdpa'."
         )
-    bias = kwargs.get("position_bias")
+    bias = given.get("position_bias")
     if bias is not None:
         mask = (
             bias
@@ -159,7 +156,8 @@ def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str,
             if mask.dtype is torch.bool
             else bias + mask
         )
-    return Operands(query, key, kwargs.get("scaling"), mask, bool(kwargs.get("is_causal", False)))
+    causal = bool(given.get("is_causal", False))
+    return Operands(given["query"], given["key"], given.get("scaling"), mask, causal)
 
 
 def _heads_first(tensor: Tensor) -> Tensor:
