@@ -222,7 +222,7 @@ def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tup
 
     Args:
         model: The model.
-        blocks: Names, a predicate over names, or anything else for "what can be recognised".
+        blocks: Names, or anything else for "what can be recognised".
         by_code: Whether modules whose code calls a softmax are recognised too, and not only every `nn.MultiheadAttention`.
 
     Returns:
@@ -231,23 +231,15 @@ def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tup
     Raises:
         UnknownBlockError: If a name does not exist.
     """
-    modules = dict(model.named_modules())
-    if callable(blocks):
-        chosen = [name for name in modules if name and blocks(name)]
-    elif isinstance(blocks, str):
-        chosen = [blocks]
-    elif isinstance(blocks, Sequence) and blocks and all(isinstance(block, str) for block in blocks):
-        chosen = [str(block) for block in blocks]
-    else:
-        return tuple(
-            AttentionSite(name, module, guessed=not isinstance(module, nn.MultiheadAttention))
-            for name, module in modules.items()
-            if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module))
-        )
-    for name in chosen:
-        if name not in modules:
-            raise UnknownBlockError(f"unknown block {name!r}: {type(model).__name__} has no module of that name.")
-    return tuple(AttentionSite(name, modules[name]) for name in chosen)
+    if isinstance(blocks, str) or (
+        isinstance(blocks, Sequence) and len(blocks) > 0 and all(isinstance(block, str) for block in blocks)
+    ):
+        return choose_blocks([AttentionSite(name, module) for name, module in model.named_modules()], blocks)
+    return tuple(
+        AttentionSite(name, module, guessed=not isinstance(module, nn.MultiheadAttention))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module))
+    )
 
 
 def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple[AttentionSite, ...]:

@@ -55,7 +55,8 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     """
     inner = unwrapped(model)
     known = find_anatomy(inner)
-    anatomy = ModelAnatomy(sites=guess_sites(inner, blocks, by_code=layout is not None)) if known is None else known
+    by_code = layout is not None or callable(blocks)
+    anatomy = ModelAnatomy(sites=guess_sites(inner, blocks, by_code=by_code)) if known is None else known
     if not anatomy.sites:
         raise UnsupportedModelError(
             f"{type(inner).__name__} has no attention that attnhook knows: expected a model of timm, transformers or torchvision, "
@@ -65,8 +66,6 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     if layout is not None:
         anatomy = _with_layout(anatomy, layout)
     kind = _resolve_rows(inner, anatomy, rows)
-    if known is None and not isinstance(blocks, int):
-        blocks = None  # they chose the sites
     sites = tuple(_with_holder(inner, site) for site in choose_blocks(_candidates(anatomy, kind), blocks))
     return CapturePlan(inner, anatomy, sites, kind, layout)
 

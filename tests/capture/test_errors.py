@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attnhook import AttentionCapture, TokenLayout, raw_attention
+from attnhook import AttentionCapture, raw_attention
 from attnhook.errors import (
     AttnhookError,
     BlockNotCapturedError,
@@ -141,9 +141,45 @@ def test_unknown_blocks(blocks, words: str) -> None:
     assert isinstance(caught.value, (AttnhookError, LookupError))
 
 
-def test_unknown_blocks_of_an_unknown_model() -> None:
-    with pytest.raises(UnknownBlockError, match="no module of that name"):
-        AttentionCapture(nn.Sequential(Blind()), blocks=["7"], layout=TokenLayout((1, 1)))
+@pytest.mark.parametrize(
+    "blocks, words",
+    [
+        (["7"], "unknown block '7': expected one of '', '0', '0.out_proj'"),
+        ([3], "expected an index from -3 to 2, or one of '0', '1', '2'"),
+        ([], r"blocks=\[\] selects no block"),
+        (4, "expected 1 to 3"),
+        (lambda name: False, "the predicate blocks=<lambda> selects no block"),
+    ],
+)
+def test_unknown_blocks_of_an_unknown_model(blocks, words: str) -> None:
+    with pytest.raises(UnknownBlockError, match=words):
+        AttentionCapture(nn.Sequential(*[nn.MultiheadAttention(8, 2) for _ in range(3)]), blocks=blocks, rows="all")
+
+
+@pytest.mark.parametrize(
+    "blocks, names",
+    [
+        ([-1], ("2",)),
+        ([0, 2], ("0", "2")),
+        (["2", "0", "2"], ("0", "2")),
+        ([0, "1"], ("0", "1")),
+        (2, ("1", "2")),
+        (lambda name: name > "0", ("1", "2")),
+        (None, ("0", "1", "2")),
+    ],
+)
+def test_blocks_of_an_unknown_model_are_chosen_as_those_of_a_known_one(blocks, names: tuple[str, ...]) -> None:
+    model = nn.Sequential(*[nn.MultiheadAttention(8, 2) for _ in range(3)])
+    assert AttentionCapture(model, blocks=blocks, rows="all").block_names == names
+
+
+def test_a_predicate_chooses_among_modules_whose_code_attends() -> None:
+    model = nn.Sequential(FiveDimensions(), Blind(), FiveDimensions())
+    assert AttentionCapture(model, blocks=lambda name: name > "0", rows="all").block_names == ("2",)
+
+
+def test_a_model_may_be_its_own_block() -> None:
+    assert AttentionCapture(Blind(), blocks="", rows="all").block_names == ("",)
 
 
 def test_unsupported_models() -> None:
