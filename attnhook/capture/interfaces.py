@@ -15,7 +15,7 @@ from attnhook.capture.adapters import class_of
 from attnhook.capture.following import Outcome
 from attnhook.capture.interception import Listener, OpenScope, lock
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
-from attnhook.errors import AttnhookError, UnsupportedModelError
+from attnhook.errors import UnsupportedModelError
 
 
 class _OpenScopes(threading.local):
@@ -47,7 +47,7 @@ class InterfaceScope:
         self._seen += 1
         self._listener.operands(call, kernel, outcome)
 
-    def refused(self, error: AttnhookError) -> None:
+    def refused(self, error: Exception) -> None:
         """Pass it on, and remember that something was seen."""
         self._seen += 1
         self._listener.refused(error)
@@ -94,21 +94,20 @@ class InterfaceScope:
         seen = self._seen
 
         def finish(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._seen == seen:
+            if self._seen != seen:
+                return
+            try:
                 with torch._C.DisableTorchFunction():  # our own softmax is not the model's
                     self._reconstruct(dict(zip(_ARGUMENTS, args, strict=False)) | kwargs, output[0])
+            except Exception as error:
+                self.refused(error)
 
         return finish
 
     def _reconstruct(self, given: dict[str, Any], output: Tensor) -> None:
-        value = given["value"]
-        try:
-            call = _interface_operands(given, self._name)
-            _check_against_output(call, value, output, self._name, given.get("dropout", 0.0))
-        except UnsupportedModelError as error:
-            self.refused(error)
-        else:
-            self._listener.operands(call, self._name, Outcome(value, output, arrange=_heads_first))
+        call, value = _interface_operands(given, self._name), given["value"]
+        _check_against_output(call, value, output, self._name, given.get("dropout", 0.0))
+        self._listener.operands(call, self._name, Outcome(value, output, arrange=_heads_first))
 
 
 _ARGUMENTS = ("module", "query", "key", "value", "attention_mask")  # of every registered function

@@ -167,10 +167,12 @@ class AttentionSite:
             tensor: As the module computed it.
 
         Returns:
-            `(batch * windows, heads, rows, columns)`; None if it has none of the arrangement's numbers of dimensions.
+            `(batch * windows, heads, rows, columns)`; None if it has none of the arrangement's numbers of dimensions, or other heads.
         """
         dim, kind = tensor.dim(), self.arrangement
         if (kind is Arrangement.MERGED and dim in (3, 4)) or (kind is Arrangement.MERGED_OR_HEADS and dim == 3):
+            if tensor.shape[0] % self.heads:
+                return None
             tensor = tensor.reshape(-1, self.heads, *tensor.shape[1:])
         elif kind is Arrangement.SINGLE and dim == 3:
             return tensor.unsqueeze(1)

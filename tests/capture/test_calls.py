@@ -14,8 +14,9 @@ from attnhook import (
     register_adapter,
     rollout,
 )
-from attnhook.capture.forwards import ForwardRecord, PlainCall
-from attnhook.capture.sites import Kernel, Queries
+from attnhook.capture import encoder_layers, interception
+from attnhook.capture.forwards import ForwardRecord, PlainCall, ScoreMemory
+from attnhook.capture.sites import Arrangement, Kernel, Queries
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
 from tests.models import TIMM, images
@@ -177,15 +178,63 @@ def test_calls_of_a_block_that_is_left_out_are_not_those_of_the_block_around_it(
         torch.testing.assert_close(outer.maps[0].rows[:, :, :1], both.maps["blocks.0"].rows[:, :, :1])
 
 
-def test_what_goes_wrong_in_recording_does_not_end_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = tower(), tokens()
-    monkeypatch.setattr(Operands, "detached", lambda self: 1 / 0)
+def fails(*_, **__) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "rows, kind, broken",
+    [
+        ("all", Kernel.SDPA, (Operands, "detached")),
+        ("all", Kernel.OPEN, (Operands, "detached")),
+        ("cls", Kernel.SDPA, (ScoreMemory, "take")),
+        ("cls", Kernel.SDPA, (interception, "sdpa_operands")),
+        ("cls", Kernel.OPEN, (AttentionSite, "arranged_operands")),
+    ],
+)
+def test_what_goes_wrong_in_recording_does_not_end_the_forward(
+    monkeypatch: pytest.MonkeyPatch, rows: str, kind: Kernel, broken
+) -> None:
+    model, x = tower(kind=kind), tokens()
+    monkeypatch.setattr(*broken, fails)
+    around = torch.enable_grad if broken[0] is interception else torch.no_grad
+    with around():
+        bare = model(x)
+        with AttentionCapture(model, rows=rows, layout=LAYOUT) as capture:
+            assert torch.equal(model(x), bare)
+    with pytest.raises(UnsupportedModelError, match=r"'blocks.0' could not be recorded: ZeroDivisionError"):
+        _ = capture.maps
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_what_goes_wrong_in_recording_an_encoder_layer_does_not_end_its_forward(
+    monkeypatch: pytest.MonkeyPatch, norm_first: bool
+) -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=norm_first).eval()
+    model, x = nn.Sequential(layer), tokens()
+    monkeypatch.setattr(encoder_layers, "_self_attention", fails)
     with torch.no_grad():
         bare = model(x)
         with AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
             assert torch.equal(model(x), bare)
-    with pytest.raises(UnsupportedModelError, match=r"'blocks.0' could not be recorded: ZeroDivisionError"):
+    with pytest.raises(UnsupportedModelError, match=r"'0.self_attn' could not be recorded: ZeroDivisionError"):
         _ = capture.maps
+
+
+def test_a_softmax_over_no_whole_number_of_images_is_not_that_of_the_module() -> None:
+    def merged(q, k, v):
+        torch.softmax(q.flatten(0, 1)[:3], dim=-1)  # of three of eight images' heads
+        return (torch.softmax((q @ k.mT * 8**-0.5).flatten(0, 1), dim=-1) @ v.flatten(0, 1)).view_as(v)
+
+    arrangement = {"arrangement": Arrangement.MERGED, "heads": 4}
+    register_adapter(
+        Tower, lambda model: ModelAnatomy(sites=(AttentionSite("blocks.0", model.blocks[0], **arrangement),))
+    )
+    model, x = Tower(merged), tokens()
+    with torch.no_grad(), AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
+        model(x)
+    assert len(capture.maps) == 1
+    torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2]))
 
 
 def test_a_patch_of_others_made_inside_a_context_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:

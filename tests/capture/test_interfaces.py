@@ -7,6 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from attnhook import AttentionCapture, AttentionSite, ModelAnatomy, register_adapter
 from attnhook.capture.sites import Kernel
+from attnhook.errors import UnsupportedModelError
 
 
 def by_hand(module, query, key, value, attention_mask, scaling=None, **_):
@@ -52,3 +53,14 @@ def test_the_mask_is_read_whether_it_comes_by_position_or_by_keyword(keywords: i
         assert torch.equal(model(x), bare)
     expected = (x @ x.mT * 0.5).masked_fill(~mask, -torch.inf).softmax(-1)
     torch.testing.assert_close(capture.maps[0].rows, expected, atol=1e-6, rtol=0)
+
+
+def test_operands_that_do_not_fit_each_other_are_refused_without_ending_the_forward() -> None:
+    def takes_a_padding_mask(module, query, key, value, attention_mask, **kwargs):
+        return by_hand(module, query, key, value, attention_mask[:, None, None, :], **kwargs)
+
+    model, x = Attention(takes_a_padding_mask, mask=torch.ones(2, 5)), queries()
+    with torch.no_grad(), capture_of(model) as capture:
+        model(x)
+    with pytest.raises(UnsupportedModelError, match="could not be recorded: RuntimeError: The expanded size"):
+        _ = capture.maps
