@@ -258,7 +258,7 @@ class _WatchMode(TorchFunctionMode):
 
 
 class OpenScope:
-    """Watches every torch call on this thread through a function mode."""
+    """Watches every torch call on this thread through a function mode; calls of attention modules inside its own are not told apart."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener

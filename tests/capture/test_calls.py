@@ -157,11 +157,13 @@ def test_operands_that_the_kernel_broadcasts(part: str, kind: Kernel, rows: str)
 class Nested(Attention):
     """Attention around attention; both are sites."""
 
-    def __init__(self):
+    def __init__(self, inner=None):
         super().__init__(call)
-        self.inner = Attention(call)
+        self.inner = inner or Attention(call)
 
     def forward(self, x):
+        if isinstance(self.inner, nn.MultiheadAttention):
+            return super().forward(x + self.inner(x, x, x, need_weights=False)[0])
         return super().forward(x + self.inner(x))
 
 
@@ -176,6 +178,23 @@ def test_calls_of_a_block_that_is_left_out_are_not_those_of_the_block_around_it(
             model(tokens())
         assert outer.maps.block_names == ("blocks.0",)
         torch.testing.assert_close(outer.maps[0].rows[:, :, :1], both.maps["blocks.0"].rows[:, :, :1])
+
+
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN, Kernel.MULTIHEAD])
+@pytest.mark.parametrize("blocks", [None, ["blocks.0"]])
+def test_calls_of_a_block_are_not_those_of_the_block_around_it(kind: Kernel, blocks) -> None:
+    outer = Nested(nn.MultiheadAttention(32, 4, batch_first=True) if kind is Kernel.MULTIHEAD else None)
+    kinds = {"blocks.0.inner": kind, "blocks.0": Kernel.SDPA}
+    register_adapter(
+        Tower,
+        lambda model: ModelAnatomy(tuple(AttentionSite(n, model.get_submodule(n), k) for n, k in kinds.items())),
+    )
+    model = Tower(call)
+    model.blocks[0] = outer
+    for rows in ("cls", "all"):
+        with torch.no_grad(), AttentionCapture(model, blocks=blocks, rows=rows, layout=LAYOUT) as capture:
+            model(tokens())
+        assert capture.maps.block_names == (tuple(kinds) if blocks is None else ("blocks.0",))
 
 
 def fails(*_, **__) -> None:
