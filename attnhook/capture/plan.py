@@ -52,6 +52,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
 
     Raises:
         UnsupportedModelError: If the model has no attention that could be captured.
+        NoReadoutError: If none of its attention has such rows.
     """
     inner = unwrapped(model)
     known = find_anatomy(inner)
@@ -66,7 +67,14 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     if layout is not None:
         anatomy = _with_layout(anatomy, layout)
     kind = _resolve_rows(inner, anatomy, rows)
-    sites = tuple(_with_holder(inner, site) for site in choose_blocks(_candidates(anatomy, kind), blocks))
+    candidates = _candidates(anatomy, kind)
+    if not candidates:
+        got = ", ".join(sorted({site.queries for site in anatomy.sites}))
+        raise NoReadoutError(
+            f"no attention of {type(inner).__name__} has such rows: rows={rows!r} expects {' or '.join(sorted(_asking(kind)))} as queries, got "
+            f"{got}. Use {_legal_rows(anatomy)}."
+        )
+    sites = tuple(_with_holder(inner, site) for site in choose_blocks(candidates, blocks))
     return CapturePlan(inner, anatomy, sites, kind, layout)
 
 
@@ -148,7 +156,7 @@ def _legal_rows(anatomy: ModelAnatomy) -> str:
     """The choices of `rows=` that have a meaning for a model, in words."""
     alike = any(site.tokens_of is None and site.queries in (Queries.TOKENS, Queries.PATCHES) for site in anatomy.sites)
     legal = [Rows.READOUT] if anatomy.readout.rows is not None else []
-    legal += [Rows.CLS] if anatomy.cls is not None else []
+    legal += [Rows.CLS] if anatomy.cls is not None and _candidates(anatomy, Rows.CLS) else []
     legal += [Rows.MEAN] if alike else []
     return "rows=" + " or ".join(repr(row.value) for row in [*legal, Rows.ALL])
 
@@ -177,10 +185,11 @@ def _with_holder(model: nn.Module, site: AttentionSite) -> AttentionSite:
 
 def _candidates(anatomy: ModelAnatomy, rows: RowsChoice) -> tuple[AttentionSite, ...]:
     """The sites that have such rows."""
-    asking = {
-        Rows.ALL: set(Queries),
-        Rows.POOL: {Queries.POOL},
-        Rows.CLS: {Queries.TOKENS, Queries.CLASS},
-    }
-    wanted = asking.get(rows, {Queries.TOKENS, Queries.PATCHES}) if isinstance(rows, Rows) else None
-    return tuple(site for site in anatomy.sites if site.queries in (wanted or {Queries.TOKENS, Queries.PATCHES}))
+    return tuple(site for site in anatomy.sites if site.queries in _asking(rows))
+
+
+def _asking(rows: RowsChoice) -> set[Queries]:
+    """Who asks where there are such rows."""
+    asking = {Rows.ALL: set(Queries), Rows.POOL: {Queries.POOL}, Rows.CLS: {Queries.TOKENS, Queries.CLASS}}
+    patches = {Queries.TOKENS, Queries.PATCHES}
+    return asking.get(rows, patches) if isinstance(rows, Rows) else patches

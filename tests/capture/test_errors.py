@@ -87,6 +87,17 @@ def test_rows_that_the_model_does_not_have() -> None:
         AttentionCapture(vit(), rows=[(1, 2, 3)])
 
 
+@pytest.mark.parametrize("blocks", [None, 1])
+@pytest.mark.parametrize("rows", ["mean", [0]])
+def test_rows_that_no_attention_of_the_model_has(rows, blocks) -> None:
+    import timm
+
+    model = timm.create_model("resnet50_clip", img_size=64)
+    words = r"expects patches or tokens as queries, got pool\. Use rows='readout' or 'all'\."
+    with pytest.raises(NoReadoutError, match=words):
+        AttentionCapture(model, rows=rows, blocks=blocks)
+
+
 def test_dropped_patches_leave_rows_and_no_grid() -> None:
     from timm.models.vision_transformer import VisionTransformer
 
