@@ -1,7 +1,7 @@
 """Sees the functions registered at transformers' attention interface, and reads those that call neither SDPA nor a softmax.
 
 The registered function is wrapped once for the process while a scope is open. A kernel which calls neither (a custom or compiled one) is seen
-with its operands, and those are believed only if they reproduce the kernel's own output.
+with its operands, and those are believed only if they reproduce the kernel's own output at a few queries.
 """
 
 import threading
@@ -165,17 +165,19 @@ def _heads_first(tensor: Tensor) -> Tensor:
 
 
 def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: str, dropout: float) -> None:
-    """Hold reconstructed rows against what an unseen kernel returned: row @ V must be its output."""
+    """Hold the first, middle and last reconstructed rows against what an unseen kernel returned: row @ V must be its output."""
     if dropout:
         raise UnsupportedModelError(
             f"the attention function {name!r} calls neither scaled_dot_product_attention nor softmax and applies dropout, so "
             "its rows cannot be checked. Call model.eval(), or load the model with attn_implementation='sdpa'."
         )
-    first = SoftmaxMatrix(call.detached()).rows(slice(0, 1))
+    last = call.query.shape[2] - 1
+    some = sorted({0, last // 2, last})
+    rows = SoftmaxMatrix(call.detached()).rows(some)
     with quiet_arithmetic(value.device.type):
-        groups = first.shape[1] // value.shape[1]
-        expected = (first @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
-        got = output.detach()[:, :1].float().flatten()
+        groups = rows.shape[1] // value.shape[1]
+        expected = (rows @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
+        got = (output.detach()[:, some] if output.shape[1] > last else output.detach()).float().flatten()
         low = torch.finfo(output.dtype).eps > 1e-6
         if got.shape != expected.shape or not torch.allclose(
             got, expected, rtol=2e-2 if low else 1e-3, atol=2e-2 if low else 1e-4

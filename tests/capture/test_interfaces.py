@@ -64,3 +64,17 @@ def test_operands_that_do_not_fit_each_other_are_refused_without_ending_the_forw
         model(x)
     with pytest.raises(UnsupportedModelError, match="could not be recorded: RuntimeError: The expanded size"):
         _ = capture.maps
+
+
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_a_function_is_checked_at_several_queries(row: int) -> None:
+    def differs(module, query, key, value, attention_mask, **kwargs):
+        output, _ = by_hand(module, query, key, value, attention_mask, **kwargs)
+        output[:, row] = value[:, :, row]
+        return output, None
+
+    model, x = Attention(differs), queries()
+    with torch.no_grad(), capture_of(model) as capture:
+        model(x)
+    with pytest.raises(UnsupportedModelError, match="does not compute softmax"):
+        _ = capture.maps
