@@ -15,7 +15,9 @@ from attnhook import (
     rollout,
 )
 from attnhook.capture import encoder_layers, interception
+from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.forwards import ForwardRecord, PlainCall, ScoreMemory
+from attnhook.capture.plan import make_plan
 from attnhook.capture.sites import Arrangement, Kernel, Queries
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
@@ -363,6 +365,20 @@ def test_the_grid_is_read_off_what_the_patch_embedding_gives(embedding, module, 
     record = ForwardRecord(input_size=(65, 41))
     record.saw_grid(torch.zeros(embedding), module)
     assert (record.grid, record.frames, record.patch_area) == (grid, frames, area)
+
+
+def test_calls_of_the_same_shape_may_want_different_numbers_of_rows() -> None:
+    memory, query = ScoreMemory(), torch.zeros(2, 4, 17, 8)
+    for rows, wanted in ((slice(0, 1), 1), (slice(None), 17), (slice(2, 4), 2)):
+        first = memory.take(query, rows, 9, 3)
+        assert [image.shape for image in memory.images[first : first + 2]] == [(4, wanted, 9)] * 2
+
+
+def test_a_grid_that_an_adapter_gives_as_a_list_is_one() -> None:
+    record = ForwardRecord()
+    record.saw_tokens(SeenTokens(grid=[4, 4], patch_area=[64, 64]))
+    layout = record.layout(make_plan(tower(), None, "all", None))
+    assert (layout, record.patch_area, record.input_size) == (LAYOUT, (64, 64), (64, 64))
 
 
 def test_all_plain_calls_of_a_forward_are_finished_by_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
