@@ -37,7 +37,7 @@ class SiteRecorder:
         self.site = site
         self.device = device
         self.record = ForwardRecord()  # replaced as each forward begins
-        self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, tensors replaced by their shapes
+        self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, floating tensors replaced by their shapes
         self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
         self._plain = site.plain and device is None and not plan.values

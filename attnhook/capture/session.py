@@ -262,9 +262,11 @@ class AttentionCapture:
                 raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
             record.drop_scores()
-            if self._stack is not None and record is self._records[-1]:
-                # What comes now, past the module at which forwards begin, is of another one.
-                self._begin(ForwardRecord())
+            if record is self._records[-1]:
+                self._forget_inputs()
+                if self._stack is not None:
+                    # What comes now, past the module at which forwards begin, is of another one.
+                    self._begin(ForwardRecord())
         return record.maps
 
     def _why_nothing(self) -> str:
@@ -295,8 +297,13 @@ class AttentionCapture:
     def clear(self) -> None:
         """Forget everything captured so far."""
         self._records.clear()
+        self._forget_inputs()
         self._begin(ForwardRecord())
         self._foreign_calls = 0
+
+    def _forget_inputs(self) -> None:
+        for recorder in self._recorders:
+            recorder.inputs = ()
 
     def __repr__(self) -> str:
         state = "open" if self._stack is not None else "closed"

@@ -81,7 +81,8 @@ class SeenCall:
     """What was seen around one attention call, for those who tell what its tokens are.
 
     Attributes:
-        inputs: The positional and then the keyword arguments of the site's `seen_module`, floating tensors replaced by their shapes.
+        inputs: The positional and then the keyword arguments of the site's `seen_module`, floating tensors replaced by their shapes
+            (in tuples, lists and dicts, too).
         input_size: Pixels of the images that went in, or None.
         grid: Patch rows and columns that the patch embedding gave, or None.
         queries: Number of queries of one batch entry.

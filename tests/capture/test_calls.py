@@ -18,7 +18,7 @@ from attnhook.capture import encoder_layers, interception
 from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.forwards import ForwardRecord, PlainCall, ScoreMemory
 from attnhook.capture.plan import make_plan
-from attnhook.capture.sites import Arrangement, Kernel, Queries
+from attnhook.capture.sites import Arrangement, Kernel, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
 from tests.models import TIMM, images
@@ -379,6 +379,27 @@ def test_a_grid_that_an_adapter_gives_as_a_list_is_one() -> None:
     record.saw_tokens(SeenTokens(grid=[4, 4], patch_area=[64, 64]))
     layout = record.layout(make_plan(tower(), None, "all", None))
     assert (layout, record.patch_area, record.input_size) == (LAYOUT, (64, 64), (64, 64))
+
+
+@pytest.mark.parametrize("freed", [AttentionCapture.clear, lambda capture: capture.maps])
+def test_inputs_that_tell_what_tokens_are_are_kept_as_shapes_and_no_longer_than_needed(freed) -> None:
+    class Takes(Attention):
+        def forward(self, x, *more, **named):
+            return super().forward(x)
+
+    def tokens_of(seen):
+        told.append(seen.inputs)
+        return SiteTokens(LAYOUT)
+
+    facts = {"tokens_of": tokens_of, "seen_module": (module := Takes(call))}
+    register_adapter(Takes, lambda model: ModelAnatomy((AttentionSite("", module, Kernel.SDPA, **facts),)))
+    x, ids, told = tokens(), torch.arange(3), []
+    shape = x.shape
+    with torch.no_grad(), AttentionCapture(module, rows="all") as capture:
+        module(x, (x, [x, 1]), ids, named={"states": x, "ids": ids})
+        assert told == [(shape, (shape, [shape, 1]), ids, {"states": shape, "ids": ids})]
+        freed(capture)
+        assert all(recorder.inputs == () for recorder in capture._recorders)
 
 
 def test_all_plain_calls_of_a_forward_are_finished_by_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
