@@ -58,7 +58,9 @@ class SiteRecorder:
         self.refused(unforeseen)
 
     def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Keep the scores of the commonest call by the fewest operations: a few float32 rows, no mask, no autograd, no autocast.
+        """Keep the scores of the commonest call by the fewest operations: a few float32 rows, no mask, no autograd.
+
+        Autocast may be on: it leaves products that are written into given memory in float32.
 
         Args:
             args: Of `scaled_dot_product_attention`.

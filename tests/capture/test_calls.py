@@ -323,6 +323,20 @@ def test_a_plain_call_goes_the_short_way_and_others_do_not() -> None:
         torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2])[:, :, :1])
 
 
+def test_a_plain_call_of_float32_operands_is_computed_in_float32_under_autocast() -> None:
+    seen = []
+
+    def in_float32(q, k, v):
+        seen.append((q.float(), k.float()))
+        return call(*seen[-1], v.float())
+
+    with torch.no_grad(), AttentionCapture(tower(in_float32), layout=LAYOUT) as capture:
+        with torch.autocast("cpu", torch.bfloat16):
+            capture.plan.model(tokens())
+        assert isinstance(capture._records[-1].calls[0][1], PlainCall)
+    torch.testing.assert_close(capture.maps[0].rows, explicit(*seen[0])[:, :, :1], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
 def test_the_class_tokens_row_is_where_class_attention_has_it(kind: Kernel) -> None:
     """Class attention of two special tokens, the class token second among the queries and first among the keys."""
