@@ -75,8 +75,8 @@ class ModelAnatomy:
         distillation: Whether there is a distillation token after the class token.
         suffix: Number of tokens behind the patches.
         readout: What the head reads.
-        image_module: The module whose first four-dimensional input is the image batch, `(batch, channels, height, width)`.
-        grid_module: The module whose output is the patch embedding, `(batch, width, h, w)`.
+        image_module: The module whose first input of four or five dimensions is the image or video batch, `(batch, ..., height, width)`.
+        grid_module: The module whose output is the patch embedding, `(batch, width, h, w)` or `(batch, width, frames, h, w)`.
         token_module: The module whose call says which patches were kept, or how many there are, where the patch embedding cannot.
         tokens_of: Turns that call `(args, kwargs, output)` into `SeenTokens`.
     """

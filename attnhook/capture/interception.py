@@ -1,6 +1,6 @@
 """Sees the attention calls of modules while they run, and hands over their operands.
 
-Four ways, from cheap to thorough, one a `Kernel`:
+Five ways, one a `Kernel`:
 
 - SDPA: while a capture is open `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every call on and finds
   on the call stack which module made it. No hook on the module, and no function mode, which would cost a Python call for every torch call
@@ -9,6 +9,7 @@ Four ways, from cheap to thorough, one a `Kernel`:
 - INTERFACE: the same, and the function registered at transformers' attention interface is wrapped: see `interfaces`.
 - MULTIHEAD: nothing is opened. An `nn.MultiheadAttention` is read from its own inputs and weights after it ran, because an open mode
   would switch its fast path off and move its output.
+- ENCODER_LAYER: as SDPA, for the functions through which an `nn.TransformerEncoderLayer` calls its kernels: see `encoder_layers`.
 
 Dynamo: a scope must not be traced; sessions run compiled modules eagerly.
 """

@@ -1,7 +1,9 @@
 """What one capture is going to record: `blocks=`, `rows=`, `layout=` resolved against the model's anatomy, before anything runs."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import SupportsIndex
 
 import torch
 from torch import nn
@@ -161,20 +163,35 @@ def _legal_rows(anatomy: ModelAnatomy) -> str:
     return "rows=" + " or ".join(repr(row.value) for row in [*legal, Rows.ALL])
 
 
-def _chosen(rows: Sequence[int | PatchIndex]) -> tuple[int | PatchIndex, ...]:
+def _chosen(rows: Iterable[SupportsIndex | Sequence[SupportsIndex]]) -> tuple[int | PatchIndex, ...]:
+    kinds = [*map(str, Rows)]
+    try:
+        listed = [*rows]
+    except TypeError:
+        raise ValueError(
+            f"bad rows={rows!r}: expected one of {kinds}, or a sequence. For one token, pass [index]."
+        ) from None
     chosen: list[int | PatchIndex] = []
-    for row in rows:
-        if isinstance(row, int) and not isinstance(row, bool):
-            chosen.append(row)
-        elif isinstance(row, Sequence) and len(row) == 2:
-            chosen.append((int(row[0]), int(row[1])))
-        else:
+    for row in listed:
+        try:
+            chosen.append(_patch(*row) if isinstance(row, Sequence) else _token(row))
+        except TypeError:
             raise ValueError(
-                f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {[*map(str, Rows)]}."
-            )
+                f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {kinds}."
+            ) from None
     if not chosen:
         raise ValueError("rows=[] keeps nothing: expected at least one token index or (row, column) patch.")
     return tuple(chosen)
+
+
+def _token(index: SupportsIndex) -> int:
+    if isinstance(index, bool):
+        raise TypeError("a bool is no index")
+    return operator.index(index)
+
+
+def _patch(row: SupportsIndex, column: SupportsIndex) -> PatchIndex:
+    return _token(row), _token(column)
 
 
 def _with_holder(model: nn.Module, site: AttentionSite) -> AttentionSite:

@@ -1,5 +1,6 @@
 """Every error of a capture says what failed, with the numbers."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,8 +84,20 @@ def test_rows_that_the_model_does_not_have() -> None:
         AttentionCapture(vit(), rows="clas")
     with pytest.raises(ValueError, match="keeps nothing"):
         AttentionCapture(vit(), rows=[])
-    with pytest.raises(ValueError, match="bad row"):
-        AttentionCapture(vit(), rows=[(1, 2, 3)])
+    for bad in ((1, 2, 3), True, 1.5, "12", (0, "1"), torch.tensor(1.5)):
+        with pytest.raises(ValueError, match="bad row "):
+            AttentionCapture(vit(), rows=[bad])
+    for bad in (5, None):
+        with pytest.raises(ValueError, match=f"bad rows={bad}: expected one of .* or a sequence"):
+            AttentionCapture(vit(), rows=bad)
+
+
+def test_rows_may_be_integers_of_any_library() -> None:
+    for rows in (np.array([1, 2]), [np.int64(1), 2], torch.tensor([1, 2]), range(1, 3)):
+        plan = AttentionCapture(vit(), rows=rows).plan
+        assert plan.rows == (1, 2)
+        assert all(type(row) is int for row in plan.rows)
+    assert AttentionCapture(vit(), rows=[(np.int64(1), 2)]).plan.rows == ((1, 2),)
 
 
 @pytest.mark.parametrize("blocks", [None, 1])
