@@ -15,9 +15,10 @@ from torch import Tensor
 from attnhook.attribution.row_measures import row_divergence
 from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, token_table
 from attnhook.capture.adapters import Readout
+from attnhook.capture.operands import quiet_arithmetic
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import Queries
-from attnhook.capture.softmax_matrix import SoftmaxMatrix, quiet_arithmetic
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import AttnhookError
 from attnhook.options import Rows

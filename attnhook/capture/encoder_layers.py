@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnhook.capture.interception import Listener, WatchedFunction
-from attnhook.capture.softmax_matrix import Operands
+from attnhook.capture.operands import Operands
 from attnhook.errors import UnsupportedModelError
 
 ENCODER_LAYER = WatchedFunction(torch, "_transformer_encoder_layer_fwd")

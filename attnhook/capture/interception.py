@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attnhook.capture.following import Outcome
-from attnhook.capture.softmax_matrix import Operands
+from attnhook.capture.operands import Operands
 from attnhook.errors import UnsupportedModelError
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from attnhook.capture.adapters import class_of
 from attnhook.capture.following import Outcome
 from attnhook.capture.interception import Listener, OpenScope, lock
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
+from attnhook.capture.operands import Operands, quiet_arithmetic
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import UnsupportedModelError
 
 

@@ -11,10 +11,11 @@ from attnhook.capture.following import KeptGradients, Outcome, follow, follow_we
 from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, PlainCall, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands, multihead_outcome
+from attnhook.capture.operands import Operands, quiet_arithmetic
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import Rows
 

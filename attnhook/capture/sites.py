@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.operands import Operands
 from attnhook.capture.packing import PackedLayout
-from attnhook.capture.softmax_matrix import Operands
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Size

@@ -17,9 +17,10 @@ from attnhook import (
 from attnhook.capture import encoder_layers, interception
 from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.forwards import ForwardRecord, PlainCall, ScoreMemory
+from attnhook.capture.operands import Operands
 from attnhook.capture.plan import make_plan
 from attnhook.capture.sites import Arrangement, Kernel, Queries, SiteTokens
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
 from tests.models import TIMM, images
 
