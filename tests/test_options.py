@@ -15,7 +15,8 @@ import attnhook
 from attnhook import AttentionCapture, ImageGeometry, attention_statistics, heatmap, overlay, raw_attention, rollout
 from attnhook.attribution.statistics import Averaged
 from attnhook.capture.adapters import Readout
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
+from attnhook.capture.operands import Operands
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.imaging.rounding import CropRounding
 from attnhook.options import HeadFusion, Interpolation, Rows, Scale, choose
 from tests.models import TIMM, images

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.attention_gradient import AttentionGradient
+from attnhook.capture.operands import quiet_arithmetic
 from attnhook.capture.records import BlockAttention
-from attnhook.capture.softmax_matrix import BUDGET_BYTES, quiet_arithmetic
+from attnhook.capture.softmax_matrix import BUDGET_BYTES
 from attnhook.errors import GradientsNotKeptError
 
 

@@ -13,8 +13,9 @@ from attnhook.attribution.discarding import Discard
 from attnhook.attribution.raw_maps import fuse_heads
 from attnhook.attribution.readouts import check_whole_matrices, common_layout, first_row, followed_blocks
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.operands import quiet_arithmetic
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.softmax_matrix import SoftmaxMatrix, quiet_arithmetic
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.options import HeadFusion, HeadsOption, choose
 
 

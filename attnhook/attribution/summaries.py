@@ -16,9 +16,10 @@ from attnhook.attribution.row_measures import head_divergence
 from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, distinct_entries, token_table
 from attnhook.capture.adapters import Readout
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.operands import quiet_arithmetic
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import Queries
-from attnhook.capture.softmax_matrix import SoftmaxMatrix, quiet_arithmetic
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import AttnhookError
 from attnhook.options import Rows

@@ -75,8 +75,8 @@ class ModelAnatomy:
         distillation: Whether there is a distillation token after the class token.
         suffix: Number of tokens behind the patches.
         readout: What the head reads.
-        image_module: The module whose first four-dimensional input is the image batch, `(batch, channels, height, width)`.
-        grid_module: The module whose output is the patch embedding, `(batch, width, h, w)`.
+        image_module: The module whose first input of four or five dimensions is the image or video batch, `(batch, ..., height, width)`.
+        grid_module: The module whose output is the patch embedding, `(batch, width, h, w)` or `(batch, width, frames, h, w)`.
         token_module: The module whose call says which patches were kept, or how many there are, where the patch embedding cannot.
         tokens_of: Turns that call `(args, kwargs, output)` into `SeenTokens`.
     """
@@ -231,7 +231,8 @@ def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tup
 
     Args:
         model: The model.
-        blocks: Names, a predicate over names, or anything else for "what can be recognised".
+        blocks: Names; a predicate, which may choose among all modules where it chooses none of those that can be recognised; or anything
+            else for those.
         by_code: Whether modules whose code calls a softmax are recognised too, and not only every `nn.MultiheadAttention`.
 
     Returns:
@@ -240,23 +241,18 @@ def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tup
     Raises:
         UnknownBlockError: If a name does not exist.
     """
-    modules = dict(model.named_modules())
-    if callable(blocks):
-        chosen = [name for name in modules if name and blocks(name)]
-    elif isinstance(blocks, str):
-        chosen = [blocks]
-    elif isinstance(blocks, Sequence) and blocks and all(isinstance(block, str) for block in blocks):
-        chosen = [str(block) for block in blocks]
-    else:
-        return tuple(
-            AttentionSite(name, module, guessed=not isinstance(module, nn.MultiheadAttention))
-            for name, module in modules.items()
-            if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module))
-        )
-    for name in chosen:
-        if name not in modules:
-            raise UnknownBlockError(f"unknown block {name!r}: {type(model).__name__} has no module of that name.")
-    return tuple(AttentionSite(name, modules[name]) for name in chosen)
+    if isinstance(blocks, str) or (
+        isinstance(blocks, Sequence) and len(blocks) > 0 and all(isinstance(block, str) for block in blocks)
+    ):
+        return choose_blocks([AttentionSite(name, module) for name, module in model.named_modules()], blocks)
+    recognised = tuple(
+        AttentionSite(name, module, guessed=not isinstance(module, nn.MultiheadAttention))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module))
+    )
+    if callable(blocks) and not any(blocks(site.name) for site in recognised):  # their code does not show it
+        return tuple(AttentionSite(name, module) for name, module in model.named_modules() if name)
+    return recognised
 
 
 def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple[AttentionSite, ...]:

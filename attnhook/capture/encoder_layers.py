@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnhook.capture.interception import Listener, WatchedFunction
-from attnhook.capture.softmax_matrix import Operands
+from attnhook.capture.operands import Operands
 from attnhook.errors import UnsupportedModelError
 
 ENCODER_LAYER = WatchedFunction(torch, "_transformer_encoder_layer_fwd")
@@ -23,8 +23,7 @@ def tell_layer(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]
     norm_first, eps, norm_weight, norm_bias = args[8:12]
     mask, mask_type = args[18:20]
     if source.is_nested:
-        listener.refused(_nested())
-        return
+        raise _nested()
     with torch.no_grad():
         tokens = F.layer_norm(source, (width,), norm_weight, norm_bias, eps) if norm_first else source
         listener.operands(_self_attention(tokens, heads, weight, bias, mask, mask_type), "encoder layer")
@@ -34,8 +33,7 @@ def tell_multihead(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, 
     """Tell a listener of a call of `torch._native_multi_head_attention`, which is always self-attention."""
     tokens, _, _, _, heads, weight, bias, _, _, mask, _, _, mask_type = args
     if tokens.is_nested:
-        listener.refused(_nested())
-        return
+        raise _nested()
     with torch.no_grad():
         listener.operands(_self_attention(tokens, heads, weight, bias, mask, mask_type), "multihead")
 

@@ -107,10 +107,6 @@ class ComputedRows:
         rows = torch.exp2_(self._logits(part, buffer, shifted=not self._is_bounded()))
         return rows, self._nonzero(rows.sum(dim=-1))
 
-    def entropy(self, part: Part, buffer: Tensor, second: Tensor) -> Tensor:
-        """Entropy of rows in nats, as `spread` gives it: `(heads, rows)` float64."""
-        return self.spread(part, buffer, second)[0]
-
     def spread(self, part: Part, buffer: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Entropy of rows in nats, from logits and row sums: no logarithm of the matrix. The rows come with it.
 
@@ -204,10 +200,6 @@ class DenseRows:
     def exponentials(self, part: Part, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows, `(heads, rows, keys)`, and None: they need no division."""
         return _shaped(buffer, part, self.keys).copy_(self._matrix[part.heads, part.queries]), None
-
-    def entropy(self, part: Part, buffer: Tensor, second: Tensor) -> Tensor:
-        """Entropy of rows in nats: `(heads, rows)` float64."""
-        return self.spread(part, buffer, second)[0]
 
     def spread(self, part: Part, buffer: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Entropy of rows in nats, `(heads, rows)` float64, the rows in `second`, and None for their sums."""

@@ -21,6 +21,7 @@ from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
+from attnhook.capture.storage import size
 from attnhook.errors import AttnhookError, BlockNotCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Size
 
@@ -130,7 +131,7 @@ class ScoreMemory:
             Which of `images` is the call's first; they are of the query's dtype and device, with nothing in them yet.
         """
         shape = query.shape
-        kind = (shape, keys, query.device, _is_inference_mode_enabled())
+        kind = (shape, keys, rows, query.device, _is_inference_mode_enabled())
         first = self._taken
         if kind != self._kind or first == len(self.images):
             self._kind, first = kind, 0
@@ -203,8 +204,8 @@ class ForwardRecord:
         """Take over what the token module showed."""
         self.tokens = tokens
         if tokens.grid is not None:
-            self.grid, self.patch_area = tokens.grid, tokens.patch_area
-            self.input_size = self.input_size or tokens.patch_area
+            self.grid, self.patch_area = size(tokens.grid), size(tokens.patch_area)
+            self.input_size = self.input_size or self.patch_area
 
     def saw_grid(self, embedding: Any, module: nn.Module) -> None:
         """Read the patch grid off the patch embedding's output, `(batch, width, h, w)` or `(batch, width, frames, h, w)`."""

@@ -73,10 +73,16 @@ class SeesInputs(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the inputs, of floating-point tensors only the shapes."""
         if self._listens():
-            values = (*args, *kwargs.values())
-            self._recorder.inputs = tuple(
-                v.shape if isinstance(v, Tensor) and v.is_floating_point() else v for v in values
-            )
+            self._recorder.inputs = _shapes((*args, *kwargs.values()))
+
+
+def _shapes(value: Any) -> Any:
+    """The same with shapes instead of floating-point tensors, in tuples, lists and dicts, too."""
+    if isinstance(value, Tensor):
+        return value.shape if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(map(_shapes, value))
+    return {key: _shapes(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 class ReadsMultihead(_Hook):

@@ -1,6 +1,6 @@
 """Sees the attention calls of modules while they run, and hands over their operands.
 
-Four ways, from cheap to thorough, one a `Kernel`:
+Five ways, one a `Kernel`:
 
 - SDPA: while a capture is open `torch.nn.functional.scaled_dot_product_attention` points to a function that passes every call on and finds
   on the call stack which module made it. No hook on the module, and no function mode, which would cost a Python call for every torch call
@@ -9,6 +9,7 @@ Four ways, from cheap to thorough, one a `Kernel`:
 - INTERFACE: the same, and the function registered at transformers' attention interface is wrapped: see `interfaces`.
 - MULTIHEAD: nothing is opened. An `nn.MultiheadAttention` is read from its own inputs and weights after it ran, because an open mode
   would switch its fast path off and move its output.
+- ENCODER_LAYER: as SDPA, for the functions through which an `nn.TransformerEncoderLayer` calls its kernels: see `encoder_layers`.
 
 Dynamo: a scope must not be traced; sessions run compiled modules eagerly.
 """
@@ -26,12 +27,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attnhook.capture.following import Outcome
-from attnhook.capture.softmax_matrix import Operands
-from attnhook.errors import AttnhookError, UnsupportedModelError
+from attnhook.capture.operands import Operands
+from attnhook.errors import UnsupportedModelError
 
 
 class Listener(Protocol):
-    """What is told about attention calls. All arguments by reference; the listener copies what it keeps."""
+    """What is told about attention calls. All arguments by reference; the listener copies what it keeps.
+
+    What goes wrong while it is told ends in `refused`, never in the model's forward.
+    """
 
     def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
         """An attention call with these operands ran, and this came out, where that was seen."""
@@ -39,8 +43,8 @@ class Listener(Protocol):
     def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """A call with these arguments of scaled_dot_product_attention ran; False if it is to be told as operands instead."""
 
-    def refused(self, error: AttnhookError) -> None:
-        """An attention call ran that cannot be recorded; the forward goes on, and reading the maps raises this."""
+    def refused(self, error: Exception) -> None:
+        """An attention call ran that could not be recorded; the forward goes on, and reading the maps says why."""
 
     def logits(self, scores: Tensor, weights: Tensor) -> None:
         """A softmax over the last dimension of `scores`, `(..., queries, keys)`, gave `weights`, which are still in the autograd graph."""
@@ -103,12 +107,8 @@ def _broadcast(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-    try:
-        call = sdpa_operands(*args, **kwargs)
-    except UnsupportedModelError as error:
-        listener.refused(error)
-    else:
-        listener.operands(call, "scaled_dot_product_attention", _outcome(output, *args, **kwargs))
+    call = sdpa_operands(*args, **kwargs)
+    listener.operands(call, "scaled_dot_product_attention", _outcome(output, *args, **kwargs))
 
 
 def _outcome(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
@@ -161,7 +161,10 @@ class FunctionWatch:
             return
         listener = self._listeners[first]
         if listener is not None and self._listens():
-            self._tell(listener, args, kwargs, output)
+            try:
+                self._tell(listener, args, kwargs, output)
+            except Exception as error:
+                listener.refused(error)
 
 
 lock = threading.Lock()
@@ -241,10 +244,13 @@ class _WatchMode(TorchFunctionMode):
         result = func(*args, **kwargs) if kwargs else func(*args)
         if func is _BUILTIN_SDPA or func in _SOFTMAXES:
             with torch._C.DisableTorchFunction():  # an outer capture's mode must not see our own softmax
-                if func is _BUILTIN_SDPA:
-                    _report(self.listener, args, kwargs or {}, result)
-                else:
-                    self._softmax(result, *args, **(kwargs or {}))
+                try:
+                    if func is _BUILTIN_SDPA:
+                        _report(self.listener, args, kwargs or {}, result)
+                    else:
+                        self._softmax(result, *args, **(kwargs or {}))
+                except Exception as error:
+                    self.listener.refused(error)
         return result
 
     def _softmax(self, weights: Tensor, input: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
@@ -253,7 +259,7 @@ class _WatchMode(TorchFunctionMode):
 
 
 class OpenScope:
-    """Watches every torch call on this thread through a function mode."""
+    """Watches every torch call on this thread through a function mode; calls of attention modules inside its own are not told apart."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener

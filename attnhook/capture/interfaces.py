@@ -1,12 +1,11 @@
 """Sees the functions registered at transformers' attention interface, and reads those that call neither SDPA nor a softmax.
 
 The registered function is wrapped once for the process while a scope is open. A kernel which calls neither (a custom or compiled one) is seen
-with its operands, and those are believed only if they reproduce the kernel's own output.
+with its operands, and those are believed only if they reproduce the kernel's own output at a few queries.
 """
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from attnhook.capture.adapters import class_of
 from attnhook.capture.following import Outcome
 from attnhook.capture.interception import Listener, OpenScope, lock
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
-from attnhook.errors import AttnhookError, UnsupportedModelError
+from attnhook.capture.operands import Operands, quiet_arithmetic
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
+from attnhook.errors import UnsupportedModelError
 
 
 class _OpenScopes(threading.local):
@@ -48,7 +48,7 @@ class InterfaceScope:
         self._seen += 1
         self._listener.operands(call, kernel, outcome)
 
-    def refused(self, error: AttnhookError) -> None:
+    def refused(self, error: Exception) -> None:
         """Pass it on, and remember that something was seen."""
         self._seen += 1
         self._listener.refused(error)
@@ -94,40 +94,36 @@ class InterfaceScope:
             return None
         seen = self._seen
 
-        def finish(  # noqa: PLR0917 (the function's own arguments)
-            query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any], output: Any
-        ) -> None:
-            if self._seen == seen:
+        def finish(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._seen != seen:
+                return
+            try:
                 with torch._C.DisableTorchFunction():  # our own softmax is not the model's
-                    call_of = partial(_interface_operands, query, key, mask, kwargs, self._name)
-                    self._reconstruct(call_of, value, kwargs, output[0])
+                    self._reconstruct(dict(zip(_ARGUMENTS, args, strict=False)) | kwargs, output[0])
+            except Exception as error:
+                self.refused(error)
 
         return finish
 
-    def _reconstruct(
-        self, call_of: Callable[[], Operands], value: Tensor, kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        try:
-            call = call_of()
-            _check_against_output(call, value, output, self._name, kwargs.get("dropout", 0.0))
-        except UnsupportedModelError as error:
-            self.refused(error)
-        else:
-            self._listener.operands(call, self._name, Outcome(value, output, arrange=_heads_first))
+    def _reconstruct(self, given: dict[str, Any], output: Tensor) -> None:
+        call, value = _interface_operands(given, self._name), given["value"]
+        _check_against_output(call, value, output, self._name, given.get("dropout", 0.0))
+        self._listener.operands(call, self._name, Outcome(value, output, arrange=_heads_first))
 
 
+_ARGUMENTS = ("module", "query", "key", "value", "attention_mask")  # of every registered function
 _wrapped: dict[tuple[int, str], tuple[int, Any]] = {}  # open scopes on all threads, what the mapping held before
 
 
 def _watched(function: Callable[..., Any], name: tuple[int, str]) -> Callable[..., Any]:
     """`function`, wrapped once for the process: it tells the scopes that are open on the calling thread."""
 
-    def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, **kwargs: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         told = [scope.after_call(name) for scope in tuple(_open_here.scopes)]
-        result = function(module, query, key, value, mask, **kwargs)
+        result = function(*args, **kwargs)
         for finish in told:
             if finish is not None:
-                finish(query, key, value, mask, kwargs, result)
+                finish(args, kwargs, result)
         return result
 
     return watched
@@ -144,13 +140,14 @@ def _interface_of(module: nn.Module) -> tuple[Any, str]:
     return interface, module.config._attn_implementation  # type: ignore[union-attr, return-value]
 
 
-def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any], name: str) -> Operands:
+def _interface_operands(given: dict[str, Any], name: str) -> Operands:
+    mask = given.get("attention_mask")
     if mask is not None and not isinstance(mask, Tensor):
         raise UnsupportedModelError(
             f"the attention function {name!r} got a mask of type {type(mask).__name__}: expected a tensor or None. "
             "Load the model with attn_implementation='sdpa'."
         )
-    bias = kwargs.get("position_bias")
+    bias = given.get("position_bias")
     if bias is not None:
         mask = (
             bias
@@ -159,7 +156,8 @@ def _interface_operands(query: Tensor, key: Tensor, mask: Any, kwargs: dict[str,
             if mask.dtype is torch.bool
             else bias + mask
         )
-    return Operands(query, key, kwargs.get("scaling"), mask, bool(kwargs.get("is_causal", False)))
+    causal = bool(given.get("is_causal", False))
+    return Operands(given["query"], given["key"], given.get("scaling"), mask, causal)
 
 
 def _heads_first(tensor: Tensor) -> Tensor:
@@ -168,17 +166,19 @@ def _heads_first(tensor: Tensor) -> Tensor:
 
 
 def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: str, dropout: float) -> None:
-    """Hold reconstructed rows against what an unseen kernel returned: row @ V must be its output."""
+    """Hold the first, middle and last reconstructed rows against what an unseen kernel returned: row @ V must be its output."""
     if dropout:
         raise UnsupportedModelError(
             f"the attention function {name!r} calls neither scaled_dot_product_attention nor softmax and applies dropout, so "
             "its rows cannot be checked. Call model.eval(), or load the model with attn_implementation='sdpa'."
         )
-    first = SoftmaxMatrix(call.detached()).rows(slice(0, 1))
+    last = call.query.shape[2] - 1
+    some = sorted({0, last // 2, last})
+    rows = SoftmaxMatrix(call.detached()).rows(some)
     with quiet_arithmetic(value.device.type):
-        groups = first.shape[1] // value.shape[1]
-        expected = (first @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
-        got = output.detach()[:, :1].float().flatten()
+        groups = rows.shape[1] // value.shape[1]
+        expected = (rows @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
+        got = (output.detach()[:, some] if output.shape[1] > last else output.detach()).float().flatten()
         low = torch.finfo(output.dtype).eps > 1e-6
         if got.shape != expected.shape or not torch.allclose(
             got, expected, rtol=2e-2 if low else 1e-3, atol=2e-2 if low else 1e-4

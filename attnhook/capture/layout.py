@@ -161,7 +161,7 @@ class TokenLayout:
         return grid.scatter(-1, index, patches)
 
     def token_of(self, patch: PatchIndex) -> int:
-        """Index in the sequence of the patch at `(row, column)`; negative numbers count from the end.
+        """Index in the sequence of the patch at `(row, column)`, in a video of its first frame; negative numbers count from the end.
 
         Args:
             patch: Row and column on the grid.

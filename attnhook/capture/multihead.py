@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnhook.capture.following import Outcome
-from attnhook.capture.softmax_matrix import Operands
+from attnhook.capture.operands import Operands
 from attnhook.errors import UnsupportedModelError
 
 _ARGUMENTS = (

@@ -1,7 +1,9 @@
 """What one capture is going to record: `blocks=`, `rows=`, `layout=` resolved against the model's anatomy, before anything runs."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import SupportsIndex
 
 import torch
 from torch import nn
@@ -52,10 +54,12 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
 
     Raises:
         UnsupportedModelError: If the model has no attention that could be captured.
+        NoReadoutError: If none of its attention has such rows.
     """
     inner = unwrapped(model)
     known = find_anatomy(inner)
-    anatomy = ModelAnatomy(sites=guess_sites(inner, blocks, by_code=layout is not None)) if known is None else known
+    by_code = layout is not None or callable(blocks)
+    anatomy = ModelAnatomy(sites=guess_sites(inner, blocks, by_code=by_code)) if known is None else known
     if not anatomy.sites:
         raise UnsupportedModelError(
             f"{type(inner).__name__} has no attention that attnhook knows: expected a model of timm, transformers or torchvision, "
@@ -65,9 +69,14 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     if layout is not None:
         anatomy = _with_layout(anatomy, layout)
     kind = _resolve_rows(inner, anatomy, rows)
-    if known is None and not isinstance(blocks, int):
-        blocks = None  # they chose the sites
-    sites = tuple(_with_holder(inner, site) for site in choose_blocks(_candidates(anatomy, kind), blocks))
+    candidates = _candidates(anatomy, kind)
+    if not candidates:
+        got = ", ".join(sorted({site.queries for site in anatomy.sites}))
+        raise NoReadoutError(
+            f"no attention of {type(inner).__name__} has such rows: rows={rows!r} expects {' or '.join(sorted(_asking(kind)))} as queries, got "
+            f"{got}. Use {_legal_rows(anatomy)}."
+        )
+    sites = tuple(_with_holder(inner, site) for site in choose_blocks(candidates, blocks))
     return CapturePlan(inner, anatomy, sites, kind, layout)
 
 
@@ -149,25 +158,40 @@ def _legal_rows(anatomy: ModelAnatomy) -> str:
     """The choices of `rows=` that have a meaning for a model, in words."""
     alike = any(site.tokens_of is None and site.queries in (Queries.TOKENS, Queries.PATCHES) for site in anatomy.sites)
     legal = [Rows.READOUT] if anatomy.readout.rows is not None else []
-    legal += [Rows.CLS] if anatomy.cls is not None else []
+    legal += [Rows.CLS] if anatomy.cls is not None and _candidates(anatomy, Rows.CLS) else []
     legal += [Rows.MEAN] if alike else []
     return "rows=" + " or ".join(repr(row.value) for row in [*legal, Rows.ALL])
 
 
-def _chosen(rows: Sequence[int | PatchIndex]) -> tuple[int | PatchIndex, ...]:
+def _chosen(rows: Iterable[SupportsIndex | Sequence[SupportsIndex]]) -> tuple[int | PatchIndex, ...]:
+    kinds = [*map(str, Rows)]
+    try:
+        listed = [*rows]
+    except TypeError:
+        raise ValueError(
+            f"bad rows={rows!r}: expected one of {kinds}, or a sequence. For one token, pass [index]."
+        ) from None
     chosen: list[int | PatchIndex] = []
-    for row in rows:
-        if isinstance(row, int) and not isinstance(row, bool):
-            chosen.append(row)
-        elif isinstance(row, Sequence) and len(row) == 2:
-            chosen.append((int(row[0]), int(row[1])))
-        else:
+    for row in listed:
+        try:
+            chosen.append(_patch(*row) if isinstance(row, Sequence) else _token(row))
+        except TypeError:
             raise ValueError(
-                f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {[*map(str, Rows)]}."
-            )
+                f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {kinds}."
+            ) from None
     if not chosen:
         raise ValueError("rows=[] keeps nothing: expected at least one token index or (row, column) patch.")
     return tuple(chosen)
+
+
+def _token(index: SupportsIndex) -> int:
+    if isinstance(index, bool):
+        raise TypeError("a bool is no index")
+    return operator.index(index)
+
+
+def _patch(row: SupportsIndex, column: SupportsIndex) -> PatchIndex:
+    return _token(row), _token(column)
 
 
 def _with_holder(model: nn.Module, site: AttentionSite) -> AttentionSite:
@@ -178,10 +202,11 @@ def _with_holder(model: nn.Module, site: AttentionSite) -> AttentionSite:
 
 def _candidates(anatomy: ModelAnatomy, rows: RowsChoice) -> tuple[AttentionSite, ...]:
     """The sites that have such rows."""
-    asking = {
-        Rows.ALL: set(Queries),
-        Rows.POOL: {Queries.POOL},
-        Rows.CLS: {Queries.TOKENS, Queries.CLASS},
-    }
-    wanted = asking.get(rows, {Queries.TOKENS, Queries.PATCHES}) if isinstance(rows, Rows) else None
-    return tuple(site for site in anatomy.sites if site.queries in (wanted or {Queries.TOKENS, Queries.PATCHES}))
+    return tuple(site for site in anatomy.sites if site.queries in _asking(rows))
+
+
+def _asking(rows: RowsChoice) -> set[Queries]:
+    """Who asks where there are such rows."""
+    asking = {Rows.ALL: set(Queries), Rows.POOL: {Queries.POOL}, Rows.CLS: {Queries.TOKENS, Queries.CLASS}}
+    patches = {Queries.TOKENS, Queries.PATCHES}
+    return asking.get(rows, patches) if isinstance(rows, Rows) else patches

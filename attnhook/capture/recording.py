@@ -11,10 +11,11 @@ from attnhook.capture.following import KeptGradients, Outcome, follow, follow_we
 from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, PlainCall, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands, multihead_outcome
+from attnhook.capture.operands import Operands, quiet_arithmetic
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix, quiet_arithmetic
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import Rows
 
@@ -37,7 +38,7 @@ class SiteRecorder:
         self.site = site
         self.device = device
         self.record = ForwardRecord()  # replaced as each forward begins
-        self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, tensors replaced by their shapes
+        self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, floating tensors replaced by their shapes
         self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
         self._plain = site.plain and device is None and not plan.values
@@ -45,14 +46,10 @@ class SiteRecorder:
         self._of_sequence = site.queries is Queries.TOKENS and site.tokens_of is None
         self._sites = len(plan.sites)
 
-    def refused(self, error: AttnhookError) -> None:
-        """Remember why a call could not be recorded."""
-        self.record.errors.setdefault(self.site.name, error)
-
-    def _failed(self, error: Exception) -> None:
-        """Keep for whoever reads the maps what went wrong in recording, which must not end the model's forward."""
+    def refused(self, error: Exception) -> None:
+        """Keep for whoever reads the maps why a call could not be recorded, which must not end the model's forward."""
         if isinstance(error, AttnhookError):
-            self.refused(error)
+            self.record.errors.setdefault(self.site.name, error)
             return
         unforeseen = UnsupportedModelError(
             f"an attention call of block {self.site.name!r} could not be recorded: {type(error).__name__}: {error}. Leave the block out with "
@@ -62,7 +59,9 @@ class SiteRecorder:
         self.refused(unforeseen)
 
     def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Keep the scores of the commonest call by the fewest operations: a few float32 rows, no mask, no autograd, no autocast.
+        """Keep the scores of the commonest call by the fewest operations: a few float32 rows, no mask, no autograd.
+
+        Autocast may be on: it leaves products that are written into given memory in float32.
 
         Args:
             args: Of `scaled_dot_product_attention`.
@@ -96,30 +95,24 @@ class SiteRecorder:
 
     def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
         """Keep what the plan asks for of a call given by its operands."""
-        try:
-            _refuse_vmap()
-            call = self.site.arranged_operands(call)
-            beside = self._followed(outcome) if self.plan.values else None
-            if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(call.query.device.type):
-                self._keep(self._of_operands(call, kernel), beside)  # quiet already
-                return
-            with quiet_arithmetic(call.query.device.type):
-                self._keep(self._of_operands(call, kernel), beside)
-        except Exception as error:
-            self._failed(error)
+        _refuse_vmap()
+        call = self.site.arranged_operands(call)
+        beside = self._followed(outcome) if self.plan.values else None
+        if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(call.query.device.type):
+            self._keep(self._of_operands(call, kernel), beside)  # quiet already
+            return
+        with quiet_arithmetic(call.query.device.type):
+            self._keep(self._of_operands(call, kernel), beside)
 
     def logits(self, scores: Tensor, weights: Tensor) -> None:
         """Keep what the plan asks for of an explicit softmax; one whose shape is not that of this module's attention is none."""
         arranged, rows = self.site.arranged(scores), self.site.arranged(weights.detach())
         if arranged is None or rows is None or (self.site.heads and arranged.shape[1] != self.site.heads):
             return
-        try:
-            _refuse_vmap()
-            beside = self._explicit(weights) if self.plan.values else None
-            with quiet_arithmetic(scores.device.type):
-                self._keep(self._of_logits(arranged, rows), beside)
-        except Exception as error:
-            self._failed(error)
+        _refuse_vmap()
+        beside = self._explicit(weights) if self.plan.values else None
+        with quiet_arithmetic(scores.device.type):
+            self._keep(self._of_logits(arranged, rows), beside)
 
     def multihead(
         self,
@@ -140,7 +133,7 @@ class SiteRecorder:
                 else:
                     self._keep(CapturedCall("multihead", scores=call.logits(slice(None)), masked=call.masked), beside)
         except Exception as error:
-            self._failed(error)
+            self.refused(error)
 
     def _followed(self, outcome: Outcome | None) -> KeptGradients:
         """Values of a fused call, and the gradient of its output once it arrives."""

@@ -38,8 +38,8 @@ class BlockAttention:
 
     Attributes:
         name: The attention module's path; a module's second call in one forward is `"name:1"`.
-        kernel: What computed it, for provenance: `"scaled_dot_product_attention"`, `"softmax"`, `"multihead"`, or the name of a function
-            registered at transformers' attention interface.
+        kernel: What computed it, for provenance: `"scaled_dot_product_attention"`, `"softmax"`, `"multihead"`, `"encoder layer"`, or the name
+            of a function registered at transformers' attention interface.
         kept: The rows as captured, `(batch, heads, queries, keys)` float32, or the implicit matrix.
         token_layout: What the keys are, or the reason why no layout is known.
         queries: Who asks: all tokens, the patches, the class token, or learned pooling queries.

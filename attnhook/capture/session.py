@@ -97,9 +97,6 @@ class AttentionCapture:
         self._compilable = _compilable(model, self._plan)
         keep_on = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
-        chosen = {id(site.module) for site in self._plan.sites}
-        others = {id(site.module) for site in self._plan.anatomy.sites} - chosen
-        self._left_out: dict[int, None] = dict.fromkeys(others)
         self._records: list[ForwardRecord] = []
         self._begin(ForwardRecord())
         self._stack: ExitStack | None = None
@@ -131,7 +128,8 @@ class AttentionCapture:
         stack.callback(_remove_all, handles)
         self._hook_images(handles)
         scopes: list[Scope] = []
-        fused: dict[int, Listener | None] = dict(self._left_out)
+        # No site's calls, watched in another way or left out, are those of the site around it.
+        fused: dict[int, Listener | None] = {id(site.module): None for site in self._plan.anatomy.sites}
         layers: dict[int, Listener | None] = {}
         for recorder in self._recorders:
             if (seen := recorder.site.seen_module) is not None:
@@ -145,7 +143,7 @@ class AttentionCapture:
                 self._hook_site(recorder, kernel, handles, scopes)
         if scopes:
             stack.callback(_close_all, scopes)
-        self._watch(stack, SDPA, fused if len(fused) > len(self._left_out) else {}, tell_fused)
+        self._watch(stack, SDPA, fused if any(fused.values()) else {}, tell_fused)
         self._watch(stack, MULTIHEAD, fused if layers else {}, tell_multihead)
         self._watch(stack, ENCODER_LAYER, layers, tell_layer)
 
@@ -264,9 +262,11 @@ class AttentionCapture:
                 raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
             record.drop_scores()
-            if self._stack is not None and record is self._records[-1]:
-                # What comes now, past the module at which forwards begin, is of another one.
-                self._begin(ForwardRecord())
+            if record is self._records[-1]:
+                self._forget_inputs()
+                if self._stack is not None:
+                    # What comes now, past the module at which forwards begin, is of another one.
+                    self._begin(ForwardRecord())
         return record.maps
 
     def _why_nothing(self) -> str:
@@ -297,8 +297,13 @@ class AttentionCapture:
     def clear(self) -> None:
         """Forget everything captured so far."""
         self._records.clear()
+        self._forget_inputs()
         self._begin(ForwardRecord())
         self._foreign_calls = 0
+
+    def _forget_inputs(self) -> None:
+        for recorder in self._recorders:
+            recorder.inputs = ()
 
     def __repr__(self) -> str:
         state = "open" if self._stack is not None else "closed"

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.operands import Operands
 from attnhook.capture.packing import PackedLayout
-from attnhook.capture.softmax_matrix import Operands
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Size
@@ -81,7 +81,8 @@ class SeenCall:
     """What was seen around one attention call, for those who tell what its tokens are.
 
     Attributes:
-        inputs: The positional and then the keyword arguments of the site's `seen_module`, floating tensors replaced by their shapes.
+        inputs: The positional and then the keyword arguments of the site's `seen_module`, floating tensors replaced by their shapes
+            (in tuples, lists and dicts, too).
         input_size: Pixels of the images that went in, or None.
         grid: Patch rows and columns that the patch embedding gave, or None.
         queries: Number of queries of one batch entry.
@@ -167,10 +168,12 @@ class AttentionSite:
             tensor: As the module computed it.
 
         Returns:
-            `(batch * windows, heads, rows, columns)`; None if it has none of the arrangement's numbers of dimensions.
+            `(batch * windows, heads, rows, columns)`; None if it has none of the arrangement's numbers of dimensions, or other heads.
         """
         dim, kind = tensor.dim(), self.arrangement
         if (kind is Arrangement.MERGED and dim in (3, 4)) or (kind is Arrangement.MERGED_OR_HEADS and dim == 3):
+            if tensor.shape[0] % self.heads:
+                return None
             tensor = tensor.reshape(-1, self.heads, *tensor.shape[1:])
         elif kind is Arrangement.SINGLE and dim == 3:
             return tensor.unsqueeze(1)

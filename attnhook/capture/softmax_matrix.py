@@ -20,19 +20,9 @@ from attnhook.capture.exponentials import (
     fused_chunks,
     spread_chunks,
 )
-from attnhook.capture.operands import Operands, quiet_arithmetic, scaled_product, softmax_rows
+from attnhook.capture.operands import Operands, quiet_arithmetic, softmax_rows
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import HeadFusion, choose
-
-__all__ = [
-    "BUDGET_BYTES",
-    "Operands",
-    "RowChunk",
-    "SoftmaxMatrix",
-    "quiet_arithmetic",
-    "scaled_product",
-    "softmax_rows",
-]
 
 BUDGET_BYTES = 2**22
 """Largest size of what is computed of a matrix at once on a CPU: 4 MiB, which stay in a cache; where two buffers are needed, half for each."""

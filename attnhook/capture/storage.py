@@ -1,6 +1,7 @@
 """Layouts, values and gradients as JSON and tensors, and back: how `AttentionMaps` puts them into a safetensors file."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,8 @@ def _token_layout(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) 
     return TokenLayout(order=tensors.get(f"{name}.order"), **{**entry, "grid": size(entry["grid"])})
 
 
-def size(pair: list[int] | None) -> Size | None:
-    """Height and width from JSON's list.
+def size(pair: Sequence[int] | None) -> Size | None:
+    """Height and width from a list: JSON's, or an adapter's.
 
     Args:
         pair: Two numbers, or None.

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, attends, register_adapter, register_library
+from attnhook.capture.adapters import ModelAnatomy, Readout, attends, class_of, register_adapter, register_library
 from attnhook.capture.sites import Arrangement, AttentionSite, Queries, SeenCall
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import UnsupportedModelError
@@ -67,9 +67,9 @@ def maxvit(model: Any) -> ModelAnatomy:
 
 def _hierarchical(model: nn.Module, rules: dict[str, Any]) -> ModelAnatomy:
     sites = tuple(
-        rules[type(module).__name__](model, name, module)
+        rules[class_of(module).__name__](model, name, module)
         for name, module in model.named_modules()
-        if type(module).__name__ in rules
+        if class_of(module).__name__ in rules
     )
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return ModelAnatomy(sites=sites, cls=None, readout=_STAGES, image_module=first)
@@ -119,7 +119,7 @@ def _unknown(model: nn.Module) -> ModelAnatomy:
 
 
 def _is_model(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torchvision.models") and (
+    return class_of(module).__module__.startswith("torchvision.models") and (
         hasattr(module, "classifier") or hasattr(module, "fc") or hasattr(module, "head") or hasattr(module, "backbone")
     )
 

@@ -10,7 +10,8 @@ from attnhook.attribution.discarding import ranked_entry
 from attnhook.capture import softmax_matrix
 from attnhook.capture.adapters import Readout
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
+from attnhook.capture.operands import Operands
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import NoReadoutError, RowsNotKeptError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import Rows
 from tests.capture.test_matrix_products import Largest

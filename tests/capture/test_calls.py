@@ -14,9 +14,13 @@ from attnhook import (
     register_adapter,
     rollout,
 )
-from attnhook.capture.forwards import ForwardRecord, PlainCall
-from attnhook.capture.sites import Kernel, Queries
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
+from attnhook.capture import encoder_layers, interception
+from attnhook.capture.adapters import SeenTokens
+from attnhook.capture.forwards import ForwardRecord, PlainCall, ScoreMemory
+from attnhook.capture.operands import Operands
+from attnhook.capture.plan import make_plan
+from attnhook.capture.sites import Arrangement, Kernel, Queries, SiteTokens
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
 from tests.models import TIMM, images
 
@@ -156,11 +160,13 @@ def test_operands_that_the_kernel_broadcasts(part: str, kind: Kernel, rows: str)
 class Nested(Attention):
     """Attention around attention; both are sites."""
 
-    def __init__(self):
+    def __init__(self, inner=None):
         super().__init__(call)
-        self.inner = Attention(call)
+        self.inner = inner or Attention(call)
 
     def forward(self, x):
+        if isinstance(self.inner, nn.MultiheadAttention):
+            return super().forward(x + self.inner(x, x, x, need_weights=False)[0])
         return super().forward(x + self.inner(x))
 
 
@@ -177,15 +183,80 @@ def test_calls_of_a_block_that_is_left_out_are_not_those_of_the_block_around_it(
         torch.testing.assert_close(outer.maps[0].rows[:, :, :1], both.maps["blocks.0"].rows[:, :, :1])
 
 
-def test_what_goes_wrong_in_recording_does_not_end_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = tower(), tokens()
-    monkeypatch.setattr(Operands, "detached", lambda self: 1 / 0)
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN, Kernel.MULTIHEAD])
+@pytest.mark.parametrize("blocks", [None, ["blocks.0"]])
+def test_calls_of_a_block_are_not_those_of_the_block_around_it(kind: Kernel, blocks) -> None:
+    outer = Nested(nn.MultiheadAttention(32, 4, batch_first=True) if kind is Kernel.MULTIHEAD else None)
+    kinds = {"blocks.0.inner": kind, "blocks.0": Kernel.SDPA}
+    register_adapter(
+        Tower,
+        lambda model: ModelAnatomy(tuple(AttentionSite(n, model.get_submodule(n), k) for n, k in kinds.items())),
+    )
+    model = Tower(call)
+    model.blocks[0] = outer
+    for rows in ("cls", "all"):
+        with torch.no_grad(), AttentionCapture(model, blocks=blocks, rows=rows, layout=LAYOUT) as capture:
+            model(tokens())
+        assert capture.maps.block_names == (tuple(kinds) if blocks is None else ("blocks.0",))
+
+
+def fails(*_, **__) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "rows, kind, broken",
+    [
+        ("all", Kernel.SDPA, (Operands, "detached")),
+        ("all", Kernel.OPEN, (Operands, "detached")),
+        ("cls", Kernel.SDPA, (ScoreMemory, "take")),
+        ("cls", Kernel.SDPA, (interception, "sdpa_operands")),
+        ("cls", Kernel.OPEN, (AttentionSite, "arranged_operands")),
+    ],
+)
+def test_what_goes_wrong_in_recording_does_not_end_the_forward(
+    monkeypatch: pytest.MonkeyPatch, rows: str, kind: Kernel, broken
+) -> None:
+    model, x = tower(kind=kind), tokens()
+    monkeypatch.setattr(*broken, fails)
+    around = torch.enable_grad if broken[0] is interception else torch.no_grad
+    with around():
+        bare = model(x)
+        with AttentionCapture(model, rows=rows, layout=LAYOUT) as capture:
+            assert torch.equal(model(x), bare)
+    with pytest.raises(UnsupportedModelError, match=r"'blocks.0' could not be recorded: ZeroDivisionError"):
+        _ = capture.maps
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_what_goes_wrong_in_recording_an_encoder_layer_does_not_end_its_forward(
+    monkeypatch: pytest.MonkeyPatch, norm_first: bool
+) -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=norm_first).eval()
+    model, x = nn.Sequential(layer), tokens()
+    monkeypatch.setattr(encoder_layers, "_self_attention", fails)
     with torch.no_grad():
         bare = model(x)
         with AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
             assert torch.equal(model(x), bare)
-    with pytest.raises(UnsupportedModelError, match=r"'blocks.0' could not be recorded: ZeroDivisionError"):
+    with pytest.raises(UnsupportedModelError, match=r"'0.self_attn' could not be recorded: ZeroDivisionError"):
         _ = capture.maps
+
+
+def test_a_softmax_over_no_whole_number_of_images_is_not_that_of_the_module() -> None:
+    def merged(q, k, v):
+        torch.softmax(q.flatten(0, 1)[:3], dim=-1)  # of three of eight images' heads
+        return (torch.softmax((q @ k.mT * 8**-0.5).flatten(0, 1), dim=-1) @ v.flatten(0, 1)).view_as(v)
+
+    arrangement = {"arrangement": Arrangement.MERGED, "heads": 4}
+    register_adapter(
+        Tower, lambda model: ModelAnatomy(sites=(AttentionSite("blocks.0", model.blocks[0], **arrangement),))
+    )
+    model, x = Tower(merged), tokens()
+    with torch.no_grad(), AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
+        model(x)
+    assert len(capture.maps) == 1
+    torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2]))
 
 
 def test_a_patch_of_others_made_inside_a_context_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +324,20 @@ def test_a_plain_call_goes_the_short_way_and_others_do_not() -> None:
         torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2])[:, :, :1])
 
 
+def test_a_plain_call_of_float32_operands_is_computed_in_float32_under_autocast() -> None:
+    seen = []
+
+    def in_float32(q, k, v):
+        seen.append((q.float(), k.float()))
+        return call(*seen[-1], v.float())
+
+    with torch.no_grad(), AttentionCapture(tower(in_float32), layout=LAYOUT) as capture:
+        with torch.autocast("cpu", torch.bfloat16):
+            capture.plan.model(tokens())
+        assert isinstance(capture._records[-1].calls[0][1], PlainCall)
+    torch.testing.assert_close(capture.maps[0].rows, explicit(*seen[0])[:, :, :1], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
 def test_the_class_tokens_row_is_where_class_attention_has_it(kind: Kernel) -> None:
     """Class attention of two special tokens, the class token second among the queries and first among the keys."""
@@ -295,6 +380,41 @@ def test_the_grid_is_read_off_what_the_patch_embedding_gives(embedding, module, 
     record = ForwardRecord(input_size=(65, 41))
     record.saw_grid(torch.zeros(embedding), module)
     assert (record.grid, record.frames, record.patch_area) == (grid, frames, area)
+
+
+def test_calls_of_the_same_shape_may_want_different_numbers_of_rows() -> None:
+    memory, query = ScoreMemory(), torch.zeros(2, 4, 17, 8)
+    for rows, wanted in ((slice(0, 1), 1), (slice(None), 17), (slice(2, 4), 2)):
+        first = memory.take(query, rows, 9, 3)
+        assert [image.shape for image in memory.images[first : first + 2]] == [(4, wanted, 9)] * 2
+
+
+def test_a_grid_that_an_adapter_gives_as_a_list_is_one() -> None:
+    record = ForwardRecord()
+    record.saw_tokens(SeenTokens(grid=[4, 4], patch_area=[64, 64]))
+    layout = record.layout(make_plan(tower(), None, "all", None))
+    assert (layout, record.patch_area, record.input_size) == (LAYOUT, (64, 64), (64, 64))
+
+
+@pytest.mark.parametrize("freed", [AttentionCapture.clear, lambda capture: capture.maps])
+def test_inputs_that_tell_what_tokens_are_are_kept_as_shapes_and_no_longer_than_needed(freed) -> None:
+    class Takes(Attention):
+        def forward(self, x, *more, **named):
+            return super().forward(x)
+
+    def tokens_of(seen):
+        told.append(seen.inputs)
+        return SiteTokens(LAYOUT)
+
+    facts = {"tokens_of": tokens_of, "seen_module": (module := Takes(call))}
+    register_adapter(Takes, lambda model: ModelAnatomy((AttentionSite("", module, Kernel.SDPA, **facts),)))
+    x, ids, told = tokens(), torch.arange(3), []
+    shape = x.shape
+    with torch.no_grad(), AttentionCapture(module, rows="all") as capture:
+        module(x, (x, [x, 1]), ids, named={"states": x, "ids": ids})
+        assert told == [(shape, (shape, [shape, 1]), ids, {"states": shape, "ids": ids})]
+        freed(capture)
+        assert all(recorder.inputs == () for recorder in capture._recorders)
 
 
 def test_all_plain_calls_of_a_forward_are_finished_by_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 """Every error of a capture says what failed, with the numbers."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attnhook import AttentionCapture, TokenLayout, raw_attention
+from attnhook import AttentionCapture, raw_attention
 from attnhook.errors import (
     AttnhookError,
     BlockNotCapturedError,
@@ -83,8 +84,31 @@ def test_rows_that_the_model_does_not_have() -> None:
         AttentionCapture(vit(), rows="clas")
     with pytest.raises(ValueError, match="keeps nothing"):
         AttentionCapture(vit(), rows=[])
-    with pytest.raises(ValueError, match="bad row"):
-        AttentionCapture(vit(), rows=[(1, 2, 3)])
+    for bad in ((1, 2, 3), True, 1.5, "12", (0, "1"), torch.tensor(1.5)):
+        with pytest.raises(ValueError, match="bad row "):
+            AttentionCapture(vit(), rows=[bad])
+    for bad in (5, None):
+        with pytest.raises(ValueError, match=f"bad rows={bad}: expected one of .* or a sequence"):
+            AttentionCapture(vit(), rows=bad)
+
+
+def test_rows_may_be_integers_of_any_library() -> None:
+    for rows in (np.array([1, 2]), [np.int64(1), 2], torch.tensor([1, 2]), range(1, 3)):
+        plan = AttentionCapture(vit(), rows=rows).plan
+        assert plan.rows == (1, 2)
+        assert all(type(row) is int for row in plan.rows)
+    assert AttentionCapture(vit(), rows=[(np.int64(1), 2)]).plan.rows == ((1, 2),)
+
+
+@pytest.mark.parametrize("blocks", [None, 1])
+@pytest.mark.parametrize("rows", ["mean", [0]])
+def test_rows_that_no_attention_of_the_model_has(rows, blocks) -> None:
+    import timm
+
+    model = timm.create_model("resnet50_clip", img_size=64)
+    words = r"expects patches or tokens as queries, got pool\. Use rows='readout' or 'all'\."
+    with pytest.raises(NoReadoutError, match=words):
+        AttentionCapture(model, rows=rows, blocks=blocks)
 
 
 def test_dropped_patches_leave_rows_and_no_grid() -> None:
@@ -141,9 +165,47 @@ def test_unknown_blocks(blocks, words: str) -> None:
     assert isinstance(caught.value, (AttnhookError, LookupError))
 
 
-def test_unknown_blocks_of_an_unknown_model() -> None:
-    with pytest.raises(UnknownBlockError, match="no module of that name"):
-        AttentionCapture(nn.Sequential(Blind()), blocks=["7"], layout=TokenLayout((1, 1)))
+@pytest.mark.parametrize(
+    "blocks, words",
+    [
+        (["7"], "unknown block '7': expected one of '', '0', '0.out_proj'"),
+        ([3], "expected an index from -3 to 2, or one of '0', '1', '2'"),
+        ([], r"blocks=\[\] selects no block"),
+        (4, "expected 1 to 3"),
+        (lambda name: False, "the predicate blocks=<lambda> selects no block"),
+    ],
+)
+def test_unknown_blocks_of_an_unknown_model(blocks, words: str) -> None:
+    with pytest.raises(UnknownBlockError, match=words):
+        AttentionCapture(nn.Sequential(*[nn.MultiheadAttention(8, 2) for _ in range(3)]), blocks=blocks, rows="all")
+
+
+@pytest.mark.parametrize(
+    "blocks, names",
+    [
+        ([-1], ("2",)),
+        ([0, 2], ("0", "2")),
+        (["2", "0", "2"], ("0", "2")),
+        ([0, "1"], ("0", "1")),
+        (2, ("1", "2")),
+        (lambda name: name > "0", ("1", "2")),
+        (None, ("0", "1", "2")),
+    ],
+)
+def test_blocks_of_an_unknown_model_are_chosen_as_those_of_a_known_one(blocks, names: tuple[str, ...]) -> None:
+    model = nn.Sequential(*[nn.MultiheadAttention(8, 2) for _ in range(3)])
+    assert AttentionCapture(model, blocks=blocks, rows="all").block_names == names
+
+
+def test_a_predicate_chooses_among_modules_whose_code_attends() -> None:
+    model = nn.Sequential(FiveDimensions(), Blind(), FiveDimensions())
+    assert AttentionCapture(model, blocks=lambda name: name > "0", rows="all").block_names == ("2",)
+    hidden = nn.Sequential(Blind(), Blind())  # no module's code shows it: among all of them
+    assert AttentionCapture(hidden, blocks=lambda name: name == "1", rows="all").block_names == ("1",)
+
+
+def test_a_model_may_be_its_own_block() -> None:
+    assert AttentionCapture(Blind(), blocks="", rows="all").block_names == ("",)
 
 
 def test_unsupported_models() -> None:

@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnhook.capture import softmax_matrix
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
+from attnhook.capture.operands import Operands
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from tests.capture.test_softmax_matrix import CASES, operands, slow
 
 FUSIONS = {"mean": lambda dense: dense.mean(1), "max": lambda dense: dense.amax(1), "min": lambda dense: dense.amin(1)}

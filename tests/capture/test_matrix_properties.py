@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnhook.capture import softmax_matrix
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
+from attnhook.capture.operands import Operands, quiet_arithmetic
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from tests.capture.test_softmax_matrix import slow
 
 LENGTHS = st.integers(1, 9)
@@ -131,7 +132,7 @@ def test_spreads_are_entropies_with_their_rows(call, budget):
     softmax_matrix.BUDGET_BYTES = budget
     matrix, expected = SoftmaxMatrix(call), slow(call)
     seen, entropies = torch.zeros_like(expected), torch.zeros(expected.shape[:3], dtype=torch.float64)
-    with softmax_matrix.quiet_arithmetic("cpu"):
+    with quiet_arithmetic("cpu"):
         for image, part, entropy, rows, sums, free in matrix.spreads():
             free.fill_(math.nan)  # it is nobody's any more
             seen[image, part.heads, part.queries] += rows if sums is None else rows / sums[..., None]

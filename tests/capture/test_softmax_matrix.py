@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from attnhook.capture import softmax_matrix
-from attnhook.capture.softmax_matrix import Operands, SoftmaxMatrix
+from attnhook.capture.operands import Operands
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 
 
 def slow(call: Operands) -> torch.Tensor:

@@ -58,6 +58,16 @@ def test_torchvisions_windows_are_where_it_cut_them(build) -> None:
         assert received_attention(capture.maps, number).shape == (2, *block.layout.grid)
 
 
+@pytest.mark.parametrize("build", [lambda: swin(1), maxvit], ids=["swin", "maxvit"])
+def test_torchvisions_models_are_known_under_the_classes_that_sharding_gives_them(build) -> None:
+    model = build()
+    names = AttentionCapture(model, rows="all").block_names
+    for module in model.modules():  # as fully_shard does
+        kind = type(module)
+        module.__class__ = type(f"FSDP{kind.__name__}", (kind,), {"__module__": "torch.distributed.fsdp"})
+    assert AttentionCapture(model, rows="all").block_names == names
+
+
 def test_torchvisions_maxvit_strided_grids() -> None:
     torch.manual_seed(0)
     model = maxvit().eval()
