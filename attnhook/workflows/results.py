@@ -31,7 +31,7 @@ from attnhook.options import (
     Style,
     choose,
 )
-from attnhook.workflows.captions import adds_up, caption_of, reads_block, scale_in_words
+from attnhook.workflows.captions import adds_up, caption_of, reads_block, rows_in_words, scale_in_words
 from attnhook.workflows.display import html_of, mimebundle, png_of
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
@@ -56,7 +56,7 @@ class AttentionResult:
         geometry: Where the model looked in the photo.
         patch_area: Height and width in pixels of the model's input that the grid covers, or None for all of it.
         maps: Everything captured, one image, on the CPU.
-        settings: What made the map: model, method, block, heads, readout.
+        settings: What made the map: model, method, block, heads, readout; `keys`, the block's tokens, where the block is none of `maps`.
         mode: How patches become pixels.
     """
 
@@ -87,7 +87,7 @@ class AttentionResult:
     @property
     def uniform(self) -> float:
         """What a patch would get if the sequence were attended uniformly: the unit of `scale="uniform"`."""
-        keys: int = self.maps[self.settings.get("block", -1)].shape[-1]
+        keys: int = self.settings.get("keys") or self.maps[self.settings.get("block", -1)].shape[-1]
         return 1.0 / keys
 
     @property
@@ -314,7 +314,7 @@ def attend(
             "method": method,
             "block": maps[block if reads_block(method) else -1].name,
             "heads": heads,
-            "rows": _rows_in_words(maps),
+            "rows": rows_in_words(maps),
         } | said
         attention = METHODS[method](maps, **method_options(method, {"block": block, "heads": heads}), **options)[0]
         results.append(AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth))
@@ -364,13 +364,6 @@ def _rows_for(method: str, rows: RowsOption) -> RowsOption:
             f"method {method!r} follows attention to the model's own readout: expected rows='readout' or 'all', got {rows!r}. Leave rows out."
         )
     return Rows.ALL
-
-
-def _rows_in_words(maps: AttentionMaps) -> str:
-    if not isinstance(maps.rows, Rows):
-        return str(list(maps.rows))
-    shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
-    return "all" if shown is None else shown.value
 
 
 def save_image(picture: Image.Image, path: str | Path) -> Path:
