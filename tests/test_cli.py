@@ -77,6 +77,15 @@ def test_rollout_needs_no_other_option(spec, folder):
     assert manifest["images"][0]["grid"] == [10, 10]
 
 
+@pytest.mark.parametrize("content", ['{"format": "attnhook-extraction-1"}', "[]", "no JSON"])
+def test_a_folder_of_something_else_is_left_alone(spec, folder, capsys, content):
+    (folder / "maps").mkdir()
+    (folder / "maps/manifest.json").write_text(content)
+    assert main(["overlay", "cat.png", "--model", spec, "--out", "maps"]) == 2
+    assert "expected an empty folder, or one of overlays, got a manifest of format" in capsys.readouterr().err
+    assert [path.read_text() for path in (folder / "maps").iterdir()] == [content]
+
+
 def test_an_input_is_never_overwritten(spec, folder):
     photo().save("cat-attention.png")
     before = (folder / "cat-attention.png").read_bytes()

@@ -1,6 +1,7 @@
 """`attnhook overlay`: a model's attention over photos, one PNG per image and one manifest."""
 
 import argparse
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from attnhook.zoo.loading import VisionModel
 
 MANIFEST = "manifest.json"
+_FORMAT = "attnhook-overlay-1"
 # An option that no image can meet: the command fails, not one image.
 _OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
 
@@ -63,6 +65,7 @@ def _overlay(arguments: argparse.Namespace) -> int:
     from attnhook.zoo.loading import load
 
     _check_map_options(arguments)
+    _check_folder(arguments.out)
     model = load(arguments.model, device=arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
     targets = _targets(arguments.images, arguments.out)
@@ -93,6 +96,22 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
         )
     options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale")}
     overlay(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder whose manifest says that something else is in it."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("format")
+    except (ValueError, AttributeError):
+        found = None
+    if found != _FORMAT:
+        raise ValueError(
+            f"{folder} is of something else: expected an empty folder, or one of overlays, got a manifest of format {found!r}. Choose another "
+            "folder with --out."
+        )
 
 
 def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -139,7 +158,7 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = ("method", "target", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
     return {
-        "format": "attnhook-overlay-1",
+        "format": _FORMAT,
         "versions": {"attnhook": __version__} | library_versions(),
         "model": {
             "spec": arguments.model,
