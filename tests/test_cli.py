@@ -213,7 +213,7 @@ def test_python_runs_the_package():
     assert done.stdout == f"attnhook {attnhook.__version__}\n"
 
 
-@pytest.mark.parametrize("blocks", ["auto", "none", "all", "0,-1"])
+@pytest.mark.parametrize("blocks", ["auto", "none", "all", "0,-1", "last:2"])
 def test_view_writes_one_page_and_counts(spec, folder, capsys, blocks):
     assert main(["view", "cat.png", "bad.png", "--model", spec, "--out", "cat.html", "--blocks", blocks]) == 1
     said = capsys.readouterr()

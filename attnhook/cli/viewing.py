@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnhook.cli.arguments import add_command, add_model
+from attnhook.cli.arguments import BLOCKS_HELP, add_command, add_model, blocks_choice
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import ImageError
 from attnhook.options import BlocksOption
@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
         "--blocks",
         type=_blocks,
         default="auto",
-        help="blocks whose patches can be asked where they look: auto (the last), none, all, or indices such as 0,5,-1 (default: %(default)s)",
+        help=f"blocks whose patches can be asked where they look: auto (the last), none, {BLOCKS_HELP} (default: %(default)s)",
     )
     view.add_argument(
         "--matrix-heads",
@@ -67,9 +67,7 @@ def add(commands: Any) -> None:
 def _blocks(text: str) -> BlocksOption:
     if text == "auto":
         return text
-    if text in ("none", "all"):
-        return () if text == "none" else None
-    return [int(part) if part.lstrip("-").isdecimal() else part for part in text.split(",")]
+    return () if text == "none" else blocks_choice(text)
 
 
 def _longest(text: str) -> int:
