@@ -1,15 +1,19 @@
 """The command line, in this process, with a tiny model from a file."""
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 
 import pytest
 from PIL import Image
 
 import attnhook
+from attnhook import attend
 from attnhook.cli import main
+from attnhook.errors import GeometryError
 from tests.zoo.saved_models import photo, save_timm
 
 
@@ -211,6 +215,29 @@ def test_completions_without_their_package(monkeypatch, capsys):
 def test_python_runs_the_package():
     done = subprocess.run([sys.executable, "-m", "attnhook", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"attnhook {attnhook.__version__}\n"
+
+
+def test_view_goes_on_at_an_odd_photo_and_keeps_no_captures(spec, folder, capsys, monkeypatch):
+    kept = []
+
+    def attend_to(model, image, **options):
+        gc.collect()
+        assert all(one() is None for one in kept)
+        if "cat.jpg" in image:
+            raise GeometryError("an odd photo")
+        found = attend(model, image, **options)
+        kept.append(weakref.ref(found[0].maps))
+        return found
+
+    monkeypatch.setattr("attnhook.workflows.results.attend", attend_to)
+    photo().save("dog.png")
+    arguments = ["view", "cat.png", "other/cat.jpg", "dog.png", "--model", spec, "--out", "cat.html"]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert "[2/3] other/cat.jpg: an odd photo" in said.err
+    assert "2 of 3 images" in said.out
+    assert main([*arguments, "--blocks", "99"]) == 2
+    assert "unknown block 99" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("blocks", ["auto", "none", "all", "0,-1", "last:2"])

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from attnhook.errors import NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
 from attnhook.options import (
     BlocksOption,
     HeadFusion,
@@ -17,6 +18,8 @@ from attnhook.options import (
 
 BLOCKS_HELP = "all, last:N, or indices (negative from the end) and names with commas between them, such as 0,5,-1 (--blocks=-2,-1)"
 """Of `blocks_choice`, for every command's help."""
+OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
+"""An option that no image can meet: the command fails, not one image."""
 
 _MODEL_HELP = (
     "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, demo, demo:timm, "

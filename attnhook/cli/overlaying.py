@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnhook import __version__
-from attnhook.cli.arguments import add_command, add_map_options, add_model
+from attnhook.cli.arguments import OPTION_ERRORS, add_command, add_map_options, add_model
 from attnhook.cli.messages import one_line, say, write_json
-from attnhook.errors import AttnhookError, NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
+from attnhook.errors import AttnhookError
 from attnhook.options import Style
 from attnhook.workflows.versions import library_versions
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _FORMAT = "attnhook-overlay-1"
-# An option that no image can meet: the command fails, not one image.
-_OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
 
 _TEXT = """\
 Lay a model's attention over photos: one PNG per image and one manifest.json.
@@ -131,7 +129,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
         )
         options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale", "style")}
         result.save(target, **options)
-    except _OPTION_ERRORS:
+    except OPTION_ERRORS:
         raise
     except IndexError as error:  # --block or --heads beyond what the model has
         raise ValueError(str(error)) from error
