@@ -8,7 +8,7 @@ Limits: methods that need a backward are not offered. `observe` sees the batch o
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -78,7 +78,7 @@ class AttentionMonitor:
     def __init__(
         self,
         model: nn.Module | VisionModel,
-        images: "Sequence[ImageSource] | Tensor",
+        images: "ImageSource | Iterable[ImageSource]",
         *,
         preprocess: Preprocess | None = None,
         mean: Any = None,
@@ -284,7 +284,7 @@ class AttentionMonitor:
 
 def _probe_of(
     model: nn.Module | VisionModel,
-    images: "Sequence[ImageSource] | Tensor",
+    images: "ImageSource | Iterable[ImageSource]",
     preprocess: Preprocess | None,
     mean: Any,
     std: Any,

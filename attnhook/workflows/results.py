@@ -1,6 +1,6 @@
 """Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from attnhook.errors import GeometryError
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
-from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.imaging.overlays import overlay
 from attnhook.imaging.styles import contour_overlay, mask_overlay, mass_mask, patch_overlay
 from attnhook.options import (
@@ -236,7 +236,7 @@ class AttentionResult:
 
 def attend(
     model: "str | VisionModel | nn.Module",
-    images: "ImageSource | Sequence[ImageSource]",
+    images: "ImageSource | Iterable[ImageSource]",
     *,
     method: str = "raw_attention",
     block: int | str = -1,
@@ -251,7 +251,7 @@ def attend(
 
     Args:
         model: What `load` takes or gives; or any module, with `preprocess`.
-        images: A photo or a sequence of them: paths, PIL images, arrays, tensors.
+        images: A photo or several: paths, PIL images, arrays, tensors.
         method: One of `METHODS`. Those that need whole matrices (rollout) have them captured, by reference.
         block: Which block, by index or name; methods that follow all blocks do not read it.
         heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index; gradient methods take the mean.
@@ -295,8 +295,7 @@ def attend(
         module, rows=_rows_for(method, rows), gradients=needs.gradients, values=needs.values, device="cpu"
     )
     results = []
-    several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
-    for image in several:
+    for image in each_image(images):
         photo = read_image(image)
         pixels, geometry = prepare(photo)
         said = dict(options)

@@ -136,7 +136,7 @@ def test_bare_module(module, result):
 
     with pytest.raises(ValueError, match="preprocess="):
         attend(module, PHOTO)
-    several = attend(module, [PHOTO, PHOTO], preprocess=prepare)
+    several = attend(module, iter([PHOTO, PHOTO]), preprocess=prepare)
     assert len(several) == 2
     torch.testing.assert_close(several[1].attention, result.attention)
 
