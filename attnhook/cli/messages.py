@@ -19,11 +19,11 @@ def write_json(content: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """An error in one line.
 
     Args:
-        error: The error.
+        error: The error, or its message.
 
     Returns:
         Its message, or its type if it has none.

@@ -85,13 +85,10 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from attnhook.attribution.methods import METHODS
+    from attnhook.attribution.methods import check_method
     from attnhook.imaging.overlays import overlay
 
-    if arguments.method not in METHODS:
-        raise ValueError(
-            f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {arguments.method!r}. Check the spelling."
-        )
+    check_method(arguments.method)
     options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale")}
     overlay(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
 

@@ -25,13 +25,13 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.errors import NoReadoutError
 from attnhook.imaging.images import ImageSource
 from attnhook.options import BlocksOption, Rows, ScaleOption
-from attnhook.workflows.probes import Preprocess, ProbeBatch
+from attnhook.workflows.probes import ProbeBatch
 from attnhook.workflows.reports import RECEIVED, Painter, scalars_of
 from attnhook.workflows.restoring import untouched
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.schedules import Schedule, is_first_process
 from attnhook.workflows.writers import Writer, WriterGroup
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.loading import Preprocess, VisionModel
 
 LIVE = "live/"
 

@@ -1,7 +1,7 @@
 """The images that a monitor looks at again and again: pixels for the model, photos to draw on, and a fingerprint."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
-
-Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
+from attnhook.zoo.loading import Preprocess
 
 
 @dataclass(frozen=True, eq=False)

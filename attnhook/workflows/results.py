@@ -1,6 +1,6 @@
 """Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attnhook.attribution.methods import METHODS, NEEDS, check_options, method_options
+from attnhook.attribution.methods import METHODS, NEEDS, check_method, check_options, method_options
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import GeometryError
@@ -36,12 +36,10 @@ from attnhook.workflows.display import html_of, mimebundle, png_of
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
 from attnhook.workflows.viewer.scenes import Scene
-from attnhook.zoo.loading import VisionModel, load
+from attnhook.zoo.loading import Preprocess, VisionModel, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,8 +273,7 @@ def attend(
         >>> result = attend("demo", "cat.jpg")[0]  # doctest: +SKIP
         >>> result.save("cat-attention.png")  # doctest: +SKIP
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}.")
+    check_method(method)
     if heads is None:
         raise ValueError(
             "heads=None keeps all heads: expected one map a photo. Take result.maps and raw_attention(maps, heads=None)."

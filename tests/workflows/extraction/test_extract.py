@@ -299,7 +299,7 @@ def test_the_model_is_left_as_it_was(photos, vision, tmp_path):
     [
         ({"dtype": "int8"}, "unknown dtype: expected one of 'float16', 'float32', 'uint8'"),
         ({"heads": "max"}, "unknown heads: expected 'mean' or None"),
-        ({"methods": ["grad"]}, "unknown method: expected some of 'raw_attention'"),
+        ({"methods": ["grad"]}, "unknown method: expected one of 'raw_attention'"),
         ({"batch_size": 0}, "bad batch_size: expected a whole number of at least 1"),
         ({"shard_size": 1.5}, "bad shard_size"),
     ],
