@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from attnhook import __version__
 from attnhook.cli.arguments import OPTION_ERRORS, add_command, add_map_options, add_model
-from attnhook.cli.messages import one_line, say, write_json
+from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
+from attnhook.files import replacing
 from attnhook.options import Style
 from attnhook.workflows.versions import library_versions
 
@@ -75,7 +76,9 @@ def _overlay(arguments: argparse.Namespace) -> int:
         say(f"[{number}/{len(targets)}] {image}: {said}")
     failed = sum(entry["error"] is not None for entry in entries)
     manifest = arguments.out / MANIFEST
-    write_json({**_manifest_head(model, arguments), "failed": failed, "images": entries}, manifest)
+    content = {**_manifest_head(model, arguments), "failed": failed, "images": entries}
+    with replacing(manifest) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(f"{len(entries) - failed} of {len(entries)} images done; {manifest}")
     return 1 if failed else 0
 
