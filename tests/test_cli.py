@@ -90,6 +90,22 @@ def test_a_folder_of_something_else_is_left_alone(spec, folder, capsys, content)
     assert [path.read_text() for path in (folder / "maps").iterdir()] == [content]
 
 
+@pytest.mark.parametrize(
+    ("style", "option"),
+    [
+        ("contours", ("alpha", "0.8")),
+        ("mask", ("colormap", "magma")),
+        ("mask", ("scale", "uniform")),
+        ("mask", ("mode", "nearest")),
+        ("patches", ("mode", "nearest")),
+    ],
+)
+def test_options_that_a_style_does_not_take_are_refused(folder, capsys, style, option):
+    name, value = option
+    assert main(["overlay", "cat.png", "--model", "demo:none", "--style", style, f"--{name}", value]) == 2
+    assert f"style '{style}' takes no {name}: expected some of" in capsys.readouterr().err
+
+
 def test_an_input_is_never_overwritten(spec, folder):
     photo().save("cat-attention.png")
     before = (folder / "cat-attention.png").read_bytes()

@@ -90,9 +90,11 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
 
     from attnhook.attribution.methods import check_method
     from attnhook.imaging.overlays import overlay
+    from attnhook.imaging.styles import check_style
 
     check_method(arguments.method)
     options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale")}
+    check_style(Style(arguments.style), {**options, "mode": arguments.mode})
     overlay(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
 
 

@@ -18,7 +18,7 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.imaging.overlays import overlay
-from attnhook.imaging.styles import contour_overlay, mask_overlay, mass_mask, patch_overlay
+from attnhook.imaging.styles import check_style, contour_overlay, mask_overlay, mass_mask, patch_overlay
 from attnhook.options import (
     HeadFusion,
     HeadsOption,
@@ -122,10 +122,10 @@ class AttentionResult:
         """The map over the photo.
 
         Args:
-            colormap: A matplotlib colormap or its name.
-            alpha: Opacity of the heat map, 0 to 1.
+            colormap: A matplotlib colormap or its name; not with `"mask"`.
+            alpha: Opacity of the heat map, 0 to 1; not with `"contours"`.
             scale: `"minmax"` (this picture's own range), `"robust"` (its 1st to 99th percentile, where sinks hide the rest), `"uniform"`
-                (multiples of uniform attention, comparable between pictures) or `(vmin, vmax)`.
+                (multiples of uniform attention, comparable between pictures) or `(vmin, vmax)`; not with `"mask"`.
             style: `"heat"` (a film of colour), `"patches"` (each patch in one colour), `"contours"` (lines of equal value) or `"mask"` (all but
                 the patches that hold `keep` of the mass darkened, as DINO shows it).
             weighted: With `"heat"`: whether opacity follows the value.
@@ -133,8 +133,13 @@ class AttentionResult:
 
         Returns:
             An RGB image of the photo's size; pixels that the model did not see are the photo's.
+
+        Raises:
+            ValueError: If an option is not one of its choices, or one that the style does not take.
         """
         chosen = choose(Style, style, "style")
+        given = {"colormap": colormap, "alpha": alpha, "scale": scale, "weighted": weighted, "keep": keep}
+        check_style(chosen, given)
         self._check_scale(scale)
         colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
         place: dict[str, Any] = {"patch_area": self.patch_area, "alpha": alpha}
