@@ -37,7 +37,8 @@ class ShardFiles:
         Returns:
             As `AttentionMaps.header` gave it, and under `methods` what each stored map is of.
         """
-        return self._open(record)[1][record["group"]]
+        found: dict[str, Any] = self._open(record)[1][record["group"]]
+        return found
 
     def layout(self, record: dict[str, Any]) -> dict[str, Tensor]:
         """The header's tensors.
