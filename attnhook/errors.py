@@ -1,7 +1,9 @@
-"""Every error that attnhook raises on purpose.
+"""The errors of attnhook's own.
 
-All derive from `AttnhookError`, so one `except` catches them; each also derives from the builtin that Python users would
-expect (`ValueError`, `LookupError`, `RuntimeError`), so code that knows nothing of attnhook handles them well.
+All derive from `AttnhookError`; each also derives from the builtin that Python users would expect (`ValueError`, `LookupError`,
+`RuntimeError`), so code that knows nothing of attnhook handles them well. What is wrong with a call itself is a builtin alone: an option
+that is none of its choices a `ValueError`, an argument of the wrong kind a `TypeError`, a number or a name that does not exist in what was
+captured, extracted or compared an `IndexError` or `KeyError`.
 Messages read: *what failed: expected X, got Y. What to do.*
 """
 

@@ -35,7 +35,7 @@ from attnhook import (
 from attnhook.attribution.raw_maps import raw_attention
 from attnhook.demo import PHOTOS, clipped_range, read_photos
 from attnhook.imaging import read_image
-from attnhook.options import Rows, Scale, Style
+from attnhook.options import Rows, Scale, ScaleOption, Style
 from attnhook.workflows.pictures import (
     blocks_figure,
     blocks_heads_figure,
@@ -109,10 +109,15 @@ class Gallery:
         return path
 
 
+def _scaled(style: Style, scale: ScaleOption) -> dict[str, Any]:
+    return {} if style is Style.MASK else {"scale": scale}  # a mask has no colours
+
+
 def draw_styles(gallery: Gallery, name: str, result: AttentionResult) -> None:
     scale = clipped_range(result.attention)
     for style in Style:
-        gallery.picture(f"{name}-style-{style}", f"{name}, style {style}", result.overlay(style=style, scale=scale))
+        picture = result.overlay(style=style, **_scaled(style, scale))
+        gallery.picture(f"{name}-style-{style}", f"{name}, style {style}", picture)
     gallery.picture(
         f"{name}-weighted", f"{name}, opacity by value", result.overlay(weighted=True, alpha=0.9, scale=scale)
     )
@@ -150,7 +155,7 @@ def draw_methods(gallery: Gallery, name: str, result: AttentionResult) -> None:
         settings = result.settings | {"method": method}
         shown = replace(result, attention=function(result.maps)[0].cpu(), settings=settings)
         for style in Style:
-            picture = shown.overlay(style=style, scale=Scale.ROBUST)
+            picture = shown.overlay(style=style, **_scaled(style, Scale.ROBUST))
             gallery.picture(f"{name}-{method}-{style}", f"{name}, {method}, style {style}, scale robust", picture)
         gallery.figure(f"{name}-{method}-figure", f"{name}, {method}", shown.figure(scale=Scale.ROBUST))
 

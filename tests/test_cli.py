@@ -1,15 +1,19 @@
 """The command line, in this process, with a tiny model from a file."""
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 
 import pytest
 from PIL import Image
 
 import attnhook
+from attnhook import attend
 from attnhook.cli import main
+from attnhook.errors import GeometryError
 from tests.zoo.saved_models import photo, save_timm
 
 
@@ -75,6 +79,31 @@ def test_rollout_needs_no_other_option(spec, folder):
     manifest = json.loads((folder / "maps/manifest.json").read_text())
     assert manifest["settings"]["method"] == "rollout"
     assert manifest["images"][0]["grid"] == [10, 10]
+
+
+@pytest.mark.parametrize("content", ['{"format": "attnhook-extraction-1"}', "[]", "no JSON"])
+def test_a_folder_of_something_else_is_left_alone(spec, folder, capsys, content):
+    (folder / "maps").mkdir()
+    (folder / "maps/manifest.json").write_text(content)
+    assert main(["overlay", "cat.png", "--model", spec, "--out", "maps"]) == 2
+    assert "expected an empty folder, or one of overlays, got a manifest of format" in capsys.readouterr().err
+    assert [path.read_text() for path in (folder / "maps").iterdir()] == [content]
+
+
+@pytest.mark.parametrize(
+    ("style", "option"),
+    [
+        ("contours", ("alpha", "0.8")),
+        ("mask", ("colormap", "magma")),
+        ("mask", ("scale", "uniform")),
+        ("mask", ("mode", "nearest")),
+        ("patches", ("mode", "nearest")),
+    ],
+)
+def test_options_that_a_style_does_not_take_are_refused(folder, capsys, style, option):
+    name, value = option
+    assert main(["overlay", "cat.png", "--model", "demo:none", "--style", style, f"--{name}", value]) == 2
+    assert f"style '{style}' takes no {name}: expected some of" in capsys.readouterr().err
 
 
 def test_an_input_is_never_overwritten(spec, folder):
@@ -204,7 +233,30 @@ def test_python_runs_the_package():
     assert done.stdout == f"attnhook {attnhook.__version__}\n"
 
 
-@pytest.mark.parametrize("blocks", ["auto", "none", "all", "0,-1"])
+def test_view_goes_on_at_an_odd_photo_and_keeps_no_captures(spec, folder, capsys, monkeypatch):
+    kept = []
+
+    def attend_to(model, image, **options):
+        gc.collect()
+        assert all(one() is None for one in kept)
+        if "cat.jpg" in image:
+            raise GeometryError("an odd photo")
+        found = attend(model, image, **options)
+        kept.append(weakref.ref(found[0].maps))
+        return found
+
+    monkeypatch.setattr("attnhook.workflows.results.attend", attend_to)
+    photo().save("dog.png")
+    arguments = ["view", "cat.png", "other/cat.jpg", "dog.png", "--model", spec, "--out", "cat.html"]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert "[2/3] other/cat.jpg: an odd photo" in said.err
+    assert "2 of 3 images" in said.out
+    assert main([*arguments, "--blocks", "99"]) == 2
+    assert "unknown block 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blocks", ["auto", "none", "all", "0,-1", "last:2"])
 def test_view_writes_one_page_and_counts(spec, folder, capsys, blocks):
     assert main(["view", "cat.png", "bad.png", "--model", spec, "--out", "cat.html", "--blocks", blocks]) == 1
     said = capsys.readouterr()

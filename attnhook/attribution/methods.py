@@ -63,6 +63,21 @@ NEEDS: Mapping[str, MethodNeeds] = MappingProxyType(
 """By the names of `METHODS`."""
 
 
+def check_method(name: str) -> None:
+    """Refuse what is no method.
+
+    Args:
+        name: What the user gave.
+
+    Raises:
+        ValueError: If it is none of `METHODS`; the message lists them.
+    """
+    if name not in METHODS:
+        raise ValueError(
+            f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {name!r}. Check the spelling."
+        )
+
+
 def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a method takes, out of those that a workflow has for all methods.
 

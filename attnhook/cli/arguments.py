@@ -3,7 +3,23 @@
 import argparse
 from typing import Any
 
-from attnhook.options import HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Scale, ScaleOption, choose
+from attnhook.errors import NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
+from attnhook.options import (
+    BlocksOption,
+    HeadFusion,
+    HeadsOption,
+    Interpolation,
+    Rows,
+    RowsOption,
+    Scale,
+    ScaleOption,
+    choose,
+)
+
+BLOCKS_HELP = "all, last:N, or indices (negative from the end) and names with commas between them, such as 0,5,-1 (--blocks=-2,-1)"
+"""Of `blocks_choice`, for every command's help."""
+OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
+"""An option that no image can meet: the command fails, not one image."""
 
 _MODEL_HELP = (
     "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, demo, demo:timm, "
@@ -111,6 +127,32 @@ def _heads(text: str) -> HeadsOption:
         return choose(HeadFusion, text, "heads").value
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error} Or give one head's index.") from None
+
+
+def blocks_choice(text: str) -> BlocksOption:
+    """Read `--blocks`.
+
+    Args:
+        text: `all`, `last:N`, or indices and names with commas between them.
+
+    Returns:
+        What `AttentionCapture` takes.
+
+    Raises:
+        argparse.ArgumentTypeError: If there is no number behind `last:`.
+
+    Example:
+        >>> [blocks_choice(text) for text in ("all", "last:3", "3", "0,blocks.5.attn,-1")]
+        [None, 3, [3], [0, 'blocks.5.attn', -1]]
+    """
+    if text == "all":
+        return None
+    if not text.startswith("last:"):
+        return [_index_or_name(part) for part in text.split(",")]
+    count = text.removeprefix("last:")
+    if not count.isdecimal() or int(count) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number of blocks such as last:3, got {text!r}")
+    return int(count)
 
 
 def rows_choice(text: str, *, whole: bool = False) -> RowsOption:

@@ -96,7 +96,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     for failure in found.failures:
         where = ", ".join(part for part in (failure.model, failure.photo) if part)
-        say(f"{where}: {failure.what}: {one_line(ValueError(failure.error))}")
+        say(f"{where}: {failure.what}: {one_line(failure.error)}")
     page = found.save(arguments.out, pictures=not arguments.no_pictures)
     for note in found.notes:
         print(f"{note.level}: {note.text}")

@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import add_command, add_model, rows_choice
+from attnhook.cli.arguments import BLOCKS_HELP, add_command, add_model, blocks_choice, rows_choice
 from attnhook.cli.messages import say
-from attnhook.options import BlocksOption
 
 _SHOWN = 10
 _TEXT = """\
@@ -50,9 +49,9 @@ def add(commands: Any) -> None:
     )
     extract.add_argument(
         "--blocks",
-        type=_blocks,
-        default=-1,
-        help="all, the last N, one from the end (-1), or names with commas between them (default: %(default)s)",
+        type=blocks_choice,
+        default="-1",
+        help=f"whose rows are stored: {BLOCKS_HELP} (default: %(default)s, the last)",
     )
     extract.add_argument("--heads", choices=["each", "mean"], default="each", help="(default: %(default)s)")
     extract.add_argument(
@@ -104,12 +103,3 @@ def _extract(arguments: argparse.Namespace) -> int:
             say(f"and {len(errors) - _SHOWN:,} more: index.parquet has them all")
         print(f"{len(maps):,} photos, {len(errors):,} failed: {arguments.out}")
     return 1 if errors else 0
-
-
-def _blocks(text: str) -> BlocksOption:
-    if text == "all":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        return text.split(",")

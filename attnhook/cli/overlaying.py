@@ -1,15 +1,17 @@
 """`attnhook overlay`: a model's attention over photos, one PNG per image and one manifest."""
 
 import argparse
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnhook import __version__
-from attnhook.cli.arguments import add_command, add_map_options, add_model
-from attnhook.cli.messages import one_line, say, write_json
-from attnhook.errors import AttnhookError, NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
+from attnhook.cli.arguments import OPTION_ERRORS, add_command, add_map_options, add_model
+from attnhook.cli.messages import one_line, say
+from attnhook.errors import AttnhookError
+from attnhook.files import replacing
 from attnhook.options import Style
 from attnhook.workflows.versions import library_versions
 
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
     from attnhook.zoo.loading import VisionModel
 
 MANIFEST = "manifest.json"
-# An option that no image can meet: the command fails, not one image.
-_OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
+_FORMAT = "attnhook-overlay-1"
 
 _TEXT = """\
 Lay a model's attention over photos: one PNG per image and one manifest.json.
@@ -63,6 +64,7 @@ def _overlay(arguments: argparse.Namespace) -> int:
     from attnhook.zoo.loading import load
 
     _check_map_options(arguments)
+    _check_folder(arguments.out)
     model = load(arguments.model, device=arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
     targets = _targets(arguments.images, arguments.out)
@@ -74,7 +76,9 @@ def _overlay(arguments: argparse.Namespace) -> int:
         say(f"[{number}/{len(targets)}] {image}: {said}")
     failed = sum(entry["error"] is not None for entry in entries)
     manifest = arguments.out / MANIFEST
-    write_json({**_manifest_head(model, arguments), "failed": failed, "images": entries}, manifest)
+    content = {**_manifest_head(model, arguments), "failed": failed, "images": entries}
+    with replacing(manifest) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(f"{len(entries) - failed} of {len(entries)} images done; {manifest}")
     return 1 if failed else 0
 
@@ -84,15 +88,30 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from attnhook.attribution.methods import METHODS
+    from attnhook.attribution.methods import check_method
     from attnhook.imaging.overlays import overlay
+    from attnhook.imaging.styles import check_style
 
-    if arguments.method not in METHODS:
-        raise ValueError(
-            f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {arguments.method!r}. Check the spelling."
-        )
+    check_method(arguments.method)
     options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale")}
+    check_style(Style(arguments.style), {**options, "mode": arguments.mode})
     overlay(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder whose manifest says that something else is in it."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("format")
+    except (ValueError, AttributeError):
+        found = None
+    if found != _FORMAT:
+        raise ValueError(
+            f"{folder} is of something else: expected an empty folder, or one of overlays, got a manifest of format {found!r}. Choose another "
+            "folder with --out."
+        )
 
 
 def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -112,7 +131,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
         )
         options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale", "style")}
         result.save(target, **options)
-    except _OPTION_ERRORS:
+    except OPTION_ERRORS:
         raise
     except IndexError as error:  # --block or --heads beyond what the model has
         raise ValueError(str(error)) from error
@@ -139,7 +158,7 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = ("method", "target", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
     return {
-        "format": "attnhook-overlay-1",
+        "format": _FORMAT,
         "versions": {"attnhook": __version__} | library_versions(),
         "model": {
             "spec": arguments.model,

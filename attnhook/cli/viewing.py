@@ -4,13 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnhook.cli.arguments import add_command, add_model
+from attnhook.cli.arguments import BLOCKS_HELP, OPTION_ERRORS, add_command, add_model, blocks_choice
 from attnhook.cli.messages import one_line, say
-from attnhook.errors import ImageError
+from attnhook.errors import AttnhookError, ImageError
 from attnhook.options import BlocksOption
 
 if TYPE_CHECKING:
-    from attnhook.workflows.viewer.scenes import Scene
     from attnhook.zoo.loading import VisionModel
 
 _MATRIX_HEADS = ("auto", "all", "mean")
@@ -47,7 +46,7 @@ def add(commands: Any) -> None:
         "--blocks",
         type=_blocks,
         default="auto",
-        help="blocks whose patches can be asked where they look: auto (the last), none, all, or indices such as 0,5,-1 (default: %(default)s)",
+        help=f"blocks whose patches can be asked where they look: auto (the last), none, {BLOCKS_HELP} (default: %(default)s)",
     )
     view.add_argument(
         "--matrix-heads",
@@ -67,9 +66,7 @@ def add(commands: Any) -> None:
 def _blocks(text: str) -> BlocksOption:
     if text == "auto":
         return text
-    if text in ("none", "all"):
-        return () if text == "none" else None
-    return [int(part) if part.lstrip("-").isdecimal() else part for part in text.split(",")]
+    return () if text == "none" else blocks_choice(text)
 
 
 def _longest(text: str) -> int:
@@ -79,7 +76,7 @@ def _longest(text: str) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from attnhook.workflows.viewer.pages import save_viewer, viewer_html
+    from attnhook.workflows.viewer.pages import packed_html, save_viewer
     from attnhook.zoo.loading import load
 
     if not arguments.out.parent.is_dir():
@@ -87,35 +84,38 @@ def _view(arguments: argparse.Namespace) -> int:
     if any(image.resolve() == arguments.out.resolve() for image in arguments.images):
         raise ValueError(f"{arguments.out} is one of the images: expected another name. Choose --out.")
     model = load(arguments.model, device=arguments.device)
-    scenes = [scene for number in range(len(arguments.images)) if (scene := _scene(model, arguments, number))]
+    scenes = [scene for number in range(len(arguments.images)) if (scene := _packed(model, arguments, number))]
     if not scenes:
         raise ImageError(
             f"nothing to view: expected at least one image, got none of {len(arguments.images)} that could be read."
         )
-    page = viewer_html(
-        scenes,
-        model=model.name,
-        matrices=arguments.blocks,
-        matrix_heads=arguments.matrix_heads,
-        longest=arguments.longest,
-    )
-    save_viewer(page, arguments.out)
+    save_viewer(packed_html(scenes, model=model.name), arguments.out)
     print(
         f"{len(scenes)} of {len(arguments.images)} images in {arguments.out}, {arguments.out.stat().st_size / 1e6:.2f} MB"
     )
     return 0 if len(scenes) == len(arguments.images) else 1
 
 
-def _scene(model: "VisionModel", arguments: argparse.Namespace, number: int) -> "Scene | None":
+def _packed(model: "VisionModel", arguments: argparse.Namespace, number: int) -> tuple[dict[str, Any], str] | None:
+    """A photo as the page holds it: what was captured of it goes before the next one comes."""
     from attnhook.workflows.results import attend
+    from attnhook.workflows.viewer.scenes import pack_scene
 
     image: Path = arguments.images[number]
     place = f"[{number + 1}/{len(arguments.images)}] {image}"
     rows = "readout" if arguments.blocks == () else "all"
     try:
         (result,) = attend(model, str(image), rows=rows)
-    except (ImageError, OSError) as error:
+        packed = pack_scene(
+            result.scene(image.name),
+            matrices=arguments.blocks,
+            matrix_heads=arguments.matrix_heads,
+            longest=arguments.longest,
+        )
+    except OPTION_ERRORS:
+        raise
+    except (AttnhookError, OSError) as error:
         say(f"{place}: {one_line(error)}")
         return None
     say(f"{place}: {result.attention.shape[0]} x {result.attention.shape[1]} patches")
-    return result.scene(image.name)
+    return packed

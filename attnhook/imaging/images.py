@@ -15,6 +15,7 @@ would have another program read (PostScript) are not opened.
 
 import io
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -72,6 +73,23 @@ def read_image(source: ImageSource) -> Image.Image:
         f"cannot read an image: expected a path, bytes, PIL image, numpy array or torch tensor, got {type(source).__name__}. "
         "Pass one image at a time, in one of these types."
     )
+
+
+def each_image(images: "ImageSource | Iterable[ImageSource]") -> list[ImageSource]:
+    """One image or several, as a list.
+
+    Args:
+        images: What `read_image` takes, or several of it: a list, a generator such as `Path.glob`, anything that can be iterated. Arrays and
+            tensors are one image.
+
+    Returns:
+        The images, unread.
+    """
+    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | torch.Tensor) or not isinstance(
+        images, Iterable
+    ):
+        return [images]
+    return list(images)
 
 
 def open_image(source: str | Path) -> Image.Image:

@@ -4,7 +4,7 @@ All return pictures of the photo's size and leave what the model did not see as 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.overlays import Heatmap, checked_opacity, overlay, sized_like, value_range
 from attnhook.imaging.palettes import LEVELS, palette
 from attnhook.imaging.patches import patch_edges
-from attnhook.options import Interpolation, Scale, ScaleOption, Size
+from attnhook.options import Interpolation, Scale, ScaleOption, Size, Style
 
 _SUPERSAMPLING = 2
 _LINES_PER_EDGE = 300  # a line is as wide as the photo's shorter edge over this
@@ -27,8 +27,43 @@ _CASING = (0, 0, 0)  # a dark line under a light one is seen on any photo
 _SUMMING = 1e-12  # a share that sums to within this of what was asked for has reached it
 _GRID_COLOR, _GRID_OPACITY = (255, 255, 255), 0.35
 
+_DEFAULTS: Mapping[str, Any] = {
+    "colormap": "viridis",
+    "alpha": 0.5,
+    "scale": Scale.MINMAX,
+    "mode": Interpolation.BILINEAR,
+    "weighted": False,
+    "keep": 0.6,
+}
+_TAKEN: Mapping[Style, tuple[str, ...]] = {
+    Style.HEAT: ("colormap", "alpha", "scale", "mode", "weighted"),
+    Style.PATCHES: ("colormap", "alpha", "scale"),
+    Style.CONTOURS: ("colormap", "scale", "mode"),
+    Style.MASK: ("alpha", "keep"),
+}
+
 Line = list[tuple[float, float]]
 """Points (x, y) in photo pixels at pixel edges."""
+
+
+def check_style(style: Style, options: Mapping[str, Any]) -> None:
+    """Refuse options that a style would ignore.
+
+    Args:
+        style: The style.
+        options: Those of all styles, by name; a default is none that was asked for.
+
+    Raises:
+        ValueError: If one that the style does not take is not its default.
+
+    Example:
+        >>> check_style(Style.MASK, {"alpha": 0.8, "colormap": "viridis"})
+    """
+    for name, value in options.items():
+        if name not in _TAKEN[style] and value != _DEFAULTS[name]:
+            raise ValueError(
+                f"style {style.value!r} takes no {name}: expected some of {', '.join(_TAKEN[style])}, got {name}={value!r}. Leave it out."
+            )
 
 
 def contour_overlay(

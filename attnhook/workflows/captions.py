@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 from attnhook.attribution.methods import NEEDS, method_options
+from attnhook.capture.records import AttentionMaps
 from attnhook.imaging.overlays import UNIFORM_TOP
-from attnhook.options import HeadFusion, HeadsOption, Scale, ScaleOption, choose
+from attnhook.options import HeadFusion, HeadsOption, Rows, Scale, ScaleOption, choose
 
 _STRETCHES = {
     Scale.MINMAX: "Colours from the least to the most of {}.",
@@ -26,7 +27,7 @@ def caption_of(settings: dict[str, Any], outside: float) -> str:
     target = f" for class {settings['target']!r}" if "target" in settings else ""
     words = [
         f"{settings['model']}, {settings['method']} of {_blocks_in_words(settings)}{target}",
-        f"{_heads_in_words(settings['heads'])}, {_rows_in_words(settings)}",
+        f"{_heads_in_words(settings['heads'])}, {_row_in_words(settings)}",
     ]
     if not math.isnan(outside):
         words.append(f"{share_in_words(outside)} of the attention outside the patches")
@@ -79,6 +80,21 @@ def adds_up(heads: HeadsOption) -> bool:
     return heads is None or isinstance(heads, int) or heads == HeadFusion.MEAN
 
 
+def rows_in_words(maps: AttentionMaps) -> str:
+    """Say whose rows are shown, as `caption_of` reads it.
+
+    Args:
+        maps: What was captured; of whole matrices the readout's row is shown.
+
+    Returns:
+        `cls`, `pool`, `mean`, `all`, or the chosen tokens and patches.
+    """
+    if not isinstance(maps.rows, Rows):
+        return str(list(maps.rows))
+    shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
+    return "all" if shown is None else shown.value
+
+
 def reads_block(method: str) -> bool:
     """Whether a method is of one block."""
     return bool(method_options(method, {"block": None}))
@@ -89,7 +105,7 @@ def _blocks_in_words(settings: dict[str, Any]) -> str:
     return block if reads_block(settings["method"]) else f"the blocks up to {block}"
 
 
-def _rows_in_words(settings: dict[str, Any]) -> str:
+def _row_in_words(settings: dict[str, Any]) -> str:
     return f"{settings['rows']} row" if NEEDS[settings["method"]].readout else "all queries"
 
 

@@ -8,7 +8,7 @@ Limits: methods that need a backward are not offered. `observe` sees the batch o
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -25,13 +25,13 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.errors import NoReadoutError
 from attnhook.imaging.images import ImageSource
 from attnhook.options import BlocksOption, Rows, ScaleOption
-from attnhook.workflows.probes import Preprocess, ProbeBatch
+from attnhook.workflows.probes import ProbeBatch
 from attnhook.workflows.reports import RECEIVED, Painter, scalars_of
 from attnhook.workflows.restoring import untouched
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.schedules import Schedule, is_first_process
 from attnhook.workflows.writers import Writer, WriterGroup
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.loading import Preprocess, VisionModel
 
 LIVE = "live/"
 
@@ -78,7 +78,7 @@ class AttentionMonitor:
     def __init__(
         self,
         model: nn.Module | VisionModel,
-        images: "Sequence[ImageSource] | Tensor",
+        images: "ImageSource | Iterable[ImageSource]",
         *,
         preprocess: Preprocess | None = None,
         mean: Any = None,
@@ -284,7 +284,7 @@ class AttentionMonitor:
 
 def _probe_of(
     model: nn.Module | VisionModel,
-    images: "Sequence[ImageSource] | Tensor",
+    images: "ImageSource | Iterable[ImageSource]",
     preprocess: Preprocess | None,
     mean: Any,
     std: Any,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attnhook.attribution.methods import METHODS, NEEDS
+from attnhook.attribution.methods import METHODS, NEEDS, check_method
 from attnhook.attribution.raw_maps import fuse_heads, raw_attention
 from attnhook.attribution.statistics import attention_statistics, received_mass
 from attnhook.capture.layout import TokenLayout
@@ -166,9 +166,8 @@ def methods_figure(
         RowsNotKeptError: If no method can be had from this capture.
     """
     names = list(METHODS) if methods is None else list(methods)
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise ValueError(f"unknown method: expected some of {', '.join(map(repr, METHODS))}, got {unknown[0]!r}.")
+    for name in names:
+        check_method(name)
     maps: dict[str, Tensor] = {}
     left_out = []
     for name in names:

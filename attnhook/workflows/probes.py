@@ -1,7 +1,7 @@
 """The images that a monitor looks at again and again: pixels for the model, photos to draw on, and a fingerprint."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.images import ImageSource, read_image
-
-Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
+from attnhook.imaging.images import ImageSource, each_image, read_image
+from attnhook.zoo.loading import Preprocess
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +35,11 @@ class ProbeBatch:
         return len(self.photos)
 
     @classmethod
-    def of_photos(cls, images: Sequence[ImageSource], preprocess: Preprocess) -> "ProbeBatch":
+    def of_photos(cls, images: "ImageSource | Iterable[ImageSource]", preprocess: Preprocess) -> "ProbeBatch":
         """Make a batch of photos.
 
         Args:
-            images: Whatever `read_image` takes.
+            images: Whatever `read_image` takes, one or several.
             preprocess: A photo to `(pixels (1, 3, height, width), ImageGeometry)`.
 
         Returns:
@@ -49,7 +48,7 @@ class ProbeBatch:
         Raises:
             GeometryError: If there is no photo, or the model is fed several sizes.
         """
-        photos = tuple(read_image(image) for image in images)
+        photos = tuple(read_image(image) for image in each_image(images))
         if not photos:
             raise GeometryError("no probe images: expected at least one, got none. Pass a few photos, or pixels.")
         prepared = [preprocess(photo) for photo in photos]

@@ -1,6 +1,6 @@
 """Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attnhook.attribution.methods import METHODS, NEEDS, check_options, method_options
+from attnhook.attribution.methods import METHODS, NEEDS, check_method, check_options, method_options
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import GeometryError
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
-from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.imaging.overlays import overlay
-from attnhook.imaging.styles import contour_overlay, mask_overlay, mass_mask, patch_overlay
+from attnhook.imaging.styles import check_style, contour_overlay, mask_overlay, mass_mask, patch_overlay
 from attnhook.options import (
     HeadFusion,
     HeadsOption,
@@ -31,17 +31,15 @@ from attnhook.options import (
     Style,
     choose,
 )
-from attnhook.workflows.captions import adds_up, caption_of, reads_block, scale_in_words
+from attnhook.workflows.captions import adds_up, caption_of, reads_block, rows_in_words, scale_in_words
 from attnhook.workflows.display import html_of, mimebundle, png_of
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
 from attnhook.workflows.viewer.scenes import Scene
-from attnhook.zoo.loading import VisionModel, load
+from attnhook.zoo.loading import Preprocess, VisionModel, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +54,7 @@ class AttentionResult:
         geometry: Where the model looked in the photo.
         patch_area: Height and width in pixels of the model's input that the grid covers, or None for all of it.
         maps: Everything captured, one image, on the CPU.
-        settings: What made the map: model, method, block, heads, readout.
+        settings: What made the map: model, method, block, heads, readout; `keys`, the block's tokens, where the block is none of `maps`.
         mode: How patches become pixels.
     """
 
@@ -87,7 +85,7 @@ class AttentionResult:
     @property
     def uniform(self) -> float:
         """What a patch would get if the sequence were attended uniformly: the unit of `scale="uniform"`."""
-        keys: int = self.maps[self.settings.get("block", -1)].shape[-1]
+        keys: int = self.settings.get("keys") or self.maps[self.settings.get("block", -1)].shape[-1]
         return 1.0 / keys
 
     @property
@@ -124,10 +122,10 @@ class AttentionResult:
         """The map over the photo.
 
         Args:
-            colormap: A matplotlib colormap or its name.
-            alpha: Opacity of the heat map, 0 to 1.
+            colormap: A matplotlib colormap or its name; not with `"mask"`.
+            alpha: Opacity of the heat map, 0 to 1; not with `"contours"`.
             scale: `"minmax"` (this picture's own range), `"robust"` (its 1st to 99th percentile, where sinks hide the rest), `"uniform"`
-                (multiples of uniform attention, comparable between pictures) or `(vmin, vmax)`.
+                (multiples of uniform attention, comparable between pictures) or `(vmin, vmax)`; not with `"mask"`.
             style: `"heat"` (a film of colour), `"patches"` (each patch in one colour), `"contours"` (lines of equal value) or `"mask"` (all but
                 the patches that hold `keep` of the mass darkened, as DINO shows it).
             weighted: With `"heat"`: whether opacity follows the value.
@@ -135,8 +133,13 @@ class AttentionResult:
 
         Returns:
             An RGB image of the photo's size; pixels that the model did not see are the photo's.
+
+        Raises:
+            ValueError: If an option is not one of its choices, or one that the style does not take.
         """
         chosen = choose(Style, style, "style")
+        given = {"colormap": colormap, "alpha": alpha, "scale": scale, "weighted": weighted, "keep": keep}
+        check_style(chosen, given)
         self._check_scale(scale)
         colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
         place: dict[str, Any] = {"patch_area": self.patch_area, "alpha": alpha}
@@ -236,7 +239,7 @@ class AttentionResult:
 
 def attend(
     model: "str | VisionModel | nn.Module",
-    images: "ImageSource | Sequence[ImageSource]",
+    images: "ImageSource | Iterable[ImageSource]",
     *,
     method: str = "raw_attention",
     block: int | str = -1,
@@ -251,7 +254,7 @@ def attend(
 
     Args:
         model: What `load` takes or gives; or any module, with `preprocess`.
-        images: A photo or a sequence of them: paths, PIL images, arrays, tensors.
+        images: A photo or several: paths, PIL images, arrays, tensors.
         method: One of `METHODS`. Those that need whole matrices (rollout) have them captured, by reference.
         block: Which block, by index or name; methods that follow all blocks do not read it.
         heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index; gradient methods take the mean.
@@ -275,8 +278,7 @@ def attend(
         >>> result = attend("demo", "cat.jpg")[0]  # doctest: +SKIP
         >>> result.save("cat-attention.png")  # doctest: +SKIP
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}.")
+    check_method(method)
     if heads is None:
         raise ValueError(
             "heads=None keeps all heads: expected one map a photo. Take result.maps and raw_attention(maps, heads=None)."
@@ -295,8 +297,7 @@ def attend(
         module, rows=_rows_for(method, rows), gradients=needs.gradients, values=needs.values, device="cpu"
     )
     results = []
-    several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
-    for image in several:
+    for image in each_image(images):
         photo = read_image(image)
         pixels, geometry = prepare(photo)
         said = dict(options)
@@ -314,7 +315,7 @@ def attend(
             "method": method,
             "block": maps[block if reads_block(method) else -1].name,
             "heads": heads,
-            "rows": _rows_in_words(maps),
+            "rows": rows_in_words(maps),
         } | said
         attention = METHODS[method](maps, **method_options(method, {"block": block, "heads": heads}), **options)[0]
         results.append(AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth))
@@ -364,13 +365,6 @@ def _rows_for(method: str, rows: RowsOption) -> RowsOption:
             f"method {method!r} follows attention to the model's own readout: expected rows='readout' or 'all', got {rows!r}. Leave rows out."
         )
     return Rows.ALL
-
-
-def _rows_in_words(maps: AttentionMaps) -> str:
-    if not isinstance(maps.rows, Rows):
-        return str(list(maps.rows))
-    shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
-    return "all" if shown is None else shown.value
 
 
 def save_image(picture: Image.Image, path: str | Path) -> Path:

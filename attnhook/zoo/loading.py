@@ -48,6 +48,9 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Photos of these sizes tell whether a processor always makes the same size of them.
 _PROBES = ((480, 480), (480, 960), (960, 480))
 
+Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
+"""An image to pixels `(1, 3, height, width)` and where they are in it."""
+
 
 @dataclass(frozen=True, eq=False)
 class VisionModel:

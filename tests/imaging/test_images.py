@@ -12,7 +12,7 @@ import torch
 from PIL import EpsImagePlugin, Image, ImageCms
 
 from attnhook.errors import ImageError
-from attnhook.imaging.images import read_image
+from attnhook.imaging.images import each_image, read_image
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -269,6 +269,18 @@ def test_modes_that_pillow_cannot_convert(monkeypatch):
 
 def test_resampling_overshoot_is_tolerated():
     assert read_image(np.array([[-0.001, 1.001]])).getpixel((1, 0)) == WHITE
+
+
+def test_one_image_or_several(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+    several = [tmp_path / "cat.png", "dog.png", b"bytes", Image.new("L", (2, 2)), np.zeros((2, 2)), torch.zeros(2, 2)]
+    for one in several:
+        assert each_image(one)[0] is one
+        assert len(each_image(one)) == 1
+    for many in (several, tuple(several), iter(several)):
+        assert all(one is other for one, other in zip(each_image(many), several, strict=True))
+    assert each_image(tmp_path.glob("*.png")) == [tmp_path / "cat.png"]
+    assert each_image(7) == [7]  # read_image says what is wrong with it
 
 
 def test_importing_the_room_is_light():

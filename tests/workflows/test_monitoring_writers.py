@@ -83,6 +83,8 @@ def test_photos_are_drawn_true_and_only_where_the_model_looked() -> None:
     assert picture.getpixel((96, 60)) != (200, 40, 40)
     with pytest.raises(ValueError, match="expected preprocess="):
         AttentionMonitor(small_vit(), [photo])
+    for one_or_several, count in ((photo, 1), (iter([photo, photo]), 2)):
+        assert len(AttentionMonitor(small_vit(), one_or_several, preprocess=preprocess)._probe) == count
 
 
 def test_pixels_are_drawn_with_mean_and_std() -> None:

@@ -120,7 +120,9 @@ def test_methods_name_what_they_are_of(result):
     assert "1st to 99th percentile per image, not comparable" in caption
     with pytest.raises(RowsNotKeptError):
         methods_figure(attend_rows(result), ["rollout"])
-    with pytest.raises(ValueError, match=r"unknown method: expected some of 'raw_attention', .*got 'grad_cam'"):
+    with pytest.raises(
+        ValueError, match=r"unknown method: expected one of 'raw_attention', .*got 'grad_cam'. Check the spelling"
+    ):
         methods_figure(result, ["grad_cam"])
 
 

@@ -1,5 +1,6 @@
 """Photos in, pictures out, with a tiny model."""
 
+import inspect
 import io
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torchvision.transforms.functional import to_tensor
 from attnhook import METHODS, ImageGeometry, VisionModel, attend, rollout
 from attnhook.attribution.methods import NEEDS
 from attnhook.errors import GeometryError
+from attnhook.options import Style
 from attnhook.workflows.results import save_image
 from tests.models import GRID, IMAGE, TIMM
 from tests.zoo.saved_models import photo
@@ -126,6 +128,32 @@ def test_rollout_captures_what_it_needs(model):
         attend(model, PHOTO, discard=0.5)
 
 
+@pytest.mark.parametrize(
+    ("style", "option"),
+    [
+        ("contours", {"alpha": 0.8}),
+        ("mask", {"colormap": "magma"}),
+        ("mask", {"scale": (0, 1)}),
+        ("heat", {"keep": 0.5}),
+        ("contours", {"keep": 0.5}),
+        ("patches", {"weighted": True}),
+        ("mask", {"weighted": True}),
+    ],
+)
+def test_options_that_a_style_does_not_take_are_refused(result, style, option):
+    with pytest.raises(
+        ValueError, match=f"style '{style}' takes no {next(iter(option))}: expected some of .*Leave it out"
+    ):
+        result.overlay(style=style, **option)
+
+
+def test_defaults_of_styles_are_those_of_overlay(result):
+    for style in Style:
+        taken = inspect.signature(result.overlay).parameters
+        options = {name: taken[name].default for name in taken if name != "style"}
+        assert result.overlay(style=style, **options) == result.overlay(style=style)
+
+
 def test_every_method_says_what_it_needs():
     assert METHODS.keys() == NEEDS.keys()
 
@@ -136,7 +164,7 @@ def test_bare_module(module, result):
 
     with pytest.raises(ValueError, match="preprocess="):
         attend(module, PHOTO)
-    several = attend(module, [PHOTO, PHOTO], preprocess=prepare)
+    several = attend(module, iter([PHOTO, PHOTO]), preprocess=prepare)
     assert len(several) == 2
     torch.testing.assert_close(several[1].attention, result.attention)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from attnhook.errors import AttnhookError
-from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.options import Size
 from attnhook.workflows.comparison.masks import MaskSource, ObjectMask, is_box, read_mask
 
@@ -86,7 +86,7 @@ class Failure:
 
 
 def read_photos(
-    images: "ImageSource | Sequence[ImageSource]",
+    images: "ImageSource | Iterable[ImageSource]",
     masks: "Sequence[MaskSource | None] | None" = None,
     labels: "Sequence[str | int | None] | None" = None,
 ) -> tuple[tuple[Photo, ...], tuple[Failure, ...]]:
@@ -103,7 +103,7 @@ def read_photos(
     Raises:
         ValueError: If there is none, or not as many masks or labels as photos.
     """
-    sources: list[Any] = list(images) if isinstance(images, list | tuple | Iterator) else [images]
+    sources = each_image(images)
     if not sources:
         raise ValueError("nothing to compare on: expected at least one photo, got none.")
     masks, labels = _one_each("mask", masks, len(sources)), _one_each("label", labels, len(sources))

@@ -1,7 +1,7 @@
 """`compare`: which model looks where, over models of several libraries."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ _STATISTICS_PHOTOS = 32
 
 def compare(
     models: "Mapping[str, ModelSource] | Sequence[ModelSource] | ModelSource",
-    images: "ImageSource | Sequence[ImageSource]",
+    images: "ImageSource | Iterable[ImageSource]",
     *,
     methods: "str | Sequence[str]" = "raw_attention",
     method: str | None = None,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnhook.attribution.methods import METHODS, NEEDS
+from attnhook.attribution.methods import NEEDS, check_method
 from attnhook.workflows.captions import reads_block
 
 
@@ -71,8 +71,7 @@ def make_views(methods: "str | Sequence[str]", depths: "float | Sequence[float]"
     chosen = [methods] if isinstance(methods, str) else list(methods)
     places = sorted({float(depth) for depth in ([depths] if isinstance(depths, int | float) else depths)}, reverse=True)
     for method in chosen:
-        if method not in METHODS:
-            raise ValueError(f"unknown method: expected some of {', '.join(map(repr, METHODS))}, got {method!r}.")
+        check_method(method)
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"expected at least one method, each once, got {chosen}.")
     if not places or not all(0 < place <= 1 for place in places):

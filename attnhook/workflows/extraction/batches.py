@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from attnhook.errors import AttnhookError, ExtractionError
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.images import ImageSource
 from attnhook.workflows.extraction.items import Item, readable
 from attnhook.workflows.extraction.listings import Listing
 from attnhook.workflows.extraction.sources import Source
+from attnhook.zoo.loading import Preprocess
 
 _STUCK = 1800
 """Seconds after which a batch will not come any more: a worker that finds no shared memory says nothing, and would be waited for for ever."""
-Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
 
 
 @dataclass(slots=True)

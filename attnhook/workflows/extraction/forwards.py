@@ -14,7 +14,8 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
-from attnhook.options import Rows
+from attnhook.options import HeadFusion, Rows
+from attnhook.workflows.captions import reads_block, rows_in_words
 from attnhook.workflows.extraction.settings import Settings
 from attnhook.workflows.restoring import SEED
 from attnhook.workflows.running import run_vision
@@ -29,11 +30,13 @@ class Seen:
     Attributes:
         maps: The rows, on the CPU once `wait` has returned.
         methods: A map a photo of each method, `(photos, h, w)` float32, likewise.
+        made: What each method's map is of: its block (or the last that it follows), that block's number of keys, heads, and whose row.
         targets: The class that class-specific methods are of, one a photo, or None.
     """
 
     maps: AttentionMaps
     methods: dict[str, Tensor]
+    made: dict[str, dict[str, Any]]
     targets: list[int] | None = None
     _copied: Any = field(default=None, repr=False)
 
@@ -95,8 +98,10 @@ class BatchForwards:
         targets = self._run(pixels)
         maps = self.capture.maps
         _refuse_ordered(maps, len(pixels))
-        methods = {} if self._whole is None else self._maps_of(self._whole.maps)
-        return _sent(Seen(maps, methods, targets))
+        seen = Seen(maps, {}, {}, targets)
+        if self._whole is not None:
+            self._add_methods(seen, self._whole.maps)
+        return _sent(seen)
 
     def _run(self, pixels: Tensor) -> list[int] | None:
         model = self.vision.model
@@ -111,9 +116,13 @@ class BatchForwards:
         chosen: list[int] = highest.indices.tolist()
         return chosen
 
-    def _maps_of(self, maps: AttentionMaps) -> dict[str, Tensor]:
-        chosen = {"block": -1, "heads": "mean"}
-        return {name: METHODS[name](maps, **method_options(name, chosen)) for name in self._methods}
+    def _add_methods(self, seen: Seen, maps: AttentionMaps) -> None:
+        """Methods of one block are of the last whose rows are stored, the others of all blocks of the model."""
+        for name in self._methods:
+            block = maps[seen.maps[-1].name if reads_block(name) else -1]
+            chosen = {"block": block.name, "heads": HeadFusion.MEAN.value}
+            seen.methods[name] = METHODS[name](maps, **method_options(name, chosen))
+            seen.made[name] = {**chosen, "keys": block.shape[-1], "rows": rows_in_words(maps)}
 
 
 def _refuse_ordered(maps: AttentionMaps, photos: int) -> None:
@@ -132,12 +141,10 @@ def _refuse_ordered(maps: AttentionMaps, photos: int) -> None:
 
 def _sent(seen: Seen) -> Seen:
     """Begin to copy to the CPU."""
-    if all(
-        block.kept.device.type == "cpu" for block in seen.maps
-    ):  # whole matrices become dense where they are written
-        return Seen(seen.maps.to("cpu"), {name: value.cpu() for name, value in seen.methods.items()}, seen.targets)
     if not any(block.kept.device.type == "cuda" for block in seen.maps):
-        return Seen(seen.maps.to("cpu"), {name: value.cpu() for name, value in seen.methods.items()}, seen.targets)
+        # On the CPU whole matrices become dense where they are written.
+        methods = {name: value.cpu() for name, value in seen.methods.items()}
+        return replace(seen, maps=seen.maps.to("cpu"), methods=methods)
     blocks: list[BlockAttention] = [replace(block, kept=_pinned(block.rows)) for block in seen.maps]
     maps = AttentionMaps(
         blocks,
@@ -149,7 +156,7 @@ def _sent(seen: Seen) -> Seen:
     methods = {name: _pinned(value) for name, value in seen.methods.items()}
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
-    return Seen(maps, methods, seen.targets, copied)
+    return replace(seen, maps=maps, methods=methods, _copied=copied)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

@@ -64,22 +64,26 @@ class Manifest:
             The manifest, or None if there is none.
 
         Raises:
-            ExtractionError: If it is another format's.
+            ExtractionError: If it is of another version, or of something else.
         """
         path = folder / NAME
         if not path.is_file():
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("format", None) != FORMAT:
-                raise ExtractionError(
-                    f"cannot read {path}: expected format {FORMAT}, got another. Use the version of attnhook that wrote it."
-                )
-            return cls(**content)
+            found = content.pop("format", None)
+            if found == FORMAT:
+                return cls(**content)
         except (ValueError, TypeError, AttributeError) as error:
-            if isinstance(error, ExtractionError):
-                raise
             raise ExtractionError(f"cannot read {path}: expected a manifest, got {error}.") from error
+        if str(found).startswith(FORMAT.rstrip("1")):
+            raise ExtractionError(
+                f"cannot read {path}: expected format {FORMAT}, got {found}. Use the version of attnhook that wrote it."
+            )
+        raise ExtractionError(
+            f"{folder} is of something else: expected an empty folder, or one of an extraction, got a manifest of format {found!r}. Choose "
+            "another folder."
+        )
 
     def resumed(self, wanted: "Manifest", folder: Path) -> "Manifest":
         """Go on with what another run began.

@@ -1,33 +1,34 @@
 """`open_maps`: an extraction as a data set, read a photo at a time from mapped memory."""
 
 import hashlib
-import json
 import operator
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from attnhook.attribution.methods import NEEDS
 from attnhook.attribution.raw_maps import raw_attention
+from attnhook.capture.adapters import block_index
 from attnhook.capture.records import AttentionMaps
 from attnhook.errors import ExtractionError, ImageError
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import read_image
-from attnhook.options import HeadsOption, Rows
+from attnhook.options import HeadFusion, HeadsOption
+from attnhook.workflows.captions import rows_in_words
 from attnhook.workflows.extraction import indices
 from attnhook.workflows.extraction.distributions import PERCENTILES, over_photos
 from attnhook.workflows.extraction.encodings import decode
 from attnhook.workflows.extraction.items import Item, require
 from attnhook.workflows.extraction.manifests import Manifest
+from attnhook.workflows.extraction.shard_files import ShardFiles
 from attnhook.workflows.extraction.sources import Source, open_source, reopen_source
 from attnhook.workflows.results import AttentionResult
 
-_OPEN_AT_ONCE = 16
+_RAW = "raw_attention"
 
 
 class ExtractedMaps(Dataset[dict[str, Any]]):
@@ -50,7 +51,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
     def __init__(self, folder: Path, manifest: Manifest, source: Any = None) -> None:
         self.folder, self.manifest = folder, manifest
         self._source = source
-        self._files: OrderedDict[Path, tuple[Any, list[dict[str, Any]]]] = OrderedDict()
+        self._files = ShardFiles(folder)
         compute = require("pyarrow.compute", "pyarrow")
         table = _read_index(folder)
         failed = compute.is_valid(table.column("error"))
@@ -123,13 +124,13 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
     def __getitem__(self, photo: int | str) -> dict[str, Any]:
         record = self.record(photo)
-        tensors = self._tensors(record)
+        tensors = self._files.tensors(record, "rows", "scales", "statistics", "maps")
         found: dict[str, Any] = {"key": record["key"], "label": record["label"] or ""}
         for name, tensor in tensors.items():
             kind, _, which = name.partition(".")
             if kind == "rows":
                 found[name] = decode(tensor, tensors.get(f"scales.{which}"))
-            elif kind in {"statistics", "maps"}:
+            elif kind != "scales":
                 found[name] = tensor
         return found
 
@@ -143,14 +144,12 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             The maps of the stored blocks, with a batch of one.
         """
         record = self.record(photo)
-        tensors = self._tensors(record)
-        file, headers = self._open(record)
-        prefix = f"{record['group']}.layout."
-        found = {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-        for i in range(len(headers[record["group"]]["blocks"])):
+        tensors, header = self._files.tensors(record, "rows", "scales"), self._files.header(record)
+        found = self._files.layout(record)
+        for i in range(len(header["blocks"])):
             rows = decode(tensors[f"rows.{i}"], tensors.get(f"scales.{i}"))
             found[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
-        return AttentionMaps.from_header(headers[record["group"]], found)
+        return AttentionMaps.from_header(header, found)
 
     def attention(
         self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None
@@ -159,24 +158,47 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
         Args:
             photo: Its key or number.
-            block: Of the stored blocks, by index or name.
-            heads: As in `raw_attention`.
-            method: One of the stored methods; None is raw attention.
+            block: Of the stored blocks, by index or name; maps of other methods are there of one block only.
+            heads: As in `raw_attention`; where only a mean over heads was stored, that.
+            method: One of the stored methods; None is raw attention, which is made of the stored rows.
 
         Returns:
             `(h, w)` float32, unnormalised, or `(heads, h, w)` for `heads=None`.
 
         Raises:
-            ExtractionError: If the method's maps were not stored.
+            ExtractionError: If the method's maps were not stored, or others were than are asked for.
         """
-        if method is None or (method == "raw_attention" and method not in self.manifest.settings["methods"]):
+        if method in (None, _RAW):
+            self._check_heads(heads)
             return raw_attention(self.maps(photo), block=block, heads=heads)[0]
+        self._check_stored(photo, method, block, heads)
+        return self._files.tensors(self.record(photo), f"maps.{method}")[f"maps.{method}"]
+
+    def _check_heads(self, heads: HeadsOption) -> None:
+        if heads != HeadFusion.MEAN and self.manifest.settings["heads"] == HeadFusion.MEAN:
+            raise ExtractionError(
+                f"the heads are not stored: expected heads='mean', which is, got {heads!r}. Extract with heads=None to keep each."
+            )
+
+    def _check_stored(self, photo: int | str, method: str, block: int | str, heads: HeadsOption) -> None:
         if method not in self.manifest.settings["methods"]:
             stored = ", ".join(map(repr, self.manifest.settings["methods"])) or "none"
             raise ExtractionError(
                 f"no maps of {method!r}: expected a method that was stored ({stored}). Extract with methods=[{method!r}]."
             )
-        return self._tensors(self.record(photo))[f"maps.{method}"]
+        header = self._files.header(self.record(photo))
+        made = header["methods"][method]
+        if block != -1:
+            names = [entry["name"] for entry in header["blocks"]]
+            if block != made["block"] and names[block_index(names, block)] != made["block"]:
+                raise ExtractionError(
+                    f"no maps of {method!r} for block {block!r}: expected the one that was stored, {made['block']!r}. Leave block out, or "
+                    "extract the block as the last of blocks."
+                )
+        if heads != made["heads"]:
+            raise ExtractionError(
+                f"no maps of {method!r} with heads={heads!r}: expected heads={made['heads']!r}, which was stored. Leave heads out."
+            )
 
     def heatmap(self, photo: int | str, **options: Any) -> Tensor:
         """A photo's map at the photo's size; the photo itself is not read.
@@ -189,7 +211,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             `(H, W)` float32, NaN where the model did not look.
         """
         record = self.record(photo)
-        area = self._open(record)[1][record["group"]]["patch_area"]
+        area = self._files.header(record)["patch_area"]
         patch_area = None if area is None else (area[0], area[1])
         return heatmap(self.attention(photo, **options), indices.geometry_of(record["geometry"]), patch_area=patch_area)
 
@@ -252,15 +274,15 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         Returns:
             The result.
         """
-        maps, record = self.maps(photo), self.record(photo)
-        settings = {
-            "model": self.manifest.model["spec"],
-            "method": method or "raw_attention",
-            "block": maps[block].name,
-            "heads": heads,
-            "rows": _in_words(maps),
-        }
         attention = self.attention(photo, block=block, heads=heads, method=method)
+        maps, record = self.maps(photo), self.record(photo)
+        settings = {"model": self.manifest.model["spec"], "method": method or _RAW}
+        if method in (None, _RAW):
+            settings |= {"block": maps[block].name, "heads": heads, "rows": rows_in_words(maps)}
+        else:
+            settings |= self._files.header(record)["methods"][method]
+            if NEEDS[method].gradients:
+                settings["target"] = record["target"]
         geometry = indices.geometry_of(record["geometry"])
         return AttentionResult(self.photo(photo), attention, geometry, maps.patch_area, maps, settings)
 
@@ -287,48 +309,11 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         """
         return self.result(photo, block=block, heads=heads, method=method).overlay(**options)
 
-    # --- files ------------------------------------------------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_files": OrderedDict()}  # mapped files do not travel to worker processes
-
     def _photos(self) -> Source:
         if self._source is None:
             self._source = reopen_source(self.manifest.source)
         source: Source = self._source
         return source
-
-    def _open(self, record: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
-        from safetensors import SafetensorError, safe_open
-
-        path = indices.tensors_path(self.folder, record["shard"])
-        if path not in self._files:
-            try:
-                file = safe_open(path, framework="pt")
-                metadata: dict[str, str] = file.metadata()  # type: ignore[no-untyped-call]
-            except (OSError, SafetensorError) as error:
-                raise ExtractionError(
-                    f"cannot read {path}: expected the shard that the index speaks of, got {error}. If extract runs, or ran, in that folder "
-                    "again, open_maps again."
-                ) from error
-            header = json.loads(metadata["attnhook"])
-            if header["mark"] != record["mark"]:
-                raise ExtractionError(
-                    f"cannot read {path}: expected the shard that the index speaks of, got one that was written again since. open_maps again."
-                )
-            self._files[path] = (file, header["groups"])
-            if len(self._files) > _OPEN_AT_ONCE:
-                self._files.popitem(last=False)
-        self._files.move_to_end(path)
-        return self._files[path]
-
-    def _tensors(self, record: dict[str, Any]) -> dict[str, Tensor]:
-        file, _ = self._open(record)
-        prefix, found = f"{record['group']}.", {}
-        for name in sorted(file.keys()):
-            if name.startswith(prefix) and not name.startswith(f"{prefix}layout."):
-                found[name[len(prefix) :]] = torch.as_tensor(file.get_slice(name)[record["offset"]])
-        return found
 
     def __repr__(self) -> str:
         state = "" if self.complete else ", still running or stopped"
@@ -377,10 +362,3 @@ def _read_index(folder: Path) -> Any:
     tables = [table.replace_schema_metadata(None) for table in whole if table is not None]
     empty = indices.schema().empty_table()
     return require("pyarrow", "pyarrow").concat_tables([empty, *tables])
-
-
-def _in_words(maps: AttentionMaps) -> str:
-    if not isinstance(maps.rows, Rows):
-        return str(list(maps.rows))
-    shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
-    return "all" if shown is None else shown.value

@@ -74,7 +74,8 @@ def extract(
         rows: Whose rows, as in `AttentionCapture`: `"readout"`, `"cls"`, `"pool"`, `"mean"`, `"all"`, or tokens and patches.
         blocks: Which blocks, as in `AttentionCapture` (None: all; n: the last n); a negative number is that one block.
         heads: `"mean"` stores the mean over heads, None each head.
-        methods: Names of `METHODS`: their maps are stored, too, always as float32. Class-specific ones are of each photo's highest score.
+        methods: Names of `METHODS`: their maps are stored, too, always as float32. Those of one block are of the last of `blocks`,
+            class-specific ones of each photo's highest score.
         statistics: Whether to store `attention_statistics` of the rows, one number a photo, block and head.
         dtype: How rows are stored: `"float16"` (within 1 in 2,048), `"float32"` (exact) or `"uint8"` (within 1/510 of a row's largest).
         batch_size: Photos a forward. Other sizes may change the last bit, so a resumed run needs the same.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from attnhook.attribution.methods import METHODS
+from attnhook.attribution.methods import check_method
 from attnhook.options import BlocksOption, HeadFusion, RowsOption
 
 
@@ -51,8 +51,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
         check_count("shard_size", self.shard_size)
-        if unknown := [name for name in self.methods if name not in METHODS]:
-            raise ValueError(f"unknown method: expected some of {', '.join(map(repr, METHODS))}, got {unknown[0]!r}.")
+        for name in self.methods:
+            check_method(name)
         if self.heads not in (None, HeadFusion.MEAN):
             raise ValueError(f"unknown heads: expected 'mean' or None to keep all, got {self.heads!r}.")
 

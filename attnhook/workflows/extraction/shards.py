@@ -107,6 +107,7 @@ class ShardWriter:
 
     def _keep(self, seen: Seen, photos: int) -> tuple[int, int]:
         header, layout = seen.maps.header()
+        header["methods"] = seen.made
         tensors = self._tensors(seen, photos)
         for key, tensor in tensors.items():
             if len(tensor) != photos:

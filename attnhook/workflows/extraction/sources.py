@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from attnhook.errors import ExtractionError
 from attnhook.workflows.extraction.archives import TarSource, ZipSource
-from attnhook.workflows.extraction.files import FileSource, walk
+from attnhook.workflows.extraction.file_sources import FileSource, walk
 from attnhook.workflows.extraction.items import PICTURE_SUFFIXES, Item
 from attnhook.workflows.extraction.tables import DatasetSource, ParquetSource
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from attnhook import __version__
 from attnhook.files import replacing
@@ -32,15 +33,28 @@ def viewer_html(
         longest: The most pixels that the photos' longer edges keep in the file.
 
     Returns:
+        The HTML, complete; there must be a scene.
+    """
+    choices: dict[str, Any] = {"matrices": matrices, "matrix_heads": matrix_heads, "longest": longest}
+    return packed_html([pack_scene(scene, **choices) for scene in scenes], model=model)
+
+
+def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> str:
+    """Make the viewer's page of photos that are packed already: what was captured of them need not be kept until then.
+
+    Args:
+        packed: What `pack_scene` gave of each photo.
+        model: What the model is called; any text.
+
+    Returns:
         The HTML, complete.
 
     Raises:
-        ValueError: If there are no scenes.
+        ValueError: If there are no photos.
     """
-    if not scenes:
+    if not packed:
         raise ValueError("cannot make a viewer: expected at least one photo, got none.")
-    packed = [pack_scene(scene, matrices=matrices, matrix_heads=matrix_heads, longest=longest) for scene in scenes]
-    title = f"{model}: {', '.join(scene.name for scene in scenes[:3])}{' …' if len(scenes) > 3 else ''}"
+    title = f"{model}: {', '.join(one['name'] for one, _ in packed[:3])}{' …' if len(packed) > 3 else ''}"
     payloads = "\n".join(
         f'<script type="text/plain" id="payload-{number}">{text}</script>' for number, (_, text) in enumerate(packed)
     )

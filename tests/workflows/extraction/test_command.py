@@ -21,7 +21,7 @@ def test_the_command_and_its_exit_codes(tmp_path, capsys):
     said = capsys.readouterr()
     assert "bad.png: cannot read an image of 10 bytes" in said.err
     assert "3 photos, 1 failed" in said.out
-    assert main([*arguments, "--blocks", "2"]) == 2
+    assert main([*arguments, "--blocks", "last:2"]) == 2
     assert "cannot resume the extraction" in capsys.readouterr().err
     assert main(["extract", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 2
 
@@ -35,6 +35,28 @@ def test_logs_stay_quiet(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
     assert open_maps(tmp_path / "out").manifest.blocks == ["encoder.layer.10.attention"]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("3", [3]), ("-2", [10]), ("last:2", [10, 11]), ("0,encoder.layer.5.attention,-1", [0, 5, 11])],
+)
+def test_blocks_mean_the_same_as_in_view(tmp_path, text, numbers):
+    photos = make_folder(tmp_path / "photos", 1)
+    out = tmp_path / "out"
+    assert (
+        main(["extract", f"{photos}", "--model", "demo@28", "--out", f"{out}", "--workers", "0", "--blocks", text]) == 0
+    )
+    assert open_maps(out).manifest.blocks == [f"encoder.layer.{number}.attention" for number in numbers]
+
+
+@pytest.mark.parametrize("text", ["last:", "last:0", "last:x", "last:-1"])
+@pytest.mark.parametrize("command", [["extract", "photos", "--out", "maps"], ["view", "cat.png"]])
+def test_numbers_of_blocks_that_are_none(capsys, command, text):
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--blocks", text])
+    assert left.value.code == 2
+    assert f"expected a number of blocks such as last:3, got '{text}'" in capsys.readouterr().err
 
 
 def test_rows_that_are_none_are_told_which_there_are(capsys):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from attnhook import METHODS, AttentionCapture, attend, attention_statistics, extract, open_maps
 from attnhook.errors import ExtractionError, ImageError
+from attnhook.workflows.extraction.shard_files import ShardFiles
 from attnhook.workflows.extraction.shards import STATISTICS
 from tests.models import sharpen
 from tests.workflows.comparison.zoo import hf_dinov2, seeing
@@ -110,7 +111,9 @@ def test_means_and_percentiles_over_the_photos(photos, vision, tmp_path):
 
 
 def test_maps_of_methods_are_those_of_attend(photos, vision, tmp_path):
-    maps = extract(vision, photos, tmp_path / "out", methods=list(METHODS), batch_size=5, num_workers=0)
+    maps = extract(
+        vision, photos, tmp_path / "out", methods=list(METHODS), dtype="float32", batch_size=5, num_workers=0
+    )
     for number in (0, 7, 20):
         for method in METHODS:
             one = attend(vision, photos / maps.keys[number], method=method)[0]
@@ -118,6 +121,50 @@ def test_maps_of_methods_are_those_of_attend(photos, vision, tmp_path):
             torch.testing.assert_close(stored, one.attention, atol=2e-6, rtol=1e-4)
             if method == "legrad":
                 assert maps.record(number)["target"] == one.settings["target"]
+
+
+def test_maps_of_methods_are_of_the_block_that_is_stored_and_say_so(photos, vision, tmp_path):
+    wanted = ["raw_attention", "value_weighted_attention", "rollout", "legrad"]
+    maps = extract(vision, photos, tmp_path / "out", blocks=[0], rows=[(1, 2)], methods=wanted, num_workers=0)
+    key, (first,) = maps.keys[2], maps.manifest.blocks
+    for method in wanted[1:]:
+        block = {"block": 0} if method == "value_weighted_attention" else {}
+        alone, stored = attend(vision, photos / key, method=method, **block)[0], maps.result(key, method=method)
+        torch.testing.assert_close(stored.attention, alone.attention, atol=2e-6, rtol=1e-4)
+        assert stored.caption == alone.caption
+        assert stored.uniform == alone.uniform
+    assert f"of {first};" in maps.result(key, method="value_weighted_attention", block=first, heads="mean").caption
+    assert torch.equal(
+        maps.attention(key, method="raw_attention"), maps.attention(key)
+    )  # of the rows, not the readout's
+
+
+def test_other_maps_than_those_that_are_stored_are_refused(photos, vision, tmp_path):
+    wanted = ["value_weighted_attention", "rollout"]
+    maps = extract(vision, photos, tmp_path / "out", blocks=2, heads="mean", methods=wanted, num_workers=0)
+    with pytest.raises(ExtractionError, match=r"'rollout' with heads='max': expected heads='mean', which was stored"):
+        maps.attention(0, method="rollout", heads="max")
+    for method in wanted:
+        with pytest.raises(
+            ExtractionError, match=rf"no maps of '{method}' for block 0: expected the one that was stored"
+        ):
+            maps.overlay(0, method=method, block=0)
+        maps.attention(0, method=method, block=1)
+        maps.attention(0, method=method, block=maps.manifest.blocks[1])
+    for heads in ("max", 0, None):
+        with pytest.raises(ExtractionError, match=r"the heads are not stored: expected heads='mean'.*heads=None"):
+            maps.attention(0, heads=heads)
+
+
+def test_only_what_is_asked_for_is_read(photos, vision, tmp_path, monkeypatch):
+    maps = extract(vision, photos, tmp_path / "out", blocks=None, methods=["rollout"], dtype="uint8", num_workers=0)
+    read, tensors = [], ShardFiles.tensors
+    monkeypatch.setattr(ShardFiles, "tensors", lambda *given: read.append(tensors(*given)) or read[-1])
+    maps.heatmap(0, method="rollout")
+    assert [list(found) for found in read] == [["maps.rollout"]]
+    maps.maps(0)
+    assert {name.partition(".")[0] for name in read[-1]} == {"rows", "scales"}
+    assert {name.partition(".")[0] for name in maps[0]} == {"key", "label", "rows", "statistics", "maps"}
 
 
 def test_parameters_get_no_gradients(photos, vision, tmp_path):
@@ -252,7 +299,7 @@ def test_the_model_is_left_as_it_was(photos, vision, tmp_path):
     [
         ({"dtype": "int8"}, "unknown dtype: expected one of 'float16', 'float32', 'uint8'"),
         ({"heads": "max"}, "unknown heads: expected 'mean' or None"),
-        ({"methods": ["grad"]}, "unknown method: expected some of 'raw_attention'"),
+        ({"methods": ["grad"]}, "unknown method: expected one of 'raw_attention'"),
         ({"batch_size": 0}, "bad batch_size: expected a whole number of at least 1"),
         ({"shard_size": 1.5}, "bad shard_size"),
     ],

@@ -139,9 +139,18 @@ def test_folders_of_other_things_are_left_alone(photos, vision, tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     with pytest.raises(ExtractionError, match="expected an empty folder, or one of an extraction"):
         extract(vision, photos, tmp_path / "out", **SMALL)
-    (tmp_path / "out" / "manifest.json").write_text('{"format": "else"}')
-    with pytest.raises(ExtractionError, match="expected format attnhook-extraction-1"):
-        extract(vision, photos, tmp_path / "out", **SMALL)
+    for found, said in (
+        ("attnhook-extraction-9", "expected format attnhook-extraction-1, got attnhook-extraction-9. Use the version"),
+        (
+            "attnhook-overlay-1",
+            "one of an extraction, got a manifest of format 'attnhook-overlay-1'. Choose another folder",
+        ),
+    ):
+        (tmp_path / "out" / "manifest.json").write_text(json.dumps({"format": found}))
+        with pytest.raises(ExtractionError, match=said):
+            extract(vision, photos, tmp_path / "out", **SMALL)
+        with pytest.raises(ExtractionError, match=said):
+            open_maps(tmp_path / "out")
     assert files_of(tmp_path / "out").keys() == {"thesis.tex", "manifest.json"}
 
 

@@ -11,7 +11,7 @@ import pytest
 from attnhook import extract
 from attnhook.errors import ExtractionError
 from attnhook.workflows.extraction.archives import TarSource
-from attnhook.workflows.extraction.files import FileSource
+from attnhook.workflows.extraction.file_sources import FileSource
 from attnhook.workflows.extraction.sources import open_source
 from attnhook.workflows.extraction.tables import TOGETHER, ParquetSource
 from tests.workflows.extraction.photographs import add_member, make_tar, make_zip, photo_bytes

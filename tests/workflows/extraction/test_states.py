@@ -10,7 +10,7 @@ import torch
 from attnhook import extract, open_maps
 from attnhook.errors import ExtractionError
 from attnhook.workflows.extraction import indices, runs
-from attnhook.workflows.extraction.files import FileSource
+from attnhook.workflows.extraction.file_sources import FileSource
 from attnhook.workflows.extraction.processes import writing
 from tests.workflows.extraction.holding import held
 from tests.workflows.extraction.photographs import files_of, photo_bytes
