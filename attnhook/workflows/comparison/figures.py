@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from attnhook.imaging.comparison_figures import curves_figure, photos_by_models
-from attnhook.options import Scale
+from attnhook.workflows.captions import check_scale
 from attnhook.workflows.comparison.comparisons import Comparison
 from attnhook.workflows.comparison.measuring import STATISTICS
 from attnhook.workflows.comparison.summaries import depth_table
@@ -32,11 +32,7 @@ def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scal
     Raises:
         ValueError: If `scale="uniform"` is asked for maps that are no attention.
     """
-    if scale == Scale.UNIFORM and not view.mass:
-        raise ValueError(
-            f"scale='uniform' shows multiples of uniform attention: expected maps of attention, got {view.label}. "
-            "Use 'minmax', 'robust' or (vmin, vmax)."
-        )
+    check_scale(scale, mass=view.mass, shown=view.label)
     models = range(len(comparison.models))
     heatmaps, uniform = [], []
     for photo in photos:
