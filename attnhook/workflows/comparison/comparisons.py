@@ -16,7 +16,7 @@ from attnhook.workflows.comparison.entries import ModelEntry
 from attnhook.workflows.comparison.faithfulness import Faithfulness
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.objects import ObjectScores
-from attnhook.workflows.comparison.photographs import Failure, Photo
+from attnhook.workflows.comparison.photographs import MEASURING, Failure, Photo
 from attnhook.workflows.comparison.tables import Table
 from attnhook.workflows.comparison.views import View
 from attnhook.workflows.display import html_of, mimebundle, png_of
@@ -243,8 +243,8 @@ class Comparison:
         measurement = self.measurements.get((model, photo))
         if measurement is not None:
             return measurement.problems.get(view.id, "it was not asked for.")
-        names = {None, self.photos[photo].name}
-        own = [f.error for f in self.failures if f.model == self.models[model].name and f.photo in names]
+        measuring = [f for f in self.failures if (f.model, f.what) == (self.models[model].name, MEASURING)]
+        own = [f.error for name in (self.photos[photo].name, None) for f in measuring if f.photo == name]
         return own[0] if own else "the model was not measured."
 
     def _repr_html_(self) -> str:

@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,17 @@ def page_content(comparison: Comparison) -> dict[str, Any]:
             for number, view in enumerate(comparison.views)
             if view.id in measurement.maps
         ],
+        "reasons": list(_reasons(comparison)),
     }
+
+
+def _reasons(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Why maps are missing."""
+    for model, photo in product(range(len(comparison.models)), range(len(comparison.photos))):
+        measurement = comparison.measurements.get((model, photo))
+        for number, view in enumerate(comparison.views):
+            if measurement is None or view.id not in measurement.maps:
+                yield {"view": number, "model": model, "photo": photo, "text": comparison.reason(model, photo, view)}
 
 
 def _photo(comparison: Comparison, number: int) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import math
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from safetensors.torch import save_file
 
 from attnhook import Comparison, ImageGeometry, attend, compare, rollout
 from attnhook.attribution.scores import energy_in_mask, spearman
-from attnhook.errors import ComparisonError
+from attnhook.errors import ComparisonError, ScoreError
 from attnhook.workflows.comparison import measuring
+from attnhook.workflows.comparison.caches import MeasurementCache
 from attnhook.workflows.comparison.figures import rendered
 from attnhook.workflows.comparison.measurements import _seal
+from attnhook.workflows.comparison.reports import page_content
 from attnhook.zoo.presets import PRESETS
 from tests.workflows.comparison.zoo import cnn, disc, hf_dinov2, photo, seeing, timm_vit, torchvision_vit
 from tests.zoo.saved_models import save_hf, save_timm
@@ -158,6 +162,43 @@ def test_what_a_model_has_no_map_of_is_said() -> None:
     with pytest.raises(KeyError, match="no class scores"):
         found.heatmap("hf:registers", 0, "gradient_rollout")
     assert list(found.agreement()["view"]) == ["raw_attention"]
+    (reason,) = page_content(found)["reasons"][:1]
+    assert (reason["view"], reason["model"], reason["photo"]) == (1, 1, 0)
+    assert "no class scores" in reason["text"]
+
+
+def test_each_missing_map_has_its_own_reason(monkeypatch) -> None:
+    """A view that fails on one photo, a photo that is not measured, and failures that are no map's, all of one model."""
+    model, drawn, count = timm_vit("a"), measuring._map, Counter()
+
+    def draw(maps, view):
+        count[view.method] += 1
+        if view.method == "rollout" and count["rollout"] == 2:
+            raise ScoreError("no rollout here")
+        return drawn(maps, view)
+
+    def look(picture):
+        if picture.size == PHOTOS[1].size:
+            raise OSError("no such pixels")
+        return transform(picture)
+
+    def full(*arguments):
+        raise OSError("disk full")
+
+    photos, transform = [PHOTOS[0], PHOTOS[2], PHOTOS[1]], model.transform
+    monkeypatch.setattr(measuring, "_map", draw)
+    monkeypatch.setattr(MeasurementCache, "keep", full)
+    found = compare(replace(model, transform=look), photos, methods=["raw_attention", "rollout"], cache=None)
+    raw, rollout = found.views
+    assert found.reason(0, 1, rollout) == "no rollout here"
+    assert found.reason(0, 2, raw) == found.reason(0, 2, rollout) == "no such pixels"
+    assert {(f.photo, f.what) for f in found.failures} == {
+        (None, "caching"),
+        ("photo 1", "rollout"),
+        ("photo 2", "measuring"),
+    }
+    reasons = {(one["view"], one["photo"]): one["text"] for one in page_content(found)["reasons"]}
+    assert reasons == {(1, 1): "no rollout here", (0, 2): "no such pixels", (1, 2): "no such pixels"}
 
 
 def test_a_model_that_fails_is_reported_and_the_others_finish() -> None:

@@ -39,7 +39,8 @@ def test_an_empty_map_leaves_the_other_models_alone(value: float) -> None:
     assert found.agreements["gradient_attention"] == expected
     (failure,) = found.failures
     assert failure.model == "c"
-    assert "2 of 2 photos" in failure.error
+    assert failure.photo is None
+    assert "zero or missing" in failure.error
 
 
 def test_the_box_for_maps_of_other_photos_was_seen_by_all() -> None:
