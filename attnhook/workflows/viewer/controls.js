@@ -24,9 +24,12 @@ function step(id, by) {
   slider.dispatchEvent(new Event("input"));
 }
 
+let turn = 0; // of the photo that was asked for last: an earlier one that takes longer is not shown over it
 async function show(number) {
+  const own = ++turn;
   $("stage").setAttribute("aria-busy", "true");
-  await open(number);
+  try { await open(number); } finally { if (own === turn) $("stage").removeAttribute("aria-busy"); }
+  if (own !== turn) return;
   state.scene = number;
   const facts = scenes[number].facts;
   [canvas.height, canvas.width] = facts.size;
@@ -49,7 +52,6 @@ async function show(number) {
     : "Click a patch to see where it looks. Esc goes back to the readout.";
   about(facts);
   draw();
-  $("stage").removeAttribute("aria-busy");
 }
 
 function fillQueries(facts) {

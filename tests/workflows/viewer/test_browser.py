@@ -347,6 +347,31 @@ def test_beyond_the_crop(viewer, scenes):
     assert "did not see" in page.text("value")
 
 
+def test_the_photo_asked_for_last_is_shown(viewer):
+    """Whichever is unpacked first; one that cannot be leaves nothing busy."""
+    page = viewer(*(scene("square", name=name) for name in ("first", "slow", "quick", "broken")))
+    page.page.locator("details", has_text="About this file").locator("summary").click()
+    page.page.evaluate("""() => {
+        const decode = HTMLImageElement.prototype.decode, acts = [
+            function () { return new Promise((go) => { window.go = go; }).then(() => decode.call(this)); },
+            function () { return decode.call(this); },
+            () => Promise.reject(new Error("no such photo")),
+        ];
+        HTMLImageElement.prototype.decode = function () { return acts.shift().call(this); };
+    }""")
+    page.choose("photo", "1")
+    page.page.wait_for_function("() => window.go")
+    assert page.page.locator("#stage").get_attribute("aria-busy") == "true"
+    page.choose("photo", "2")
+    page.page.wait_for_function("() => document.getElementById('about').innerText.includes('quick')")
+    page.page.evaluate("() => window.go()")
+    page.page.wait_for_timeout(200)
+    assert "quick" in page.text("about")
+    page.choose("photo", "3")
+    page.page.wait_for_function("() => document.getElementById('notice').innerText.includes('no such photo')")
+    assert page.page.locator("#stage").get_attribute("aria-busy") is None
+
+
 def test_names_are_shown_as_text(viewer):
     label = "\"quoted\" 'label' </script><script>alert(2)</script>"
     page = viewer(scene("square", name=NASTY), scene("wide", name=label), model=NASTY)
