@@ -24,6 +24,9 @@ from attnhook.workflows.display import html_of, mimebundle, png_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FIGURE_PHOTOS = 8
+"""Of how many photos a figure is, unless photos are named."""
+
 
 @dataclass(frozen=True)
 class SharedArea:
@@ -120,7 +123,11 @@ class Comparison:
         from attnhook.workflows.comparison.figures import matrix_figure
 
         several = [photos] if isinstance(photos, str | int) else photos
-        chosen = range(min(len(self.photos), 8)) if several is None else [self.photo_index(one) for one in several]
+        chosen = (
+            range(min(len(self.photos), FIGURE_PHOTOS))
+            if several is None
+            else [self.photo_index(one) for one in several]
+        )
         colors = {"scale": scale, "colormap": colormap, "alpha": alpha, "cell_width": cell_width}
         return matrix_figure(self, self.view(view), list(chosen), **colors)
 
@@ -177,7 +184,8 @@ class Comparison:
         """Write the report: `report.html` (one self-contained page), `metrics.json`, `metrics.csv`, `manifest.json` and PNGs.
 
         Args:
-            folder: Where; made if need be. Files of an earlier report are replaced, each under a temporary name first.
+            folder: Where; made if need be. Files of an earlier report are replaced, each under a temporary name first, and those that this
+                one does not have are deleted; other files stay.
             pictures: Whether to write the PNGs: each overlay and the figures.
 
         Returns:

@@ -40,13 +40,14 @@ def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scal
         maps = [None if one is None or view.id not in one.maps else one.heatmap(one.maps[view.id]) for one in found]
         heatmaps.append(maps)
         uniform.append([None if one is None else one.uniform(view.id) for one in found])
+    part = "" if len(photos) == len(comparison.photos) else f" {len(photos)} of {len(comparison.photos)} photos."
     return photos_by_models(
         [comparison.photos[photo].read() for photo in photos],
         heatmaps,
         photo_names=[_title(comparison, photo) for photo in photos],
         model_names=[entry.name for entry in comparison.models],
         uniform=uniform,
-        caption=f"{view.label[0].upper()}{view.label[1:]}; mean over heads, row of what each model's head reads.",
+        caption=f"{view.label[0].upper()}{view.label[1:]}; mean over heads, row of what each model's head reads.{part}",
         label=view.method.replace("_", " "),
         scale=scale,
         **options,

@@ -21,7 +21,7 @@ from attnhook.workflows.comparison import measuring
 from attnhook.workflows.comparison.caches import MeasurementCache
 from attnhook.workflows.comparison.figures import rendered
 from attnhook.workflows.comparison.measurements import _seal
-from attnhook.workflows.comparison.reports import page_content
+from attnhook.workflows.comparison.reports import _reasons
 from attnhook.zoo.presets import PRESETS
 from tests.workflows.comparison.zoo import cnn, disc, hf_dinov2, photo, seeing, timm_vit, torchvision_vit
 from tests.zoo.saved_models import save_hf, save_timm
@@ -162,7 +162,7 @@ def test_what_a_model_has_no_map_of_is_said() -> None:
     with pytest.raises(KeyError, match="no class scores"):
         found.heatmap("hf:registers", 0, "gradient_rollout")
     assert list(found.agreement()["view"]) == ["raw_attention"]
-    (reason,) = page_content(found)["reasons"][:1]
+    reason = next(_reasons(found))
     assert (reason["view"], reason["model"], reason["photo"]) == (1, 1, 0)
     assert "no class scores" in reason["text"]
 
@@ -197,7 +197,7 @@ def test_each_missing_map_has_its_own_reason(monkeypatch) -> None:
         ("photo 1", "rollout"),
         ("photo 2", "measuring"),
     }
-    reasons = {(one["view"], one["photo"]): one["text"] for one in page_content(found)["reasons"]}
+    reasons = {(one["view"], one["photo"]): one["text"] for one in _reasons(found)}
     assert reasons == {(1, 1): "no rollout here", (0, 2): "no such pixels", (1, 2): "no such pixels"}
 
 
@@ -448,6 +448,50 @@ def test_numbers_of_the_page_are_those_of_the_metrics(found, tmp_path) -> None:
     shown, _ = json.JSONDecoder().raw_decode(page[start:])
     assert shown == [table for table in metrics["tables"] if table["id"] != "depth"]
     assert not (tmp_path / "overlays").exists()
+
+
+def test_a_photo_that_changes_costs_the_report_its_own_pictures_alone(tmp_path) -> None:
+    paths = [tmp_path / name for name in ("kept.png", "changed.png")]
+    for path, picture in zip(paths, PHOTOS, strict=False):
+        picture.save(path)
+    found = compare(timm_vit(), paths, cache=None)
+    PHOTOS[2].save(paths[1])
+    page = found.save(tmp_path / "report")
+    manifest = json.loads((page.parent / "manifest.json").read_text())
+    (failure,) = manifest["failures"]
+    assert (failure["photo"], failure["what"]) == ("changed.png", "reading")
+    assert [name for name in manifest["files"] if "kept.png" in name]
+    assert not [name for name in manifest["files"] if "changed.png" in name]
+    assert "changed.png has changed" in page.read_text()
+
+
+def test_what_an_earlier_report_had_and_this_one_does_not_is_gone(tmp_path) -> None:
+    compare(timm_vit(), PHOTOS, cache=None).save(tmp_path)
+    own, edited = tmp_path / "overlays" / "mine.png", next((tmp_path / "overlays").glob("001*"))
+    own.touch()
+    edited.write_bytes(b"edited")
+    compare(timm_vit(), PHOTOS[0], statistics=False, cache=None).save(tmp_path)
+    kept = {path.name for path in (tmp_path / "overlays").iterdir() if not path.name.startswith("000")}
+    assert kept == {own.name, edited.name}
+    assert not (tmp_path / "depth.png").exists()
+
+
+def test_figures_of_a_report_are_drawn_once_and_say_of_how_many_photos(tmp_path, monkeypatch) -> None:
+    found, drawn = compare(timm_vit(), [PHOTOS[0]] * 9, cache=None), Counter()
+
+    def counted(name, call):
+        def counts(*arguments, **options):
+            drawn[name] += 1
+            return call(*arguments, **options)
+
+        return counts
+
+    for name in ("depth_figure", "tables"):
+        monkeypatch.setattr(Comparison, name, counted(name, getattr(Comparison, name)))
+    found.save(tmp_path)
+    assert drawn == {"depth_figure": 1, "tables": 1}
+    assert "8 of 9 photos." in found.figure().get_supxlabel()
+    assert "photos." not in found.figure(photos=range(9)).get_supxlabel()
 
 
 def test_names_cannot_leave_the_folder(tmp_path) -> None:

@@ -86,8 +86,7 @@ def test_uniform_attention_is_that_of_the_block_of_the_map() -> None:
     measurement = found.measurements[0, 0]
     assert measurement.uniform("raw_attention") == 1 / 50
     assert measurement.uniform("raw_attention@0.1") == 1 / (27 * 27 + 1)
-    content = reports.page_content(found)
-    assert [one["uniform"] for one in content["maps"]] == [1 / 50, 1 / 730]
+    assert [one["uniform"] for one in reports._maps(found)] == [1 / 50, 1 / 730]
     # A later stage's grid is not the one that positions were made for.
     assert found.notes == ()
 
