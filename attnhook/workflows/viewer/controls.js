@@ -40,10 +40,10 @@ async function show(number) {
   $("block").max = String(facts.blocks.length - 1);
   $("block").value = String(state.block);
   limitHeads();
-  for (const input of document.querySelectorAll('[name="source"]')) input.disabled = !facts.rollout;
-  $("sources").classList.toggle("off", !facts.rollout);
-  $("sources").title = facts.rollout ? "" : "Rollout needs a capture of all rows (rows='all').";
-  if (!facts.rollout) state.source = "raw";
+  for (const input of document.querySelectorAll('[name="source"]')) input.disabled = Boolean(facts.no_rollout);
+  $("sources").classList.toggle("off", Boolean(facts.no_rollout));
+  $("sources").title = facts.no_rollout ?? "";
+  if (facts.no_rollout) state.source = "raw";
   document.querySelector(`[name="source"][value="${state.source}"]`).checked = true;
   if (state.query.token !== undefined || !facts.named[state.query.row]) state.query = { row: READOUT };
   $("follow").disabled = !facts.blocks.some((block) => block.matrix);

@@ -11,8 +11,8 @@ from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.overlays import UNIFORM_TOP, overlay, value_range
 from attnhook.imaging.patches import patch_box
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
-from attnhook.workflows.viewer.scenes import pack_scene, photo_of
-from tests.workflows.viewer.scenes import MODELS, PHOTO, scene
+from attnhook.workflows.viewer.scenes import pack_scene
+from tests.workflows.viewer.scenes import MODELS, PHOTO, photo_of, scene
 from tests.workflows.viewer.test_pages import NASTY
 
 PIXEL_TOLERANCE = 3  # two JPEG decoders differ by up to 2, and each blend rounds once
@@ -339,6 +339,7 @@ def test_what_the_file_does_not_hold_is_said(viewer, scenes):
     rows.click(one, (1, 1))
     assert "Class token" in rows.text("query-text")
     assert rows.page.locator('[name="source"][value="rollout"]').is_disabled()
+    assert "rollout needs whole matrices" in rows.page.locator("#sources").get_attribute("title")
 
 
 def test_beyond_the_crop(viewer, scenes):
