@@ -18,7 +18,7 @@ from attnhook.imaging.heatmaps import heatmap
 from attnhook.options import Size
 from attnhook.zoo.demo_weights import fingerprint
 
-_PREFIXES = ("map", "block", "statistic")
+_PREFIXES = ("map", "statistic")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Measurement:
         seconds: The forward, capture included.
         target: The class that gradient methods followed, by index, or None.
         maps: By view: `(h, w)` float32.
-        depths: Raw attention of every block that has a readout's row, by index: `(h, w)` float32.
+        grids: Patch grids of the blocks, in order, as far as their tokens lie on one.
         statistics: By name: `(blocks, heads)` float64, NaN where a block has fewer heads.
         keys: By view: keys of a row of the block that the map is of; of the last block where the view is missing.
         areas: By view: deletion's and insertion's areas, as `faithfulness.perturb` gives them.
@@ -49,7 +49,7 @@ class Measurement:
     seconds: float
     target: int | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
-    depths: dict[int, Tensor] = field(default_factory=dict)
+    grids: tuple[Size, ...] = ()
     statistics: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, int] = field(default_factory=dict)
     areas: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -85,12 +85,12 @@ class Measurement:
             path: The file's path.
         """
         tensors = {f"map/{name}": value for name, value in self.maps.items()}
-        tensors |= {f"block/{index}": value for index, value in self.depths.items()}
         tensors |= {f"statistic/{name}": value for name, value in self.statistics.items()}
         plain = {
             "geometry": asdict(self.geometry),
             "patch_area": self.patch_area,
             "blocks": self.blocks,
+            "grids": self.grids,
             "tokens": self.tokens,
             "readout": self.readout,
             "seconds": self.seconds,
@@ -135,7 +135,7 @@ class Measurement:
             patch_area=_pair(plain.pop("patch_area")),
             blocks=tuple(plain.pop("blocks")),
             maps=found["map"],
-            depths={int(index): value for index, value in sorted(found["block"].items(), key=lambda one: int(one[0]))},
+            grids=tuple(map(tuple, plain.pop("grids"))),
             statistics=found["statistic"],
             **plain,
         )
