@@ -31,7 +31,7 @@ class Measurement:
         blocks: Names of the blocks.
         tokens: Keys of the last block's rows.
         readout: Whose row the maps are of, in words, or None.
-        seconds: The forward, capture included.
+        seconds: The forward, capture included; None if it was read back: another machine may have taken them.
         target: The class that gradient methods followed, by index, or None.
         maps: By view: `(h, w)` float32.
         grids: Patch grids of the blocks, in order, as far as their tokens lie on one.
@@ -46,7 +46,7 @@ class Measurement:
     blocks: tuple[str, ...]
     tokens: int
     readout: str | None
-    seconds: float
+    seconds: float | None
     target: int | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     grids: tuple[Size, ...] = ()
@@ -79,7 +79,7 @@ class Measurement:
         return heatmap(patch_map, geometry or self.geometry, patch_area=self.patch_area)
 
     def save(self, path: Path) -> None:
-        """Write it to a temporary name, then rename.
+        """Write it without its time to a temporary name, then rename.
 
         Args:
             path: The file's path.
@@ -93,7 +93,6 @@ class Measurement:
             "grids": self.grids,
             "tokens": self.tokens,
             "readout": self.readout,
-            "seconds": self.seconds,
             "target": self.target,
             "keys": self.keys,
             "areas": self.areas,
@@ -134,6 +133,7 @@ class Measurement:
             geometry=_geometry(plain.pop("geometry")),
             patch_area=_pair(plain.pop("patch_area")),
             blocks=tuple(plain.pop("blocks")),
+            seconds=None,
             maps=found["map"],
             grids=tuple(map(tuple, plain.pop("grids"))),
             statistics=found["statistic"],

@@ -370,7 +370,6 @@ def test_a_measurement_comes_back_from_disk(tmp_path) -> None:
         "grids",
         "tokens",
         "readout",
-        "seconds",
         "target",
         "areas",
         "problems",
