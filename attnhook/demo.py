@@ -1,25 +1,23 @@
 """`attnhook demo`: a real backbone on real photos, its pictures, and two numbers that say whether to trust them.
 
-Colours of the overlays and the heads sheets end at the 99.5th percentile of what they show: DINOv2 without registers parks attention on a
-few patches, and one of them would take the whole range. Captions say so, and colour bars have an arrow there. Blocks sheets are in multiples
-of uniform attention, on the same range in all photos.
+Colours of the overlays and the heads sheets go from the 1st to the 99th percentile of what they show: DINOv2 without registers parks
+attention on a few patches, and one of them would take the whole range. Captions say so, and colour bars have an arrow there. Blocks sheets
+are in multiples of uniform attention, on the same range in all photos.
 """
 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from attnhook.attribution.raw_maps import raw_attention
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
 from attnhook.files import replacing
-from attnhook.imaging.figures import overlay_figure, sheet
+from attnhook.workflows.pictures import blocks_figure, heads_figure
 from attnhook.workflows.results import AttentionResult, attend, save_image
 from attnhook.zoo.loading import VisionModel, load
 
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PHOTOS = ("chelsea", "astronaut", "coffee", "rocket")
-_TOP = 0.995
-_TOP_IN_WORDS = "Colours end at the 99.5th percentile."
 
 
 def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
@@ -48,8 +44,7 @@ def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
     written: list[Path] = []
     for name, photo in photos.items():
         started = time.perf_counter()
-        (result,) = attend(model, [photo])
-        paths = draw(result, out, name)
+        result, paths = draw(model, photo, out, name)
         written += paths
         rows, columns = result.attention.shape
         print(
@@ -93,78 +88,26 @@ def read_photos() -> dict[str, Any]:
         ) from error
 
 
-def draw(result: AttentionResult, out: Path, name: str) -> list[Path]:
+def draw(model: VisionModel, photo: Any, out: Path, name: str) -> tuple[AttentionResult, list[Path]]:
     """Write all pictures of one photo.
 
     Args:
-        result: The last block's map, head mean.
+        model: The model.
+        photo: The photo.
         out: The folder.
         name: What the files' names begin with.
 
     Returns:
-        The paths: overlay and figure of the last block, the same of the block before, heads sheet, blocks sheet.
+        The last block's result, and the paths: overlay and figure of the last block, the same of the block before, heads sheet, blocks sheet.
     """
+    (last,), (before,) = (attend(model, [photo], block=block) for block in (-1, -2))
     paths = []
-    for suffix, block in (("", -1), ("-block-before", -2)):
-        shown = at_block(result, block)
-        scale = clipped_range(shown.attention)
-        paths.append(save_image(shown.overlay(scale=scale), out / f"{name}{suffix}-overlay.png"))
-        figure = overlay_figure(
-            shown.image, shown.heatmap, caption=f"{shown.caption}. {_TOP_IN_WORDS}", scale=scale, uniform=shown.uniform
-        )
-        paths.append(save_figure(figure, out / f"{name}{suffix}-figure.png"))
-    return [*paths, *_draw_sheets(result, out, name)]
-
-
-def _draw_sheets(result: AttentionResult, out: Path, name: str) -> list[Path]:
-    model, rows = result.settings["model"], result.settings["rows"]
-    heads = raw_attention(result.maps, heads=None)[0]
-    blocks = torch.stack([raw_attention(result.maps, block=block)[0] for block in range(len(result.maps))])
-    heads_sheet = sheet(
-        result.image,
-        list(result.upsample(heads)),
-        [f"head {head}" for head in range(len(heads))],
-        caption=f"{model}, {result.settings['block']}, {rows} row of every head. {_TOP_IN_WORDS}",
-        scale=clipped_range(heads),
-    )
-    blocks_sheet = sheet(
-        result.image,
-        list(result.upsample(blocks)),
-        [f"block {block}" for block in range(len(blocks))],
-        caption=f"{model}, {rows} row, mean over {len(heads)} heads. 1/N, N = {round(1 / result.uniform)} tokens, is uniform attention.",
-        scale="uniform",
-        uniform=result.uniform,
-    )
-    return [
-        save_figure(heads_sheet, out / f"{name}-heads.png"),
-        save_figure(blocks_sheet, out / f"{name}-blocks.png"),
-    ]
-
-
-def at_block(result: AttentionResult, block: int) -> AttentionResult:
-    """The same photo and capture, seen at another block.
-
-    Args:
-        result: The result.
-        block: The block's index.
-
-    Returns:
-        The head mean of that block.
-    """
-    settings = result.settings | {"block": result.maps[block].name, "heads": "mean"}
-    return replace(result, attention=raw_attention(result.maps, block=block)[0], settings=settings)
-
-
-def clipped_range(attention: Tensor) -> tuple[float, float]:
-    """The lowest value and the 99.5th percentile.
-
-    Args:
-        attention: Patch maps of any shape.
-
-    Returns:
-        A range for `scale=`.
-    """
-    return float(attention.min()), float(torch.quantile(attention.flatten(), _TOP))
+    for suffix, shown in (("", last), ("-block-before", before)):
+        paths.append(save_image(shown.overlay(scale="robust"), out / f"{name}{suffix}-overlay.png"))
+        paths.append(save_figure(shown.figure(scale="robust"), out / f"{name}{suffix}-figure.png"))
+    paths.append(save_figure(heads_figure(last, scale="robust"), out / f"{name}-heads.png"))
+    paths.append(save_figure(blocks_figure(last), out / f"{name}-blocks.png"))
+    return last, paths
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:

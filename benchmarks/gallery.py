@@ -33,7 +33,7 @@ from attnhook import (
     overlay_video,
 )
 from attnhook.attribution.raw_maps import raw_attention
-from attnhook.demo import PHOTOS, clipped_range, read_photos
+from attnhook.demo import PHOTOS, read_photos
 from attnhook.imaging import read_image
 from attnhook.options import Rows, Scale, ScaleOption, Style
 from attnhook.workflows.pictures import (
@@ -114,7 +114,7 @@ def _scaled(style: Style, scale: ScaleOption) -> dict[str, Any]:
 
 
 def draw_styles(gallery: Gallery, name: str, result: AttentionResult) -> None:
-    scale = clipped_range(result.attention)
+    scale = Scale.ROBUST
     for style in Style:
         picture = result.overlay(style=style, **_scaled(style, scale))
         gallery.picture(f"{name}-style-{style}", f"{name}, style {style}", picture)
@@ -130,10 +130,10 @@ def draw_figures(gallery: Gallery, name: str, result: AttentionResult) -> None:
     grid = result.attention.shape
     patches = [(grid[0] // 4, grid[1] // 3), (grid[0] // 2, grid[1] // 2), (3 * grid[0] // 4, 2 * grid[1] // 3)]
     figures: dict[str, tuple[str, Callable[[], Any]]] = {
-        "overlay": ("overlay with colour bar", lambda: result.figure(scale=clipped_range(result.attention))),
+        "overlay": ("overlay with colour bar", lambda: result.figure(scale=Scale.ROBUST)),
         "photo-map-overlay": (
             "photo, map, overlay",
-            lambda: photo_figure(result, scale=clipped_range(result.attention)),
+            lambda: photo_figure(result, scale=Scale.ROBUST),
         ),
         "heads": ("heads of the last block", lambda: heads_figure(result)),
         "heads-first": ("heads of the first block", lambda: heads_figure(result, block=0)),
@@ -232,7 +232,7 @@ def write_readme_pictures(results: dict[str, AttentionResult], folder: Path) -> 
     cat, astronaut = results["chelsea"], results.get("astronaut", results["chelsea"])
     grid = cat.attention.shape
     figures = {
-        "photo-map-overlay": photo_figure(cat, scale=clipped_range(cat.attention)),
+        "photo-map-overlay": photo_figure(cat, scale=Scale.ROBUST),
         "heads": heads_figure(astronaut),
         "query": query_figure(
             cat,

@@ -4,6 +4,7 @@ It multiplies attention matrices; values, MLPs and norms are left out, and head 
 attention could have carried patches to the readout. It knows no class, and it is not importance.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,13 @@ from torch import Tensor
 
 from attnhook.attribution.discarding import Discard
 from attnhook.attribution.raw_maps import fuse_heads
-from attnhook.attribution.readouts import check_whole_matrices, common_layout, first_row, followed_blocks
+from attnhook.attribution.readouts import (
+    check_mixing,
+    check_whole_matrices,
+    common_layout,
+    first_row,
+    followed_blocks,
+)
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import quiet_arithmetic
 from attnhook.capture.records import AttentionMaps, BlockAttention
@@ -80,6 +87,56 @@ def rollout(
     with quiet_arithmetic(blocks[-1].matrix.device.type):
         weights = _Weights(fusion, residual, Discard(discard, layout))
         return layout.patches(_rolled(maps, blocks, layout, heads, weights)).float()
+
+
+def rollout_by_block(maps: AttentionMaps, *, residual: float = 0.5) -> Iterator[Tensor | None]:
+    """Rollout of every token through the blocks up to each, by the rules of `rollout`: the mean over heads, nothing discarded.
+
+    With W_l as there, these are the products `W_l ... W_0`, and a pooling's rows times the last of them. Each is a whole matrix.
+
+    Args:
+        maps: Captured with `rows="all"`.
+        residual: As in `rollout`.
+
+    Returns:
+        For each block `(batch, queries, tokens)` float32; None for a pooling that reads other tokens than the block before it.
+
+    Raises:
+        RowsNotKeptError: Unless captured with `rows="all"`.
+        NoReadoutError: If there is a pooling alone.
+        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens.
+        UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
+    """
+    check_whole_matrices(maps, "rollout")
+    common_layout(followed_blocks(maps, "rollout"), "rollout")
+    for block in maps:
+        check_mixing(block, "rollout")
+    return _products(maps, residual)
+
+
+def _products(maps: AttentionMaps, residual: float) -> Iterator[Tensor | None]:
+    product: Tensor | None = None
+    for block in maps:
+        if not block.pooling:
+            product = _followed(block.matrix, product, residual)
+            yield product
+        else:
+            fits = product is not None and product.shape[2] == block.shape[3]
+            yield _followed(block.matrix, product, residual=0.0) if fits else None
+
+
+def _followed(matrix: SoftmaxMatrix, before: Tensor | None, residual: float) -> Tensor:
+    """W of a block times the product before it."""
+    batch, _, queries, keys = matrix.shape
+    product = torch.empty(batch, queries, keys, device=matrix.device)
+    for chunk, fused in matrix.fused_chunks():
+        with quiet_arithmetic(matrix.device.type):
+            mixed = (1 - residual) * fused.float()
+            if residual:
+                mixed.diagonal(chunk.queries.start).add_(residual)
+            mixed /= _nonzero(mixed.sum(dim=-1, keepdim=True))
+            product[chunk.image, chunk.queries] = mixed if before is None else mixed @ before[chunk.image]
+    return product
 
 
 def _rolled(

@@ -14,7 +14,9 @@ from attnhook.imaging.panels import (
     TITLE_INCHES,
     TITLE_POINTS,
     add_colorbar,
+    cell_size,
     finish,
+    is_scale,
     make_panels,
     plain,
     show,
@@ -82,9 +84,10 @@ def photos_by_models(
     stretch = stretch_in_words(scale)
     shared = stretch is None
     per_image = f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures."
+    sizes = [cell_size((photo.height, photo.width), cell_width) for photo in photos]
+    cell_width = min(width for width, _ in sizes)  # ribbons get wider, unless a photo is none
     titles = [wrapped(name, cell_width, TITLE_POINTS) for name in ("photo", *model_names)]
     side = [wrapped(name, cell_width) for name in photo_names]
-    heights = [cell_width * photo.height / photo.width for photo in photos]
     width = wide * cell_width + (BAR_INCHES if shared else 0)
     lines = [line for text in (caption, None if shared else per_image) for line in wrapped(text, width)]
     names = LINE_INCHES * sum(len(one) + 0.6 for one in side)
@@ -92,7 +95,9 @@ def photos_by_models(
         width - wide * cell_width,
         LINE_INCHES * (len(lines) + 0.5) + TITLE_INCHES * max(map(len, titles)) + names,
     )
-    panels = make_panels((len(photos), wide), (wide * cell_width, sum(heights)), extra=extra, ax=ax, dpi=dpi)
+    panels = make_panels(
+        (len(photos), wide), (wide * cell_width, sum(tall for _, tall in sizes)), extra=extra, ax=ax, dpi=dpi
+    )
     drawn: list[Heatmap] = []
     for row, photo in enumerate(photos):
         cells = panels.cells[row * wide : (row + 1) * wide]
@@ -108,13 +113,12 @@ def photos_by_models(
                     0.5, 0.5, "no map", transform=cells[column + 1].transAxes, ha="center", va="center"
                 )
                 continue
-            drawn.append(values)
             one = None if uniform is None else uniform[row][column]
             picture = overlay(photo, values, colormap=colormap, alpha=alpha, scale=scale, uniform=one)
             show(cells[column + 1], picture, head[column + 1])
+            drawn.append(values / one if is_scale(scale, Scale.UNIFORM) and one else values)
     if shared and drawn:
-        known = next((one for row in uniform or () for one in row if one is not None), None)
-        add_colorbar(panels, drawn, colormap=colormap, scale=scale, uniform=known, label=label)
+        add_colorbar(panels, drawn, colormap=colormap, scale=scale, uniform=1.0, label=label)  # in multiples of 1/N
     return finish(panels, lines)
 
 

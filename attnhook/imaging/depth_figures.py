@@ -153,7 +153,7 @@ def _label_cells(
     column_at = [number * across + cell[1] * zoom / 2 for number in range(len(labels[1]))]
     axes.set_yticks(row_at, [plain(label) for label in labels[0]], fontsize=TEXT_POINTS)
     axes.set_xticks(column_at, [plain(label) for label in labels[1]], fontsize=TEXT_POINTS)
-    if max(map(len, labels[1])) * len(labels[1]) > 6 * len(labels[1]):
+    if max(map(len, labels[1])) > 6:
         axes.tick_params(axis="x", rotation=60)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")

@@ -195,7 +195,7 @@ def sheet(
     """Draw the photo and its overlays side by side: the heads of a block, the blocks of a model, several models, methods or queries.
 
     With scale="minmax" or "robust" each map is stretched on its own, and the figure says so. To stretch all of them together, pass the
-    common range: `scale=value_range(heatmaps)`. Any common range, like scale="uniform", comes with a colour bar.
+    range that `common_range(heatmaps)` of `attnhook.imaging.overlays` gives. Any common range, like scale="uniform", comes with a colour bar.
 
     Args:
         image: The photo, as `read_image` takes it. It comes first.

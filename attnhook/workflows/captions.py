@@ -75,6 +75,24 @@ def scale_in_words(scale: ScaleOption, shown: str = "this picture") -> str:
     return _STRETCHES[kind].format(shown)
 
 
+def check_scale(scale: ScaleOption, *, mass: bool, shown: str) -> None:
+    """Refuse multiples of uniform attention where values are no attention.
+
+    Args:
+        scale: As in `overlay`.
+        mass: Whether the values are shares of a mass of 1.
+        shown: What the map is of, for the message.
+
+    Raises:
+        ValueError: If they are none, and the scale is `"uniform"`.
+    """
+    if scale == Scale.UNIFORM and not mass:
+        raise ValueError(
+            f"scale='uniform' shows multiples of uniform attention: expected a map of attention, got one of {shown}. Use scale='minmax', "
+            "'robust' or (vmin, vmax)."
+        )
+
+
 def adds_up(heads: HeadsOption) -> bool:
     """Whether a map fused so is a share of a mass of 1: a mean of softmax rows or one of them, not the most or the least of several."""
     return heads is None or isinstance(heads, int) or heads == HeadFusion.MEAN

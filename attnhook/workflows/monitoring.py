@@ -25,6 +25,7 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.errors import NoReadoutError
 from attnhook.imaging.images import ImageSource
 from attnhook.options import BlocksOption, Rows, ScaleOption
+from attnhook.workflows.captions import check_scale
 from attnhook.workflows.probes import ProbeBatch
 from attnhook.workflows.reports import RECEIVED, Painter, scalars_of
 from attnhook.workflows.restoring import untouched
@@ -62,7 +63,8 @@ class AttentionMonitor:
             first probe, which shows that something is not set up right, is always raised.
 
     Raises:
-        ValueError: If a method is unknown or needs gradients, photos come without `preprocess`, or a name in `also` is taken.
+        ValueError: If a method is unknown, needs gradients, or is no attention while `scale` is `"uniform"`, photos come without
+            `preprocess`, or a name in `also` is taken.
         NoReadoutError: If a method needs a readout that the model does not have.
         UnsupportedModelError: If a model has no attention that can be captured.
 
@@ -116,7 +118,7 @@ class AttentionMonitor:
         self._described = self._looked = self._warned = False
         self._observing: AttentionCapture | None = None
         for each in self.models.values():
-            _check(AttentionCapture(each, blocks=blocks, rows="all", layout=layout), self._methods)
+            _check(self._capture(each), self._methods, scale)
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -176,11 +178,15 @@ class AttentionMonitor:
     def _look(self, model: nn.Module) -> AttentionMaps:
         """Run the probe: in every process."""
         runner = unwrapped(model)  # but still in FSDP, without which it has no parameters
-        capture = AttentionCapture(runner, blocks=self._blocks, rows="all", layout=self._layout)
+        capture = self._capture(runner)
         aside = nullcontext() if self._observing is None else self._observing.paused()
         with aside, untouched(runner), capture:
             run_vision(runner, self._probe.pixels)
         return capture.maps
+
+    def _capture(self, model: nn.Module) -> AttentionCapture:
+        values = any(NEEDS[method].values for method in self._methods if method in NEEDS)
+        return AttentionCapture(model, blocks=self._blocks, rows="all", layout=self._layout, values=values)
 
     def _write(self, prefix: str, maps: AttentionMaps, step: int) -> None:
         if not is_first_process():
@@ -301,12 +307,13 @@ def _probe_of(
     return ProbeBatch.of_photos(images, preprocess)
 
 
-def _check(capture: AttentionCapture, methods: Sequence[str]) -> None:
+def _check(capture: AttentionCapture, methods: Sequence[str], scale: ScaleOption) -> None:
     """Refuse at construction what would fail at the first step that is logged."""
     legal = [name for name in METHODS if not NEEDS[name].gradients] + [RECEIVED]
     for method in methods:
         if method not in legal:
             raise ValueError(f"cannot monitor {method!r}: expected methods among {', '.join(map(repr, legal))}.")
+        check_scale(scale, mass=method == RECEIVED or NEEDS[method].mass, shown=method)
     readout = capture.plan.anatomy.readout
     if readout.rows is None and any(method != RECEIVED for method in methods):
         raise NoReadoutError(

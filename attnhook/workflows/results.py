@@ -25,13 +25,12 @@ from attnhook.options import (
     Interpolation,
     Rows,
     RowsOption,
-    Scale,
     ScaleOption,
     Size,
     Style,
     choose,
 )
-from attnhook.workflows.captions import adds_up, caption_of, reads_block, rows_in_words, scale_in_words
+from attnhook.workflows.captions import adds_up, caption_of, check_scale, reads_block, rows_in_words, scale_in_words
 from attnhook.workflows.display import html_of, mimebundle, png_of
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
@@ -140,7 +139,7 @@ class AttentionResult:
         chosen = choose(Style, style, "style")
         given = {"colormap": colormap, "alpha": alpha, "scale": scale, "weighted": weighted, "keep": keep}
         check_style(chosen, given)
-        self._check_scale(scale)
+        check_scale(scale, mass=self._of_mass, shown=self.settings["method"])
         colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
         place: dict[str, Any] = {"patch_area": self.patch_area, "alpha": alpha}
         if chosen is Style.HEAT:
@@ -164,7 +163,7 @@ class AttentionResult:
         """
         from attnhook.imaging.figures import overlay_figure
 
-        self._check_scale(scale)
+        check_scale(scale, mass=self._of_mass, shown=self.settings["method"])
         return overlay_figure(
             self.image,
             self.heatmap,
@@ -175,13 +174,6 @@ class AttentionResult:
             uniform=self.uniform,
             label=self.quantity,
         )
-
-    def _check_scale(self, scale: ScaleOption) -> None:
-        if scale == Scale.UNIFORM and not self._of_mass:
-            raise ValueError(
-                f"scale='uniform' shows multiples of uniform attention: expected a map of attention, got one of {self.settings['method']}. Use "
-                "scale='minmax', 'robust' or (vmin, vmax)."
-            )
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the overlay, to a temporary name first.

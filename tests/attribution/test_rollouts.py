@@ -7,6 +7,8 @@ import torch
 
 from attnhook import AttentionCapture, AttentionMaps, BlockAttention, attention_mask, rollout
 from attnhook.attribution.discarding import ranked_entry
+from attnhook.attribution.readouts import readout_queries
+from attnhook.attribution.rollouts import rollout_by_block
 from attnhook.capture import softmax_matrix
 from attnhook.capture.adapters import Readout
 from attnhook.capture.layout import TokenLayout
@@ -157,6 +159,21 @@ def test_options(name, options, monkeypatch):
     monkeypatch.setattr(softmax_matrix, "BUDGET_BYTES", 600)  # a few rows a chunk
     maps = captured(name)
     close(rollout(maps, **options), expected_of(maps, **options))
+
+
+@pytest.mark.parametrize("name", ["vit_distilled", "vit_avg", "vit_siglip"])
+def test_every_token_through_each_block(name):
+    """The readout's rows of the last product are what `rollout` computes from one row."""
+    maps = captured(name)
+    products = list(rollout_by_block(maps, residual=0.3))
+    assert len(products) == len(maps)
+    queries = readout_queries(maps, maps[-1])
+    rows = products[-1][:, queries].mean(dim=1)
+    torch.testing.assert_close(maps[0].layout.patches(rows), rollout(maps, residual=0.3))
+    blocks = [exact(block)[0].tolist() for block in maps if not block.pooling]
+    steps = [with_residual(fused(matrix, "mean"), 0.3) for matrix in blocks]
+    expected = torch.tensor(product(steps[1], steps[0]), dtype=torch.float32)
+    torch.testing.assert_close(products[1][0], expected)
 
 
 def test_one_head_and_a_later_start():

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from attnhook.errors import GeometryError
+from attnhook.imaging.comparison_figures import photos_by_models
 from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
 from attnhook.imaging.overlays import colorize, overlay, value_range
@@ -160,6 +161,25 @@ def test_a_robust_scale_is_labelled_and_its_clipped_ends_have_arrows():
         sheet(PHOTO, [values] * 2, ["a", "b"], scale="robust")
     )
     assert "(1st to 99th percentile)" in drawn(triptych(PHOTO, values, scale="robust"))
+
+
+def test_models_of_different_lengths_have_one_bar_of_multiples():
+    values = torch.rand(48, 80) * 7
+    settings = {"photo_names": ["photo"], "model_names": ["few", "many"], "scale": "uniform"}
+    for factor, arrows in ((1, "neither"), (3, "max")):
+        maps = [values / 49, values / 1370 * factor]
+        for order in (slice(None), slice(None, None, -1)):
+            figure = photos_by_models([PHOTO], [maps[order]], uniform=[[1 / 49, 1 / 1370][order]], **settings)
+            assert extend_of(figure) == arrows
+
+
+@pytest.mark.parametrize(("shape", "highest"), [((500, 50), 6), ((50, 500), 3)])
+def test_photos_by_models_of_ribbons_and_towers(shape, highest):
+    photo = PHOTO.resize(shape[::-1])
+    figure = photos_by_models([photo], [[torch.rand(shape)]], photo_names=["photo"], model_names=["model"])
+    drawn(figure)
+    assert figure.get_size_inches()[1] < highest
+    assert figure.axes[0].get_window_extent().height / figure.dpi > 0.3
 
 
 def extend_of(figure):

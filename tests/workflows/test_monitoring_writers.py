@@ -115,6 +115,13 @@ def test_methods_and_models_without_a_readout() -> None:
     assert writer.numbers[0]["attention/alarms/entropy_collapse"] == 0
 
 
+def test_weights_of_values_are_drawn_on_a_scale_of_their_own() -> None:
+    methods = ("raw_attention", "value_weighted_attention")
+    assert ("attention/value_weighted_attention/1", 0) in logged(methods=methods, scale="minmax").pictures
+    with pytest.raises(ValueError, match=r"expected a map of attention, got one of value_weighted_attention"):
+        AttentionMonitor(small_vit(), probe_pixels(), methods=methods)
+
+
 def test_epochs() -> None:
     writer = MemoryWriter()
     monitor = AttentionMonitor(small_vit(), probe_pixels(), every_n_epochs=2, writers=[writer], methods=())

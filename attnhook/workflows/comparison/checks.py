@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from torch import Tensor
-
 from attnhook.options import Size
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.fingerprints import Fingerprint
@@ -92,14 +90,10 @@ def _same_weights(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
 
 
 def _other_grids(model: int, measurements: "dict[tuple[int, int], Measurement]", trained: Size | None) -> list[Size]:
-    own = [{_grid(one) for one in found.depths.values()} for (m, _), found in measurements.items() if m == model]
+    own = [set(found.grids) for (m, _), found in measurements.items() if m == model]
     if trained is None or any(len(grids) > 1 for grids in own):  # grids of later stages are not that of the table
         return []
     return sorted(set[Size]().union(*own) - {trained})
-
-
-def _grid(patch_map: Tensor) -> Size:
-    return patch_map.shape[0], patch_map.shape[1]
 
 
 def _sizes(grids: "Sequence[Size | None]") -> str:
@@ -126,7 +120,7 @@ def _pair_note(
 ) -> Note:
     apart = max(float((a.maps[view] - b.maps[view]).abs().max()) for a, b in both)
     if apart <= SAME:
-        rows, columns = _grid(both[0][0].maps[view])
+        rows, columns = both[0][0].maps[view].shape
         photos = f"{len(both)} photo{'s' if len(both) > 1 else ''}"
         how = "are equal" if apart == 0 else f"differ by at most {apart:.1e}"
         return Note("ok", f"{pair} give the same maps: they {how} over {photos}, on a grid of {rows} x {columns}.")

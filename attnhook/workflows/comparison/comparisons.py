@@ -16,13 +16,16 @@ from attnhook.workflows.comparison.entries import ModelEntry
 from attnhook.workflows.comparison.faithfulness import Faithfulness
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.objects import ObjectScores
-from attnhook.workflows.comparison.photographs import Failure, Photo
+from attnhook.workflows.comparison.photographs import MEASURING, Failure, Photo
 from attnhook.workflows.comparison.tables import Table
 from attnhook.workflows.comparison.views import View
 from attnhook.workflows.display import html_of, mimebundle, png_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FIGURE_PHOTOS = 8
+"""Of how many photos a figure is, unless photos are named."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,11 @@ class Comparison:
         from attnhook.workflows.comparison.figures import matrix_figure
 
         several = [photos] if isinstance(photos, str | int) else photos
-        chosen = range(min(len(self.photos), 8)) if several is None else [self.photo_index(one) for one in several]
+        chosen = (
+            range(min(len(self.photos), FIGURE_PHOTOS))
+            if several is None
+            else [self.photo_index(one) for one in several]
+        )
         colors = {"scale": scale, "colormap": colormap, "alpha": alpha, "cell_width": cell_width}
         return matrix_figure(self, self.view(view), list(chosen), **colors)
 
@@ -177,7 +184,8 @@ class Comparison:
         """Write the report: `report.html` (one self-contained page), `metrics.json`, `metrics.csv`, `manifest.json` and PNGs.
 
         Args:
-            folder: Where; made if need be. Files of an earlier report are replaced, each under a temporary name first.
+            folder: Where; made if need be. Files of an earlier report are replaced, each under a temporary name first, and those that this
+                one does not have are deleted; other files stay.
             pictures: Whether to write the PNGs: each overlay and the figures.
 
         Returns:
@@ -243,8 +251,8 @@ class Comparison:
         measurement = self.measurements.get((model, photo))
         if measurement is not None:
             return measurement.problems.get(view.id, "it was not asked for.")
-        names = {None, self.photos[photo].name}
-        own = [f.error for f in self.failures if f.model == self.models[model].name and f.photo in names]
+        measuring = [f for f in self.failures if (f.model, f.what) == (self.models[model].name, MEASURING)]
+        own = [f.error for name in (self.photos[photo].name, None) for f in measuring if f.photo == name]
         return own[0] if own else "the model was not measured."
 
     def _repr_html_(self) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from attnhook.imaging.comparison_figures import curves_figure, photos_by_models
-from attnhook.options import Scale
+from attnhook.workflows.captions import check_scale
 from attnhook.workflows.comparison.comparisons import Comparison
 from attnhook.workflows.comparison.measuring import STATISTICS
 from attnhook.workflows.comparison.summaries import depth_table
@@ -32,11 +32,7 @@ def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scal
     Raises:
         ValueError: If `scale="uniform"` is asked for maps that are no attention.
     """
-    if scale == Scale.UNIFORM and not view.mass:
-        raise ValueError(
-            f"scale='uniform' shows multiples of uniform attention: expected maps of attention, got {view.label}. "
-            "Use 'minmax', 'robust' or (vmin, vmax)."
-        )
+    check_scale(scale, mass=view.mass, shown=view.label)
     models = range(len(comparison.models))
     heatmaps, uniform = [], []
     for photo in photos:
@@ -44,13 +40,14 @@ def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scal
         maps = [None if one is None or view.id not in one.maps else one.heatmap(one.maps[view.id]) for one in found]
         heatmaps.append(maps)
         uniform.append([None if one is None else one.uniform(view.id) for one in found])
+    part = "" if len(photos) == len(comparison.photos) else f" {len(photos)} of {len(comparison.photos)} photos."
     return photos_by_models(
         [comparison.photos[photo].read() for photo in photos],
         heatmaps,
         photo_names=[_title(comparison, photo) for photo in photos],
         model_names=[entry.name for entry in comparison.models],
         uniform=uniform,
-        caption=f"{view.label[0].upper()}{view.label[1:]}; mean over heads, row of what each model's head reads.",
+        caption=f"{view.label[0].upper()}{view.label[1:]}; mean over heads, row of what each model's head reads.{part}",
         label=view.method.replace("_", " "),
         scale=scale,
         **options,

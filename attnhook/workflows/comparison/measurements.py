@@ -18,7 +18,7 @@ from attnhook.imaging.heatmaps import heatmap
 from attnhook.options import Size
 from attnhook.zoo.demo_weights import fingerprint
 
-_PREFIXES = ("map", "block", "statistic")
+_PREFIXES = ("map", "statistic")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +31,10 @@ class Measurement:
         blocks: Names of the blocks.
         tokens: Keys of the last block's rows.
         readout: Whose row the maps are of, in words, or None.
-        seconds: The forward, capture included.
+        seconds: The forward, capture included; None if it was read back: another machine may have taken them.
         target: The class that gradient methods followed, by index, or None.
         maps: By view: `(h, w)` float32.
-        depths: Raw attention of every block that has a readout's row, by index: `(h, w)` float32.
+        grids: Patch grids of the blocks, in order, as far as their tokens lie on one.
         statistics: By name: `(blocks, heads)` float64, NaN where a block has fewer heads.
         keys: By view: keys of a row of the block that the map is of; of the last block where the view is missing.
         areas: By view: deletion's and insertion's areas, as `faithfulness.perturb` gives them.
@@ -46,10 +46,10 @@ class Measurement:
     blocks: tuple[str, ...]
     tokens: int
     readout: str | None
-    seconds: float
+    seconds: float | None
     target: int | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
-    depths: dict[int, Tensor] = field(default_factory=dict)
+    grids: tuple[Size, ...] = ()
     statistics: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, int] = field(default_factory=dict)
     areas: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -79,21 +79,20 @@ class Measurement:
         return heatmap(patch_map, geometry or self.geometry, patch_area=self.patch_area)
 
     def save(self, path: Path) -> None:
-        """Write it to a temporary name, then rename.
+        """Write it without its time to a temporary name, then rename.
 
         Args:
             path: The file's path.
         """
         tensors = {f"map/{name}": value for name, value in self.maps.items()}
-        tensors |= {f"block/{index}": value for index, value in self.depths.items()}
         tensors |= {f"statistic/{name}": value for name, value in self.statistics.items()}
         plain = {
             "geometry": asdict(self.geometry),
             "patch_area": self.patch_area,
             "blocks": self.blocks,
+            "grids": self.grids,
             "tokens": self.tokens,
             "readout": self.readout,
-            "seconds": self.seconds,
             "target": self.target,
             "keys": self.keys,
             "areas": self.areas,
@@ -134,8 +133,9 @@ class Measurement:
             geometry=_geometry(plain.pop("geometry")),
             patch_area=_pair(plain.pop("patch_area")),
             blocks=tuple(plain.pop("blocks")),
+            seconds=None,
             maps=found["map"],
-            depths={int(index): value for index, value in sorted(found["block"].items(), key=lambda one: int(one[0]))},
+            grids=tuple(map(tuple, plain.pop("grids"))),
             statistics=found["statistic"],
             **plain,
         )

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from attnhook.attribution.methods import METHODS, NEEDS, method_options
-from attnhook.attribution.raw_maps import raw_attention
 from attnhook.attribution.summaries import summarise_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
@@ -84,7 +83,6 @@ class Gauge:
         problems: dict[str, str] = {}
         with torch.no_grad():
             self._draw(maps, found, problems, followed=False)
-            depths = _by_block(maps)
             keys = {view.id: _keys(maps, view) for view in self.views if view.id in found}
             statistics = _statistics(maps) if self.statistics else {}
         index = self._draw_followed(pixels, target, found, problems)
@@ -99,7 +97,7 @@ class Gauge:
             seconds=seconds,
             target=index,
             maps=found,
-            depths=depths,
+            grids=tuple(block.token_layout.grid for block in maps if isinstance(block.token_layout, TokenLayout)),
             statistics=statistics,
             keys=keys,
             areas=areas,
@@ -167,17 +165,6 @@ def _map(maps: AttentionMaps, view: View) -> Tensor:
 
 def _keys(maps: AttentionMaps, view: View) -> int:
     return maps[-1 if view.depth is None else view.block(len(maps))].shape[3]
-
-
-def _by_block(maps: AttentionMaps) -> dict[int, Tensor]:
-    """Raw attention of every block that has the readout's row."""
-    found = {}
-    for index in range(len(maps)):
-        try:
-            found[index] = raw_attention(maps, block=index)[0].float().cpu().clone()
-        except AttnhookError:  # a block without that row (windows, pooled tokens): the views that ask for it say so
-            continue
-    return found
 
 
 def _statistics(maps: AttentionMaps) -> dict[str, Tensor]:

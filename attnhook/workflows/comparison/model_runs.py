@@ -12,13 +12,13 @@ from attnhook.workflows.comparison.caches import MeasurementCache
 from attnhook.workflows.comparison.entries import ModelEntry, model_entry
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.measuring import Gauge
-from attnhook.workflows.comparison.photographs import Failure, Photo
+from attnhook.workflows.comparison.photographs import MEASURING, Failure, Photo
 from attnhook.workflows.comparison.subjects import Subject
 from attnhook.workflows.comparison.twins import randomise
 from attnhook.workflows.comparison.views import View
 from attnhook.zoo.loading import VisionModel
 
-_MEASURING, _RANDOM = "measuring", "measuring with random weights"
+_RANDOM = "measuring with random weights"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run_model(subject: Subject, photos: Sequence[Photo], settings: RunSettings, 
     runner = _Runner(subject, vision, run, settings, tick)
     try:
         vision.model.eval()
-        _tried(run, subject, _MEASURING, runner.measure, photos)
+        _tried(run, subject, MEASURING, runner.measure, photos)
         if settings.twins:
             _tried(run, subject, _RANDOM, runner.measure_twin, photos)
     finally:
@@ -134,7 +134,7 @@ class _Runner:
             if any(chosen):
                 gauge = self._gauge(statistics=statistics)  # a model without attention says so once, not once a photo
                 key = (statistics, self.settings.faithful)
-                self._all(chosen, lambda g=gauge: g, key, self.run.measurements, _MEASURING)  # type: ignore[misc]
+                self._all(chosen, lambda g=gauge: g, key, self.run.measurements, MEASURING)  # type: ignore[misc]
 
     def _gauge(self, *, statistics: bool) -> Gauge:
         return Gauge(self.vision, self.settings.views, statistics=statistics, faithful=self.settings.faithful)

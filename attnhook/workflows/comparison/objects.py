@@ -70,6 +70,8 @@ def score_photo(
     for control, values in drawn.items():
         known = values.masked_fill(~counted, math.nan)
         for name, score in SCORES.items():
+            if name == "pointing" and control in patches:
+                continue  # scored at the patches, below
             try:
                 scores[name][control] = float(score(known, inside))
             except ScoreError:  # nothing of the object, or no background, where all looked; a map without mass

@@ -17,7 +17,7 @@ def report_html(content: dict[str, Any]) -> str:
 
             - `title`, `made`, `version`: Texts.
             - `notes`: `{"level", "text"}` each, with the levels "ok", "warning" and "info".
-            - `failures`: `{"model", "photo", "error"}` each; the photo is None where the model failed as a whole.
+            - `failures`: `{"model", "photo", "error"}` each; the photo is None where it is about the model as a whole.
             - `tables`: `{"id", "title", "note", "columns", "rows"}` each. Columns have `key`, `label`, `help` and `digits`; rows have a cell
               by a column's key: None, a text, a number, or `{"value", "error", "low", "high", "n"}`.
             - `figures`: `{"title", "png"}` each: a PNG in base64. May be missing.
@@ -29,7 +29,8 @@ def report_html(content: dict[str, Any]) -> str:
             - `maps`: `{"view", "model", "photo", "grid", "scale", "offset", "valid", "area", "low", "high", "uniform", "data"}` each: three
               indices, the patches' rows and columns, the terms of `ImageGeometry`, the input pixels that the grid covers, the range of the
               values, one over the number of keys (or None), and the values: `low + (high - low) * n / 65534` for each little-endian 16-bit n,
-              65535 for NaN, in base64. A map may be missing: its place says why.
+              65535 for NaN, in base64. A map may be missing.
+            - `reasons`: `{"view", "model", "photo", "text"}` for each map that is missing: its place says why.
 
     Returns:
         The HTML, complete: nothing is fetched, and no text of the content is markup.

@@ -68,6 +68,10 @@ class Photo:
         return hashlib.sha256(torch.stack([mask.inside, mask.ignored]).numpy().tobytes()).hexdigest()
 
 
+MEASURING = "measuring"
+"""What failed where a model has no measurement of a photo."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What could not be done, while the rest went on.

@@ -22,8 +22,8 @@ function drawFailures() {
   $("failures-title").textContent = `${failures.length} failure${failures.length === 1 ? "" : "s"}`;
   $("failures").querySelector("ul").append(...failures.map((one) => {
     const line = element("li"), where = element("p");
-    where.append(element("b", one.model), one.photo === null ? ", every photo" : ", photo ");
-    if (one.photo !== null) where.append(element("b", one.photo));
+    where.append(element("b", one.model));
+    if (one.photo !== null) where.append(", photo ", element("b", one.photo));
     line.append(where, element("pre", one.error));
     return line;
   }));

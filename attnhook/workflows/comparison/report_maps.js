@@ -10,9 +10,11 @@ const state = {
 };
 const WHOLE = Object.freeze({ top: 0, left: 0, size: 1 }); // the part of a photo that is shown, relative to the photo
 const FLAT = 1e-6; // a relative range below this is rounding, not structure
-const maps = new Map(file.maps.map((map) => [[map.view, map.model, map.photo].join(), map]));
+const byPlace = (list) => new Map(list.map((one) => [[one.view, one.model, one.photo].join(), one]));
+const maps = byPlace(file.maps), reasons = byPlace(file.reasons);
 
 const mapOf = (model, photo) => maps.get([state.view, model, photo].join());
+const reasonOf = (model, photo) => reasons.get([state.view, model, photo].join())?.text ?? "";
 
 function element(kind, text, name) {
   const made = document.createElement(kind);

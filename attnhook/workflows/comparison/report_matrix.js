@@ -5,11 +5,6 @@ const CELL = { least: 150, most: 260 };
 const rows = [], cells = new Map(); // cells by their canvas
 const layout = { size: 0, sharp: 1 }; // the longer edge of a picture, and how many pixels a canvas has for one of it
 
-function reasonOf(model, photo) {
-  const found = file.failures.find((one) => one.model === models[model].name && (one.photo === null || one.photo === photos[photo].name));
-  return found ? found.error : "The file has none for this view.";
-}
-
 function makeCell(row, model) {
   const place = model === null ? element("th", "", "photo") : element("td"), picture = element("div", "", "picture"), canvas = element("canvas");
   const cell = { row, model, place, picture, canvas, seen: false };
@@ -140,10 +135,11 @@ function drawCell(cell) {
     cell.bar.classList.toggle("own", scale !== state.scale);
   }
   if (model !== null) {
+    const reason = reasonOf(model, row.number);
     cell.bar.classList.toggle("empty", !map);
     cell.none.hidden = Boolean(map);
-    if (!map) cell.none.replaceChildren(element("b", "no map"), element("span", reasonOf(model, row.number)));
-    cell.none.title = map ? "" : reasonOf(model, row.number);
+    if (!map) cell.none.replaceChildren(element("b", "no map"), element("span", reason));
+    cell.none.title = map ? "" : reason;
     cell.picture.classList.toggle("empty", !map);
   } else {
     cell.none.hidden = !row.broken;

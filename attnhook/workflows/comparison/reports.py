@@ -5,21 +5,29 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from attnhook import __version__
+from attnhook.errors import AttnhookError
 from attnhook.files import replacing
 from attnhook.imaging.overlays import overlay
-from attnhook.workflows.comparison.comparisons import Comparison
+from attnhook.workflows.comparison.comparisons import FIGURE_PHOTOS, Comparison, SharedArea
 from attnhook.workflows.comparison.measurements import Measurement
-from attnhook.workflows.comparison.tables import as_csv
+from attnhook.workflows.comparison.photographs import Failure, Photo
+from attnhook.workflows.comparison.tables import Table, as_csv
 from attnhook.workflows.versions import library_versions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURE_LONGEST = 640
 """Most pixels of the longer edge of a photo inside the page."""
@@ -43,18 +51,26 @@ def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path
     from attnhook.workflows.comparison.pages import report_html
 
     folder.mkdir(parents=True, exist_ok=True)
-    tables = comparison.tables()
+    photos, lost = _photos(comparison)
+    comparison = replace(comparison, failures=(*comparison.failures, *lost.values()))
+    tables, depth = comparison.tables(), _depth_figure(comparison)
     metrics = {"tables": [table.plain() for table in tables]}
     written = {
-        "report.html": report_html(page_content(comparison)).encode(),
+        "report.html": report_html(page_content(comparison, photos, tables, depth)).encode(),
         "metrics.json": _json(metrics),
         "metrics.csv": as_csv(tables).encode(),
     }
+    earlier = _listed(folder)
     (folder / "manifest.json").unlink(missing_ok=True)  # an earlier one would vouch for files that change now
     for name, content in written.items():
         _write(folder / name, content)
-    names = [*written, *(_pictures(comparison, folder) if pictures else ())]
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    names = [*written]
+    if pictures:
+        names += _overlays(comparison, folder, lost) + _figures(comparison, folder, lost, depth)
+    for name in earlier.keys() - set(names):
+        if _digest(folder / name) == earlier[name]:
+            (folder / name).unlink()
+    digests = {name: _digest(folder / name) for name in names}
     _write(folder / "manifest.json", _json(manifest(comparison) | {"files": digests}))
     return folder / "report.html"
 
@@ -100,11 +116,16 @@ def manifest(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def page_content(comparison: Comparison) -> dict[str, Any]:
+def page_content(
+    comparison: Comparison, photos: Sequence[dict[str, Any]], tables: Sequence[Table], depth: "Figure | None"
+) -> dict[str, Any]:
     """Everything that the page shows.
 
     Args:
         comparison: The comparison.
+        photos: One a photo, as the page takes them.
+        tables: All.
+        depth: The figure of statistics over depth, if there are any.
 
     Returns:
         Plain values, as `pages.report_html` takes them.
@@ -124,32 +145,58 @@ def page_content(comparison: Comparison) -> dict[str, Any]:
             for failure in comparison.failures
         ],
         # Statistics block by block are shown as a figure.
-        "tables": [table.plain() for table in comparison.tables() if table.id != "depth"],
-        "figures": _figures(comparison),
-        "photos": [_photo(comparison, number) for number in range(len(comparison.photos))],
+        "tables": [table.plain() for table in tables if table.id != "depth"],
+        "figures": [] if depth is None else [{"title": "Statistics over depth", "png": _base64(_png(depth, dpi=130))}],
+        "photos": list(photos),
         "models": [{"name": name} for name in names],
         "views": [{"id": view.id, "label": view.label, "mass": view.mass} for view in comparison.views],
-        "maps": [
-            {"view": number, "model": model, "photo": photo} | _map(measurement, view.id)
-            for (model, photo), measurement in sorted(comparison.measurements.items())
-            for number, view in enumerate(comparison.views)
-            if view.id in measurement.maps
-        ],
+        "maps": list(_maps(comparison)),
+        "reasons": list(_reasons(comparison)),
     }
 
 
-def _photo(comparison: Comparison, number: int) -> dict[str, Any]:
-    photo, area = comparison.photos[number], comparison.areas[number]
-    picture = photo.read()
+def _maps(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    for (model, photo), measurement in sorted(comparison.measurements.items()):
+        for number, view in enumerate(comparison.views):
+            if view.id in measurement.maps:
+                yield {"view": number, "model": model, "photo": photo} | _map(measurement, view.id)
+
+
+def _reasons(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Why maps are missing."""
+    for model, photo in product(range(len(comparison.models)), range(len(comparison.photos))):
+        measurement = comparison.measurements.get((model, photo))
+        for number, view in enumerate(comparison.views):
+            if measurement is None or view.id not in measurement.maps:
+                yield {"view": number, "model": model, "photo": photo, "text": comparison.reason(model, photo, view)}
+
+
+def _photos(comparison: Comparison) -> tuple[list[dict[str, Any]], dict[int, Failure]]:
+    """All photos for the page, and those that can no longer be read: they have no picture."""
+    entries, lost = [], {}
+    for number, photo in enumerate(comparison.photos):
+        try:
+            jpeg = _jpeg(photo.read())
+        except (AttnhookError, OSError) as error:  # gone or changed since the comparison began
+            lost[number], jpeg = Failure(None, photo.name, "reading", str(error)), b""
+        entries.append(_photo(photo, comparison.areas[number], jpeg))
+    return entries, lost
+
+
+def _jpeg(picture: Image.Image) -> bytes:
     picture.thumbnail((PICTURE_LONGEST, PICTURE_LONGEST), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def _photo(photo: Photo, area: SharedArea | None, jpeg: bytes) -> dict[str, Any]:
     return {
         "name": photo.name,
         "label": None if photo.label is None else str(photo.label),
         "width": photo.size[1],
         "height": photo.size[0],
-        "jpeg": _base64(buffer.getvalue()),
+        "jpeg": _base64(jpeg),
         "shared": 0.0 if area is None else area.part,
         "box": [0.0, 0.0, 0.0, 0.0] if area is None else list(area.box),
     }
@@ -175,50 +222,65 @@ def _map(measurement: Measurement, view: str) -> dict[str, Any]:
     }
 
 
-def _figures(comparison: Comparison) -> list[dict[str, str]]:
-    """Figures that the page shows as pictures."""
-    if not any(one.statistics for one in comparison.measurements.values()):
-        return []
-    buffer = io.BytesIO()
-    comparison.depth_figure().savefig(buffer, format="png", dpi=130)
-    return [{"title": "Statistics over depth", "png": _base64(buffer.getvalue())}]
+def _depth_figure(comparison: Comparison) -> "Figure | None":
+    known = any(one.statistics for one in comparison.measurements.values())
+    return comparison.depth_figure() if known else None
 
 
-def _pictures(comparison: Comparison, folder: Path) -> list[str]:
-    """Overlays of every photo, model and view, and the figures: names of the files."""
+def _overlays(comparison: Comparison, folder: Path, lost: Container[int]) -> list[str]:
+    """Overlays of every photo, model and view: names of the files."""
     names = []
     (folder / "overlays").mkdir(exist_ok=True)
     for number, photo in enumerate(comparison.photos):
-        picture = photo.read()
+        picture = None if number in lost else photo.read()
         for model, entry in enumerate(comparison.models):
             measurement = comparison.measurements.get((model, number))
-            for view in comparison.views if measurement is not None else ():
-                if measurement is None or view.id not in measurement.maps:
+            for view in comparison.views:
+                if picture is None or measurement is None or view.id not in measurement.maps:
                     continue
                 name = f"overlays/{number:03}-{_slug(photo.name)}--{model:02}-{_slug(entry.name)}--{_slug(view.id)}.png"
                 drawn = overlay(picture, measurement.heatmap(measurement.maps[view.id]))
-                _write(folder / name, _png(drawn))
+                buffer = io.BytesIO()
+                drawn.save(buffer, format="PNG", compress_level=1)
+                _write(folder / name, buffer.getvalue())
                 names.append(name)
-    for view in comparison.views:
-        name = f"photos-by-models--{_slug(view.id)}.png"
-        _write(folder / name, _figure(comparison.figure(view.id)))
-        names.append(name)
-    if _figures(comparison):
-        _write(folder / "depth.png", _figure(comparison.depth_figure()))
-        names.append("depth.png")
     return names
 
 
-def _figure(figure: Any) -> bytes:
+def _figures(comparison: Comparison, folder: Path, lost: Container[int], depth: "Figure | None") -> list[str]:
+    """The figures: names of the files."""
+    photos = [number for number in range(len(comparison.photos)) if number not in lost][:FIGURE_PHOTOS]
+    drawn = {} if depth is None else {"depth.png": depth}
+    if photos:
+        drawn |= {
+            f"photos-by-models--{_slug(v.id)}.png": comparison.figure(v.id, photos=photos) for v in comparison.views
+        }
+    for name, figure in drawn.items():
+        _write(folder / name, _png(figure))
+    return [*drawn]
+
+
+def _png(figure: "Figure", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", **options)
     return buffer.getvalue()
 
 
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+def _listed(folder: Path) -> dict[str, str]:
+    """The files that an earlier manifest lists, by name: their digests. None that lies elsewhere."""
+    try:
+        files = json.loads((folder / "manifest.json").read_bytes())["files"]
+        return {
+            str(name): digest
+            for name, digest in files.items()
+            if (folder / name).is_file() and (folder / name).resolve().is_relative_to(folder.resolve())
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _slug(name: str) -> str:

@@ -1,6 +1,5 @@
 """`compare`: which model looks where, over models of several libraries."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -198,10 +197,11 @@ class _Assembly:
 
     def _agreements(self, view: View) -> tuple[PairAgreement, ...]:
         photos = [self._photo_agreement(view, p) for p in range(len(self.photos))]
-        empty = Counter(model for photo in photos if photo is not None for model in photo.without)
-        for model, count in empty.items():
-            error = f"the map is zero or missing wherever all models looked, on {count} of {len(photos)} photos, which are left out."
-            self.failures.append(Failure(self._name(model), None, f"agreement of {view.label}", error))
+        empty = [(m, p) for p, photo in enumerate(photos) if photo is not None for m in photo.without]
+        error = "the map is zero or missing wherever all models looked, and left out."
+        for model in sorted({m for m, _ in empty}):
+            without = [p for m, p in empty if m == model]
+            self.failures += self._failed(model, without, f"agreement of {view.label}", error)
         return pair_agreements(photos, len(self.runs))
 
     def _name(self, model: int) -> str | None:
@@ -248,11 +248,16 @@ class _Assembly:
         return tuple(found)
 
     def _problems(self) -> list[Failure]:
-        """Maps that models do not have, each reason once."""
-        found: dict[tuple[str | None, str, str], Failure] = {}
+        """Maps that models do not have."""
+        found: dict[tuple[int, str, str], list[int]] = {}
         for model, run in enumerate(self.runs):
-            name = self._name(model)
-            for measurement in run.measurements.values():
+            for photo, measurement in run.measurements.items():
                 for what, error in measurement.problems.items():
-                    found.setdefault((name, what, error), Failure(name, None, what, error))
-        return list(found.values())
+                    found.setdefault((model, what, error), []).append(photo)
+        return [one for (model, *said), photos in found.items() for one in self._failed(model, photos, *said)]
+
+    def _failed(self, model: int, photos: Sequence[int], what: str, error: str) -> list[Failure]:
+        """The same on several photos: once if that is all that the model was measured on."""
+        everywhere = len(photos) == len(self.runs[model].measurements)
+        names = [None] if everywhere else [self.photos[photo].name for photo in photos]
+        return [Failure(self._name(model), name, what, error) for name in names]

@@ -50,7 +50,8 @@ _MODEL_COLUMNS = (
     Column(
         "forward_ms",
         "forward, ms",
-        "median over photos and quartiles: one forward of one photo, capture included, wall clock",
+        "median over photos and quartiles: one forward of one photo, capture included, wall clock; over the photos without statistics, which "
+        "capture less, if there are any, and never over measurements from the cache",
         0,
     ),
     Column("relative_entropy", "entropy", f"{STATISTICS['relative_entropy']}; mean over blocks, heads and photos"),
@@ -83,7 +84,7 @@ def models_table(comparison: Comparison) -> Table:
                 **{name: _mean(own, name) for name in STATISTICS},
             }
         )
-    columns = tuple(c for c in _MODEL_COLUMNS if any(row[c.key] is not None for row in rows))
+    columns = tuple(c for c in _MODEL_COLUMNS if c.key == "forward_ms" or any(row[c.key] is not None for row in rows))
     note = (
         "Statistics are means over all queries, with standard errors over photos. They describe attention, not quality."
     )
@@ -92,12 +93,8 @@ def models_table(comparison: Comparison) -> Table:
 
 def _sizes(own: Sequence[Measurement]) -> dict[str, Any]:
     inputs = sorted({one.geometry.input_size for one in own})
-    grids = sorted({tuple(one.depths[max(one.depths)].shape) for one in own if one.depths})
-    areas = {
-        ((one.patch_area or one.geometry.input_size)[0] / one.depths[max(one.depths)].shape[0])
-        for one in own
-        if one.depths
-    }
+    grids = sorted({one.grids[-1] for one in own if one.grids})
+    areas = {(one.patch_area or one.geometry.input_size)[0] / one.grids[-1][0] for one in own if one.grids}
     tokens = {one.tokens for one in own}
     return {
         "input": _shape(inputs),
@@ -112,8 +109,12 @@ def _shape(sizes: Sequence[tuple[int, ...]]) -> str:
     return " \u00d7 ".join(map(str, sizes[0])) if len(sizes) == 1 else "depends on the photo"
 
 
-def _times(own: Sequence[Measurement]) -> dict[str, Any]:
-    times = torch.tensor([one.seconds * 1000 for one in own], dtype=torch.float64)
+def _times(own: Sequence[Measurement]) -> dict[str, Any] | None:
+    timed = [(one.seconds * 1000, bool(one.statistics)) for one in own if one.seconds is not None]
+    if not timed:
+        return None
+    few = [time for time, statistics in timed if not statistics]
+    times = torch.tensor(few or [time for time, _ in timed], dtype=torch.float64)
     low, median, high = torch.quantile(times, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     return {"value": median, "low": low, "high": high, "n": len(times)}
 

@@ -24,9 +24,12 @@ function step(id, by) {
   slider.dispatchEvent(new Event("input"));
 }
 
+let turn = 0; // of the photo that was asked for last: an earlier one that takes longer is not shown over it
 async function show(number) {
+  const own = ++turn;
   $("stage").setAttribute("aria-busy", "true");
-  await open(number);
+  try { await open(number); } finally { if (own === turn) $("stage").removeAttribute("aria-busy"); }
+  if (own !== turn) return;
   state.scene = number;
   const facts = scenes[number].facts;
   [canvas.height, canvas.width] = facts.size;
@@ -37,10 +40,10 @@ async function show(number) {
   $("block").max = String(facts.blocks.length - 1);
   $("block").value = String(state.block);
   limitHeads();
-  for (const input of document.querySelectorAll('[name="source"]')) input.disabled = !facts.rollout;
-  $("sources").classList.toggle("off", !facts.rollout);
-  $("sources").title = facts.rollout ? "" : "Rollout needs a capture of all rows (rows='all').";
-  if (!facts.rollout) state.source = "raw";
+  for (const input of document.querySelectorAll('[name="source"]')) input.disabled = Boolean(facts.no_rollout);
+  $("sources").classList.toggle("off", Boolean(facts.no_rollout));
+  $("sources").title = facts.no_rollout ?? "";
+  if (facts.no_rollout) state.source = "raw";
   document.querySelector(`[name="source"][value="${state.source}"]`).checked = true;
   if (state.query.token !== undefined || !facts.named[state.query.row]) state.query = { row: READOUT };
   $("follow").disabled = !facts.blocks.some((block) => block.matrix);
@@ -49,7 +52,6 @@ async function show(number) {
     : "Click a patch to see where it looks. Esc goes back to the readout.";
   about(facts);
   draw();
-  $("stage").removeAttribute("aria-busy");
 }
 
 function fillQueries(facts) {

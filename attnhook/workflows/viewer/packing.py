@@ -129,17 +129,3 @@ class Payload:
         padded = packed + bytes(-len(packed) % 4)
         letters = base64.b85encode(padded).translate(bytes.maketrans(_UNSAFE, _SAFE))
         return letters.decode("ascii"), len(packed)
-
-
-def unpack(text: str, length: int) -> bytes:
-    """Read what `Payload.text` wrote: what the page does in JavaScript.
-
-    Args:
-        text: The text.
-        length: The number of deflated bytes.
-
-    Returns:
-        The bytes.
-    """
-    letters = text.encode("ascii").translate(bytes.maketrans(_SAFE, _UNSAFE))
-    return zlib.decompress(base64.b85decode(letters)[:length])

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,10 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from attnhook.attribution.raw_maps import readout_row
+from attnhook.attribution.readouts import readout_queries
+from attnhook.attribution.rollouts import rollout_by_block
 from attnhook.capture.adapters import choose_blocks
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.errors import GeometryError, NoReadoutError, RowsNotKeptError, TokenLayoutError
+from attnhook.errors import AttnhookError, GeometryError, NoReadoutError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.options import BlocksOption, Rows, Size
 from attnhook.workflows.viewer.packing import Payload, quantise
@@ -71,8 +73,11 @@ def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longe
     values = sum(block.shape[1] * block.shape[2] * block.shape[3] for block in maps if block.name in whole)
     fused = matrix_heads == "mean" or (matrix_heads == AUTO and values > MOST_VALUES)
     payload = Payload()
-    rolled = _Rollout(maps)
-    blocks = [_pack_block(maps, block, payload, rolled, full=block.name in whole, fused=fused) for block in maps]
+    rollouts, no_rollout = _rollouts(maps)
+    blocks = [
+        _pack_block(maps, block, payload, rolled, full=block.name in whole, fused=fused)
+        for block, rolled in zip(maps, rollouts, strict=True)
+    ]
     if not any("grid" in block for block in blocks):
         raise TokenLayoutError(
             f"no block's tokens lie on one patch grid: expected at least one that does, got {blocks[-1]['refused']}."
@@ -82,7 +87,7 @@ def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longe
         "name": scene.name,
         "named": _names(maps),
         "blocks": blocks,
-        "rollout": rolled.possible,
+        "no_rollout": no_rollout,
         "length": length,
         **_photo(scene, longest),
     }
@@ -123,7 +128,7 @@ def _names(maps: AttentionMaps) -> list[str]:
 
 
 def _pack_block(
-    maps: AttentionMaps, block: BlockAttention, payload: Payload, rolled: "_Rollout", *, full: bool, fused: bool
+    maps: AttentionMaps, block: BlockAttention, payload: Payload, rolled: Tensor | None, *, full: bool, fused: bool
 ) -> dict[str, Any]:
     layout = block.token_layout
     entry: dict[str, Any] = {"name": block.name}
@@ -142,13 +147,12 @@ def _pack_block(
     if full and square:
         dense = block.matrix.dense()[0]
         entry["matrix"] = payload.add(quantise(dense.mean(dim=0, keepdim=True) if fused else dense, MATRIX_BITS))
-    rollout = rolled.through(block)
-    if rollout is not None:
-        named = rolled.named(block, rollout)
+    if rolled is not None:
+        named = _named_rollout(maps, block, rolled[0])
         if named is not None:
             entry["rollout_rows"] = payload.add(quantise(named[None], ROW_BITS))
         if full and square:
-            entry["rollout_matrix"] = payload.add(quantise(rollout[None], MATRIX_BITS))
+            entry["rollout_matrix"] = payload.add(quantise(rolled, MATRIX_BITS))
     return entry
 
 
@@ -183,44 +187,19 @@ def _named_rows(maps: AttentionMaps, block: BlockAttention) -> Tensor | None:
         return None
 
 
-class _Rollout:
-    """Rollout of Abnar and Zuidema (2020) over the blocks so far: R_k = (A_k + I) / 2 R_(k-1), A_k the mean over heads."""
+def _rollouts(maps: AttentionMaps) -> tuple[Iterable[Tensor | None], str | None]:
+    """One rollout a block, of every token up to there; or none, and why."""
+    try:
+        return rollout_by_block(maps), None
+    except AttnhookError as error:
+        return [None] * len(maps), str(error)
 
-    def __init__(self, maps: AttentionMaps) -> None:
-        self._maps = maps
-        self._product: Tensor | None = None
-        towers = [block for block in maps if not block.pooling]
-        keys = {block.shape[3] for block in towers}
-        self.possible = (
-            maps.rows is Rows.ALL
-            and len(keys) == 1
-            and all(
-                block.shape[2] == block.shape[3] and isinstance(block.token_layout, TokenLayout) for block in towers
-            )
-        )
 
-    def through(self, block: BlockAttention) -> Tensor | None:
-        """Go on through the next block: `(tokens, tokens)` float32, or `(queries, tokens)` of a pooling block."""
-        if not self.possible:
-            return None
-        if block.pooling:
-            same = self._product is not None and block.shape[3] == self._product.shape[0]
-            return block.matrix.dense()[0].mean(dim=0) @ self._product if self._product is not None and same else None
-        mixed = block.matrix.dense()[0].mean(dim=0) / 2
-        mixed.diagonal().add_(0.5)
-        self._product = mixed if self._product is None else mixed @ self._product
-        return self._product
-
-    def named(self, block: BlockAttention, rollout: Tensor) -> Tensor | None:
-        """The readout's row of a rollout: `(1, tokens)`."""
-        readout = self._maps.readout.rows
-        layout = block.token_layout
-        if block.pooling:
-            return rollout[:1]
-        if readout is Rows.CLS and isinstance(layout, TokenLayout):
-            return rollout[layout.class_token()][None]
-        if readout is Rows.MEAN and isinstance(layout, TokenLayout):
-            return rollout[layout.patch_tokens].mean(dim=0)[None]
+def _named_rollout(maps: AttentionMaps, block: BlockAttention, rolled: Tensor) -> Tensor | None:
+    """The readout's row of a rollout, `(1, tokens)`; None where a block has no such row."""
+    try:
+        return rolled[readout_queries(maps, block)].mean(dim=0, keepdim=True)
+    except NoReadoutError:
         return None
 
 
@@ -249,17 +228,3 @@ def _photo(scene: Scene, longest: int) -> dict[str, Any]:
         "valid": list(geometry.valid),
         "area": list(area),
     }
-
-
-def photo_of(header: dict[str, Any]) -> Image.Image:
-    """Decode the photo of a scene's header.
-
-    Args:
-        header: What `pack_scene` gave.
-
-    Returns:
-        The photo as the page shows it.
-    """
-    content = base64.b64decode(header["photo"].partition(",")[2])
-    with Image.open(io.BytesIO(content)) as picture:
-        return picture.convert("RGB")

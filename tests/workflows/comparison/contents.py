@@ -19,6 +19,7 @@ VIEWS = [
     {"id": "raw", "label": "raw attention, last block", "mass": True},
     {"id": "norms", "label": "value norms, last block", "mass": False},
 ]
+WHY = {2: "expected finite values", 3: "no such weights"}
 MODELS = ("vit_small_patch16_224.augreg", "a wide grid", "whole photo")
 GRIDS = ((14, 14), (6, 10), (5, 7))
 
@@ -178,6 +179,11 @@ def content(*, names=("chelsea.jpg", "astronaut.jpg"), models=MODELS, title="Thr
         "photos": entries,
         "models": [{"name": name} for name in (*models, "broken_model")],
         "views": VIEWS,
+        "reasons": [
+            {"view": v, "model": m, "photo": p, "text": f"{VIEWS[v]['id']}: {WHY[m]}."}
+            for v in range(2)
+            for m, p in [(2, 1), (3, 0), (3, 1)]
+        ],
         "maps": [map_of(v, m, p, (pictures[p].height, pictures[p].width)) for v, m, p in present],
     }
 

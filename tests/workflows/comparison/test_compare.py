@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import math
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from safetensors.torch import save_file
 
 from attnhook import Comparison, ImageGeometry, attend, compare, rollout
 from attnhook.attribution.scores import energy_in_mask, spearman
-from attnhook.errors import ComparisonError
+from attnhook.errors import ComparisonError, ScoreError
 from attnhook.workflows.comparison import measuring
+from attnhook.workflows.comparison.caches import MeasurementCache
 from attnhook.workflows.comparison.figures import rendered
 from attnhook.workflows.comparison.measurements import _seal
+from attnhook.workflows.comparison.reports import _reasons
 from attnhook.zoo.presets import PRESETS
 from tests.workflows.comparison.zoo import cnn, disc, hf_dinov2, photo, seeing, timm_vit, torchvision_vit
 from tests.zoo.saved_models import save_hf, save_timm
@@ -78,6 +82,7 @@ def test_statistics_of_some_photos() -> None:
     found = compare(three()[:2], PHOTOS, statistics=2, cache=None)
     assert list(found.table()["relative_entropy_n"]) == [2, 2]
     assert list(found.agreement()["spearman_n"]) == [3]
+    assert list(found.table()["forward_ms_n"]) == [1, 1]  # the one photo whose capture is one row
     assert "relative_entropy" not in compare(three()[:1], PHOTOS[:1], statistics=False, cache=None).table()
 
 
@@ -158,6 +163,43 @@ def test_what_a_model_has_no_map_of_is_said() -> None:
     with pytest.raises(KeyError, match="no class scores"):
         found.heatmap("hf:registers", 0, "gradient_rollout")
     assert list(found.agreement()["view"]) == ["raw_attention"]
+    reason = next(_reasons(found))
+    assert (reason["view"], reason["model"], reason["photo"]) == (1, 1, 0)
+    assert "no class scores" in reason["text"]
+
+
+def test_each_missing_map_has_its_own_reason(monkeypatch) -> None:
+    """A view that fails on one photo, a photo that is not measured, and failures that are no map's, all of one model."""
+    model, drawn, count = timm_vit("a"), measuring._map, Counter()
+
+    def draw(maps, view):
+        count[view.method] += 1
+        if view.method == "rollout" and count["rollout"] == 2:
+            raise ScoreError("no rollout here")
+        return drawn(maps, view)
+
+    def look(picture):
+        if picture.size == PHOTOS[1].size:
+            raise OSError("no such pixels")
+        return transform(picture)
+
+    def full(*arguments):
+        raise OSError("disk full")
+
+    photos, transform = [PHOTOS[0], PHOTOS[2], PHOTOS[1]], model.transform
+    monkeypatch.setattr(measuring, "_map", draw)
+    monkeypatch.setattr(MeasurementCache, "keep", full)
+    found = compare(replace(model, transform=look), photos, methods=["raw_attention", "rollout"], cache=None)
+    raw, rollout = found.views
+    assert found.reason(0, 1, rollout) == "no rollout here"
+    assert found.reason(0, 2, raw) == found.reason(0, 2, rollout) == "no such pixels"
+    assert {(f.photo, f.what) for f in found.failures} == {
+        (None, "caching"),
+        ("photo 1", "rollout"),
+        ("photo 2", "measuring"),
+    }
+    reasons = {(one["view"], one["photo"]): one["text"] for one in _reasons(found)}
+    assert reasons == {(1, 1): "no rollout here", (0, 2): "no such pixels", (1, 2): "no such pixels"}
 
 
 def test_a_model_that_fails_is_reported_and_the_others_finish() -> None:
@@ -220,6 +262,10 @@ def counted(monkeypatch):
     return measured
 
 
+def timeless(table) -> dict:
+    return table.plain() | {"rows": [row | {"forward_ms": None} for row in table.rows]}
+
+
 def test_a_second_run_measures_nothing(tmp_path, monkeypatch) -> None:
     measured = counted(monkeypatch)
     first = compare(three(), PHOTOS, masks=[disc(), None, None], cache=tmp_path)
@@ -227,7 +273,10 @@ def test_a_second_run_measures_nothing(tmp_path, monkeypatch) -> None:
     measured.clear()
     again = compare(three(), PHOTOS, masks=[disc(), None, None], cache=tmp_path)
     assert measured == []
-    assert [table.plain() for table in again.tables()] == [table.plain() for table in first.tables()]
+    assert [timeless(table) for table in again.tables()] == [timeless(table) for table in first.tables()]
+    assert all(row["forward_ms"]["n"] == 3 for row in first.tables()[0].rows)
+    assert [row["forward_ms"] for row in again.tables()[0].rows] == [None] * 3  # what another run took
+    assert "forward_ms" in again.table()
     compare(three(), [*PHOTOS[:2], photo(seed=9)], cache=tmp_path)
     assert len(measured) == 3
     measured.clear()
@@ -407,6 +456,50 @@ def test_numbers_of_the_page_are_those_of_the_metrics(found, tmp_path) -> None:
     shown, _ = json.JSONDecoder().raw_decode(page[start:])
     assert shown == [table for table in metrics["tables"] if table["id"] != "depth"]
     assert not (tmp_path / "overlays").exists()
+
+
+def test_a_photo_that_changes_costs_the_report_its_own_pictures_alone(tmp_path) -> None:
+    paths = [tmp_path / name for name in ("kept.png", "changed.png")]
+    for path, picture in zip(paths, PHOTOS, strict=False):
+        picture.save(path)
+    found = compare(timm_vit(), paths, cache=None)
+    PHOTOS[2].save(paths[1])
+    page = found.save(tmp_path / "report")
+    manifest = json.loads((page.parent / "manifest.json").read_text())
+    (failure,) = manifest["failures"]
+    assert (failure["photo"], failure["what"]) == ("changed.png", "reading")
+    assert [name for name in manifest["files"] if "kept.png" in name]
+    assert not [name for name in manifest["files"] if "changed.png" in name]
+    assert "changed.png has changed" in page.read_text()
+
+
+def test_what_an_earlier_report_had_and_this_one_does_not_is_gone(tmp_path) -> None:
+    compare(timm_vit(), PHOTOS, cache=None).save(tmp_path)
+    own, edited = tmp_path / "overlays" / "mine.png", next((tmp_path / "overlays").glob("001*"))
+    own.touch()
+    edited.write_bytes(b"edited")
+    compare(timm_vit(), PHOTOS[0], statistics=False, cache=None).save(tmp_path)
+    kept = {path.name for path in (tmp_path / "overlays").iterdir() if not path.name.startswith("000")}
+    assert kept == {own.name, edited.name}
+    assert not (tmp_path / "depth.png").exists()
+
+
+def test_figures_of_a_report_are_drawn_once_and_say_of_how_many_photos(tmp_path, monkeypatch) -> None:
+    found, drawn = compare(timm_vit(), [PHOTOS[0]] * 9, cache=None), Counter()
+
+    def counted(name, call):
+        def counts(*arguments, **options):
+            drawn[name] += 1
+            return call(*arguments, **options)
+
+        return counts
+
+    for name in ("depth_figure", "tables"):
+        monkeypatch.setattr(Comparison, name, counted(name, getattr(Comparison, name)))
+    found.save(tmp_path)
+    assert drawn == {"depth_figure": 1, "tables": 1}
+    assert "8 of 9 photos." in found.figure().get_supxlabel()
+    assert "photos." not in found.figure(photos=range(9)).get_supxlabel()
 
 
 def test_names_cannot_leave_the_folder(tmp_path) -> None:

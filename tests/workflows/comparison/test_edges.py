@@ -39,7 +39,8 @@ def test_an_empty_map_leaves_the_other_models_alone(value: float) -> None:
     assert found.agreements["gradient_attention"] == expected
     (failure,) = found.failures
     assert failure.model == "c"
-    assert "2 of 2 photos" in failure.error
+    assert failure.photo is None
+    assert "zero or missing" in failure.error
 
 
 def test_the_box_for_maps_of_other_photos_was_seen_by_all() -> None:
@@ -85,8 +86,7 @@ def test_uniform_attention_is_that_of_the_block_of_the_map() -> None:
     measurement = found.measurements[0, 0]
     assert measurement.uniform("raw_attention") == 1 / 50
     assert measurement.uniform("raw_attention@0.1") == 1 / (27 * 27 + 1)
-    content = reports.page_content(found)
-    assert [one["uniform"] for one in content["maps"]] == [1 / 50, 1 / 730]
+    assert [one["uniform"] for one in reports._maps(found)] == [1 / 50, 1 / 730]
     # A later stage's grid is not the one that positions were made for.
     assert found.notes == ()
 

@@ -355,7 +355,7 @@ def test_a_measurement_comes_back_from_disk(tmp_path) -> None:
         patch_area=(60, 62),
         target=3,
         maps={"raw_attention": torch.rand(4, 4), "raw_attention@0.5": torch.rand(4, 4)},
-        depths={0: torch.rand(4, 4), 10: torch.rand(4, 4), 2: torch.rand(4, 4)},
+        grids=((8, 8), (4, 4)),
         statistics={"entropy": torch.rand(3, 4, dtype=torch.float64)},
         areas={"raw_attention": {"deletion": 0.25}},
         problems={"legrad": "no gradient"},
@@ -363,10 +363,19 @@ def test_a_measurement_comes_back_from_disk(tmp_path) -> None:
     path = tmp_path / "one.safetensors"
     one.save(path)
     back = Measurement.load(path)
-    for name in ("geometry", "patch_area", "blocks", "tokens", "readout", "seconds", "target", "areas", "problems"):
+    for name in (
+        "geometry",
+        "patch_area",
+        "blocks",
+        "grids",
+        "tokens",
+        "readout",
+        "target",
+        "areas",
+        "problems",
+    ):
         assert getattr(back, name) == getattr(one, name), name
-    assert list(back.depths) == [0, 2, 10]
-    for name in ("maps", "depths", "statistics"):
+    for name in ("maps", "statistics"):
         assert all(torch.equal(getattr(back, name)[key], value) for key, value in getattr(one, name).items())
     assert list(tmp_path.iterdir()) == [path]
     path.write_bytes(path.read_bytes()[:200])

@@ -64,12 +64,15 @@ def test_notes_and_failures(report, shown):
     assert page.page.locator("#failures-title").inner_text() == "2 failures"
     failed = page.page.locator("#failures li").all_inner_texts()
     assert f"{MODELS[2]}, photo astronaut.jpg" in failed[0]
-    assert "broken_model, every photo" in failed[1]
+    assert failed[1].startswith("broken_model\n")
     assert "in line 2 <b>of</b> it" in failed[1]
     page.canvas(2, 1)
     assert page.cell(2, 1).locator(".none").inner_text().startswith("no map")
-    assert "expected finite values" in page.cell(2, 1).inner_text()
-    assert "no such weights" in page.cell(3, 0).inner_text()
+    assert "raw: expected finite values" in page.cell(2, 1).inner_text()
+    assert "raw: no such weights" in page.cell(3, 0).inner_text()
+    page.choose("view", "1")
+    assert "norms: expected finite values" in page.cell(2, 1).inner_text()
+    page.choose("view", "0")
     assert not page.cell(3, 0).locator(".frame").is_visible()
     quiet = report({**shown, "notes": [], "failures": [], "photos": [], "maps": []})
     for name in ("notes", "failures", "maps"):

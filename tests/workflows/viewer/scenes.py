@@ -1,5 +1,8 @@
 """Three tiny models' attention over one photo: a square grid, a grid of 2:1, and registers."""
 
+import base64
+import io
+
 import numpy as np
 import torch
 from PIL import Image
@@ -29,3 +32,10 @@ def scene(kind, rows="all", name="cat.jpg", **settings):
     geometry = ImageGeometry.identity(PHOTO)
     geometry = geometry.resize(64).center_crop(size) if kind != "wide" else geometry.resize(size)
     return Scene(name, photo(), geometry, capture.maps)
+
+
+def photo_of(header):
+    """The photo that a scene's header holds, as the page shows it."""
+    content = base64.b64decode(header["photo"].partition(",")[2])
+    with Image.open(io.BytesIO(content)) as picture:
+        return picture.convert("RGB")

@@ -11,8 +11,8 @@ from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.overlays import UNIFORM_TOP, overlay, value_range
 from attnhook.imaging.patches import patch_box
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
-from attnhook.workflows.viewer.scenes import pack_scene, photo_of
-from tests.workflows.viewer.scenes import MODELS, PHOTO, scene
+from attnhook.workflows.viewer.scenes import pack_scene
+from tests.workflows.viewer.scenes import MODELS, PHOTO, photo_of, scene
 from tests.workflows.viewer.test_pages import NASTY
 
 PIXEL_TOLERANCE = 3  # two JPEG decoders differ by up to 2, and each blend rounds once
@@ -339,12 +339,38 @@ def test_what_the_file_does_not_hold_is_said(viewer, scenes):
     rows.click(one, (1, 1))
     assert "Class token" in rows.text("query-text")
     assert rows.page.locator('[name="source"][value="rollout"]').is_disabled()
+    assert "rollout needs whole matrices" in rows.page.locator("#sources").get_attribute("title")
 
 
 def test_beyond_the_crop(viewer, scenes):
     page = viewer(scenes["square"])
     page.page.locator("#canvas").hover(position={"x": 4, "y": 4})
     assert "did not see" in page.text("value")
+
+
+def test_the_photo_asked_for_last_is_shown(viewer):
+    """Whichever is unpacked first; one that cannot be leaves nothing busy."""
+    page = viewer(*(scene("square", name=name) for name in ("first", "slow", "quick", "broken")))
+    page.page.locator("details", has_text="About this file").locator("summary").click()
+    page.page.evaluate("""() => {
+        const decode = HTMLImageElement.prototype.decode, acts = [
+            function () { return new Promise((go) => { window.go = go; }).then(() => decode.call(this)); },
+            function () { return decode.call(this); },
+            () => Promise.reject(new Error("no such photo")),
+        ];
+        HTMLImageElement.prototype.decode = function () { return acts.shift().call(this); };
+    }""")
+    page.choose("photo", "1")
+    page.page.wait_for_function("() => window.go")
+    assert page.page.locator("#stage").get_attribute("aria-busy") == "true"
+    page.choose("photo", "2")
+    page.page.wait_for_function("() => document.getElementById('about').innerText.includes('quick')")
+    page.page.evaluate("() => window.go()")
+    page.page.wait_for_timeout(200)
+    assert "quick" in page.text("about")
+    page.choose("photo", "3")
+    page.page.wait_for_function("() => document.getElementById('notice').innerText.includes('no such photo')")
+    assert page.page.locator("#stage").get_attribute("aria-busy") is None
 
 
 def test_names_are_shown_as_text(viewer):

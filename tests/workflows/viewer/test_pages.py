@@ -2,16 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import torch
 from PIL import Image
 
-from attnhook import AttentionMaps, BlockAttention, ImageGeometry, Readout, TokenLayout, attend
+from attnhook import AttentionMaps, BlockAttention, ImageGeometry, Readout, TokenLayout, attend, rollout
+from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import GeometryError, RowsNotKeptError, UnknownBlockError
 from attnhook.options import Rows
+from attnhook.workflows.viewer import scenes
+from attnhook.workflows.viewer.packing import quantise
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
 from attnhook.workflows.viewer.scenes import Scene
 from tests.models import TIMM
@@ -62,7 +66,7 @@ def test_what_is_kept():
     fused = header_of(viewer_html([whole], model="vit", matrices=[0], matrix_heads="mean"))["scenes"][0]["blocks"]
     assert (fused[0]["matrix"]["heads"], "matrix" in fused[1]) == (1, False)
     rows = header_of(viewer_html([scene("square", rows="readout")], model="vit"))["scenes"][0]
-    assert rows["rollout"] is False
+    assert "rows='all'" in rows["no_rollout"]
     assert rows["named"] == ["class token"]
     assert not any("matrix" in block for block in rows["blocks"])
 
@@ -86,6 +90,38 @@ def test_other_readouts(name, rows):
     assert len(facts["named"]) == 1
     assert "rows" in facts["blocks"][-1]
     assert not any(block.get("refused") for block in facts["blocks"])
+
+
+def test_the_row_of_a_pooling_is_the_one_that_the_head_reads(monkeypatch):
+    one = synthetic(2, 4, (3, 4), full=True)
+    kept = SoftmaxMatrix(torch.rand(1, 4, 3, 13).softmax(-1))
+    queries = {"queries": Queries.POOL, "readout_rows": slice(1, 2)}
+    maps = AttentionMaps(
+        [*one.maps, BlockAttention("pool", "softmax", kept, TokenLayout((3, 4)), **queries)],
+        rows=Rows.ALL,
+        readout=Readout(Rows.POOL, "the head pools"),
+    )
+    added = []
+    monkeypatch.setattr(scenes, "quantise", lambda rows, bits: (added.append(rows), quantise(rows, bits))[1])
+    facts = header_of(viewer_html([Scene("cat.jpg", one.image, one.geometry, maps)], model="vit", matrices=()))[
+        "scenes"
+    ][0]
+    assert facts["no_rollout"] is None
+    assert ["rollout_rows" in block for block in facts["blocks"]] == [False, False, True]
+    torch.testing.assert_close(TokenLayout((3, 4)).patches(added[-1][0]), rollout(maps))
+
+
+def test_a_rollout_that_attribution_refuses_is_left_out_with_the_reason():
+    one = synthetic(2, 4, (3, 4), full=True)
+    first, last = one.maps
+    talks = replace(last, mixing="heads are mixed")
+    facts = header_of(
+        viewer_html(
+            [replace(one, maps=AttentionMaps([first, talks], rows=Rows.ALL, readout=one.maps.readout))], model="v"
+        )
+    )["scenes"][0]
+    assert "heads are mixed" in facts["no_rollout"]
+    assert not any(name.startswith("rollout") for block in facts["blocks"] for name in block)
 
 
 def test_refusals(tmp_path):
