@@ -1,5 +1,6 @@
 """Files that are whole or not there, and where those go that are made once."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,24 @@ def replacing(path: Path, *, mark: str = "", durable: bool = False) -> Iterator[
             _flush(path.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def format_of(folder: Path) -> str | None:
+    """What the `manifest.json` of a folder says that the folder holds.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        The name of its format, empty if the manifest names none; None if there is no manifest.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["format"])
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _flush(path: Path, flags: int) -> None:

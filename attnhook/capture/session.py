@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._C import _current_graph_task_id
 from torch.utils.hooks import RemovableHandle
 
+from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.encoder_layers import ENCODER_LAYER, MULTIHEAD, tell_layer, tell_multihead
 from attnhook.capture.forwards import ForwardRecord, finish
 from attnhook.capture.hooks import ClosesScope, OpensScope, ReadsMultihead, Reports, SeesInputs
@@ -223,7 +224,13 @@ class AttentionCapture:
     def _tokens_seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         tokens_of = self._plan.anatomy.tokens_of
         if tokens_of is not None and self.listens():
-            self._records[-1].saw_tokens(tokens_of(args, kwargs, output))
+            try:
+                seen = tokens_of(args, kwargs, output)
+            except Exception as error:  # an adapter's mistake is no reason to end the model's forward
+                seen = SeenTokens(
+                    problem=f"the model's adapter cannot tell its tokens: {type(error).__name__}: {error}."
+                )
+            self._records[-1].saw_tokens(seen)
 
     # --- results ----------------------------------------------------------------------------------------------------------------------
 
@@ -312,7 +319,7 @@ class AttentionCapture:
 
 def _rows_followed(rows: RowsOption) -> RowsOption:
     """Gradients are those of whole matrices."""
-    if rows not in (Rows.READOUT, Rows.ALL):
+    if not isinstance(rows, str) or rows not in (Rows.READOUT, Rows.ALL):
         raise RowsNotKeptError(
             f"AttentionCapture(gradients=True) follows whole matrices: expected rows='all', got rows={rows!r}. Leave rows out; raw_attention "
             "then still gives the readout's row."

@@ -76,6 +76,7 @@ def add(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    from attnhook.workflows.comparison.reports import check_folder
     from attnhook.workflows.comparison.runs import AUTO, compare
     from attnhook.zoo.presets import PRESETS
 
@@ -83,6 +84,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         for name, preset in PRESETS.items():
             print(f"{name}: {preset.question}", *(f"  {spec}" for spec in preset.specs), sep="\n")
         return 0
+    check_folder(arguments.out)
     found = compare(
         _models(arguments, PRESETS),
         _images(arguments),

@@ -11,7 +11,7 @@ from attnhook import __version__
 from attnhook.cli.arguments import OPTION_ERRORS, add_command, add_map_options, add_model
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
-from attnhook.files import replacing
+from attnhook.files import format_of, replacing
 from attnhook.options import Style
 from attnhook.workflows.versions import library_versions
 
@@ -100,14 +100,8 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder whose manifest says that something else is in it."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("format")
-    except (ValueError, AttributeError):
-        found = None
-    if found != _FORMAT:
+    found = format_of(folder)
+    if found not in (None, _FORMAT):
         raise ValueError(
             f"{folder} is of something else: expected an empty folder, or one of overlays, got a manifest of format {found!r}. Choose another "
             "folder with --out."

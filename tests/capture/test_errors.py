@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attnhook import AttentionCapture, raw_attention
+from attnhook import AttentionCapture, AttentionSite, ModelAnatomy, raw_attention, register_adapter
 from attnhook.errors import (
     AttnhookError,
     BlockNotCapturedError,
@@ -202,6 +202,33 @@ def test_a_predicate_chooses_among_modules_whose_code_attends() -> None:
     assert AttentionCapture(model, blocks=lambda name: name > "0", rows="all").block_names == ("2",)
     hidden = nn.Sequential(Blind(), Blind())  # no module's code shows it: among all of them
     assert AttentionCapture(hidden, blocks=lambda name: name == "1", rows="all").block_names == ("1",)
+
+
+class Plain(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def test_an_adapter_that_fails_does_not_end_the_forward() -> None:
+    def fails(*call):
+        raise KeyError("order")
+
+    def anatomy(model):
+        return ModelAnatomy(sites=(AttentionSite("", model),), token_module=model, tokens_of=fails)
+
+    register_adapter(Plain, anatomy)
+    model, x = Plain(), torch.randn(2, 3, 5, 8)
+    with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
+        model(x)
+    assert capture.maps[0].rows.shape == (2, 3, 5, 5)
+    with pytest.raises(TokenLayoutError, match="adapter cannot tell its tokens: KeyError: 'order'"):
+        _ = capture.maps.layout
+
+
+def test_gradients_refuse_rows_of_any_type() -> None:
+    for rows in ([0], np.arange(2), torch.arange(2), "cls"):
+        with pytest.raises(RowsNotKeptError, match="expected rows='all'"):
+            AttentionCapture(vit(), rows=rows, gradients=True)
 
 
 def test_a_model_may_be_its_own_block() -> None:

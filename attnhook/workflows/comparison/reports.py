@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from attnhook import __version__
-from attnhook.errors import AttnhookError
-from attnhook.files import replacing
+from attnhook.errors import AttnhookError, ComparisonError
+from attnhook.files import format_of, replacing
 from attnhook.imaging.overlays import overlay
 from attnhook.workflows.comparison.comparisons import FIGURE_PHOTOS, Comparison, SharedArea
 from attnhook.workflows.comparison.measurements import Measurement
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PICTURE_LONGEST = 640
 """Most pixels of the longer edge of a photo inside the page."""
 
+FORMAT = "attnhook-comparison-1"
 _STEPS = 65534
 _MISSING = 65535
 _QUALITY = 85
@@ -47,9 +48,13 @@ def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path
 
     Returns:
         The path of the page.
+
+    Raises:
+        ComparisonError: If the folder holds something else.
     """
     from attnhook.workflows.comparison.pages import report_html
 
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     photos, lost = _photos(comparison)
     comparison = replace(comparison, failures=(*comparison.failures, *lost.values()))
@@ -75,6 +80,23 @@ def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path
     return folder / "report.html"
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose manifest says that something else is in it.
+
+    Args:
+        folder: Where a report is to be written.
+
+    Raises:
+        ComparisonError: If it holds something else.
+    """
+    found = format_of(folder)
+    if found not in (None, FORMAT):
+        raise ComparisonError(
+            f"{folder} is of something else: expected an empty folder, or one of a comparison, got a manifest of format {found!r}. Choose "
+            "another folder."
+        )
+
+
 def manifest(comparison: Comparison) -> dict[str, Any]:
     """What made the comparison: versions, models and photos by content, settings.
 
@@ -85,6 +107,7 @@ def manifest(comparison: Comparison) -> dict[str, Any]:
         Plain values.
     """
     return {
+        "format": FORMAT,
         "attnhook": __version__,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": library_versions(),

@@ -510,6 +510,18 @@ def test_names_cannot_leave_the_folder(tmp_path) -> None:
     assert "<img src=x" not in page.read_text()
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path) -> None:
+    found = compare({"a": timm_vit()}, PHOTOS[:1], cache=None)
+    found.save(tmp_path / "report")
+    assert found.save(tmp_path / "report").is_file()  # one of its own is replaced
+    other = tmp_path / "maps"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"format": "attnhook-extraction-1", "files": {}}')
+    with pytest.raises(ComparisonError, match="is of something else: expected an empty folder, or one of a comparison"):
+        found.save(other)
+    assert [path.name for path in other.iterdir()] == ["manifest.json"]
+
+
 def test_presets_are_names_that_the_libraries_know() -> None:
     import timm
 
