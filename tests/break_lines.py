@@ -52,7 +52,6 @@ ALIKE = {
     "self._thread = 1": "read only where modes are open, and then it has been set",
     "if (end + begin) == 1:": "one row of weight 1 goes the way of several, and gives the same",
     "row, token = row + relevant_rows(block, slice(token, token + 2))[:, :, 0].mean(dim=1), None": "of two rows the first is read",
-    "mean = (maps.readout.rows is Rows.MEAN or block.queries not in (Queries.POOL, Queries.CLASS))": "the mean of one row is the row",
     "if pixels.shape[-3:] == (height, width):": "what has no border gets one of no pixels",
 }
 """Broken lines that behave as the whole ones do, and why."""

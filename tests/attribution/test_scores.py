@@ -163,7 +163,7 @@ def slow_region(values: list[float], keep: float) -> list[bool]:
     values = [0.0 if math.isnan(value) else value for value in values]
     mass, chosen = 0.0, [False] * len(values)
     for place in sorted(range(len(values)), key=lambda i: (-values[i], i)):
-        if mass >= keep * sum(values) - 1e-12 * sum(values) or values[place] == 0:
+        if mass >= keep * (1 - 1e-12) * sum(values) or values[place] == 0:
             break
         mass, chosen[place] = mass + values[place], True
     return chosen

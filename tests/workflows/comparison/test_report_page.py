@@ -85,6 +85,7 @@ def nasty():
     shown["tables"][0]["columns"][1] |= {"label": NASTY, "help": QUOTES}
     shown["views"] = [{**view, "label": NASTY} for view in shown["views"]]
     shown["failures"][0]["error"] = NASTY
+    shown["reasons"] = [{**reason, "text": NASTY} for reason in shown["reasons"]]
     return shown
 
 
