@@ -9,8 +9,10 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnhook.capture.packing import PackedLayout
@@ -197,6 +199,7 @@ def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
 
 
 _CALLS = frozenset({"softmax", "scaled_dot_product_attention"})
+_FUNCTIONS = (F.scaled_dot_product_attention, F.softmax, torch.softmax, torch.special.softmax)
 
 
 def class_of(module: nn.Module) -> type[Any]:
@@ -206,13 +209,17 @@ def class_of(module: nn.Module) -> type[Any]:
     )
 
 
-def attends(module: nn.Module, *, calls: frozenset[str] = _CALLS, base: str | None = None) -> bool:
+def attends(
+    module: nn.Module, *, calls: frozenset[str] = _CALLS, base: str | None = None, helpers: bool = False
+) -> bool:
     """Whether the code of a module's class, not of a child, calls an attention kernel or a softmax.
 
     Args:
         module: The module.
         calls: What such code names.
         base: The name of a class whose code, and that of its own bases, is not looked at.
+        helpers: Whether code counts, too, that names these functions otherwise (`import ... as sdpa`), or a function outside the class that
+            calls one of them itself.
 
     Returns:
         Whether it does, or is an `nn.MultiheadAttention`.
@@ -220,10 +227,34 @@ def attends(module: nn.Module, *, calls: frozenset[str] = _CALLS, base: str | No
     for kind in class_of(module).__mro__:
         if kind.__module__.startswith("torch.") or kind.__name__ == base:
             return isinstance(module, nn.MultiheadAttention)
-        functions = (inspect.unwrap(f) for f in vars(kind).values() if inspect.isfunction(f))
-        if any(calls & set(f.__code__.co_names) for f in functions):
+        functions = [inspect.unwrap(f) for f in vars(kind).values() if inspect.isfunction(f)]
+        if any(calls & set(f.__code__.co_names) for f in functions) or (helpers and any(map(_calls_helper, functions))):
             return True
     return False
+
+
+def _calls_helper(function: Any) -> bool:
+    """Whether a function calls an attention kernel or a softmax by a name of its file's, or another function of its file's that does."""
+    named = _globals_of(function)
+    others = [inspect.unwrap(one) for one in named if inspect.isfunction(one)]
+    return _holds_kernel(named) or any(
+        _CALLS & set(other.__code__.co_names) or _holds_kernel(_globals_of(other)) for other in others
+    )
+
+
+def _globals_of(function: Any) -> list[Any]:
+    return [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+
+
+def _holds_kernel(named: list[Any]) -> bool:
+    return any(one is kernel for one in named for kernel in _FUNCTIONS)
+
+
+def are_names(blocks: BlocksOption) -> TypeGuard[str | Sequence[str]]:
+    """Whether a block selector is a name, or names alone."""
+    return isinstance(blocks, str) or (
+        isinstance(blocks, Sequence) and len(blocks) > 0 and all(isinstance(block, str) for block in blocks)
+    )
 
 
 def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tuple[AttentionSite, ...]:
@@ -241,14 +272,12 @@ def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tup
     Raises:
         UnknownBlockError: If a name does not exist.
     """
-    if isinstance(blocks, str) or (
-        isinstance(blocks, Sequence) and len(blocks) > 0 and all(isinstance(block, str) for block in blocks)
-    ):
+    if are_names(blocks):
         return choose_blocks([AttentionSite(name, module) for name, module in model.named_modules()], blocks)
     recognised = tuple(
         AttentionSite(name, module, guessed=not isinstance(module, nn.MultiheadAttention))
         for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module))
+        if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module, helpers=True))
     )
     if callable(blocks) and not any(blocks(site.name) for site in recognised):  # their code does not show it
         return tuple(AttentionSite(name, module) for name, module in model.named_modules() if name)

@@ -165,6 +165,7 @@ class ForwardRecord:
         calls: The attention calls, each with its site's name, in the order in which they ran.
         ran: Names of the sites whose forward ran.
         errors: By site name, why a call could not be recorded.
+        strangers: Modules outside every site that called scaled_dot_product_attention, each with its type's name.
         begun: Whether the model's forward began; False if only attention modules were called.
         input_size: Pixels of the images that went in.
         grid: Patch rows and columns that the patch embedding gave.
@@ -178,6 +179,7 @@ class ForwardRecord:
     calls: list[tuple[str, AnyCall]] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
     errors: dict[str, AttnhookError] = field(default_factory=dict)
+    strangers: dict[str, str] = field(default_factory=dict)
     begun: bool = False
     input_size: Size | None = None
     grid: Size | None = None
@@ -189,7 +191,7 @@ class ForwardRecord:
 
     def is_empty(self) -> bool:
         """Whether no attention module ran."""
-        return not (self.calls or self.ran or self.errors)
+        return not (self.calls or self.ran or self.errors or self.strangers)
 
     def count(self, site: str) -> int:
         """How often a site has called its kernel."""
@@ -275,6 +277,8 @@ def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
 
 def _found(record: ForwardRecord, plan: CapturePlan) -> list[tuple[AttentionSite, str, AnyCall]]:
     """All calls of the plan's blocks, each with its name, in the order in which they ran; raises for a block without one."""
+    if record.strangers:
+        raise BlockNotCapturedError(_why_strange(record, plan))
     called = {name for name, _ in record.calls}
     for site in plan.sites:
         if site.name in record.errors:
@@ -362,6 +366,16 @@ def _layout_of_block(
     except TokenLayoutError as error:
         return str(error)
     return layout
+
+
+def _why_strange(record: ForwardRecord, plan: CapturePlan) -> str:
+    name, kind = next(iter(record.strangers.items()))
+    attending = {name for name, _ in record.calls}.union(record.strangers)
+    names = [name for name, _ in plan.model.named_modules() if name in attending]
+    return (
+        f"module {name!r} ({kind}) called scaled_dot_product_attention, and was not recognised: expected all that attend to show it in their "
+        f"code, got {len(plan.anatomy.sites)} that do. Name the modules that attend: blocks={names}."
+    )
 
 
 def _why_missing(site: AttentionSite, captured: int, record: ForwardRecord, plan: CapturePlan) -> str:

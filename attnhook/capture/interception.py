@@ -139,17 +139,26 @@ class FunctionWatch:
         listeners: Who is told, by `id` of the module; None for a module whose calls are of no interest, so that nobody looks further out.
         listens: Asked at each call whether it is to be told.
         tell: Tells a listener of a call: its arguments and its output.
+        elsewhere: Told the frame of each call that none of these modules makes; None for nobody.
     """
 
-    __slots__ = ("_listeners", "_listens", "_tell")
+    __slots__ = ("_elsewhere", "_listeners", "_listens", "_tell")
 
-    def __init__(self, listeners: Mapping[int, Listener | None], listens: Callable[[], bool], tell: Tell) -> None:
+    def __init__(
+        self,
+        listeners: Mapping[int, Listener | None],
+        listens: Callable[[], bool],
+        tell: Tell,
+        elsewhere: Callable[[FrameType | None], None] | None = None,
+    ) -> None:
         self._listeners = listeners
         self._listens = listens
         self._tell = tell
+        self._elsewhere = elsewhere
 
     def saw(self, caller: FrameType | None, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A call ran that the frame `caller` made; most often that is the forward of a watched module."""
+        frame = caller
         while caller is not None:
             code = caller.f_code
             if code.co_argcount:
@@ -158,6 +167,8 @@ class FunctionWatch:
                     break
             caller = caller.f_back
         else:
+            if self._elsewhere is not None:
+                self._elsewhere(frame)
             return
         listener = self._listeners[first]
         if listener is not None and self._listens():

@@ -8,7 +8,7 @@ from typing import SupportsIndex
 import torch
 from torch import nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, choose_blocks, find_anatomy, guess_sites
+from attnhook.capture.adapters import ModelAnatomy, Readout, are_names, choose_blocks, find_anatomy, guess_sites
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.sites import AttentionSite, Queries
 from attnhook.errors import NoClassTokenError, NoReadoutError, UnsupportedModelError
@@ -27,6 +27,7 @@ class CapturePlan:
         sites: The chosen attention modules.
         rows: Which rows, `READOUT` resolved to what the head reads.
         layout: The user's layout, or None to read the grid off each forward.
+        guessed: Whether the attention modules are those whose code shows that they attend, so that there may be others.
         gradients: Whether backwards are followed.
         values: Whether values are kept; always with `gradients`.
     """
@@ -36,6 +37,7 @@ class CapturePlan:
     sites: tuple[AttentionSite, ...]
     rows: RowsChoice
     layout: TokenLayout | None
+    guessed: bool = False
     gradients: bool = False
     values: bool = False
 
@@ -77,7 +79,8 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
             f"{got}. Use {_legal_rows(anatomy)}."
         )
     sites = tuple(_with_holder(inner, site) for site in choose_blocks(candidates, blocks))
-    return CapturePlan(inner, anatomy, sites, kind, layout)
+    guessed = known is None and layout is not None and not callable(blocks) and not are_names(blocks)
+    return CapturePlan(inner, anatomy, sites, kind, layout, guessed)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import get_ident
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
@@ -54,7 +54,9 @@ class AttentionCapture:
         rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
             `"readout"` (the one of the three that the model's head reads), `"all"` (queries and keys are kept by reference and the matrix
             stays implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).
-        layout: What the tokens are, for models that attnhook does not know; overrides what it knows.
+        layout: What the tokens are, for models that attnhook does not know; overrides what it knows. Attention modules of such a model are
+            recognised by the functions that their code calls, else named with `blocks`. A call of `scaled_dot_product_attention` anywhere
+            else in the model makes reading maps an error; one through an alias bound before the context was entered is not seen there.
         gradients: Whether to follow backwards: each block then keeps its values by reference and gets the gradient dO of its attention output,
             from which its dA = dO V^T is implicit. Call `score.backward()`, inside the context or after it; several add up, as in `.grad`.
             Needs whole matrices: `rows="readout"` then means `"all"`, which holds the readout's row too.
@@ -144,7 +146,10 @@ class AttentionCapture:
                 self._hook_site(recorder, kernel, handles, scopes)
         if scopes:
             stack.callback(_close_all, scopes)
-        self._watch(stack, SDPA, fused if any(fused.values()) else {}, tell_fused)
+        if self._plan.guessed:
+            SDPA.watch(FunctionWatch(fused, self.listens, tell_fused, self._strange_calls()), stack)
+        else:
+            self._watch(stack, SDPA, fused if any(fused.values()) else {}, tell_fused)
         self._watch(stack, MULTIHEAD, fused if layers else {}, tell_multihead)
         self._watch(stack, ENCODER_LAYER, layers, tell_layer)
 
@@ -206,6 +211,22 @@ class AttentionCapture:
         images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() in (4, 5)), None)
         if images is not None:
             record.input_size = (images.shape[-2], images.shape[-1])
+
+    def _strange_calls(self) -> Callable[[FrameType | None], None]:
+        """What notes the calls of modules whose code does not show that they attend."""
+        names = {id(module): name for name, module in self._plan.model.named_modules()}
+
+        def note(frame: FrameType | None) -> None:
+            while frame is not None:
+                code = frame.f_code
+                first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+                if id(first) in names:
+                    if self.listens():
+                        self._records[-1].strangers.setdefault(names[id(first)], type(first).__name__)
+                    return
+                frame = frame.f_back
+
+        return note
 
     def _begin(self, record: ForwardRecord) -> None:
         self._records.append(record)
