@@ -63,6 +63,11 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     by_code = layout is not None or callable(blocks)
     anatomy = ModelAnatomy(sites=guess_sites(inner, blocks, by_code=by_code)) if known is None else known
     if not anatomy.sites:
+        if layout is not None:
+            raise UnsupportedModelError(
+                f"{type(inner).__name__} has no attention that can be recognised: expected modules whose code names a softmax or "
+                'scaled_dot_product_attention, got none. Name the modules that attend with blocks=["name", ...].'
+            )
         raise UnsupportedModelError(
             f"{type(inner).__name__} has no attention that attnhook knows: expected a model of timm, transformers or torchvision, "
             "or nn.MultiheadAttention modules. Say what its tokens are (and which modules attend, with blocks=[...], if none is found) with "

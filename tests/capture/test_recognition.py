@@ -11,7 +11,7 @@ from torch.nn.functional import softmax as normalised
 
 from attnhook import AttentionCapture, TokenLayout, rollout
 from attnhook.capture.measuring import MeasuringCapture
-from attnhook.errors import BlockNotCapturedError
+from attnhook.errors import BlockNotCapturedError, UnsupportedModelError
 from tests.models import sharpen
 
 LAYOUT = TokenLayout((2, 3))
@@ -132,3 +132,9 @@ def test_calls_of_other_models_and_of_a_paused_capture_are_no_blocks_of_this_one
         with capture.paused():
             model.layers[0].mix(*torch.randn(3, 1, 2, 4, 8))
     assert len(capture.maps) == 3
+
+
+def test_a_layout_alone_does_not_find_modules_whose_code_shows_nothing() -> None:
+    words = r'Model has no attention that can be recognised: .*, got none\. Name the modules that attend with blocks=\["name", \.\.\.\]\.$'
+    with pytest.raises(UnsupportedModelError, match=words):
+        AttentionCapture(same_weights(Hidden, Hidden), layout=LAYOUT)
