@@ -180,7 +180,7 @@ def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
         The anatomy with names relative to `model`; None if nothing in it is known.
 
     Raises:
-        UnsupportedModelError: If several known models stand side by side.
+        UnsupportedModelError: If several known models stand side by side, or an adapter's answer is none.
     """
     found: list[tuple[str, ModelAnatomy]] = []
     for name, module in model.named_modules():
@@ -188,7 +188,7 @@ def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
             continue
         adapter = find_adapter(module)
         if adapter is not None:
-            found.append((name, adapter(module)))
+            found.append((name, _checked(adapter(module), module)))
     if len(found) > 1:
         names = ", ".join(repr(name) for name, _ in found)
         raise UnsupportedModelError(
@@ -196,6 +196,29 @@ def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
             f"AttentionCapture(model.{found[0][0]})."
         )
     return found[0][1].under(found[0][0]) if found else None
+
+
+def _checked(answer: Any, model: nn.Module) -> ModelAnatomy:
+    """An adapter's answer, unless it is none: they are written by users."""
+    said = f"the adapter of {type(model).__name__}"
+    if not isinstance(answer, ModelAnatomy):
+        raise UnsupportedModelError(
+            f"{said} describes no model: expected a ModelAnatomy, got {answer!r}. Return one from the function given to register_adapter."
+        )
+    if not isinstance(answer.readout, Readout):
+        raise UnsupportedModelError(
+            f"{said} gives no readout: expected a Readout or none, got readout={answer.readout!r}. Pass Readout(rows, reason), as in "
+            'Readout("cls", "its head reads the class token").'
+        )
+    sites: Any = answer.sites
+    listed = isinstance(sites, tuple | list)
+    if not (listed and sites and all(isinstance(site, AttentionSite) for site in sites)):
+        got = f"({', '.join(type(site).__name__ for site in sites)})" if listed else repr(sites)
+        raise UnsupportedModelError(
+            f"{said} names no attention modules: expected a tuple of AttentionSite, at least one, got sites={got}. Give an "
+            "AttentionSite(name, module) for each module that attends."
+        )
+    return answer
 
 
 _CALLS = frozenset({"softmax", "scaled_dot_product_attention"})

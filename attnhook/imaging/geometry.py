@@ -266,10 +266,14 @@ class ImageGeometry:
 
 
 def _checked_size(size: Size, what: str) -> Size:
-    numbers = tuple(size)
-    if len(numbers) != 2 or any(number != int(number) or number < 1 for number in numbers):
+    try:
+        height, width = size
+        whole = all(number == int(number) and number >= 1 for number in (height, width))
+    except (TypeError, ValueError, OverflowError):  # a picture, one number, words
+        whole = False
+    if not whole:
         raise GeometryError(
-            f"not a size of a {what}: expected (height, width), whole and positive, got {size!r}. "
-            "Note that PIL's image.size is (width, height)."
+            f"not a size of a {what}: expected (height, width), whole and positive, got {size!r}. Of a PIL image pass "
+            "(image.height, image.width); its image.size is (width, height)."
         )
-    return int(numbers[0]), int(numbers[1])
+    return int(height), int(width)

@@ -12,6 +12,7 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
+from attnhook.workflows.running import prepared
 from attnhook.zoo.loading import Preprocess
 
 
@@ -51,15 +52,15 @@ class ProbeBatch:
         photos = tuple(read_image(image) for image in each_image(images))
         if not photos:
             raise GeometryError("no probe images: expected at least one, got none. Pass a few photos, or pixels.")
-        prepared = [preprocess(photo) for photo in photos]
-        sizes = {tuple(pixels.shape[-2:]) for pixels, _ in prepared}
+        made = [prepared(preprocess, photo) for photo in photos]
+        sizes = {tuple(pixels.shape[-2:]) for pixels, _ in made}
         if len(sizes) != 1:
             raise GeometryError(
                 f"the probe images do not make one batch: expected one size of pixels, got {sorted(sizes)}. Take photos of one shape, "
                 "or a preprocess that resizes to one."
             )
-        pixels = torch.cat([pixels.reshape(1, *pixels.shape[-3:]) for pixels, _ in prepared])
-        return cls(pixels, photos, tuple(geometry for _, geometry in prepared), _digest(pixels))
+        pixels = torch.cat([pixels.reshape(1, *pixels.shape[-3:]) for pixels, _ in made])
+        return cls(pixels, photos, tuple(geometry for _, geometry in made), _digest(pixels))
 
     @classmethod
     def of_pixels(cls, pixels: Tensor, mean: Any = None, std: Any = None) -> "ProbeBatch":

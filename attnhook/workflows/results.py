@@ -32,7 +32,7 @@ from attnhook.options import (
 )
 from attnhook.workflows.captions import adds_up, caption_of, check_scale, reads_block, rows_in_words, scale_in_words
 from attnhook.workflows.display import html_of, mimebundle, png_of
-from attnhook.workflows.running import run_vision
+from attnhook.workflows.running import prepared, run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
 from attnhook.workflows.viewer.scenes import Scene
 from attnhook.zoo.loading import Preprocess, VisionModel, load
@@ -291,7 +291,7 @@ def attend(
     results = []
     for image in each_image(images):
         photo = read_image(image)
-        pixels, geometry = prepare(photo)
+        pixels, geometry = prepared(prepare, photo)
         said = dict(options)
         if needs.gradients:
             index = run_towards(capture, module, pixels, target, labels)

@@ -225,6 +225,22 @@ def test_an_adapter_that_fails_does_not_end_the_forward() -> None:
         _ = capture.maps.layout
 
 
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda sites: None, "describes no model: expected a ModelAnatomy, got None. Return one"),
+        (lambda sites: ModelAnatomy(sites, readout="cls"), "gives no readout: .*got readout='cls'. Pass Readout"),
+        (lambda sites: ModelAnatomy(()), r"names no attention modules: .*got sites=\(\)\. Give"),
+        (lambda sites: ModelAnatomy(sites[0]), "names no attention modules: .*got sites=AttentionSite"),
+        (lambda sites: ModelAnatomy((sites[0].module,)), r"names no attention modules: .*got sites=\(Plain\)"),
+    ],
+)
+def test_what_is_wrong_with_an_adapters_answer_is_said(answer, words: str) -> None:
+    register_adapter(Plain, lambda model: answer((AttentionSite("", model),)))
+    with pytest.raises(UnsupportedModelError, match=f"the adapter of Plain {words}"):
+        AttentionCapture(nn.Sequential(Plain()), rows="all")
+
+
 def test_gradients_refuse_rows_of_any_type() -> None:
     for rows in ([0], np.arange(2), torch.arange(2), "cls"):
         with pytest.raises(RowsNotKeptError, match="expected rows='all'"):

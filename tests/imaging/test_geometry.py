@@ -236,6 +236,13 @@ def test_what_cannot_be_followed_is_named():
     [
         (lambda start: ImageGeometry.identity((0, 4)), r"\(height, width\), whole and positive, got \(0, 4\)"),
         (lambda start: ImageGeometry.identity((3, 4, 4)), r"got \(3, 4, 4\)"),
+        (
+            lambda start: ImageGeometry.identity(Image.new("RGB", (4, 3))),
+            r"got <PIL.* pass \(image\.height, image\.width\)",
+        ),
+        (lambda start: ImageGeometry.from_timm(Image.new("RGB", (4, 3)), {"input_size": 8}), r"got <PIL"),
+        (lambda start: ImageGeometry.from_processor(224, object()), r"got 224"),
+        (lambda start: start.resize("ab"), r"got 'ab'"),
         (lambda start: start.resize((4, 2.5)), r"got \(4, 2.5\)"),
         (lambda start: start.resize((4, 4), longest=5), r"longest"),
         (lambda start: start.crop((100, 0), (5, 5)), r"window that shows photo"),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from attnhook import METHODS, ImageGeometry, VisionModel, attend, rollout
+from attnhook import METHODS, AttentionMonitor, ImageGeometry, VisionModel, attend, rollout
 from attnhook.attribution.methods import NEEDS
 from attnhook.errors import GeometryError
 from attnhook.options import Style
@@ -172,6 +172,23 @@ def test_bare_module(module, result):
 def test_geometry_that_is_not_the_preprocessings(module):
     with pytest.raises(GeometryError, match="do not go together"):
         attend(module, PHOTO, preprocess=lambda one: (pixels_of(one)[None], ImageGeometry.identity((48, 100))))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "got"),
+    [
+        (lambda one: pixels_of(one)[None], "Tensor"),
+        (lambda one: None, "NoneType"),
+        (lambda one: (pixels_of(one)[None], one.size), "Tensor, tuple"),
+        (lambda one: (seen((48, 100)), pixels_of(one)[None]), "ImageGeometry, Tensor"),
+    ],
+)
+def test_preprocessing_that_gives_something_else(module, prepare, got):
+    words = rf"expected \(pixels, ImageGeometry\), got {got}\. Return both"
+    with pytest.raises(GeometryError, match=words):
+        attend(module, PHOTO, preprocess=prepare)
+    with pytest.raises(GeometryError, match=words):
+        AttentionMonitor(module, PHOTO, every_n_steps=1, writers=[], preprocess=prepare)
 
 
 @pytest.mark.parametrize("options", [{"method": "grad_cam"}, {"heads": None}, {"mode": "cubic"}])
