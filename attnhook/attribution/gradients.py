@@ -54,7 +54,7 @@ def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> Tensor:
         >>> gradient_attention(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    check_whole_matrices(maps, "gradient_attention")
+    check_whole_matrices(maps, "gradient_attention", "gradients=True")
     chosen = maps[block]
     layout = _layout(chosen, "gradient_attention")
     queries = readout_queries(maps, chosen)
@@ -105,7 +105,7 @@ def gradient_rollout(maps: AttentionMaps) -> Tensor:
         >>> gradient_rollout(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    check_whole_matrices(maps, "gradient_rollout")
+    check_whole_matrices(maps, "gradient_rollout", "gradients=True")
     blocks = followed_blocks(maps, "gradient_rollout")
     layout = common_layout(blocks, "gradient_rollout")
     row, token = first_row(maps, blocks[-1], layout, _pooled_relevance, "gradient_rollout")
@@ -156,7 +156,7 @@ def legrad(maps: AttentionMaps) -> Tensor:
         >>> legrad(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    check_whole_matrices(maps, "legrad")
+    check_whole_matrices(maps, "legrad", "gradients=True")
     grid = _layout(maps[-1], "legrad").grid
     found = []
     for block in maps:

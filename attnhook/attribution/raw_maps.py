@@ -45,7 +45,7 @@ def raw_attention(
     """
     chosen = maps[block]
     weights = readout_row(maps, chosen, row=row)
-    return fuse_heads(chosen.layout.patches(weights), heads)
+    return fuse_heads(chosen.layout.patches(weights), heads, chosen.name)
 
 
 def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None = None) -> Tensor:
@@ -88,12 +88,13 @@ def _readout(maps: AttentionMaps, block: BlockAttention) -> Tensor:
     return rows[:, :, 0]
 
 
-def fuse_heads(maps: Tensor, heads: HeadsOption) -> Tensor:
+def fuse_heads(maps: Tensor, heads: HeadsOption, block: str | None = None) -> Tensor:
     """Make one map of the heads' maps.
 
     Args:
         maps: `(batch, heads, ...)`.
         heads: `"mean"`, `"max"` or `"min"`, one head's index (negative from the end), or None to keep all.
+        block: The block's name, for the message.
 
     Returns:
         `(batch, ...)`, or a copy of `maps` for None.
@@ -106,7 +107,10 @@ def fuse_heads(maps: Tensor, heads: HeadsOption) -> Tensor:
         return maps.clone()  # never a view of what was captured
     if isinstance(heads, int):
         if not -count <= heads < count:
-            raise IndexError(f"head {heads} does not exist: expected -{count} to {count - 1}.")
+            of_block = "" if block is None else f" of block {block!r}"
+            raise IndexError(
+                f"head {heads} does not exist: expected -{count} to {count - 1}{of_block}. Pass one of them, or 'mean', 'max' or 'min'."
+            )
         return maps[:, heads].clone()
     fusion = choose(HeadFusion, heads, "heads")
     if fusion is HeadFusion.MEAN:

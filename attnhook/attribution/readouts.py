@@ -15,12 +15,13 @@ from attnhook.errors import NoReadoutError, RowsNotKeptError, TokenLayoutError, 
 from attnhook.options import Rows
 
 
-def check_whole_matrices(maps: AttentionMaps, method: str) -> None:
+def check_whole_matrices(maps: AttentionMaps, method: str, wanted: str = "rows='all'") -> None:
     """Refuse maps that hold some rows only.
 
     Args:
         maps: What was captured.
         method: Who asks, for the message.
+        wanted: What to capture with, for the message.
 
     Raises:
         RowsNotKeptError: Unless captured with `rows="all"`.
@@ -28,7 +29,7 @@ def check_whole_matrices(maps: AttentionMaps, method: str) -> None:
     if maps.rows is not Rows.ALL:
         kept = maps.rows.value if isinstance(maps.rows, Rows) else list(maps.rows)
         raise RowsNotKeptError(
-            f"{method} needs whole matrices: expected a capture with rows='all', got rows={kept!r}. Capture with rows='all'."
+            f"{method} needs whole matrices: expected a capture with {wanted}, got rows={kept!r}. Capture with {wanted}."
         )
 
 

@@ -47,8 +47,8 @@ def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: Hea
     chosen = maps[block]
     layout = chosen.layout
     if isinstance(layout, WindowLayout):
-        return fuse_heads(_unwindowed(chosen, layout), heads)
-    return fuse_heads(_global(chosen, layout), heads)
+        return fuse_heads(_unwindowed(chosen, layout), heads, chosen.name)
+    return fuse_heads(_global(chosen, layout), heads, chosen.name)
 
 
 def _global(block: BlockAttention, layout: TokenLayout | PackedLayout) -> Tensor:

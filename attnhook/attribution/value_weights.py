@@ -50,4 +50,4 @@ def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, head
     precise = values.dtype if values.dtype is torch.float64 else torch.float32
     lengths: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=precise)
     lengths = lengths.repeat_interleave(weights.shape[1] // lengths.shape[1], dim=1)
-    return fuse_heads(chosen.layout.patches((weights * lengths).float()), heads)
+    return fuse_heads(chosen.layout.patches((weights * lengths).float()), heads, chosen.name)

@@ -146,20 +146,24 @@ def _resolve_rows(model: nn.Module, anatomy: ModelAnatomy, rows: RowsOption) -> 
     kind = choose(Rows, rows, "rows")
     if kind is Rows.READOUT:
         if anatomy.readout.rows is None:
-            raise NoReadoutError(
-                f"rows='readout' has no meaning for this {name}: {anatomy.readout.reason}. Choose {_legal_rows(anatomy)}."
-            )
+            raise NoReadoutError(f"rows='readout' has no meaning for this {name}: {_reason(anatomy, 'Choose')}")
         kind = anatomy.readout.rows
     if kind is Rows.CLS and anatomy.cls is None:
         reads = anatomy.readout.rows or "no such row"
         raise NoClassTokenError(
-            f"{name} has no class token: rows='cls' expects one. Its head reads {reads}: {anatomy.readout.reason}. Use {_legal_rows(anatomy)}."
+            f"{name} has no class token: rows='cls' expects one. Its head reads {reads}: {_reason(anatomy, 'Use')}"
         )
     if kind is Rows.POOL and not any(site.pooling for site in anatomy.sites):
         raise NoReadoutError(
             f"{name} has no attention pooling: rows='pool' expects a learned pooling query. Use {_legal_rows(anatomy)}."
         )
     return kind
+
+
+def _reason(anatomy: ModelAnatomy, verb: str) -> str:
+    """Why the head reads what it reads, and which rows have a meaning, unless the former says so."""
+    reason, legal = anatomy.readout.reason, _legal_rows(anatomy)
+    return f"{reason}." if reason.endswith(legal) else f"{reason}. {verb} {legal}."
 
 
 def _legal_rows(anatomy: ModelAnatomy) -> str:

@@ -294,7 +294,7 @@ def test_what_was_not_captured_is_named(method) -> None:
         model(images())
     gradients = method is not value_weighted_attention
     error, words = (
-        (RowsNotKeptError, f"{method.__name__} needs whole matrices")
+        (RowsNotKeptError, f"{method.__name__} needs whole matrices: .*got rows='cls'. Capture with gradients=True")
         if gradients
         else (GradientsNotKeptError, "values=True")
     )

@@ -92,6 +92,18 @@ def test_rows_that_the_model_does_not_have() -> None:
             AttentionCapture(vit(), rows=bad)
 
 
+def test_rows_of_a_model_with_windows_are_advised_once() -> None:
+    import timm
+
+    model = timm.models.swin_transformer.SwinTransformer(
+        img_size=32, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4
+    )
+    for rows in ("cls", "readout"):
+        with pytest.raises(NoReadoutError) as raised:
+            AttentionCapture(model, rows=rows)
+        assert str(raised.value).endswith("Take received_attention(maps, block) of a capture with rows='all'.")
+
+
 def test_rows_may_be_integers_of_any_library() -> None:
     for rows in (np.array([1, 2]), [np.int64(1), 2], torch.tensor([1, 2]), range(1, 3)):
         plan = AttentionCapture(vit(), rows=rows).plan
