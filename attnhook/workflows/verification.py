@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.interception import SDPA, FunctionWatch
+from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import AttentionSite, Kernel
@@ -93,7 +94,7 @@ def _number(error: float | None) -> str:
     return "-" if error is None else f"{error:.1e}"
 
 
-def verify(model: nn.Module, pixels: Tensor) -> VerificationReport:
+def verify(model: nn.Module, pixels: Tensor, *, layout: TokenLayout | None = None) -> VerificationReport:
     """Hold captured attention against the model's own output, and against its explicit attention.
 
     Runs four forwards, one of them on a copy of the model with its explicit softmax (timm, transformers), without gradients and in the
@@ -102,6 +103,7 @@ def verify(model: nn.Module, pixels: Tensor) -> VerificationReport:
     Args:
         model: The model.
         pixels: `(batch, 3, height, width)`.
+        layout: What the tokens are, for a model that attnhook does not know; as in `AttentionCapture`.
 
     Returns:
         The errors; `.passed` says whether all are within tolerance.
@@ -116,7 +118,7 @@ def verify(model: nn.Module, pixels: Tensor) -> VerificationReport:
         >>> report.passed, len(report.blocks)
         (True, 6)
     """
-    capture = AttentionCapture(model, rows="all")
+    capture = AttentionCapture(model, rows="all", layout=layout)
     with torch.no_grad():
         expected = _run(model, pixels)
         with capture:
@@ -128,10 +130,14 @@ def verify(model: nn.Module, pixels: Tensor) -> VerificationReport:
     eps = torch.finfo(parameter.dtype).eps if parameter.dtype.is_floating_point else 1e-7
     return VerificationReport(
         f"{type(capture.plan.model).__module__}.{type(capture.plan.model).__qualname__}",
-        tuple(_errors(block, kernels.get(block.name), explicit) for block in maps),
+        tuple(_errors(block, _seen_of(block, kernels), explicit) for block in maps),
         _identical(expected, output),
         max(TOLERANCE, 4 * eps),
     )
+
+
+def _seen_of(block: BlockAttention, kernels: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+    return None if block.kernel == "softmax" else kernels.get(block.name)
 
 
 def _errors(
@@ -169,9 +175,8 @@ class _Outputs:
 
 def _outputs(model: nn.Module, pixels: Tensor, capture: AttentionCapture) -> dict[str, tuple[Tensor, Tensor]]:
     """Values and outputs of the fused calls, by the names that blocks have."""
-    seen = {
-        id(s.module): _Outputs(s) for s in capture.plan.sites if s.running_kernel() in (Kernel.SDPA, Kernel.INTERFACE)
-    }
+    watched = (Kernel.SDPA, Kernel.INTERFACE, Kernel.OPEN)
+    seen = {id(s.module): _Outputs(s) for s in capture.plan.sites if s.running_kernel() in watched}
     watch = FunctionWatch(seen, lambda: True, lambda listener, *call: listener.keep(*call))  # type: ignore
     with ExitStack() as stack:
         if seen:
@@ -205,7 +210,7 @@ def _explicit(model: nn.Module, pixels: Tensor, capture: AttentionCapture) -> At
     for name in fused:
         if hasattr(modules[name], "fused_attn"):
             modules[name].fused_attn = False
-    explicit = AttentionCapture(twin, rows="all")
+    explicit = AttentionCapture(twin, rows="all", layout=capture.plan.layout)
     if any(s.running_kernel() is Kernel.SDPA for s in explicit.plan.sites if s.name in fused):
         return None
     with explicit:

@@ -3,11 +3,13 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from attnhook import verify
+from attnhook import TokenLayout, verify
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.cli import main
-from tests.models import TIMM, TRANSFORMERS, images
+from tests.models import GRID, TIMM, TRANSFORMERS, images, sharpen
 
 CASES = {case.name: case for case in TIMM + TRANSFORMERS}
 
@@ -39,6 +41,37 @@ def test_windows_and_multihead_attention() -> None:
     assert all(block.output_error is not None for block in report.blocks)
     vit = VisionTransformer(32, 8, 2, 4, 32, 48, num_classes=3).eval()
     assert verify(vit, torch.randn(1, 3, 32, 32)).passed
+
+
+class HomeMade(nn.Module):
+    """Of nobody's library: what its tokens are is all that is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.blocks = nn.Conv2d(3, 16, 8, 8), nn.Sequential(Fused(), SpelledOut())
+
+    def forward(self, pixels):
+        return self.blocks(self.patches(pixels).flatten(2).mT).mean(1)
+
+
+class Fused(nn.Module):
+    def forward(self, x):
+        q = x.unflatten(-1, (2, 8)).transpose(1, 2)
+        return x + F.scaled_dot_product_attention(q, q.flip(-1), q).transpose(1, 2).flatten(2)
+
+
+class SpelledOut(nn.Module):
+    def forward(self, x):
+        q = x.unflatten(-1, (2, 8)).transpose(1, 2)
+        return x + ((q @ q.mT).softmax(-1) @ q).transpose(1, 2).flatten(2)
+
+
+def test_a_home_made_model_is_verified_by_its_layout_alone() -> None:
+    report = verify(sharpen(HomeMade()), images(), layout=TokenLayout(GRID, cls=None))
+    assert report.passed, str(report)
+    fused, spelled_out = report.blocks
+    assert fused.output_error is not None
+    assert spelled_out.output_error is None
 
 
 def test_a_wrong_row_fails_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
