@@ -302,6 +302,8 @@ def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tup
         for name, module in model.named_modules()
         if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module, helpers=True))
     )
+    if len(recognised) > 1 and recognised[0].guessed and not recognised[0].name:
+        recognised = recognised[1:]  # the model's own softmax is that of its classes
     if callable(blocks) and not any(blocks(site.name) for site in recognised):  # their code does not show it
         return tuple(AttentionSite(name, module) for name, module in model.named_modules() if name)
     return recognised

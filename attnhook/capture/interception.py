@@ -245,15 +245,16 @@ _SOFTMAXES = frozenset({torch.softmax, F.softmax, torch.Tensor.softmax, torch.sp
 
 
 class _WatchMode(TorchFunctionMode):
-    """Passes every torch call on unchanged and reports attention calls."""
+    """Passes every torch call on unchanged and reports attention calls, while it is the last of `opened`."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, opened: "list[_WatchMode]") -> None:
         super().__init__()
         self.listener = listener
+        self.opened = opened
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
-        if func is _BUILTIN_SDPA or func in _SOFTMAXES:
+        if (func is _BUILTIN_SDPA or func in _SOFTMAXES) and self.opened[-1] is self:
             with torch._C.DisableTorchFunction():  # an outer capture's mode must not see our own softmax
                 try:
                     if func is _BUILTIN_SDPA:
@@ -270,10 +271,16 @@ class _WatchMode(TorchFunctionMode):
 
 
 class OpenScope:
-    """Watches every torch call on this thread through a function mode; calls of attention modules inside its own are not told apart."""
+    """Watches every torch call on this thread through a function mode.
 
-    def __init__(self, listener: Listener) -> None:
+    Args:
+        listener: Who is told.
+        opened: The modes of scopes that stand for each other: a call is told to the innermost alone. None for no other scope.
+    """
+
+    def __init__(self, listener: Listener, opened: list[_WatchMode] | None = None) -> None:
         self._listener = listener
+        self._opened: list[_WatchMode] = [] if opened is None else opened
         self._thread = 0
         self._modes: list[_WatchMode] = []
 
@@ -281,7 +288,8 @@ class OpenScope:
         """Begin to watch, on this thread."""
         self.close()  # left open by a forward that KeyboardInterrupt ended
         self._thread = threading.get_ident()
-        mode = _WatchMode(self._listener)
+        mode = _WatchMode(self._listener, self._opened)
+        self._opened.append(mode)
         mode.__enter__()  # type: ignore[no-untyped-call]
         self._modes.append(mode)
 
@@ -289,7 +297,9 @@ class OpenScope:
         """Stop watching; False if it was not open on this thread."""
         if not self._modes or self._thread != threading.get_ident():  # a mode is on its own thread's stack
             return False
-        _leave(self._modes.pop())
+        mode = self._modes.pop()
+        self._opened.remove(mode)
+        _leave(mode)
         return True
 
 

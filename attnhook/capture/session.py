@@ -103,6 +103,7 @@ class AttentionCapture:
         self._records: list[ForwardRecord] = []
         self._begin(ForwardRecord())
         self._stack: ExitStack | None = None
+        self._modes: list[Any] = []  # of the open scopes, the innermost last
         self._owner = 0
         self._paused = 0
         self._foreign_calls = 0
@@ -173,7 +174,8 @@ class AttentionCapture:
         if kernel is Kernel.MULTIHEAD:
             after: Callable[..., None] = ReadsMultihead(self.listens, recorder)
         else:
-            scope: Scope = InterfaceScope(module, recorder) if kernel is Kernel.INTERFACE else OpenScope(recorder)
+            interface = kernel is Kernel.INTERFACE
+            scope: Scope = InterfaceScope(module, recorder) if interface else OpenScope(recorder, self._modes)
             scopes.append(scope)
             handles.append(module.register_forward_pre_hook(OpensScope(self.listens, scope)))
             after = ClosesScope(recorder, scope)

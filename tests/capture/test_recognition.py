@@ -138,3 +138,46 @@ def test_a_layout_alone_does_not_find_modules_whose_code_shows_nothing() -> None
     words = r'Model has no attention that can be recognised: .*, got none\. Name the modules that attend with blocks=\["name", \.\.\.\]\.$'
     with pytest.raises(UnsupportedModelError, match=words):
         AttentionCapture(same_weights(Hidden, Hidden), layout=LAYOUT)
+
+
+class Wrapped(nn.Module):
+    """Its code names a softmax, as does the model's, and it holds modules that attend."""
+
+    def __init__(self, *kinds):
+        super().__init__()
+        self.inner = Model(*kinds)
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def probabilities(self, x):
+        return self(x).softmax(dim=-1)
+
+
+class WrappedTwice(Wrapped):
+    def __init__(self, *kinds):
+        super().__init__()
+        self.inner = Wrapped(*kinds)
+
+
+@pytest.mark.parametrize("kinds", [(Literal, SpelledOut), (Aliased, Helped)])
+def test_calls_of_a_block_are_not_those_of_a_module_around_it_whose_code_names_a_softmax(kinds) -> None:
+    model = sharpen(WrappedTwice(*kinds))
+    with torch.no_grad(), AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
+        model(TOKENS)
+    assert capture.maps.block_names == ("inner.inner.layers.0", "inner.inner.layers.1")
+
+
+def test_a_models_own_softmax_is_no_block_around_multihead_attention() -> None:
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0][:, 0].softmax(dim=-1)
+
+    model = Classifier()
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(TOKENS)
+    assert capture.block_names == capture.maps.block_names == ("attention",)
