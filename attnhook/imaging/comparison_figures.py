@@ -9,6 +9,7 @@ from attnhook.errors import GeometryError
 from attnhook.imaging.overlays import Heatmap, overlay
 from attnhook.imaging.panels import (
     BAR_INCHES,
+    HEADROOM,
     LINE_INCHES,
     TEXT_POINTS,
     TITLE_INCHES,
@@ -168,7 +169,7 @@ def curves_figure(
         )
         cell.set_xlabel(horizontal, fontsize=TEXT_POINTS)
         cell.set_xlim(0, 1.02)
-        cell.set_ylim(bottom=0)
+        cell.set_ylim(0, HEADROOM * cell.get_ylim()[1])
         cell.tick_params(labelsize=TEXT_POINTS)
         cell.grid(axis="y", color="0.9", linewidth=0.6)
         cell.set_axisbelow(True)

@@ -13,6 +13,7 @@ from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.overlays import colorize, value_range
 from attnhook.imaging.panels import (
     BAR_INCHES,
+    HEADROOM,
     LINE_INCHES,
     LOWEST_BAR_INCHES,
     TEXT_POINTS,
@@ -241,7 +242,7 @@ def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(-0.5, len(values) - 0.5)
     if known.count() and known.min() >= 0:
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, HEADROOM * axes.get_ylim()[1])
     axes.tick_params(labelsize=TEXT_POINTS)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)

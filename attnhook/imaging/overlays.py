@@ -26,6 +26,7 @@ ROBUST_PERCENTILES = (1.0, 99.0)
 """The percentiles between which `scale="robust"` spreads the colours."""
 
 _FLAT = 1e-6  # a relative range below this is float32 rounding, not structure
+_NO_GRID = 100  # rows and columns: more than patch grids have
 _BAND = 2**16  # pixels that are painted at a time: few enough to stay in a CPU's second-level cache
 
 
@@ -276,9 +277,24 @@ def sized_like(photo: Image.Image, heatmap: Heatmap) -> NDArray[np.float32]:
     if values.shape != (photo.height, photo.width):
         raise GeometryError(
             f"cannot overlay: expected a heat map of the photo's size {(photo.height, photo.width)}, got {values.shape}. "
-            "Interpolate a patch map first: heatmap(patch_map, geometry)."
+            + _remedy(values.shape, (photo.height, photo.width))
         )
     return values
+
+
+def _remedy(shape: tuple[int, ...], size: tuple[int, int]) -> str:
+    """What to do about a heat map of another size than its photo's."""
+    if shape == size[::-1]:
+        return (
+            "Height and width look swapped: make the geometry from (photo.height, photo.width); photo.size is (width, height), and a photo "
+            "whose EXIF data turn it has its size after ImageOps.exif_transpose(photo)."
+        )
+    if min(shape) >= _NO_GRID:
+        return (
+            f"The geometry was made for a photo of {shape[0]} x {shape[1]} (height x width): make it from this photo's "
+            "(photo.height, photo.width)."
+        )
+    return "Interpolate a patch map first: heatmap(patch_map, geometry), with the geometry of this photo."
 
 
 def _is_flat(low: float, high: float) -> bool:

@@ -23,6 +23,7 @@ LINE_INCHES = 0.17
 TITLE_POINTS, TEXT_POINTS = 9, 8
 _BAR_WIDTH_INCHES = 0.12
 LOWEST_BAR_INCHES = 1.0
+HEADROOM = 1.06  # times the highest value, where an axis begins at 0: whole markers lie below its top
 _LOWEST_CELL_INCHES, _HIGHEST_CELL_INCHES = 0.7, 4.0
 _WIDEST_CELL = 3.0  # times the width asked for, where a photo is a ribbon
 _MARGIN_INCHES = 0.03

@@ -1,5 +1,8 @@
 """A bar that says how far a long run is and how long it will still take."""
 
+import os
+import shutil
+import sys
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +22,7 @@ class Progress:
     def __enter__(self) -> Self:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=self._total, unit="photo", disable=self._disable, dynamic_ncols=True)
+        self._bar = tqdm(total=self._total, unit="photo", disable=self._disable, **_width())
         return self
 
     def __exit__(
@@ -50,3 +53,15 @@ class Progress:
             count: Since the beginning.
         """
         self._bar.update(count - self._bar.n)
+
+
+def _width() -> dict[str, Any]:
+    """As wide as the terminal, followed while it changes; fixed where it has no size (`script`, some CI), which would leave no room."""
+    try:
+        sized = 0 not in os.get_terminal_size(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # no terminal: tqdm's own default
+        sized = True
+    if sized:
+        return {"dynamic_ncols": True}
+    columns, lines = shutil.get_terminal_size()
+    return {"ncols": columns - 1, "nrows": lines}

@@ -262,9 +262,10 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
     except ImportError as error:
         raise MissingPackageError(f"transformers cannot load {name!r}: a package is missing. {error}") from error
     except Exception as error:
+        said = f"{type(error).__name__}: {error}".rstrip(" .\n")  # some end with a full stop, some do not
         raise ModelLoadError(
             f"transformers cannot load {name!r}: expected config.json, preprocessor_config.json and safetensors weights in a directory, or on "
-            f"a hub that answers, got {type(error).__name__}: {error} Save the model and its image processor there with save_pretrained, "
+            f"a hub that answers, got {said}. Save the model and its image processor there with save_pretrained, "
             f"or check the id and the connection{_offline()}."
         ) from error
     if missing := sorted(report["missing_keys"]):

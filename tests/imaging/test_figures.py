@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.comparison_figures import photos_by_models
+from attnhook.imaging.comparison_figures import curves_figure, photos_by_models
 from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
 from attnhook.imaging.overlays import colorize, overlay, value_range
@@ -279,3 +279,16 @@ def test_errors():
         sheet(PHOTO, torch.rand(1, 48, 80), ["a"], columns=0)
     with pytest.raises(GeometryError, match=r"\(48, 80\), got \(14, 14\)"):
         overlay_figure(PHOTO, torch.rand(14, 14))
+
+
+@pytest.mark.parametrize("kind", ["depth", "curves"])
+def test_the_highest_marker_lies_below_the_axis_top(kind):
+    values = [0.41, 0.44, 0.45]
+    figure = (
+        depth_figure({"a": values})
+        if kind == "depth"
+        else curves_figure({"a": {"model": ([0.3, 0.6, 1.0], values)}}, horizontal="depth")
+    )
+    low, high = figure.axes[0].get_ylim()
+    assert low == 0
+    assert max(values) * 1.05 < high < max(values) * 1.15

@@ -161,7 +161,8 @@ def test_hf_incomplete_directory_says_what_belongs_there(tmp_path, absent):
     save_hf(tmp_path)
     (tmp_path / absent).unlink()
     with pytest.raises(
-        ModelLoadError, match=r"expected config\.json, preprocessor_config\.json and safetensors .*save_pretrained"
+        ModelLoadError,
+        match=r"expected config\.json, preprocessor_config\.json and safetensors (?s:.)*[^ .\n]\. Save the model .*save_pretrained",
     ):
         load(f"hf:{tmp_path}")
 

@@ -1,7 +1,7 @@
-// Photos by models: one canvas a cell, drawn when it comes into view.
+// Photos by models: one canvas a cell, drawn when it comes into view, and all of them for paper.
 
 const PHONE = matchMedia("(max-width: 700px)");
-const CELL = { least: 150, most: 260 };
+const CELL = { least: 150, most: 260 }, MANY = 200; // cells; more are printed with a pixel a pixel, as all are in memory then
 const rows = [], cells = new Map(); // cells by their canvas
 const layout = { size: 0, sharp: 1 }; // the longer edge of a picture, and how many pixels a canvas has for one of it
 
@@ -62,12 +62,15 @@ function makeMatrix() {
       const cell = cells.get(entry.target);
       cell.seen = entry.isIntersecting;
       if (cell.seen) redraw(cell);
-      else { cell.canvas.width = cell.canvas.height = 1; delete cell.canvas.dataset.drawn; } // its memory, not its place
+      else if (!printing) clearCell(cell);
     }
   }, { rootMargin: "200px" });
   for (const canvas of cells.keys()) watch.observe(canvas);
   new ResizeObserver(measure).observe($("maps"));
   measure();
+  addEventListener("load", () => rows.forEach(loadImage)); // printing cannot wait for them
+  addEventListener("beforeprint", drawForPaper);
+  addEventListener("afterprint", backToScreen);
 }
 
 // As wide as lets all models stand side by side, within limits; two a line on phones.
@@ -87,6 +90,8 @@ function measure() {
     row.bare = null;
     row.line.style.setProperty("--wide", `${row.shown[0]}px`);
     row.line.style.setProperty("--tall", `${row.shown[1]}px`);
+    row.line.style.setProperty("--part", row.shown[0] / size); // of its column, on paper
+    row.line.style.setProperty("--shape", row.shown[0] / row.shown[1]);
   }
   redraw();
 }
@@ -98,18 +103,22 @@ function redraw(...asked) {
   if (!waiting.size) requestAnimationFrame(() => {
     const now = [...waiting];
     waiting.clear();
-    for (const cell of now) if (cell.seen) drawCell(cell);
+    for (const cell of now) if (cell.seen || printing) drawCell(cell);
   });
   for (const cell of asked.length ? asked : cells.values()) waiting.add(cell);
 }
 
-// The part of the photo that is shown, without a map; undefined until the photo is decoded.
+function loadImage(row) {
+  if (row.image) return;
+  row.image = new Image();
+  row.image.onload = () => { row.ready = true; redraw(...row.cells); };
+  row.image.onerror = () => { row.broken = true; redraw(...row.cells); };
+  row.image.src = `data:image/jpeg;base64,${row.photo.jpeg}`;
+}
+
+// The part of the photo that is shown, without a map; undefined until the photo is loaded.
 function bareOf(row) {
-  if (!row.image) {
-    row.image = new Image();
-    row.image.src = `data:image/jpeg;base64,${row.photo.jpeg}`;
-    row.image.decode().then(() => { row.ready = true; redraw(...row.cells); }, () => { row.broken = true; redraw(...row.cells); });
-  }
+  loadImage(row);
   if (!row.ready && !row.broken) return undefined;
   if (!row.bare) {
     const pad = document.createElement("canvas"), context = pad.getContext("2d", { willReadFrequently: true });
@@ -150,6 +159,28 @@ function drawCell(cell) {
   canvas.dataset.drawn = "yes";
   drawFrame(cell);
   drawPoint(cell);
+}
+
+function clearCell({ canvas }) { // its memory, not its place
+  canvas.width = canvas.height = 1;
+  delete canvas.dataset.drawn;
+}
+
+let printing = false;
+function drawForPaper() {
+  printing = true;
+  layout.sharp = cells.size > MANY ? 1 : 2;
+  for (const row of rows) {
+    row.bare = null;
+    row.cells.forEach(drawCell);
+  }
+}
+
+function backToScreen() {
+  printing = false;
+  for (const cell of cells.values()) if (!cell.seen) clearCell(cell);
+  layout.sharp = 0; // whatever the screen's is
+  measure();
 }
 
 const percent = (part) => `${100 * part}%`;

@@ -102,6 +102,7 @@ function drawTable(table, index) {
 
   const header = element("thead");
   header.append(names);
+  grid.style.setProperty("--columns", table.columns.length);
   grid.append(header, body);
   scroll.append(grid);
   section.append(scroll);

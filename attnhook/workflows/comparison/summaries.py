@@ -194,9 +194,8 @@ def agreement_table(comparison: Comparison, views: Sequence[View]) -> Table:
                 "the same with the other model's map of another photo: what their habits share",
             ),
         ]
-    kept = tuple(c for c in columns if any(row[c.key] is not None for row in rows))
     note = "Agreement of two maps makes neither right. Read each number beside its baselines."
-    return Table("agreement", "Agreement between models", note, kept, tuple(rows))
+    return Table("agreement", "Agreement between models", note, tuple(columns), tuple(rows))
 
 
 # --- scores -------------------------------------------------------------------------------------------------------------------------------

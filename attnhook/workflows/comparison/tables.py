@@ -61,12 +61,15 @@ class Table:
         return found
 
     def frame(self) -> Any:
-        """A pandas DataFrame of `flat()`; the list itself where pandas is not installed."""
+        """A pandas DataFrame of `flat()`, with NaN where there is no number; the list itself where pandas is not installed."""
         try:
             pandas = importlib.import_module("pandas")
         except ImportError:
             return self.flat()
-        return pandas.DataFrame(self.flat())
+        found = pandas.DataFrame(self.flat())
+        return found.astype(
+            dict.fromkeys(found.columns[found.isna().all()], float)
+        )  # a column of None alone is no number to pandas
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -34,9 +34,10 @@ _RAW = "raw_attention"
 class ExtractedMaps(Dataset[dict[str, Any]]):
     """What `extract` wrote: a photo's rows, statistics and maps by its key or number.
 
-    A torch `Dataset` of dictionaries that `DataLoader` makes batches of: `key`, `label` (empty if there is none), `rows.i` of the i-th block of
-    `maps(photo)`, `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.i` `(heads, statistics)`,
-    `maps.METHOD` `(h, w)`. Only what is asked for is read. Made by `open_maps`.
+    A torch `Dataset` of dictionaries that `DataLoader` makes batches of: `key`, `label` (empty if there is none), `rows.i` of the i-th block
+    that was stored, `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.i` likewise, `(heads,
+    statistics)`, `maps.METHOD` `(h, w)`. `manifest.blocks[i]` is the block's name in the model: with the default `blocks=-1` the last block is
+    `rows.0`. Only what is asked for is read. Made by `open_maps`.
 
     Attributes:
         folder: The extraction's.

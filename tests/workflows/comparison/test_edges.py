@@ -12,6 +12,7 @@ from PIL import Image
 
 from attnhook import ImageGeometry, compare
 from attnhook.workflows.comparison import measurements, reports
+from attnhook.workflows.comparison.agreements import METRICS
 from attnhook.workflows.comparison.faithfulness import perturb
 from attnhook.workflows.comparison.lattices import Lattice, between_centres, common_box
 from attnhook.workflows.comparison.measurements import Measurement
@@ -60,6 +61,14 @@ def test_a_copy_is_no_other_photo() -> None:
     assert alone(models, [photo(), photo()]).agreements["raw_attention"][0].other_photo == {}
     twice = alone(models, [photo(), photo(), photo(seed=1)]).agreements["raw_attention"][0].other_photo
     assert twice["cosine"].n == 3
+
+
+def test_one_photo_has_the_columns_of_several() -> None:
+    table = alone([timm_vit("a"), timm_vit("b", depth=2)], [photo()]).agreement()
+    for metric in METRICS:
+        assert table[f"{metric}_other_photo"].dtype == float
+        assert table[f"{metric}_other_photo"].isna().all()
+        assert table[f"{metric}_shuffled"].notna().all()
 
 
 def test_a_mask_that_goes_away_costs_its_own_scores_alone(tmp_path) -> None:

@@ -185,3 +185,59 @@ def test_many_maps_are_drawn_as_they_come_into_view(report, shown):
     box.evaluate("(box) => { box.scrollLeft = 300; }")
     assert page.canvas(-1, 60).bounding_box()["x"] == photo["x"]
     assert page.page.locator("canvas[data-drawn]").count() < 200
+
+
+# --- paper --------------------------------------------------------------------------------------------------------------------
+
+
+def wide_table(shown, columns=16):
+    """A table that no sheet of paper holds as it stands on the screen."""
+    names = [f"a rather long name of column {i}" for i in range(columns)]
+    heads = [{"key": name, "label": name, "help": "", "digits": 3} for name in names]
+    rows = [{name: {"value": i / 7, "low": 0.0, "high": 1.0} for i, name in enumerate(names)}]
+    return {"id": "wide", "title": "Wide", "note": "", "columns": heads, "rows": rows}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_paper_has_all_maps_and_whole_tables(report, shown, scheme):
+    page = report({**shown, "tables": [*shown["tables"], wide_table(shown)]}, color_scheme=scheme)
+    drawn, size = page.page.locator("canvas[data-drawn]"), {"width": 720, "height": 900}
+    page.settle()
+    before = drawn.count()
+    page.page.emulate_media(media="print")
+    page.page.set_viewport_size(size)
+    page.page.wait_for_function(
+        "() => { dispatchEvent(new Event('beforeprint')); return !document.querySelector('#matrix canvas:not([data-drawn])'); }"
+    )
+    for _ in range(3):  # what is out of view stays, too
+        page.page.mouse.wheel(0, 2000)
+        page.settle()
+    assert drawn.count() == page.page.locator("#matrix canvas").count() == 10
+    sizes = page.page.evaluate("[...document.querySelectorAll('#matrix canvas')].map((one) => one.width)")
+    assert min(sizes) > 100
+    right = "(all) => Math.max(...all.map((one) => one.getBoundingClientRect().right))"
+    assert page.page.locator(".table th, .table td, #matrix th, #matrix td").evaluate_all(right) <= size["width"]
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    assert page.page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 31, 35)"
+    page.page.emulate_media(media="screen")
+    page.page.set_viewport_size({"width": 1280, "height": 900})
+    page.page.evaluate("() => { scrollTo(0, 0); dispatchEvent(new Event('afterprint')); }")
+    page.settle()
+    assert drawn.count() == before < 10
+
+
+def test_printing_waits_for_nothing(report, shown):
+    page = report(many(shown, photos=30))
+    loaded = """() => {
+        dispatchEvent(new Event("beforeprint"));
+        const whole = !document.querySelector("#matrix canvas:not([data-drawn])");
+        dispatchEvent(new Event("afterprint"));
+        return whole;
+    }"""
+    page.page.wait_for_function(loaded)
+    count = "document.querySelectorAll('canvas[data-drawn]').length"
+    page.page.evaluate(f"addEventListener('beforeprint', () => {{ document.title = {count}; }})")
+    page.page.pdf()
+    assert page.page.title() == str(30 * 11)
+    page.settle()
+    assert page.page.evaluate(count) < 200

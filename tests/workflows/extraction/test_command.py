@@ -47,7 +47,9 @@ def test_blocks_mean_the_same_as_in_view(tmp_path, text, numbers):
     assert (
         main(["extract", f"{photos}", "--model", "demo@28", "--out", f"{out}", "--workers", "0", "--blocks", text]) == 0
     )
-    assert open_maps(out).manifest.blocks == [f"encoder.layer.{number}.attention" for number in numbers]
+    maps = open_maps(out)
+    assert maps.manifest.blocks == [f"encoder.layer.{number}.attention" for number in numbers]
+    assert [name for name in maps[0] if name.startswith("rows.")] == [f"rows.{i}" for i in range(len(numbers))]
 
 
 @pytest.mark.parametrize("text", ["last:", "last:0", "last:x", "last:-1"])
