@@ -173,7 +173,7 @@ class Case:
         fused, scores = F.scaled_dot_product_attention, []
 
         def attention(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
-            scores.append([torch.bmm(q[:, :1], k.mT) for q, k in zip(query, key, strict=True)])
+            scores.extend(torch.bmm(query[i, :, :1], key[i].mT) for i in range(len(query)))
             return fused(query, key, value, **kwargs)
 
         F.scaled_dot_product_attention = attention
@@ -181,8 +181,8 @@ class Case:
             output = self.model(self.images)
         finally:
             F.scaled_dot_product_attention = fused
-        scale = self.model.blocks[0].attn.scale
-        return output, [torch.softmax(torch.stack(block) * scale, dim=-1) for block in scores]
+        rows = torch.softmax(torch.stack(scores) * self.model.blocks[0].attn.scale, dim=-1)
+        return output, list(rows.split(len(self.images)))
 
     @cached_property
     def _extract(self) -> nn.Module:
