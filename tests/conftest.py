@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+from contextlib import contextmanager, suppress
 
 import hypothesis
 import pytest
@@ -28,7 +30,24 @@ def browser():
         from playwright.sync_api import sync_playwright
     except ImportError:
         missing("no Playwright: `pip install playwright` (without its own browsers) to test the pages in a browser")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield launched
+    playwright = sync_playwright().start()
+    launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    yield launched
+    with given_up_after(30):  # a browser that died may answer no more; the tests have ended
         launched.close()
+        playwright.stop()
+
+
+@contextmanager
+def given_up_after(seconds):
+    """Leave what takes longer, on the main thread."""
+
+    def leave(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, leave)
+    signal.alarm(seconds)
+    with suppress(TimeoutError):
+        yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
