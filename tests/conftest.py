@@ -47,7 +47,9 @@ def given_up_after(seconds):
 
     before = signal.signal(signal.SIGALRM, leave)
     signal.alarm(seconds)
-    with suppress(TimeoutError):
-        yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        with suppress(TimeoutError):
+            yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -255,11 +255,11 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     Raises:
         BlockNotCapturedError: If a block of the plan is missing; the message says whether it ran.
     """
+    if _is_inference_mode_enabled():  # left, so that autograd can work with the rows; leaving it switches autograd on
+        with torch._C._InferenceMode(False), quiet_arithmetic("cpu"):
+            return _finish(record, plan)
     with quiet_arithmetic("cpu"):
-        if not _is_inference_mode_enabled():
-            return _finish(record, plan)
-        with torch._C._InferenceMode(False):
-            return _finish(record, plan)
+        return _finish(record, plan)
 
 
 def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
