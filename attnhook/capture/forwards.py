@@ -105,42 +105,36 @@ class ScoreMemory:
     A piece for each, taken between the model's own large ones, would break up the heap and raise its peak by many times their size.
 
     Attributes:
-        piece: `(calls * batch, heads, rows, keys)`.
-        images: Its parts, `(heads, rows, keys)` each.
+        kind: What calls must have in common to share a piece.
+        piece: `(calls * batch, heads, rows, keys)`, of the queries' dtype and device.
+        images: Its parts, `(heads, rows, keys)` each, with nothing in them at first.
+        taken: How many of them have been given away.
     """
 
-    __slots__ = ("_kind", "_taken", "_total", "images", "piece")
+    __slots__ = ("images", "kind", "piece", "taken")
 
     piece: Tensor
 
     def __init__(self) -> None:
-        self._kind: tuple[Any, ...] = ()
+        self.kind: tuple[Any, ...] = ()
         self.images: Sequence[Tensor] = ()
-        self._taken = self._total = 0  # images of this piece, calls of all
+        self.taken = 0
 
-    def take(self, query: Tensor, rows: slice, keys: int, count: int) -> int:
-        """Memory for one call.
+    def renew(self, kind: tuple[Any, ...], query: Tensor, rows: slice, keys: int, calls: int) -> None:
+        """Take a new piece.
 
         Args:
-            query: All queries `(batch, heads, queries, head_dim)`.
+            kind: Of the calls that will share it.
+            query: The queries `(batch, heads, queries, head_dim)` of the first of them.
             rows: The wanted ones.
             keys: Number of keys.
-            count: Calls to expect in a forward.
-
-        Returns:
-            Which of `images` is the call's first; they are of the query's dtype and device, with nothing in them yet.
+            calls: How many of them to expect.
         """
-        shape = query.shape
-        kind = (shape, keys, rows, query.device, _is_inference_mode_enabled())
-        first = self._taken
-        if kind != self._kind or first == len(self.images):
-            self._kind, first = kind, 0
-            wanted = len(range(*rows.indices(shape[2])))
-            self.piece = query.new_empty(max(count - self._total, 1) * shape[0], shape[1], wanted, keys)
-            self.images = self.piece.unbind(0)
-        self._taken = first + shape[0]
-        self._total += 1
-        return first
+        batch, heads, queries, _ = query.shape
+        wanted = len(range(*rows.indices(queries)))
+        self.piece = query.new_empty(max(calls, 1) * batch, heads, wanted, keys)
+        self.images = self.piece.unbind(0)
+        self.kind, self.taken = kind, 0
 
 
 def _finish_together(calls: list[AnyCall]) -> list[Tensor | SoftmaxMatrix]:
@@ -337,16 +331,15 @@ def make_block(  # noqa: PLR0917 (what one call is, in one order)
     Returns:
         The block.
     """
-    kind = kept.shape[-1], site.queries
     if call.tokens is not None:
-        own = call.tokens
-    elif (known := fitting.get(kind)) is not None:
-        own = SiteTokens(known)
+        keys, queries = call.tokens.keys, call.tokens.queries
     else:
-        fitting[kind] = known = _layout_of_block(layout, kind[0], site, name)
-        own = SiteTokens(known)
+        kind, queries = (kept.shape[-1], site.queries), None
+        if kind not in fitting:
+            fitting[kind] = _layout_of_block(layout, kind[0], site, name)
+        keys = fitting[kind]
     return BlockAttention(
-        name, call.kernel, kept, own.keys, site.queries, site.readout_rows, own.queries, site.mixing, call.beside
+        name, call.kernel, kept, keys, site.queries, site.readout_rows, queries, site.mixing, call.beside
     )
 
 

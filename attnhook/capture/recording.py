@@ -20,7 +20,7 @@ from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelErr
 from attnhook.options import Rows
 
 # Looked up once: on a small model the cost of a row is that of touching cold memory between the model's own products.
-_bmm, _is_grad_enabled, _FLOAT32 = torch.bmm, torch.is_grad_enabled, torch.float32
+_bmm, _is_grad_enabled, _is_inference_mode_enabled = torch.bmm, torch.is_grad_enabled, torch.is_inference_mode_enabled
 _transform = torch._C._functorch.peek_interpreter_stack
 
 
@@ -41,9 +41,11 @@ class SiteRecorder:
         self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, floating tensors replaced by their shapes
         self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
-        self._plain = site.plain and device is None and not plan.values
         # Whether its queries are the model's tokens.
         self._of_sequence = site.queries is Queries.TOKENS and site.tokens_of is None
+        short = site.plain and device is None and not plan.values
+        # What calls may be kept by the fewest operations: the rows, and whether every token asks.
+        self._plain = (self._few, self._of_sequence) if short and self._few is not None else None
         self._sites = len(plan.sites)
 
     def refused(self, error: Exception) -> None:
@@ -70,28 +72,38 @@ class SiteRecorder:
         Returns:
             False if the call is not of that kind, and nothing was kept.
         """
-        rows = self._few
-        if rows is None or not self._plain or len(args) != 3 or _is_grad_enabled() or _transform() is not None:
+        if self._plain is None or len(args) != 3 or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
             return False
         query, key, _ = args
-        if kwargs.get("attn_mask") is not None or kwargs.get("is_causal") or type(query) is not Tensor:
+        if query.is_nested:
             return False
-        if query.dtype is not _FLOAT32 or key.dtype is not _FLOAT32 or query.is_nested:
-            return False
-        shape, keys = query.shape, key.shape
-        if len(shape) != 4 or not shape[0]:
-            return False
-        if shape != keys and (self._of_sequence or len(keys) != 4 or shape[:2] != keys[:2]):
-            return False
-        memory = self.record.memory
-        first = memory.take(query, rows, keys[2], self._sites)
+        shape, keys, memory = query.shape, key.shape, self.record.memory
+        modes = _is_grad_enabled(), _is_inference_mode_enabled(), _transform()
+        kind = self._plain, type(query), shape, keys, query.dtype, key.dtype, query.device, modes
+        if kind != memory.kind or memory.taken == len(memory.images):
+            if not self._is_plain(query, key):
+                return False
+            memory.renew(kind, query, self._plain[0], keys[2], self._sites - len(self.record.calls))
+        first = memory.taken
+        memory.taken = first + shape[0]
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
         for image in range(shape[0]):
-            _bmm(query[image, :, rows], key[image].mT, out=memory.images[first + image])
+            _bmm(query[image, :, self._plain[0]], key[image].mT, out=memory.images[first + image])
         scale = kwargs.get("scale")
         call = PlainCall(memory.piece, first, shape[0], shape[3] ** -0.5 if scale is None else scale)
         self.record.calls.append((self.site.name, call))
         return True
+
+    def _is_plain(self, query: Tensor, key: Tensor) -> bool:
+        """Whether such a call may be kept as scores alone; asked once for calls that have all of their `kind` in common."""
+        if _is_grad_enabled() or _transform() is not None or type(query) is not Tensor:
+            return False
+        if query.dtype is not torch.float32 or key.dtype is not torch.float32:
+            return False
+        shape, keys = query.shape, key.shape
+        if len(shape) != 4 or not shape[0]:
+            return False
+        return shape == keys or not (self._of_sequence or len(keys) != 4 or shape[:2] != keys[:2])
 
     def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
         """Keep what the plan asks for of a call given by its operands."""

@@ -209,7 +209,7 @@ def fails(*_, **__) -> None:
     [
         ("all", Kernel.SDPA, (Operands, "detached")),
         ("all", Kernel.OPEN, (Operands, "detached")),
-        ("cls", Kernel.SDPA, (ScoreMemory, "take")),
+        ("cls", Kernel.SDPA, (ScoreMemory, "renew")),
         ("cls", Kernel.SDPA, (interception, "sdpa_operands")),
         ("cls", Kernel.OPEN, (AttentionSite, "arranged_operands")),
     ],
@@ -324,6 +324,28 @@ def test_a_plain_call_goes_the_short_way_and_others_do_not() -> None:
         torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2])[:, :, :1])
 
 
+def test_modes_and_dtypes_may_change_between_the_calls_of_a_forward() -> None:
+    seen = []
+
+    def under(mode, dtype=torch.float32):
+        def kernel(q, k, v):
+            with mode():
+                q, k, v = (operand.clone().to(dtype) for operand in (q, k, v))
+                seen.append((q, k))
+                return call(q, k, v).float()
+
+        return kernel
+
+    modes = torch.no_grad, torch.enable_grad, torch.no_grad, torch.inference_mode, torch.no_grad
+    model = tower(*map(under, modes), under(torch.no_grad, torch.float64), under(torch.no_grad, torch.bfloat16))
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(tokens())
+        short = [isinstance(one, PlainCall) for _, one in capture._records[-1].calls]
+    assert short == [True, False, True, True, True, False, False]
+    for block, (q, k) in zip(capture.maps, seen, strict=True):
+        torch.testing.assert_close(block.rows, explicit(q, k)[:, :, :1], atol=1e-6, rtol=0)
+
+
 def test_a_plain_call_of_float32_operands_is_computed_in_float32_under_autocast() -> None:
     seen = []
 
@@ -385,8 +407,8 @@ def test_the_grid_is_read_off_what_the_patch_embedding_gives(embedding, module, 
 def test_calls_of_the_same_shape_may_want_different_numbers_of_rows() -> None:
     memory, query = ScoreMemory(), torch.zeros(2, 4, 17, 8)
     for rows, wanted in ((slice(0, 1), 1), (slice(None), 17), (slice(2, 4), 2)):
-        first = memory.take(query, rows, 9, 3)
-        assert [image.shape for image in memory.images[first : first + 2]] == [(4, wanted, 9)] * 2
+        memory.renew((rows,), query, rows, 9, 3)
+        assert [image.shape for image in memory.images] == [(4, wanted, 9)] * 6
 
 
 def test_a_grid_that_an_adapter_gives_as_a_list_is_one() -> None:
