@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attnhook.capture.following import Outcome
@@ -126,6 +126,28 @@ def _outcome(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
 
 # --- functions that are called through an attribute of torch ------------------------------------------------------------------------------
 
+_MODULE_CALL = nn.Module._call_impl.__code__
+_READ_VARIABLES = frozenset({"locals", "vars"})
+
+
+def first_argument(frame: FrameType) -> Any:
+    """What the function of a frame holds as its first argument: of a method, the object.
+
+    Up to Python 3.12 reading a frame's variables fills the dictionary that `locals()` gave in that frame, and keeps what they are alive. So
+    functions whose code asks for it are passed by.
+
+    Args:
+        frame: A frame.
+
+    Returns:
+        The argument; None where there is none, or it cannot be read.
+    """
+    code = frame.f_code
+    if code.co_argcount and _READ_VARIABLES.isdisjoint(code.co_names):
+        return frame.f_locals.get(code.co_varnames[0])
+    return None
+
+
 Tell = Callable[["Listener", tuple[Any, ...], dict[str, Any], Any], None]
 
 
@@ -158,19 +180,24 @@ class FunctionWatch:
 
     def saw(self, caller: FrameType | None, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A call ran that the frame `caller` made; most often that is the forward of a watched module."""
-        frame = caller
-        while caller is not None:
-            code = caller.f_code
-            if code.co_argcount:
-                first = id(caller.f_locals.get(code.co_varnames[0]))
-                if first in self._listeners:
-                    break
-            caller = caller.f_back
+        frame, listeners = caller, self._listeners
+        while frame is not None:
+            around = frame.f_back
+            # A module's call holds the module as its forward does, and fewer variables: it is asked first.
+            if (
+                around is not None
+                and around.f_code is _MODULE_CALL
+                and (first := id(first_argument(around))) in listeners
+            ):
+                break
+            if (first := id(first_argument(frame))) in listeners:
+                break
+            frame = around
         else:
             if self._elsewhere is not None:
-                self._elsewhere(frame)
+                self._elsewhere(caller)
             return
-        listener = self._listeners[first]
+        listener = listeners[first]
         if listener is not None and self._listens():
             try:
                 self._tell(listener, args, kwargs, output)

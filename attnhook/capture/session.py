@@ -29,6 +29,7 @@ from attnhook.capture.interception import (
     Scope,
     Tell,
     WatchedFunction,
+    first_argument,
     tell_fused,
 )
 from attnhook.capture.interfaces import InterfaceScope
@@ -220,8 +221,7 @@ class AttentionCapture:
 
         def note(frame: FrameType | None) -> None:
             while frame is not None:
-                code = frame.f_code
-                first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+                first = first_argument(frame)
                 if id(first) in names:
                     if self.listens():
                         self._records[-1].strangers.setdefault(names[id(first)], type(first).__name__)

@@ -346,6 +346,60 @@ def test_modes_and_dtypes_may_change_between_the_calls_of_a_forward() -> None:
         torch.testing.assert_close(block.rows, explicit(q, k)[:, :, :1], atol=1e-6, rtol=0)
 
 
+class Borrowed(nn.Module):
+    """A module that runs another one's forward as its own."""
+
+    def __init__(self, lender: nn.Module) -> None:
+        super().__init__()
+        self.forward = lender.forward
+
+
+def test_a_forward_that_another_module_borrowed_is_its_owners() -> None:
+    model, x = tower(), tokens()
+    blocks = model.blocks
+    model.encode = lambda x: x + Borrowed(blocks[1])(x + blocks[0](x))
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(x)
+    with torch.no_grad():
+        q, k, _ = blocks[1].heads(x + blocks[0](x))
+    torch.testing.assert_close(capture.maps[1].rows, explicit(q, k)[:, :, :1], atol=1e-6, rtol=0)
+
+
+class PassesOnItsLocals(Attention):
+    """A forward whose own variables are arguments of what it calls, after a helper that does so, too."""
+
+    def forward(self, x):
+        given = locals()
+        for name in ("self", "__class__"):
+            given.pop(name, None)
+        q, k, v = self.heads(x)
+        return self.finish(self.helped(q, k, v), **given)
+
+    def helped(self, q, k, v):
+        given = vars()
+        del given["self"]
+        out = F.scaled_dot_product_attention(q, k, v)
+        assert list(given) == ["q", "k", "v"]
+        return out
+
+    def finish(self, out, x):
+        return out.transpose(1, 2).flatten(2) + x
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_what_a_forward_got_from_locals_stays_as_it_was(hooked: bool) -> None:
+    model, x = tower(), tokens()
+    model.blocks[1] = PassesOnItsLocals()
+    if hooked:  # torch then calls the forward from a function within the module's call
+        model.blocks[1].register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        bare = model(x)
+        with AttentionCapture(model, layout=LAYOUT) as capture:
+            assert torch.equal(model(x), bare)
+        q, k, _ = model.blocks[1].heads(x + model.blocks[0](x))
+    torch.testing.assert_close(capture.maps[1].rows, explicit(q, k)[:, :, :1], atol=1e-6, rtol=0)
+
+
 def test_a_plain_call_of_float32_operands_is_computed_in_float32_under_autocast() -> None:
     seen = []
 
