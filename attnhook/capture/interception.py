@@ -126,7 +126,7 @@ def _outcome(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
 
 # --- functions that are called through an attribute of torch ------------------------------------------------------------------------------
 
-_MODULE_CALL = nn.Module._call_impl.__code__
+_MODULE_CALL = getattr(nn.Module._call_impl, "__code__", None)
 _READ_VARIABLES = frozenset({"locals", "vars"})
 
 
