@@ -308,6 +308,9 @@ def test_least_numbers_in_a_mask_are_read_alike_by_all_products() -> None:
 
 def test_an_empty_batch_has_empty_maps() -> None:
     model = CASES["vit"].build()
+    with torch.no_grad(), AttentionCapture(model) as rows_alone:
+        model(images()[:0])
+    assert [block.shape[0] for block in rows_alone.maps] == [0] * len(rows_alone.block_names)
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(images()[:0])
     assert (
