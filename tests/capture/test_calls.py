@@ -435,6 +435,34 @@ def test_the_class_tokens_row_is_where_class_attention_has_it(kind: Kernel) -> N
     torch.testing.assert_close(capture.maps[0].rows, explicit(*model.blocks[0].heads(x)[:2])[:, :, :1])
 
 
+def spelt_out(q, k, v):
+    return torch.softmax(q @ k.mT * 8**-0.5, dim=-1) @ v
+
+
+class Around(Attention):
+    """Attends after a module inside it has."""
+
+    def __init__(self):
+        super().__init__(spelt_out)
+        self.inner = Attention(spelt_out)
+
+    def forward(self, x):
+        return super().forward(x + self.inner(x))
+
+
+def test_a_module_that_attends_after_one_inside_it_is_told_of_its_own_call() -> None:
+    model, x = tower(spelt_out, kind=Kernel.OPEN), tokens()
+    model.blocks[0] = Around()
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(x)
+    with torch.no_grad():
+        inner = model.blocks[0].inner
+        seen = {"blocks.0": model.blocks[0].heads(x + inner(x)), "blocks.0.inner": inner.heads(x)}
+    assert sorted(capture.maps.block_names) == sorted(seen)
+    for name, (q, k, _) in seen.items():
+        torch.testing.assert_close(capture.maps[name].rows, explicit(q, k)[:, :, :1], atol=1e-6, rtol=0)
+
+
 def test_a_class_token_that_sees_no_key_has_a_row_of_zeros_also_in_an_explicit_softmax() -> None:
     def hidden(q, k, v):
         scores = (q @ k.mT).index_fill(2, torch.arange(17), -torch.inf)
