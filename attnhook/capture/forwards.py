@@ -4,10 +4,10 @@ While the model runs only scores are kept; their softmax waits until the maps ar
 time to call a few more torch operations between the model's own, so every one that can wait does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.following import KeptGradients
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.operands import quiet_arithmetic, softmax_rows
+from attnhook.capture.operands import softmax_rows
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.scores import PlainCall, ScoreMemory, finish_together
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.storage import size
@@ -27,9 +28,6 @@ from attnhook.options import Size
 
 _NOTHING_SEEN = SeenTokens()
 _is_inference_mode_enabled = torch.is_inference_mode_enabled
-_split_copy = cast(
-    "Callable[[Tensor, int], Sequence[Tensor]]", torch.split_copy
-)  # torch's stubs say that it returns nothing
 
 
 @dataclass(slots=True, eq=False)
@@ -55,33 +53,6 @@ class CapturedCall:
         raise BlockNotCapturedError("an attention call was recorded without its rows.")
 
 
-class PlainCall:
-    """One attention call whose scores wait for their scale and softmax.
-
-    Args:
-        piece: The memory of all calls of its kind, `(calls * batch, heads, rows, keys)` float32.
-        first: Where in it the scores of this call's first image stand.
-        batch: How many images follow.
-        scale: Factor on the scores.
-    """
-
-    __slots__ = ("batch", "first", "piece", "scale")
-
-    kernel = "scaled_dot_product_attention"
-    tokens = None
-    beside = None
-
-    def __init__(self, piece: Tensor, first: int, batch: int, scale: float) -> None:
-        self.piece = piece
-        self.first = first
-        self.batch = batch
-        self.scale = scale
-
-    def finished(self) -> Tensor:
-        """The softmax rows, `(batch, heads, queries, keys)` float32."""
-        return torch.softmax(self.piece[self.first : self.first + self.batch] * self.scale, dim=-1)
-
-
 @dataclass(slots=True, eq=False)
 class MeasuredCall:
     """One attention call of which only what someone measured is left."""
@@ -99,58 +70,6 @@ class MeasuredCall:
 AnyCall = CapturedCall | PlainCall | MeasuredCall
 
 
-class ScoreMemory:
-    """Memory for the scores of one forward's plain calls: one piece for all blocks.
-
-    A piece for each, taken between the model's own large ones, would break up the heap and raise its peak by many times their size.
-
-    Attributes:
-        kind: What calls must have in common to share a piece.
-        piece: `(calls * batch, heads, rows, keys)`, of the queries' dtype and device.
-        images: Its parts, `(heads, rows, keys)` each, with nothing in them at first.
-        taken: How many of them have been given away.
-    """
-
-    __slots__ = ("images", "kind", "piece", "taken")
-
-    piece: Tensor
-
-    def __init__(self) -> None:
-        self.kind: tuple[Any, ...] = ()
-        self.images: Sequence[Tensor] = ()
-        self.taken = 0
-
-    def renew(self, kind: tuple[Any, ...], query: Tensor, rows: slice, keys: int, calls: int) -> None:
-        """Take a new piece.
-
-        Args:
-            kind: Of the calls that will share it.
-            query: The queries `(batch, heads, queries, head_dim)` of the first of them.
-            rows: The wanted ones.
-            keys: Number of keys.
-            calls: How many of them to expect.
-        """
-        batch, heads, queries, _ = query.shape
-        wanted = len(range(*rows.indices(queries)))
-        self.piece = query.new_empty(max(calls, 1) * batch, heads, wanted, keys)
-        self.images = self.piece.unbind(0)
-        self.kind, self.taken = kind, 0
-
-
-def _finish_together(calls: list[AnyCall]) -> list[Tensor | SoftmaxMatrix]:
-    """What every call kept, finished; one softmax for all plain calls where their shapes and scales agree."""
-    first = calls[0]
-    if not isinstance(first, PlainCall):
-        return [call.finished() for call in calls]
-    piece, scale = first.piece, first.scale
-    alike = [c.first for c in calls if isinstance(c, PlainCall) and c.piece is piece and c.scale == scale]
-    if len(alike) != len(calls) or len(alike) * first.batch != len(piece):
-        return [call.finished() for call in calls]
-    weights = torch.softmax(piece * scale, dim=-1)
-    rows = _split_copy(weights, first.batch)  # each owns exactly its bytes
-    return [rows[start // first.batch] for start in alike]
-
-
 @dataclass(eq=False)
 class ForwardRecord:
     """What one forward showed.
@@ -165,7 +84,7 @@ class ForwardRecord:
         grid: Patch rows and columns that the patch embedding gave.
         frames: Steps in time that it gave.
         patch_area: Pixels that the grid covers.
-        memory: Where the scores of plain calls are written.
+        memory: Where the scores of plain calls are written: that of an earlier forward, or None before the first call.
         tokens: What the token module showed.
         maps: What it was turned into, once asked for.
     """
@@ -179,7 +98,7 @@ class ForwardRecord:
     grid: Size | None = None
     frames: int = 1
     patch_area: Size | None = None
-    memory: ScoreMemory = field(default_factory=ScoreMemory)
+    memory: ScoreMemory | None = None
     tokens: SeenTokens = _NOTHING_SEEN
     maps: AttentionMaps | None = None
 
@@ -191,10 +110,15 @@ class ForwardRecord:
         """How often a site has called its kernel."""
         return sum(name == site for name, _ in self.calls)
 
-    def drop_scores(self) -> None:
+    def drop_calls(self) -> None:
         """Free what is not needed once the maps are made."""
         self.calls.clear()
-        self.memory = ScoreMemory()
+        if self.memory is not None:
+            self.memory.empty()
+
+    def unused_memory(self) -> ScoreMemory | None:
+        """The memory for scores, if it can serve the next forward."""
+        return None if self.calls else self.memory
 
     def saw_tokens(self, tokens: SeenTokens) -> None:
         """Take over what the token module showed."""
@@ -249,11 +173,10 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     Raises:
         BlockNotCapturedError: If a block of the plan is missing; the message says whether it ran.
     """
-    if _is_inference_mode_enabled():  # left, so that autograd can work with the rows; leaving it switches autograd on
-        with torch._C._InferenceMode(False), quiet_arithmetic("cpu"):
+    if _is_inference_mode_enabled():  # left, so that autograd can work with the rows
+        with torch._C._InferenceMode(False):
             return _finish(record, plan)
-    with quiet_arithmetic("cpu"):
-        return _finish(record, plan)
+    return _finish(record, plan)
 
 
 def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
@@ -273,20 +196,26 @@ def _found(record: ForwardRecord, plan: CapturePlan) -> list[tuple[AttentionSite
     """All calls of the plan's blocks, each with its name, in the order in which they ran; raises for a block without one."""
     if record.strangers:
         raise BlockNotCapturedError(_why_strange(record, plan))
-    called = {name for name, _ in record.calls}
+    sites = plan.site_of
+    numbers: dict[str, int] = {}
+    found = []
+    for name, call in record.calls:
+        number = numbers.get(name, 0)
+        numbers[name] = number + 1
+        found.append((sites[name], call_name(sites[name], number), call))
+    if record.errors or len(numbers) < len(sites):
+        _check_missing(numbers, record, plan)
+    return found
+
+
+def _check_missing(called: Collection[str], record: ForwardRecord, plan: CapturePlan) -> None:
+    """Raise for the first block of the plan that could not be recorded, or was not called where it had to be."""
     for site in plan.sites:
         if site.name in record.errors:
             raise record.errors[site.name]
         passed_by = site.optional and site.name not in record.ran
         if site.name not in called and not (called and (site.guessed or passed_by)):
             raise BlockNotCapturedError(_why_missing(site, len(called), record, plan))
-    sites = {site.name: site for site in plan.sites}
-    numbers = dict.fromkeys(sites, 0)
-    found = []
-    for name, call in record.calls:
-        found.append((sites[name], call_name(sites[name], numbers[name]), call))
-        numbers[name] += 1
-    return found
 
 
 def call_name(site: AttentionSite, number: int) -> str:
@@ -299,7 +228,9 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str] = {}
     found = _found(record, plan)
     blocks = []
-    for (site, name, call), kept in zip(found, _finish_together([call for *_, call in found]), strict=True):
+    calls = [call for *_, call in found]
+    finished: Sequence[Tensor | SoftmaxMatrix] = finish_together(calls) or [call.finished() for call in calls]
+    for (site, name, call), kept in zip(found, finished, strict=True):
         blocks.append(make_block(site, name, call, kept, layout, fitting))
     return AttentionMaps(
         blocks,

@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 import torch
@@ -39,9 +39,6 @@ class Listener(Protocol):
 
     def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
         """An attention call with these operands ran, and this came out, where that was seen."""
-
-    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """A call with these arguments of scaled_dot_product_attention ran; False if it is to be told as operands instead."""
 
     def refused(self, error: Exception) -> None:
         """An attention call ran that could not be recorded; the forward goes on, and reading the maps says why."""
@@ -106,7 +103,15 @@ def _broadcast(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     return query.expand(*common, heads, *query.shape[-2:]), key.expand(*common, *key.shape[axis:])
 
 
-def _report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+def report(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    """Tell a listener of a call of `scaled_dot_product_attention`: its operands and its outcome.
+
+    Args:
+        listener: Who is told.
+        args: Of the call.
+        kwargs: Likewise.
+        output: What it gave.
+    """
     call = sdpa_operands(*args, **kwargs)
     listener.operands(call, "scaled_dot_product_attention", _outcome(output, *args, **kwargs))
 
@@ -126,7 +131,6 @@ def _outcome(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
 
 # --- functions that are called through an attribute of torch ------------------------------------------------------------------------------
 
-_MODULE_CALL = getattr(nn.Module._call_impl, "__code__", None)
 _READ_VARIABLES = frozenset({"locals", "vars"})
 
 
@@ -148,7 +152,17 @@ def first_argument(frame: FrameType) -> Any:
     return None
 
 
-Tell = Callable[["Listener", tuple[Any, ...], dict[str, Any], Any], None]
+def _module_call() -> CodeType | None:
+    """The code that runs a module's call, if what it holds as `self` can be read; else None, which no frame runs."""
+    code: CodeType | None = getattr(nn.Module._call_impl, "__code__", None)
+    readable = code is not None and code.co_varnames[:1] == ("self",) and _READ_VARIABLES.isdisjoint(code.co_names)
+    return code if readable else None
+
+
+_MODULE_CALL = _module_call()
+
+# A listener, what the function was given, and what it gave.
+Tell = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class FunctionWatch:
@@ -187,7 +201,7 @@ class FunctionWatch:
             if (
                 around is not None
                 and around.f_code is _MODULE_CALL
-                and (first := id(first_argument(around))) in listeners
+                and (first := id(around.f_locals["self"])) in listeners
             ):
                 break
             if (first := id(first_argument(frame))) in listeners:
@@ -259,12 +273,6 @@ class WatchedFunction:
 SDPA = WatchedFunction(F, "scaled_dot_product_attention")
 
 
-def tell_fused(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Tell a listener of a call of `scaled_dot_product_attention`."""
-    if not listener.plain(args, kwargs):
-        _report(listener, args, kwargs, output)
-
-
 # --- anything else: a function mode -------------------------------------------------------------------------------------------------------
 
 _BUILTIN_SDPA = torch._C._nn.scaled_dot_product_attention
@@ -285,7 +293,7 @@ class _WatchMode(TorchFunctionMode):
             with torch._C.DisableTorchFunction():  # an outer capture's mode must not see our own softmax
                 try:
                     if func is _BUILTIN_SDPA:
-                        _report(self.listener, args, kwargs or {}, result)
+                        report(self.listener, args, kwargs or {}, result)
                     else:
                         self._softmax(result, *args, **(kwargs or {}))
                 except Exception as error:

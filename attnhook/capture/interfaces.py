@@ -39,10 +39,6 @@ class InterfaceScope:
         self._key = (id(self._interface), self._name)
         self._seen = 0
 
-    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """No call of an open scope is plain."""
-        return False
-
     def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
         """Pass it on, and remember that something was seen."""
         self._seen += 1

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import SupportsIndex
 
 import torch
@@ -40,6 +41,11 @@ class CapturePlan:
     guessed: bool = False
     gradients: bool = False
     values: bool = False
+
+    @cached_property
+    def site_of(self) -> dict[str, AttentionSite]:
+        """The chosen attention modules by their names."""
+        return {site.name: site for site in self.sites}
 
 
 def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: TokenLayout | None) -> CapturePlan:

@@ -1,6 +1,7 @@
 """Records the attention calls of one module while the model runs: what interception tells, cut down to what was asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from sys import intern
 from typing import Any
 
 import torch
@@ -8,12 +9,14 @@ from torch import Tensor, nn
 
 from attnhook.capture.adapters import Readout
 from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unseen_outcome
-from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, PlainCall, call_name, make_block
+from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, call_name, make_block
+from attnhook.capture.interception import report
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands, multihead_outcome
 from attnhook.capture.operands import Operands, quiet_arithmetic
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
+from attnhook.capture.scores import ScoreMemory
 from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
@@ -30,23 +33,31 @@ class SiteRecorder:
     Args:
         plan: What to record.
         site: The module.
+        records: Of the forwards, the present one last; shared, and added to as each begins.
         device: Where rows are kept, None for where they are computed.
     """
 
-    def __init__(self, plan: CapturePlan, site: AttentionSite, device: torch.device | None) -> None:
+    def __init__(
+        self, plan: CapturePlan, site: AttentionSite, records: Sequence[ForwardRecord], device: torch.device | None
+    ) -> None:
         self.plan = plan
         self.site = site
         self.device = device
-        self.record = ForwardRecord()  # replaced as each forward begins
+        self._records = records
         self.inputs: tuple[Any, ...] = ()  # of the site's seen_module, floating tensors replaced by their shapes
         self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
         self._few = self._few_rows()
         # Whether its queries are the model's tokens.
         self._of_sequence = site.queries is Queries.TOKENS and site.tokens_of is None
-        short = site.plain and device is None and not plan.values
-        # What calls may be kept by the fewest operations: the rows, and whether every token asks.
-        self._plain = (self._few, self._of_sequence) if short and self._few is not None else None
+        # The rows if calls may be kept by the fewest operations, and what of it they must have in common to share memory.
+        self._short = self._few if site.plain and device is None and not plan.values else None
+        self._kind = intern(f"{self._few} {self._of_sequence}")  # told apart by where it is
         self._sites = len(plan.sites)
+
+    @property
+    def record(self) -> ForwardRecord:
+        """What the present forward showed."""
+        return self._records[-1]
 
     def refused(self, error: Exception) -> None:
         """Keep for whoever reads the maps why a call could not be recorded, which must not end the model's forward."""
@@ -60,39 +71,47 @@ class SiteRecorder:
         unforeseen.__cause__ = error
         self.refused(unforeseen)
 
-    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Keep the scores of the commonest call by the fewest operations: a few float32 rows, no mask, no autograd.
+    def fused(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Keep what the plan asks for of a call of `scaled_dot_product_attention`.
 
-        Autocast may be on: it leaves products that are written into given memory in float32.
+        The commonest, a few float32 rows without mask and autograd, is kept by the fewest operations; written out, as every call of a function
+        would cost as much as one of them. Autocast may be on: it leaves products that are written into given memory in float32.
 
         Args:
-            args: Of `scaled_dot_product_attention`.
+            args: Of the call.
             kwargs: Likewise.
-
-        Returns:
-            False if the call is not of that kind, and nothing was kept.
+            output: What it gave.
         """
-        if self._plain is None or len(args) != 3 or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
-            return False
+        rows = self._short
+        if (
+            rows is None
+            or len(args) != 3
+            or kwargs.get("attn_mask") is not None
+            or kwargs.get("is_causal")
+            or args[0].is_nested
+        ):
+            report(self, args, kwargs, output)
+            return
         query, key, _ = args
-        if query.is_nested:
-            return False
-        shape, keys, memory = query.shape, key.shape, self.record.memory
+        record = self._records[-1]
+        memory = record.memory
         modes = _is_grad_enabled(), _is_inference_mode_enabled(), _transform()
-        kind = self._plain, type(query), shape, keys, query.dtype, key.dtype, query.device, modes
-        if kind != memory.kind or memory.taken == len(memory.images):
+        kind = self._kind, type(query), query.shape, key.shape, query.dtype, key.dtype, query.device, modes
+        if memory is None or kind != memory.kind or not memory.waiting:
             if not self._is_plain(query, key):
-                return False
-            memory.renew(kind, query, self._plain[0], keys[2], self._sites - len(self.record.calls))
-        first = memory.taken
-        memory.taken = first + shape[0]
+                report(self, args, kwargs, output)
+                return
+            calls = self._sites - len(record.calls)  # that are still to come in this forward
+            memory = record.memory = ScoreMemory(kind, query, key, rows, calls)
+        place = query.stride(), query.storage_offset(), key.stride(), key.storage_offset()
+        if place != memory.place:
+            memory.find_views(place)
+        call = memory.waiting.pop()
+        call.scale = kwargs.get("scale")
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
-        for image in range(shape[0]):
-            _bmm(query[image, :, self._plain[0]], key[image].mT, out=memory.images[first + image])
-        scale = kwargs.get("scale")
-        call = PlainCall(memory.piece, first, shape[0], shape[3] ** -0.5 if scale is None else scale)
-        self.record.calls.append((self.site.name, call))
-        return True
+        for (wanted, columns), image in zip(memory.views, call.images, strict=True):
+            _bmm(query.as_strided(*wanted), key.as_strided(*columns), out=image)
+        record.calls.append((self.site.name, call))
 
     def _is_plain(self, query: Tensor, key: Tensor) -> bool:
         """Whether such a call may be kept as scores alone; asked once for calls that have all of their `kind` in common."""

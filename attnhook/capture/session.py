@@ -5,7 +5,7 @@ removed, and every scope that an aborted forward left open is closed. Only forwa
 run inside a backward (gradient checkpointing repeats the forward there).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import get_ident
@@ -30,13 +30,13 @@ from attnhook.capture.interception import (
     Tell,
     WatchedFunction,
     first_argument,
-    tell_fused,
 )
 from attnhook.capture.interfaces import InterfaceScope
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps
+from attnhook.capture.scores import ScoreMemory
 from attnhook.capture.sites import Kernel
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
@@ -99,10 +99,11 @@ class AttentionCapture:
         self._plan = replace(plan, gradients=gradients, values=values or gradients)
         self._strict = strict
         self._compilable = _compilable(model, self._plan)
+        self._wrapped = next((module for module in self._compilable if "_orig_mod" in module._modules), None)
         keep_on = None if device is None else torch.device(device)
-        self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
-        self._records: list[ForwardRecord] = []
-        self._begin(ForwardRecord())
+        self._records: list[ForwardRecord] = [ForwardRecord()]
+        self._recorders = [SiteRecorder(self._plan, site, self._records, keep_on) for site in self._plan.sites]
+        self._seeing = [(seen, r) for r in self._recorders if (seen := r.site.seen_module) is not None]
         self._stack: ExitStack | None = None
         self._modes: list[Any] = []  # of the open scopes, the innermost last
         self._owner = 0
@@ -116,7 +117,7 @@ class AttentionCapture:
             raise NothingCapturedError(
                 "this capture is already open: expected one `with` at a time. Make a second AttentionCapture."
             )
-        self.clear()
+        self._restart(self._records[-1].unused_memory())
         self._owner = get_ident()
         stack = ExitStack()
         try:
@@ -128,7 +129,7 @@ class AttentionCapture:
         return self
 
     def _open(self, stack: ExitStack) -> None:
-        _run_eagerly(self._compilable, stack, strict=self._strict)
+        self._run_eagerly(stack)
         handles: list[RemovableHandle] = []
         stack.callback(_remove_all, handles)
         self._hook_images(handles)
@@ -136,9 +137,9 @@ class AttentionCapture:
         # No site's calls, watched in another way or left out, are those of the site around it.
         fused: dict[int, Listener | None] = {id(site.module): None for site in self._plan.anatomy.sites}
         layers: dict[int, Listener | None] = {}
+        for seen, recorder in self._seeing:
+            handles.append(seen.register_forward_pre_hook(SeesInputs(self.listens, recorder), with_kwargs=True))
         for recorder in self._recorders:
-            if (seen := recorder.site.seen_module) is not None:
-                handles.append(seen.register_forward_pre_hook(SeesInputs(self.listens, recorder), with_kwargs=True))
             kernel = recorder.site.running_kernel()
             if kernel is Kernel.SDPA:
                 fused[id(recorder.site.module)] = recorder
@@ -149,11 +150,25 @@ class AttentionCapture:
         if scopes:
             stack.callback(_close_all, scopes)
         if self._plan.guessed:
-            SDPA.watch(FunctionWatch(fused, self.listens, tell_fused, self._strange_calls()), stack)
+            SDPA.watch(FunctionWatch(fused, self.listens, SiteRecorder.fused, self._strange_calls()), stack)
         else:
-            self._watch(stack, SDPA, fused if any(fused.values()) else {}, tell_fused)
+            self._watch(stack, SDPA, fused if any(fused.values()) else {}, SiteRecorder.fused)
         self._watch(stack, MULTIHEAD, fused if layers else {}, tell_multihead)
         self._watch(stack, ENCODER_LAYER, layers, tell_layer)
+
+    def _run_eagerly(self, stack: ExitStack) -> None:
+        """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
+        compiled = self._wrapped
+        if compiled is None:
+            compiled = next((module for module in self._compilable if module._compiled_call_impl is not None), None)
+        if compiled is None:
+            return
+        if self._strict:
+            raise UnsupportedModelError(
+                f"{type(compiled).__name__} is compiled: expected an eager model, because strict=True. Leave strict out to run it eagerly "
+                "inside the context, or compile model and capture together with TraceableCapture."
+            )
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -209,8 +224,8 @@ class AttentionCapture:
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.listens():
             return
-        record = ForwardRecord(begun=True)
-        self._begin(record)
+        record = ForwardRecord(begun=True, memory=self._records[-1].unused_memory())
+        self._records.append(record)
         images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() in (4, 5)), None)
         if images is not None:
             record.input_size = (images.shape[-2], images.shape[-1])
@@ -229,11 +244,6 @@ class AttentionCapture:
                 frame = frame.f_back
 
         return note
-
-    def _begin(self, record: ForwardRecord) -> None:
-        self._records.append(record)
-        for recorder in self._recorders:
-            recorder.record = record
 
     @property
     def _forwards(self) -> list[ForwardRecord]:
@@ -291,12 +301,12 @@ class AttentionCapture:
             if record.is_empty():
                 raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
-            record.drop_scores()
+            record.drop_calls()
             if record is self._records[-1]:
                 self._forget_inputs()
                 if self._stack is not None:
                     # What comes now, past the module at which forwards begin, is of another one.
-                    self._begin(ForwardRecord())
+                    self._records.append(ForwardRecord(memory=record.memory))
         return record.maps
 
     def _why_nothing(self) -> str:
@@ -326,13 +336,15 @@ class AttentionCapture:
 
     def clear(self) -> None:
         """Forget everything captured so far."""
-        self._records.clear()
+        self._restart(None)
+
+    def _restart(self, memory: ScoreMemory | None) -> None:
+        self._records[:] = [ForwardRecord(memory=memory)]
         self._forget_inputs()
-        self._begin(ForwardRecord())
         self._foreign_calls = 0
 
     def _forget_inputs(self) -> None:
-        for recorder in self._recorders:
+        for _, recorder in self._seeing:
             recorder.inputs = ()
 
     def __repr__(self) -> str:
@@ -371,16 +383,3 @@ def _compilable(model: nn.Module, plan: CapturePlan) -> tuple[nn.Module, ...]:
         if id(module) in inside or any(id(m) in hooked for m in module.modules()):
             chosen.append(module)
     return tuple(chosen)
-
-
-def _run_eagerly(modules: Sequence[nn.Module], stack: ExitStack, *, strict: bool) -> None:
-    """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
-    for module in modules:
-        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
-            if strict:
-                raise UnsupportedModelError(
-                    f"{type(module).__name__} is compiled: expected an eager model, because strict=True. Leave strict out to run it eagerly "
-                    "inside the context, or compile model and capture together with TraceableCapture."
-                )
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            return

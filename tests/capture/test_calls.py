@@ -16,9 +16,10 @@ from attnhook import (
 )
 from attnhook.capture import encoder_layers, interception
 from attnhook.capture.adapters import SeenTokens
-from attnhook.capture.forwards import ForwardRecord, PlainCall, ScoreMemory
+from attnhook.capture.forwards import ForwardRecord
 from attnhook.capture.operands import Operands
 from attnhook.capture.plan import make_plan
+from attnhook.capture.scores import PlainCall, ScoreMemory
 from attnhook.capture.sites import Arrangement, Kernel, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError, TokenLayoutError, UnsupportedModelError
@@ -209,7 +210,7 @@ def fails(*_, **__) -> None:
     [
         ("all", Kernel.SDPA, (Operands, "detached")),
         ("all", Kernel.OPEN, (Operands, "detached")),
-        ("cls", Kernel.SDPA, (ScoreMemory, "renew")),
+        ("cls", Kernel.SDPA, (ScoreMemory, "find_views")),
         ("cls", Kernel.SDPA, (interception, "sdpa_operands")),
         ("cls", Kernel.OPEN, (AttentionSite, "arranged_operands")),
     ],
@@ -487,13 +488,6 @@ def test_the_grid_is_read_off_what_the_patch_embedding_gives(embedding, module, 
     record = ForwardRecord(input_size=(65, 41))
     record.saw_grid(torch.zeros(embedding), module)
     assert (record.grid, record.frames, record.patch_area) == (grid, frames, area)
-
-
-def test_calls_of_the_same_shape_may_want_different_numbers_of_rows() -> None:
-    memory, query = ScoreMemory(), torch.zeros(2, 4, 17, 8)
-    for rows, wanted in ((slice(0, 1), 1), (slice(None), 17), (slice(2, 4), 2)):
-        memory.renew((rows,), query, rows, 9, 3)
-        assert [image.shape for image in memory.images] == [(4, wanted, 9)] * 6
 
 
 def test_a_grid_that_an_adapter_gives_as_a_list_is_one() -> None:

@@ -1,0 +1,145 @@
+"""Plain calls: the memory that they share, how their operands are read, and what becomes of the memory afterwards."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attnhook import AttentionCapture
+from attnhook.capture.scores import PlainCall, ScoreMemory
+from tests.capture.test_calls import LAYOUT, call, explicit, tokens, tower
+from tests.models import TIMM, images
+
+CASES = {case.name: case for case in TIMM}
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(0, 1), slice(None), slice(2, 4), slice(-1, None), slice(1, 9, 3), slice(20, 22)]
+)
+def test_views_of_operands_are_the_wanted_queries_and_the_keys_transposed(rows: slice) -> None:
+    query, key = torch.randn(2, 17, 3, 4, 8).permute(2, 0, 3, 1, 4)[:2]
+    others = torch.randn(2, 4, 17, 8), torch.randn(1, 1, 9, 8).expand(2, 4, 9, 8)
+    for q, k in ((query, key), (query[:, :, 1:], key[:, :, ::2]), others):
+        memory = ScoreMemory((), q, k, rows, 3)
+        memory.find_views((q.stride(), q.storage_offset(), k.stride(), k.storage_offset()))
+        for image, (wanted, columns) in enumerate(memory.views):
+            assert torch.equal(q.as_strided(*wanted), q[image, :, rows])
+            assert torch.equal(k.as_strided(*columns), k[image].mT)
+        assert memory.scores.shape == (6, 4, q[0, 0, rows].shape[0], k.shape[2])
+
+
+def contiguous(q, k, v):
+    return call(q.contiguous(), k.contiguous(), v)
+
+
+def beside_others(q, k, v):
+    wide = torch.nn.functional.pad(torch.stack((q, k)), (3, 5, 2, 0))[..., 2:, 3:-5]
+    return call(*wide, v)
+
+
+def head_last(q, k, v):
+    return call(q.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), k, v)
+
+
+def one_for_all_heads(q, k, v):
+    return call(q, k[:, :1].expand_as(k), v)
+
+
+def twice_the_scale(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, scale=2 * 8**-0.5)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_operands_may_lie_otherwise_in_memory_at_every_call(batch: int) -> None:
+    kernels = call, contiguous, beside_others, head_last, one_for_all_heads, call, twice_the_scale, contiguous
+    model, x = tower(*kernels), tokens(batch)
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(x)
+        kept = [one for _, one in capture._records[-1].calls]
+        assert all(isinstance(one, PlainCall) and one.memory is kept[0].memory for one in kept)
+        with capture.paused():
+            for block, kernel in zip(capture.maps, kernels, strict=True):
+                module = capture.plan.site_of[block.name].module
+                q, k, _ = module.heads(x)
+                k = k[:, :1].expand_as(k) if kernel is one_for_all_heads else k
+                q = 2 * q if kernel is twice_the_scale else q
+                torch.testing.assert_close(block.rows, explicit(q, k)[:, :, :1], atol=1e-6, rtol=0)
+                x = x + module(x)
+
+
+def rows_of(model, pixels):
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(pixels)
+    return [block.rows for block in capture.maps]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_memory_serves_the_next_forward_once_its_maps_are_read(mode) -> None:
+    model = CASES["vit"].build()
+    photos = images(3).split(1)
+    expected = [rows_of(model, photo) for photo in photos]
+    seen, memories = [], []
+    capture = AttentionCapture(model)
+    for photo in photos:  # read outside
+        with mode(), capture:
+            model(photo)
+        memories.append(capture._records[-1].memory)
+        seen.append([block.rows for block in capture.maps])
+    with mode(), capture:  # read inside
+        for photo in photos:
+            model(photo)
+            memories.append(capture._records[-1].memory)
+            seen.append([block.rows for block in capture.maps])
+    assert len(set(map(id, memories))) == 1
+    for rows, truth in zip(seen, expected * 2, strict=True):
+        assert all(map(torch.equal, rows, truth))
+        assert not any(one.requires_grad or one.is_inference() for one in rows)
+
+
+def test_memory_is_not_used_again_before_its_maps_are_read() -> None:
+    model = CASES["vit"].build()
+    photos = images(3).split(1)
+    expected = [rows_of(model, photo) for photo in photos]
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        for photo in photos:
+            model(photo)
+        for maps, truth in zip(capture.forwards, expected, strict=True):
+            assert all(map(torch.equal, [block.rows for block in maps], truth))
+        hook = model.blocks[0].register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(photos[0])
+        hook.remove()
+        model(photos[1])
+        left, whole = ({id(call.memory) for _, call in record.calls} for record in capture._records[-2:])
+        assert len(left) == len(whole) == 1
+        assert left != whole
+        assert all(map(torch.equal, [block.rows for block in capture.maps], expected[1]))
+
+
+def test_maps_of_another_size_or_mode_have_memory_of_their_own() -> None:
+    model = CASES["vit"].build()
+    capture = AttentionCapture(model)
+    for batch, mode in ((1, torch.no_grad), (2, torch.no_grad), (2, torch.inference_mode), (1, torch.enable_grad)):
+        with mode(), capture:
+            model(images(batch))
+        found = [block.rows for block in capture.maps]
+        for rows, truth in zip(found, rows_of(model, images(batch)), strict=True):
+            torch.testing.assert_close(rows, truth, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("freed", ["clear", "capture"])
+def test_memory_is_given_back_by_clear_and_with_the_capture(freed: str) -> None:
+    model = CASES["vit"].build()
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(images())
+    rows = capture.maps[0].rows
+    memory = weakref.ref(capture._records[-1].memory.scores)
+    if freed == "clear":
+        capture.clear()
+    else:
+        del capture
+    gc.collect()
+    assert memory() is None
+    assert rows.untyped_storage().nbytes() == rows.nbytes
