@@ -110,15 +110,13 @@ class ForwardRecord:
         """How often a site has called its kernel."""
         return sum(name == site for name, _ in self.calls)
 
-    def drop_calls(self) -> None:
-        """Free what is not needed once the maps are made."""
+    def release(self) -> ScoreMemory | None:
+        """Free what is not needed once the maps are made; what comes back is memory that may serve another forward."""
+        memory, self.memory = self.memory, None
         self.calls.clear()
-        if self.memory is not None:
-            self.memory.empty()
-
-    def unused_memory(self) -> ScoreMemory | None:
-        """The memory for scores, if it can serve the next forward."""
-        return None if self.calls else self.memory
+        if memory is not None:
+            memory.empty()
+        return memory
 
     def saw_tokens(self, tokens: SeenTokens) -> None:
         """Take over what the token module showed."""

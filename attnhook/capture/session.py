@@ -102,6 +102,7 @@ class AttentionCapture:
         self._wrapped = next((module for module in self._compilable if "_orig_mod" in module._modules), None)
         keep_on = None if device is None else torch.device(device)
         self._records: list[ForwardRecord] = [ForwardRecord()]
+        self._spare: ScoreMemory | None = None  # of a forward whose maps were read
         self._recorders = [SiteRecorder(self._plan, site, self._records, keep_on) for site in self._plan.sites]
         self._seeing = [(seen, r) for r in self._recorders if (seen := r.site.seen_module) is not None]
         self._stack: ExitStack | None = None
@@ -117,7 +118,7 @@ class AttentionCapture:
             raise NothingCapturedError(
                 "this capture is already open: expected one `with` at a time. Make a second AttentionCapture."
             )
-        self._restart(self._records[-1].unused_memory())
+        self._restart()
         self._owner = get_ident()
         stack = ExitStack()
         try:
@@ -224,7 +225,8 @@ class AttentionCapture:
     def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.listens():
             return
-        record = ForwardRecord(begun=True, memory=self._records[-1].unused_memory())
+        record = ForwardRecord(begun=True, memory=self._spare)
+        self._spare = None
         self._records.append(record)
         images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() in (4, 5)), None)
         if images is not None:
@@ -301,12 +303,12 @@ class AttentionCapture:
             if record.is_empty():
                 raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
-            record.drop_calls()
+            self._spare = record.release()
             if record is self._records[-1]:
                 self._forget_inputs()
                 if self._stack is not None:
                     # What comes now, past the module at which forwards begin, is of another one.
-                    self._records.append(ForwardRecord(memory=record.memory))
+                    self._records.append(ForwardRecord())
         return record.maps
 
     def _why_nothing(self) -> str:
@@ -336,10 +338,11 @@ class AttentionCapture:
 
     def clear(self) -> None:
         """Forget everything captured so far."""
-        self._restart(None)
+        self._restart()
+        self._spare = None
 
-    def _restart(self, memory: ScoreMemory | None) -> None:
-        self._records[:] = [ForwardRecord(memory=memory)]
+    def _restart(self) -> None:
+        self._records[:] = [ForwardRecord()]
         self._forget_inputs()
         self._foreign_calls = 0
 

@@ -85,13 +85,13 @@ def test_memory_serves_the_next_forward_once_its_maps_are_read(mode) -> None:
     for photo in photos:  # read outside
         with mode(), capture:
             model(photo)
-        memories.append(capture._records[-1].memory)
         seen.append([block.rows for block in capture.maps])
+        memories.append(capture._spare)
     with mode(), capture:  # read inside
         for photo in photos:
             model(photo)
-            memories.append(capture._records[-1].memory)
             seen.append([block.rows for block in capture.maps])
+            memories.append(capture._spare)
     assert len(set(map(id, memories))) == 1
     for rows, truth in zip(seen, expected * 2, strict=True):
         assert all(map(torch.equal, rows, truth))
@@ -100,13 +100,24 @@ def test_memory_serves_the_next_forward_once_its_maps_are_read(mode) -> None:
 
 def test_memory_is_not_used_again_before_its_maps_are_read() -> None:
     model = CASES["vit"].build()
-    photos = images(3).split(1)
+    photos = images(4).split(1)
     expected = [rows_of(model, photo) for photo in photos]
     with torch.no_grad(), AttentionCapture(model) as capture:
-        for photo in photos:
+        model(photos[0])
+        assert capture.maps.block_names == capture.block_names
+        for photo in photos[1:]:
             model(photo)
         for maps, truth in zip(capture.forwards, expected, strict=True):
             assert all(map(torch.equal, [block.rows for block in maps], truth))
+
+
+def test_a_forward_that_was_left_half_way_shares_its_memory_with_no_other() -> None:
+    model = CASES["vit"].build()
+    photos = images(2).split(1)
+    truth = rows_of(model, photos[1])
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(photos[0])
+        assert capture.maps.block_names == capture.block_names
         hook = model.blocks[0].register_forward_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             model(photos[0])
@@ -115,7 +126,7 @@ def test_memory_is_not_used_again_before_its_maps_are_read() -> None:
         left, whole = ({id(call.memory) for _, call in record.calls} for record in capture._records[-2:])
         assert len(left) == len(whole) == 1
         assert left != whole
-        assert all(map(torch.equal, [block.rows for block in capture.maps], expected[1]))
+        assert all(map(torch.equal, [block.rows for block in capture.maps], truth))
 
 
 def test_maps_of_another_size_or_mode_have_memory_of_their_own() -> None:
@@ -134,12 +145,15 @@ def test_memory_is_given_back_by_clear_and_with_the_capture(freed: str) -> None:
     model = CASES["vit"].build()
     with torch.no_grad(), AttentionCapture(model) as capture:
         model(images())
-    rows = capture.maps[0].rows
-    memory = weakref.ref(capture._records[-1].memory.scores)
+        model(images())
+    kept = [weakref.ref(record.memory.scores) for record in capture._forwards]
+    rows = [maps[0].rows for maps in capture.forwards]
+    gc.collect()
+    assert sum(memory() is not None for memory in kept) == 1
     if freed == "clear":
         capture.clear()
     else:
         del capture
     gc.collect()
-    assert memory() is None
-    assert rows.untyped_storage().nbytes() == rows.nbytes
+    assert all(memory() is None for memory in kept)
+    assert all(row.untyped_storage().nbytes() == row.nbytes for row in rows)
