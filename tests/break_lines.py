@@ -23,8 +23,9 @@ ENOUGH = 0.9
 MARKS = "not slow and not gpu"
 
 _CALLS = (
-    "capture/test_session.py capture/test_calls.py capture/test_families.py capture/test_conditions.py capture/test_errors.py "
-    "capture/test_invariants.py capture/test_gradients.py capture/test_records.py capture/test_notebook.py capture/test_traceable.py"
+    "capture/test_session.py capture/test_calls.py capture/test_scores.py capture/test_families.py capture/test_conditions.py "
+    "capture/test_errors.py capture/test_invariants.py capture/test_gradients.py capture/test_records.py capture/test_notebook.py "
+    "capture/test_traceable.py"
 )
 _MATRICES = "capture/test_matrix_properties.py capture/test_softmax_matrix.py capture/test_matrix_products.py"
 SUITES = {
@@ -33,6 +34,7 @@ SUITES = {
     "capture/operands.py": f"{_MATRICES} capture/test_calls.py capture/test_invariants.py capture/test_session.py",
     "capture/exponentials.py": _MATRICES,
     "capture/recording.py": _CALLS,
+    "capture/scores.py": _CALLS,
     "capture/forwards.py": _CALLS,
     "capture/interception.py": _CALLS,
     "capture/records.py": f"capture/test_records.py capture/test_notebook.py {_CALLS}",

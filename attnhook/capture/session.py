@@ -337,7 +337,7 @@ class AttentionCapture:
             self._paused -= 1
 
     def clear(self) -> None:
-        """Forget everything captured so far."""
+        """Forget everything captured so far, and give back the memory that is kept for the scores of the next forward."""
         self._restart()
         self._spare = None
 
