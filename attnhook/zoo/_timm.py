@@ -39,6 +39,7 @@ def any_model(model: Any) -> ModelAnatomy:
     plain = any(site.tokens_of is None for site in sites)
     embedding = _patch_embedding(model)
     patch_drop = getattr(model, "patch_drop", None)
+    drops = isinstance(patch_drop, nn.Module) and type(patch_drop) is not nn.Identity
     packing = _packing_embedding(model)
     if packing is not None:
         return _packed(model, packing, sites, cls=cls, registers=registers)
@@ -50,7 +51,7 @@ def any_model(model: Any) -> ModelAnatomy:
         readout=_readout(model, sites, has_class_token=cls),
         image_module=_image_module(model, embedding if plain else None),
         grid_module=embedding if plain else None,
-        token_module=patch_drop if isinstance(patch_drop, nn.Module) else None,
+        token_module=patch_drop if drops else None,
         tokens_of=_kept_patches,
     )
 
