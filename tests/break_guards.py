@@ -83,8 +83,8 @@ GUARDS = (
     Guard(
         "5 rows own their bytes",
         "capture/scores.py",
-        "_split_copy(weights, memory.batch)",
-        "weights.split(memory.batch)",
+        "_split_copy(weights, batch)",
+        "weights.split(batch)",
         f"capture/test_families.py {SESSION}",
     ),
     Guard(

@@ -17,35 +17,37 @@ class PlainCall:
     """One attention call whose scores wait for their scale and softmax.
 
     Args:
-        memory: Where they are.
-        first: Where in it those of this call's first image stand.
+        scores: Those of all calls that share its memory, `(calls * batch, heads, rows, keys)`.
+        images: The parts for this call's images, `(heads, rows, keys)` each.
+        first: Where in `scores` they stand.
+        head_dim: Width of a head.
 
     Attributes:
-        images: The parts to write them to, one an image, `(heads, rows, keys)` each.
         scale: Factor on the scores; None is `head_dim ** -0.5`.
     """
 
-    __slots__ = ("first", "images", "memory", "scale")
+    __slots__ = ("first", "head_dim", "images", "scale", "scores")
 
     kernel = "scaled_dot_product_attention"
     tokens = None
     beside = None
 
-    def __init__(self, memory: "ScoreMemory", first: int) -> None:
-        self.memory = memory
+    def __init__(self, scores: Tensor, images: Sequence[Tensor], first: int, head_dim: int) -> None:
+        self.scores = scores
+        self.images = images
         self.first = first
-        self.images: Sequence[Tensor] = memory.images[first : first + memory.batch]
+        self.head_dim = head_dim
         self.scale: float | None = None
 
     def finished(self) -> Tensor:
         """The softmax rows, `(batch, heads, queries, keys)` float32."""
-        scores = self.memory.scores[self.first : self.first + self.memory.batch]
+        scores = self.scores[self.first : self.first + len(self.images)]
         return torch.softmax(scores * self.factor, dim=-1)
 
     @property
     def factor(self) -> float:
         """The scale as a number."""
-        return self.memory.head_dim**-0.5 if self.scale is None else self.scale
+        return self.head_dim**-0.5 if self.scale is None else self.scale
 
 
 class ScoreMemory:
@@ -61,47 +63,32 @@ class ScoreMemory:
         calls: How many calls to expect.
 
     Attributes:
-        scores: `(calls * batch, heads, rows, keys)`, of the queries' dtype and device, with nothing in it at first.
-        images: Its parts, `(heads, rows, keys)` each.
+        kind: As given.
         waiting: The calls that have not come yet, the next one last.
         place: Where operands lie in their memory for which `views` hold: strides and offset of the queries, then of the keys.
-        views: For each image the arguments of `as_strided` which give its wanted queries and its keys, `(heads, head_dim, keys)`.
-        batch: Number of images.
-        calls: How many calls there is room for.
-        head_dim: Width of a head.
+        views: For each image the arguments of `as_strided` which give its wanted queries, and its keys as `(heads, head_dim, keys)`.
     """
 
-    __slots__ = (
-        "_all",
-        "_keys",
-        "_rows",
-        "batch",
-        "calls",
-        "head_dim",
-        "heads",
-        "images",
-        "kind",
-        "place",
-        "scores",
-        "views",
-        "waiting",
-    )
+    __slots__ = ("_calls", "_keys", "_rows", "_shape", "kind", "place", "views", "waiting")
 
     def __init__(self, kind: tuple[Any, ...], query: Tensor, key: Tensor, rows: slice, calls: int) -> None:
         self.kind = kind
-        self.batch, self.heads, queries, self.head_dim = query.shape
-        self.calls, self._keys = max(calls, 1), key.shape[2]
-        self._rows = range(*rows.indices(queries))
-        self.scores = query.new_empty(self.calls * self.batch, self.heads, len(self._rows), self._keys)
-        self.images = self.scores.unbind(0)
-        self._all = [PlainCall(self, n * self.batch) for n in reversed(range(self.calls))]
-        self.empty()
+        self._shape = batch, heads, queries, head_dim = query.shape
+        self._keys, self._rows = key.shape[2], range(*rows.indices(queries))
+        scores = query.new_empty(max(calls, 1) * batch, heads, len(self._rows), self._keys)
+        images = scores.unbind(0)
+        # They hold no reference to this object: what is no longer needed is freed at once, not by a collection some time later.
+        self._calls = [
+            PlainCall(scores, images[first : first + batch], first, head_dim)
+            for first in reversed(range(0, len(images), batch))
+        ]
         self.place: tuple[Any, ...] = ()
         self.views: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = []
+        self.empty()
 
     def empty(self) -> None:
         """Take back what was given away: no call that was kept here is needed any more."""
-        self.waiting = self._all[:]
+        self.waiting = self._calls[:]
 
     def find_views(self, place: tuple[tuple[int, ...], int, tuple[int, ...], int]) -> None:
         """Work out the views of operands that lie in their memory like these.
@@ -110,12 +97,11 @@ class ScoreMemory:
             place: Strides and offset of the queries, then of the keys.
         """
         (image, head, token, channel), first, (key_image, key_head, key_token, key_channel), first_key = place
-        wanted = (self.heads, len(self._rows), self.head_dim), (head, token * self._rows.step, channel)
-        transposed = (self.heads, self.head_dim, self._keys), (key_head, key_channel, key_token)
+        batch, heads, _, head_dim = self._shape
+        wanted = (heads, len(self._rows), head_dim), (head, token * self._rows.step, channel)
+        transposed = (heads, head_dim, self._keys), (key_head, key_channel, key_token)
         first += token * self._rows.start
-        self.views = [
-            ((*wanted, first + n * image), (*transposed, first_key + n * key_image)) for n in range(self.batch)
-        ]
+        self.views = [((*wanted, first + n * image), (*transposed, first_key + n * key_image)) for n in range(batch)]
         self.place = place
 
 
@@ -131,11 +117,11 @@ def finish_together(calls: Sequence[Any]) -> list[Tensor] | None:
     first = calls[0]
     if not isinstance(first, PlainCall):
         return None
-    memory, scale = first.memory, first.scale
-    if len(calls) != memory.calls or memory.waiting:
+    scores, scale, batch = first.scores, first.scale, len(first.images)
+    if len(calls) * batch != len(scores):
         return None
     for call in calls:
-        if not isinstance(call, PlainCall) or call.memory is not memory or call.scale != scale:
+        if not isinstance(call, PlainCall) or call.scores is not scores or call.scale != scale:
             return None
-    weights = torch.softmax(memory.scores * first.factor, dim=-1)
-    return list(cast("Sequence[Tensor]", _split_copy(weights, memory.batch)))
+    weights = torch.softmax(scores * first.factor, dim=-1)
+    return list(cast("Sequence[Tensor]", _split_copy(weights, batch)))

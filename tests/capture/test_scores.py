@@ -27,7 +27,7 @@ def test_views_of_operands_are_the_wanted_queries_and_the_keys_transposed(rows: 
         for image, (wanted, columns) in enumerate(memory.views):
             assert torch.equal(q.as_strided(*wanted), q[image, :, rows])
             assert torch.equal(k.as_strided(*columns), k[image].mT)
-        assert memory.scores.shape == (6, 4, q[0, 0, rows].shape[0], k.shape[2])
+        assert [call.scores.shape for call in memory.waiting] == [(6, 4, q[0, 0, rows].shape[0], k.shape[2])] * 3
 
 
 def contiguous(q, k, v):
@@ -58,7 +58,7 @@ def test_operands_may_lie_otherwise_in_memory_at_every_call(batch: int) -> None:
     with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
         model(x)
         kept = [one for _, one in capture._records[-1].calls]
-        assert all(isinstance(one, PlainCall) and one.memory is kept[0].memory for one in kept)
+        assert all(isinstance(one, PlainCall) and one.scores is kept[0].scores for one in kept)
         with capture.paused():
             for block, kernel in zip(capture.maps, kernels, strict=True):
                 module = capture.plan.site_of[block.name].module
@@ -123,7 +123,7 @@ def test_a_forward_that_was_left_half_way_shares_its_memory_with_no_other() -> N
             model(photos[0])
         hook.remove()
         model(photos[1])
-        left, whole = ({id(call.memory) for _, call in record.calls} for record in capture._records[-2:])
+        left, whole = ({id(call.scores) for _, call in record.calls} for record in capture._records[-2:])
         assert len(left) == len(whole) == 1
         assert left != whole
         assert all(map(torch.equal, [block.rows for block in capture.maps], truth))
@@ -143,17 +143,19 @@ def test_maps_of_another_size_or_mode_have_memory_of_their_own() -> None:
 @pytest.mark.parametrize("freed", ["clear", "capture"])
 def test_memory_is_given_back_by_clear_and_with_the_capture(freed: str) -> None:
     model = CASES["vit"].build()
-    with torch.no_grad(), AttentionCapture(model) as capture:
-        model(images())
-        model(images())
-    kept = [weakref.ref(record.memory.scores) for record in capture._forwards]
-    rows = [maps[0].rows for maps in capture.forwards]
-    gc.collect()
-    assert sum(memory() is not None for memory in kept) == 1
-    if freed == "clear":
-        capture.clear()
-    else:
-        del capture
-    gc.collect()
-    assert all(memory() is None for memory in kept)
+    gc.disable()  # at once, not when a collection comes by
+    try:
+        with torch.no_grad(), AttentionCapture(model) as capture:
+            for batch in (2, 2, 3):
+                model(images(batch))
+            kept = [weakref.ref(record.calls[0][1].scores) for record in capture._forwards]
+            rows = [maps[0].rows for maps in capture.forwards]
+            assert [memory() is not None for memory in kept] == [False, False, True]
+        if freed == "clear":
+            capture.clear()
+        else:
+            del capture
+        assert all(memory() is None for memory in kept)
+    finally:
+        gc.enable()
     assert all(row.untyped_storage().nbytes() == row.nbytes for row in rows)
