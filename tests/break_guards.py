@@ -196,7 +196,7 @@ GUARDS = (
     Guard(
         "18 the call's own scale",
         "capture/recording.py",
-        'call.scale = kwargs.get("scale")',
+        "call.scale = scale if scale is None else float(scale)",
         "call.scale = None",
         f"{SESSION}::test_the_scale_is_that_of_the_call",
     ),
@@ -294,8 +294,8 @@ GUARDS = (
     Guard(
         "operands are broadcast",
         "capture/interception.py",
-        "return Operands(*_broadcast(query, key), scale",
-        "return Operands(query, key, scale",
+        "return Operands(*_broadcast(query, key), number",
+        "return Operands(query, key, number",
         "capture/test_calls.py",
     ),
     Guard(

@@ -111,11 +111,15 @@ class ForwardRecord:
         return sum(name == site for name, _ in self.calls)
 
     def release(self) -> ScoreMemory | None:
-        """Free what is not needed once the maps are made; what comes back is memory that may serve another forward."""
+        """Free what is not needed once the maps are made; what comes back is memory that may serve another forward.
+
+        Only the CPU's: there its place in the heap matters, and elsewhere the next forward may run on another stream.
+        """
         memory, self.memory = self.memory, None
         self.calls.clear()
-        if memory is not None:
-            memory.empty()
+        if memory is None or not memory.on_cpu:
+            return None
+        memory.empty()
         return memory
 
     def saw_tokens(self, tokens: SeenTokens) -> None:

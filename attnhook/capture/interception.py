@@ -90,7 +90,8 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
             "an attention call cannot be recorded: expected queries of shape (batch, heads, tokens, head_dim), got nested ones. "
             "Capture other blocks with `blocks=`."
         )
-    return Operands(*_broadcast(query, key), scale, attn_mask, is_causal)
+    number = float(scale) if isinstance(scale, Tensor) else scale  # a tensor may change before the maps are read
+    return Operands(*_broadcast(query, key), number, attn_mask, is_causal)
 
 
 def _broadcast(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

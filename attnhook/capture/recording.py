@@ -96,7 +96,7 @@ class SiteRecorder:
         record = self._records[-1]
         memory = record.memory
         modes = _is_grad_enabled(), _is_inference_mode_enabled(), _transform()
-        kind = self._kind, type(query), query.shape, key.shape, query.dtype, key.dtype, query.device, modes
+        kind = self._kind, type(query), type(key), query.shape, key.shape, query.dtype, key.dtype, query.device, modes
         if memory is None or kind != memory.kind or not memory.waiting:
             if not self._is_plain(query, key):
                 report(self, args, kwargs, output)
@@ -107,7 +107,8 @@ class SiteRecorder:
         if place != memory.place:
             memory.find_views(place)
         call = memory.waiting.pop()
-        call.scale = kwargs.get("scale")
+        scale = kwargs.get("scale")
+        call.scale = scale if scale is None else float(scale)  # a tensor may change before the maps are read
         # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
         for (wanted, columns), image in zip(memory.views, call.images, strict=True):
             _bmm(query.as_strided(*wanted), key.as_strided(*columns), out=image)
@@ -115,7 +116,9 @@ class SiteRecorder:
 
     def _is_plain(self, query: Tensor, key: Tensor) -> bool:
         """Whether such a call may be kept as scores alone; asked once for calls that have all of their `kind` in common."""
-        if _is_grad_enabled() or _transform() is not None or type(query) is not Tensor:
+        if _is_grad_enabled() or _transform() is not None:
+            return False
+        if type(query) is not Tensor or type(key) is not Tensor:  # what others hold may lie otherwise than they say
             return False
         if query.dtype is not torch.float32 or key.dtype is not torch.float32:
             return False

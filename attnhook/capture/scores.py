@@ -64,15 +64,17 @@ class ScoreMemory:
 
     Attributes:
         kind: As given.
+        on_cpu: Whether it is the CPU's.
         waiting: The calls that have not come yet, the next one last.
         place: Where operands lie in their memory for which `views` hold: strides and offset of the queries, then of the keys.
         views: For each image the arguments of `as_strided` which give its wanted queries, and its keys as `(heads, head_dim, keys)`.
     """
 
-    __slots__ = ("_calls", "_keys", "_rows", "_shape", "kind", "place", "views", "waiting")
+    __slots__ = ("_calls", "_keys", "_rows", "_shape", "kind", "on_cpu", "place", "views", "waiting")
 
     def __init__(self, kind: tuple[Any, ...], query: Tensor, key: Tensor, rows: slice, calls: int) -> None:
         self.kind = kind
+        self.on_cpu = query.is_cpu
         self._shape = batch, heads, queries, head_dim = query.shape
         self._keys, self._rows = key.shape[2], range(*rows.indices(queries))
         scores = query.new_empty(max(calls, 1) * batch, heads, len(self._rows), self._keys)

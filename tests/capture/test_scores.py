@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map_only
 
 from attnhook import AttentionCapture
 from attnhook.capture.scores import PlainCall, ScoreMemory
@@ -159,3 +160,60 @@ def test_memory_is_given_back_by_clear_and_with_the_capture(freed: str) -> None:
     finally:
         gc.enable()
     assert all(row.untyped_storage().nbytes() == row.nbytes for row in rows)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor that says it is contiguous and holds one that is not."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*tree_map_only(Wrapped, lambda wrapped: wrapped.inner, args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_operands_that_only_say_how_they_lie_are_read_as_they_are(which: int) -> None:
+    def wrapping(q, k, v):
+        operands = [q, k, v]
+        operands[which] = Wrapped(operands[which])
+        return call(*operands)
+
+    model, x = tower(wrapping), tokens()
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
+        model(x)
+    with torch.no_grad():
+        q, k, _ = model.blocks[0].heads(x)
+    torch.testing.assert_close(capture.maps[0].rows, explicit(q, k)[:, :, :1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rows", ["cls", "all"])
+def test_a_scale_that_changes_after_its_call_was_what_it_was(rows: str) -> None:
+    scale = torch.tensor(8**-0.5)
+
+    def scaled(q, k, v):
+        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        scale.mul_(3)
+        return out
+
+    model, x = tower(scaled), tokens()
+    with torch.no_grad(), AttentionCapture(model, rows=rows, layout=LAYOUT) as capture:
+        model(x)
+    with torch.no_grad():
+        q, k, _ = model.blocks[0].heads(x)
+    kept = capture.maps[0].rows
+    torch.testing.assert_close(kept, explicit(q, k)[:, :, : kept.shape[2]], atol=1e-6, rtol=0)
+
+
+def test_memory_of_another_device_than_the_cpu_is_not_kept() -> None:
+    model = CASES["vit"].build().to("meta")
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(images().to("meta"))
+        assert isinstance(capture._records[-1].calls[0][1], PlainCall)
+        assert capture.maps[0].rows.is_meta
+    assert capture._spare is None
