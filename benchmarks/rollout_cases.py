@@ -17,8 +17,8 @@ from attnhook import AttentionCapture, AttentionMaps, rollout
 
 CASES = {
     "197 tokens": Spec("vit_small_patch16_224", 224, 1, 60),
-    "1,025 tokens": Spec("vit_small_patch16_224", 512, 1, 15),
-    "4,097 tokens": Spec("vit_small_patch16_224", 1024, 1, 7),
+    "1,025 tokens": Spec("vit_small_patch16_224", 512, 1, 45),
+    "4,097 tokens": Spec("vit_small_patch16_224", 1024, 1, 11),
 }
 MAP_TOLERANCE = 1e-4
 """Of the largest entry: between float32 models whose kernels differ, through twelve blocks."""
