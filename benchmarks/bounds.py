@@ -1,10 +1,12 @@
 """Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
 
-    python benchmarks/bounds.py --json bounds.json                # about an hour and a half: overhead.py takes forty minutes of it
-    python benchmarks/bounds.py --only overhead overlay --peer peer
+    python benchmarks/bounds.py --json bounds.json                # about an hour and a half
+    python benchmarks/bounds.py --only images overlay --peer peer
 
-Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Exit status
-1 if a figure is short of its goal, or a script failed. Peers that are packages of their own come in with `--peer FOLDER`
+Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Where a
+figure differs from process to process by more than from round to round, as ratios of short forwards do by where their memory happens to lie,
+the script runs in several processes: what counts is the median of what they found, with the lowest and the highest beside it. Exit status 1
+if a figure is short of its goal, or a script failed. Peers that are packages of their own come in with `--peer FOLDER`
 (`pip install --no-deps --target FOLDER grad-cam torchcam opencv-python-headless fast-vit-rollout`).
 """
 
@@ -48,6 +50,23 @@ class Bound:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """One script and what is read in what it wrote.
+
+    Attributes:
+        script: Its name.
+        arguments: Of its command line.
+        bounds: The figures.
+        processes: How many processes it runs in, one after the other.
+    """
+
+    script: str
+    arguments: list[str]
+    bounds: list[Bound]
+    processes: int = 1
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the table."""
 
@@ -56,6 +75,7 @@ class Row:
     measured: float
     held: bool
     peer: str
+    runs: list[float]  # what each process found
 
 
 def result(found: Any, case: str, candidate: str, field: str = "ratio") -> float:
@@ -89,31 +109,54 @@ def overlay_peer(name: str) -> Callable[[Any], float]:
 
 
 PEERS = "rows alone", "timm AttentionExtract"
-LONG, TINY = "vit_small-1024px-b1", "vit_tiny-b1"
-OVERHEAD_CASES = (TINY, "vit_base-b8", "vit_small-512px-b1", LONG, "torchvision_vit_b_16-b1", "torchvision_vit_b_16-b8")
-SCRIPTS: dict[str, tuple[list[str], list[Bound]]] = {
-    "overhead": (
-        ["--cases", *OVERHEAD_CASES, "--candidates", "bare again", ALL, *PEERS],
+LONG, TINY, TORCHVISION = "vit_small-1024px-b1", "vit_tiny-b1", "torchvision_vit_b_16-b1"
+ROWS = "--candidates", "bare again", ALL, *PEERS, "--cases"
+ROLLOUT = "--candidates", "attnhook, rollout", "attnhook, entropy", "--cases"
+MEASUREMENTS: dict[str, Measurement] = {
+    "image": Measurement(
+        "overhead",
+        [*ROWS, TINY, TORCHVISION, "--no-memory", "--repeats", "60"],
         [
             ratio("rows of all blocks, ViT-Ti b1", TINY, ALL, 1.04, *PEERS),
+            ratio("rows of all blocks, torchvision ViT-B b1", TORCHVISION, ALL, 1.04),
+        ],
+        processes=7,
+    ),
+    "images": Measurement(
+        "overhead",
+        [*ROWS, "vit_base-b8", "vit_small-512px-b1", "torchvision_vit_b_16-b8", "--no-memory"],
+        [
             ratio("rows of all blocks, ViT-B b8", "vit_base-b8", ALL, 1.02, *PEERS),
             ratio("rows of all blocks, 1,025 tokens", "vit_small-512px-b1", ALL, 1.02, *PEERS),
-            ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, *PEERS),
-            ratio("rows of all blocks, torchvision ViT-B b1", "torchvision_vit_b_16-b1", ALL, 1.04),
             ratio("rows of all blocks, torchvision ViT-B b8", "torchvision_vit_b_16-b8", ALL, 1.02),
+        ],
+    ),
+    "long": Measurement(
+        "overhead",
+        [*ROWS, LONG],
+        [
+            ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, *PEERS),
             extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 32),
         ],
     ),
-    "rollout": (
-        ["--cases", "1,025 tokens", "4,097 tokens", "--candidates", "attnhook, rollout", "attnhook, entropy"],
+    "rollout": Measurement(
+        "rollout",
+        [*ROLLOUT, "1,025 tokens", "--no-memory", "--repeats", "11"],
+        [ratio("rollout, 1,025 tokens", "1,025 tokens", "attnhook, rollout", 1.2)],
+        processes=5,
+    ),
+    "long rollout": Measurement(
+        "rollout",
+        [*ROLLOUT, "4,097 tokens", "--repeats", "5", "--processes", "1"],
         [
-            ratio("rollout, 1,025 tokens", "1,025 tokens", "attnhook, rollout", 1.2),
             ratio("rollout, 4,097 tokens", "4,097 tokens", "attnhook, rollout", 1.45),
             ratio("entropy of all blocks, 4,097 tokens", "4,097 tokens", "attnhook, entropy", 1.6),
             extra("rollout's memory, 4,097 tokens, MiB", "4,097 tokens", "attnhook, rollout", 180),
         ],
+        processes=3,
     ),
-    "gradients": (
+    "gradients": Measurement(
+        "gradients",
         ["--candidates", "attnhook, gradient_rollout"],
         [
             Bound(
@@ -124,7 +167,8 @@ SCRIPTS: dict[str, tuple[list[str], list[Bound]]] = {
             )
         ],
     ),
-    "monitor": (
+    "monitor": Measurement(
+        "monitor",
         [],
         [
             ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", "nothing due", 1.003),
@@ -132,18 +176,21 @@ SCRIPTS: dict[str, tuple[list[str], list[Bound]]] = {
             ratio("observe, readout rows, ViT-S b8", "vit_small-b8", "observe, readout rows", 1.02),
         ],
     ),
-    "comparison": (
+    "comparison": Measurement(
+        "comparison",
         ["--no-memory"],
         [Bound("ten models x 100 photos over bare forwards", "<=", 1.1, lambda found: found["ratio"])],
     ),
-    "overlay": (
+    "overlay": Measurement(
+        "overlay",
         [],
         [
             Bound("overlay of 1024 x 768, ms", "<=", 12, lambda found: found["attnhook, overlay of a heat map"]["ms"]),
             Bound("matplotlib's colours over overlay", ">=", 1, overlay_peer("matplotlib, colormap and blend")),
         ],
     ),
-    "extract": (
+    "extract": Measurement(
+        "extract",
         ["--rounds", "1"],
         [
             Bound(
@@ -158,13 +205,13 @@ WITH_PEER = {
         Bound("grad-cam over overlay", ">=", 1, overlay_peer("grad-cam, show_cam_on_image")),
         Bound("torchcam over overlay", ">=", 1, overlay_peer("torchcam, overlay_mask")),
     ],
-    "rollout": [],
 }
 
 
 def run_script(name: str, arguments: list[str], folder: Path) -> Any:
     """Run a benchmark, its table on stdout, and read what it wrote."""
     written = folder / f"{name}.json"
+    written.unlink(missing_ok=True)  # an earlier process's
     command = [sys.executable, str(HERE / f"{name}.py"), *arguments, "--json", str(written)]
     print(f"\n{name}: {' '.join(command[1:-2])}", flush=True)
     done = subprocess.run(command, check=False)  # noqa: S603
@@ -173,11 +220,14 @@ def run_script(name: str, arguments: list[str], folder: Path) -> Any:
     return json.loads(written.read_text())
 
 
-def held_against(bound: Bound, found: Any) -> Row:
-    measured = bound.read(found)
-    beside = ", ".join(f"{name} {value:.3f}" for name, value in bound.peers(found).items())
+def held_against(bound: Bound, found: list[Any]) -> Row:
+    """One figure, the median of what the processes found, held against its goal."""
+    runs = [bound.read(one) for one in found]
+    measured = statistics.median(runs)
+    peers = [bound.peers(one) for one in found]
+    beside = ", ".join(f"{name} {statistics.median(one[name] for one in peers):.3f}" for name in peers[0])
     held = _GOALS[bound.goal](measured, bound.bound)
-    return Row(bound.figure, f"{bound.goal} {bound.bound:g}", measured, held, beside)
+    return Row(bound.figure, f"{bound.goal} {bound.bound:g}", measured, held, beside, runs)
 
 
 def import_seconds(rounds: int = 11) -> float:
@@ -188,34 +238,42 @@ def import_seconds(rounds: int = 11) -> float:
     return statistics.median(float(done.stdout) for done in runs)
 
 
+def figure(row: Row) -> str:
+    """What was measured; of several processes the lowest and the highest, too."""
+    spread = f" ({min(row.runs):.3f} to {max(row.runs):.3f})" if len(row.runs) > 1 else ""
+    return f"{row.measured:.3f}{spread}"
+
+
 def table(rows: list[Row]) -> str:
     lines = ["| figure | goal | measured | | peer |", "|---|---:|---:|---|---|"]
-    lines += [f"| {r.figure} | {r.goal} | {r.measured:.3f} | {'' if r.held else 'SHORT'} | {r.peer} |" for r in rows]
+    lines += [f"| {r.figure} | {r.goal} | {figure(r)} | {'' if r.held else 'SHORT'} | {r.peer} |" for r in rows]
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=["import", *SCRIPTS], metavar="SCRIPT")
+    parser.add_argument("--only", nargs="+", choices=["import", *MEASUREMENTS], metavar="NAME")
     parser.add_argument("--peer", type=Path, help="folder that the peers' packages were installed to")
     parser.add_argument("--json", type=Path, help="also write the table here")
     options = parser.parse_args(arguments)
-    chosen = options.only or ["import", *SCRIPTS]
+    chosen = options.only or ["import", *MEASUREMENTS]
     rows: list[Row] = []
     begin = time.monotonic()
     if "import" in chosen:
-        rows.append(held_against(Bound("import beyond torch, s", "<=", 0.1, lambda _: import_seconds()), None))
+        rows.append(held_against(Bound("import beyond torch, s", "<=", 0.1, lambda _: import_seconds()), [None]))
     with TemporaryDirectory() as folder:
-        for name in (name for name in SCRIPTS if name in chosen):
-            more, bounds = SCRIPTS[name]
+        for name in (name for name in MEASUREMENTS if name in chosen):
+            one = MEASUREMENTS[name]
             beside = options.peer is not None and name in WITH_PEER
             peer = ["--peer", str(options.peer)] if beside else []
-            bounds = [*bounds, *(WITH_PEER[name] if beside else [])]
+            bounds = [*one.bounds, *(WITH_PEER[name] if beside else [])]
             try:
-                found = run_script(name, [*more, *peer], Path(folder))
+                found = [run_script(one.script, [*one.arguments, *peer], Path(folder)) for _ in range(one.processes)]
             except RuntimeError as error:  # the others are still to be measured
                 print(error)
-                rows += [Row(bound.figure, f"{bound.goal} {bound.bound:g}", math.nan, False, "") for bound in bounds]
+                rows += [
+                    Row(bound.figure, f"{bound.goal} {bound.bound:g}", math.nan, False, "", []) for bound in bounds
+                ]
             else:
                 rows += [held_against(bound, found) for bound in bounds]
             if options.json:  # after each script, so that an interrupted run is not lost

@@ -43,14 +43,14 @@ def written(name, value):
 def test_a_figure_is_held_against_its_goal(tmp_path, monkeypatch, capsys):
     with imported("bounds") as bounds:
         monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, 1.0))
-        assert bounds.main(["--only", "overhead", "monitor", "overlay", "--json", str(tmp_path / "b.json")]) == 0
+        assert bounds.main(["--only", "image", "monitor", "overlay", "--json", str(tmp_path / "b.json")]) == 0
         rows = json.loads((tmp_path / "b.json").read_text())
         assert [row["measured"] for row in rows] == [1.0] * len(rows)
         monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, 1.1))
-        assert bounds.main(["--only", "overhead", "monitor", "extract"]) == 1
+        assert bounds.main(["--only", "image", "monitor", "extract"]) == 1
     said = capsys.readouterr().out
     assert (
-        "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.100 | SHORT | rows alone 1.100, timm AttentionExtract 1.100 |"
+        "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.100 (1.100 to 1.100) | SHORT | rows alone 1.100, timm AttentionExtract 1.100 |"
         in said
     )
     assert "| two processes over one | >= 1.8 | 1.100 | SHORT |  |" in said
@@ -64,7 +64,7 @@ def test_a_script_that_fails_is_short_of_its_goals_and_the_others_run(tmp_path, 
 
     with imported("bounds") as bounds:
         monkeypatch.setattr(bounds, "run_script", some)
-        assert bounds.main(["--only", "overhead", "overlay", "--json", str(tmp_path / "b.json")]) == 1
+        assert bounds.main(["--only", "image", "overlay", "--json", str(tmp_path / "b.json")]) == 1
     said = capsys.readouterr().out
     assert "| rows of all blocks, ViT-Ti b1 | <= 1.04 | nan | SHORT |  |" in said
     assert "| overlay of 1024 x 768, ms | <= 12 | 1.000 |  |  |" in said
@@ -73,18 +73,40 @@ def test_a_script_that_fails_is_short_of_its_goals_and_the_others_run(tmp_path, 
 def test_every_script_can_be_read(monkeypatch):
     with imported("bounds") as bounds:
         monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, 1.0))
-        for name, (_, chosen) in bounds.SCRIPTS.items():
-            for bound in chosen:
-                assert bounds.held_against(bound, written(name, 1.0)).measured == pytest.approx(1.0)
+        for one in bounds.MEASUREMENTS.values():
+            for bound in one.bounds:
+                assert bounds.held_against(bound, [written(one.script, 1.0)]).measured == pytest.approx(1.0)
         assert statistics.median([bounds.import_seconds(1)]) < 5
 
 
-@pytest.mark.parametrize("name", ["overhead", "rollout", "monitor", "gradients", "comparison", "overlay", "extract"])
-def test_the_scripts_take_what_they_are_asked(name):
+def test_of_several_processes_the_median_counts_and_the_extremes_stand_beside(tmp_path, monkeypatch, capsys):
+    values = [1.05, 1.02, 1.01, 1.03, 1.06, 1.02, 1.035]
+    left = values.copy()
     with imported("bounds") as bounds:
-        arguments = bounds.SCRIPTS[name][0]
-    with imported(name) as script:
-        given = [*arguments, "--json", "x.json", "--help"]
-        with pytest.raises(SystemExit) as left:
-            script.main(given)
-    assert left.value.code == 0
+        monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, left.pop(0)))
+        assert bounds.main(["--only", "image", "--json", str(tmp_path / "b.json")]) == 0
+    assert not left
+    row = json.loads((tmp_path / "b.json").read_text())[0]
+    assert row["measured"] == 1.03
+    assert row["runs"] == values
+    assert (
+        "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.030 (1.010 to 1.060) |  | rows alone 1.030,"
+        in capsys.readouterr().out
+    )
+
+
+def test_what_an_earlier_process_wrote_is_not_read_again(tmp_path, monkeypatch):
+    (tmp_path / "overlay.json").write_text("{}")
+    with imported("bounds") as bounds:
+        monkeypatch.setattr(bounds.subprocess, "run", lambda *_, **__: bounds.subprocess.CompletedProcess((), 1))
+        with pytest.raises(RuntimeError, match="overlay failed: exit status 1"):
+            bounds.run_script("overlay", [], tmp_path)
+
+
+def test_the_scripts_take_what_they_are_asked():
+    with imported("bounds") as bounds:
+        measurements = list(bounds.MEASUREMENTS.values())
+    for one in measurements:
+        with imported(one.script) as script, pytest.raises(SystemExit) as left:
+            script.main([*one.arguments, "--json", "x.json", "--help"])
+        assert left.value.code == 0
