@@ -24,6 +24,7 @@ def written(name, value):
         "attnhook, entropy",
     ]
     candidates += ["nothing due", "observe, all rows", "observe, readout rows"]
+    candidates += ["bare again"]
     each = {"ratio": summary(value), "extra_bytes": value * 2**20}
     results = [{"case": case, "candidate": candidate, **each} for case in cases for candidate in candidates]
     lines = ("backward", "attnhook, gradient_rollout")
@@ -80,7 +81,7 @@ def test_every_script_can_be_read(monkeypatch):
 
 
 def test_of_several_processes_the_median_counts_and_the_extremes_stand_beside(tmp_path, monkeypatch, capsys):
-    values = [1.05, 1.02, 1.01, 1.03, 1.06, 1.02, 1.035]
+    values = [1.05, 1.02, 1.01, 1.03, 1.06, 1.02, 1.035, 1.01, 1.06]
     left = values.copy()
     with imported("bounds") as bounds:
         monkeypatch.setattr(bounds, "run_script", lambda name, *_: written(name, left.pop(0)))
@@ -93,6 +94,38 @@ def test_of_several_processes_the_median_counts_and_the_extremes_stand_beside(tm
         "| rows of all blocks, ViT-Ti b1 | <= 1.04 | 1.030 (1.010 to 1.060) |  | rows alone 1.030,"
         in capsys.readouterr().out
     )
+
+
+def _with_floor(value, wide):
+    found = written("overhead", value)
+    for result in found["results"]:
+        if result["candidate"] == "bare again":
+            result["ratio"] = {"median": 1.0, "low": 1.0 - wide, "high": 1.0, "repeats": 60}
+    return found
+
+
+@pytest.mark.parametrize(
+    "wides, expected, processes",
+    [
+        ([0.01, 0.05, 0.02, 0.09, 0.01], [0, 2, 4], 5),  # as many as it takes
+        ([0.05, 0.04, 0.09, 0.01, 0.08, 0.06, 0.07, 0.9, 0.2, 0.0], [3, 1, 0], 9),  # within reason: the quietest
+    ],
+)
+def test_processes_on_a_busy_machine_are_passed_over_whatever_they_found(
+    tmp_path, monkeypatch, wides, expected, processes
+):
+    ran = []
+
+    def script(*_):
+        ran.append(len(ran))
+        return _with_floor(1.0 + ran[-1], wides[ran[-1]])
+
+    with imported("bounds") as bounds:
+        monkeypatch.setattr(bounds, "run_script", script)
+        one = bounds.replace(bounds.MEASUREMENTS["image"], processes=3, unrest=0.03)
+        found = bounds.run(one, tmp_path)
+        assert sorted(bounds.held_against(one.bounds[0], found).runs) == [1.0 + number for number in sorted(expected)]
+    assert len(ran) == processes
 
 
 def test_what_an_earlier_process_wrote_is_not_read_again(tmp_path, monkeypatch):
