@@ -114,6 +114,7 @@ def overlay_peer(name: str) -> Callable[[Any], float]:
 
 PEERS = "rows alone", "timm AttentionExtract"
 LONG, TINY, TORCHVISION = "vit_small-1024px-b1", "vit_tiny-b1", "torchvision_vit_b_16-b1"
+IDLE = "nothing due, bare with the call"
 ROWS = "--candidates", "bare again", ALL, *PEERS, "--cases"
 ROLLOUT = "--candidates", "attnhook, rollout", "attnhook, entropy", "--cases"
 MEASUREMENTS: dict[str, Measurement] = {
@@ -181,7 +182,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         "monitor",
         [],
         [
-            ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", "nothing due", 1.003),
+            ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", IDLE, 1.003, "nothing due"),
             ratio("observe, statistics of all rows, ViT-S b8", "vit_small-b8", "observe, all rows", 1.15),
             ratio("observe, readout rows, ViT-S b8", "vit_small-b8", "observe, readout rows", 1.02),
         ],

@@ -20,7 +20,7 @@ def script():
 @pytest.fixture
 def tiny(script, monkeypatch):
     monkeypatch.setattr(script, "CASES", {"tiny": ("test_vit", 2, 2)})
-    monkeypatch.setattr(script, "BOUNDS", {("tiny", "nothing due"): 1e9})
+    monkeypatch.setattr(script, "BOUNDS", {("tiny", script.CALL): 1e9})
     threads = torch.get_num_threads()
     yield script
     torch.set_num_threads(threads)
@@ -40,7 +40,8 @@ def test_script_measures_every_candidate_and_writes_json(tiny, tmp_path, capsys,
     written = json.loads(path.read_text())
     assert {"torch", "timm", "cpu", "threads"} <= set(written["configuration"])
     found = {result["candidate"]: result for result in written["results"]}
-    assert set(found) == CANDIDATES
+    assert set(found) == CANDIDATES | {tiny.CALL}
+    assert found["bare"]["ms"]["median"] < found[tiny.CALL]["ms"]["median"]
     for name, result in found.items():
         assert f"| tiny | {name} |" in printed
         assert result["ms"]["repeats"] == result["ratio"]["repeats"] == 2
