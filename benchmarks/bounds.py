@@ -125,6 +125,23 @@ MEASUREMENTS: dict[str, Measurement] = {
         processes=9,
         unrest=0.03,
     ),
+    "rollout": Measurement(
+        "rollout",
+        [*ROLLOUT, "1,025 tokens", "--no-memory", "--repeats", "11"],
+        [ratio("rollout, 1,025 tokens", "1,025 tokens", "attnhook, rollout", 1.2)],
+        processes=5,
+        unrest=0.04,
+    ),
+    "long rollout": Measurement(
+        "rollout",
+        [*ROLLOUT, "4,097 tokens", "--repeats", "5", "--processes", "1"],
+        [
+            ratio("rollout, 4,097 tokens", "4,097 tokens", "attnhook, rollout", 1.45),
+            ratio("entropy of all blocks, 4,097 tokens", "4,097 tokens", "attnhook, entropy", 1.6),
+            extra("rollout's memory, 4,097 tokens, MiB", "4,097 tokens", "attnhook, rollout", 180),
+        ],
+        processes=3,
+    ),
     "torchvision": Measurement(
         "overhead",
         [*ROWS, TORCHVISION, "--no-memory", "--repeats", "40"],
@@ -149,23 +166,6 @@ MEASUREMENTS: dict[str, Measurement] = {
             extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 32),
         ],
     ),
-    "rollout": Measurement(
-        "rollout",
-        [*ROLLOUT, "1,025 tokens", "--no-memory", "--repeats", "11"],
-        [ratio("rollout, 1,025 tokens", "1,025 tokens", "attnhook, rollout", 1.2)],
-        processes=5,
-        unrest=0.04,
-    ),
-    "long rollout": Measurement(
-        "rollout",
-        [*ROLLOUT, "4,097 tokens", "--repeats", "5", "--processes", "1"],
-        [
-            ratio("rollout, 4,097 tokens", "4,097 tokens", "attnhook, rollout", 1.45),
-            ratio("entropy of all blocks, 4,097 tokens", "4,097 tokens", "attnhook, entropy", 1.6),
-            extra("rollout's memory, 4,097 tokens, MiB", "4,097 tokens", "attnhook, rollout", 180),
-        ],
-        processes=3,
-    ),
     "gradients": Measurement(
         "gradients",
         ["--candidates", "attnhook, gradient_rollout"],
@@ -180,7 +180,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "monitor": Measurement(
         "monitor",
-        [],
+        ["--cases", "vit_small-b8"],
         [
             ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", IDLE, 1.003, "nothing due"),
             ratio("observe, statistics of all rows, ViT-S b8", "vit_small-b8", "observe, all rows", 1.15),
