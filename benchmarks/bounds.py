@@ -134,13 +134,17 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "long rollout": Measurement(
         "rollout",
-        [*ROLLOUT, "4,097 tokens", "--repeats", "5", "--processes", "1"],
+        [*ROLLOUT, "4,097 tokens", "--repeats", "5", "--no-memory"],
         [
             ratio("rollout, 4,097 tokens", "4,097 tokens", "attnhook, rollout", 1.45),
             ratio("entropy of all blocks, 4,097 tokens", "4,097 tokens", "attnhook, entropy", 1.6),
-            extra("rollout's memory, 4,097 tokens, MiB", "4,097 tokens", "attnhook, rollout", 180),
         ],
         processes=3,
+    ),
+    "rollout memory": Measurement(
+        "rollout",
+        ["--candidates", "attnhook, rollout", "--cases", "4,097 tokens", "--repeats", "1", "--processes", "7"],
+        [extra("rollout's memory, 4,097 tokens, MiB", "4,097 tokens", "attnhook, rollout", 180)],
     ),
     "torchvision": Measurement(
         "overhead",
