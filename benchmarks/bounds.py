@@ -1,6 +1,6 @@
 """Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
 
-    python benchmarks/bounds.py --json bounds.json                # about an hour and a half
+    python benchmarks/bounds.py --json bounds.json                # about two hours where the machine is busy
     python benchmarks/bounds.py --only images overlay --peer peer
 
 Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Where a
@@ -8,7 +8,7 @@ figure differs from process to process by more than from round to round, as rati
 the script runs in several processes: what counts is the median of what they found, with the lowest and the highest beside it. A process in
 which the machine was busy, told by the bare forward against itself alone, is passed over and another one run, within reason. Exit status 1 if
 a figure is short of its goal, or a script failed. Peers that are packages of their own come in with `--peer FOLDER`
-(`pip install --no-deps --target FOLDER grad-cam torchcam opencv-python-headless fast-vit-rollout`).
+(`pip install --no-deps --target FOLDER grad-cam torchcam opencv-python-headless`).
 """
 
 import argparse

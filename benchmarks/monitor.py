@@ -4,10 +4,10 @@
     python benchmarks/monitor.py --cases vit_small-b8 --repeats 41 --json monitor.json
 
 Candidates of a case run interleaved in one process, each round in a random order; each time is divided by the bare step's of the same round, and
-`bare again` is the bare step once more: the noise floor. `nothing due` calls `monitor.step` on steps that are not logged; `observe` wraps every
-forward and writes its numbers; `logged` runs the probe (two images, numbers, overlays, a sheet of heads) after every step. Numbers go to a
-writer that drops them, so that no disk is measured. Before anything is timed it is checked that hooks are gone between steps and that
-what was observed is right.
+`bare again` is the bare step once more: the noise floor. `nothing due` calls `monitor.step` on steps that are not logged; its bound is held
+against that call's own time, which whole steps are too noisy to show. `observe` wraps every forward and writes its numbers; `logged` runs the
+probe (two images, numbers, overlays, a sheet of heads) after every step. Numbers go to a writer that drops them, so that no disk is measured.
+Before anything is timed it is checked that hooks are gone between steps and that what was observed is right.
 Does not measure: GPUs, compiled models, disks.
 """
 
