@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import struct
 import sys
 
@@ -16,6 +17,15 @@ def _run():
         bar.reach(3)
 
 
+def _read_line(terminal):
+    """What arrives on a terminal up to its line break: one read may return only the first of several writes."""
+    shown = b""
+    while not shown.endswith(b"\n"):
+        assert select.select([terminal], [], [], 10)[0], f"nothing more within 10 s after {shown!r}"
+        shown += os.read(terminal, 1 << 16)
+    return shown.decode()
+
+
 @pytest.mark.parametrize(("lines", "columns"), [(0, 0), (20, 60)])
 def test_a_terminal_shows_the_bar_also_where_it_has_no_size(monkeypatch, lines, columns):
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -26,7 +36,7 @@ def test_a_terminal_shows_the_bar_also_where_it_has_no_size(monkeypatch, lines, 
     with os.fdopen(writing, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         _run()
-        shown = os.read(reading, 1 << 16).decode()
+        shown = _read_line(reading)
     os.close(reading)
     last = shown.split("\r")[-2].rstrip()
     assert "a model: 100%" in last
