@@ -190,6 +190,7 @@ MEASUREMENTS: dict[str, Measurement] = {
             ratio("observe, statistics of all rows, ViT-S b8", "vit_small-b8", "observe, all rows", 1.15),
             ratio("observe, readout rows, ViT-S b8", "vit_small-b8", "observe, readout rows", 1.02),
         ],
+        processes=3,
     ),
     "comparison": Measurement(
         "comparison",

@@ -98,9 +98,7 @@ class RolloutCase(Case):
     def _captured(self, method: Any) -> Any:
         with self._capture as capture:
             self.model(self.images)
-        result = method(capture.maps)
-        capture.clear()
-        return result
+        return method(capture.maps)
 
     # --- theirs ---------------------------------------------------------------------------------------------------------------------------
 

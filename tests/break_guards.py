@@ -245,8 +245,8 @@ GUARDS = (
     Guard(
         "22 no graph hangs on what is kept",
         "capture/operands.py",
-        "query, key = _owning(self.query.detach(), self.key.detach())",
-        "query, key = _owning(self.query, self.key)",
+        "query, key = _owning(self.query.detach(), self.key.detach(), memory)",
+        "query, key = _owning(self.query, self.key, memory)",
         f"{CONDITIONS}::test_results_die_with_clear_and_hold_no_graph",
     ),
     Guard(

@@ -10,6 +10,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from attnhook.capture.copies import CopyMemory
+
 
 class quiet_arithmetic:
     """Context in which attention is computed: no autograd, no autocast. Written out, because it is entered once a block."""
@@ -63,10 +65,17 @@ class Operands:
         batch, heads, queries, _ = self.query.shape
         return batch, heads, queries, self.key.shape[-2]
 
-    def detached(self) -> "Operands":
-        """The same operands without their autograd history: what may be kept. By reference, unless that kept the values' memory too."""
+    def detached(self, memory: CopyMemory) -> "Operands":
+        """The same operands without their autograd history: what may be kept. By reference, unless that kept the values' memory too.
+
+        Args:
+            memory: Where queries and keys are copied to then.
+
+        Returns:
+            The operands.
+        """
         mask = None if self.mask is None else self.mask.detach()
-        query, key = _owning(self.query.detach(), self.key.detach())
+        query, key = _owning(self.query.detach(), self.key.detach(), memory)
         return Operands(query, key, self.scale, mask, self.causal)
 
     def by_reference(self) -> "Operands":
@@ -182,14 +191,13 @@ def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
     return weights.float()
 
 
-def _owning(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+def _owning(query: Tensor, key: Tensor, memory: CopyMemory) -> tuple[Tensor, Tensor]:
     """Both, copied if they are views of memory that holds more than them: a fused projection's holds values too."""
     if query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr():
         if query.untyped_storage().nbytes() <= query.nbytes + key.nbytes:
             return query, key
-        if query.shape == key.shape:  # in one piece: a heap of many small ones is larger than their sum
-            one, other = torch.stack((query, key)).unbind(0)
-            return one, other
+        if query.shape == key.shape and query.dtype is key.dtype:
+            return memory.stacked(query, key)
     return _compact(query), _compact(key)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import Readout
+from attnhook.capture.copies import CopyMemory
 from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unseen_outcome
 from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, call_name, make_block
 from attnhook.capture.interception import report
@@ -53,11 +54,16 @@ class SiteRecorder:
         self._short = self._few if site.plain and device is None and not plan.values else None
         self._kind = intern(f"{self._few} {self._of_sequence}")  # told apart by where it is
         self._sites = len(plan.sites)
+        self._copies = CopyMemory()
 
     @property
     def record(self) -> ForwardRecord:
         """What the present forward showed."""
         return self._records[-1]
+
+    def forget(self) -> None:
+        """Give back the memory that is kept for the next forward."""
+        self._copies.forget()
 
     def refused(self, error: Exception) -> None:
         """Keep for whoever reads the maps why a call could not be recorded, which must not end the model's forward."""
@@ -222,7 +228,7 @@ class SiteRecorder:
         rows, (_, _, queries, keys) = self.plan.rows, call.shape
         tokens = self._tokens(queries, keys)
         if rows is Rows.ALL:
-            kept = call.by_reference() if self.plan.values or self.measure is not None else call.detached()
+            kept = call.by_reference() if self.plan.values or self.measure is not None else call.detached(self._copies)
             return CapturedCall(kernel, matrix=SoftmaxMatrix(kept), tokens=tokens)
         if rows is Rows.MEAN:
             chosen = self._patch_queries(queries, tokens)

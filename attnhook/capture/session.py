@@ -337,9 +337,11 @@ class AttentionCapture:
             self._paused -= 1
 
     def clear(self) -> None:
-        """Forget everything captured so far, and give back the memory that is kept for the scores of the next forward."""
+        """Forget everything captured so far, and give back the memory that is kept for the next forward."""
         self._restart()
         self._spare = None
+        for recorder in self._recorders:
+            recorder.forget()
 
     def _restart(self) -> None:
         self._records[:] = [ForwardRecord()]
