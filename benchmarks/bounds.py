@@ -127,9 +127,9 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "rollout": Measurement(
         "rollout",
-        [*ROLLOUT, "1,025 tokens", "--no-memory", "--repeats", "11"],
+        ["--candidates", "attnhook, rollout", "--cases", "1,025 tokens", "--no-memory", "--repeats", "11"],
         [ratio("rollout, 1,025 tokens", "1,025 tokens", "attnhook, rollout", 1.2)],
-        processes=5,
+        processes=9,
         unrest=0.04,
     ),
     "long rollout": Measurement(
