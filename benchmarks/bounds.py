@@ -1,6 +1,6 @@
 """Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
 
-    python benchmarks/bounds.py --json bounds.json                # about two hours where the machine is busy
+    python benchmarks/bounds.py --json bounds.json                # an hour, more where the machine is busy
     python benchmarks/bounds.py --only images overlay --peer peer
 
 Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Where a
@@ -59,8 +59,8 @@ class Measurement:
         arguments: Of its command line.
         bounds: The figures.
         processes: How many processes count.
-        unrest: A process in which the quartiles of `bare again` are further apart is passed over, as long as there are not three times as
-            many; then the quietest count.
+        unrest: A process in which the quartiles of `bare again` are further apart is passed over, as long as there are not twice as many;
+            then the quietest count.
     """
 
     script: str
@@ -122,14 +122,14 @@ MEASUREMENTS: dict[str, Measurement] = {
         "overhead",
         [*ROWS, TINY, "--no-memory", "--repeats", "60"],
         [ratio("rows of all blocks, ViT-Ti b1", TINY, ALL, 1.04, *PEERS)],
-        processes=9,
+        processes=7,
         unrest=0.03,
     ),
     "rollout": Measurement(
         "rollout",
         ["--candidates", "attnhook, rollout", "--cases", "1,025 tokens", "--no-memory", "--repeats", "11"],
         [ratio("rollout, 1,025 tokens", "1,025 tokens", "attnhook, rollout", 1.2)],
-        processes=9,
+        processes=7,
         unrest=0.04,
     ),
     "long rollout": Measurement(
@@ -139,7 +139,6 @@ MEASUREMENTS: dict[str, Measurement] = {
             ratio("rollout, 4,097 tokens", "4,097 tokens", "attnhook, rollout", 1.45),
             ratio("entropy of all blocks, 4,097 tokens", "4,097 tokens", "attnhook, entropy", 1.6),
         ],
-        processes=3,
     ),
     "rollout memory": Measurement(
         "rollout",
@@ -155,7 +154,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "images": Measurement(
         "overhead",
-        [*ROWS, "vit_base-b8", "vit_small-512px-b1", "torchvision_vit_b_16-b8", "--no-memory"],
+        [*ROWS, "vit_base-b8", "vit_small-512px-b1", "torchvision_vit_b_16-b8", "--no-memory", "--repeats", "12"],
         [
             ratio("rows of all blocks, ViT-B b8", "vit_base-b8", ALL, 1.02, *PEERS),
             ratio("rows of all blocks, 1,025 tokens", "vit_small-512px-b1", ALL, 1.02, *PEERS),
@@ -164,7 +163,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "long": Measurement(
         "overhead",
-        [*ROWS, LONG],
+        [*ROWS, LONG, "--repeats", "7", "--warmup", "1"],
         [
             ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, *PEERS),
             extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 32),
@@ -184,7 +183,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "monitor": Measurement(
         "monitor",
-        ["--cases", "vit_small-b8"],
+        ["--cases", "vit_small-b8", "--repeats", "11"],
         [
             ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", IDLE, 1.003, "nothing due"),
             ratio("observe, statistics of all rows, ViT-S b8", "vit_small-b8", "observe, all rows", 1.15),
@@ -255,7 +254,7 @@ def run(one: Measurement, folder: Path) -> list[Any]:
     if one.unrest == math.inf:
         return [run_script(one.script, one.arguments, folder) for _ in range(one.processes)]
     found: list[Any] = []
-    while sum(unrest(each) <= one.unrest for each in found) < one.processes and len(found) < 3 * one.processes:
+    while sum(unrest(each) <= one.unrest for each in found) < one.processes and len(found) < 2 * one.processes:
         found.append(run_script(one.script, one.arguments, folder))
     quietest = sorted(found, key=unrest)[: one.processes]
     print(f"{len(found)} processes, {one.processes} count, unrest up to {unrest(quietest[-1]):.3f}", flush=True)

@@ -108,7 +108,7 @@ def _with_floor(value, wide):
     "wides, expected, processes",
     [
         ([0.01, 0.05, 0.02, 0.09, 0.01], [0, 2, 4], 5),  # as many as it takes
-        ([0.05, 0.04, 0.09, 0.01, 0.08, 0.06, 0.07, 0.9, 0.2, 0.0], [3, 1, 0], 9),  # within reason: the quietest
+        ([0.05, 0.04, 0.09, 0.01, 0.08, 0.06, 0.0], [3, 1, 0], 6),  # within reason: the quietest
     ],
 )
 def test_processes_on_a_busy_machine_are_passed_over_whatever_they_found(

@@ -276,7 +276,7 @@ def test_no_array_of_queries_by_keys(method, readout: Rows) -> None:
     small, large = (largest(method, long_maps(readout, side)) for side in (48, 64))
     assert small < tokens**2 / 4
     assert large < more**2 / 12
-    assert large <= max(2 * small, 2**20)  # a chunk of at most 4 MiB, or a few rows
+    assert large <= max(2 * small, 2**20)  # a chunk of at most 4.5 MiB, or a few rows
 
 
 def test_the_meter_sees_a_matrix() -> None:
