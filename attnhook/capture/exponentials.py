@@ -15,8 +15,8 @@ from torch import Tensor
 from attnhook.capture.operands import Operands
 
 LOG2_E = math.log2(math.e)
-# With it a sum of a million such rows, and small numbers over it, are still normal float32 numbers.
-_LARGEST_EXPONENT = 60.0
+# Between them, sums of a million such rows, and small numbers over a row's sum, are still normal float32 numbers.
+_LEAST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**80
 _LINE_BYTES = 64
 _HIDDEN = -8192.0  # 2 to the power of this is 0, and 0 times this is 0, which 0 times minus infinity is not
 
@@ -91,7 +91,8 @@ class ComputedRows:
         self._call = call
         scale: float = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
         self._scale = scale * LOG2_E
-        self._bounded: bool | None = None
+        # Whether a row is shifted by its largest logit first. Most need not be, which their sums show; asking them waits for other devices.
+        self._shifted = self.device.type != "cpu" or call.masked
         self._key_of: tuple[slice, Tensor] | None = None
 
     def exponentials(self, part: Part, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -104,7 +105,14 @@ class ComputedRows:
         Returns:
             `(heads, rows, keys)`, and their row sums `(heads, rows)` to divide by, 1 where all keys are hidden.
         """
-        rows = torch.exp2_(self._logits(part, buffer, shifted=not self._is_bounded()))
+        if not self._shifted:
+            rows = torch.exp2_(self._logits(part, buffer, shifted=False))
+            sums = rows.sum(dim=-1)
+            least, largest = torch.aminmax(sums)
+            if float(least) > _LEAST_SUM and float(largest) < _LARGEST_SUM:
+                return rows, sums
+            self._shifted = True  # nor are those of this image that are still to come
+        rows = torch.exp2_(self._logits(part, buffer, shifted=True))
         return rows, self._nonzero(rows.sum(dim=-1))
 
     def spread(self, part: Part, buffer: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -165,20 +173,6 @@ class ComputedRows:
     def _mask(self, part: Part) -> Tensor | None:
         mask = self._call.mask
         return None if mask is None else mask.expand(self._call.shape)[0, part.heads, part.queries]
-
-    def _is_bounded(self) -> bool:
-        """Whether no logit can be so large that its row has to be shifted first: |q| |k| says so, far cheaper than a maximum of each row."""
-        if self._bounded is None:
-            call = self._call
-            # On other devices one would have to wait for the bound.
-            worth = self.device.type == "cpu" and self.keys > 8 * call.query.shape[-1]
-            self._bounded = worth and not call.masked and self._bound() < _LARGEST_EXPONENT
-        return self._bounded
-
-    def _bound(self) -> float:
-        query, key = (_longest(tensor[0]) for tensor in (self._call.query, self._call.key))
-        shared = query.shape[0] // key.shape[0]
-        return abs(self._scale) * float((query * key.repeat_interleave(shared)).amax())
 
     def _nonzero(self, sums: Tensor) -> Tensor:
         return sums.masked_fill_(sums == 0, 1.0) if self._call.masked else sums
@@ -316,9 +310,3 @@ def _shaped(buffer: Tensor, part: Part, keys: int) -> Tensor:
     heads, rows = part.shape
     width = _padded(keys, buffer.dtype)
     return buffer[: heads * rows * width].view(heads, rows, width)[..., :keys]
-
-
-def _longest(vectors: Tensor) -> Tensor:
-    """Largest norm in each head: `(heads,)` of `(heads, tokens, head_dim)`."""
-    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.promote_types(vectors.dtype, torch.float32))
-    return lengths.amax(dim=-1)

@@ -187,3 +187,21 @@ def test_what_is_kept_owns_its_memory_unless_nothing_else_is_in_it():
     assert Operands(pair[0], pair[1]).detached(CopyMemory()).query.data_ptr() == pair.data_ptr()
     alone = torch.randn(1, 7, 2, 4).transpose(1, 2)
     assert Operands(alone, key).detached(CopyMemory()).query.data_ptr() == alone.data_ptr()
+
+
+@pytest.mark.parametrize("budget", [64, 4 * 16 * 9, 2**22], ids=["rows", "heads", "whole"])
+@pytest.mark.parametrize("level", [-400.0, -45.0, 0.0, 45.0, 70.0, 400.0])
+def test_rows_whose_exponentials_leave_the_range_of_floats_are_shifted(monkeypatch, level: float, budget: int) -> None:
+    monkeypatch.setattr(softmax_matrix, "BUDGET_BYTES", budget)
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 2, 4, 9, 8).unbind(0)
+    query[..., 0], key[..., 0] = 0.0, 1.0
+    query[1, 1:3, :, 0] = level  # some heads of one image: all logits of a row near this
+    matrix = SoftmaxMatrix(Operands(query, key, 1.0))
+    explicit = torch.softmax(query.double() @ key.double().mT, dim=-1)
+    r, x = torch.rand(2, 1, 3, 9, dtype=torch.float64), torch.rand(2, 1, 9, 3, dtype=torch.float64)
+    near = {"rtol": 1e-4, "atol": 1e-6}  # a logit of 400 has 2 ** -15 between it and the next float32
+    torch.testing.assert_close(matrix.left_multiply(r), r @ explicit, **near)
+    torch.testing.assert_close(matrix.right_multiply(x), explicit @ x, **near)
+    torch.testing.assert_close(matrix.fused_left_multiply(r[:, 0]), r[:, 0] @ explicit.mean(1), **near)
+    torch.testing.assert_close(matrix.mean_rows(slice(2, 7)), explicit[:, :, 2:7].mean(2, keepdim=True).float(), **near)
