@@ -1,7 +1,7 @@
 """Memory for copied queries and keys that outlives the forward it was taken for.
 
-Taken afresh, it costs a forward more in page faults than the copying does: whoever reads the maps drops them, the heap goes back to the
-operating system, and the next forward has it zeroed once more.
+Taken afresh, it can cost a forward more in page faults than the copying does: whoever reads the maps drops them, the heap may go back to the
+operating system, and the next forward then has it zeroed once more.
 """
 
 from sys import getrefcount
