@@ -1,7 +1,7 @@
 """Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
 
     python benchmarks/bounds.py --json bounds.json                # an hour, more where the machine is busy
-    python benchmarks/bounds.py --only images overlay --peer peer
+    python benchmarks/bounds.py --only batches overlay --peer peer
 
 Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Where a
 figure differs from process to process by more than from round to round, as ratios of short forwards do by where their memory happens to lie,
@@ -114,6 +114,8 @@ def overlay_peer(name: str) -> Callable[[Any], float]:
 
 PEERS = "rows alone", "timm AttentionExtract"
 LONG, TINY, TORCHVISION = "vit_small-1024px-b1", "vit_tiny-b1", "torchvision_vit_b_16-b1"
+BATCHES = "vit_base-b8", "torchvision_vit_b_16-b8"
+READOUT = "observe, readout rows, bare with its forward"
 IDLE = "nothing due, bare with the call"
 ROWS = "--candidates", "bare again", ALL, *PEERS, "--cases"
 ROLLOUT = "--candidates", "attnhook, rollout", "attnhook, entropy", "--cases"
@@ -122,7 +124,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         "overhead",
         [*ROWS, TINY, "--no-memory", "--repeats", "60"],
         [ratio("rows of all blocks, ViT-Ti b1", TINY, ALL, 1.04, *PEERS)],
-        processes=7,
+        processes=5,
         unrest=0.03,
     ),
     "rollout": Measurement(
@@ -152,20 +154,26 @@ MEASUREMENTS: dict[str, Measurement] = {
         processes=3,
         unrest=0.03,
     ),
-    "images": Measurement(
+    "batches": Measurement(
         "overhead",
-        [*ROWS, "vit_base-b8", "vit_small-512px-b1", "torchvision_vit_b_16-b8", "--no-memory", "--repeats", "12"],
+        ["--candidates", "bare again", ALL, "--cases", *BATCHES, "--no-memory", "--repeats", "9", "--warmup", "1"],
         [
-            ratio("rows of all blocks, ViT-B b8", "vit_base-b8", ALL, 1.02, *PEERS),
-            ratio("rows of all blocks, 1,025 tokens", "vit_small-512px-b1", ALL, 1.02, *PEERS),
-            ratio("rows of all blocks, torchvision ViT-B b8", "torchvision_vit_b_16-b8", ALL, 1.02),
+            ratio("rows of all blocks, ViT-B b8", BATCHES[0], ALL, 1.02),
+            ratio("rows of all blocks, torchvision ViT-B b8", BATCHES[1], ALL, 1.02),
         ],
+        processes=3,
+    ),
+    "1,025 tokens": Measurement(
+        "overhead",
+        [*ROWS, "vit_small-512px-b1", "--no-memory", "--repeats", "9"],
+        [ratio("rows of all blocks, 1,025 tokens", "vit_small-512px-b1", ALL, 1.02, *PEERS)],
+        processes=3,
     ),
     "long": Measurement(
         "overhead",
-        [*ROWS, LONG, "--repeats", "7", "--warmup", "1"],
+        ["--candidates", "bare again", ALL, PEERS[1], "--cases", LONG, "--repeats", "13", "--warmup", "1"],
         [
-            ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, *PEERS),
+            ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, PEERS[1]),
             extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 32),
         ],
     ),
@@ -183,11 +191,11 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "monitor": Measurement(
         "monitor",
-        ["--cases", "vit_small-b8", "--repeats", "11"],
+        ["--cases", "vit_small-b8", "--repeats", "7"],
         [
             ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", IDLE, 1.003, "nothing due"),
             ratio("observe, statistics of all rows, ViT-S b8", "vit_small-b8", "observe, all rows", 1.15),
-            ratio("observe, readout rows, ViT-S b8", "vit_small-b8", "observe, readout rows", 1.02),
+            ratio("observe, readout rows, ViT-S b8", "vit_small-b8", READOUT, 1.02, "observe, readout rows"),
         ],
         processes=3,
     ),

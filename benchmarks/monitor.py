@@ -4,9 +4,11 @@
     python benchmarks/monitor.py --cases vit_small-b8 --repeats 41 --json monitor.json
 
 Candidates of a case run interleaved in one process, each round in a random order; each time is divided by the bare step's of the same round, and
-`bare again` is the bare step once more: the noise floor. `nothing due` calls `monitor.step` on steps that are not logged; its bound is held
-against that call's own time, which whole steps are too noisy to show. `observe` wraps every forward and writes its numbers; `logged` runs the
-probe (two images, numbers, overlays, a sheet of heads) after every step. Numbers go to a writer that drops them, so that no disk is measured.
+`bare again` is the bare step once more: the noise floor. `nothing due` calls `monitor.step` on steps that are not logged; `observe` wraps every
+forward and writes its numbers; `logged` runs the probe (two images, numbers, overlays, a sheet of heads) after every step. The two small bounds
+are held against what is added, timed on its own, as whole steps are too noisy to show it: the call of `step`; and the forward under `observe`
+over the bare forward of the same round, as backward and optimizer run as they did. Numbers go to a writer that drops them, so that no disk is
+measured.
 Before anything is timed it is checked that hooks are gone between steps and that what was observed is right.
 Does not measure: GPUs, compiled models, disks.
 """
@@ -17,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,12 +37,15 @@ CASES: dict[str, tuple[str, int, int]] = {
     "vit_small-b8": ("vit_small_patch16_224", 8, 21),
     "test_vit-b2": ("test_vit", 2, 400),
 }
+READOUT = "observe, readout rows"
+FORWARD = "observe, readout rows, bare with its forward"
+"""The bare step with its forward replaced by the observed one of the same round."""
 CALL = "nothing due, bare with the call"
 """The bare step and, timed on its own where it stands, the one call that `nothing due` adds: finer than the noise of whole steps."""
 BOUNDS = {
     ("vit_small-b8", CALL): 1.003,
     ("vit_small-b8", "observe, all rows"): 1.15,
-    ("vit_small-b8", "observe, readout rows"): 1.02,
+    ("vit_small-b8", FORWARD): 1.02,
     ("test_vit-b2", CALL): 1.003,
 }
 _NEVER = 10**9
@@ -80,18 +86,19 @@ class Training:
         self.writer = DroppingWriter()
         self.steps = 0
         self.idle_seconds: list[float] = []  # of each call on a step on which nothing is due
+        self.forward_seconds: dict[str, list[float]] = {}  # of each forward of a candidate, with what is around it
 
     def monitor(self, every: int | None = None) -> AttentionMonitor:
         """A monitor of the model, by default one that logs every step."""
         return AttentionMonitor(self.model, self.probe, every_n_steps=every, writers=[self.writer])
 
-    def step(self) -> None:
-        """One step that nobody watches."""
-        self.finish(nn.functional.cross_entropy(self.model(self.pixels), self.labels))
-
-    def finish(self, loss: torch.Tensor) -> None:
-        """Backward and the optimizer."""
-        loss.backward()
+    def step(self, candidate: str = "", around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        """One step, its forward inside a context."""
+        begin = time.process_time()
+        with around():
+            output = self.model(self.pixels)
+        self.forward_seconds.setdefault(candidate, []).append(time.process_time() - begin)
+        nn.functional.cross_entropy(output, self.labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
@@ -106,21 +113,16 @@ class Training:
             idle.step(self.steps)
             self.idle_seconds.append(time.process_time() - begin)
 
-        def observe(monitor: AttentionMonitor, rows: str) -> None:
-            with monitor.observe(self.steps, rows=rows):
-                output = self.model(self.pixels)
-            self.finish(nn.functional.cross_entropy(output, self.labels))
-
         def log() -> None:
             self.step()
             logged.step(self.steps)
 
         return {
-            "bare": self.step,
+            "bare": lambda: self.step("bare"),
             "bare again": self.step,
             "nothing due": nothing_due,
-            "observe, all rows": lambda: observe(live, "all"),
-            "observe, readout rows": lambda: observe(cheap, "readout"),
+            "observe, all rows": lambda: self.step("", lambda: live.observe(self.steps, rows="all")),
+            READOUT: lambda: self.step(READOUT, lambda: cheap.observe(self.steps, rows="readout")),
             "logged": log,
         }
 
@@ -156,8 +158,11 @@ def measure(name: str, repeats: int | None, warmup: int) -> dict[str, tuple[Summ
     gc.freeze()
     seconds = interleave(candidates, repeats or rounds, warmup=warmup)
     gc.unfreeze()
-    calls = training.idle_seconds[-len(seconds["bare"]) :]
-    seconds[CALL] = [step + call for step, call in zip(seconds["bare"], calls, strict=True)]
+    steps, count = seconds["bare"], len(seconds["bare"])
+    calls = training.idle_seconds[-count:]
+    bare, observed = (training.forward_seconds[name][-count:] for name in ("bare", READOUT))
+    seconds[CALL] = [step + call for step, call in zip(steps, calls, strict=True)]
+    seconds[FORWARD] = [step + after - before for step, before, after in zip(steps, bare, observed, strict=True)]
     of_base = ratios(seconds, dict.fromkeys(seconds, "bare"))
     return {c: (summarise([1e3 * s for s in seconds[c]]), summarise(of_base[c])) for c in seconds}
 

@@ -40,7 +40,7 @@ def test_script_measures_every_candidate_and_writes_json(tiny, tmp_path, capsys,
     written = json.loads(path.read_text())
     assert {"torch", "timm", "cpu", "threads"} <= set(written["configuration"])
     found = {result["candidate"]: result for result in written["results"]}
-    assert set(found) == CANDIDATES | {tiny.CALL}
+    assert set(found) == CANDIDATES | {tiny.CALL, tiny.FORWARD}
     assert found["bare"]["ms"]["median"] < found[tiny.CALL]["ms"]["median"]
     for name, result in found.items():
         assert f"| tiny | {name} |" in printed
@@ -48,6 +48,22 @@ def test_script_measures_every_candidate_and_writes_json(tiny, tmp_path, capsys,
         assert result["ms"]["median"] > 0
     assert found["bare"]["ratio"]["median"] == 1.0
     assert "<= 1e+09: yes" in printed
+
+
+def test_an_observed_forward_is_set_against_the_bare_one_of_its_round(tiny, monkeypatch) -> None:
+    training = tiny.Training("test_vit", 2)
+    monkeypatch.setattr(tiny, "Training", lambda *_: training)
+
+    def interleave(candidates, repeats, warmup):
+        for name in [*["bare"] * 2, tiny.READOUT, "nothing due", tiny.READOUT, "nothing due"]:
+            candidates[name]()
+        training.forward_seconds = {"bare": [9.0, 1.0, 2.0], tiny.READOUT: [9.0, 1.5, 1.0], "": []}
+        return {"bare": [10.0, 20.0], tiny.READOUT: [99.0, 99.0]}
+
+    monkeypatch.setattr(tiny, "interleave", interleave)
+    milliseconds, ratio = tiny.measure("tiny", 2, 0)[tiny.FORWARD]
+    assert (milliseconds.median, milliseconds.repeats) == (14750.0, 2)  # 10 + 1.5 - 1 and 20 + 1 - 2 seconds
+    assert ratio.median == pytest.approx((1.05 + 0.95) / 2)
 
 
 def test_a_bound_that_is_missed_is_said_and_exits_1(tiny, capsys, monkeypatch) -> None:
