@@ -93,54 +93,55 @@ class ComputedRows:
         self._scale = scale * LOG2_E
         # Whether a row is shifted by its largest logit first. Most need not be, which their sums show; asking them waits for other devices.
         self._shifted = self.device.type != "cpu" or call.masked
+        # Whether their products are the logits: nothing is added, and nothing hidden.
+        self._bare = call.mask is None and not call.causal
         self._key_of: tuple[slice, Tensor] | None = None
+        self._each = self._of_each_head()
 
-    def exponentials(self, part: Part, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
+    def exponentials(self, part: Part, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows up to a factor each.
 
         Args:
             part: Which.
-            buffer: What `_buffer` gave; written.
+            rows: `(heads, rows, keys)`, written.
 
         Returns:
-            `(heads, rows, keys)`, and their row sums `(heads, rows)` to divide by, 1 where all keys are hidden.
+            The rows, and their sums `(heads, rows)` to divide by, 1 where all keys are hidden.
         """
         if not self._shifted:
-            rows = torch.exp2_(self._logits(part, buffer, shifted=False))
+            torch.exp2_(self._logits(part, rows, shifted=False))
             sums = rows.sum(dim=-1)
             least, largest = torch.aminmax(sums)
-            if float(least) > _LEAST_SUM and float(largest) < _LARGEST_SUM:
+            if least.item() > _LEAST_SUM and largest.item() < _LARGEST_SUM:
                 return rows, sums
             self._shifted = True  # nor are those of this image that are still to come
-        rows = torch.exp2_(self._logits(part, buffer, shifted=True))
+        torch.exp2_(self._logits(part, rows, shifted=True))
         return rows, self._nonzero(rows.sum(dim=-1))
 
-    def spread(self, part: Part, buffer: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def spread(self, part: Part, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Entropy of rows in nats, from logits and row sums: no logarithm of the matrix. The rows come with it.
 
         With l the logits less their row's largest, e = exp(l), Z their sum: `H = log Z - sum_j e_j l_j / Z`, both terms small where H is.
 
         Args:
             part: Which.
-            buffer: Written.
-            second: Written, too.
+            logits: `(heads, rows, keys)`, written.
+            rows: Likewise.
 
         Returns:
-            Entropy `(heads, rows)` float64, and rows and sums as `exponentials` gives them, in `second`.
+            Entropy `(heads, rows)` float64, and rows and sums as `exponentials` gives them.
         """
-        logits = self._logits(part, buffer, shifted=True)
+        self._logits(part, logits, shifted=True)
         if self._call.masked:
             logits.clamp_min_(_HIDDEN)
-        rows = torch.exp2(logits, out=_shaped(second, part, self.keys))
+        torch.exp2(logits, out=rows)
         divisors = self._nonzero(rows.sum(dim=-1))
         sums = divisors.double()
         mean = logits.mul_(rows).sum(dim=-1).double() / sums
         return (sums.log2() - mean) / LOG2_E, rows, divisors
 
-    def _logits(self, part: Part, buffer: Tensor, *, shifted: bool) -> Tensor:
-        logits = _shaped(buffer, part, self.keys)
-        query = self._call.query[0, part.heads, part.queries].to(self.dtype)
-        mask = self._mask(part)
+    def _logits(self, part: Part, logits: Tensor, *, shifted: bool) -> Tensor:
+        mask = None if self._bare else self._mask(part)
         biased = mask is not None and mask.dtype is not torch.bool
         if biased and mask is not None:
             # The least number times log2 e would be minus infinity, which hides.
@@ -148,18 +149,40 @@ class ComputedRows:
             logits.masked_fill_(mask == -math.inf, -math.inf)
         beta = LOG2_E if biased else 0.0  # with 0 the buffer's old contents do not count
         if logits.shape[0] == 1:
-            logits[0].addmm_(query[0], self._key(part.heads)[0].mT, beta=beta, alpha=self._scale)
+            logits[0].addmm_(*self._of_head(part), beta=beta, alpha=self._scale)
         else:
+            query = self._call.query[0, part.heads, part.queries].to(self.dtype)
             logits.baddbmm_(query, self._key(part.heads).mT, beta=beta, alpha=self._scale)
-        if mask is not None and not biased:
-            logits.masked_fill_(~mask, -math.inf)
-        if self._call.causal:
-            asking = torch.arange(part.queries.start, part.queries.stop, device=self.device)
-            logits.masked_fill_(torch.arange(self.keys, device=self.device) > asking[:, None], -math.inf)
+        if not self._bare:
+            self._hide(logits, part, None if biased else mask)
         if shifted:
             peaks = logits.amax(dim=-1, keepdim=True)
             logits.sub_(peaks.clamp_min_(torch.finfo(self.dtype).min) if self._call.masked else peaks)
         return logits
+
+    def _of_each_head(self) -> list[tuple[Tensor, Tensor]]:
+        """Queries and transposed keys of each head, where they need no conversion; views made once are fewer operations a chunk."""
+        query, key = self._call.query[0], self._call.key[0]
+        if query.shape[0] != key.shape[0] or not key.is_contiguous():
+            return []
+        if query.dtype is not self.dtype or key.dtype is not self.dtype:
+            return []
+        return list(zip(query.unbind(0), key.mT.unbind(0), strict=True))
+
+    def _of_head(self, part: Part) -> tuple[Tensor, Tensor]:
+        """A part's queries, and its only head's keys transposed."""
+        if not self._each:
+            return self._call.query[0, part.heads.start, part.queries].to(self.dtype), self._key(part.heads)[0].mT
+        query, key = self._each[part.heads.start]
+        return (query if part.shape[1] == self.queries else query[part.queries]), key
+
+    def _hide(self, logits: Tensor, part: Part, seen: Tensor | None) -> None:
+        """Make those logits minus infinity that a boolean mask or the order of the tokens hides."""
+        if seen is not None:
+            logits.masked_fill_(~seen, -math.inf)
+        if self._call.causal:
+            asking = torch.arange(part.queries.start, part.queries.stop, device=self.device)
+            logits.masked_fill_(torch.arange(self.keys, device=self.device) > asking[:, None], -math.inf)
 
     def _key(self, heads: slice) -> Tensor:
         """Keys of these heads, `(heads, keys, head_dim)`, copied once for all their rows if they are strided or shared."""
@@ -191,14 +214,14 @@ class DenseRows:
         self.device = matrix.device
         self._matrix = matrix
 
-    def exponentials(self, part: Part, buffer: Tensor) -> tuple[Tensor, Tensor | None]:
+    def exponentials(self, part: Part, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows, `(heads, rows, keys)`, and None: they need no division."""
-        return _shaped(buffer, part, self.keys).copy_(self._matrix[part.heads, part.queries]), None
+        return rows.copy_(self._matrix[part.heads, part.queries]), None
 
-    def spread(self, part: Part, buffer: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Entropy of rows in nats, `(heads, rows)` float64, the rows in `second`, and None for their sums."""
-        rows, _ = self.exponentials(part, second)
-        entropy: Tensor = torch.special.entr(rows, out=_shaped(buffer, part, self.keys))
+    def spread(self, part: Part, entropy: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Entropy of rows in nats, `(heads, rows)` float64, the rows, and None for their sums; both tensors are written."""
+        self.exponentials(part, rows)
+        torch.special.entr(rows, out=entropy)
         return entropy.sum(dim=-1, dtype=torch.float64), rows, None
 
 
@@ -217,9 +240,33 @@ def chunks(image: ImageRows, queries: slice, budget: int) -> Iterator[tuple[Part
         Which part, its rows up to a factor each, and their sums or None, as `exponentials` gives them.
     """
     cut = parts(image.heads, queries, _row_bytes(image), budget)
-    buffer = _buffer(image, cut[0])
+    buffer = _Buffer(image, cut[0])
     for part in cut:
-        yield part, *image.exponentials(part, buffer)
+        yield part, *image.exponentials(part, buffer.shaped(part))
+
+
+def sum_of_products(image: ImageRows, r: Tensor, budget: int) -> Tensor:
+    """What r times each head's matrix adds up to.
+
+    Args:
+        image: The image.
+        r: `(rows, queries)`, the same for all heads.
+        budget: Largest size in bytes of what is computed of the matrix at once.
+
+    Returns:
+        `(rows, keys)` float64; parts are multiplied in the image's dtype.
+    """
+    total = torch.zeros(len(r), image.keys, dtype=torch.float64, device=image.device)
+    factors = r.to(image.dtype)
+    for part, rows, sums in chunks(image, slice(0, image.queries), budget):
+        heads, queries = part.shape
+        own = factors if queries == image.queries else factors[:, part.queries]
+        if heads == 1:  # few operations: at a thousand tokens, they are what can be saved
+            total.add_(torch.mm(own if sums is None else own / sums, rows[0]))
+        else:
+            each = own.expand(heads, -1, -1) if sums is None else own / sums[:, None]
+            total.add_(torch.bmm(each, rows).sum(dim=0, dtype=torch.float64))
+    return total
 
 
 def entropies(image: ImageRows, budget: int) -> Tensor:
@@ -250,9 +297,10 @@ def spread_chunks(image: ImageRows, budget: int) -> Iterator[tuple[Part, Tensor,
         shape to write in.
     """
     cut = parts(image.heads, slice(0, image.queries), _row_bytes(image), budget // 2)
-    buffer, second = _buffer(image, cut[0]), _buffer(image, cut[0])
+    first, second = _Buffer(image, cut[0]), _Buffer(image, cut[0])
     for part in cut:
-        yield part, *image.spread(part, buffer, second), _shaped(buffer, part, image.keys)
+        memory = first.shaped(part)
+        yield part, *image.spread(part, memory, second.shaped(part)), memory
 
 
 def fused_chunks(image: ImageRows, fusion: str, budget: int) -> Iterator[tuple[slice, Tensor]]:
@@ -267,12 +315,13 @@ def fused_chunks(image: ImageRows, fusion: str, budget: int) -> Iterator[tuple[s
         Which rows, and `(rows, keys)`; the caller may overwrite them.
     """
     cut = row_parts(slice(0, image.queries), _row_bytes(image), budget // 2)
-    buffer, fused = (_buffer(image, Part(slice(0, 1), cut[0])) for _ in range(2))
+    buffer, fused = (_Buffer(image, Part(slice(0, 1), cut[0])) for _ in range(2))
     join = _JOINS[fusion]
     for queries in cut:
-        total = _shaped(fused, Part(slice(0, 1), queries), image.keys)[0]
+        total = fused.shaped(Part(slice(0, 1), queries))[0]
         for head in range(image.heads):
-            rows, sums = image.exponentials(Part(slice(head, head + 1), queries), buffer)
+            part = Part(slice(head, head + 1), queries)
+            rows, sums = image.exponentials(part, buffer.shaped(part))
             if sums is not None:
                 rows.mul_(sums.reciprocal_()[..., None])
             if head == 0:
@@ -289,10 +338,24 @@ _JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _buffer(image: ImageRows, part: Part) -> Tensor:
-    """Memory for one part and any smaller one."""
-    heads, rows = part.shape
-    return torch.empty(heads * rows * _row_bytes(image) // image.dtype.itemsize, dtype=image.dtype, device=image.device)
+class _Buffer:
+    """Memory for one part of an image and any smaller one."""
+
+    def __init__(self, image: ImageRows, part: Part) -> None:
+        heads, rows = part.shape
+        self._keys, self._width = image.keys, _padded(image.keys, image.dtype)
+        self._memory = torch.empty(heads * rows * self._width, dtype=image.dtype, device=image.device)
+        self._shape, self._shaped = part.shape, self._of(part.shape)
+
+    def shaped(self, part: Part) -> Tensor:
+        """Its front in the shape of a part, `(heads, rows, keys)`."""
+        if part.shape != self._shape:
+            self._shape, self._shaped = part.shape, self._of(part.shape)
+        return self._shaped
+
+    def _of(self, shape: tuple[int, int]) -> Tensor:
+        heads, rows = shape
+        return self._memory[: heads * rows * self._width].view(heads, rows, self._width)[..., : self._keys]
 
 
 def _row_bytes(image: ImageRows) -> int:
@@ -303,10 +366,3 @@ def _padded(keys: int, dtype: torch.dtype) -> int:
     """Distance of rows in memory: each begins a cache line, or products are a tenth slower (numbers of tokens are odd)."""
     line = _LINE_BYTES // dtype.itemsize
     return -(-keys // line) * line
-
-
-def _shaped(buffer: Tensor, part: Part, keys: int) -> Tensor:
-    """The front of a buffer in the shape of a part, `(heads, rows, keys)`."""
-    heads, rows = part.shape
-    width = _padded(keys, buffer.dtype)
-    return buffer[: heads * rows * width].view(heads, rows, width)[..., :keys]

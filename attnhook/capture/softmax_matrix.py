@@ -19,6 +19,7 @@ from attnhook.capture.exponentials import (
     entropies,
     fused_chunks,
     spread_chunks,
+    sum_of_products,
 )
 from attnhook.capture.operands import Operands, quiet_arithmetic, softmax_rows
 from attnhook.errors import RowsNotKeptError
@@ -161,21 +162,13 @@ class SoftmaxMatrix:
         self._check(r, "r", (batch, None, queries), "(batch, rows, queries)")
         with quiet_arithmetic(self.device.type):
             total = torch.zeros(batch, r.shape[1], keys, dtype=torch.float64, device=self.device)
-            if choose(HeadFusion, fusion, "fusion") is not HeadFusion.MEAN:
-                for chunk, fused in self.fused_chunks(fusion):
-                    total[chunk.image] += torch.mm(r[chunk.image, :, chunk.queries].to(fused.dtype), fused)
-                return total.to(r.dtype)
-            factors = r
-            for image, part, rows, sums in self._chunks():
-                if factors.dtype is not rows.dtype:
-                    factors = r.to(rows.dtype)
-                own = factors[image, :, part.queries]
-                if len(rows) == 1:  # few operations: at a thousand tokens, they are what can be saved
-                    total[image].add_(torch.mm(own if sums is None else own / sums, rows[0]))
-                else:
-                    each = own.expand(len(rows), -1, -1) if sums is None else own / sums[:, None]
-                    total[image].add_(torch.bmm(each, rows).sum(dim=0, dtype=torch.float64))
-            return total.div_(heads).to(r.dtype)
+            if choose(HeadFusion, fusion, "fusion") is HeadFusion.MEAN:
+                for image in range(batch):
+                    total[image] = sum_of_products(self._image_rows(image), r[image], self._budget)
+                return total.div_(heads).to(r.dtype)
+            for chunk, fused in self.fused_chunks(fusion):
+                total[chunk.image] += torch.mm(r[chunk.image, :, chunk.queries].to(fused.dtype), fused)
+            return total.to(r.dtype)
 
     def right_multiply(self, x: Tensor) -> Tensor:
         """The product A x.
