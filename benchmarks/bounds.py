@@ -1,13 +1,13 @@
 """Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
 
     python benchmarks/bounds.py --json bounds.json                # an hour, more where the machine is busy
-    python benchmarks/bounds.py --only batches overlay --peer peer
+    python benchmarks/bounds.py --only batch overlay --peer peer
 
 Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Where a
 figure differs from process to process by more than from round to round, as ratios of short forwards do by where their memory happens to lie,
-the script runs in several processes: what counts is the median of what they found, with the lowest and the highest beside it. A process in
-which the machine was busy, told by the bare forward against itself alone, is passed over and another one run, within reason. Exit status 1 if
-a figure is short of its goal, or a script failed. Peers that are packages of their own come in with `--peer FOLDER`
+the script runs in several processes: what counts is the median of what all of them found, with the lowest and the highest beside it. While they
+disagree on which side of its goal a figure is, more are run, within reason. Exit status 1 if a figure is short of its goal, or a script failed.
+Peers that are packages of their own come in with `--peer FOLDER`
 (`pip install --no-deps --target FOLDER grad-cam torchcam opencv-python-headless`).
 """
 
@@ -58,16 +58,15 @@ class Measurement:
         script: Its name.
         arguments: Of its command line.
         bounds: The figures.
-        processes: How many processes count.
-        unrest: A process in which the quartiles of `bare again` are further apart is passed over, as long as there are not twice as many;
-            then the quietest count.
+        processes: How many processes it runs in, at the least.
+        at_most: How many where they disagree on whether a goal is met.
     """
 
     script: str
     arguments: list[str]
     bounds: list[Bound]
     processes: int = 1
-    unrest: float = math.inf
+    at_most: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,25 +113,26 @@ def overlay_peer(name: str) -> Callable[[Any], float]:
 
 PEERS = "rows alone", "timm AttentionExtract"
 LONG, TINY, TORCHVISION = "vit_small-1024px-b1", "vit_tiny-b1", "torchvision_vit_b_16-b1"
-BATCHES = "vit_base-b8", "torchvision_vit_b_16-b8"
 READOUT = "observe, readout rows, bare with its forward"
 IDLE = "nothing due, bare with the call"
 ROWS = "--candidates", "bare again", ALL, *PEERS, "--cases"
+BATCH = "--candidates", "bare again", ALL, "--no-memory", "--repeats", "9", "--warmup", "1", "--cases"
+LONG_ROWS = "--cases", LONG, "--candidates", "bare again", ALL
 ROLLOUT = "--candidates", "attnhook, rollout", "attnhook, entropy", "--cases"
 MEASUREMENTS: dict[str, Measurement] = {
     "image": Measurement(
         "overhead",
         [*ROWS, TINY, "--no-memory", "--repeats", "60"],
         [ratio("rows of all blocks, ViT-Ti b1", TINY, ALL, 1.04, *PEERS)],
-        processes=5,
-        unrest=0.03,
+        processes=3,
+        at_most=11,
     ),
     "rollout": Measurement(
         "rollout",
         ["--candidates", "attnhook, rollout", "--cases", "1,025 tokens", "--no-memory", "--repeats", "11"],
         [ratio("rollout, 1,025 tokens", "1,025 tokens", "attnhook, rollout", 1.2)],
-        processes=7,
-        unrest=0.04,
+        processes=3,
+        at_most=11,
     ),
     "long rollout": Measurement(
         "rollout",
@@ -152,30 +152,42 @@ MEASUREMENTS: dict[str, Measurement] = {
         [*ROWS, TORCHVISION, "--no-memory", "--repeats", "40"],
         [ratio("rows of all blocks, torchvision ViT-B b1", TORCHVISION, ALL, 1.04)],
         processes=3,
-        unrest=0.03,
+        at_most=9,
     ),
-    "batches": Measurement(
+    "batch": Measurement(
         "overhead",
-        ["--candidates", "bare again", ALL, "--cases", *BATCHES, "--no-memory", "--repeats", "9", "--warmup", "1"],
-        [
-            ratio("rows of all blocks, ViT-B b8", BATCHES[0], ALL, 1.02),
-            ratio("rows of all blocks, torchvision ViT-B b8", BATCHES[1], ALL, 1.02),
-        ],
+        [*BATCH, "vit_base-b8"],
+        [ratio("rows of all blocks, ViT-B b8", "vit_base-b8", ALL, 1.02)],
         processes=3,
+        at_most=6,
+    ),
+    "torchvision batch": Measurement(
+        "overhead",
+        [*BATCH, "torchvision_vit_b_16-b8"],
+        [ratio("rows of all blocks, torchvision ViT-B b8", "torchvision_vit_b_16-b8", ALL, 1.02)],
+        processes=3,
+        at_most=6,
     ),
     "1,025 tokens": Measurement(
         "overhead",
         [*ROWS, "vit_small-512px-b1", "--no-memory", "--repeats", "9"],
         [ratio("rows of all blocks, 1,025 tokens", "vit_small-512px-b1", ALL, 1.02, *PEERS)],
         processes=3,
+        at_most=6,
     ),
     "long": Measurement(
         "overhead",
-        ["--candidates", "bare again", ALL, PEERS[1], "--cases", LONG, "--repeats", "13", "--warmup", "1"],
-        [
-            ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, PEERS[1]),
-            extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 32),
-        ],
+        [*LONG_ROWS, PEERS[1], "--no-memory", "--repeats", "5", "--warmup", "1"],
+        [ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02, PEERS[1])],
+        processes=3,
+        at_most=6,
+    ),
+    "memory": Measurement(
+        "overhead",
+        [*LONG_ROWS, "--repeats", "1", "--warmup", "0"],
+        [extra("memory beyond bare, 4,097 tokens, MiB", LONG, ALL, 32)],
+        processes=3,
+        at_most=6,
     ),
     "gradients": Measurement(
         "gradients",
@@ -198,6 +210,7 @@ MEASUREMENTS: dict[str, Measurement] = {
             ratio("observe, readout rows, ViT-S b8", "vit_small-b8", READOUT, 1.02, "observe, readout rows"),
         ],
         processes=3,
+        at_most=5,
     ),
     "comparison": Measurement(
         "comparison",
@@ -243,12 +256,6 @@ def run_script(name: str, arguments: list[str], folder: Path) -> Any:
     return json.loads(written.read_text())
 
 
-def unrest(found: Any) -> float:
-    """How busy the machine was: how far the quartiles of the bare forward against itself are apart, at the worst."""
-    floors = [r["ratio"] for r in found["results"] if r["candidate"] == "bare again"]
-    return max(float(floor["high"] - floor["low"]) for floor in floors)
-
-
 def run(one: Measurement, folder: Path) -> list[Any]:
     """Run a measurement in as many processes as it takes.
 
@@ -257,16 +264,17 @@ def run(one: Measurement, folder: Path) -> list[Any]:
         folder: For what the scripts write.
 
     Returns:
-        What those processes wrote that count.
+        What each process wrote.
     """
-    if one.unrest == math.inf:
-        return [run_script(one.script, one.arguments, folder) for _ in range(one.processes)]
-    found: list[Any] = []
-    while sum(unrest(each) <= one.unrest for each in found) < one.processes and len(found) < 2 * one.processes:
+    found = [run_script(one.script, one.arguments, folder) for _ in range(one.processes)]
+    while len(found) < one.at_most and not all(agree(bound, found) for bound in one.bounds):
         found.append(run_script(one.script, one.arguments, folder))
-    quietest = sorted(found, key=unrest)[: one.processes]
-    print(f"{len(found)} processes, {one.processes} count, unrest up to {unrest(quietest[-1]):.3f}", flush=True)
-    return quietest
+    return found
+
+
+def agree(bound: Bound, found: list[Any]) -> bool:
+    """Whether all processes found the figure on the same side of its goal."""
+    return len({_GOALS[bound.goal](bound.read(one), bound.bound) for one in found}) == 1
 
 
 def held_against(bound: Bound, found: list[Any]) -> Row:
@@ -288,8 +296,9 @@ def import_seconds(rounds: int = 11) -> float:
 
 
 def figure(row: Row) -> str:
-    """What was measured; of several processes the lowest and the highest, too."""
-    spread = f" ({min(row.runs):.3f} to {max(row.runs):.3f})" if len(row.runs) > 1 else ""
+    """What was measured; of several processes the lowest and the highest, too, and how many they were."""
+    many = len(row.runs)
+    spread = f" ({min(row.runs):.3f} to {max(row.runs):.3f}, {many} processes)" if many > 1 else ""
     return f"{row.measured:.3f}{spread}"
 
 
