@@ -36,10 +36,16 @@ class SiteRecorder:
         site: The module.
         records: Of the forwards, the present one last; shared, and added to as each begins.
         device: Where rows are kept, None for where they are computed.
+        copies: Memory for copied queries and keys, shared likewise.
     """
 
     def __init__(
-        self, plan: CapturePlan, site: AttentionSite, records: Sequence[ForwardRecord], device: torch.device | None
+        self,
+        plan: CapturePlan,
+        site: AttentionSite,
+        records: Sequence[ForwardRecord],
+        device: torch.device | None,
+        copies: CopyMemory,
     ) -> None:
         self.plan = plan
         self.site = site
@@ -54,16 +60,12 @@ class SiteRecorder:
         self._short = self._few if site.plain and device is None and not plan.values else None
         self._kind = intern(f"{self._few} {self._of_sequence}")  # told apart by where it is
         self._sites = len(plan.sites)
-        self._copies = CopyMemory()
+        self._copies = copies
 
     @property
     def record(self) -> ForwardRecord:
         """What the present forward showed."""
         return self._records[-1]
-
-    def forget(self) -> None:
-        """Give back the memory that is kept for the next forward."""
-        self._copies.forget()
 
     def refused(self, error: Exception) -> None:
         """Keep for whoever reads the maps why a call could not be recorded, which must not end the model's forward."""

@@ -175,15 +175,22 @@ def living_workers() -> Iterator[None]:
         ExtractionError: If one dies, or answers no more.
     """
     try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith(_WORKER_DIED):
+        try:
+            yield
+        except (ConnectionError, EOFError) as error:  # torch's own word may still come, in any of these lines
+            raise _dead(error) from error
+    except RuntimeError as error:
+        if not str(error).startswith(_WORKER_DIED):
             raise
-        said = str(error) or "a message that was cut off"
-        raise ExtractionError(
-            f"photos can be read no further: expected worker processes that live, got {said}. If memory is short, take fewer workers or a "
-            "smaller batch; then run the same again."
-        ) from error
+        raise _dead(error) from error
+
+
+def _dead(error: Exception) -> ExtractionError:
+    said = str(error) or "a message that was cut off"
+    return ExtractionError(
+        f"photos can be read no further: expected worker processes that live, got {said}. If memory is short, take fewer workers or a "
+        "smaller batch; then run the same again."
+    )
 
 
 def _as_is(batch: Any) -> Any:

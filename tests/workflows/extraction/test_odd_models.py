@@ -13,6 +13,7 @@ from torch import nn
 from attnhook import AttentionCapture, VisionModel, extract
 from attnhook.errors import ExtractionError
 from attnhook.workflows.extraction import runs
+from attnhook.workflows.extraction.batches import living_workers
 from attnhook.workflows.extraction.processes import Team
 from tests.models import TRANSFORMERS, sharpen
 from tests.workflows.comparison.zoo import geometry_of, pixels_of, seeing, timm_vit
@@ -151,6 +152,21 @@ def dies_in_a_worker(photo):
     if photo.size == (83, 75) and torch.utils.data.get_worker_info() is not None:
         os.kill(os.getpid(), signal.SIGKILL)
     return pixels_of(72, 64, photo)
+
+
+def test_a_death_that_torch_tells_of_while_another_sign_of_it_is_handled_is_one_death():
+    class Reset(ConnectionResetError):
+        def __str__(self) -> str:  # torch raises in whatever line runs
+            raise RuntimeError("DataLoader worker (pid 912) is killed by signal: Killed.")
+
+    with (
+        pytest.raises(ExtractionError, match=r"processes that live, got DataLoader worker \(pid 912\)"),
+        living_workers(),
+    ):
+        raise Reset
+    for other in (RuntimeError("of the model"), ValueError("of a photo")):
+        with pytest.raises(type(other), match=r"^of "), living_workers():
+            raise other
 
 
 # torch's own clearing up after the dead one may raise where nobody can catch it: in __del__.
