@@ -119,6 +119,13 @@ ROWS = "--candidates", "bare again", ALL, *PEERS, "--cases"
 BATCH = "--candidates", "bare again", ALL, "--no-memory", "--repeats", "9", "--warmup", "1", "--cases"
 LONG_ROWS = "--cases", LONG, "--candidates", "bare again", ALL
 ROLLOUT = "--candidates", "attnhook, rollout", "attnhook, entropy", "--cases"
+
+
+def batch(figure: str, case: str) -> Measurement:
+    """Rows of a large batch, in processes that run no other: after another model's the heap is another."""
+    return Measurement("overhead", [*BATCH, case], [ratio(figure, case, ALL, 1.02)], processes=3, at_most=6)
+
+
 MEASUREMENTS: dict[str, Measurement] = {
     "image": Measurement(
         "overhead",
@@ -154,20 +161,8 @@ MEASUREMENTS: dict[str, Measurement] = {
         processes=3,
         at_most=9,
     ),
-    "batch": Measurement(
-        "overhead",
-        [*BATCH, "vit_base-b8"],
-        [ratio("rows of all blocks, ViT-B b8", "vit_base-b8", ALL, 1.02)],
-        processes=3,
-        at_most=6,
-    ),
-    "torchvision batch": Measurement(
-        "overhead",
-        [*BATCH, "torchvision_vit_b_16-b8"],
-        [ratio("rows of all blocks, torchvision ViT-B b8", "torchvision_vit_b_16-b8", ALL, 1.02)],
-        processes=3,
-        at_most=6,
-    ),
+    "batch": batch("rows of all blocks, ViT-B b8", "vit_base-b8"),
+    "torchvision batch": batch("rows of all blocks, torchvision ViT-B b8", "torchvision_vit_b_16-b8"),
     "1,025 tokens": Measurement(
         "overhead",
         [*ROWS, "vit_small-512px-b1", "--no-memory", "--repeats", "9"],

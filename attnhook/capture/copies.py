@@ -9,7 +9,9 @@ from sys import getrefcount
 import torch
 from torch import Tensor
 
-_LINE_BYTES = 64
+LINE_BYTES = 64
+"""Size of a line of a CPU's cache."""
+
 _use_count = torch._C._storage_Use_Count
 _modes = torch._C._len_torch_dispatch_stack
 
@@ -62,7 +64,7 @@ class CopyMemory:
         if piece is not None and _holders(piece) == self._alone:
             self._end = 0
         inference = torch.is_inference_mode_enabled()
-        step = -(-wanted // _LINE_BYTES) * _LINE_BYTES
+        step = -(-wanted // LINE_BYTES) * LINE_BYTES
         if piece is None or piece.is_inference() != inference or self._end + wanted > piece.nbytes:
             piece = self._piece = query.new_empty(step * (self._calls - 1) + wanted, dtype=torch.uint8)
             self._alone, self._end = _holders(piece), 0

@@ -8,16 +8,17 @@ one image is written into the same memory: it holds until the next one is asked 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from attnhook.capture.copies import LINE_BYTES
 from attnhook.capture.operands import Operands
 
 LOG2_E = math.log2(math.e)
 # Between them, sums of a million such rows, and small numbers over a row's sum, are still normal float32 numbers.
 _LEAST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**80
-_LINE_BYTES = 64
 _HIDDEN = -8192.0  # 2 to the power of this is 0, and 0 times this is 0, which 0 times minus infinity is not
 
 
@@ -93,10 +94,7 @@ class ComputedRows:
         self._scale = scale * LOG2_E
         # Whether a row is shifted by its largest logit first. Most need not be, which their sums show; asking them waits for other devices.
         self._shifted = self.device.type != "cpu" or call.masked
-        # Whether their products are the logits: nothing is added, and nothing hidden.
-        self._bare = call.mask is None and not call.causal
         self._key_of: tuple[slice, Tensor] | None = None
-        self._each = self._of_each_head()
 
     def exponentials(self, part: Part, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows up to a factor each.
@@ -141,7 +139,7 @@ class ComputedRows:
         return (sums.log2() - mean) / LOG2_E, rows, divisors
 
     def _logits(self, part: Part, logits: Tensor, *, shifted: bool) -> Tensor:
-        mask = None if self._bare else self._mask(part)
+        mask = self._mask(part)
         biased = mask is not None and mask.dtype is not torch.bool
         if biased and mask is not None:
             # The least number times log2 e would be minus infinity, which hides.
@@ -153,14 +151,15 @@ class ComputedRows:
         else:
             query = self._call.query[0, part.heads, part.queries].to(self.dtype)
             logits.baddbmm_(query, self._key(part.heads).mT, beta=beta, alpha=self._scale)
-        if not self._bare:
+        if self._call.masked:
             self._hide(logits, part, None if biased else mask)
         if shifted:
             peaks = logits.amax(dim=-1, keepdim=True)
             logits.sub_(peaks.clamp_min_(torch.finfo(self.dtype).min) if self._call.masked else peaks)
         return logits
 
-    def _of_each_head(self) -> list[tuple[Tensor, Tensor]]:
+    @cached_property
+    def _each(self) -> list[tuple[Tensor, Tensor]]:
         """Queries and transposed keys of each head, where they need no conversion; views made once are fewer operations a chunk."""
         query, key = self._call.query[0], self._call.key[0]
         if query.shape[0] != key.shape[0] or not key.is_contiguous():
@@ -364,5 +363,5 @@ def _row_bytes(image: ImageRows) -> int:
 
 def _padded(keys: int, dtype: torch.dtype) -> int:
     """Distance of rows in memory: each begins a cache line, or products are a tenth slower (numbers of tokens are odd)."""
-    line = _LINE_BYTES // dtype.itemsize
+    line = LINE_BYTES // dtype.itemsize
     return -(-keys // line) * line
