@@ -129,7 +129,7 @@ def batch(figure: str, case: str) -> Measurement:
 MEASUREMENTS: dict[str, Measurement] = {
     "image": Measurement(
         "overhead",
-        [*ROWS, TINY, "--no-memory", "--repeats", "60"],
+        [*ROWS, TINY, "--no-memory", "--repeats", "200"],
         [ratio("rows of all blocks, ViT-Ti b1", TINY, ALL, 1.04, *PEERS)],
         processes=3,
         at_most=11,
@@ -156,7 +156,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "torchvision": Measurement(
         "overhead",
-        [*ROWS, TORCHVISION, "--no-memory", "--repeats", "40"],
+        [*ROWS, TORCHVISION, "--no-memory", "--repeats", "80"],
         [ratio("rows of all blocks, torchvision ViT-B b1", TORCHVISION, ALL, 1.04)],
         processes=3,
         at_most=9,
