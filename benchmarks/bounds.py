@@ -1,6 +1,6 @@
 """Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
 
-    python benchmarks/bounds.py --json bounds.json                # an hour, more where the machine is busy
+    python benchmarks/bounds.py --json bounds.json                # an hour and a half, more where the machine is busy
     python benchmarks/bounds.py --only batch overlay --peer peer
 
 Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Where a
