@@ -126,8 +126,8 @@ class TokenLayout:
         if num_tokens != self.num_tokens:
             raise TokenLayoutError(
                 f"the tokens of {where} do not fit the patch grid: expected {self.num_tokens} = {self.describe()}, "
-                f"got {num_tokens}. The model drops, merges or adds tokens: read `.rows` without a grid, or pass "
-                "`layout=TokenLayout(...)` that describes what is there."
+                f"got {num_tokens}. The model drops, merges or adds tokens, or a layout that was passed leaves some out (`registers=`, "
+                "`suffix=`): read `.rows` without a grid, or pass `layout=TokenLayout(...)` that describes what is there."
             )
 
     def patches(self, row: Tensor) -> Tensor:
