@@ -1,10 +1,10 @@
 """What one forward showed, and its turning into `AttentionMaps`.
 
-While the model runs only scores are kept; their softmax waits until the maps are read. On a small model the time of a captured row is the
+While the model runs only logits are kept; their softmax waits until the maps are read. On a small model the time of a captured row is the
 time to call a few more torch operations between the model's own, so every one that can wait does.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -13,61 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import SeenTokens
-from attnhook.capture.following import KeptGradients
+from attnhook.capture.calls import CapturedCall
+from attnhook.capture.fast_path import FastLogits, finish_together
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.operands import softmax_rows
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.scores import PlainCall, ScoreMemory, finish_together
-from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
+from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.storage import size
-from attnhook.errors import AttnhookError, BlockNotCapturedError, RowsNotKeptError, TokenLayoutError
+from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutError
 from attnhook.options import Size
 
 _NOTHING_SEEN = SeenTokens()
-_is_inference_mode_enabled = torch.is_inference_mode_enabled
-
-
-@dataclass(slots=True, eq=False)
-class CapturedCall:
-    """One attention call: scores, finished rows, or the implicit matrix; its own tokens; what is kept of values and gradients."""
-
-    kernel: str
-    scores: Tensor | None = None
-    rows: Tensor | None = None
-    matrix: SoftmaxMatrix | None = None
-    masked: bool = False
-    tokens: SiteTokens | None = None
-    beside: KeptGradients | None = None
-
-    def finished(self) -> Tensor | SoftmaxMatrix:
-        """The softmax rows, `(batch, heads, queries, keys)` float32, or the matrix."""
-        if self.matrix is not None:
-            return self.matrix
-        if self.scores is not None:
-            return softmax_rows(self.scores, masked=self.masked)
-        if self.rows is not None:
-            return self.rows.clone() if self.rows.is_inference() else self.rows
-        raise BlockNotCapturedError("an attention call was recorded without its rows.")
-
-
-@dataclass(slots=True, eq=False)
-class MeasuredCall:
-    """One attention call of which only what someone measured is left."""
-
-    kernel: str
-    value: Any
-    tokens: SiteTokens | None = None
-    beside: KeptGradients | None = None
-
-    def finished(self) -> Tensor:
-        """Refuse: no row was kept."""
-        raise RowsNotKeptError("only measurements were kept: expected rows. Capture with AttentionCapture for maps.")
-
-
-AnyCall = CapturedCall | PlainCall | MeasuredCall
 
 
 @dataclass(eq=False)
@@ -75,31 +33,37 @@ class ForwardRecord:
     """What one forward showed.
 
     Attributes:
-        calls: The attention calls, each with its site's name, in the order in which they ran.
+        calls: The attention calls in the order in which they ran.
         ran: Names of the sites whose forward ran.
         errors: By site name, why a call could not be recorded.
         strangers: Modules outside every site that called scaled_dot_product_attention, each with its type's name.
+        listed: Whether it is among those of its capture.
         begun: Whether the model's forward began; False if only attention modules were called.
         input_size: Pixels of the images that went in.
         grid: Patch rows and columns that the patch embedding gave.
         frames: Steps in time that it gave.
         patch_area: Pixels that the grid covers.
-        memory: Where the scores of plain calls are written: that of an earlier forward, or None before the first call.
         tokens: What the token module showed.
+        fast: Where the fast path keeps the logits of its calls.
+        inputs: By site name, those of its `seen_module`, floating-point tensors replaced by their shapes.
+        interrupted: The forward that had begun, and not ended, when this one did, if any.
         maps: What it was turned into, once asked for.
     """
 
-    calls: list[tuple[str, AnyCall]] = field(default_factory=list)
+    calls: list[CapturedCall] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
     errors: dict[str, AttnhookError] = field(default_factory=dict)
     strangers: dict[str, str] = field(default_factory=dict)
+    listed: bool = False
     begun: bool = False
     input_size: Size | None = None
     grid: Size | None = None
     frames: int = 1
     patch_area: Size | None = None
-    memory: ScoreMemory | None = None
     tokens: SeenTokens = _NOTHING_SEEN
+    fast: FastLogits | None = None
+    inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    interrupted: "ForwardRecord | None" = None
     maps: AttentionMaps | None = None
 
     def is_empty(self) -> bool:
@@ -108,19 +72,13 @@ class ForwardRecord:
 
     def count(self, site: str) -> int:
         """How often a site has called its kernel."""
-        return sum(name == site for name, _ in self.calls)
+        return sum(call.site == site for call in self.calls)
 
-    def release(self) -> ScoreMemory | None:
-        """Free what is not needed once the maps are made; what comes back is memory that may serve another forward.
-
-        Only the CPU's: there its place in the heap matters, and elsewhere the next forward may run on another stream.
-        """
-        memory, self.memory = self.memory, None
+    def release(self) -> None:
+        """Free what is not needed once the maps are made."""
         self.calls.clear()
-        if memory is None or not memory.on_cpu:
-            return None
-        memory.empty()
-        return memory
+        self.inputs.clear()
+        self.fast = self.interrupted = None
 
     def saw_tokens(self, tokens: SeenTokens) -> None:
         """Take over what the token module showed."""
@@ -175,10 +133,8 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     Raises:
         BlockNotCapturedError: If a block of the plan is missing; the message says whether it ran.
     """
-    if _is_inference_mode_enabled():  # left, so that autograd can work with the rows
-        with torch._C._InferenceMode(False):
-            return _finish(record, plan)
-    return _finish(record, plan)
+    with torch.inference_mode(mode=False):  # autograd can work with the rows
+        return _finish(record, plan)
 
 
 def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
@@ -191,20 +147,20 @@ def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
     Returns:
         In the order in which they ran.
     """
-    return [(name, call.value) for _, name, call in _found(record, plan) if isinstance(call, MeasuredCall)]
+    return [(name, call.measured) for _, name, call in _found(record, plan)]
 
 
-def _found(record: ForwardRecord, plan: CapturePlan) -> list[tuple[AttentionSite, str, AnyCall]]:
+def _found(record: ForwardRecord, plan: CapturePlan) -> list[tuple[AttentionSite, str, CapturedCall]]:
     """All calls of the plan's blocks, each with its name, in the order in which they ran; raises for a block without one."""
     if record.strangers:
         raise BlockNotCapturedError(_why_strange(record, plan))
     sites = plan.site_of
     numbers: dict[str, int] = {}
     found = []
-    for name, call in record.calls:
-        number = numbers.get(name, 0)
-        numbers[name] = number + 1
-        found.append((sites[name], call_name(sites[name], number), call))
+    for call in record.calls:
+        number = numbers.get(call.site, 0)
+        numbers[call.site] = number + 1
+        found.append((sites[call.site], call_name(sites[call.site], number), call))
     if record.errors or len(numbers) < len(sites):
         _check_missing(numbers, record, plan)
     return found
@@ -229,11 +185,8 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     layout = record.layout(plan)
     fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str] = {}
     found = _found(record, plan)
-    blocks = []
-    calls = [call for *_, call in found]
-    finished: Sequence[Tensor | SoftmaxMatrix] = finish_together(calls) or [call.finished() for call in calls]
-    for (site, name, call), kept in zip(found, finished, strict=True):
-        blocks.append(make_block(site, name, call, kept, layout, fitting))
+    finished = finish_together([call for *_, call in found])
+    blocks = [make_block(*place, kept, layout, fitting) for place, kept in zip(found, finished, strict=True)]
     return AttentionMaps(
         blocks,
         rows=plan.rows,
@@ -246,7 +199,7 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
 def make_block(  # noqa: PLR0917 (what one call is, in one order)
     site: AttentionSite,
     name: str,
-    call: AnyCall,
+    call: CapturedCall,
     kept: Tensor | SoftmaxMatrix,
     layout: TokenLayout | PackedLayout | str,
     fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str],
@@ -272,7 +225,7 @@ def make_block(  # noqa: PLR0917 (what one call is, in one order)
             fitting[kind] = _layout_of_block(layout, kind[0], site, name)
         keys = fitting[kind]
     return BlockAttention(
-        name, call.kernel, kept, keys, site.queries, site.readout_rows, queries, site.mixing, call.beside
+        name, call.kernel, kept, keys, site.queries, site.readout_rows, queries, site.mixing, call.gradients
     )
 
 
@@ -296,7 +249,7 @@ def _layout_of_block(
 
 def _why_strange(record: ForwardRecord, plan: CapturePlan) -> str:
     name, kind = next(iter(record.strangers.items()))
-    attending = {name for name, _ in record.calls}.union(record.strangers)
+    attending = {call.site for call in record.calls}.union(record.strangers)
     names = [name for name, _ in plan.model.named_modules() if name in attending]
     return (
         f"module {name!r} ({kind}) called scaled_dot_product_attention, and was not recognised: expected all that attend to show it in their "

@@ -1,105 +1,117 @@
-"""The hooks that a capture registers: objects whose copies do nothing, so that a model can be copied and saved inside a context."""
+"""The hooks that a capture registers: a pre-hook and a hook on every module whose run it follows, and a few that only report.
+
+A copy of a hook does nothing, so that a model can be copied and saved inside a context. Torch runs the hooks that a module had when its call
+began: another thread's capture may have removed one since, and with it the note that it takes keywords. So no hook relies on being given them,
+and none but its own capture's, in the context in which that was entered, does anything.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from attnhook.capture.interception import Scope
-from attnhook.capture.recording import SiteRecorder
+from attnhook.capture.scopes import Scope
 
 
-class _Hook:
-    """A hook whose copies do nothing: `deepcopy(model)` (EMA) and `torch.save(model)` work inside a context."""
+class Follower(Protocol):
+    """What a capture is to its hooks."""
 
-    __slots__ = ()
+    def here(self) -> Scope | None:
+        """The innermost scope of this capture in this context; None where nothing is to be recorded."""
+
+    def opened_by(self, opener: object) -> Scope | None:
+        """The innermost scope of this capture in this context that `opener` has opened; None if there is none."""
+
+
+class Hook:
+    """A hook whose copies do nothing.
+
+    Args:
+        follower: Whose it is.
+    """
+
+    __slots__ = ("follower",)
+
+    def __init__(self, follower: Follower) -> None:
+        self.follower = follower
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
         return InertHook, ()
 
 
-class Reports(_Hook):
-    """Hands what happened on to the capture."""
+class Before(Hook):
+    """A pre-hook: opens a scope for the run of a module.
+
+    Args:
+        follower: Whose it is.
+        make: Makes the scope: takes the one around it and this hook, which opens it.
+    """
+
+    __slots__ = ("_make",)
+
+    def __init__(self, follower: Follower, make: Callable[[Scope, object], Scope]) -> None:
+        super().__init__(follower)
+        self._make = make
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        """Open it, if this forward is recorded."""
+        around = self.follower.here()
+        if around is not None:
+            self._make(around, self).open()
+
+
+class After(Hook):
+    """A hook that is always called: closes the scope that `before` has opened.
+
+    Args:
+        before: The pre-hook.
+        then: Takes the closed scope, and what torch gives a hook; of a module that raised the output is None.
+    """
+
+    __slots__ = ("_before", "_then")
+
+    def __init__(self, before: Before, then: Callable[..., None] | None = None) -> None:
+        super().__init__(before.follower)
+        self._before = before
+        self._then = then
+
+    def __call__(self, *args: Any) -> None:
+        """Close it, if it was opened."""
+        scope = self.follower.opened_by(self._before)
+        if scope is not None:
+            scope.close()
+            if self._then is not None:
+                self._then(scope, *args)
+
+
+class Reports(Hook):
+    """Hands what happened on.
+
+    Args:
+        follower: Whose it is.
+        function: Takes the scope that it happened in, and what torch gives a hook.
+    """
 
     __slots__ = ("_function",)
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, follower: Follower, function: Callable[..., None]) -> None:
+        super().__init__(follower)
         self._function = function
 
     def __call__(self, *args: Any) -> None:
         """Hand it on."""
-        self._function(*args)
+        scope = self.follower.here()
+        if scope is not None:
+            self._function(scope, *args)
 
 
-class OpensScope(_Hook):
-    """Before an attention module runs."""
-
-    __slots__ = ("_listens", "_scope")
-
-    def __init__(self, listens: Callable[[], bool], scope: Scope) -> None:
-        self._listens = listens
-        self._scope = scope
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Open the scope, if this forward is recorded."""
-        if self._listens():
-            self._scope.open()
-
-
-class ClosesScope(_Hook):
-    """After an attention module ran, or raised."""
-
-    __slots__ = ("_recorder", "_scope")
-
-    def __init__(self, recorder: SiteRecorder, scope: Scope) -> None:
-        self._recorder = recorder
-        self._scope = scope
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
-        """Close the scope; note that the module ran if it was open."""
-        if self._scope.close():
-            self._recorder.record.ran.add(self._recorder.site.name)
-
-
-class SeesInputs(_Hook):
-    """Before the module runs whose inputs tell what a site's tokens are."""
-
-    __slots__ = ("_listens", "_recorder")
-
-    def __init__(self, listens: Callable[[], bool], recorder: SiteRecorder) -> None:
-        self._listens = listens
-        self._recorder = recorder
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the inputs, of floating-point tensors only the shapes."""
-        if self._listens():
-            self._recorder.inputs = _shapes((*args, *kwargs.values()))
-
-
-def _shapes(value: Any) -> Any:
+def shapes(value: Any) -> Any:
     """The same with shapes instead of floating-point tensors, in tuples, lists and dicts, too."""
     if isinstance(value, Tensor):
         return value.shape if value.is_floating_point() else value
     if type(value) in (tuple, list):
-        return type(value)(map(_shapes, value))
-    return {key: _shapes(one) for key, one in value.items()} if isinstance(value, dict) else value
-
-
-class ReadsMultihead(_Hook):
-    """After an `nn.MultiheadAttention` ran, or raised (its output is then None)."""
-
-    __slots__ = ("_listens", "_recorder")
-
-    def __init__(self, listens: Callable[[], bool], recorder: SiteRecorder) -> None:
-        self._listens = listens
-        self._recorder = recorder
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Take what the module's inputs and weights say."""
-        if self._listens():
-            self._recorder.record.ran.add(self._recorder.site.name)
-            if output is not None and isinstance(module, nn.MultiheadAttention):
-                self._recorder.multihead(module, args, kwargs, output)
+        return type(value)(map(shapes, value))
+    return {key: shapes(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 class InertHook:

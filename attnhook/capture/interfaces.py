@@ -1,128 +1,97 @@
 """Sees the functions registered at transformers' attention interface, and reads those that call neither SDPA nor a softmax.
 
-The registered function is wrapped once for the process while a scope is open. A kernel which calls neither (a custom or compiled one) is seen
-with its operands, and those are believed only if they reproduce the kernel's own output at a few queries.
+The registered function is replaced while a scope of it is open. A kernel which calls neither (a custom or compiled one) is seen with its
+operands, and those are believed only if they reproduce the kernel's own output at a few queries.
 """
 
-import threading
-from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import class_of
 from attnhook.capture.following import Outcome
-from attnhook.capture.interception import Listener, OpenScope, lock
+from attnhook.capture.forwards import ForwardRecord
 from attnhook.capture.operands import Operands, quiet_arithmetic
+from attnhook.capture.scopes import Listener, ModeScope, innermost_of_each
+from attnhook.capture.shared_state import LOCK, ReplacedFunction
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
+from attnhook.capture.torch_internals import torch_functions_disabled
 from attnhook.errors import UnsupportedModelError
 
 
-class _OpenScopes(threading.local):
-    """The interface scopes that are open on this thread."""
+class InterfaceListener(Listener, Protocol):
+    """What is told of the calls of a registered function."""
 
-    def __init__(self) -> None:
-        self.scopes: list[InterfaceScope] = []
-
-
-_open_here = _OpenScopes()
+    def operands(self, record: ForwardRecord, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
+        """An attention call with these operands ran, and this came out."""
 
 
-class InterfaceScope:
-    """Watches as `OpenScope` does; a registered function in which that sees nothing is read from its operands and checked."""
+class InterfaceScope(ModeScope):
+    """One run of a module that calls a registered function: a `ModeScope` that holds the function, too."""
 
-    def __init__(self, module: nn.Module, listener: Listener) -> None:
-        self._inner = OpenScope(self)
-        self._listener = listener
-        self._interface, self._name = _interface_of(module)
-        self._key = (id(self._interface), self._name)
-        self._seen = 0
+    __slots__ = ()
 
-    def operands(self, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
-        """Pass it on, and remember that something was seen."""
-        self._seen += 1
-        self._listener.operands(call, kernel, outcome)
+    listener: InterfaceListener | None
 
-    def refused(self, error: Exception) -> None:
-        """Pass it on, and remember that something was seen."""
-        self._seen += 1
-        self._listener.refused(error)
-
-    def logits(self, scores: Tensor, weights: Tensor) -> None:
-        """Pass it on, and remember that something was seen."""
-        self._seen += 1
-        self._listener.logits(scores, weights)
-
-    def open(self) -> None:
-        """Begin to watch, on this thread."""
-        self.close()  # left open by a forward that KeyboardInterrupt ended
-        mapping = self._interface._local_mapping
-        with lock:
-            count, before = _wrapped.get(self._key, (0, None))
-            if not count:
-                before = mapping.get(self._name)
-                mapping[self._name] = _watched(self._interface[self._name], self._key)
-            _wrapped[self._key] = (count + 1, before)
-        _open_here.scopes.append(self)
-        self._inner.open()
-
-    def close(self) -> bool:
-        """Stop watching; False if it was not open on this thread."""
-        if self not in _open_here.scopes:
-            return False
-        self._inner.close()
-        _open_here.scopes.remove(self)
-        mapping = self._interface._local_mapping
-        with lock:
-            count, before = _wrapped.pop(self._key)
-            if count > 1:
-                _wrapped[self._key] = (count - 1, before)
-            elif before is None:
-                mapping.pop(self._name, None)
-            else:
-                mapping[self._name] = before
-        return True
-
-    def after_call(self, key: tuple[int, str]) -> Callable[..., None] | None:
-        """What to call with the arguments and output of the function `key`; None if this scope watches another."""
-        if self._key != key:
-            return None
-        seen = self._seen
-
-        def finish(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._seen != seen:
-                return
-            try:
-                with torch._C.DisableTorchFunction():  # our own softmax is not the model's
-                    self._reconstruct(dict(zip(_ARGUMENTS, args, strict=False)) | kwargs, output[0])
-            except Exception as error:
-                self.refused(error)
-
-        return finish
-
-    def _reconstruct(self, given: dict[str, Any], output: Tensor) -> None:
-        call, value = _interface_operands(given, self._name), given["value"]
-        _check_against_output(call, value, output, self._name, given.get("dropout", 0.0))
-        self._listener.operands(call, self._name, Outcome(value, output, arrange=_heads_first))
+    def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Tell of a call of the registered function, of which nothing else was seen."""
+        if self.listener is None:
+            return
+        try:
+            with torch_functions_disabled():  # our own softmax is not the model's
+                given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+                call, value = _interface_operands(given, name), given["value"]
+                _check_against_output(call, value, output[0], name, given.get("dropout", 0.0))
+                outcome = Outcome(value, output[0], arrange=_heads_first)
+                self.listener.operands(self.record, call, name, outcome)
+        except Exception as error:
+            self.listener.refused(self.record, error)
 
 
 _ARGUMENTS = ("module", "query", "key", "value", "attention_mask")  # of every registered function
-_wrapped: dict[tuple[int, str], tuple[int, Any]] = {}  # open scopes on all threads, what the mapping held before
+_functions: dict[
+    tuple[int, str], ReplacedFunction
+] = {}  # by interface, of which there is one a file of transformers, and name
 
 
-def _watched(function: Callable[..., Any], name: tuple[int, str]) -> Callable[..., Any]:
-    """`function`, wrapped once for the process: it tells the scopes that are open on the calling thread."""
+def registered_function(module: nn.Module) -> ReplacedFunction:
+    """The registered function that a module calls, to be held.
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        told = [scope.after_call(name) for scope in tuple(_open_here.scopes)]
-        result = function(*args, **kwargs)
-        for finish in told:
-            if finish is not None:
-                finish(args, kwargs, result)
-        return result
+    Args:
+        module: An attention module of transformers.
 
-    return watched
+    Returns:
+        The function; the same each time, so that all captures hold one.
+
+    Raises:
+        UnsupportedModelError: If the module's code does not use the interface.
+    """
+    interface, name = _interface_of(module)
+    key = id(interface), name
+    with LOCK:
+        if key not in _functions:
+            own: dict[str, Any] = interface._local_mapping
+
+            def write(function: Any) -> None:
+                if interface._global_mapping.get(name) is function:  # as it was before
+                    own.pop(name, None)
+                else:
+                    own[name] = function
+
+            _functions[key] = ReplacedFunction(lambda: interface[name], write, partial(_called, key))
+        return _functions[key]
+
+
+def _called(key: tuple[int, str], original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    watching = [scope for scope in innermost_of_each() if isinstance(scope, InterfaceScope)]
+    told = [scope.told for scope in watching]
+    output = original(*args, **kwargs)
+    for scope, before in zip(watching, told, strict=True):
+        if scope.told == before and _functions[key] in scope.holds:
+            scope.read(key[1], args, kwargs, output)
+    return output
 
 
 def _interface_of(module: nn.Module) -> tuple[Any, str]:

@@ -7,7 +7,7 @@ runs, without autograd and autocast, and only what that function gives is kept.
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnhook.capture.adapters import Readout
 from attnhook.capture.forwards import measured
@@ -25,6 +25,8 @@ class MeasuringCapture(AttentionCapture):
         model: As in `AttentionCapture`.
         measure: Takes a block with its implicit matrix (of a model with an explicit softmax, the matrix that it computed) and what the
             model's head reads, gives anything that holds no part of it.
+        saw_outcome: Told of each fused call: the block's name, the values that it was given, `(batch, key heads, keys, value_dim)`, and what it
+            gave, `(batch, heads, queries, value_dim)`.
         blocks: As in `AttentionCapture`.
         layout: As in `AttentionCapture`.
         strict: As in `AttentionCapture`.
@@ -44,13 +46,14 @@ class MeasuringCapture(AttentionCapture):
         model: nn.Module,
         measure: Callable[[BlockAttention, Readout], Any],
         *,
+        saw_outcome: Callable[[str, Tensor, Tensor], None] | None = None,
         blocks: BlocksOption = None,
         layout: TokenLayout | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__(model, blocks=blocks, rows="all", layout=layout, strict=strict)
         for recorder in self._recorders:
-            recorder.measure = measure
+            recorder.measure, recorder.saw_outcome = measure, saw_outcome
 
     @property
     def measured(self) -> list[tuple[str, Any]]:

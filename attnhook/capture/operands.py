@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.copies import CopyMemory
+from attnhook.errors import UnsupportedModelError
 
 
 class quiet_arithmetic:
@@ -65,7 +66,7 @@ class Operands:
         batch, heads, queries, _ = self.query.shape
         return batch, heads, queries, self.key.shape[-2]
 
-    def detached(self, memory: CopyMemory) -> "Operands":
+    def detached(self, memory: CopyMemory | None = None) -> "Operands":
         """The same operands without their autograd history: what may be kept. By reference, unless that kept the values' memory too.
 
         Args:
@@ -75,7 +76,7 @@ class Operands:
             The operands.
         """
         mask = None if self.mask is None else self.mask.detach()
-        query, key = _owning(self.query.detach(), self.key.detach(), memory)
+        query, key = _owning(self.query.detach(), self.key.detach(), memory or CopyMemory(1))
         return Operands(query, key, self.scale, mask, self.causal)
 
     def by_reference(self) -> "Operands":
@@ -146,6 +147,53 @@ class Operands:
             later = torch.arange(keys, device=logits.device) > positions[:, None]
             logits = logits.masked_fill_(later, float("-inf"))
         return logits
+
+
+def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Operands:
+    """The operands of one call of `scaled_dot_product_attention`; takes exactly its arguments.
+
+    Args:
+        query: `(..., queries, head_dim)`.
+        key: `(..., keys, head_dim)`.
+        value: As `key`; not kept.
+        attn_mask: Boolean or additive mask.
+        dropout_p: Ignored: rows are those before dropout.
+        is_causal: Whether query i sees keys 0..i only.
+        scale: Factor on the scores.
+        enable_gqa: Implied by the shapes.
+
+    Returns:
+        The operands, by reference, in the shapes that the caller gave them.
+
+    Raises:
+        UnsupportedModelError: If the call's tensors are nested.
+    """
+    if query.is_nested:
+        raise UnsupportedModelError(
+            "an attention call cannot be recorded: expected queries of shape (batch, heads, tokens, head_dim), got nested ones. "
+            "Capture other blocks with `blocks=`."
+        )
+    number = float(scale) if isinstance(scale, Tensor) else scale  # a tensor may change before the maps are read
+    return Operands(*_broadcast(query, key), number, attn_mask, is_causal)
+
+
+def _broadcast(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Expand batch axes of length 1, and queries of one head to the keys' heads, as the kernel does; fewer key heads are GQA's."""
+    if query.dim() != key.dim() or query.dim() < 3 or query.shape[:-2] == key.shape[:-2]:
+        return query, key
+    axis = query.dim() - 3  # heads, where there are four dimensions
+    common = torch.broadcast_shapes(query.shape[:axis], key.shape[:axis])  # type: ignore[no-untyped-call]
+    heads = key.shape[axis] if query.shape[axis] == 1 else query.shape[axis]
+    return query.expand(*common, heads, *query.shape[-2:]), key.expand(*common, *key.shape[axis:])
 
 
 def scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:

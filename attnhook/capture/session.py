@@ -1,46 +1,38 @@
-"""`AttentionCapture`: the context manager. Hooks say who computes attention, interception says what.
+"""`AttentionCapture`: the context manager.
 
-Nothing of the model is changed, replaced or called a second time. On entry hooks are registered through one `ExitStack`; on exit they are
-removed, and every scope that an aborted forward left open is closed. Only forwards of the thread that entered are recorded, and none that
-run inside a backward (gradient checkpointing repeats the forward there).
+Nothing of the model is changed, replaced or called a second time. On entry a pre-hook and a hook are registered on each attention module, and
+a few more that see where forwards begin; on exit they are removed, and every scope that an aborted forward left open is closed. Recorded is
+what runs in the context (the task, or the thread) that entered, and nothing that runs inside a backward: gradient checkpointing repeats the
+forward there. Whatever undoes can be repeated, so that Ctrl-C may come at any point.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from threading import get_ident
-from types import FrameType, TracebackType
+from functools import partial
+from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch._C import _current_graph_task_id
-from torch.utils.hooks import RemovableHandle
 
 from attnhook.capture.adapters import SeenTokens
-from attnhook.capture.copies import CopyMemory
-from attnhook.capture.encoder_layers import ENCODER_LAYER, MULTIHEAD, tell_layer, tell_multihead
 from attnhook.capture.forwards import ForwardRecord, finish
-from attnhook.capture.hooks import ClosesScope, OpensScope, ReadsMultihead, Reports, SeesInputs
-from attnhook.capture.interception import (
-    SDPA,
-    FunctionWatch,
-    Listener,
-    OpenScope,
-    Scope,
-    Tell,
-    WatchedFunction,
-    first_argument,
-)
-from attnhook.capture.interfaces import InterfaceScope
+from attnhook.capture.hooks import After, Before, Hook, Reports, shapes
+from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps
-from attnhook.capture.scores import ScoreMemory
+from attnhook.capture.scopes import SDPA, Entry, ModeScope, Scope, forget_closed, innermost
+from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
-from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
+from attnhook.capture.surroundings import Surrounding, encoder_layers, surroundings
+from attnhook.capture.torch_internals import in_backward, is_compiled, remove_hooks
+from attnhook.errors import BlockNotCapturedError, NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
+
+_EAGER = EagerStance()
 
 
 class AttentionCapture:
@@ -100,72 +92,71 @@ class AttentionCapture:
         self._plan = replace(plan, gradients=gradients, values=values or gradients)
         self._strict = strict
         self._compilable = _compilable(model, self._plan)
-        self._wrapped = next((module for module in self._compilable if "_orig_mod" in module._modules), None)
         keep_on = None if device is None else torch.device(device)
-        self._records: list[ForwardRecord] = [ForwardRecord()]
-        self._spare: ScoreMemory | None = None  # of a forward whose maps were read
-        self._copies = CopyMemory(len(self._plan.sites))
-        self._recorders = [
-            SiteRecorder(self._plan, site, self._records, keep_on, self._copies) for site in self._plan.sites
-        ]
-        self._seeing = [(seen, r) for r in self._recorders if (seen := r.site.seen_module) is not None]
-        self._stack: ExitStack | None = None
-        self._modes: list[Any] = []  # of the open scopes, the innermost last
-        self._owner = 0
+        self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
+        self._surroundings = surroundings(self._plan)
+        self._layers = encoder_layers(self._plan.model, {id(r.site.module): r for r in self._recorders})
+        self._records: list[ForwardRecord] = []  # the last one to end is last
+        self._entry: Entry | None = None
+        self._hooked: list[nn.Module] = []
         self._paused = 0
         self._foreign_calls = 0
 
     # --- the context ------------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        if self._stack is not None:
+        if self._entry is not None:
             raise NothingCapturedError(
                 "this capture is already open: expected one `with` at a time. Make a second AttentionCapture."
             )
-        self._restart()
-        self._owner = get_ident()
-        stack = ExitStack()
         try:
-            self._open(stack)
+            self._open()
         except BaseException:
-            stack.close()
+            self._close()
             raise
-        self._stack = stack
         return self
 
-    def _open(self, stack: ExitStack) -> None:
-        self._run_eagerly(stack)
-        handles: list[RemovableHandle] = []
-        stack.callback(_remove_all, handles)
-        self._hook_images(handles)
-        scopes: list[Scope] = []
-        # No site's calls, watched in another way or left out, are those of the site around it.
-        fused: dict[int, Listener | None] = {id(site.module): None for site in self._plan.anatomy.sites}
-        layers: dict[int, Listener | None] = {}
-        for seen, recorder in self._seeing:
-            handles.append(seen.register_forward_pre_hook(SeesInputs(self.listens, recorder), with_kwargs=True))
-        for recorder in self._recorders:
-            kernel = recorder.site.running_kernel()
-            if kernel is Kernel.SDPA:
-                fused[id(recorder.site.module)] = recorder
-            elif kernel is Kernel.ENCODER_LAYER:
-                fused[id(recorder.site.module)] = layers[id(recorder.site.holder)] = recorder
-            else:
-                self._hook_site(recorder, kernel, handles, scopes)
-        if scopes:
-            stack.callback(_close_all, scopes)
-        if self._plan.guessed:
-            SDPA.watch(FunctionWatch(fused, self.listens, SiteRecorder.fused, self._strange_calls()), stack)
-        else:
-            self._watch(stack, SDPA, fused if any(fused.values()) else {}, SiteRecorder.fused)
-        self._watch(stack, MULTIHEAD, fused if layers else {}, tell_multihead)
-        self._watch(stack, ENCODER_LAYER, layers, tell_layer)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
 
-    def _run_eagerly(self, stack: ExitStack) -> None:
+    def _open(self) -> None:
+        self.clear()
+        entry = self._entry = Entry(self._layers)
+        self._run_eagerly(entry)
+        forget_closed()
+        Scope(entry, ForwardRecord(), entry).open()
+        with LOCK:  # torch numbers hooks without one
+            self._hook_surroundings()
+            for recorder in self._recorders:
+                self._hook_site(recorder)
+
+    def _close(self) -> None:
+        try:
+            self._undo()
+        except BaseException:  # Ctrl-C while it was undone
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        """Undo what entering did, as far as it came; may be repeated."""
+        if self._entry is not None:
+            self._entry.close()
+            with LOCK:
+                for module in self._hooked:
+                    remove_hooks(module, self._is_own)
+            forget_closed()
+            _EAGER.release(self._entry)
+            self._hooked.clear()
+            self._entry = None
+
+    def _is_own(self, hook: Any) -> bool:
+        return isinstance(hook, Hook) and hook.follower is self
+
+    def _run_eagerly(self, entry: Entry) -> None:
         """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
-        compiled = self._wrapped
-        if compiled is None:
-            compiled = next((module for module in self._compilable if module._compiled_call_impl is not None), None)
+        compiled = next((module for module in self._compilable if is_compiled(module)), None)
         if compiled is None:
             return
         if self._strict:
@@ -173,103 +164,143 @@ class AttentionCapture:
                 f"{type(compiled).__name__} is compiled: expected an eager model, because strict=True. Leave strict out to run it eagerly "
                 "inside the context, or compile model and capture together with TraceableCapture."
             )
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        _EAGER.hold(entry)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    # --- hooks ------------------------------------------------------------------------------------------------------------------------
+
+    def _before(self, module: nn.Module, hook: Any, *, with_kwargs: bool = False) -> None:
+        self._hooked.append(module)
+        module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+
+    def _after(self, module: nn.Module, hook: Any, **options: bool) -> None:
+        self._hooked.append(module)
+        module.register_forward_hook(hook, **options)
+
+    def _follow(
+        self,
+        module: nn.Module,
+        make: Callable[[Scope, object], Scope],
+        then: Callable[..., None] | None,
+        **options: bool,
     ) -> None:
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        """Have a scope open while a module runs."""
+        before = Before(self, make)
+        self._before(module, before)
+        self._after(module, After(before, then), always_call=True, **options)
 
-    def _watch(
-        self, stack: ExitStack, function: WatchedFunction, listeners: dict[int, Listener | None], tell: Tell
-    ) -> None:
-        if listeners:
-            function.watch(FunctionWatch(listeners, self.listens, tell), stack)
-
-    def _hook_site(
-        self, recorder: SiteRecorder, kernel: Kernel, handles: list[RemovableHandle], scopes: list[Scope]
-    ) -> None:
-        module = recorder.site.module
-        if kernel is Kernel.MULTIHEAD:
-            after: Callable[..., None] = ReadsMultihead(self.listens, recorder)
-        else:
-            interface = kernel is Kernel.INTERFACE
-            scope: Scope = InterfaceScope(module, recorder) if interface else OpenScope(recorder, self._modes)
-            scopes.append(scope)
-            handles.append(module.register_forward_pre_hook(OpensScope(self.listens, scope)))
-            after = ClosesScope(recorder, scope)
-        with_kwargs = kernel is Kernel.MULTIHEAD
-        handles.append(module.register_forward_hook(after, prepend=True, with_kwargs=with_kwargs, always_call=True))
-
-    def _hook_images(self, handles: list[RemovableHandle]) -> None:
-        anatomy = self._plan.anatomy
-        first = self._plan.model if anatomy.image_module is None else anatomy.image_module
-        handles.append(first.register_forward_pre_hook(Reports(self._forward_begins), with_kwargs=True))
-        if anatomy.grid_module is not None:
-            handles.append(anatomy.grid_module.register_forward_hook(Reports(self._grid_seen)))
-        if anatomy.token_module is not None:
-            hook = anatomy.token_module.register_forward_hook(Reports(self._tokens_seen), with_kwargs=True)
-            handles.append(hook)
-
-    # --- what hooks report ------------------------------------------------------------------------------------------------------------
-
-    def listens(self) -> bool:
-        """Whether the forward that is running now is to be recorded."""
-        if self._paused or self._stack is None:
-            return False
-        if _current_graph_task_id() != -1:  # inside a backward: checkpointing runs the forward again
-            return False
-        if get_ident() != self._owner:
-            self._foreign_calls += 1
-            return False
-        return True
-
-    def _forward_begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.listens():
+    def _hook_site(self, recorder: SiteRecorder) -> None:
+        site = recorder.site
+        kernel = site.running_kernel()
+        if site.seen_module is not None:
+            self._before(site.seen_module, Reports(self, partial(_inputs_seen, site.name)), with_kwargs=True)
+        if kernel is Kernel.ENCODER_LAYER:  # a hook would switch its fast path off
             return
-        record = ForwardRecord(begun=True, memory=self._spare)
-        self._spare = None
-        self._records.append(record)
-        images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() in (4, 5)), None)
+        kind, holds = _WATCHES[kernel]
+        if kernel is Kernel.INTERFACE:
+            holds = (registered_function(site.module),)
+
+        def make(around: Scope, opener: object) -> Scope:
+            return kind(around.entry, self._record_for(around, site.name), opener, recorder, holds)
+
+        # In front of hooks of others, which may call attention themselves.
+        self._follow(site.module, make, recorder.ran, prepend=True, with_kwargs=kernel is Kernel.MULTIHEAD)
+
+    def _hook_surroundings(self) -> None:
+        anatomy = self._plan.anatomy
+        if anatomy.grid_module is not None:
+            self._after(anatomy.grid_module, Reports(self, _grid_seen))
+        if anatomy.token_module is not None:
+            self._after(anatomy.token_module, Reports(self, self._tokens_seen), with_kwargs=True)
+        for number, one in enumerate(self._surroundings):
+
+            def make(around: Scope, opener: object, *, one: Surrounding = one, forward: bool = number == 0) -> Scope:
+                record = ForwardRecord(inputs=dict(around.record.inputs)) if forward else around.record
+                return Scope(around.entry, record, opener, one.listener, one.holds)
+
+            self._follow(one.module, make, None if number else self._forward_ended, prepend=one.listener is not None)
+        first = self._plan.model if anatomy.image_module is None else anatomy.image_module
+        self._before(first, Reports(self, self._forward_begins), with_kwargs=True)
+
+    def here(self) -> Scope | None:
+        """The innermost scope of this capture in this context; None where nothing is to be recorded."""
+        entry = self._entry
+        if entry is None or entry.closed or self._paused or in_backward():
+            return None
+        scope = innermost(entry)
+        if scope is None:
+            self._foreign_calls += 1
+        return scope
+
+    def opened_by(self, opener: object) -> Scope | None:
+        """The innermost scope of this capture in this context that `opener` has opened; None if there is none."""
+        entry = self._entry
+        return None if entry is None or entry.closed or in_backward() else innermost(entry, opener)
+
+    # --- whose forward it is ----------------------------------------------------------------------------------------------------------
+
+    def _list(self, record: ForwardRecord) -> ForwardRecord:
+        if not record.listed:
+            record.listed = True
+            self._records.append(record)
+        return record
+
+    def _record_for(self, around: Scope, site: str) -> ForwardRecord:
+        """The record of a run of an attention module."""
+        record = around.record
+        past = record.listed and not record.begun and record is not self._records[-1]
+        if (
+            record.maps is not None or past
+        ):  # what comes now, past the module at which forwards begin, is of another forward
+            record = around.record = ForwardRecord(inputs=dict(record.inputs))
+        outer = record.interrupted
+        if outer is not None and record.count(site) and not outer.count(site):
+            record.errors.setdefault(site, BlockNotCapturedError(_why_mixed(site)))
+        return self._list(record)
+
+    def _forward_begins(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+        record = scope.record
+        if record.begun or not record.is_empty():
+            record = ForwardRecord(inputs=dict(record.inputs))
+            needed = {s.name for s in self._plan.sites if not (s.optional or s.guessed)}
+            called = {call.site for call in scope.record.calls}
+            if scope.record.begun and called and not needed <= called:
+                record.interrupted = scope.record
+            if scope.opener is scope.entry:
+                scope.replace(record)
+            elif isinstance(scope.listener, SiteRecorder):
+                Scope(scope.entry, record).open()  # it ends with the module that it began in
+            else:
+                scope.record = record
+        record.begun = True
+        images = next(
+            (a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor) and a.dim() in (4, 5)), None
+        )
         if images is not None:
             record.input_size = (images.shape[-2], images.shape[-1])
+        self._list(record)
 
-    def _strange_calls(self) -> Callable[[FrameType | None], None]:
-        """What notes the calls of modules whose code does not show that they attend."""
-        names = {id(module): name for name, module in self._plan.model.named_modules()}
+    def _forward_ended(self, scope: Scope, *_: Any) -> None:
+        """A forward that began inside another one has ended before it: the last to end comes last."""
+        record, records = scope.record, self._records
+        if record in records and records[-1] is not record:
+            records.remove(record)
+            records.append(record)
 
-        def note(frame: FrameType | None) -> None:
-            while frame is not None:
-                first = first_argument(frame)
-                if id(first) in names:
-                    if self.listens():
-                        self._records[-1].strangers.setdefault(names[id(first)], type(first).__name__)
-                    return
-                frame = frame.f_back
-
-        return note
-
-    @property
-    def _forwards(self) -> list[ForwardRecord]:
-        """The records of forwards; the first record waits for attention modules that are called on their own."""
-        return [r for r in self._records if r.begun or r.maps is not None or not r.is_empty()]
-
-    def _grid_seen(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.listens():
-            self._records[-1].saw_grid(output, module)
-
-    def _tokens_seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _tokens_seen(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         tokens_of = self._plan.anatomy.tokens_of
-        if tokens_of is not None and self.listens():
+        if tokens_of is not None and len(rest) == 2:
             try:
-                seen = tokens_of(args, kwargs, output)
+                seen = tokens_of(args, *rest)
             except Exception as error:  # an adapter's mistake is no reason to end the model's forward
                 seen = SeenTokens(
                     problem=f"the model's adapter cannot tell its tokens: {type(error).__name__}: {error}."
                 )
-            self._records[-1].saw_tokens(seen)
+            scope.record.saw_tokens(seen)
+
+    @property
+    def _forwards(self) -> list[ForwardRecord]:
+        """The records of forwards, without those of attention modules that were entered and never got to attend."""
+        return [r for r in self._records if r.begun or r.maps is not None or not r.is_empty()]
 
     # --- results ----------------------------------------------------------------------------------------------------------------------
 
@@ -307,18 +338,13 @@ class AttentionCapture:
             if record.is_empty():
                 raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
-            self._spare = record.release()
-            if record is self._records[-1]:
-                self._forget_inputs()
-                if self._stack is not None:
-                    # What comes now, past the module at which forwards begin, is of another one.
-                    self._records.append(ForwardRecord())
+            record.release()
         return record.maps
 
     def _why_nothing(self) -> str:
         what = f"nothing captured: expected a forward of {type(self._plan.model).__name__} inside the context"
         if self._foreign_calls:
-            return f"{what}, got one on another thread. Enter the context on the thread that runs the model."
+            return f"{what}, got one on another thread, or in another task. Enter the context where the model runs."
         if self._paused:
             return f"{what}, got none while the capture was not paused."
         if self._forwards:
@@ -341,23 +367,14 @@ class AttentionCapture:
             self._paused -= 1
 
     def clear(self) -> None:
-        """Forget everything captured so far, and give back the memory that is kept for the next forward."""
-        self._restart()
-        self._spare = None
-        self._copies.forget()
-
-    def _restart(self) -> None:
-        self._records[:] = [ForwardRecord()]
-        self._copies.begin()
-        self._forget_inputs()
+        """Forget everything captured so far."""
+        self._records.clear()
         self._foreign_calls = 0
-
-    def _forget_inputs(self) -> None:
-        for _, recorder in self._seeing:
-            recorder.inputs = ()
+        for scope in () if self._entry is None else tuple(self._entry.scopes):
+            scope.record = ForwardRecord()
 
     def __repr__(self) -> str:
-        state = "open" if self._stack is not None else "closed"
+        state = "open" if self._entry is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
 
 
@@ -371,14 +388,27 @@ def _rows_followed(rows: RowsOption) -> RowsOption:
     return Rows.ALL
 
 
-def _remove_all(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
+_WATCHES: dict[Kernel, tuple[type[Scope], tuple[ReplacedFunction, ...]]] = {
+    Kernel.SDPA: (Scope, (SDPA,)),
+    Kernel.MULTIHEAD: (Scope, ()),
+    Kernel.INTERFACE: (InterfaceScope, ()),
+    Kernel.OPEN: (ModeScope, ()),
+}
 
 
-def _close_all(scopes: list[Scope]) -> None:
-    for scope in scopes:
-        scope.close()
+def _grid_seen(scope: Scope, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    scope.record.saw_grid(output, module)
+
+
+def _inputs_seen(site: str, scope: Scope, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+    scope.record.inputs[site] = shapes((*args, *(kwargs or {}).values()))
+
+
+def _why_mixed(site: str) -> str:
+    return (
+        f"block {site!r} ran twice in one forward, and not at all in one that had begun before and not ended: expected forwards that can be "
+        "told apart. Call the model itself, model(images), where it runs inside its own forward; after an exception, call clear()."
+    )
 
 
 def _compilable(model: nn.Module, plan: CapturePlan) -> tuple[nn.Module, ...]:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from attnhook.capture.interception import sdpa_operands
-from attnhook.capture.operands import softmax_rows
+from attnhook.capture.operands import sdpa_operands, softmax_rows
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel

@@ -5,7 +5,6 @@ what the kernel returned, and the rows must be those of the same model with its 
 """
 
 import copy
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -13,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.interception import SDPA, FunctionWatch
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.measuring import MeasuringCapture
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
-from attnhook.capture.sites import AttentionSite, Kernel
+from attnhook.capture.sites import Kernel
 from attnhook.workflows.running import run_vision
 
 TOLERANCE = 2e-5
@@ -124,7 +123,7 @@ def verify(model: nn.Module, pixels: Tensor, *, layout: TokenLayout | None = Non
         with capture:
             output = _run(model, pixels)
         maps = capture.maps
-        kernels = _outputs(model, pixels, capture)
+        kernels = _outputs(model, pixels, layout)
         explicit = _explicit(model, pixels, capture)
     parameter = next(model.parameters(), pixels)
     eps = torch.finfo(parameter.dtype).eps if parameter.dtype.is_floating_point else 1e-7
@@ -157,37 +156,16 @@ def _errors(
     return BlockVerification(block.name, block.kernel, output_error, sum_error, explicit_error)
 
 
-class _Outputs:
-    """Keeps the values and the output of each fused call of one module; a listener only in being told."""
-
-    def __init__(self, site: AttentionSite) -> None:
-        self.site = site
-        self.calls: list[tuple[Tensor, Tensor]] = []
-
-    def keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        value = args[2] if len(args) > 2 else kwargs["value"]
-        if value.dim() == 3 and self.site.arranged(value) is None:
-            value, output = value.unsqueeze(1), output.unsqueeze(1)
-        arranged, result = self.site.arranged(value), self.site.arranged(output)
-        if arranged is not None and result is not None:
-            self.calls.append((arranged, result))
-
-
-def _outputs(model: nn.Module, pixels: Tensor, capture: AttentionCapture) -> dict[str, tuple[Tensor, Tensor]]:
+def _outputs(model: nn.Module, pixels: Tensor, layout: TokenLayout | None) -> dict[str, tuple[Tensor, Tensor]]:
     """Values and outputs of the fused calls, by the names that blocks have."""
-    watched = (Kernel.SDPA, Kernel.INTERFACE, Kernel.OPEN)
-    seen = {id(s.module): _Outputs(s) for s in capture.plan.sites if s.running_kernel() in watched}
-    watch = FunctionWatch(seen, lambda: True, lambda listener, *call: listener.keep(*call))  # type: ignore
-    with ExitStack() as stack:
-        if seen:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            SDPA.watch(watch, stack)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(block: str, values: Tensor, output: Tensor) -> None:
+        found[block] = values, output
+
+    with MeasuringCapture(model, lambda *_: None, saw_outcome=keep, layout=layout):
         _run(model, pixels)
-    return {
-        f"{outputs.site.name}:{i}" if i else outputs.site.name: call
-        for outputs in seen.values()
-        for i, call in enumerate(outputs.calls)
-    }
+    return found
 
 
 def _run(model: nn.Module, pixels: Tensor) -> Any:

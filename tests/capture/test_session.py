@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from attnhook import AttentionCapture, AttentionSite, ModelAnatomy, TokenLayout, raw_attention, register_adapter
-from attnhook.capture import interception
 from attnhook.capture.sites import Kernel
 from attnhook.errors import (
     BlockNotCapturedError,
@@ -67,7 +66,6 @@ def traces(model: nn.Module) -> tuple:
     watching = (
         F.scaled_dot_product_attention is FUSED,
         torch._C._len_torch_function_stack(),
-        interception.SDPA.watches,
     )
     return hooks, modes, attributes, grads, watching, torch.get_rng_state().tolist()
 

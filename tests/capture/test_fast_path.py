@@ -1,4 +1,4 @@
-"""Plain calls: the memory that they share, how their operands are read, and what becomes of the memory afterwards."""
+"""A few rows of plain float32 calls: right however the operands lie, whatever ran before, and each forward's own."""
 
 import gc
 import weakref
@@ -9,26 +9,10 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_map_only
 
 from attnhook import AttentionCapture
-from attnhook.capture.scores import PlainCall, ScoreMemory
 from tests.capture.test_calls import LAYOUT, call, explicit, tokens, tower
 from tests.models import TIMM, images
 
 CASES = {case.name: case for case in TIMM}
-
-
-@pytest.mark.parametrize(
-    "rows", [slice(0, 1), slice(None), slice(2, 4), slice(-1, None), slice(1, 9, 3), slice(20, 22)]
-)
-def test_views_of_operands_are_the_wanted_queries_and_the_keys_transposed(rows: slice) -> None:
-    query, key = torch.randn(2, 17, 3, 4, 8).permute(2, 0, 3, 1, 4)[:2]
-    others = torch.randn(2, 4, 17, 8), torch.randn(1, 1, 9, 8).expand(2, 4, 9, 8)
-    for q, k in ((query, key), (query[:, :, 1:], key[:, :, ::2]), others):
-        memory = ScoreMemory((), q, k, rows, 3)
-        memory.find_views((q.stride(), q.storage_offset(), k.stride(), k.storage_offset()))
-        for image, (wanted, columns) in enumerate(memory.views):
-            assert torch.equal(q.as_strided(*wanted), q[image, :, rows])
-            assert torch.equal(k.as_strided(*columns), k[image].mT)
-        assert [call.scores.shape for call in memory.waiting] == [(6, 4, q[0, 0, rows].shape[0], k.shape[2])] * 3
 
 
 def contiguous(q, k, v):
@@ -58,8 +42,6 @@ def test_operands_may_lie_otherwise_in_memory_at_every_call(batch: int) -> None:
     model, x = tower(*kernels), tokens(batch)
     with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
         model(x)
-        kept = [one for _, one in capture._records[-1].calls]
-        assert all(isinstance(one, PlainCall) and one.scores is kept[0].scores for one in kept)
         with capture.paused():
             for block, kernel in zip(capture.maps, kernels, strict=True):
                 module = capture.plan.site_of[block.name].module
@@ -77,29 +59,26 @@ def rows_of(model, pixels):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_memory_serves_the_next_forward_once_its_maps_are_read(mode) -> None:
+def test_every_forward_has_its_own_rows_whenever_they_are_read(mode) -> None:
     model = CASES["vit"].build()
     photos = images(3).split(1)
     expected = [rows_of(model, photo) for photo in photos]
-    seen, memories = [], []
+    seen = []
     capture = AttentionCapture(model)
     for photo in photos:  # read outside
         with mode(), capture:
             model(photo)
         seen.append([block.rows for block in capture.maps])
-        memories.append(capture._spare)
     with mode(), capture:  # read inside
         for photo in photos:
             model(photo)
             seen.append([block.rows for block in capture.maps])
-            memories.append(capture._spare)
-    assert len(set(map(id, memories))) == 1
     for rows, truth in zip(seen, expected * 2, strict=True):
         assert all(map(torch.equal, rows, truth))
         assert not any(one.requires_grad or one.is_inference() for one in rows)
 
 
-def test_memory_is_not_used_again_before_its_maps_are_read() -> None:
+def test_forwards_that_are_read_later_are_what_they_were() -> None:
     model = CASES["vit"].build()
     photos = images(4).split(1)
     expected = [rows_of(model, photo) for photo in photos]
@@ -112,7 +91,7 @@ def test_memory_is_not_used_again_before_its_maps_are_read() -> None:
             assert all(map(torch.equal, [block.rows for block in maps], truth))
 
 
-def test_a_forward_that_was_left_half_way_shares_its_memory_with_no_other() -> None:
+def test_a_forward_after_one_that_was_left_half_way_is_whole() -> None:
     model = CASES["vit"].build()
     photos = images(2).split(1)
     truth = rows_of(model, photos[1])
@@ -124,13 +103,10 @@ def test_a_forward_that_was_left_half_way_shares_its_memory_with_no_other() -> N
             model(photos[0])
         hook.remove()
         model(photos[1])
-        left, whole = ({id(call.scores) for _, call in record.calls} for record in capture._records[-2:])
-        assert len(left) == len(whole) == 1
-        assert left != whole
         assert all(map(torch.equal, [block.rows for block in capture.maps], truth))
 
 
-def test_maps_of_another_size_or_mode_have_memory_of_their_own() -> None:
+def test_maps_of_another_size_or_mode_are_right() -> None:
     model = CASES["vit"].build()
     capture = AttentionCapture(model)
     for batch, mode in ((1, torch.no_grad), (2, torch.no_grad), (2, torch.inference_mode), (1, torch.enable_grad)):
@@ -141,22 +117,22 @@ def test_maps_of_another_size_or_mode_have_memory_of_their_own() -> None:
             torch.testing.assert_close(rows, truth, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("freed", ["clear", "capture"])
-def test_memory_is_given_back_by_clear_and_with_the_capture(freed: str) -> None:
+@pytest.mark.parametrize("freed", ["clear", "capture", "read"])
+def test_what_rows_are_made_from_dies_at_once_and_rows_own_their_bytes(freed: str) -> None:
     model = CASES["vit"].build()
+    rows = []
     gc.disable()  # at once, not when a collection comes by
     try:
         with torch.no_grad(), AttentionCapture(model) as capture:
-            for batch in (2, 2, 3):
-                model(images(batch))
-            kept = [weakref.ref(record.calls[0][1].scores) for record in capture._forwards]
-            rows = [maps[0].rows for maps in capture.forwards]
-            assert [memory() is not None for memory in kept] == [False, False, True]
+            model(images(2))
+            logits = weakref.ref(capture._records[-1].calls[0].logits)
         if freed == "clear":
             capture.clear()
-        else:
+        elif freed == "capture":
             del capture
-        assert all(memory() is None for memory in kept)
+        else:
+            rows = [block.rows for block in capture.maps]
+        assert logits() is None
     finally:
         gc.enable()
     assert all(row.untyped_storage().nbytes() == row.nbytes for row in rows)
@@ -208,12 +184,3 @@ def test_a_scale_that_changes_after_its_call_was_what_it_was(rows: str) -> None:
         q, k, _ = model.blocks[0].heads(x)
     kept = capture.maps[0].rows
     torch.testing.assert_close(kept, explicit(q, k)[:, :, : kept.shape[2]], atol=1e-6, rtol=0)
-
-
-def test_memory_of_another_device_than_the_cpu_is_not_kept() -> None:
-    model = CASES["vit"].build().to("meta")
-    with torch.no_grad(), AttentionCapture(model) as capture:
-        model(images().to("meta"))
-        assert isinstance(capture._records[-1].calls[0][1], PlainCall)
-        assert capture.maps[0].rows.is_meta
-    assert capture._spare is None

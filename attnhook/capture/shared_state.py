@@ -1,0 +1,123 @@
+"""Process-wide state that captures need for a while: set by the first that holds it, put back by the last that lets go, in whatever order.
+
+Everything here can be repeated: Ctrl-C may come between any two lines, and whoever cleans up afterwards lets go once more.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import torch
+
+from attnhook.capture.torch_internals import compiler_stance, set_compiler_stance
+
+LOCK = threading.RLock()
+"""Taken wherever captures of several threads change the same thing. Reentrant, because a signal handler may capture, too."""
+
+
+class SharedState(ABC):
+    """One piece of process-wide state."""
+
+    def __init__(self) -> None:
+        self._holders: set[object] = set()
+
+    def hold(self, holder: object) -> None:
+        """Have the state set until `holder` lets go of it."""
+        with LOCK:
+            self._holders.add(holder)
+            self._set()
+
+    def release(self, holder: object) -> None:
+        """Let go; the last one puts the state back. Letting go again changes nothing."""
+        with LOCK:
+            self._holders.discard(holder)
+            if not self._holders:
+                self._put_back()
+
+    @abstractmethod
+    def _set(self) -> None:
+        """Set the state, if it is not."""
+
+    @abstractmethod
+    def _put_back(self) -> None:
+        """Put back what was there, if the state is set."""
+
+
+class EagerStance(SharedState):
+    """`torch.compiler.set_stance("force_eager")`: everything compiled runs eagerly, on all threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: Any = None
+
+    def _set(self) -> None:
+        if self._before is None:
+            self._before = compiler_stance()
+        torch.compiler.set_stance("force_eager")
+
+    def _put_back(self) -> None:
+        if self._before is not None:
+            if compiler_stance().stance == "force_eager":  # else someone else has chosen another one since
+                set_compiler_stance(self._before)
+            self._before = None
+
+
+Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class ReplacedFunction(SharedState):
+    """A function that others look up where it is kept: replaced, while anyone holds it, by one that passes every call on and tells of it.
+
+    The replacement begins by asking whether a compiler is tracing it, and is then as good as the function itself: no graph ever holds it.
+
+    Args:
+        read: Gives the function that is there now; None for none.
+        write: Puts one there.
+        call: Runs the original with the given arguments, and tells whoever wants to know.
+    """
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], call: Call) -> None:
+        super().__init__()
+        self._read, self._write, self._call = read, write, call
+        self._replacement: Any = None  # kept for the next time: guards of compiled code know it
+        self._active = False
+
+    def _set(self) -> None:
+        if self._active:
+            return
+        original = _unwrapped(self._read())
+        if self._replacement is None or self._replacement.__wrapped__ is not original:
+            self._replacement = self._passing(original)
+        self._write(self._replacement)
+        self._active = True
+
+    def _put_back(self) -> None:
+        self._active = False
+        if self._replacement is not None and self._read() is self._replacement:
+            self._write(self._replacement.__wrapped__)  # else someone else's is there, which is theirs to take back
+
+    def _passing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def passing(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return original(*args, **kwargs)
+            if self._active and passing is self._replacement:
+                return self._call(original, args, kwargs)
+            with LOCK:  # somebody who had replaced it in between has put this one back
+                if not self._active and self._read() is passing:
+                    self._write(original)
+            return original(*args, **kwargs)
+
+        passing.__wrapped__ = original  # type: ignore[attr-defined]
+        return passing
+
+
+_PASSING = next(code for code in ReplacedFunction._passing.__code__.co_consts if isinstance(code, CodeType))
+
+
+def _unwrapped(function: Any) -> Any:
+    """The function inside a replacement that somebody else has put back after it was taken away."""
+    while getattr(function, "__code__", None) is _PASSING:
+        function = function.__wrapped__
+    return function

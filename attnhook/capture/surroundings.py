@@ -1,0 +1,112 @@
+"""The modules around attention that a capture follows: the model itself, what holds encoder layers, and what attends unexpectedly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from attnhook.capture.adapters import class_of
+from attnhook.capture.encoder_layers import FUNCTIONS
+from attnhook.capture.forwards import ForwardRecord
+from attnhook.capture.plan import CapturePlan
+from attnhook.capture.scopes import SDPA, Listener
+from attnhook.capture.shared_state import ReplacedFunction
+from attnhook.capture.sites import Kernel
+from attnhook.errors import UnsupportedModelError
+
+
+class Stranger:
+    """A listener that notes the calls of a module whose code does not show that it attends.
+
+    Args:
+        name: The module's path.
+        module: The module.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self._name, self._kind = name, type(module).__name__
+
+    def fused(self, record: ForwardRecord, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Note it; reading the maps is then an error."""
+        record.strangers.setdefault(self._name, self._kind)
+
+    def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:
+        """Nothing: softmaxes have other uses."""
+
+    def refused(self, record: ForwardRecord, error: Exception) -> None:
+        """Nothing: nothing was to be recorded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Surrounding:
+    """A module that is followed although it is not captured.
+
+    Attributes:
+        module: The module.
+        listener: Who is told of its own calls; None for nobody.
+        holds: The functions that are replaced while it runs.
+    """
+
+    module: nn.Module
+    listener: Listener | None = None
+    holds: tuple[ReplacedFunction, ...] = ()
+
+
+def surroundings(plan: CapturePlan) -> list[Surrounding]:
+    """What has to be followed around and beside the captured modules.
+
+    Args:
+        plan: What is captured.
+
+    Returns:
+        The modules from the outside in, the model first.
+
+    Raises:
+        UnsupportedModelError: If the model is an encoder layer, which no hook may hang on.
+    """
+    model, chosen = plan.model, {site.name for site in plan.sites}
+    if isinstance(model, nn.TransformerEncoderLayer):
+        raise UnsupportedModelError(
+            "cannot capture an nn.TransformerEncoderLayer on its own: expected a module around it, because hooks on the layer would switch off "
+            "its fast path. Capture model = nn.Sequential(layer), and call that."
+        )
+    others = {site.name for site in plan.anatomy.sites} - chosen
+    layers = any(site.running_kernel() is Kernel.ENCODER_LAYER for site in plan.sites)
+    found = []
+    for name, module in model.named_modules():
+        if any(isinstance(one, nn.TransformerEncoderLayer) for one in _way_to(model, name)):
+            continue
+        foreign = plan.guessed and name not in chosen | others and not class_of(module).__module__.startswith("torch.")
+        around = layers and any(isinstance(one, nn.TransformerEncoderLayer) for one in module.modules())
+        left_out = name in others and (plan.guessed or any(_is_inside(name, outer) for outer in chosen))
+        if not name or foreign or around or left_out:
+            holds = ((SDPA,) if foreign else ()) + (FUNCTIONS if around else ())
+            found.append(Surrounding(module, Stranger(name, module) if foreign else None, holds))
+    return found
+
+
+def _way_to(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules on the way from a model to one of its modules, itself included."""
+    way = [model]
+    for part in name.split(".") if name else []:
+        way.append(way[-1].get_submodule(part))
+    return way
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return name != outer and (not outer or name.startswith(f"{outer}."))
+
+
+def encoder_layers(model: nn.Module, listeners: Mapping[int, Any]) -> list[tuple[nn.MultiheadAttention, Any]]:
+    """The attention of every encoder layer.
+
+    Args:
+        model: The model.
+        listeners: Who is told of its calls, by `id` of the attention module.
+
+    Returns:
+        Each with who is told; None for nobody.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    return [(layer.self_attn, listeners.get(id(layer.self_attn))) for layer in layers]

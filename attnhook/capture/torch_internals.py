@@ -1,0 +1,131 @@
+"""Private functions of torch, all of them: why each is needed, and what happens where it is missing.
+
+Checked on torch 2.6, 2.13 and 2.14. Where a name below is missing, importing or using `attnhook.capture` fails with that name; nothing goes
+wrong silently.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+SDPA = torch._C._nn.scaled_dot_product_attention
+"""The kernel itself, whatever `torch.nn.functional` points to when this file is imported. A function mode is given this one."""
+
+SOFTMAXES = frozenset({torch.softmax, F.softmax, torch.Tensor.softmax, torch.special.softmax})
+"""All softmaxes as a function mode is given them (public; beside `SDPA` because they are compared together)."""
+
+set_grad_enabled = torch._C._set_grad_enabled
+"""`torch.set_grad_enabled` without the object that it makes: called once or twice for each block."""
+
+torch_functions_disabled = torch._C.DisableTorchFunction
+"""Context in which no function mode and no tensor subclass sees calls of torch. The public ones see to subclasses only."""
+
+current_transform = torch._C._functorch.peek_interpreter_stack
+"""The innermost running transform of `torch.func`, or None. Tensors in one lack its dimension; no public function tells."""
+
+
+def in_backward() -> bool:
+    """Whether this thread runs a backward: gradient checkpointing repeats forwards there. No public function tells."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def in_vmap() -> bool:
+    """Whether a `torch.func.vmap` is running."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
+# --- function modes: `with mode` alone cannot close one that an interrupted forward left under others -------------------------------------
+
+
+def take_off(mode: TorchFunctionMode) -> int | None:
+    """Take a mode off this thread's stack, also from under others.
+
+    Args:
+        mode: The mode.
+
+    Returns:
+        How many were above it; None if it was not there.
+    """
+    above: list[Any] = []
+    found = False
+    while not found and torch._C._len_torch_function_stack() > 0:
+        top = torch._C._pop_torch_function_stack()
+        found = top is mode
+        if not found:
+            above.append(top)
+    for other in reversed(above):
+        torch._C._push_on_torch_function_stack(other)
+    return len(above) if found else None
+
+
+def put_on(mode: TorchFunctionMode, above: int = 0) -> None:
+    """Put a mode on this thread's stack.
+
+    Args:
+        mode: The mode.
+        above: How many of those that are there stay above it.
+    """
+    others = [torch._C._pop_torch_function_stack() for _ in range(min(above, torch._C._len_torch_function_stack()))]
+    torch._C._push_on_torch_function_stack(mode)
+    for other in reversed(others):
+        torch._C._push_on_torch_function_stack(other)
+
+
+# --- modules ------------------------------------------------------------------------------------------------------------------------------
+
+
+def remove_hooks(module: nn.Module, mine: Callable[[Any], bool]) -> None:
+    """Remove forward hooks of a module by what they are.
+
+    A `RemovableHandle` would do, but for Ctrl-C: it may come after a hook is there and before its handle has been returned.
+
+    Args:
+        module: The module.
+        mine: Which hooks.
+    """
+    for hooks, more in (
+        (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+        (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+    ):
+        for number in [number for number, hook in list(hooks.items()) if mine(hook)]:
+            hooks.pop(number, None)
+            for flags in more:
+                flags.pop(number, None)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calling a module runs compiled code: `torch.compile(module)` and `module.compile()` leave these two names."""
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
+
+
+def compiled_module(module: nn.Module) -> nn.Module | None:
+    """What `torch.compile(module)` wraps; None for any other module."""
+    inner = module._modules.get("_orig_mod")
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def shares_projection(module: nn.MultiheadAttention) -> bool:
+    """Whether queries, keys and values are projected by one weight; the public attributes would have to be read, which may recompute them."""
+    return bool(module._qkv_same_embed_dim)
+
+
+# --- the compiler's stance: the public context puts back what it found, also where someone else has set another one in between -------------
+
+
+def compiler_stance() -> Any:
+    """What `torch.compiler.set_stance` has set: an object with the attribute `stance`."""
+    import torch._dynamo.eval_frame
+
+    return torch._dynamo.eval_frame._stance
+
+
+def set_compiler_stance(stance: Any) -> None:
+    """Set what `compiler_stance` gave."""
+    import torch._dynamo.eval_frame
+
+    torch._dynamo.eval_frame._set_stance(stance)
