@@ -190,7 +190,8 @@ def _tokens_in_words(plan: CapturePlan) -> str:
 def _parts(names: Sequence[str], *, beside: Sequence[str]) -> tuple[PartDescription, ...]:
     """The outermost modules that hold some of the named modules, and none of those beside them."""
     shared = {path for name in beside for path in _paths(name)}
-    counts = Counter(_NUMBER.sub("*", next(path for path in _paths(name) if path not in shared)) for name in names)
+    own = (next((path for path in _paths(name) if path not in shared), name) for name in names)
+    counts = Counter(_NUMBER.sub("*", path) for path in own)
     return tuple(PartDescription(path, count) for path, count in counts.items())
 
 
