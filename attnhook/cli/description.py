@@ -7,8 +7,9 @@ from attnhook.cli.arguments import add_command, add_model
 
 _TEXT = """\
 Say what would be captured from a model: its attention blocks, the kernel each one runs,
-its special tokens, its patch grid, and what its head reads. Runs one forward on a black
-image where the model's input size is fixed."""
+its special tokens, its patch grid, and what its head reads. Names the parts whose
+attention is not captured, such as a text tower. Runs one forward on a black image where
+the model's input size is fixed."""
 _EXAMPLES = """\
 examples:
   attnhook describe

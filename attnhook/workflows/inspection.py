@@ -1,5 +1,8 @@
-"""What would be captured from a model, and why."""
+"""What would be captured from a model, what would not, and why."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +15,7 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel
 from attnhook.options import Size
 from attnhook.workflows.running import run_vision
+from attnhook.zoo.uncaptured import uncaptured_attention
 
 _KERNELS = {
     Kernel.SDPA: "fused (scaled_dot_product_attention)",
@@ -20,6 +24,7 @@ _KERNELS = {
     Kernel.INTERFACE: "registered attention function",
     Kernel.OPEN: "explicit softmax or any",
 }
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")  # of a repeated module
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,19 @@ class BlockDescription:
 
 
 @dataclass(frozen=True)
+class PartDescription:
+    """A part of a model that has attention.
+
+    Attributes:
+        name: Its path; empty for the whole model. `*` stands for the numbers of repeated modules.
+        num_modules: How many attention modules it has.
+    """
+
+    name: str
+    num_modules: int
+
+
+@dataclass(frozen=True)
 class ModelDescription:
     """What attnhook knows of a model; `str()` of it is a table.
 
@@ -53,6 +71,8 @@ class ModelDescription:
         readout_reason: Why.
         grid: After a forward: patch rows and columns.
         input_size: After a forward: height and width of the images in pixels.
+        captured: The parts of the model whose attention is captured.
+        not_captured: The parts whose attention is not: text towers, language models, decoders.
     """
 
     type_name: str
@@ -62,6 +82,8 @@ class ModelDescription:
     readout_reason: str
     grid: Size | None = None
     input_size: Size | None = None
+    captured: tuple[PartDescription, ...] = ()
+    not_captured: tuple[PartDescription, ...] = ()
 
     def __str__(self) -> str:
         grid = "read off each forward" if self.grid is None else f"{self.grid[0]} x {self.grid[1]}"
@@ -69,6 +91,7 @@ class ModelDescription:
             grid += f" patches of a {self.input_size[0]} x {self.input_size[1]} px input (height x width)"
         head = [
             ("model", self.type_name),
+            ("captured", self._captured_in_words()),
             ("tokens", self.tokens),
             ("readout", f"{self.readout or 'none'} ({self.readout_reason})"),
             ("grid", grid),
@@ -82,9 +105,14 @@ class ModelDescription:
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*(f"{name:<8} {value}" for name, value in head), "", *table])
 
+    def _captured_in_words(self) -> str:
+        words = [_in_words(self.captured, "block")]
+        words += [f"not captured: {_in_words(self.not_captured, 'attention module')}"] if self.not_captured else []
+        return "; ".join(words)
+
 
 def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription:
-    """Say what would be hooked in a model, and why.
+    """Say what would be captured from a model, what would not, and why.
 
     Args:
         model: The model.
@@ -110,14 +138,19 @@ def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription
         None if maps is None else next((b.token_layout for b in maps if isinstance(b.token_layout, TokenLayout)), None)
     )
     readout = plan.anatomy.readout
+    blocks = _from_plan(plan) if maps is None else _from_maps(plan, maps)
+    hooked = [site.name for site in plan.sites]
+    others = uncaptured_attention(plan.model, hooked)
     return ModelDescription(
         type_name=f"{type(plan.model).__module__}.{type(plan.model).__qualname__}",
-        blocks=_from_plan(plan) if maps is None else _from_maps(plan, maps),
+        blocks=blocks,
         tokens=_tokens_in_words(plan),
         readout=None if readout.rows is None else readout.rows.value,
         readout_reason=readout.reason,
         grid=None if layout is None else layout.grid,
         input_size=None if maps is None else maps.input_size,
+        captured=_parts([*dict.fromkeys(block.name.partition(":")[0] for block in blocks)], beside=others),
+        not_captured=_parts(others, beside=hooked),
     )
 
 
@@ -151,4 +184,26 @@ def _tokens_in_words(plan: CapturePlan) -> str:
     )
     words = [f"{count} {name}" for count, name in counts if count] + ["patches"]
     words += [f"{known.suffix} tokens behind them"] if known.suffix else []
+    return ", ".join(words)
+
+
+def _parts(names: Sequence[str], *, beside: Sequence[str]) -> tuple[PartDescription, ...]:
+    """The outermost modules that hold some of the named modules, and none of those beside them."""
+    shared = {path for name in beside for path in _paths(name)}
+    own = (next((path for path in _paths(name) if path not in shared), name) for name in names)
+    counts = Counter(_NUMBER.sub("*", path) for path in own)
+    return tuple(PartDescription(path, count) for path, count in counts.items())
+
+
+def _paths(name: str) -> list[str]:
+    """The paths of a module and of all that hold it, the whole model's first."""
+    steps = name.split(".")
+    return ["", *(".".join(steps[: depth + 1]) for depth in range(len(steps)))]
+
+
+def _in_words(parts: Sequence[PartDescription], what: str) -> str:
+    words = []
+    for part in parts:
+        count = f"{part.num_modules} {what}" + ("" if part.num_modules == 1 else "s")
+        words.append(f"{part.name} ({count})" if part.name else count)
     return ", ".join(words)

@@ -53,6 +53,7 @@ _DENSE_HEADS = re.compile(
     r"|DensePrediction|ImageSuperResolution|KeypointDetection|KeypointMatching|TableRecognition|TextRecognition|SceneTextRecognition"
     r"|VideoGrounding)$"
 )
+_BOTH = "its head reads the class token and the mean of the patches; rows='mean' gives the latter"
 _POOLING = re.compile(r"AttentionPool|AttentivePool|PoolingHead|MgpstrA3Module")
 
 
@@ -184,13 +185,19 @@ def _readout(model: Any, sites: tuple[AttentionSite, ...], tower: Tower | None, 
     inner = [site for site in sites if tower.holds(site.name) and site.queries is not Queries.OTHER]
     averages = name in _MEAN_HEADS or getattr(model.config, "use_mean_pooling", False)
     if has_class_token and not averages and any(site.queries is Queries.TOKENS for site in inner):
-        return Readout(Rows.CLS, "the class token")
+        return Readout(Rows.CLS, _BOTH if _reads_both(model) else "the class token")
     if any(site.tokens_of is not None for site in inner):
         return Readout(
             None,
             "its blocks attend within windows, or on grids of their own. Take received_attention(maps, block) of a capture with rows='all'",
         )
     return Readout(Rows.MEAN, "the mean over patches" if averages else "no class token")
+
+
+def _reads_both(model: Any) -> bool:
+    """Whether the classifier takes two vectors of the tower's width, as those of DINOv2 do."""
+    classifier, width = getattr(model, "classifier", None), getattr(model.config, "hidden_size", None)
+    return isinstance(classifier, nn.Linear) and width is not None and classifier.in_features == 2 * width
 
 
 def _dense_readout(name: str, tower: Tower | None, *, has_class_token: bool) -> Readout | None:

@@ -63,6 +63,8 @@ def not_tokens(kind: str) -> str | None:
         return (
             "a map of where object queries look, normalised over all heads at once, with which no values are multiplied"
         )
+    if kind.endswith("AttentionResidual"):
+        return "a softmax over the outputs of earlier layers"
     if kind.endswith(("HungarianMatcher", "Loss")):
         return "a cost of the training loss"
     return NOT_TOKENS.get(kind)

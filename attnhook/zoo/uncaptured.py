@@ -1,0 +1,44 @@
+"""The attention of a model that is not captured: text towers, language models, decoders, modules beside a known model.
+
+Attention is recognised as it is for capturing: by what a class's code calls. Routers, heads and losses call a softmax, too, so a class that
+calls nothing but a softmax counts only if it is named after attention.
+"""
+
+import re
+from collections.abc import Collection
+
+from torch import nn
+
+from attnhook.capture.adapters import attends, class_of
+from attnhook.zoo._timm_blocks import NOT_TOKENS
+from attnhook.zoo._transformers_blocks import not_tokens
+from attnhook.zoo._transformers_towers import inside
+
+_KERNELS = frozenset({"ALL_ATTENTION_FUNCTIONS", "scaled_dot_product_attention"})
+_CALLS = _KERNELS | {"softmax", "Softmax"}
+_NAMED = re.compile("atten|attn", re.IGNORECASE)
+
+
+def uncaptured_attention(model: nn.Module, captured: Collection[str]) -> tuple[str, ...]:
+    """Find the attention modules of a model beside those that are captured.
+
+    Args:
+        model: The model.
+        captured: The paths of the modules that are captured.
+
+    Returns:
+        The paths of the others, in the order of `named_modules()`; of nested ones the innermost.
+    """
+    found = [
+        name for name, module in model.named_modules() if not inside(name, tuple(captured)) and _is_attention(module)
+    ]
+    known = [*captured, *found]
+    return tuple(name for name in found if name and not any(other.startswith(f"{name}.") for other in known))
+
+
+def _is_attention(module: nn.Module) -> bool:
+    kind = class_of(module).__name__
+    if kind in NOT_TOKENS or not_tokens(kind) is not None:
+        return False
+    named = _NAMED.search(kind) is not None
+    return attends(module, calls=_CALLS if named else _KERNELS, base="PreTrainedModel", helpers=named)
