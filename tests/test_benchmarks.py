@@ -295,6 +295,7 @@ def tiny_cases(overhead, cases, monkeypatch):
     threads = torch.get_num_threads()
     yield overhead
     torch.set_num_threads(threads)
+    torch._dynamo.reset()
 
 
 def test_script_measures_every_candidate_and_writes_json(tiny_cases, tmp_path, capsys):
