@@ -5,7 +5,9 @@
 
 Time is process CPU time. Candidates of a case run interleaved in one process, each round in a random order; each time is divided by the bare
 forward's of the same round, and `bare again` is the bare forward once more: the noise floor. The measured region of attnhook is entering the
-context, the forward, leaving it and reading every block's rows; `AttentionCapture(...)` is made once, its own cost stands beside.
+context, the forward, leaving it and reading every block's rows; `AttentionCapture(...)` is made once, its own cost stands beside. In the
+compiled case the compiled model takes the place of the bare one, and `TraceableCapture` is timed from its call to the rows of its maps;
+compiling comes before.
 Peak memory: a fresh process per candidate runs it twice and reports the peak of the second run; the base's peak is subtracted.
 Every result is checked before anything is timed; a wrong one ends the benchmark with exit status 1.
 Does not measure: GPUs, training, rows="all".
@@ -114,7 +116,7 @@ def measure(
             bases.get(name),
             summarise([1e3 * value for value in seconds[name]]),
             summarise(of_base[name]) if name in of_base else None,
-            errors.get(name) if name.startswith("attnhook") else None,
+            errors.get(name) if name.startswith(("attnhook", "TraceableCapture")) else None,
         )
         for name in candidates
     ]
@@ -128,8 +130,14 @@ def chosen(candidates: Mapping[str, Candidate], names: list[str] | None) -> dict
     """The named candidates with their bases and the noise floor; all if none is named. Names that this case lacks are skipped."""
     if names is None:
         return dict(candidates)
-    bases = {"bare"} | {candidates[name].base for name in names if name in candidates}
-    return {name: c for name, c in candidates.items() if name in bases or name in names or name == "bare again"}
+    kept = {name for name in candidates if name in names or is_noise_floor(name)}
+    bases = {candidates[name].base for name in kept}
+    return {name: c for name, c in candidates.items() if name in kept or name in bases}
+
+
+def is_noise_floor(name: str) -> bool:
+    """Whether a candidate is its own base once more."""
+    return name.endswith(" again")
 
 
 def construction_ms(model: torch.nn.Module, blocks: int | None, repeats: int = 20) -> float:
@@ -208,7 +216,7 @@ def run_case(name: str, options: argparse.Namespace) -> list[Result]:
     results = measure(name, candidates, options.repeats or case.spec.repeats, warmup=options.warmup)
     extra: dict[str, float] = {}
     if not options.no_memory:
-        weighed = [candidate for candidate in candidates if candidate != "bare again"]
+        weighed = [candidate for candidate in candidates if not is_noise_floor(candidate)]
         extra = extra_memory(weighed, bases_of(candidates), lambda c: spawn_probe(name, c, options.threads))
     blocks = {"attnhook, all blocks": None, "attnhook, last block": 1}
     return [

@@ -198,6 +198,9 @@ def test_choosing_a_candidate_keeps_its_base_and_the_noise_floor(overhead, cases
     assert set(overhead.chosen(candidates, ["HF eager"])) == {"bare", "bare again", "HF bare", "HF eager"}
     assert set(overhead.chosen(candidates, ["attnhook, last block"])) == {"bare", "bare again", "attnhook, last block"}
     assert overhead.chosen(candidates, None) == candidates
+    compiled = cases.Case(cases.CASES["vit_tiny-b1-compiled"]).candidates()
+    assert set(overhead.chosen(compiled, ["TraceableCapture, compiled"])) == set(compiled)
+    assert set(overhead.chosen(compiled, ["HF eager"])) == {"compiled", "compiled again"}
 
 
 def test_unknown_names_are_refused_before_anything_runs(overhead, capsys):
@@ -263,6 +266,16 @@ def test_check_rejects_a_missing_block_and_a_moved_output(cases, result):
         cases.check_capture((output + 1e-6, rows), output, rows)
 
 
+def test_check_allows_the_outputs_of_two_graphs_to_differ_by_a_stated_tolerance(cases, result):
+    output, rows = result
+    assert cases.check_capture((output + 5e-6, rows), output, rows, tolerance=1e-5) == 0.0
+    for other, message in ((output + 5e-5, "differs from the bare one by 5.0e-05"), (output * float("nan"), "by nan")):
+        with pytest.raises(cases.CheckError, match=message):
+            cases.check_capture((other, rows), output, rows, tolerance=1e-5)
+    with pytest.raises(cases.CheckError, match="has shape"):
+        cases.check_capture((output[:1], rows), output, rows)
+
+
 def test_check_rejects_peers_that_return_nothing(cases):
     with pytest.raises(cases.CheckError, match="expected 12 attention matrices, got 0"):
         cases.check_matrices((), 12)
@@ -282,6 +295,7 @@ def tiny_cases(overhead, cases, monkeypatch):
     threads = torch.get_num_threads()
     yield overhead
     torch.set_num_threads(threads)
+    torch._dynamo.reset()
 
 
 def test_script_measures_every_candidate_and_writes_json(tiny_cases, tmp_path, capsys):
@@ -309,6 +323,32 @@ def test_script_measures_every_candidate_and_writes_json(tiny_cases, tmp_path, c
     assert found["HF eager"]["base"] == "HF bare"
     assert found["attnhook, last block"]["construction_ms"] > 0
     assert use_fused_attn()
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_script_measures_the_compiled_case(tiny_cases, cases, backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "BACKEND", backend)
+    monkeypatch.setitem(tiny_cases.CASES, "tiny", cases.Spec("vit_tiny_patch16_224", 32, 2, 2, compiled=True))
+    path = tmp_path / "overhead.json"
+    assert tiny_cases.main(["--warmup", "0", "--no-memory", "--json", str(path)]) == 0
+    found = {result["candidate"]: result for result in json.loads(path.read_text())["results"]}
+    assert [(name, result["base"]) for name, result in found.items()] == [
+        ("compiled", None),
+        ("compiled again", "compiled"),
+        ("TraceableCapture, compiled", "compiled"),
+    ]
+    assert 0 < found["TraceableCapture, compiled"]["row_error"] < 2e-5
+
+
+def test_compiled_rows_and_output_are_checked(tiny_cases, cases, monkeypatch, capsys):
+    monkeypatch.setattr(cases, "BACKEND", "eager")
+    monkeypatch.setitem(tiny_cases.CASES, "tiny", cases.Spec("vit_tiny_patch16_224", 32, 2, 2, compiled=True))
+    for tolerance, said in (("ROW_TOLERANCE", "block 0: rows differ"), ("COMPILED_TOLERANCE", "the output differs")):
+        with monkeypatch.context() as patch:
+            patch.setattr(cases, tolerance, -1.0)
+            assert tiny_cases.main(["--no-memory"]) == 1
+        assert f"tiny: wrong result: TraceableCapture, compiled: {said}" in capsys.readouterr().err
 
 
 def test_script_exits_1_on_a_wrong_result(tiny_cases, cases, monkeypatch, capsys):

@@ -5,22 +5,24 @@ compiled: a function mode, which Dynamo traces, sees the fused calls, and the ro
 and a few rows: what needs to look at modules, or at whole matrices, is for `AttentionCapture`.
 """
 
+import inspect
+import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import sdpa_operands, softmax_rows
-from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel
+from attnhook.capture.torch_internals import SDPA
 from attnhook.errors import NothingCapturedError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
-
-_SDPA = F.scaled_dot_product_attention
 
 
 class _KeepsRows(TorchFunctionMode):
@@ -33,7 +35,7 @@ class _KeepsRows(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func is _SDPA:
+        if func is SDPA:
             if self.seen in self.chosen:
                 self.kept.append(_rows(self.tokens, *args, **(kwargs or {})))
             self.seen += 1
@@ -43,7 +45,9 @@ class _KeepsRows(TorchFunctionMode):
 def _rows(tokens: list[int] | None, *args: Any, **kwargs: Any) -> Tensor:
     call = sdpa_operands(*args, **kwargs).by_reference()
     index = slice(None) if tokens is None else tokens
-    query, key = call.query[:, :, index].float(), call.key.float()
+    query, key = call.query[:, :, index], call.key
+    if query.dtype is not torch.float32 and query.dtype is not torch.float64:
+        query, key = query.float(), key.float()
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     with torch.autocast(query.device.type, enabled=False):
@@ -56,12 +60,14 @@ class TraceableCapture(nn.Module):
 
     Args:
         model: A model whose attention modules all call `scaled_dot_product_attention`, once each a forward and in their order.
-        pixels: `(batch, channels, height, width)`: what one eager forward is run on, to learn which calls there are and what their tokens are.
+        pixels: `(batch, channels, height, width)`, or with an axis of frames: what one eager forward is run on, to learn which calls there
+            are and what their tokens are. Later forwards must be of the same shape, apart from the batch.
         blocks: Which blocks, as for `AttentionCapture`.
         rows: `"cls"`, `"pool"`, `"readout"` if it is one of them, or token indices.
 
     Raises:
-        UnsupportedModelError: If the model's attention is not of that kind, or `rows` needs whole matrices.
+        UnsupportedModelError: If the model's attention is not of that kind, it drops or shuffles patches, or `rows` needs whole matrices.
+        TypeError: If `pixels` is not a tensor.
 
     Example:
         >>> import timm, torch
@@ -80,7 +86,13 @@ class TraceableCapture(nn.Module):
         self, model: nn.Module, pixels: Tensor, *, blocks: BlocksOption = None, rows: RowsOption = "readout"
     ) -> None:
         super().__init__()
+        if not isinstance(pixels, Tensor):
+            raise TypeError(
+                f"pixels must be a tensor: expected shape (batch, channels, height, width), got {type(pixels).__name__}. Pass the images alone."
+            )
         self.model = model
+        self._shape = tuple(pixels.shape[1:])
+        self._argument = _first_parameter(model)
         wanted = AttentionCapture(model, blocks=blocks, rows=rows)
         everything = AttentionCapture(model, rows="all")
         kept = wanted.plan.rows
@@ -115,14 +127,16 @@ class TraceableCapture(nn.Module):
             raise UnsupportedModelError(
                 "a module attends several times in one forward: expected once. Use AttentionCapture, which runs the model eagerly."
             )
+        for block in everything:
+            layout = block.token_layout
+            if not isinstance(layout, str) and (not isinstance(layout, TokenLayout) or layout.order is not None):
+                raise UnsupportedModelError(
+                    f"block {block.name!r} cannot be captured inside a compiled graph: expected all patches in order in every forward, got a "
+                    "model that drops or shuffles them. Use AttentionCapture, which runs the model eagerly."
+                )
         self._calls = len(everything)
         self._chosen = [everything.block_names.index(block.name) for block in wanted]  # rising
-        self._known = [
-            BlockAttention(
-                b.name, b.kernel, torch.empty(b.shape, device="meta"), b.token_layout, b.queries, b.readout_rows
-            )
-            for b in wanted
-        ]
+        self._known = [replace(block, kept=torch.empty(block.shape, device="meta")) for block in wanted]
         self._frame = wanted[:0]
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Tensor, ...]]:
@@ -136,8 +150,10 @@ class TraceableCapture(nn.Module):
             The model's output, and the chosen blocks' rows, each `(batch, heads, rows, keys)` float32, detached.
 
         Raises:
+            TokenLayoutError: If the images are not of the shape of `pixels`, apart from the batch: their patches would lie on another grid.
             NothingCapturedError: If the number of attention calls differs from that in the eager forward: nothing says whose rows are whose.
         """
+        self._check_shape(self._images(args, kwargs))
         mode = _KeepsRows(self._tokens, self._chosen)
         with mode:
             output = self.model(*args, **kwargs)
@@ -148,34 +164,65 @@ class TraceableCapture(nn.Module):
             )
         return output, tuple(mode.kept)
 
+    def _images(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the model gets where `pixels` went; among keywords that its signature does not name, the first image or video."""
+        if args:
+            return args[0]
+        if self._argument in kwargs:
+            return kwargs[self._argument]
+        return next((a for a in kwargs.values() if isinstance(a, Tensor) and a.dim() in (4, 5)), None)
+
+    def _check_shape(self, images: Any) -> None:
+        expected = _batch_of(self._shape)
+        if not isinstance(images, Tensor):
+            raise TokenLayoutError(
+                f"no images found among the arguments: expected a tensor {expected}, got {type(images).__name__} in its place. Pass the images "
+                "as the model's first argument."
+            )
+        shape = tuple(operator.index(length) for length in images.shape[1:])  # numbers, where Dynamo has symbols
+        if shape != self._shape:
+            raise TokenLayoutError(
+                f"the images have shape {_batch_of(shape)}: expected {expected}, as the pixels that the capture was made with. Make another "
+                "TraceableCapture for the size of these images; only the batch may differ."
+            )
+
     def maps(self, rows: tuple[Tensor, ...]) -> AttentionMaps:
         """Give rows that `forward` returned their names and layouts.
 
         Args:
-            rows: What `forward` returned, for images of the size of `pixels`.
+            rows: What `forward` returned.
 
         Returns:
             The maps.
 
         Raises:
             NothingCapturedError: If the number of blocks differs.
-            TokenLayoutError: If their number of keys is that of another image size.
+            TokenLayoutError: If their shape is not that of the eager forward's rows: another capture made them, or the model dropped tokens.
         """
         if len(rows) != len(self._known):
             raise NothingCapturedError(
                 f"rows of {len(rows)} blocks: expected {len(self._known)}. Pass what forward returned."
             )
         for row, block in zip(rows, self._known, strict=True):
-            if row.shape[-1] != block.shape[-1]:
+            if tuple(row.shape[1:]) != block.shape[1:]:
                 raise TokenLayoutError(
-                    f"block {block.name!r} has {row.shape[-1]} keys: expected {block.shape[-1]}, as for the pixels that the capture was made "
-                    "with. Make a TraceableCapture for each image size."
+                    f"block {block.name!r} has rows {_batch_of(row.shape[1:])}: expected {_batch_of(block.shape[1:])}, that is (batch, heads, "
+                    "rows, keys) of the eager forward. Pass what this capture's forward returned, and make the capture in the mode (train or "
+                    "eval) that the model runs in."
                 )
-        blocks = [
-            BlockAttention(b.name, b.kernel, row, b.token_layout, b.queries, b.readout_rows)
-            for row, b in zip(rows, self._known, strict=True)
-        ]
+        blocks = [replace(block, kept=row) for row, block in zip(rows, self._known, strict=True)]
         frame = self._frame
         return AttentionMaps(
             blocks, rows=frame.rows, readout=frame.readout, input_size=frame.input_size, patch_area=frame.patch_area
         )
+
+
+def _first_parameter(model: nn.Module) -> str | None:
+    """The name under which the model takes its first argument; None if its signature does not say."""
+    first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+    return first.name if first is not None and first.kind is first.POSITIONAL_OR_KEYWORD else None
+
+
+def _batch_of(shape: Sequence[int]) -> str:
+    """A shape in words, its batch left open."""
+    return f"(batch, {', '.join(str(length) for length in shape)})"

@@ -1,14 +1,18 @@
 """Capture inside a compiled graph, and the refusal of compiled models."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 from torch.overrides import TorchFunctionMode
 
 from attnhook import AttentionCapture, TraceableCapture, raw_attention
 from attnhook.errors import NothingCapturedError, TokenLayoutError, UnsupportedModelError
-from tests.models import GRID, TIMM, TRANSFORMERS, images
+from tests.models import GRID, IMAGE, TIMM, TRANSFORMERS, images
 
 CASES = {case.name: case for case in TIMM + TRANSFORMERS}
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -56,13 +60,165 @@ def test_what_cannot_be_traced_is_refused() -> None:
     model.blocks[1].attn.fused_attn = False
     with pytest.raises(UnsupportedModelError, match=r"'blocks.1.attn' cannot be captured inside"):
         TraceableCapture(model, images())
-    dynamic = CASES["vit_dynamic"].build()
-    traceable = TraceableCapture(dynamic, images())
-    _, rows = traceable(images(size=(48, 16)))
-    with pytest.raises(TokenLayoutError, match="each image size"):
-        traceable.maps(rows)
+    with pytest.raises(UnsupportedModelError, match="drops or shuffles"):
+        TraceableCapture(CASES["ViTMAE"].build(), images(size=(24, 24)))
+    with pytest.raises(TypeError, match=r"pixels must be a tensor: .* got dict"):
+        TraceableCapture(model, {"x": images()})
+
+
+def test_rows_of_another_forward_are_refused() -> None:
+    model = CASES["vit"].build()
+    traceable = TraceableCapture(model, images())
+    _, rows = traceable(images())
     with pytest.raises(NothingCapturedError, match="rows of 1 blocks"):
         traceable.maps(rows[:1])
+    for other in ([row[..., 1:] for row in rows], TraceableCapture(model, images(), rows=[0, 1])(images())[1]):
+        with pytest.raises(TokenLayoutError, match=r"has rows .*: expected \(batch, 4, 1, 16\)"):
+            traceable.maps(tuple(other))
+
+
+TALL = IMAGE[::-1]  # as many patches as IMAGE, on another grid
+BOTH_SIZES = r"shape \(batch, 3, 40, 24\): expected \(batch, 3, 24, 40\).* Make another TraceableCapture for the size"
+HOW = [
+    (backend, full, dynamic) for backend in ("eager", "inductor") for full in (True, False) for dynamic in (None, True)
+]
+
+
+@pytest.mark.parametrize(
+    "backend, fullgraph, dynamic",
+    [
+        (None, False, None),
+        *(pytest.param(*how, marks=[pytest.mark.slow] if how[0] == "inductor" else []) for how in HOW),
+    ],
+)
+def test_another_size_of_as_many_patches_is_refused(backend: str | None, fullgraph: bool, dynamic: bool | None) -> None:
+    model = CASES["vit_dynamic"].build()
+    traceable = run = TraceableCapture(model, images())
+    if backend is not None:
+        run = torch.compile(traceable, fullgraph=fullgraph, dynamic=dynamic, backend=backend)
+    for batch in (2, 3):  # tall images come before anything is compiled, and after it
+        with torch.no_grad():
+            with pytest.raises(Exception, match=BOTH_SIZES) as caught:
+                run(images(batch, size=TALL))
+            maps = traceable.maps(run(images(batch))[1])
+        assert isinstance(caught.value, TokenLayoutError) or fullgraph
+        assert (maps.layout.grid, maps.input_size) == (GRID, IMAGE)
+        torch.testing.assert_close(maps.stack(), _eager_rows(model, "readout", batch), atol=2e-5, rtol=0)
+
+
+def test_another_size_that_is_padded_to_the_same_grid_is_refused() -> None:
+    model = CASES["vit_dynamic_pad"].build()
+    other = images(size=(20, 36))
+    assert TraceableCapture(model, other).maps(TraceableCapture(model, other)(other)[1]).layout.grid == GRID
+    with pytest.raises(TokenLayoutError, match=r"\(batch, 3, 20, 36\): expected \(batch, 3, 24, 40\)"):
+        TraceableCapture(model, images())(other)
+
+
+class _Passes(torch.nn.Module):
+    """Its signature does not say what the images are called."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return self.model(*args, **kwargs)
+
+
+class _Frames(_Passes):
+    """Takes `(batch, frames, channels, height, width)`."""
+
+    def forward(self, clip: torch.Tensor) -> object:
+        return self.model(clip.flatten(0, 1))
+
+
+@pytest.mark.parametrize("name, keyword", [("vit_dynamic", "x"), ("Dinov2Model", "pixel_values")])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_images_passed_by_keyword_are_compared_too(name: str, keyword: str, wrapped: bool) -> None:
+    model = CASES[name].build()
+    traceable = TraceableCapture(_Passes(model) if wrapped else model, images())
+    run = torch.compile(traceable, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        maps = traceable.maps(run(**{keyword: images()})[1])
+        torch.testing.assert_close(maps.stack(), _eager_rows(model, "readout"), atol=2e-5, rtol=0)
+        with pytest.raises(TokenLayoutError, match=BOTH_SIZES):
+            traceable(**{keyword: images(size=TALL)})
+        with pytest.raises(Exception, match=BOTH_SIZES):
+            run(**{keyword: images(size=TALL)})
+        with pytest.raises(TokenLayoutError, match=r"no images found among the arguments: .* got NoneType"):
+            traceable(images=None)
+
+
+def test_a_mask_that_is_passed_before_the_images_is_not_taken_for_them() -> None:
+    traceable = TraceableCapture(CASES["vit_dynamic"].build(), images())
+    mask = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    with torch.no_grad():
+        _, rows = traceable(attn_mask=mask, x=images())
+        torch.testing.assert_close(rows, traceable(images())[1])
+        with pytest.raises(TokenLayoutError, match=BOTH_SIZES):
+            traceable(attn_mask=mask, x=images(size=TALL))
+
+
+def test_clips_of_another_size_or_length_are_refused() -> None:
+    def clip(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+    traceable = TraceableCapture(_Frames(CASES["vit_dynamic"].build()), clip(1, 2, 3, *IMAGE))
+    run = torch.compile(traceable, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert traceable.maps(run(clip(2, 2, 3, *IMAGE))[1]).stack().shape[1] == 4
+        for other in (clip(1, 2, 3, *TALL), clip(1, 3, 3, *IMAGE), clip(1, 3, *IMAGE)):
+            for forward in (traceable, run):
+                with pytest.raises(Exception, match=r"expected \(batch, 2, 3, 24, 40\)"):
+                    forward(other)
+
+
+@pytest.mark.parametrize("how, graphs", [("default", 2), ("dynamic", 1), ("marked", 1)])
+def test_batches_share_graphs(how: str, graphs: int) -> None:
+    model = CASES["vit_dynamic"].build()
+    traceable, counter = TraceableCapture(model, images()), CompileCounter()
+    run = torch.compile(traceable, fullgraph=True, backend=counter, dynamic=True if how == "dynamic" else None)
+    for batch in (2, 3, 5, 7):
+        pixels = images(batch)
+        if how == "marked":
+            torch._dynamo.mark_dynamic(pixels, 0)
+        with torch.no_grad():
+            maps = traceable.maps(run(pixels)[1])
+        torch.testing.assert_close(maps.stack(), _eager_rows(model, "readout", batch), atol=2e-5, rtol=0)
+    assert counter.frame_count == graphs
+
+
+def test_a_graph_that_breaks_inside_the_model_loses_no_row() -> None:
+    model = CASES["vit"].build()
+    forward = model.blocks[0].forward
+
+    def breaking(*args: object, **kwargs: object) -> object:
+        torch._dynamo.graph_break()
+        return forward(*args, **kwargs)
+
+    model.blocks[0].forward = breaking
+    traceable, counter = TraceableCapture(model, images()), CompileCounter()
+    with torch.no_grad():
+        _, rows = torch.compile(traceable, backend=counter)(images())
+    assert counter.frame_count > 1
+    torch.testing.assert_close(torch.stack(rows), _eager_rows(model, "readout"), atol=2e-5, rtol=0)
+
+
+def test_a_foreign_patch_during_the_import_is_not_kept() -> None:
+    code = """if True:
+        import sys, timm, torch, attnhook
+        torch.set_num_threads(1)
+        home = torch.nn.functional
+        own = home.scaled_dot_product_attention
+        home.scaled_dot_product_attention = lambda *args, **kwargs: own(*args, **kwargs)
+        assert "attnhook.capture.traceable" not in sys.modules
+        attnhook.TraceableCapture
+        home.scaled_dot_product_attention = own
+        model, pixels = timm.create_model("test_vit").eval(), torch.rand(1, 3, 160, 160)
+        print(len(attnhook.TraceableCapture(model, pixels)(pixels)[1]))
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "6"), done.stderr
 
 
 @pytest.mark.parametrize("how", ["wrapper", "model", "block"])
@@ -96,9 +252,9 @@ def _with_own_attention() -> torch.nn.Module:
     return model
 
 
-def _eager_rows(model: torch.nn.Module, rows: object) -> torch.Tensor:
+def _eager_rows(model: torch.nn.Module, rows: object, batch: int = 2) -> torch.Tensor:
     with torch.no_grad(), AttentionCapture(model, rows=rows) as capture:
-        model(images())
+        model(images(batch).to(next(model.parameters()).dtype))
     return capture.maps.stack()
 
 
@@ -125,6 +281,16 @@ def test_autocast_does_not_reach_the_rows() -> None:
         _, rows = traceable(images())
         expected = _eager_rows(model, "readout")
     torch.testing.assert_close(torch.stack(rows), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-7), (torch.bfloat16, 2e-5)])
+def test_rows_of_other_precisions_are_those_of_the_eager_capture(dtype: torch.dtype, tolerance: float) -> None:
+    model = CASES["vit"].build().to(dtype)
+    traceable = TraceableCapture(model, images().to(dtype))
+    with torch.no_grad():
+        _, rows = torch.compile(traceable, fullgraph=True, backend="eager")(images().to(dtype))
+    assert rows[0].dtype is torch.float32
+    torch.testing.assert_close(torch.stack(rows), _eager_rows(model, "readout"), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])
