@@ -111,15 +111,19 @@ class AttentionCapture:
             )
         try:
             self._open()
+            return self  # noqa: TRY300 (here, where an interrupt is still met)
         except BaseException:
-            self._close()
+            self.__exit__(None, None, None)
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        try:
+            self._undo()
+        except BaseException:  # Ctrl-C while it was undone
+            self._undo()
+            raise
 
     def _open(self) -> None:
         self.clear()
@@ -131,13 +135,6 @@ class AttentionCapture:
             self._hook_surroundings()
             for recorder in self._recorders:
                 self._hook_site(recorder)
-
-    def _close(self) -> None:
-        try:
-            self._undo()
-        except BaseException:  # Ctrl-C while it was undone
-            self._undo()
-            raise
 
     def _undo(self) -> None:
         """Undo what entering did, as far as it came; may be repeated."""

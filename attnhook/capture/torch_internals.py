@@ -93,9 +93,9 @@ def remove_hooks(module: nn.Module, mine: Callable[[Any], bool]) -> None:
         (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
     ):
         for number in [number for number, hook in list(hooks.items()) if mine(hook)]:
-            hooks.pop(number, None)
             for flags in more:
                 flags.pop(number, None)
+            hooks.pop(number, None)  # last: what is left of an interrupted removal is found again
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -1,0 +1,81 @@
+"""Ctrl-C at any moment of a capture: nothing stays on the model or in torch, and the next capture is right."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import attnhook.capture
+from attnhook import AttentionCapture
+from attnhook.capture.torch_internals import compiler_stance
+from tests.capture.test_contexts import same
+from tests.capture.test_neighbours import LAYOUTS, capture_of
+
+HERE = str(Path(attnhook.capture.__file__).parent)
+SDPA = torch._C._nn.scaled_dot_product_attention
+ENCODER = torch._transformer_encoder_layer_fwd, torch._native_multi_head_attention, F.multi_head_attention_forward
+
+
+def traces(model) -> tuple:
+    hooks = [name for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    flags = [m._forward_hooks_with_kwargs or m._forward_hooks_always_called for m in model.modules()]
+    functions = torch._transformer_encoder_layer_fwd, torch._native_multi_head_attention, F.multi_head_attention_forward
+    return (
+        hooks,
+        any(flags) or any(m._forward_pre_hooks_with_kwargs for m in model.modules()),
+        F.scaled_dot_product_attention is SDPA,
+        [one is other for one, other in zip(functions, ENCODER, strict=True)],
+        torch._C._len_torch_function_stack(),
+        compiler_stance().stance,
+        torch.is_grad_enabled(),
+    )
+
+
+class AtLine:
+    """Raises KeyboardInterrupt before the n-th line that runs of attnhook's capture, as Ctrl-C may; counts the lines."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.lines, self.raised = number, 0, False
+
+    def __call__(self, frame, event, _):
+        if not frame.f_code.co_filename.startswith(HERE):
+            return None
+        first = frame.f_code.co_name == "__exit__" and frame.f_lineno <= frame.f_code.co_firstlineno + 3
+        if event == "line" and not self.raised and not first:  # nothing in Python can protect the first line of all
+            self.lines += 1
+            if self.lines == self.number:
+                self.raised = True
+                raise KeyboardInterrupt
+        return self
+
+    def run(self, model, layout, called, pixels) -> AttentionCapture:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            with AttentionCapture(called, layout=layout) as capture:
+                called(pixels)
+        finally:
+            sys.settrace(before)
+        return capture
+
+
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["timm", "timm, unfused", "transformers", "torchvision", "encoder", "compiled"])
+def test_an_interrupt_before_any_line_leaves_nothing(kind: str, every: int) -> None:
+    model, pixels, _ = capture_of("timm" if kind == "compiled" else kind)
+    layout = LAYOUTS.get(kind)
+    called = torch.compile(model, backend="eager") if kind == "compiled" else model
+    with torch.no_grad():
+        whole = AtLine(0)
+        clean = traces(model)
+        expected = whole.run(model, layout, called, pixels).maps.stack()
+        assert whole.lines > 300
+        for number in range(1, whole.lines + 1, every):
+            with pytest.raises(KeyboardInterrupt):
+                AtLine(number).run(model, layout, called, pixels)
+            assert traces(model) == clean, number
+        with AttentionCapture(called, layout=layout) as capture:
+            called(pixels)
+        assert same(capture.maps.stack(), expected)
