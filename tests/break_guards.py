@@ -245,8 +245,8 @@ GUARDS = (
     Guard(
         "22 no graph hangs on what is kept",
         "capture/operands.py",
-        "query, key = _owning(self.query.detach(), self.key.detach(), memory)",
-        "query, key = _owning(self.query, self.key, memory)",
+        "return Operands(self.query.detach(), self.key.detach(), self.scale",
+        "return Operands(self.query, self.key, self.scale",
         f"{CONDITIONS}::test_results_die_with_clear_and_hold_no_graph",
     ),
     Guard(

@@ -35,7 +35,6 @@ SUITES = {
     "capture/exponentials.py": _MATRICES,
     "capture/recording.py": _CALLS,
     "capture/scores.py": _CALLS,
-    "capture/copies.py": "capture/test_copies.py",
     "capture/forwards.py": _CALLS,
     "capture/interception.py": _CALLS,
     "capture/records.py": f"capture/test_records.py capture/test_notebook.py {_CALLS}",

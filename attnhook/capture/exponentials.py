@@ -13,8 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from attnhook.capture.copies import LINE_BYTES
 from attnhook.capture.operands import Operands
+
+LINE_BYTES = 64
+"""Size of a line of a CPU's cache."""
 
 LOG2_E = math.log2(math.e)
 # Between them, sums of a million such rows, and small numbers over a row's sum, are still normal float32 numbers.

@@ -10,8 +10,6 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from attnhook.capture.copies import CopyMemory
-
 
 class quiet_arithmetic:
     """Context in which attention is computed: no autograd, no autocast. Written out, because it is entered once a block."""
@@ -65,21 +63,24 @@ class Operands:
         batch, heads, queries, _ = self.query.shape
         return batch, heads, queries, self.key.shape[-2]
 
-    def detached(self, memory: CopyMemory) -> "Operands":
-        """The same operands without their autograd history: what may be kept. By reference, unless that kept the values' memory too.
+    def detached(self, *, with_values: bool = False) -> "Operands":
+        """The same operands without their autograd history: what may be kept.
+
+        By reference where their memory holds nothing else. A fused projection's holds values, too: queries and keys are copied then.
 
         Args:
-            memory: Where queries and keys are copied to then.
+            with_values: Whether the values are kept anyway.
 
         Returns:
             The operands.
         """
-        mask = None if self.mask is None else self.mask.detach()
-        query, key = _owning(self.query.detach(), self.key.detach(), memory)
-        return Operands(query, key, self.scale, mask, self.causal)
+        call = self.by_reference()
+        if not with_values:
+            call.query, call.key = _owning(call.query, call.key), _owning(call.key, call.query)
+        return call
 
     def by_reference(self) -> "Operands":
-        """The same operands without their autograd history, also where that keeps the values' memory: they are kept anyway."""
+        """The same operands without their autograd history."""
         mask = None if self.mask is None else self.mask.detach()
         return Operands(self.query.detach(), self.key.detach(), self.scale, mask, self.causal)
 
@@ -191,17 +192,10 @@ def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
     return weights.float()
 
 
-def _owning(query: Tensor, key: Tensor, memory: CopyMemory) -> tuple[Tensor, Tensor]:
-    """Both, copied if they are views of memory that holds more than them: a fused projection's holds values too."""
-    if query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr():
-        if query.untyped_storage().nbytes() <= query.nbytes + key.nbytes:
-            return query, key
-        if query.shape == key.shape and query.dtype is key.dtype:
-            return memory.stacked(query, key)
-    return _compact(query), _compact(key)
-
-
-def _compact(tensor: Tensor) -> Tensor:
-    if tensor.untyped_storage().nbytes() <= tensor.nbytes:
+def _owning(tensor: Tensor, other: Tensor) -> Tensor:
+    """Itself if nothing but the other lies beside it in its memory, else a copy."""
+    memory = tensor.untyped_storage()
+    beside = other.nbytes if memory.data_ptr() == other.untyped_storage().data_ptr() else 0
+    if memory.nbytes() <= tensor.nbytes + beside:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import Readout
-from attnhook.capture.copies import CopyMemory
 from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unseen_outcome
 from attnhook.capture.forwards import CapturedCall, ForwardRecord, MeasuredCall, call_name, make_block
 from attnhook.capture.interception import report
@@ -36,7 +35,6 @@ class SiteRecorder:
         site: The module.
         records: Of the forwards, the present one last; shared, and added to as each begins.
         device: Where rows are kept, None for where they are computed.
-        copies: Memory for copied queries and keys, shared likewise.
     """
 
     def __init__(
@@ -45,7 +43,6 @@ class SiteRecorder:
         site: AttentionSite,
         records: Sequence[ForwardRecord],
         device: torch.device | None,
-        copies: CopyMemory,
     ) -> None:
         self.plan = plan
         self.site = site
@@ -60,7 +57,6 @@ class SiteRecorder:
         self._short = self._few if site.plain and device is None and not plan.values else None
         self._kind = intern(f"{self._few} {self._of_sequence}")  # told apart by where it is
         self._sites = len(plan.sites)
-        self._copies = copies
 
     @property
     def record(self) -> ForwardRecord:
@@ -230,7 +226,7 @@ class SiteRecorder:
         rows, (_, _, queries, keys) = self.plan.rows, call.shape
         tokens = self._tokens(queries, keys)
         if rows is Rows.ALL:
-            kept = call.by_reference() if self.plan.values or self.measure is not None else call.detached(self._copies)
+            kept = call if self.measure is not None else call.detached(with_values=self.plan.values)
             return CapturedCall(kernel, matrix=SoftmaxMatrix(kept), tokens=tokens)
         if rows is Rows.MEAN:
             chosen = self._patch_queries(queries, tokens)

@@ -18,7 +18,6 @@ from torch._C import _current_graph_task_id
 from torch.utils.hooks import RemovableHandle
 
 from attnhook.capture.adapters import SeenTokens
-from attnhook.capture.copies import CopyMemory
 from attnhook.capture.encoder_layers import ENCODER_LAYER, MULTIHEAD, tell_layer, tell_multihead
 from attnhook.capture.forwards import ForwardRecord, finish
 from attnhook.capture.hooks import ClosesScope, OpensScope, ReadsMultihead, Reports, SeesInputs
@@ -104,10 +103,7 @@ class AttentionCapture:
         keep_on = None if device is None else torch.device(device)
         self._records: list[ForwardRecord] = [ForwardRecord()]
         self._spare: ScoreMemory | None = None  # of a forward whose maps were read
-        self._copies = CopyMemory(len(self._plan.sites))
-        self._recorders = [
-            SiteRecorder(self._plan, site, self._records, keep_on, self._copies) for site in self._plan.sites
-        ]
+        self._recorders = [SiteRecorder(self._plan, site, self._records, keep_on) for site in self._plan.sites]
         self._seeing = [(seen, r) for r in self._recorders if (seen := r.site.seen_module) is not None]
         self._stack: ExitStack | None = None
         self._modes: list[Any] = []  # of the open scopes, the innermost last
@@ -344,11 +340,9 @@ class AttentionCapture:
         """Forget everything captured so far, and give back the memory that is kept for the next forward."""
         self._restart()
         self._spare = None
-        self._copies.forget()
 
     def _restart(self) -> None:
         self._records[:] = [ForwardRecord()]
-        self._copies.begin()
         self._forget_inputs()
         self._foreign_calls = 0
 
