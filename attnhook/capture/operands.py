@@ -66,17 +66,20 @@ class Operands:
     def detached(self, *, with_values: bool = False) -> "Operands":
         """The same operands without their autograd history: what may be kept.
 
-        By reference where their memory holds nothing else. A fused projection's holds values, too: queries and keys are copied then.
+        By reference where that is safe. Queries and keys are copied where their memory holds more than both, as a fused projection's holds
+        values, and where they were made in inference mode: such tensors do not say that they were written to. So is a mask of inference mode
+        that is no larger than the queries; a larger one, which blocks often share, stays the model's, and that it was written to goes unseen.
 
         Args:
-            with_values: Whether the values are kept anyway.
+            with_values: Whether the values, and with them the memory of a fused projection, are kept anyway.
 
         Returns:
             The operands.
         """
         call = self.by_reference()
-        if not with_values:
-            call.query, call.key = _owning(call.query, call.key), _owning(call.key, call.query)
+        call.query, call.key = _owning(call.query, call.key, with_values), _owning(call.key, call.query, with_values)
+        if call.mask is not None and call.mask.is_inference() and call.mask.numel() <= call.query.numel():
+            call.mask = call.mask.clone()
         return call
 
     def by_reference(self) -> "Operands":
@@ -192,10 +195,10 @@ def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
     return weights.float()
 
 
-def _owning(tensor: Tensor, other: Tensor) -> Tensor:
-    """Itself if nothing but the other lies beside it in its memory, else a copy."""
+def _owning(tensor: Tensor, other: Tensor, with_values: bool) -> Tensor:
+    """Itself if it says that it was written to, and nothing but the other, or values, lies beside it in its memory; else a copy."""
     memory = tensor.untyped_storage()
     beside = other.nbytes if memory.data_ptr() == other.untyped_storage().data_ptr() else 0
-    if memory.nbytes() <= tensor.nbytes + beside:
+    if not tensor.is_inference() and (with_values or memory.nbytes() <= tensor.nbytes + beside):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

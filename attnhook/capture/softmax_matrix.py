@@ -53,7 +53,8 @@ class SoftmaxMatrix:
 
     Args:
         source: `Operands`, or a dense matrix of softmax rows `(batch, heads, queries, keys)`. Kept by reference: where their memory is written
-            to later, reading raises `RowsNotKeptError`. (Tensors made in inference mode do not say so; that they were written to goes unseen.)
+            to later, reading and copying raise `RowsNotKeptError`. (Tensors made in inference mode do not say so; that they were written to
+            goes unseen.)
 
     Example:
         >>> import torch
@@ -66,6 +67,12 @@ class SoftmaxMatrix:
     def __init__(self, source: "Operands | Tensor") -> None:
         self._source = source
         self._versions = _versions(source)
+
+    def __getstate__(self) -> "Operands | Tensor":
+        return self._unchanged()
+
+    def __setstate__(self, source: "Operands | Tensor") -> None:
+        self._source, self._versions = source, _versions(source)  # a copy's tensors count anew
 
     def _unchanged(self) -> "Operands | Tensor":
         """The source, if nobody has written into its memory since."""
