@@ -131,7 +131,9 @@ class Operands:
         return logits
 
     def hide(self, logits: Tensor, index: slice | Tensor | list[int]) -> Tensor:
-        """Add the mask to scores, and hide later keys where it is causal.
+        """Add the mask to scores, and hide later keys where it is causal, as the kernels do.
+
+        A boolean mask is added, too, as 0 or minus infinity: a hidden key with a NaN in it gives NaN. A later key does not.
 
         Args:
             logits: Rows of Q K^T * scale, `(batch, heads, rows, keys)`; may be overwritten.
@@ -143,8 +145,7 @@ class Operands:
         batch, heads, queries, keys = self.shape
         if self.mask is not None:
             mask = self.mask.expand(batch, heads, queries, keys)[:, :, index]
-            hidden = mask.dtype is torch.bool
-            logits = logits.masked_fill_(~mask, float("-inf")) if hidden else logits.add_(mask)
+            logits = logits.add_(torch.where(mask, 0.0, float("-inf")) if mask.dtype is torch.bool else mask)
         if self.causal:
             positions = torch.arange(queries, device=logits.device)[index]
             later = torch.arange(keys, device=logits.device) > positions[:, None]
