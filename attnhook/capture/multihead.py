@@ -129,7 +129,7 @@ def _through(query: Tensor, weights: Tensor) -> Tensor:
     """Queries `(batch, heads, rows, head_dim)` times each head's `(head_dim, width)`: heads first, or `@` would copy the weights."""
     batch, heads, rows, dim = query.shape
     product = torch.bmm(query.transpose(0, 1).reshape(heads, batch * rows, dim), weights)
-    return product.view(heads, batch, rows, -1).transpose(0, 1)
+    return product.view(heads, batch, rows, weights.shape[2]).transpose(0, 1)
 
 
 def _split(tokens: Tensor, heads: int) -> Tensor:
@@ -148,8 +148,8 @@ def _multihead_mask(module: nn.MultiheadAttention, call: dict[str, Any], key: Te
         if mask.dtype is torch.bool:
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask, float("-inf"))
         if name == "key_padding_mask":
-            mask = mask.reshape(-1, 1, 1, mask.shape[-1])
+            mask = mask[..., None, None, :]
         elif mask.dim() == 3:
-            mask = mask.reshape(-1, module.num_heads, *mask.shape[1:])
+            mask = mask.view(mask.shape[0] // module.num_heads, module.num_heads, *mask.shape[1:])
         joined = mask if joined is None else joined + mask
     return joined
