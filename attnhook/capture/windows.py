@@ -55,7 +55,7 @@ class WindowLayout:
         Returns:
             The layout.
         """
-        index = torch.arange(grid[0] * grid[1]).reshape(grid)
+        index = torch.arange(grid[0] * grid[1], device="cpu").reshape(grid)
         rolled = (-shift[0], -shift[1])
         index = torch.roll(index, rolled, (0, 1)) if pad != "before" else index
         rest = [-grid[0] % window[0], -grid[1] % window[1]]
@@ -187,5 +187,5 @@ class WindowLayout:
         """
         positions = self.positions if self.query_positions is None else self.query_positions
         if positions.shape[1] != num_queries:
-            return torch.ones(self.num_windows, num_queries, dtype=torch.bool)
+            return torch.ones(self.num_windows, num_queries, dtype=torch.bool, device=positions.device)
         return positions >= 0
