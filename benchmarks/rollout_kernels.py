@@ -13,7 +13,6 @@ from timing import Summary, interleave, ratios, summarise
 from torch import Tensor
 from torch.nn import functional
 
-from attnhook.capture.copies import CopyMemory
 from attnhook.capture.operands import Operands
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 
@@ -35,8 +34,8 @@ class KernelCase:
         self.query, self.key, self.value = projected.permute(2, 0, 3, 1, 4).unbind(0)
         self.row = torch.rand(tokens, generator=generator)
         self.tokens, self.scale = tokens, WIDTH**-0.5
-        self.matrix = SoftmaxMatrix(Operands(self.query, self.key).detached(CopyMemory()))
-        large = Operands(self.query * 8, self.key).detached(CopyMemory())
+        self.matrix = SoftmaxMatrix(Operands(self.query, self.key).detached())
+        large = Operands(self.query * 8, self.key).detached()
         self.large = SoftmaxMatrix(large)
 
     def candidates(self) -> dict[str, Callable[[], Tensor]]:

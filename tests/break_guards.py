@@ -36,6 +36,7 @@ class Guard:
 
 
 SESSION, CONDITIONS = "capture/test_session.py", "capture/test_conditions.py"
+COPIED = "capture/test_copied_maps.py"
 INVARIANTS, ERRORS, DEPLOYMENTS = "capture/test_invariants.py", "capture/test_errors.py", "capture/test_deployments.py"
 GUARDS = (
     Guard(
@@ -245,8 +246,8 @@ GUARDS = (
     Guard(
         "22 no graph hangs on what is kept",
         "capture/operands.py",
-        "query, key = _owning(self.query.detach(), self.key.detach(), memory)",
-        "query, key = _owning(self.query, self.key, memory)",
+        "return Operands(self.query.detach(), self.key.detach(), self.scale",
+        "return Operands(self.query, self.key, self.scale",
         f"{CONDITIONS}::test_results_die_with_clear_and_hold_no_graph",
     ),
     Guard(
@@ -304,6 +305,41 @@ GUARDS = (
         "if _versions(self._source) != self._versions:",
         "if False:",
         "capture/test_calls.py",
+    ),
+    Guard(
+        "45 a copy counts anew what is written to it",
+        "capture/softmax_matrix.py",
+        "self._source, self._versions = source, _versions(source)  # a copy's",
+        "self._source, self._versions = source, (-1,)  # a copy's",
+        f"{COPIED}::test_a_copy_equals_the_original",
+    ),
+    Guard(
+        "45 what was overwritten is not laundered by a copy",
+        "capture/softmax_matrix.py",
+        "        return self._unchanged()\n\n    def __setstate__",
+        "        return self._source\n\n    def __setstate__",
+        f"{COPIED}::test_what_was_overwritten_is_not_laundered_by_a_copy",
+    ),
+    Guard(
+        "45 operands of inference mode are copied",
+        "capture/operands.py",
+        "if not tensor.is_inference() and (with_values",
+        "if (with_values",
+        f"{COPIED}::test_what_a_model_overwrites_in_inference_mode_is_kept_as_it_was",
+    ),
+    Guard(
+        "48 a boolean mask is added as the kernels add it",
+        "capture/operands.py",
+        'logits = logits.add_(torch.where(mask, 0.0, float("-inf")) if mask.dtype is torch.bool else mask)',
+        'logits = logits.masked_fill_(~mask, float("-inf")) if mask.dtype is torch.bool else logits.add_(mask)',
+        "capture/test_nan_keys.py",
+    ),
+    Guard(
+        "parametrised weights are not read",
+        "capture/multihead.py",
+        "    refuse_parametrised(module)\n    if",
+        "    if",
+        "capture/test_parametrised.py",
     ),
     Guard(
         "maps that were read are whole",

@@ -27,15 +27,16 @@ _CALLS = (
     "capture/test_errors.py capture/test_invariants.py capture/test_gradients.py capture/test_records.py capture/test_notebook.py "
     "capture/test_traceable.py"
 )
-_MATRICES = "capture/test_matrix_properties.py capture/test_softmax_matrix.py capture/test_matrix_products.py"
+_MATRICES = "capture/test_matrix_properties.py capture/test_softmax_matrix.py capture/test_matrix_products.py capture/test_nan_keys.py"
 SUITES = {
     "capture/layout.py": "capture/test_layout.py capture/test_layout_properties.py capture/test_errors.py",
-    "capture/softmax_matrix.py": f"{_MATRICES} capture/test_calls.py",
-    "capture/operands.py": f"{_MATRICES} capture/test_calls.py capture/test_invariants.py capture/test_session.py",
+    "capture/softmax_matrix.py": f"{_MATRICES} capture/test_calls.py capture/test_copied_maps.py",
+    "capture/operands.py": (
+        f"{_MATRICES} capture/test_calls.py capture/test_copied_maps.py capture/test_invariants.py capture/test_session.py"
+    ),
     "capture/exponentials.py": _MATRICES,
     "capture/recording.py": _CALLS,
     "capture/scores.py": _CALLS,
-    "capture/copies.py": "capture/test_copies.py",
     "capture/forwards.py": _CALLS,
     "capture/interception.py": _CALLS,
     "capture/records.py": f"capture/test_records.py capture/test_notebook.py {_CALLS}",

@@ -77,7 +77,7 @@ def ranked_entry(chunks: Callable[[], Iterator[Tensor]], rank: int) -> Tensor:
     """
     upper, before = _bucket(((_bits(chunk) >> _HALF).flatten() for chunk in chunks()), rank)
     lower, _ = _bucket((_lower_half(_bits(chunk), upper) for chunk in chunks()), rank - before)
-    return torch.tensor((upper << _HALF) | lower, dtype=torch.int32).view(torch.float32)
+    return torch.tensor((upper << _HALF) | lower, dtype=torch.int32, device="cpu").view(torch.float32)
 
 
 def _bits(chunk: Tensor) -> Tensor:

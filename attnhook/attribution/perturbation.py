@@ -121,6 +121,7 @@ def _curve(
 def _owner_of_pixels(pixels: Tensor, height: int, width: int) -> Tensor:
     """Which patch each pixel belongs to: `(height, width)` int64."""
     rows, columns = (
-        torch.arange(size) * patches // size for size, patches in zip(pixels.shape[-2:], (height, width), strict=True)
+        torch.arange(size, device="cpu") * patches // size
+        for size, patches in zip(pixels.shape[-2:], (height, width), strict=True)
     )
     return rows[:, None] * width + columns

@@ -107,7 +107,7 @@ def attention_distance(
             f"attention distance: expected a (row, column) for each of {rows.shape[-2]} queries, got shape {tuple(places.shape)}."
         )
     patches = keys.chosen("patch")
-    unit = torch.tensor(patch_size)
+    unit = torch.tensor(patch_size, device="cpu")
     apart = (places.cpu().float()[:, None] - keys.places[patches]) * unit
     between = apart.square().sum(dim=-1).sqrt().to(rows.device)
     seen = rows[..., patches]

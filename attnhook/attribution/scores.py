@@ -243,7 +243,7 @@ def centre_prior(size: Size, *, sigma: float = 0.25) -> Tensor:
     Returns:
         `(h, w)` float32, summing to 1.
     """
-    axes = [torch.exp(-(((torch.arange(n) + 0.5) / n - 0.5) ** 2) / (2 * sigma**2)) for n in size]
+    axes = [torch.exp(-(((torch.arange(n, device="cpu") + 0.5) / n - 0.5) ** 2) / (2 * sigma**2)) for n in size]
     prior = axes[0][:, None] * axes[1]
     return prior / prior.sum()
 
@@ -260,7 +260,7 @@ def random_map(size: Size, *, seed: int = 0, batch: int | None = None) -> Tensor
         `(h, w)` or `(batch, h, w)` float32, each summing to 1.
     """
     shape = size if batch is None else (batch, *size)
-    values = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(seed), device="cpu")
     return values / values.sum(dim=(-2, -1), keepdim=True)
 
 
@@ -268,7 +268,8 @@ def random_map(size: Size, *, seed: int = 0, batch: int | None = None) -> Tensor
 
 
 def _pair(patch_map: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
-    values, truth = _as_map(patch_map), torch.as_tensor(mask, device=torch.as_tensor(patch_map).device)
+    values = _as_map(patch_map)
+    truth = torch.as_tensor(mask, device=values.device)
     if truth.dtype is not torch.bool:
         if not ((truth == 0) | (truth == 1)).all():
             raise ScoreError(
@@ -285,7 +286,7 @@ def _two_maps(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _as_map(values: Any) -> Tensor:
-    tensor = torch.as_tensor(values).detach().double()
+    tensor = (values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")).detach().double()
     if tensor.isinf().any():
         raise ScoreError("a map: expected finite values (or NaN where nothing is known), got infinity.")
     return tensor
@@ -368,5 +369,5 @@ def _shuffled(maps: Tensor, generator: torch.Generator) -> Tensor:
     flat = maps.reshape(-1, maps.shape[-2:].numel()).clone()
     for row in flat:
         known = (~row.isnan()).nonzero()[:, 0]
-        row[known] = row[known[torch.randperm(len(known), generator=generator).to(row.device)]]
+        row[known] = row[known[torch.randperm(len(known), generator=generator, device=generator.device).to(row.device)]]
     return flat.reshape(maps.shape)

@@ -64,15 +64,16 @@ def token_table(layout: Layout, entry: int = 0, *, of_queries: bool = False) -> 
         return _of_window(layout, entry, of_queries=of_queries)
     if isinstance(layout, PackedLayout):
         return _of_images(layout, entry)
-    kinds = torch.full((layout.num_tokens,), _OTHER)
+    kinds = torch.full((layout.num_tokens,), _OTHER, device="cpu")
     kinds[layout.num_prefix_tokens - layout.registers : layout.num_prefix_tokens] = _REGISTER
     kinds[layout.patch_tokens] = _PATCH
     if layout.cls is not None:
         kinds[layout.class_token()] = _CLASS
     order = layout.order
-    index = torch.arange(layout.num_patches) if order is None else order[entry if len(order) > 1 else 0].cpu()
+    in_order = torch.arange(layout.num_patches, device="cpu")
+    index = in_order if order is None else order[entry if len(order) > 1 else 0].cpu()
     cell = index % (layout.grid[0] * layout.grid[1])  # frames of a video share their places
-    places = torch.full((layout.num_tokens, 2), float("nan"))
+    places = torch.full((layout.num_tokens, 2), float("nan"), device="cpu")
     places[layout.patch_tokens] = torch.stack([cell // layout.grid[1], cell % layout.grid[1]], dim=-1).float()
     return TokenTable(kinds, places)
 
@@ -92,7 +93,7 @@ def asking_table(rows: Rows | Sequence[Any], block: BlockAttention, entry: int) 
         The table; rows that are no one token are of kind other.
     """
     count = block.shape[2]
-    nowhere = TokenTable(torch.full((count,), _OTHER), torch.full((count, 2), math.nan))
+    nowhere = TokenTable(torch.full((count,), _OTHER, device="cpu"), torch.full((count, 2), math.nan, device="cpu"))
     layout = block.token_layout if block.query_token_layout is None else block.query_token_layout
     mean = isinstance(rows, Rows) and rows is not Rows.ALL
     if isinstance(layout, str) or isinstance(block.token_layout, str) or mean or block.queries in _NOT_TOKENS:
@@ -130,7 +131,7 @@ def _on_grid_of_keys(places: Tensor, queries: Layout, keys: Layout) -> Tensor:
     grid = queries.query_grid or queries.grid if isinstance(queries, WindowLayout) else queries.grid
     if grid == keys.grid:
         return places
-    ratio = torch.tensor([keys.grid[0] / grid[0], keys.grid[1] / grid[1]])
+    ratio = torch.tensor([keys.grid[0] / grid[0], keys.grid[1] / grid[1]], device="cpu")
     return (places + 0.5) * ratio - 0.5
 
 
@@ -146,8 +147,8 @@ def _of_window(layout: WindowLayout, entry: int, *, of_queries: bool) -> TokenTa
 
 def _of_images(layout: PackedLayout, entry: int) -> TokenTable:
     """Several images in one sequence: each token's place is on its own image's grid."""
-    kinds = torch.full((layout.num_tokens,), _OTHER)
-    places = torch.full((layout.num_tokens, 2), float("nan"))
+    kinds = torch.full((layout.num_tokens,), _OTHER, device="cpu")
+    places = torch.full((layout.num_tokens, 2), float("nan"), device="cpu")
     for image, at, start in zip(layout.images, layout.entries, layout.starts, strict=True):
         if at == entry:
             table = token_table(image)

@@ -69,8 +69,11 @@ class AttentionGradient:
             output_gradient, values = (tensor.to(self.dtype) for tensor in self._source)
             wanted = output_gradient[:, :, chosen]
             batch, heads, rows, width = wanted.shape
-            shared = wanted.reshape(batch, values.shape[1], -1, width)  # heads that share values, one behind the other
-            return (shared @ values.transpose(2, 3)).view(batch, heads, rows, values.shape[2]).float()
+            _, groups, keys, _ = values.shape
+            shared = wanted.reshape(
+                batch, groups, heads // groups * rows, width
+            )  # heads that share values, one behind the other
+            return (shared @ values.transpose(2, 3)).view(batch, heads, rows, keys).float()
 
     def dense(self) -> Tensor:
         """The whole gradient: `(batch, heads, queries, keys)` float32. Its size grows with the square of the tokens."""

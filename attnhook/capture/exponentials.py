@@ -13,8 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from attnhook.capture.copies import LINE_BYTES
 from attnhook.capture.operands import Operands
+
+LINE_BYTES = 64
+"""Size of a line of a CPU's cache."""
 
 LOG2_E = math.log2(math.e)
 # Between them, sums of a million such rows, and small numbers over a row's sum, are still normal float32 numbers.
@@ -140,19 +142,21 @@ class ComputedRows:
 
     def _logits(self, part: Part, logits: Tensor, *, shifted: bool) -> Tensor:
         mask = self._mask(part)
-        biased = mask is not None and mask.dtype is not torch.bool
-        if biased and mask is not None:
-            # The least number times log2 e would be minus infinity, which hides.
-            logits.copy_(mask).clamp_(min=torch.finfo(self.dtype).min / 2)
-            logits.masked_fill_(mask == -math.inf, -math.inf)
-        beta = LOG2_E if biased else 0.0  # with 0 the buffer's old contents do not count
+        if mask is not None:
+            if mask.dtype is torch.bool:
+                logits.zero_().masked_fill_(~mask, -math.inf)
+            else:  # the least number times log2 e would be minus infinity, which hides
+                logits.copy_(mask).clamp_(min=torch.finfo(self.dtype).min / 2)
+                logits.masked_fill_(mask == -math.inf, -math.inf)
+        beta = 0.0 if mask is None else LOG2_E  # with 0 the buffer's old contents do not count
         if logits.shape[0] == 1:
             logits[0].addmm_(*self._of_head(part), beta=beta, alpha=self._scale)
         else:
             query = self._call.query[0, part.heads, part.queries].to(self.dtype)
             logits.baddbmm_(query, self._key(part.heads).mT, beta=beta, alpha=self._scale)
-        if self._call.masked:
-            self._hide(logits, part, None if biased else mask)
+        if self._call.causal:
+            asking = torch.arange(part.queries.start, part.queries.stop, device=self.device)
+            logits.masked_fill_(torch.arange(self.keys, device=self.device) > asking[:, None], -math.inf)
         if shifted:
             peaks = logits.amax(dim=-1, keepdim=True)
             logits.sub_(peaks.clamp_min_(torch.finfo(self.dtype).min) if self._call.masked else peaks)
@@ -174,14 +178,6 @@ class ComputedRows:
             return self._call.query[0, part.heads.start, part.queries].to(self.dtype), self._key(part.heads)[0].mT
         query, key = self._each[part.heads.start]
         return (query if part.shape[1] == self.queries else query[part.queries]), key
-
-    def _hide(self, logits: Tensor, part: Part, seen: Tensor | None) -> None:
-        """Make those logits minus infinity that a boolean mask or the order of the tokens hides."""
-        if seen is not None:
-            logits.masked_fill_(~seen, -math.inf)
-        if self._call.causal:
-            asking = torch.arange(part.queries.start, part.queries.stop, device=self.device)
-            logits.masked_fill_(torch.arange(self.keys, device=self.device) > asking[:, None], -math.inf)
 
     def _key(self, heads: slice) -> Tensor:
         """Keys of these heads, `(heads, keys, head_dim)`, copied once for all their rows if they are strided or shared."""

@@ -41,7 +41,8 @@ class KeptGradients:
     """The values of one attention call, and the gradient of its output or of its softmax.
 
     Args:
-        values: `(batch, key heads, keys, value_dim)` without autograd history, or None where they were not seen.
+        values: `(batch, key heads, keys, value_dim)` without autograd history, or None where they were not seen. Copied if they were made in
+            inference mode: such tensors do not say that they were written to.
         explicit: Whether the gradient is dA itself, that of a softmax that the model spelt out.
         wanted: Whether a gradient is to come at all.
         device: Where the gradient is kept, None for where it arrives.
@@ -52,7 +53,7 @@ class KeptGradients:
     def __init__(
         self, values: Tensor | None, *, explicit: bool = False, wanted: bool = True, device: torch.device | None = None
     ) -> None:
-        self.values = values
+        self.values = values.clone() if values is not None and values.is_inference() else values
         self.explicit = explicit
         self.wanted = wanted
         self._device = device
@@ -128,16 +129,23 @@ class KeptGradients:
         Raises:
             GradientsNotKeptError: If the gradient is still to come.
         """
-        if self.wanted and not self.arrived:
-            raise GradientsNotKeptError(
-                f"block {block!r} cannot be moved or saved before its gradient has arrived: expected score.backward() first. Call it, then move "
-                "the maps; or capture with device=."
-            )
+        self._check_arrived(f"block {block!r}")
         values = None if self.values is None else self.values.to(device)
         copy = KeptGradients(values, explicit=self.explicit, wanted=self.wanted)
         if self._gradient is not None:
             copy.add(self._gradient.to(device))
         return copy
+
+    def __getstate__(self) -> object:
+        self._check_arrived("a block of these maps")  # which would come by the copy
+        return super().__getstate__()
+
+    def _check_arrived(self, what: str) -> None:
+        if self.wanted and not self.arrived:
+            raise GradientsNotKeptError(
+                f"{what} cannot be moved, copied or saved before its gradient has arrived: expected score.backward() first. Call it, then move "
+                "or copy the maps; or capture with device=."
+            )
 
 
 class _PassesBy:

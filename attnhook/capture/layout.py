@@ -236,6 +236,34 @@ class TokenLayout:
         return row.sum(dim=-1) - torch.nan_to_num(self.patches(row)).sum(dim=axes)
 
 
+class GridlessLayout:
+    """Base of layouts of which no row covers one grid: whatever needs one raises `TokenLayoutError`, which says what there is instead."""
+
+    def _why_none(self, what: str) -> str:
+        raise NotImplementedError
+
+    def patches(self, row: Tensor) -> Tensor:
+        """Refused: a row covers no one grid."""
+        raise TokenLayoutError(self._why_none(f"a row of shape {tuple(row.shape)}"))
+
+    def outside(self, row: Tensor) -> Tensor:
+        """Refused, as `patches` is."""
+        return self.patches(row)
+
+    def tokens_of(self, choice: object) -> list[int]:
+        """Refused: a patch is one of several windows or images."""
+        raise TokenLayoutError(self._why_none(f"the rows {choice}"))
+
+    def class_token(self) -> int:
+        """Refused with `NoClassTokenError`: there is none, or several."""
+        raise NoClassTokenError(self._why_none("a class token"))
+
+    @property
+    def patch_tokens(self) -> slice:
+        """Refused: the patches do not stand together."""
+        raise TokenLayoutError(self._why_none("the mean over patches"))
+
+
 def _is_grid(grid: Any) -> bool:
     if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) != 2:
         return False

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from attnhook.capture.following import Outcome
 from attnhook.capture.operands import Operands
@@ -24,6 +25,8 @@ _ARGUMENTS = (
     "average_attn_weights",
     "is_causal",
 )
+_WEIGHTS = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "bias_k")
+_WEIGHTS_FOR_VALUES = ("v_proj_weight", "out_proj.weight")
 
 
 def multihead_operands(
@@ -44,8 +47,9 @@ def multihead_operands(
         Operands whose query axis holds only `rows`; a mask is cut to them. What is projected is rounded as the module rounds it.
 
     Raises:
-        UnsupportedModelError: If the module appends keys of its own (`add_bias_kv`, `add_zero_attn`).
+        UnsupportedModelError: If the module appends keys of its own (`add_bias_kv`, `add_zero_attn`), or a weight is parametrised.
     """
+    refuse_parametrised(module)
     if module.bias_k is not None or module.add_zero_attn:
         raise UnsupportedModelError(
             "nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are no tokens."
@@ -78,7 +82,11 @@ def multihead_outcome(
 
     Returns:
         The outcome, with values `(batch, heads, keys, head_dim)`.
+
+    Raises:
+        UnsupportedModelError: If a weight is parametrised.
     """
+    refuse_parametrised(module, values=True)
     call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     value = _batch_first(module, call["value"].detach())
     width, heads = module.embed_dim, module.num_heads
@@ -94,6 +102,27 @@ def multihead_outcome(
 
     attended, returned = output
     return Outcome(projected, attended, module.dropout if module.training else 0.0, arrange, returned)
+
+
+def refuse_parametrised(module: nn.Module, *, values: bool = False) -> None:
+    """Refuse a module whose weights cannot be read without running a parametrisation once more, which may change what it trains to.
+
+    Args:
+        module: The `nn.MultiheadAttention`; none of the weights is read.
+        values: Whether what values and gradients need is read, too.
+
+    Raises:
+        UnsupportedModelError: If a weight that is read is parametrised.
+    """
+    for name in _WEIGHTS + (_WEIGHTS_FOR_VALUES if values else ()):
+        owner, _, weight = name.rpartition(".")
+        if is_parametrized(module.get_submodule(owner), weight):
+            raise UnsupportedModelError(
+                f"nn.MultiheadAttention cannot be captured: expected plain weights, got a parametrised {name!r} (torch.nn.utils.parametrize), "
+                "which would be computed once more to be read and could change training. Leave the block out with blocks=, or capture a "
+                "copy.deepcopy of the model after torch.nn.utils.parametrize.remove_parametrizations("
+                f"{f'attention.{owner}'.rstrip('.')}, {weight!r}), with each such attention module."
+            )
 
 
 def _batch_first(module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
@@ -129,7 +158,7 @@ def _through(query: Tensor, weights: Tensor) -> Tensor:
     """Queries `(batch, heads, rows, head_dim)` times each head's `(head_dim, width)`: heads first, or `@` would copy the weights."""
     batch, heads, rows, dim = query.shape
     product = torch.bmm(query.transpose(0, 1).reshape(heads, batch * rows, dim), weights)
-    return product.view(heads, batch, rows, -1).transpose(0, 1)
+    return product.view(heads, batch, rows, weights.shape[2]).transpose(0, 1)
 
 
 def _split(tokens: Tensor, heads: int) -> Tensor:
@@ -148,8 +177,8 @@ def _multihead_mask(module: nn.MultiheadAttention, call: dict[str, Any], key: Te
         if mask.dtype is torch.bool:
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask, float("-inf"))
         if name == "key_padding_mask":
-            mask = mask.reshape(-1, 1, 1, mask.shape[-1])
+            mask = mask[..., None, None, :]
         elif mask.dim() == 3:
-            mask = mask.reshape(-1, module.num_heads, *mask.shape[1:])
+            mask = mask.view(mask.shape[0] // module.num_heads, module.num_heads, *mask.shape[1:])
         joined = mask if joined is None else joined + mask
     return joined

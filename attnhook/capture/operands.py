@@ -10,7 +10,6 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from attnhook.capture.copies import CopyMemory
 from attnhook.errors import UnsupportedModelError
 
 
@@ -66,21 +65,27 @@ class Operands:
         batch, heads, queries, _ = self.query.shape
         return batch, heads, queries, self.key.shape[-2]
 
-    def detached(self, memory: CopyMemory | None = None) -> "Operands":
-        """The same operands without their autograd history: what may be kept. By reference, unless that kept the values' memory too.
+    def detached(self, *, with_values: bool = False) -> "Operands":
+        """The same operands without their autograd history: what may be kept.
+
+        By reference where that is safe. Queries and keys are copied where their memory holds more than both, as a fused projection's holds
+        values, and where they were made in inference mode: such tensors do not say that they were written to. So is a mask of inference mode
+        that is no larger than the queries; a larger one, which blocks often share, stays the model's, and that it was written to goes unseen.
 
         Args:
-            memory: Where queries and keys are copied to then.
+            with_values: Whether the values, and with them the memory of a fused projection, are kept anyway.
 
         Returns:
             The operands.
         """
-        mask = None if self.mask is None else self.mask.detach()
-        query, key = _owning(self.query.detach(), self.key.detach(), memory or CopyMemory(1))
-        return Operands(query, key, self.scale, mask, self.causal)
+        call = self.by_reference()
+        call.query, call.key = _owning(call.query, call.key, with_values), _owning(call.key, call.query, with_values)
+        if call.mask is not None and call.mask.is_inference() and call.mask.numel() <= call.query.numel():
+            call.mask = call.mask.clone()
+        return call
 
     def by_reference(self) -> "Operands":
-        """The same operands without their autograd history, also where that keeps the values' memory: they are kept anyway."""
+        """The same operands without their autograd history."""
         mask = None if self.mask is None else self.mask.detach()
         return Operands(self.query.detach(), self.key.detach(), self.scale, mask, self.causal)
 
@@ -128,7 +133,9 @@ class Operands:
         return logits
 
     def hide(self, logits: Tensor, index: slice | Tensor | list[int]) -> Tensor:
-        """Add the mask to scores, and hide later keys where it is causal.
+        """Add the mask to scores, and hide later keys where it is causal, as the kernels do.
+
+        A boolean mask is added, too, as 0 or minus infinity: a hidden key with a NaN in it gives NaN. A later key does not.
 
         Args:
             logits: Rows of Q K^T * scale, `(batch, heads, rows, keys)`; may be overwritten.
@@ -140,8 +147,7 @@ class Operands:
         batch, heads, queries, keys = self.shape
         if self.mask is not None:
             mask = self.mask.expand(batch, heads, queries, keys)[:, :, index]
-            hidden = mask.dtype is torch.bool
-            logits = logits.masked_fill_(~mask, float("-inf")) if hidden else logits.add_(mask)
+            logits = logits.add_(torch.where(mask, 0.0, float("-inf")) if mask.dtype is torch.bool else mask)
         if self.causal:
             positions = torch.arange(queries, device=logits.device)[index]
             later = torch.arange(keys, device=logits.device) > positions[:, None]
@@ -239,17 +245,10 @@ def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
     return weights.float()
 
 
-def _owning(query: Tensor, key: Tensor, memory: CopyMemory) -> tuple[Tensor, Tensor]:
-    """Both, copied if they are views of memory that holds more than them: a fused projection's holds values too."""
-    if query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr():
-        if query.untyped_storage().nbytes() <= query.nbytes + key.nbytes:
-            return query, key
-        if query.shape == key.shape and query.dtype is key.dtype:
-            return memory.stacked(query, key)
-    return _compact(query), _compact(key)
-
-
-def _compact(tensor: Tensor) -> Tensor:
-    if tensor.untyped_storage().nbytes() <= tensor.nbytes:
+def _owning(tensor: Tensor, other: Tensor, with_values: bool) -> Tensor:
+    """Itself if it says that it was written to, and nothing but the other, or values, lies beside it in its memory; else a copy."""
+    memory = tensor.untyped_storage()
+    beside = other.nbytes if memory.data_ptr() == other.untyped_storage().data_ptr() else 0
+    if not tensor.is_inference() and (with_values or memory.nbytes() <= tensor.nbytes + beside):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

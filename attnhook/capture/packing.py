@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from attnhook.capture.layout import TokenLayout
-from attnhook.errors import NoClassTokenError, TokenLayoutError
+from attnhook.capture.layout import GridlessLayout, TokenLayout
+from attnhook.errors import TokenLayoutError
 
 
 @dataclass(frozen=True)
-class PackedLayout:
+class PackedLayout(GridlessLayout):
     """Where each image's tokens stand, and what they are: one grid an image.
 
     Attributes:
@@ -104,53 +104,7 @@ class PackedLayout:
                 "Read `.rows` without a grid."
             )
 
-    def patches(self, row: Tensor) -> Tensor:
-        """Refuse: images of different sizes make no one tensor.
-
-        Args:
-            row: `(..., num_tokens)`.
-
-        Raises:
-            TokenLayoutError: Always; the message says what there is instead.
-        """
-        raise TokenLayoutError(self._several(f"a row of shape {tuple(row.shape)}"))
-
-    def outside(self, row: Tensor) -> Tensor:
-        """Refuse, as `patches` does.
-
-        Args:
-            row: `(..., num_tokens)`.
-
-        Raises:
-            TokenLayoutError: Always.
-        """
-        raise TokenLayoutError(self._several(f"a row of shape {tuple(row.shape)}"))
-
-    def class_token(self) -> int:
-        """Refuse: each image has its own.
-
-        Raises:
-            NoClassTokenError: Always.
-        """
-        raise NoClassTokenError(self._several("a class token"))
-
-    def tokens_of(self, choice: object) -> list[int]:
-        """Refuse: a patch belongs to one image of several.
-
-        Args:
-            choice: Ignored.
-
-        Raises:
-            TokenLayoutError: Always.
-        """
-        raise TokenLayoutError(self._several(f"the rows {choice}"))
-
-    @property
-    def patch_tokens(self) -> slice:
-        """Refused with `TokenLayoutError`: images' patches do not stand together."""
-        raise TokenLayoutError(self._several("the mean over patches"))
-
-    def _several(self, what: str) -> str:
+    def _why_none(self, what: str) -> str:
         return (
             f"no one patch grid for {what}: this call holds {self.describe()}. Cut each image out with layout.split(rows), or run images of "
             "one grid together."

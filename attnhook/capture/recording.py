@@ -179,7 +179,7 @@ class SiteRecorder:
         name, rows, (_, _, queries, keys) = self.site.name, self.plan.rows, call.shape
         tokens = self._tokens(record, queries, keys)
         if rows is Rows.ALL:
-            kept = call.by_reference() if self.plan.values or self.measure is not None else call.detached()
+            kept = call if self.measure is not None else call.detached(with_values=self.plan.values)
             return CapturedCall(name, kernel, SoftmaxMatrix(kept), tokens=tokens)
         if rows is Rows.MEAN:
             chosen = self._patch_queries(record, queries, tokens)

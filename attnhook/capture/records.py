@@ -18,10 +18,15 @@ from attnhook.capture.notebook import blocks_table, contact_sheet
 from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.storage import (
+    checked_rows,
+    checked_size,
+    checked_slice,
+    checked_tensor,
+    checked_text,
+    errors_of,
     packed_gradients,
     packed_layout,
     read_tensors,
-    size,
     unpacked_gradients,
     unpacked_layout,
     write_tensors,
@@ -307,20 +312,10 @@ class AttentionMaps(Sequence[BlockAttention]):
             The maps, on the CPU; matrices captured with `rows="all"` are dense.
 
         Raises:
-            NothingCapturedError: If the file is not one of ours.
+            NothingCapturedError: If the file is not one of ours, whatever it contains.
         """
-        try:
-            header, tensors = read_tensors(Path(path))
-            if header.get("format") != _FORMAT:
-                raise NothingCapturedError(
-                    f"cannot read {str(path)!r}: expected a file of format {_FORMAT!r}, got {header.get('format')!r}."
-                )
-            return cls.from_header(header, tensors)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise NothingCapturedError(
-                f"cannot read {str(path)!r}: expected a whole file of format {_FORMAT!r}, got one that does not hold together "
-                f"({type(error).__name__}: {error})."
-            ) from None
+        with errors_of(Path(path), _FORMAT):
+            return cls.from_header(*read_tensors(Path(path), _FORMAT))
 
     def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """All but the rows: what JSON can hold, and the tensors that it cannot.
@@ -354,16 +349,15 @@ class AttentionMaps(Sequence[BlockAttention]):
         Returns:
             The maps.
         """
-        kept_all = header["rows"] == Rows.ALL
-        blocks = [_unpacked(entry, i, tensors, implicit=kept_all) for i, entry in enumerate(header["blocks"])]
-        rows = [tuple(row) if isinstance(row, list) else row for row in header["rows"]]
-        readout, reason = header["readout"]
+        rows, (readout, reason) = checked_rows(header["rows"]), header["readout"]
+        whole = rows is Rows.ALL
+        blocks = [_unpacked(entry, i, tensors, implicit=whole) for i, entry in enumerate(header["blocks"])]
         return cls(
             blocks,
-            rows=Rows(header["rows"]) if isinstance(header["rows"], str) else rows,
-            readout=Readout(None if readout is None else Rows(readout), reason),
-            input_size=size(header["input_size"]),
-            patch_area=size(header["patch_area"]),
+            rows=rows,
+            readout=Readout(None if readout is None else Rows(readout), checked_text(reason)),
+            input_size=checked_size(header["input_size"]),
+            patch_area=checked_size(header["patch_area"]),
         )
 
 
@@ -386,15 +380,18 @@ def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[st
 
 
 def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *, implicit: bool) -> BlockAttention:
-    rows = tensors[f"rows.{number}"]
+    rows = checked_tensor(tensors[f"rows.{number}"], None, None, None, None)
+    layout = unpacked_layout(entry["layout"], f"keys.{number}", tensors) or "no layout was saved"
+    if not isinstance(layout, str):
+        layout.check(rows.shape[3])
     return BlockAttention(
-        entry["name"],
-        entry["kernel"],
+        checked_text(entry["name"]),
+        checked_text(entry["kernel"]),
         SoftmaxMatrix(rows) if implicit else rows,
-        unpacked_layout(entry["layout"], f"keys.{number}", tensors) or "no layout was saved",
+        layout,
         Queries(entry["queries"]),
-        None if entry["readout_rows"] is None else slice(*entry["readout_rows"]),
+        checked_slice(entry["readout_rows"]),
         unpacked_layout(entry["query_layout"], f"queries.{number}", tensors),
-        entry["mixing"],
-        unpacked_gradients(entry.get("gradients"), str(number), tensors),
+        checked_text(entry["mixing"]),
+        unpacked_gradients(entry.get("gradients"), rows, str(number), tensors),
     )

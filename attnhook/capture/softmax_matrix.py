@@ -53,7 +53,8 @@ class SoftmaxMatrix:
 
     Args:
         source: `Operands`, or a dense matrix of softmax rows `(batch, heads, queries, keys)`. Kept by reference: where their memory is written
-            to later, reading raises `RowsNotKeptError`. (Tensors made in inference mode do not say so; that they were written to goes unseen.)
+            to later, reading and copying raise `RowsNotKeptError`. (Tensors made in inference mode do not say so; that they were written to
+            goes unseen.)
 
     Example:
         >>> import torch
@@ -66,6 +67,12 @@ class SoftmaxMatrix:
     def __init__(self, source: "Operands | Tensor") -> None:
         self._source = source
         self._versions = _versions(source)
+
+    def __getstate__(self) -> "Operands | Tensor":
+        return self._unchanged()
+
+    def __setstate__(self, source: "Operands | Tensor") -> None:
+        self._source, self._versions = source, _versions(source)  # a copy's tensors count anew
 
     def _unchanged(self) -> "Operands | Tensor":
         """The source, if nobody has written into its memory since."""
@@ -220,6 +227,8 @@ class SoftmaxMatrix:
             What `measure` gave, joined: `(batch, heads or 1, queries, ...)`.
         """
         batch, heads, queries, keys = self.shape
+        if not batch:
+            return measure(self.dense(), RowChunk(0, slice(0, queries)))
         step = max(1, BUDGET_BYTES // (4 * heads * keys))
         images = []
         for image in range(batch):
@@ -233,8 +242,11 @@ class SoftmaxMatrix:
 
     def entropy(self) -> Tensor:
         """Entropy of every row in nats, without a logarithm of the matrix: `(batch, heads, queries)` float64."""
+        result = torch.empty(self.shape[:3], dtype=torch.float64, device=self.device)
         with quiet_arithmetic(self.device.type):
-            return torch.stack([entropies(self._image_rows(i), self._budget) for i in range(self.shape[0])])
+            for image in range(self.shape[0]):
+                result[image] = entropies(self._image_rows(image), self._budget)
+        return result
 
     def spreads(self) -> Iterator[tuple[int, Part, Tensor, Tensor, Tensor | None, Tensor]]:
         """All rows with their entropies, a chunk at a time: for several statistics in one pass. Use it under `quiet_arithmetic`.

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnhook.errors import NoClassTokenError, TokenLayoutError
+from attnhook.capture.layout import GridlessLayout
+from attnhook.errors import TokenLayoutError
 from attnhook.options import Size
 
 
 @dataclass(frozen=True)
-class WindowLayout:
+class WindowLayout(GridlessLayout):
     """Which positions of a grid the windows of one image hold.
 
     Attributes:
@@ -55,7 +56,7 @@ class WindowLayout:
         Returns:
             The layout.
         """
-        index = torch.arange(grid[0] * grid[1]).reshape(grid)
+        index = torch.arange(grid[0] * grid[1], device="cpu").reshape(grid)
         rolled = (-shift[0], -shift[1])
         index = torch.roll(index, rolled, (0, 1)) if pad != "before" else index
         rest = [-grid[0] % window[0], -grid[1] % window[1]]
@@ -103,53 +104,7 @@ class WindowLayout:
                 "Read `.rows` without a grid."
             )
 
-    def patches(self, row: Tensor) -> Tensor:
-        """Refuse: a row of one window covers no whole image.
-
-        Args:
-            row: `(..., keys)`.
-
-        Raises:
-            TokenLayoutError: Always; the message says what there is instead.
-        """
-        raise TokenLayoutError(self._no_image(f"a row of shape {tuple(row.shape)}"))
-
-    def outside(self, row: Tensor) -> Tensor:
-        """Refuse, as `patches` does.
-
-        Args:
-            row: `(..., keys)`.
-
-        Raises:
-            TokenLayoutError: Always.
-        """
-        raise TokenLayoutError(self._no_image(f"a row of shape {tuple(row.shape)}"))
-
-    def class_token(self) -> int:
-        """Refuse: windows hold no class token.
-
-        Raises:
-            NoClassTokenError: Always.
-        """
-        raise NoClassTokenError(self._no_image("a class token"))
-
-    def tokens_of(self, choice: object) -> list[int]:
-        """Refuse: a patch belongs to one window of many.
-
-        Args:
-            choice: Ignored.
-
-        Raises:
-            TokenLayoutError: Always.
-        """
-        raise TokenLayoutError(self._no_image(f"the rows {choice}"))
-
-    @property
-    def patch_tokens(self) -> slice:
-        """Refused with `TokenLayoutError`: a window's tokens are not the image's."""
-        raise TokenLayoutError(self._no_image("the mean over patches"))
-
-    def _no_image(self, what: str) -> str:
+    def _why_none(self, what: str) -> str:
         return (
             f"no map of the whole image for {what}: this block attends within {self.describe()}. Read each window's rows with "
             "rows='all', or use received_attention(maps, block), the mass that each position receives."
@@ -187,5 +142,5 @@ class WindowLayout:
         """
         positions = self.positions if self.query_positions is None else self.query_positions
         if positions.shape[1] != num_queries:
-            return torch.ones(self.num_windows, num_queries, dtype=torch.bool)
+            return torch.ones(self.num_windows, num_queries, dtype=torch.bool, device=positions.device)
         return positions >= 0

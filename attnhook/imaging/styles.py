@@ -231,7 +231,11 @@ def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
     ordered, order = values.sort(descending=True, stable=True)
     before = ordered.cumsum(0) - ordered
     short = before < keep * (1 - _SUMMING) * ordered.sum()
-    return torch.zeros(len(values), dtype=torch.bool).scatter(0, order, short & (ordered > 0)).reshape(patch_map.shape)
+    return (
+        torch.zeros(len(values), dtype=torch.bool, device=order.device)
+        .scatter(0, order, short & (ordered > 0))
+        .reshape(patch_map.shape)
+    )
 
 
 def _contours(values: NDArray[np.float32], level: float) -> list[Line]:

@@ -27,15 +27,16 @@ EXPLICIT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class BlockVerification:
-    """The errors of one block.
+    """The errors of one block. Where both sides are NaN they agree.
 
     Attributes:
         name: The block.
         kernel: What computed its attention.
         output_error: Largest difference of rows times values from what the kernel returned, over the largest value; None where the kernel
             shows neither (explicit softmax: the rows are the model's own).
-        sum_error: Largest difference of a row's sum from 1 (rows of fully masked queries sum to 0 and are left out).
+        sum_error: Largest difference of a row's sum from 1 (rows of fully masked queries sum to 0 and are left out, as are `nan_rows`).
         explicit_error: Largest difference from the rows of the model with explicit softmax; None where there is no such twin.
+        nan_rows: Number of rows that are NaN, as the kernel's output for them is.
     """
 
     name: str
@@ -43,6 +44,7 @@ class BlockVerification:
     output_error: float | None
     sum_error: float
     explicit_error: float | None
+    nan_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class VerificationReport:
                 block.name,
                 block.kernel,
                 *(_number(e) for e in (block.output_error, block.sum_error, block.explicit_error)),
-                "ok" if self._good(block) else "OVER TOLERANCE",
+                ("ok" if self._good(block) else "OVER TOLERANCE")
+                + (f", {block.nan_rows} rows are NaN, in the kernel's output too" if block.nan_rows else ""),
             )
             for block in self.blocks
         ]
@@ -144,16 +147,26 @@ def _errors(
 ) -> BlockVerification:
     rows = block.rows
     sums = rows.sum(dim=-1)
-    sum_error = float(torch.where(sums == 0, 0, (sums - 1).abs()).max())
-    output_error = None
+    left_out = sums == 0
+    output_error, nan_rows = None, 0
     if seen is not None:
         values, output = (t.double() for t in seen)
         values = values.repeat_interleave(rows.shape[1] // values.shape[1], dim=1)
-        output_error = float((rows.double() @ values - output).abs().max() / values.abs().max().clamp_min(1e-30))
+        largest = torch.where(values.isfinite(), values.abs(), 0.0).max().clamp_min(1e-30)
+        output_error = _difference(rows.double() @ values, output) / float(largest)
+        unknown = sums.isnan() & output.isnan().all(dim=-1)
+        left_out, nan_rows = left_out | unknown, int(unknown.sum())
+    sum_error = float(torch.where(left_out, 0, (sums - 1).abs()).max())
     explicit_error = None
     if explicit is not None and block.name in explicit.block_names:
-        explicit_error = float((rows - explicit[block.name].rows.to(rows.device)).abs().max())
-    return BlockVerification(block.name, block.kernel, output_error, sum_error, explicit_error)
+        explicit_error = _difference(rows, explicit[block.name].rows.to(rows.device))
+    return BlockVerification(block.name, block.kernel, output_error, sum_error, explicit_error, nan_rows)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest; NaN at the same places is none, at others NaN."""
+    alike = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    return float(torch.where(alike, 0, (ours - theirs).abs()).max())
 
 
 def _outputs(model: nn.Module, pixels: Tensor, layout: TokenLayout | None) -> dict[str, tuple[Tensor, Tensor]]:

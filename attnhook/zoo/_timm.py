@@ -154,7 +154,7 @@ def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], o
     last = places[:, :count].amax(dim=1) + 1
     grids = {(int(h), int(w)) for h, w in last.tolist()}
     grid = grids.pop()
-    rows_first = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).to(places)
+    rows_first = torch.cartesian_prod(*(torch.arange(length, device=places.device) for length in grid)).to(places)
     if grids or len(counts) > 1 or count != grid[0] * grid[1] or not bool((places[:, :count] == rows_first).all()):
         return SeenTokens(
             problem="the images of this batch have different patch grids, or their patches are not in order: expected one grid. Run "

@@ -184,7 +184,7 @@ def _halo(place: Place) -> Facts:
     def cut(call: SeenCall) -> WindowLayout:
         height, width = call.inputs[0][2:4]
         size, halo = module.block_size, module.halo_size
-        index = torch.arange(1.0, height * width + 1).reshape(1, 1, height, width)
+        index = torch.arange(1.0, height * width + 1, device="cpu").reshape(1, 1, height, width)
         keys = F.unfold(index, kernel_size=size + 2 * halo, padding=halo, stride=size)[0].T.long() - 1
         stride = size // module.block_size_ds
         fewer = (height // stride, width // stride)

@@ -183,7 +183,7 @@ def _chunks(size: tuple[int, int, int], packing: Packing, special: SpecialTokens
 
 def _blocks(grid: Size, merge: int) -> Tensor:
     """Row-major index of each patch of each block: `(block rows, block columns, merge * merge)`."""
-    index = torch.arange(grid[0] * grid[1]).reshape(grid[0] // merge, merge, grid[1] // merge, merge)
+    index = torch.arange(grid[0] * grid[1], device="cpu").reshape(grid[0] // merge, merge, grid[1] // merge, merge)
     return index.transpose(1, 2).reshape(grid[0] // merge, grid[1] // merge, merge * merge)
 
 

@@ -248,7 +248,7 @@ def _shaped(shapes: Any, tokens: int, special: SpecialTokens, patch: Size | None
         return SeenTokens(
             problem="the patch grid is not known: the embeddings got no spatial_shapes. Pass layout=TokenLayout(...)."
         )
-    grids = [(int(rows), int(columns)) for rows, columns in torch.as_tensor(shapes).tolist()]
+    grids = [(int(rows), int(columns)) for rows, columns in torch.as_tensor(shapes, device="cpu").tolist()]
     return _padded(grids, tokens, special, patch)
 
 

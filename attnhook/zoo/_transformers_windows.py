@@ -107,5 +107,5 @@ def windows_with_class_tokens(model: nn.Module, name: str, module: Any) -> Facts
 
 def _their_windows(grid: Size, side: int) -> Tensor:
     """Row-major index of each patch of each window, as transformers cuts them: on a grid that is not square, rows and columns are swapped."""
-    index = torch.arange(grid[0] * grid[1]).reshape(side, grid[1] // side, side, grid[0] // side)
+    index = torch.arange(grid[0] * grid[1], device="cpu").reshape(side, grid[1] // side, side, grid[0] // side)
     return index.transpose(1, 2).reshape(side * side, -1)

@@ -143,7 +143,7 @@ def _unrolled(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: in
     while height * width > tokens and left:
         stride = left.pop(0)
         height, width = height // stride[0], width // stride[1]
-    index = torch.arange(height * width).reshape(1, height, width)
+    index = torch.arange(height * width, device="cpu").reshape(1, height, width)
     for rows, columns in left:
         batch, high, wide = index.shape
         index = index.reshape(batch, high // rows, rows, wide // columns, columns).permute(0, 2, 4, 1, 3)

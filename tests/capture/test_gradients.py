@@ -522,7 +522,9 @@ def test_neither_saved_nor_moved_before_the_gradient(tmp_path) -> None:
     model = CASES["vit"].build()
     with AttentionCapture(model, gradients=True) as capture:
         model(images())
-    with pytest.raises(GradientsNotKeptError, match=r"cannot be moved or saved before its gradient has arrived"):
+    with pytest.raises(
+        GradientsNotKeptError, match=r"cannot be moved, copied or saved before its gradient has arrived"
+    ):
         capture.maps.save(tmp_path / "maps.safetensors")
     with pytest.raises(GradientsNotKeptError, match=r"expected score\.backward\(\) first"):
         capture.maps.to("cpu")

@@ -50,7 +50,7 @@ class AtLine:
                 raise KeyboardInterrupt
         return self
 
-    def run(self, model, layout, called, pixels) -> AttentionCapture:
+    def run(self, layout, called, pixels) -> AttentionCapture:
         before = sys.gettrace()
         sys.settrace(self)
         try:
@@ -68,13 +68,13 @@ def test_an_interrupt_before_any_line_leaves_nothing(kind: str, every: int) -> N
     layout = LAYOUTS.get(kind)
     called = torch.compile(model, backend="eager") if kind == "compiled" else model
     with torch.no_grad():
-        whole = AtLine(0)
-        clean = traces(model)
-        expected = whole.run(model, layout, called, pixels).maps.stack()
+        AtLine(0).run(layout, called, pixels)  # what is made once
+        whole, clean = AtLine(0), traces(model)
+        expected = whole.run(layout, called, pixels).maps.stack()
         assert whole.lines > 300
         for number in range(1, whole.lines + 1, every):
             with pytest.raises(KeyboardInterrupt):
-                AtLine(number).run(model, layout, called, pixels)
+                AtLine(number).run(layout, called, pixels)
             assert traces(model) == clean, number
         with AttentionCapture(called, layout=layout) as capture:
             called(pixels)

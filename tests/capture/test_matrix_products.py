@@ -8,7 +8,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnhook.capture import softmax_matrix
-from attnhook.capture.copies import CopyMemory
 from attnhook.capture.operands import Operands
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from tests.capture.test_softmax_matrix import CASES, operands, slow
@@ -177,16 +176,17 @@ def test_nothing_is_larger_than_the_budget(settings):
 
 def test_what_is_kept_owns_its_memory_unless_nothing_else_is_in_it():
     query, key, _ = torch.randn(1, 7, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
-    kept = Operands(query, key).detached(CopyMemory())
-    assert kept.query.untyped_storage().nbytes() == (query.numel() + key.numel()) * 4  # without the values'
-    fewer = Operands(query, key[:, :1]).detached(CopyMemory())
+    kept = Operands(query, key).detached()
+    memories = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (kept.query, kept.key)}
+    assert sum(memories.values()) == (query.numel() + key.numel()) * 4  # without the values'
+    fewer = Operands(query, key[:, :1]).detached()
     assert fewer.key.untyped_storage().nbytes() == key.numel() * 2
     assert torch.equal(fewer.query, query)
     assert torch.equal(kept.key, key)
     pair = torch.randn(1, 7, 2, 2, 4).permute(2, 0, 3, 1, 4)
-    assert Operands(pair[0], pair[1]).detached(CopyMemory()).query.data_ptr() == pair.data_ptr()
+    assert Operands(pair[0], pair[1]).detached().query.data_ptr() == pair.data_ptr()
     alone = torch.randn(1, 7, 2, 4).transpose(1, 2)
-    assert Operands(alone, key).detached(CopyMemory()).query.data_ptr() == alone.data_ptr()
+    assert Operands(alone, key).detached().query.data_ptr() == alone.data_ptr()
 
 
 @pytest.mark.parametrize("budget", [64, 4 * 16 * 9, 2**22], ids=["rows", "heads", "whole"])

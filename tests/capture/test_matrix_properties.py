@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnhook.capture import softmax_matrix
-from attnhook.capture.copies import CopyMemory
 from attnhook.capture.operands import Operands, quiet_arithmetic
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from tests.capture.test_softmax_matrix import slow
@@ -159,7 +158,7 @@ def test_one_head_and_one_image_are_parts_of_all(call, data):
     image = data.draw(st.integers(0, matrix.shape[0] - 1))
     close(matrix.head(head).dense(), expected[:, [head]])
     close(matrix.image(image).dense(), expected[[image]])
-    close(SoftmaxMatrix(call.detached(CopyMemory())).dense(), expected)
+    close(SoftmaxMatrix(call.detached()).dense(), expected)
 
 
 @settings(max_examples=30)

@@ -1,14 +1,18 @@
 """Maps after the context: indexing, stacking, saving."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from attnhook import AttentionCapture, AttentionMaps, raw_attention
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnknownBlockError
-from tests.models import TIMM, TRANSFORMERS
+from tests.models import TIMM, TRANSFORMERS, images
 
 CASES = {case.name: case for case in TIMM + TRANSFORMERS}
 
@@ -95,6 +99,107 @@ def test_a_header_that_lies_is_one_error(header: str, tmp_path: Path) -> None:
     save_file({"rows.0": torch.ones(1)}, tmp_path / "maps.safetensors", metadata={"attnhook": header})
     with pytest.raises(NothingCapturedError, match="does not hold together"):
         AttentionMaps.load(tmp_path / "maps.safetensors")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> dict[str, tuple[dict, dict]]:
+    """Header and tensors of whole files: of plain blocks with gradients, of shuffled patches, of windows."""
+    path, whole = tmp_path_factory.mktemp("maps") / "maps.safetensors", {}
+    model = CASES["vit"].build()
+    with AttentionCapture(model, gradients=True) as capture:
+        model(images()).square().sum().backward()
+    swin = small_swin()
+    with torch.no_grad(), AttentionCapture(swin, rows="all") as windows:
+        swin(images(size=(32, 32)))
+    for name, maps in {"vit": capture.maps, "mae": maps_of("ViTMAE", rows="cls"), "swin": windows.maps}.items():
+        maps.save(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            whole[name] = json.loads(file.metadata()["attnhook"]), tensors
+    return whole
+
+
+def small_swin():
+    return timm.models.swin_transformer.SwinTransformer(
+        img_size=32, window_size=4, embed_dim=8, depths=(2,), num_heads=(2,), patch_size=4
+    ).eval()
+
+
+def refused(path: Path, header: str, tensors: dict) -> bool:
+    """Whether loading ends in the one error that names the file; True, too, where it loads and all of it can be read."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"attnhook": header})
+    try:
+        maps = AttentionMaps.load(path)
+    except NothingCapturedError as error:
+        if str(path) in str(error):
+            return True
+        raise
+    for block in maps:
+        assert block.rows.dim() == 4
+        repr(block)
+        if not isinstance(block.token_layout, str):
+            block.layout.describe()
+    return False
+
+
+LIES = {  # of the whole file of plain blocks
+    "deeply nested": lambda header, tensors: ("[" * 100_000 + "]" * 100_000, tensors),
+    "a nested format": lambda header, tensors: ('{"format": ' + "[" * 900 + "]" * 900 + "}", tensors),
+    "rows of three axes": lambda header, tensors: (header, tensors | {"rows.0": tensors["rows.0"][0]}),
+    "rows of integers": lambda header, tensors: (header, tensors | {"rows.0": tensors["rows.0"].long()}),
+    "rows of bytes": lambda header, tensors: (header, tensors | {"rows.0": tensors["rows.0"].to(torch.float8_e5m2)}),
+    "a key too few": lambda header, tensors: (header, tensors | {"rows.1": tensors["rows.1"][..., :-1]}),
+    "a key too many in the values": lambda header, tensors: (
+        header,
+        tensors | {"values.0": torch.zeros(2, 4, 17, 8)},
+    ),
+    "values of three heads": lambda header, tensors: (header, tensors | {"values.0": torch.zeros(2, 3, 16, 8)}),
+    "another gradient": lambda header, tensors: (header, tensors | {"gradient.0": torch.zeros(2, 4, 16, 9)}),
+    "no gradient": lambda header, tensors: (header, {k: v for k, v in tensors.items() if k != "gradient.1"}),
+    "a fraction of a row": lambda header, tensors: (header.replace('"cls": 0', '"cls": 0.0'), tensors),
+    "a name of numbers": lambda header, tensors: (header.replace('"blocks.0.attn"', "7"), tensors),
+    "an endless grid": lambda header, tensors: (header.replace('"grid": [3, 5]', '"grid": [3, Infinity]'), tensors),
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_a_file_that_lies_is_one_error(kind: str, saved, tmp_path: Path) -> None:
+    header, tensors = saved["vit"]
+    assert not refused(tmp_path / "maps.safetensors", json.dumps(header), tensors)
+    assert refused(tmp_path / "maps.safetensors", *LIES[kind](json.dumps(header), tensors))
+
+
+ODD = [None, True, -1, 0, 3, 10**30, 1.5, math.inf, "", "all", [], [1], [0, 0], [-1, 10**9], {}, {"grid": [3, 5]}]
+
+
+def places_in(entry) -> list[tuple]:
+    """Every place in what JSON gave."""
+    inside = entry.items() if isinstance(entry, dict) else enumerate(entry) if isinstance(entry, list) else ()
+    return [(entry, key) for key, _ in inside] + [place for _, value in inside for place in places_in(value)]
+
+
+@pytest.mark.parametrize("name", ["vit", "mae", "swin"])
+def test_whatever_a_header_holds_loads_or_is_that_error(name: str, saved, tmp_path: Path) -> None:
+    header, tensors = saved[name]
+    seen = {refused(tmp_path / "maps.safetensors", json.dumps(header), tensors)}
+    for holder, key in places_in(header):
+        before = holder[key]
+        for odd in ODD:
+            holder[key] = odd
+            seen.add(refused(tmp_path / "maps.safetensors", json.dumps(header), tensors))
+        holder[key] = before
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("name", ["vit", "mae", "swin"])
+def test_whatever_tensors_a_file_holds_it_loads_or_is_that_error(name: str, saved, tmp_path: Path) -> None:
+    header, tensors = saved[name]
+    for key, tensor in tensors.items():
+        for odd in (tensor[:0], tensor[None], tensor[..., 1:], tensor + 100, tensor.to(torch.int8), torch.ones(())):
+            refused(tmp_path / "maps.safetensors", json.dumps(header), tensors | {key: odd})
+        assert refused(
+            tmp_path / "maps.safetensors", json.dumps(header), {k: v for k, v in tensors.items() if k != key}
+        ) or key.startswith(("values", "keys.0.order", "keys.1.order", "queries"))
 
 
 def test_a_link_left_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:

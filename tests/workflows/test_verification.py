@@ -74,6 +74,37 @@ def test_a_home_made_model_is_verified_by_its_layout_alone() -> None:
     assert spelled_out.output_error is None
 
 
+class Padded(nn.Module):
+    """Its last token is padding, which a boolean mask hides from the others."""
+
+    def forward(self, x):
+        q = x.unflatten(-1, (2, 8)).transpose(1, 2)
+        seen = (torch.arange(x.shape[1]) < x.shape[1] - 1)[None]
+        values = q.nan_to_num(0.0)
+        return x + F.scaled_dot_product_attention(q, q.flip(-1), values, attn_mask=seen).transpose(1, 2).flatten(2)
+
+
+def test_rows_that_are_nan_where_the_kernels_output_is_agree_and_are_reported(monkeypatch) -> None:
+    model = sharpen(HomeMade())
+    model.blocks = nn.Sequential(Padded(), Fused())
+    pixels = images()
+    pixels[0, :, -1, -1] = torch.nan  # in the last patch of the first image
+    report = verify(model, pixels, layout=TokenLayout(GRID, cls=None))
+    assert report.passed, str(report)
+    assert [block.nan_rows for block in report.blocks] == [2 * 15, 2 * 15]
+    assert "ok, 30 rows are NaN, in the kernel's output too" in str(report)
+    clean = verify(model, images(), layout=TokenLayout(GRID, cls=None))
+    assert clean.passed
+    assert "NaN" not in str(clean)
+    rows = SoftmaxMatrix.rows
+    monkeypatch.setattr(SoftmaxMatrix, "rows", lambda self, index: rows(self, index).nan_to_num(0.0))
+    assert not verify(model, pixels, layout=TokenLayout(GRID, cls=None)).passed
+    monkeypatch.setattr(SoftmaxMatrix, "rows", lambda self, index: rows(self, index) * torch.nan)
+    wrong = verify(model, images(), layout=TokenLayout(GRID, cls=None))
+    assert not wrong.passed
+    assert "nan" in str(wrong)
+
+
 def test_a_wrong_row_fails_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = SoftmaxMatrix.rows
 
