@@ -1,7 +1,9 @@
 """Ctrl-C at any moment of a capture: nothing stays on the model or in torch, and the next capture is right."""
 
+import linecache
 import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -27,26 +29,34 @@ def traces(model) -> tuple:
         any(flags) or any(m._forward_pre_hooks_with_kwargs for m in model.modules()),
         F.scaled_dot_product_attention is SDPA,
         [one is other for one, other in zip(functions, ENCODER, strict=True)],
-        torch._C._len_torch_function_stack(),
+        (torch._C._len_torch_function_stack(), torch._C._is_torch_function_all_disabled()),
         compiler_stance().stance,
         torch.is_grad_enabled(),
     )
 
 
 class AtLine:
-    """Raises KeyboardInterrupt before the n-th line that runs of attnhook's capture, as Ctrl-C may; counts the lines."""
+    """Raises KeyboardInterrupt before the n-th line that runs of attnhook's capture, as Ctrl-C may; counts the lines.
+
+    Left out is where Python itself never looks for signals: the end of a `with` block, before its context is left. And the first line of
+    `__exit__`, which nothing that is written in Python can protect.
+    """
 
     def __init__(self, number: int) -> None:
-        self.number, self.lines, self.raised = number, 0, False
+        self.number, self.lines = number, 0
+        self._begun: set[tuple[FrameType, int]] = set()
 
     def __call__(self, frame, event, _):
-        if not frame.f_code.co_filename.startswith(HERE):
+        code, line = frame.f_code, frame.f_lineno
+        if not code.co_filename.startswith(HERE):
             return None
-        first = frame.f_code.co_name == "__exit__" and frame.f_lineno <= frame.f_code.co_firstlineno + 3
-        if event == "line" and not self.raised and not first:  # nothing in Python can protect the first line of all
+        again = (frame, line) in self._begun
+        self._begun.add((frame, line))
+        ending = again and linecache.getline(code.co_filename, line).lstrip().startswith("with ")
+        leaving = code.co_name == "__exit__" and line <= code.co_firstlineno + 3
+        if event == "line" and not ending and not leaving:
             self.lines += 1
             if self.lines == self.number:
-                self.raised = True
                 raise KeyboardInterrupt
         return self
 
