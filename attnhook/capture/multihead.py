@@ -140,9 +140,7 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, rows: sl
         weight_q, weight_k = module.q_proj_weight.detach(), module.k_proj_weight.detach()
     bias = None if module.in_proj_bias is None else module.in_proj_bias.detach()
     plain = query.dtype is torch.float32 and not torch.is_autocast_enabled(query.device.type)
-    previous = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)
-    try:
+    with torch.no_grad():
         few = rows is not None and plain
         query = F.linear(query[:, rows] if few else query, weight_q, None if bias is None else bias[:width])
         query = _split(query, heads)
@@ -150,8 +148,6 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, rows: sl
             return _through(query, weight_k.view(heads, width // heads, -1)), key.unsqueeze(1)
         key = F.linear(key, weight_k, None if bias is None else bias[width : 2 * width])
         return query if rows is None else query[:, :, rows], _split(key, heads)
-    finally:
-        torch._C._set_grad_enabled(previous)
 
 
 def _through(query: Tensor, weights: Tensor) -> Tensor:
