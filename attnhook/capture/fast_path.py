@@ -21,19 +21,7 @@ _split_copy: Any = torch.split_copy  # torch's stubs say that it returns nothing
 
 
 class FastLogits:
-    """The logits of one forward's calls of one kind.
-
-    Args:
-        kind: What calls must have in common to lie here, as `kind_of` gives it.
-        query: `(batch, heads, queries, head_dim)` of the first of them.
-        key: `(batch, heads, keys, head_dim)`.
-        rows: The wanted queries.
-        calls: How many calls to expect.
-
-    Attributes:
-        kind: As given.
-        full: Whether there is no room for another call.
-    """
+    """The logits of one forward's calls of one `kind`, as `kind_of` gives it: room for so many calls as large as the first."""
 
     __slots__ = ("_images", "_logits", "_next", "_rows", "_scale", "full", "kind")
 
@@ -46,17 +34,7 @@ class FastLogits:
         self._rows, self._scale, self._next, self.full = rows, head_dim**-0.5, 0, False
 
     def keep(self, site: str, query: Tensor, key: Tensor, scale: float | Tensor | None) -> CapturedCall:
-        """Keep the wanted rows of a call.
-
-        Args:
-            site: Name of the module.
-            query: `(batch, heads, queries, head_dim)`.
-            key: `(batch, heads, keys, head_dim)`.
-            scale: Factor on the logits; None is `head_dim ** -0.5`.
-
-        Returns:
-            The call.
-        """
+        """Keep the wanted rows of a call: queries `(batch, heads, queries, head_dim)`, keys likewise."""
         first, rows = self._next, self._rows
         self._next = last = first + len(query)
         self.full = last == len(self._images)
@@ -70,30 +48,15 @@ class FastLogits:
 
 
 def kind_of(query: Tensor, key: Tensor, *asked: Any) -> tuple[Any, ...]:
-    """What calls must have in common, so that what holds for one of them holds for all.
-
-    Args:
-        query: Of a call.
-        key: Likewise.
-        asked: What else.
-
-    Returns:
-        To be compared.
-    """
+    """What calls must have in common, so that what holds for one of them holds for all."""
     modes = _is_grad_enabled(), _is_inference_mode_enabled(), current_transform()
     return type(query), type(key), query.shape, key.shape, query.dtype, key.dtype, query.device, modes, asked
 
 
 def is_plain(query: Tensor, key: Tensor, *, of_sequence: bool) -> bool:
-    """Whether a call without mask may be kept as logits alone. Autocast may be on: products into given memory stay in float32.
+    """Whether a call without mask may be kept as logits alone; `of_sequence`: only with one query for every key.
 
-    Args:
-        query: Of the call.
-        key: Likewise.
-        of_sequence: Whether there must be one query for every key.
-
-    Returns:
-        Whether it may.
+    Autocast may be on: products into given memory stay in float32.
     """
     if _is_grad_enabled() or current_transform() is not None:
         return False
@@ -108,14 +71,7 @@ def is_plain(query: Tensor, key: Tensor, *, of_sequence: bool) -> bool:
 
 
 def finish_together(calls: Sequence[CapturedCall]) -> list[Tensor | SoftmaxMatrix]:
-    """The softmax rows or matrices of a forward's calls; by one softmax, if all of them lie in one piece and fill it.
-
-    Args:
-        calls: In the order in which they ran.
-
-    Returns:
-        What each `finished` gives: rows own exactly their bytes.
-    """
+    """What `finished` gives of each of a forward's calls; by one softmax, if all lie in one piece and fill it. Rows own their bytes."""
     first = calls[0] if calls else None
     if first is None or first.logits is None or first.images is None:
         return [call.finished() for call in calls]

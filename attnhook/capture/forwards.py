@@ -275,3 +275,11 @@ def _why_missing(site: AttentionSite, captured: int, record: ForwardRecord, plan
         f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward: {captured} of {len(plan.sites)} "
         "blocks were captured. The forward ended early, skips this block, or runs it compiled; capture the blocks that run with blocks=."
     )
+
+
+def why_mixed(site: str) -> str:
+    """Why forwards cannot be told apart."""
+    return (
+        f"block {site!r} ran twice in one forward, and not at all in one that had begun before and not ended: expected forwards that can be "
+        "told apart. Call the model itself, model(images), where it runs inside its own forward; after an exception, call clear()."
+    )

@@ -24,11 +24,7 @@ class Follower(Protocol):
 
 
 class Hook:
-    """A hook whose copies do nothing.
-
-    Args:
-        follower: Whose it is.
-    """
+    """A hook whose copies do nothing."""
 
     __slots__ = ("follower",)
 
@@ -40,12 +36,7 @@ class Hook:
 
 
 class Before(Hook):
-    """A pre-hook: opens a scope for the run of a module.
-
-    Args:
-        follower: Whose it is.
-        make: Makes the scope: takes the one around it and this hook, which opens it.
-    """
+    """A pre-hook: opens the scope of a module's run, which `make` makes of the scope around it and of this hook."""
 
     __slots__ = ("_make",)
 
@@ -54,18 +45,16 @@ class Before(Hook):
         self._make = make
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
-        """Open it, if this forward is recorded."""
+        """Open it, if anything is to be recorded."""
         around = self.follower.here()
         if around is not None:
             self._make(around, self).open()
 
 
 class After(Hook):
-    """A hook that is always called: closes the scope that `before` has opened.
+    """A hook that is always called: closes the scope that `before` has opened, and hands it to `then` with what torch gives a hook.
 
-    Args:
-        before: The pre-hook.
-        then: Takes the closed scope, and what torch gives a hook; of a module that raised the output is None.
+    Of a module that raised, the output is None.
     """
 
     __slots__ = ("_before", "_then")
@@ -85,12 +74,7 @@ class After(Hook):
 
 
 class Reports(Hook):
-    """Hands what happened on.
-
-    Args:
-        follower: Whose it is.
-        function: Takes the scope that it happened in, and what torch gives a hook.
-    """
+    """Hands the scope in which something happened to `function`, with what torch gives a hook."""
 
     __slots__ = ("_function",)
 

@@ -20,12 +20,17 @@ from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
 from attnhook.capture import torch_internals
+from attnhook.capture.following import Outcome
 from attnhook.capture.forwards import ForwardRecord
+from attnhook.capture.operands import Operands
 from attnhook.capture.shared_state import Call, ReplacedFunction
 
 
 class Listener(Protocol):
     """What is told of attention calls, everything by reference. What goes wrong in it ends in `refused`, never in the model's forward."""
+
+    def operands(self, record: ForwardRecord, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
+        """An attention call with these operands ran, and this came out, where that was seen."""
 
     def fused(self, record: ForwardRecord, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """A call of `scaled_dot_product_attention` gave `output`."""
@@ -38,12 +43,9 @@ class Listener(Protocol):
 
 
 class Entry:
-    """One time that a capture is entered, until it is left.
+    """One time that a capture is entered, until it is left: its open scopes, in every context.
 
-    Attributes:
-        layers: The `nn.MultiheadAttention` of each encoder layer, and who is told of its calls.
-        scopes: All that are open, in every context.
-        closed: Whether it was left.
+    It holds the `nn.MultiheadAttention` of each encoder layer, and who is told of its calls, too.
     """
 
     __slots__ = ("closed", "layers", "scopes")
@@ -62,15 +64,7 @@ class Entry:
 
 
 class Scope:
-    """One run of one module.
-
-    Args:
-        entry: Whose it is.
-        record: Of the forward that the run belongs to.
-        opener: What opened it, by which it is found again.
-        listener: Who is told of the calls; None for nobody.
-        holds: The functions that are replaced while it is open.
-    """
+    """One run of one module: of which capture, in which forward, opened by what, who is told of its calls, what is replaced meanwhile."""
 
     __slots__ = ("entry", "holds", "listener", "opener", "record")
 
@@ -92,7 +86,7 @@ class Scope:
         """Begin: from now on this is the innermost scope of its capture in this context."""
         self.entry.scopes.add(self)  # first, so that whatever comes after is undone when the capture is left
         stack = _open.get()
-        outer = _innermost(stack, self.entry)
+        outer = innermost(self.entry)
         if outer is not None:
             outer.suspend()
         self._watch()
@@ -111,7 +105,7 @@ class Scope:
         self._unwatch()
         _open.set(stack)
         self.entry.scopes.discard(self)
-        outer = _innermost(stack, self.entry)
+        outer = innermost(self.entry)
         if outer is not None and not self.entry.closed:
             outer.resume()
 
@@ -140,23 +134,8 @@ class Scope:
 _open: ContextVar[tuple[Scope, ...]] = ContextVar("attnhook_open_scopes", default=())
 
 
-def _innermost(stack: tuple[Scope, ...], entry: Entry) -> Scope | None:
-    for scope in reversed(stack):
-        if scope.entry is entry:
-            return scope
-    return None
-
-
 def innermost(entry: Entry, opener: object = None) -> Scope | None:
-    """The innermost scope of a capture in this context.
-
-    Args:
-        entry: The capture.
-        opener: What it was opened by; None for any.
-
-    Returns:
-        The scope, or None.
-    """
+    """The innermost scope of a capture in this context, opened by `opener` or, if that is None, by anything."""
     for scope in reversed(_open.get()):
         if scope.entry is entry and (opener is None or scope.opener is opener):
             return scope
@@ -183,16 +162,7 @@ def forget_closed() -> None:
 
 
 def attribute(home: Any, name: str, call: Call) -> ReplacedFunction:
-    """A function of torch that is called through an attribute.
-
-    Args:
-        home: The module that holds it.
-        name: The attribute.
-        call: As for `ReplacedFunction`.
-
-    Returns:
-        The function, to be held.
-    """
+    """A function of torch that is called through an attribute of a module, to be held; `call` as for `ReplacedFunction`."""
     return ReplacedFunction(lambda: getattr(home, name), lambda function: setattr(home, name, function), call)
 
 
@@ -229,23 +199,12 @@ class _Watch(TorchFunctionMode):
 
 
 class ModeScope(Scope):
-    """One run of a module of which every call of torch is seen.
-
-    Attributes:
-        told: How many calls were told of.
-    """
+    """One run of a module of which every call of torch is seen; `told` counts those that attend."""
 
     __slots__ = ("_above", "_mode", "told")
 
-    def __init__(
-        self,
-        entry: Entry,
-        record: ForwardRecord,
-        opener: object = None,
-        listener: Listener | None = None,
-        holds: tuple[ReplacedFunction, ...] = (),
-    ) -> None:
-        super().__init__(entry, record, opener, listener, holds)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._mode = _Watch(self)
         self._above: int | None = None
         self.told = 0

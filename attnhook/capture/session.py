@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import SeenTokens
-from attnhook.capture.forwards import ForwardRecord, finish
+from attnhook.capture.forwards import ForwardRecord, finish, why_mixed
 from attnhook.capture.hooks import After, Before, Hook, Reports, shapes
 from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.layout import TokenLayout
@@ -27,7 +27,7 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.capture.scopes import SDPA, Entry, ModeScope, Scope, forget_closed, innermost
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
-from attnhook.capture.surroundings import Surrounding, encoder_layers, surroundings
+from attnhook.capture.surroundings import Surrounding, compilable, encoder_layers, surroundings
 from attnhook.capture.torch_internals import in_backward, is_compiled, remove_hooks
 from attnhook.errors import BlockNotCapturedError, NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
@@ -91,7 +91,7 @@ class AttentionCapture:
         plan = make_plan(model, blocks, _rows_followed(rows) if gradients else rows, layout)
         self._plan = replace(plan, gradients=gradients, values=values or gradients)
         self._strict = strict
-        self._compilable = _compilable(model, self._plan)
+        self._compilable = compilable(model, self._plan)
         keep_on = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
         self._surroundings = surroundings(self._plan)
@@ -244,23 +244,23 @@ class AttentionCapture:
     def _record_for(self, around: Scope, site: str) -> ForwardRecord:
         """The record of a run of an attention module."""
         record = around.record
-        past = record.listed and not record.begun and record is not self._records[-1]
+        past = record.listed and not record.begun and record not in self._records[-1:]
         if (
-            record.maps is not None or past
-        ):  # what comes now, past the module at which forwards begin, is of another forward
+            past or record.maps is not None
+        ):  # what comes now, past the module at which forwards begin, is of another one
             record = around.record = ForwardRecord(inputs=dict(record.inputs))
         outer = record.interrupted
         if outer is not None and record.count(site) and not outer.count(site):
-            record.errors.setdefault(site, BlockNotCapturedError(_why_mixed(site)))
+            record.errors.setdefault(site, BlockNotCapturedError(why_mixed(site)))
         return self._list(record)
 
     def _forward_begins(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         record = scope.record
-        if record.begun or not record.is_empty():
+        if record.begun or record.maps is not None or not record.is_empty():
             record = ForwardRecord(inputs=dict(record.inputs))
             needed = {s.name for s in self._plan.sites if not (s.optional or s.guessed)}
             called = {call.site for call in scope.record.calls}
-            if scope.record.begun and called and not needed <= called:
+            if called and not needed <= called:
                 record.interrupted = scope.record
             if scope.opener is scope.entry:
                 scope.replace(record)
@@ -399,23 +399,3 @@ def _grid_seen(scope: Scope, module: nn.Module, args: tuple[Any, ...], output: A
 
 def _inputs_seen(site: str, scope: Scope, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
     scope.record.inputs[site] = shapes((*args, *(kwargs or {}).values()))
-
-
-def _why_mixed(site: str) -> str:
-    return (
-        f"block {site!r} ran twice in one forward, and not at all in one that had begun before and not ended: expected forwards that can be "
-        "told apart. Call the model itself, model(images), where it runs inside its own forward; after an exception, call clear()."
-    )
-
-
-def _compilable(model: nn.Module, plan: CapturePlan) -> tuple[nn.Module, ...]:
-    """The modules which, if compiled, would hide a hook: those that hold a hooked module, and what attention modules hold."""
-    anatomy = plan.anatomy
-    hooked = {id(m) for m in (anatomy.image_module, anatomy.grid_module, anatomy.token_module) if m is not None}
-    hooked |= {id(site.module) for site in plan.sites}
-    inside = {id(m) for site in plan.sites for m in site.module.modules() if next(m.children(), None) is not None}
-    chosen = []
-    for module in model.modules():
-        if id(module) in inside or any(id(m) in hooked for m in module.modules()):
-            chosen.append(module)
-    return tuple(chosen)

@@ -71,11 +71,7 @@ class ReplacedFunction(SharedState):
     """A function that others look up where it is kept: replaced, while anyone holds it, by one that passes every call on and tells of it.
 
     The replacement begins by asking whether a compiler is tracing it, and is then as good as the function itself: no graph ever holds it.
-
-    Args:
-        read: Gives the function that is there now; None for none.
-        write: Puts one there.
-        call: Runs the original with the given arguments, and tells whoever wants to know.
+    `read` gives the function that is there now, `write` puts one there, `call` runs the original and tells whoever wants to know.
     """
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], call: Call) -> None:

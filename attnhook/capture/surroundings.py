@@ -17,12 +17,7 @@ from attnhook.errors import UnsupportedModelError
 
 
 class Stranger:
-    """A listener that notes the calls of a module whose code does not show that it attends.
-
-    Args:
-        name: The module's path.
-        module: The module.
-    """
+    """A listener that notes the calls of a module whose code does not show that it attends."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self._name, self._kind = name, type(module).__name__
@@ -31,22 +26,19 @@ class Stranger:
         """Note it; reading the maps is then an error."""
         record.strangers.setdefault(self._name, self._kind)
 
-    def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:
+    def operands(self, *_: Any) -> None:
+        """Nothing: only modules of transformers and encoder layers are told of these."""
+
+    def softmax(self, *_: Any) -> None:
         """Nothing: softmaxes have other uses."""
 
-    def refused(self, record: ForwardRecord, error: Exception) -> None:
+    def refused(self, *_: Any) -> None:
         """Nothing: nothing was to be recorded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Surrounding:
-    """A module that is followed although it is not captured.
-
-    Attributes:
-        module: The module.
-        listener: Who is told of its own calls; None for nobody.
-        holds: The functions that are replaced while it runs.
-    """
+    """A module that is followed although it is not captured: who is told of its own calls, what is replaced while it runs."""
 
     module: nn.Module
     listener: Listener | None = None
@@ -54,17 +46,7 @@ class Surrounding:
 
 
 def surroundings(plan: CapturePlan) -> list[Surrounding]:
-    """What has to be followed around and beside the captured modules.
-
-    Args:
-        plan: What is captured.
-
-    Returns:
-        The modules from the outside in, the model first.
-
-    Raises:
-        UnsupportedModelError: If the model is an encoder layer, which no hook may hang on.
-    """
+    """What has to be followed around and beside the captured modules, the model first; raises if that is an encoder layer."""
     model, chosen = plan.model, {site.name for site in plan.sites}
     if isinstance(model, nn.TransformerEncoderLayer):
         raise UnsupportedModelError(
@@ -99,14 +81,19 @@ def _is_inside(name: str, outer: str) -> bool:
 
 
 def encoder_layers(model: nn.Module, listeners: Mapping[int, Any]) -> list[tuple[nn.MultiheadAttention, Any]]:
-    """The attention of every encoder layer.
-
-    Args:
-        model: The model.
-        listeners: Who is told of its calls, by `id` of the attention module.
-
-    Returns:
-        Each with who is told; None for nobody.
-    """
+    """The attention of every encoder layer, with who is told of its calls (by `id` of the module); None for nobody."""
     layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
     return [(layer.self_attn, listeners.get(id(layer.self_attn))) for layer in layers]
+
+
+def compilable(model: nn.Module, plan: CapturePlan) -> tuple[nn.Module, ...]:
+    """The modules which, if compiled, would hide a hook: those that hold a hooked module, and what attention modules hold."""
+    anatomy = plan.anatomy
+    hooked = {id(m) for m in (anatomy.image_module, anatomy.grid_module, anatomy.token_module) if m is not None}
+    hooked |= {id(site.module) for site in plan.sites}
+    inside = {id(m) for site in plan.sites for m in site.module.modules() if next(m.children(), None) is not None}
+    chosen = []
+    for module in model.modules():
+        if id(module) in inside or any(id(m) in hooked for m in module.modules()):
+            chosen.append(module)
+    return tuple(chosen)

@@ -43,14 +43,7 @@ def in_vmap() -> bool:
 
 
 def take_off(mode: TorchFunctionMode) -> int | None:
-    """Take a mode off this thread's stack, also from under others.
-
-    Args:
-        mode: The mode.
-
-    Returns:
-        How many were above it; None if it was not there.
-    """
+    """Take a mode off this thread's stack, also from under others; says how many were above it, None if it was not there."""
     above: list[Any] = []
     found = False
     while not found and torch._C._len_torch_function_stack() > 0:
@@ -64,12 +57,7 @@ def take_off(mode: TorchFunctionMode) -> int | None:
 
 
 def put_on(mode: TorchFunctionMode, above: int = 0) -> None:
-    """Put a mode on this thread's stack.
-
-    Args:
-        mode: The mode.
-        above: How many of those that are there stay above it.
-    """
+    """Put a mode on this thread's stack; so many of those that are there stay above it."""
     others = [torch._C._pop_torch_function_stack() for _ in range(min(above, torch._C._len_torch_function_stack()))]
     torch._C._push_on_torch_function_stack(mode)
     for other in reversed(others):
@@ -83,10 +71,6 @@ def remove_hooks(module: nn.Module, mine: Callable[[Any], bool]) -> None:
     """Remove forward hooks of a module by what they are.
 
     A `RemovableHandle` would do, but for Ctrl-C: it may come after a hook is there and before its handle has been returned.
-
-    Args:
-        module: The module.
-        mine: Which hooks.
     """
     for hooks, more in (
         (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
