@@ -7,11 +7,13 @@ the model, and the hook goes when the graph goes. Neither keeps the other alive:
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnhook.capture.attention_gradient import AttentionGradient
+from attnhook.capture.operands import versions
 from attnhook.errors import GradientsNotKeptError, UnsupportedModelError
 
 Arrange = Callable[[Tensor], Tensor | None]
@@ -48,17 +50,28 @@ class KeptGradients:
         device: Where the gradient is kept, None for where it arrives.
     """
 
-    __slots__ = ("__weakref__", "_device", "_gradient", "_weights_read", "explicit", "values", "wanted")
+    __slots__ = ("__weakref__", "_device", "_gradient", "_values", "_versions", "_weights_read", "explicit", "wanted")
 
     def __init__(
         self, values: Tensor | None, *, explicit: bool = False, wanted: bool = True, device: torch.device | None = None
     ) -> None:
-        self.values = values.clone() if values is not None and values.is_inference() else values
+        self._values = values.clone() if values is not None and values.is_inference() else values
+        self._versions = versions(self._values)
         self.explicit = explicit
         self.wanted = wanted
         self._device = device
         self._gradient: Tensor | None = None
         self._weights_read = False
+
+    @property
+    def values(self) -> Tensor | None:
+        """As given; raises `GradientsNotKeptError` where their memory was written to since."""
+        if versions(self._values) != self._versions:
+            raise GradientsNotKeptError(
+                "the values are lost: expected them as they were in the call, but the model has written into their memory since. Run the "
+                "forward in torch.inference_mode(), where they are copied."
+            )
+        return self._values
 
     @property
     def arrived(self) -> bool:
@@ -136,9 +149,13 @@ class KeptGradients:
             copy.add(self._gradient.to(device))
         return copy
 
-    def __getstate__(self) -> object:
+    def __getstate__(self) -> tuple[Any, ...]:
         self._check_arrived("a block of these maps")  # which would come by the copy
-        return super().__getstate__()
+        return self.values, self.explicit, self.wanted, self._device, self._gradient, self._weights_read
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._values, self.explicit, self.wanted, self._device, self._gradient, self._weights_read = state
+        self._versions = versions(self._values)  # a copy's tensors count anew
 
     def _check_arrived(self, what: str) -> None:
         if self.wanted and not self.arrived:

@@ -245,6 +245,11 @@ def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
     return weights.float()
 
 
+def versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    """How often the memory of each tensor was written to; those made in inference mode do not count."""
+    return tuple(t._version for t in tensors if t is not None and not t.is_inference())
+
+
 def _owning(tensor: Tensor, other: Tensor, with_values: bool) -> Tensor:
     """Itself if it says that it was written to, and nothing but the other, or values, lies beside it in its memory; else a copy."""
     memory = tensor.untyped_storage()

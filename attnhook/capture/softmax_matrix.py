@@ -21,7 +21,7 @@ from attnhook.capture.exponentials import (
     spread_chunks,
     sum_of_products,
 )
-from attnhook.capture.operands import Operands, quiet_arithmetic, softmax_rows
+from attnhook.capture.operands import Operands, quiet_arithmetic, softmax_rows, versions
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import HeadFusion, choose
 
@@ -349,9 +349,7 @@ class SoftmaxMatrix:
 
 
 def _versions(source: "Operands | Tensor") -> tuple[int, ...]:
-    """How often the memory of each tensor was written to; those made in inference mode do not count."""
-    tensors = (source.query, source.key, source.mask) if isinstance(source, Operands) else (source,)
-    return tuple(t._version for t in tensors if t is not None and not t.is_inference())
+    return versions(source.query, source.key, source.mask) if isinstance(source, Operands) else versions(source)
 
 
 def _of_heads(factor: Tensor, heads: slice) -> Tensor:

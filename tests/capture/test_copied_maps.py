@@ -157,6 +157,23 @@ def test_what_a_model_overwrites_in_inference_mode_is_kept_as_it_was(kernel, val
         torch.testing.assert_close(capture.maps[0].values, v, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad])
+def test_values_that_a_model_overwrites_are_missed_also_in_a_copy(around) -> None:
+    def of_values(q, k, v):
+        v = v.contiguous()
+        output = F.scaled_dot_product_attention(q, k, v)
+        v.fill_(-1.0)
+        return output
+
+    model = tower(of_values).requires_grad_(False)
+    with around(), AttentionCapture(model, rows="all", values=True, layout=LAYOUT) as capture:
+        model(tokens())
+    block = capture.maps[0]
+    for read in (lambda: block.values, lambda: copy.deepcopy(block), lambda: pickle.dumps(block)):
+        with pytest.raises(GradientsNotKeptError, match=r"values are lost.*written into"):
+            read()
+
+
 @pytest.mark.parametrize("sharing", ["file_descriptor", "file_system"])
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_maps_sent_to_another_process_stay_as_they_were(start: str, sharing: str) -> None:
