@@ -26,10 +26,10 @@ def _recognised(weight: Tensor | None, bias: Tensor | None) -> Iterator[tuple[Sc
             for attention, listener in scope.entry.layers
             if attention.in_proj_weight is weight and attention.in_proj_bias is bias
         ]
-        if len(found) == 1 and found[0][1] is not None:
-            yield scope, found[0][1]
-        for _, listener in found[1:]:
-            if listener is not None:
+        for listener in [listener for _, listener in found if listener is not None]:
+            if len(found) == 1:
+                yield scope, listener
+            else:
                 listener.refused(scope.record, _tied())
 
 

@@ -27,7 +27,7 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.capture.scopes import SDPA, Entry, ModeScope, Scope, forget_closed, innermost
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
-from attnhook.capture.surroundings import Surrounding, compilable, encoder_layers, surroundings
+from attnhook.capture.surroundings import Surrounding, compilable, encoder_layers, readable, surroundings
 from attnhook.capture.torch_internals import in_backward, is_compiled, remove_hooks
 from attnhook.errors import BlockNotCapturedError, NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
@@ -127,7 +127,7 @@ class AttentionCapture:
 
     def _open(self) -> None:
         self.clear()
-        entry = self._entry = Entry(self._layers)
+        entry = self._entry = Entry(readable(self._layers))
         self._run_eagerly(entry)
         forget_closed()
         Scope(entry, ForwardRecord(), entry).open()

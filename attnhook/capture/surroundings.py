@@ -1,6 +1,6 @@
 """The modules around attention that a capture follows: the model itself, what holds encoder layers, and what attends unexpectedly."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from attnhook.capture.adapters import class_of
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forwards import ForwardRecord
+from attnhook.capture.multihead import refuse_parametrised
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.scopes import SDPA, Listener
 from attnhook.capture.shared_state import ReplacedFunction
@@ -34,6 +35,9 @@ class Stranger:
 
     def refused(self, *_: Any) -> None:
         """Nothing: nothing was to be recorded."""
+
+
+Layer = tuple[nn.MultiheadAttention, Any]  # the attention of an encoder layer, and who is told of its calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +84,24 @@ def _is_inside(name: str, outer: str) -> bool:
     return name != outer and (not outer or name.startswith(f"{outer}."))
 
 
-def encoder_layers(model: nn.Module, listeners: Mapping[int, Any]) -> list[tuple[nn.MultiheadAttention, Any]]:
+def encoder_layers(model: nn.Module, listeners: Mapping[int, Any]) -> list[Layer]:
     """The attention of every encoder layer, with who is told of its calls (by `id` of the module); None for nobody."""
     layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
     return [(layer.self_attn, listeners.get(id(layer.self_attn))) for layer in layers]
+
+
+def readable(layers: Sequence[Layer]) -> list[Layer]:
+    """Those layers whose weights can be read to recognise them; raises for a captured one of which a weight is parametrised."""
+    found = []
+    for attention, listener in layers:
+        try:
+            refuse_parametrised(attention)
+        except UnsupportedModelError:
+            if listener is not None:
+                raise
+        else:
+            found.append((attention, listener))
+    return found
 
 
 def compilable(model: nn.Module, plan: CapturePlan) -> tuple[nn.Module, ...]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from attnhook import AttentionCapture, TokenLayout, WindowLayout, raw_attention, received_attention
 from attnhook.errors import NothingCapturedError, TokenLayoutError, UnsupportedModelError
@@ -144,6 +145,58 @@ def test_encoder_layers_stay_on_their_path_and_give_exact_rows(path: str, norm_f
     assert raw_attention(capture.maps).shape == (2, 3, 4)
     if path == "fast":
         assert {block.kernel for block in capture.maps} == {"encoder layer"}
+
+
+def test_an_encoder_layer_is_told_by_its_weights_or_refused() -> None:
+    torch.manual_seed(0)
+    model, pixels = EncoderViT(), torch.randn(2, 3, 24, 32)
+    first, second = (layer.self_attn for layer in model.encoder.layers)
+    expected = []
+    for blocks in (None, ["encoder.layers.0.self_attn"]):
+        with AttentionCapture(model, blocks=blocks, layout=TokenLayout((3, 4)), rows="cls") as capture:
+            model(pixels)
+        expected.append(capture.maps.stack())
+    torch.testing.assert_close(expected[1][0], expected[0][0], atol=1e-6, rtol=0)
+    reads = []
+
+    class Counts(nn.Module):
+        def forward(self, weight):
+            reads.append(1)
+            return weight
+
+    parametrize.register_parametrization(second, "in_proj_weight", Counts())
+    reads.clear()  # registering reads it, too
+    model(pixels)
+    alone = len(reads)
+    with (
+        pytest.raises(UnsupportedModelError, match="parametrised 'in_proj_weight'"),
+        AttentionCapture(model, layout=TokenLayout((3, 4))),
+    ):
+        pass
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    reads.clear()
+    with AttentionCapture(model, blocks=["encoder.layers.0.self_attn"], layout=TokenLayout((3, 4))) as capture:
+        model(pixels)
+    assert len(reads) == alone
+    torch.testing.assert_close(capture.maps.stack(), expected[1], atol=1e-6, rtol=0)
+    parametrize.remove_parametrizations(second, "in_proj_weight")
+    second.in_proj_weight, second.in_proj_bias = first.in_proj_weight, first.in_proj_bias
+    with AttentionCapture(model, layout=TokenLayout((3, 4))) as capture:
+        model(pixels)
+    with pytest.raises(UnsupportedModelError, match="cannot be told from another"):
+        _ = capture.maps
+
+
+def test_an_encoder_layer_on_its_own_is_refused_with_a_way_out() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    with pytest.raises(UnsupportedModelError, match=r"on its own.*nn\.Sequential\(layer\)"):
+        AttentionCapture(layer, layout=TokenLayout((2, 2)))
+    wrapped, tokens = nn.Sequential(layer), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        bare = layer(tokens)
+        with AttentionCapture(wrapped, layout=TokenLayout((2, 2))) as capture:
+            assert torch.equal(wrapped(tokens), bare)
+    assert capture.maps[0].kernel == "encoder layer"
 
 
 def test_float_masks_hide_on_the_fast_path_of_an_encoder_layer() -> None:
