@@ -23,7 +23,7 @@ ENOUGH = 0.9
 MARKS = "not slow and not gpu"
 
 _CALLS = (
-    "capture/test_session.py capture/test_calls.py capture/test_scores.py capture/test_families.py capture/test_conditions.py "
+    "capture/test_session.py capture/test_calls.py capture/test_fast_path.py capture/test_families.py capture/test_conditions.py "
     "capture/test_errors.py capture/test_invariants.py capture/test_gradients.py capture/test_records.py capture/test_notebook.py "
     "capture/test_traceable.py"
 )
@@ -36,9 +36,9 @@ SUITES = {
     ),
     "capture/exponentials.py": _MATRICES,
     "capture/recording.py": _CALLS,
-    "capture/scores.py": _CALLS,
+    "capture/fast_path.py": _CALLS,
     "capture/forwards.py": _CALLS,
-    "capture/interception.py": _CALLS,
+    "capture/scopes.py": _CALLS + " capture/test_contexts.py capture/test_neighbours.py",
     "capture/records.py": f"capture/test_records.py capture/test_notebook.py {_CALLS}",
     "imaging/geometry.py": "imaging/test_geometry_properties.py imaging/test_geometry.py",
     "imaging/heatmaps.py": "imaging/test_heatmaps.py imaging/test_heatmap_properties.py",
@@ -53,7 +53,6 @@ SUITES = {
 
 ALIKE = {
     "ones = torch.ones((), dtype=torch.float64, device=self.device).expand(batch, 1, 2, queries)": "of two equal sums one is read",
-    "self._thread = 1": "read only where modes are open, and then it has been set",
     "if (end + begin) == 1:": "one row of weight 1 goes the way of several, and gives the same",
     "row, token = row + relevant_rows(block, slice(token, token + 2))[:, :, 0].mean(dim=1), None": "of two rows the first is read",
     "if pixels.shape[-3:] == (height, width):": "what has no border gets one of no pixels",

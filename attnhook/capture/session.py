@@ -244,10 +244,9 @@ class AttentionCapture:
     def _record_for(self, around: Scope, site: str) -> ForwardRecord:
         """The record of a run of an attention module."""
         record = around.record
+        # What comes after maps were read, or after other forwards, past the module at which forwards begin, is of another one.
         past = record.listed and not record.begun and record not in self._records[-1:]
-        if (
-            past or record.maps is not None
-        ):  # what comes now, past the module at which forwards begin, is of another one
+        if past or record.maps is not None:
             record = around.record = ForwardRecord(inputs=dict(record.inputs))
         outer = record.interrupted
         if outer is not None and record.count(site) and not outer.count(site):

@@ -1,11 +1,13 @@
 """Which calls belong together, whose rows they hold, and what happens where that cannot be told."""
 
+import contextlib
 import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from attnhook import (
     AttentionCapture,
@@ -201,6 +203,46 @@ def test_calls_of_a_block_are_not_those_of_the_block_around_it(kind: Kernel, blo
         with torch.no_grad(), AttentionCapture(model, blocks=blocks, rows=rows, layout=LAYOUT) as capture:
             model(tokens())
         assert capture.maps.block_names == (tuple(kinds) if blocks is None else ("blocks.0",))
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_multihead_attention_inside_a_watched_module_keeps_its_fast_path(foreign: bool) -> None:
+    """A function mode would switch it off; modes of others stay on, where they were."""
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x):
+            with Foreign() if foreign else contextlib.nullcontext() as mode:
+                inner = self.inner(x, x, x, need_weights=False)[0]
+                after = inner.sum()
+            assert not foreign or any(one is after for one in mode.seen)
+            return torch.softmax((x @ x.mT)[:, None], dim=-1)[:, 0] @ inner
+
+    class Foreign(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.seen.append(func(*args, **(kwargs or {})))
+            return self.seen[-1]
+
+    sites = {"": Kernel.OPEN, "inner": Kernel.MULTIHEAD}
+    register_adapter(
+        Around,
+        lambda model: ModelAnatomy(tuple(AttentionSite(n, model.get_submodule(n), k) for n, k in sites.items())),
+    )
+    torch.manual_seed(0)
+    model, x = Around().eval(), tokens()
+    with torch.no_grad():
+        bare = model(x)
+        with AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
+            assert torch.equal(model(x), bare)
+    assert capture.maps.block_names == ("inner", "")
+    torch.testing.assert_close(capture.maps[""].rows[:, 0], torch.softmax(x @ x.mT, dim=-1), atol=1e-6, rtol=0)
 
 
 def fails(*_, **__) -> None:
