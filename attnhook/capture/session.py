@@ -27,7 +27,7 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.capture.scopes import SDPA, Entry, ModeScope, Scope, forget_closed, innermost
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
-from attnhook.capture.surroundings import Surrounding, compilable, encoder_layers, readable, surroundings
+from attnhook.capture.surroundings import Surrounding, compilable, encoder_layers, modules_around, readable
 from attnhook.capture.torch_internals import in_backward, is_compiled, remove_hooks
 from attnhook.errors import BlockNotCapturedError, NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
@@ -41,6 +41,9 @@ class AttentionCapture:
     Fused kernels stay on. The rows asked for are computed in float32 from the operands of the model's own attention calls, so they include
     its norms, rotary embeddings, biases and masks; they are taken before dropout and sum to 1.
 
+    A capture records the forwards of the task or thread that entered it (of threads that copy its context, too). Inside a generator, which runs in
+    the context of whoever consumes it, read the maps before you yield.
+
     Args:
         model: A Vision Transformer of timm, transformers or torchvision, a module that holds one, or any model with attention modules.
         blocks: Which blocks, with timm's meaning: None = all, int n = the last n, a sequence of indices (negative from the end) or names, or
@@ -49,8 +52,8 @@ class AttentionCapture:
             `"readout"` (the one of the three that the model's head reads), `"all"` (queries and keys are kept by reference and the matrix
             stays implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).
         layout: What the tokens are, for models that attnhook does not know; overrides what it knows. Attention modules of such a model are
-            recognised by the functions that their code calls, else named with `blocks`. A call of `scaled_dot_product_attention` anywhere
-            else in the model makes reading maps an error; one through an alias bound before the context was entered is not seen there.
+            recognised by the functions that their code calls, else named with `blocks`. A call of `scaled_dot_product_attention` by any other
+            module of the model makes reading maps an error; one through an alias bound before the context was entered is not seen there.
         gradients: Whether to follow backwards: each block then keeps its values by reference and gets the gradient dO of its attention output,
             from which its dA = dO V^T is implicit. Call `score.backward()`, inside the context or after it; several add up, as in `.grad`.
             Needs whole matrices: `rows="readout"` then means `"all"`, which holds the readout's row too.
@@ -94,7 +97,7 @@ class AttentionCapture:
         self._compilable = compilable(model, self._plan)
         keep_on = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
-        self._surroundings = surroundings(self._plan)
+        self._surroundings = modules_around(self._plan)
         self._layers = encoder_layers(self._plan.model, {id(r.site.module): r for r in self._recorders})
         self._records: list[ForwardRecord] = []  # the last one to end is last
         self._entry: Entry | None = None

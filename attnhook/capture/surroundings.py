@@ -49,7 +49,7 @@ class Surrounding:
     holds: tuple[ReplacedFunction, ...] = ()
 
 
-def surroundings(plan: CapturePlan) -> list[Surrounding]:
+def modules_around(plan: CapturePlan) -> list[Surrounding]:
     """What has to be followed around and beside the captured modules, the model first; raises if that is an encoder layer."""
     model, chosen = plan.model, {site.name for site in plan.sites}
     if isinstance(model, nn.TransformerEncoderLayer):
