@@ -58,7 +58,7 @@ class MeasuringCapture(AttentionCapture):
     @property
     def measured(self) -> list[tuple[str, Any]]:
         """Each block's name and measurement, of the last forward; errors as those of `maps`."""
-        forwards = self._forwards
+        forwards = self._seen()
         if not forwards or forwards[-1].is_empty():
             raise NothingCapturedError(self._why_nothing())
         return measured(forwards[-1], self._plan)

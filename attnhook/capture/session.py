@@ -41,8 +41,7 @@ class AttentionCapture:
     Fused kernels stay on. The rows asked for are computed in float32 from the operands of the model's own attention calls, so they include
     its norms, rotary embeddings, biases and masks; they are taken before dropout and sum to 1.
 
-    A capture records the forwards of the task or thread that entered it (of threads that copy its context, too). Inside a generator, which runs in
-    the context of whoever consumes it, read the maps before you yield.
+    A capture records the forwards of the task or thread that entered it. In a generator, read the maps before you yield.
 
     Args:
         model: A Vision Transformer of timm, transformers or torchvision, a module that holds one, or any model with attention modules.
@@ -296,11 +295,6 @@ class AttentionCapture:
                 )
             scope.record.saw_tokens(seen)
 
-    @property
-    def _forwards(self) -> list[ForwardRecord]:
-        """The records of forwards, without those of attention modules that were entered and never got to attend."""
-        return [r for r in self._records if r.begun or r.maps is not None or not r.is_empty()]
-
     # --- results ----------------------------------------------------------------------------------------------------------------------
 
     @property
@@ -319,10 +313,9 @@ class AttentionCapture:
 
         Raises `NothingCapturedError` with the cause if there are none, `BlockNotCapturedError` if a block is missing.
         """
-        forwards = self._forwards
-        if not forwards:
+        if not self._seen():
             raise NothingCapturedError(self._why_nothing())
-        return self._finish(forwards[-1])
+        return self._finish(self._seen()[-1])
 
     @property
     def forwards(self) -> tuple[AttentionMaps, ...]:
@@ -330,7 +323,11 @@ class AttentionCapture:
 
         Raises `BlockNotCapturedError` if one of them was left by an exception half-way: call `clear()` where you catch that.
         """
-        return tuple(self._finish(record) for record in self._forwards)
+        return tuple(self._finish(record) for record in self._seen())
+
+    def _seen(self) -> list[ForwardRecord]:
+        """The records of forwards, without those of attention modules that were entered and never got to attend."""
+        return [r for r in self._records if r.begun or r.maps is not None or not r.is_empty()]
 
     def _finish(self, record: ForwardRecord) -> AttentionMaps:
         if record.maps is None:
@@ -346,7 +343,7 @@ class AttentionCapture:
             return f"{what}, got one on another thread, or in another task. Enter the context where the model runs."
         if self._paused:
             return f"{what}, got none while the capture was not paused."
-        if self._forwards:
+        if self._seen():
             return (
                 f"{what}, got one in which no attention module ran. A compiled copy of the model, a replica, or only a part of it "
                 "ran: pass to AttentionCapture the very object that you call, and make it after compiling."

@@ -170,7 +170,10 @@ class TraceableCapture(nn.Module):
             return args[0]
         if self._argument in kwargs:
             return kwargs[self._argument]
-        return next((a for a in kwargs.values() if isinstance(a, Tensor) and a.dim() in (4, 5)), None)
+        for value in kwargs.values():
+            if isinstance(value, Tensor) and value.dim() in (4, 5):
+                return value
+        return None
 
     def _check_shape(self, images: Any) -> None:
         expected = _batch_of(self._shape)
