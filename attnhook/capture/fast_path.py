@@ -62,7 +62,7 @@ def is_plain(query: Tensor, key: Tensor, *, of_sequence: bool) -> bool:
         return False
     if type(query) is not Tensor or type(key) is not Tensor:  # what others hold may lie otherwise than they say
         return False
-    if query.dtype is not torch.float32 or key.dtype is not torch.float32 or query.is_nested:
+    if query.dtype is not torch.float32 or key.dtype is not torch.float32:
         return False
     shape, keys = query.shape, key.shape
     if len(shape) != 4 or not shape[0]:

@@ -67,6 +67,7 @@ class SiteRecorder:
             and len(args) == 3
             and kwargs.get("attn_mask") is None
             and not kwargs.get("is_causal")
+            and not args[0].is_nested
             and self._kept_fast(record, args[0], args[1], self._fast, kwargs.get("scale"))
         ):
             return

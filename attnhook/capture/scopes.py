@@ -13,6 +13,7 @@ are seen. Scopes lie in a context variable, so that every task and every thread 
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Entry:
 
     def __init__(self, layers: Sequence[tuple[nn.MultiheadAttention, Any]] = ()) -> None:
         self.layers = layers
-        self.scopes: set[Scope] = set()
+        self.scopes: WeakSet[Scope] = WeakSet()  # what is open is held by its context, and by what it holds itself
         self.closed = False
 
     def close(self) -> None:
@@ -66,7 +67,7 @@ class Entry:
 class Scope:
     """One run of one module: of which capture, in which forward, opened by what, who is told of its calls, what is replaced meanwhile."""
 
-    __slots__ = ("entry", "holds", "listener", "opener", "record")
+    __slots__ = ("__weakref__", "entry", "holds", "listener", "opener", "record")
 
     def __init__(
         self,
@@ -229,7 +230,7 @@ class ModeScope(Scope):
 
     def tell(self, fused: bool, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """A call of scaled_dot_product_attention, or of a softmax, was seen."""
-        if self.listener is None:
+        if self.listener is None or self.entry.closed:  # closed on another thread than its mode is on
             return
         try:
             if fused:

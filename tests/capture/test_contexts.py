@@ -209,6 +209,28 @@ def test_a_context_may_be_left_in_another_one_than_it_was_entered_in(kind: str) 
     entered.run(lambda: None)
 
 
+@pytest.mark.parametrize("call", ["forward", "forward_features"])
+def test_a_context_that_stays_open_does_not_grow(call: str) -> None:
+    model, pixels, capture = capture_of("timm")
+
+    def run() -> None:
+        (model if call == "forward" else model.forward_features)(pixels)
+        assert len(capture.maps) == 2
+        capture.clear()
+
+    def objects() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    with torch.no_grad(), capture:
+        for _ in range(3):
+            run()
+        before = objects()
+        for _ in range(50):
+            run()
+        assert objects() < before + 50
+
+
 # --- threads that share a model -------------------------------------------------------------------------------------------------------------
 
 
