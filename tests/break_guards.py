@@ -163,7 +163,7 @@ GUARDS = (
     Guard(
         "12 shuffled patches go back",
         "capture/layout.py",
-        "        if self.order is not None:\n            patches = self._unshuffle(patches)\n",
+        "        if self.order is not None:\n            patches = self._unshuffle(patches, self.order)\n",
         "",
         f"{CONDITIONS}::test_maes_patches_stand_where_they_were_cut capture/test_layout.py",
     ),

@@ -20,12 +20,7 @@ from attnhook.capture.sites import AttentionSite
 from attnhook.errors import UnknownBlockError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, Size, choose
 
-_LIBRARIES = {
-    "timm": "attnhook.zoo._timm",
-    "transformers": "attnhook.zoo._transformers",
-    "torchvision": "attnhook.zoo._torchvision",
-    "open_clip": "attnhook.zoo._open_clip",
-}
+_LIBRARIES = ("timm", "transformers", "torchvision", "open_clip")
 
 
 @dataclass(frozen=True)
@@ -109,6 +104,7 @@ class Adapter(Protocol):
 
 
 _registry: dict[str, Adapter] = {}
+_libraries: dict[str, tuple[Adapter, Callable[[nn.Module], bool]]] = {}
 
 
 def register_adapter(model_type: type | str, adapter: Adapter) -> None:
@@ -140,17 +136,8 @@ def _full_name(kind: type) -> str:
 
 
 def register_library(package: str, adapter: Adapter, is_model: Callable[[nn.Module], bool]) -> None:
-    """Teach capture all models of a library that have no adapter of their own.
-
-    Args:
-        package: The library's top-level package.
-        adapter: Called with a model.
-        is_model: Tells a whole model of the library from its layers.
-    """
+    """Teach capture all models of a top-level package that have no adapter of their own; `is_model` tells them from their layers."""
     _libraries[package] = (adapter, is_model)
-
-
-_libraries: dict[str, tuple[Adapter, Callable[[nn.Module], bool]]] = {}
 
 
 def find_adapter(model: nn.Module) -> Adapter | None:
@@ -159,7 +146,7 @@ def find_adapter(model: nn.Module) -> Adapter | None:
     for kind in type(model).__mro__:
         package = kind.__module__.partition(".")[0]
         if package in _LIBRARIES:
-            importlib.import_module(_LIBRARIES[package])  # registers its adapters, once
+            importlib.import_module(f"attnhook.zoo._{package}")  # registers its adapters, once
             packages.append(package)
         adapter = _registry.get(_full_name(kind))
         if adapter is not None:
@@ -171,22 +158,14 @@ def find_adapter(model: nn.Module) -> Adapter | None:
 
 
 def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
-    """Describe a model, or the one known model inside it.
+    """The anatomy of a model, or of the one known model inside it (wrappers, `torch.compile`, DDP), with names relative to `model`.
 
-    Args:
-        model: Any module: a known model, or one that holds a known model somewhere (wrappers, `torch.compile`, DDP).
-
-    Returns:
-        The anatomy with names relative to `model`; None if nothing in it is known.
-
-    Raises:
-        UnsupportedModelError: If several known models stand side by side, or an adapter's answer is none.
+    None if nothing in it is known; `UnsupportedModelError` if several known models stand side by side, or an adapter's answer is none.
     """
     found: list[tuple[str, ModelAnatomy]] = []
     for name, module in model.named_modules():
-        if any(name.startswith(f"{outer}.") or not outer for outer, _ in found):
-            continue
-        adapter = find_adapter(module)
+        inside = any(name.startswith(f"{outer}.") or not outer for outer, _ in found)
+        adapter = None if inside else find_adapter(module)
         if adapter is not None:
             found.append((name, _checked(adapter(module), module)))
     if len(found) > 1:
@@ -235,17 +214,10 @@ def class_of(module: nn.Module) -> type[Any]:
 def attends(
     module: nn.Module, *, calls: frozenset[str] = _CALLS, base: str | None = None, helpers: bool = False
 ) -> bool:
-    """Whether the code of a module's class, not of a child, calls an attention kernel or a softmax.
+    """Whether a module is an `nn.MultiheadAttention`, or the code of its class, not of a child, names one of `calls`.
 
-    Args:
-        module: The module.
-        calls: What such code names.
-        base: The name of a class whose code, and that of its own bases, is not looked at.
-        helpers: Whether code counts, too, that names these functions otherwise (`import ... as sdpa`), or a function outside the class that
-            calls one of them itself.
-
-    Returns:
-        Whether it does, or is an `nn.MultiheadAttention`.
+    Classes from the one named `base` upwards are not looked at. With `helpers`, code counts, too, that names these functions otherwise
+    (`import ... as sdpa`), or a function outside the class that calls one of them itself.
     """
     for kind in class_of(module).__mro__:
         if kind.__module__.startswith("torch.") or kind.__name__ == base:
@@ -256,21 +228,13 @@ def attends(
     return False
 
 
-def _calls_helper(function: Any) -> bool:
+def _calls_helper(function: Any, *, deeper: bool = True) -> bool:
     """Whether a function calls an attention kernel or a softmax by a name of its file's, or another function of its file's that does."""
-    named = _globals_of(function)
-    others = [inspect.unwrap(one) for one in named if inspect.isfunction(one)]
-    return _holds_kernel(named) or any(
-        _CALLS & set(other.__code__.co_names) or _holds_kernel(_globals_of(other)) for other in others
+    named = [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+    others = [inspect.unwrap(one) for one in named if deeper and inspect.isfunction(one)]
+    return any(one is kernel for one in named for kernel in _FUNCTIONS) or any(
+        _CALLS & set(other.__code__.co_names) or _calls_helper(other, deeper=False) for other in others
     )
-
-
-def _globals_of(function: Any) -> list[Any]:
-    return [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
-
-
-def _holds_kernel(named: list[Any]) -> bool:
-    return any(one is kernel for one in named for kernel in _FUNCTIONS)
 
 
 def are_names(blocks: BlocksOption) -> TypeGuard[str | Sequence[str]]:
@@ -281,22 +245,13 @@ def are_names(blocks: BlocksOption) -> TypeGuard[str | Sequence[str]]:
 
 
 def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tuple[AttentionSite, ...]:
-    """The attention modules of a model that no adapter knows: those that the user names, or those that can be recognised.
+    """The attention modules of a model that no adapter knows, as `named_modules()` orders them: those that the user names, or all recognised.
 
-    Args:
-        model: The model.
-        blocks: Names; a predicate, which may choose among all modules where it chooses none of those that can be recognised; or anything
-            else for those.
-        by_code: Whether modules whose code calls a softmax are recognised too, and not only every `nn.MultiheadAttention`.
-
-    Returns:
-        The sites in the order of `named_modules()`; empty if there are none.
-
-    Raises:
-        UnknownBlockError: If a name does not exist.
+    Recognised is every `nn.MultiheadAttention` and, `by_code`, what calls a softmax; a predicate that chooses none of those may choose others.
     """
+    modules = tuple(AttentionSite(name, module) for name, module in model.named_modules())
     if are_names(blocks):
-        return choose_blocks([AttentionSite(name, module) for name, module in model.named_modules()], blocks)
+        return choose_blocks(modules, blocks)
     recognised = tuple(
         AttentionSite(name, module, guessed=not isinstance(module, nn.MultiheadAttention))
         for name, module in model.named_modules()
@@ -305,22 +260,14 @@ def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tup
     if len(recognised) > 1 and recognised[0].guessed and not recognised[0].name:
         recognised = recognised[1:]  # the model's own softmax is that of its classes
     if callable(blocks) and not any(blocks(site.name) for site in recognised):  # their code does not show it
-        return tuple(AttentionSite(name, module) for name, module in model.named_modules() if name)
+        return tuple(site for site in modules if site.name)
     return recognised
 
 
 def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple[AttentionSite, ...]:
-    """Apply a block selector with timm's meaning.
+    """The sites that a block selector chooses, in the order of the model; `UnknownBlockError`, with the legal ones, if it chooses none.
 
-    Args:
-        sites: All of them, in order.
-        blocks: None = all, int n = the last n, a name, a sequence of indices (negative from the end) and names, or a predicate over names.
-
-    Returns:
-        The chosen ones, in the order of the model.
-
-    Raises:
-        UnknownBlockError: If an index or a name does not exist, or nothing is chosen; the message gives the legal ones.
+    It has timm's meaning: None = all, int n = the last n, a name, indices (negative from the end) and names, or a predicate over names.
     """
     if blocks is None:
         return tuple(sites)
@@ -338,26 +285,13 @@ def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple
     else:
         chosen = {block_index(names, block) for block in ([blocks] if isinstance(blocks, str) else blocks)}
     if not chosen:
-        said = (
-            f"the predicate blocks={getattr(blocks, '__name__', 'given')}" if callable(blocks) else f"blocks={blocks!r}"
-        )
+        said = f"the predicate blocks={getattr(blocks, '__name__', 'given')}" if callable(blocks) else f"{blocks=}"
         raise UnknownBlockError(f"{said} selects no block: expected at least one of {_summary(names)}.")
     return tuple(site for i, site in enumerate(sites) if i in chosen)
 
 
 def block_index(names: Sequence[str], block: int | str) -> int:
-    """Index of a block given by name or number.
-
-    Args:
-        names: All names, in order.
-        block: A name, or an index (negative from the end).
-
-    Returns:
-        An index in `range(len(names))`.
-
-    Raises:
-        UnknownBlockError: If there is no such block.
-    """
+    """Index in `names` of a block given by name or number (negative from the end); `UnknownBlockError` if there is none."""
     if isinstance(block, str):
         if block in names:
             return list(names).index(block)

@@ -66,14 +66,12 @@ class TokenLayout:
     @property
     def num_prefix_tokens(self) -> int:
         """Number of tokens in front of the patches."""
-        first = self.cls is not None and self.cls >= 0
-        return int(first) + int(self.distillation) + self.registers
+        return int(self.cls is not None and self.cls >= 0) + int(self.distillation) + self.registers
 
     @property
     def num_suffix_tokens(self) -> int:
         """Number of tokens behind the patches."""
-        last = self.cls is not None and self.cls < 0
-        return self.suffix + int(last)
+        return self.suffix + int(self.cls is not None and self.cls < 0)
 
     @property
     def num_patches(self) -> int:
@@ -97,21 +95,14 @@ class TokenLayout:
 
     def describe(self) -> str:
         """The layout in words, for messages and tables: `1 class + 4 register + 16x16 patch tokens`."""
-        words = [
-            f"{count} {name}"
-            for count, name in (
-                (int(self.cls is not None and self.cls >= 0), "class"),
-                (int(self.distillation), "distillation"),
-                (self.registers, "register"),
-            )
-            if count
-        ]
+        last = self.num_suffix_tokens - self.suffix
+        first = int(self.cls is not None) - last
         dropped = "" if self.order is None else f" ({self.num_patch_tokens} kept)"
         times = f"{self.frames}x" if self.frames > 1 else ""
-        words.append(f"{times}{self.grid[0]}x{self.grid[1]} patch{dropped}")
-        words += [f"{self.suffix} suffix"] if self.suffix else []
-        words += ["1 class"] if self.num_suffix_tokens > self.suffix else []
-        return " + ".join(words) + " tokens"
+        before = (first, "class"), (int(self.distillation), "distillation"), (self.registers, "register")
+        patches = (f"{times}{self.grid[0]}x{self.grid[1]}", f"patch{dropped}")
+        parts = (*before, patches, (self.suffix, "suffix"), (last, "class"))
+        return " + ".join(f"{count} {name}" for count, name in parts if count) + " tokens"
 
     def check(self, num_tokens: int, *, where: str = "the sequence") -> None:
         """Hold the layout against the length of a real sequence.
@@ -145,16 +136,15 @@ class TokenLayout:
         self.check(row.shape[-1], where="a row")
         patches = row[..., self.patch_tokens]
         if self.order is not None:
-            patches = self._unshuffle(patches)
+            patches = self._unshuffle(patches, self.order)
         time = (self.frames,) if self.frames > 1 else ()
         return patches.reshape(*row.shape[:-1], *time, *self.grid)
 
-    def _unshuffle(self, patches: Tensor) -> Tensor:
-        order = self.order
-        if order is None or order.shape[0] not in (1, patches.shape[0]):
+    def _unshuffle(self, patches: Tensor, order: Tensor) -> Tensor:
+        if order.shape[0] not in (1, patches.shape[0]):
             raise TokenLayoutError(
-                f"a row of shuffled patches: expected the batch first, {None if order is None else order.shape[0]} images, "
-                f"got shape {tuple(patches.shape)}. Pass whole rows, (batch, ..., tokens)."
+                f"a row of shuffled patches: expected the batch first, {order.shape[0]} images, got shape {tuple(patches.shape)}. "
+                "Pass whole rows, (batch, ..., tokens)."
             )
         index = order.to(patches.device).reshape(order.shape[0], *[1] * (patches.dim() - 2), -1).expand(patches.shape)
         grid = patches.new_full((*patches.shape[:-1], self.num_patches), float("nan"))
@@ -163,14 +153,7 @@ class TokenLayout:
     def token_of(self, patch: PatchIndex) -> int:
         """Index in the sequence of the patch at `(row, column)`, in a video of its first frame; negative numbers count from the end.
 
-        Args:
-            patch: Row and column on the grid.
-
-        Returns:
-            The token's index.
-
-        Raises:
-            TokenLayoutError: If the patch lies outside the grid, or the model shuffles its patches.
+        Raises `TokenLayoutError` if the patch lies outside the grid, or the model shuffles its patches.
         """
         (row, column), (height, width) = patch, self.grid
         if not (-height <= row < height and -width <= column < width):
@@ -205,14 +188,7 @@ class TokenLayout:
         return [token % self.num_tokens for token in tokens]
 
     def class_token(self) -> int:
-        """Index in the sequence of the class token.
-
-        Returns:
-            The index, in `range(num_tokens)`.
-
-        Raises:
-            NoClassTokenError: If there is none.
-        """
+        """Index in the sequence of the class token, in `range(num_tokens)`; raises `NoClassTokenError` if there is none."""
         if self.cls is None:
             raise NoClassTokenError(
                 f"no class token: the sequence has {self.describe()}. Use rows='mean' or rows='readout'."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 
 _CELL, _GAP = 32, 3
 _MOST_BLOCKS, _MOST_HEADS = 24, 16
@@ -17,15 +18,7 @@ _WHITE = 255
 
 
 def blocks_table(blocks: Sequence[Any], summary: str) -> str:
-    """Blocks as an HTML table, their maps above it.
-
-    Args:
-        blocks: The blocks, `BlockAttention`.
-        summary: What they are together.
-
-    Returns:
-        HTML that needs nothing else.
-    """
+    """Blocks, `BlockAttention`, as an HTML table that needs nothing else, their maps and what they are together above it."""
     rows = "".join(
         f"<tr><td>{number}</td><td>{html.escape(block.name)}</td><td>{', '.join(map(str, block.shape))}</td>"
         f"<td>{html.escape(_tokens(block))}</td><td>{html.escape(block.kernel)}</td></tr>"
@@ -47,15 +40,9 @@ def blocks_table(blocks: Sequence[Any], summary: str) -> str:
 
 
 def contact_sheet(blocks: Sequence[Any]) -> bytes | None:
-    """Draw the first image's first kept row of every head of every block, on the patch grid.
+    """A PNG of the first image's first kept row on the patch grid, of the first 16 heads of the last 24 blocks; None if none has a grid.
 
     Of whole matrices it is the class token's row, or the mean over the patches' rows.
-
-    Args:
-        blocks: The blocks, `BlockAttention`; the last 24 of them, and the first 16 heads, are drawn.
-
-    Returns:
-        PNG, or None if no block's keys lie on a patch grid.
     """
     from PIL import Image
 
@@ -66,8 +53,11 @@ def contact_sheet(blocks: Sequence[Any]) -> bytes | None:
     width = max(len(maps) for maps in drawn) * step - _GAP
     sheet = Image.new("L", (width, len(drawn) * step - _GAP), _WHITE)
     for row, maps in enumerate(drawn):
+        height, width = maps.shape[1:]
+        zoom = _CELL / max(height, width)
+        size = max(1, round(width * zoom)), max(1, round(height * zoom))
         for column, one in enumerate(maps):
-            cell = Image.fromarray(one.numpy()).resize(_cell_size(one), Image.Resampling.NEAREST)
+            cell = Image.fromarray(one.numpy()).resize(size, Image.Resampling.NEAREST)
             sheet.paste(cell, (column * step, row * step))
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
@@ -92,21 +82,11 @@ def _small_maps(block: Any) -> Tensor | None:
 
 def _row(block: Any, layout: TokenLayout) -> Tensor:
     """One row a head, `(batch, heads, keys)`."""
-    kept: Any = block.kept
+    kept: Tensor | SoftmaxMatrix = block.kept
     if isinstance(kept, Tensor):
         return kept[:, :, 0]
-    rows: Tensor
-    queries, keys = block.shape[2:]
-    if queries != keys or block.pooling:
-        rows = kept.rows([0])
-    elif layout.cls is not None:
-        rows = kept.rows([layout.class_token()])
-    else:
-        rows = kept.mean_rows(layout.patch_tokens)
-    return rows[:, :, 0]
-
-
-def _cell_size(one: Tensor) -> tuple[int, int]:
-    height, width = one.shape
-    zoom = _CELL / max(height, width)
-    return max(1, round(width * zoom)), max(1, round(height * zoom))
+    if kept.shape[2] != kept.shape[3] or block.pooling:
+        return kept.rows([0])[:, :, 0]
+    if layout.cls is not None:
+        return kept.rows([layout.class_token()])[:, :, 0]
+    return kept.mean_rows(layout.patch_tokens)[:, :, 0]

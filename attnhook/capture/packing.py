@@ -1,6 +1,7 @@
 """Layouts of several images of different sizes in one attention call: one behind the other in a sequence, or padded in a batch."""
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -33,31 +34,13 @@ class PackedLayout(GridlessLayout):
 
     @classmethod
     def behind_each_other(cls, images: tuple[TokenLayout, ...]) -> "PackedLayout":
-        """Images one behind the other in one batch entry.
-
-        Args:
-            images: The layout of each.
-
-        Returns:
-            The layout.
-        """
-        starts, total = [], 0
-        for image in images:
-            starts.append(total)
-            total += image.num_tokens
+        """Images, of which these are the layouts, one behind the other in one batch entry."""
+        *starts, total = accumulate((image.num_tokens for image in images), initial=0)
         return cls(images, (0,) * len(images), tuple(starts), total)
 
     @classmethod
     def padded(cls, images: tuple[TokenLayout, ...], num_tokens: int) -> "PackedLayout":
-        """One image a batch entry, padded behind.
-
-        Args:
-            images: The layout of each, padding left out.
-            num_tokens: Tokens of an entry, padding included.
-
-        Returns:
-            The layout.
-        """
+        """One image a batch entry, padded behind to `num_tokens` tokens; the images' own layouts leave the padding out."""
         return cls(images, tuple(range(len(images))), (0,) * len(images), num_tokens)
 
     def split(self, row: Tensor) -> list[Tensor]:
@@ -77,11 +60,10 @@ class PackedLayout(GridlessLayout):
             raise TokenLayoutError(
                 f"a row of several images: expected the batch first, {max(self.entries) + 1} entries, got shape {tuple(row.shape)}."
             )
-        cut = []
-        for image, entry, start in zip(self.images, self.entries, self.starts, strict=True):
-            part = row[entry : entry + 1, ..., start : start + image.num_tokens]
-            cut.append(image.patches(part)[0])
-        return cut
+        return [
+            image.patches(row[entry : entry + 1, ..., start : start + image.num_tokens])[0]
+            for image, entry, start in zip(self.images, self.entries, self.starts, strict=True)
+        ]
 
     def describe(self) -> str:
         """The layout in words: `2 images of 8x12, 4x8 patches in 128 tokens`."""
@@ -89,15 +71,7 @@ class PackedLayout(GridlessLayout):
         return f"{len(self.images)} images of {grids} patches in {self.num_tokens} tokens"
 
     def check(self, num_tokens: int, *, where: str = "the sequence") -> None:
-        """Hold the layout against the length of a real sequence.
-
-        Args:
-            num_tokens: Number of tokens that the attention saw.
-            where: What the sequence belongs to, for the message.
-
-        Raises:
-            TokenLayoutError: If the counts differ.
-        """
+        """Hold the layout against the length of a real sequence, as `TokenLayout.check` does."""
         if num_tokens != self.num_tokens:
             raise TokenLayoutError(
                 f"the tokens of {where} do not fit the images: expected {self.num_tokens} = {self.describe()}, got {num_tokens}. "

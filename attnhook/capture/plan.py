@@ -20,27 +20,16 @@ RowsChoice = Rows | tuple[int | PatchIndex, ...]
 
 @dataclass(frozen=True, eq=False)
 class CapturePlan:
-    """What to record.
+    """What to record."""
 
-    Attributes:
-        model: The model, out of its wrappers.
-        anatomy: What is known about it, the user's layout applied.
-        sites: The chosen attention modules.
-        rows: Which rows, `READOUT` resolved to what the head reads.
-        layout: The user's layout, or None to read the grid off each forward.
-        guessed: Whether the attention modules are those whose code shows that they attend, so that there may be others.
-        gradients: Whether backwards are followed.
-        values: Whether values are kept; always with `gradients`.
-    """
-
-    model: nn.Module
-    anatomy: ModelAnatomy
-    sites: tuple[AttentionSite, ...]
-    rows: RowsChoice
-    layout: TokenLayout | None
-    guessed: bool = False
-    gradients: bool = False
-    values: bool = False
+    model: nn.Module  # out of its wrappers
+    anatomy: ModelAnatomy  # the user's layout applied
+    sites: tuple[AttentionSite, ...]  # the chosen ones
+    rows: RowsChoice  # READOUT resolved to what the head reads
+    layout: TokenLayout | None  # the user's; None: the grid is read off each forward
+    guessed: bool = False  # whether the sites are those whose code shows that they attend, so that there may be others
+    gradients: bool = False  # whether backwards are followed
+    values: bool = False  # whether values are kept; always with gradients
 
     @cached_property
     def site_of(self) -> dict[str, AttentionSite]:
@@ -49,21 +38,7 @@ class CapturePlan:
 
 
 def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: TokenLayout | None) -> CapturePlan:
-    """Resolve what the user asked for.
-
-    Args:
-        model: Any module.
-        blocks: Which blocks, timm's meaning.
-        rows: Which rows.
-        layout: Overrides what the zoo says about the tokens.
-
-    Returns:
-        The plan.
-
-    Raises:
-        UnsupportedModelError: If the model has no attention that could be captured.
-        NoReadoutError: If none of its attention has such rows.
-    """
+    """Resolve what the user asked for, or say why the model has no such attention; `layout` overrides what the zoo says about the tokens."""
     inner = unwrapped(model)
     known = find_anatomy(inner)
     by_code = layout is not None or callable(blocks)
@@ -95,17 +70,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Take a model out of torch.compile and (FS)DDP wrappers.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        The model inside.
-
-    Raises:
-        UnsupportedModelError: If its forward cannot run hooks: scripted, traced, exported, or replicated by DataParallel.
-    """
+    """The model inside torch.compile and DDP wrappers; `UnsupportedModelError` if its forward cannot run hooks."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"cannot capture a {type(model).__name__}: expected a torch.nn.Module.")
     if isinstance(model, torch.jit.ScriptModule):
@@ -130,19 +95,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _with_layout(anatomy: ModelAnatomy, layout: TokenLayout) -> ModelAnatomy:
     readout = anatomy.readout
-    if readout.rows is None or (readout.rows is Rows.CLS) != (layout.cls is not None):
+    fits = readout.rows is not None and (readout.rows is Rows.CLS) == (layout.cls is not None)
+    if not fits and readout.rows is not Rows.POOL:
         rows = Rows.MEAN if layout.cls is None else Rows.CLS
-        readout = Readout(
-            rows, "the layout that was passed " + ("has a class token" if rows is Rows.CLS else "has no class token")
-        )
-    return replace(
-        anatomy,
-        cls=layout.cls,
-        registers=layout.registers,
-        distillation=layout.distillation,
-        suffix=layout.suffix,
-        readout=anatomy.readout if anatomy.readout.rows is Rows.POOL else readout,
-    )
+        readout = Readout(rows, f"the layout that was passed has {'a' if rows is Rows.CLS else 'no'} class token")
+    special = {field: getattr(layout, field) for field in ("cls", "registers", "distillation", "suffix")}
+    return replace(anatomy, readout=readout, **special)
 
 
 def _resolve_rows(model: nn.Module, anatomy: ModelAnatomy, rows: RowsOption) -> RowsChoice:

@@ -18,18 +18,16 @@ from attnhook.capture.notebook import blocks_table, contact_sheet
 from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.storage import (
+    checked,
     checked_rows,
     checked_size,
-    checked_slice,
     checked_tensor,
-    checked_text,
-    errors_of,
     packed_gradients,
     packed_layout,
-    read_tensors,
+    read,
     unpacked_gradients,
     unpacked_layout,
-    write_tensors,
+    write,
 )
 from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Rows, Size
@@ -299,7 +297,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         if not self._blocks:
             raise NothingCapturedError("nothing to save: expected at least one block, got none.")
         header, tensors = self.header()
-        write_tensors(tensors | {f"rows.{i}": b.rows.contiguous() for i, b in enumerate(self)}, header, Path(path))
+        write(Path(path), header, tensors | {f"rows.{i}": b.rows.contiguous() for i, b in enumerate(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> "AttentionMaps":
@@ -314,56 +312,37 @@ class AttentionMaps(Sequence[BlockAttention]):
         Raises:
             NothingCapturedError: If the file is not one of ours, whatever it contains.
         """
-        with errors_of(Path(path), _FORMAT):
-            return cls.from_header(*read_tensors(Path(path), _FORMAT))
+        return read(Path(path), _FORMAT, cls.from_header)
 
     def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All but the rows: what JSON can hold, and the tensors that it cannot.
-
-        Returns:
-            The header and the tensors, with their names.
-        """
-        entries: list[dict[str, Any]] = []
-        tensors: dict[str, Tensor] = {}
-        for i, block in enumerate(self):
-            entry, more = _packed(block, i)
-            entries.append(entry)
-            tensors |= more
-        return {
+        """All but the rows, as what JSON can hold and the tensors, by their names, that it cannot."""
+        packed = [_packed(block, i) for i, block in enumerate(self)]
+        header = {
             "format": _FORMAT,
             "rows": self.rows.value if isinstance(self.rows, Rows) else list(self.rows),
             "readout": [self.readout.rows, self.readout.reason],
             "input_size": self.input_size,
             "patch_area": self.patch_area,
-            "blocks": entries,
-        }, tensors
+            "blocks": [entry for entry, _ in packed],
+        }
+        return header, {name: tensor for _, tensors in packed for name, tensor in tensors.items()}
 
     @classmethod
     def from_header(cls, header: dict[str, Any], tensors: dict[str, Tensor]) -> "AttentionMaps":
-        """Undo `header`.
-
-        Args:
-            header: What `header` gave, as JSON gave it back.
-            tensors: Its tensors, and with them the rows of block i as `rows.i`, `(batch, heads, queries, keys)`.
-
-        Returns:
-            The maps.
-        """
+        """Undo `header`, whose tensors have the rows of block i, `(batch, heads, queries, keys)`, beside them as `rows.i`."""
         rows, (readout, reason) = checked_rows(header["rows"]), header["readout"]
-        whole = rows is Rows.ALL
-        blocks = [_unpacked(entry, i, tensors, implicit=whole) for i, entry in enumerate(header["blocks"])]
         return cls(
-            blocks,
+            [_unpacked(entry, i, tensors, implicit=rows is Rows.ALL) for i, entry in enumerate(header["blocks"])],
             rows=rows,
-            readout=Readout(None if readout is None else Rows(readout), checked_text(reason)),
+            readout=Readout(None if readout is None else Rows(readout), checked(reason, str)),
             input_size=checked_size(header["input_size"]),
             patch_area=checked_size(header["patch_area"]),
         )
 
 
 def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    keys, tensors = packed_layout(block.token_layout, f"keys.{number}")
-    queries, more = packed_layout(block.query_token_layout, f"queries.{number}")
+    keys, of_keys = packed_layout(block.token_layout, f"keys.{number}")
+    queries, of_queries = packed_layout(block.query_token_layout, f"queries.{number}")
     gradients, beside = packed_gradients(block.kept_gradients, block.name, str(number))
     rows = block.readout_rows
     entry = {
@@ -376,7 +355,7 @@ def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[st
         "mixing": block.mixing,
         "gradients": gradients,
     }
-    return entry, tensors | more | beside
+    return entry, of_keys | of_queries | beside
 
 
 def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *, implicit: bool) -> BlockAttention:
@@ -384,14 +363,15 @@ def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *,
     layout = unpacked_layout(entry["layout"], f"keys.{number}", tensors) or "no layout was saved"
     if not isinstance(layout, str):
         layout.check(rows.shape[3])
+    ends = entry["readout_rows"]
     return BlockAttention(
-        checked_text(entry["name"]),
-        checked_text(entry["kernel"]),
+        checked(entry["name"], str),
+        checked(entry["kernel"], str),
         SoftmaxMatrix(rows) if implicit else rows,
         layout,
         Queries(entry["queries"]),
-        checked_slice(entry["readout_rows"]),
+        None if ends is None else slice(*(None if end is None else checked(end, int) for end in ends)),
         unpacked_layout(entry["query_layout"], f"queries.{number}", tensors),
-        checked_text(entry["mixing"]),
+        checked(entry["mixing"], str),
         unpacked_gradients(entry.get("gradients"), rows, str(number), tensors),
     )

@@ -162,14 +162,7 @@ class AttentionSite:
         return self.kernel if isinstance(self.kernel, Kernel) else self.kernel(self.module)
 
     def arranged(self, tensor: Tensor) -> Tensor | None:
-        """Bring queries, keys or scores of this module into the common form; windows join the batch, behind it.
-
-        Args:
-            tensor: As the module computed it.
-
-        Returns:
-            `(batch * windows, heads, rows, columns)`; None if it has none of the arrangement's numbers of dimensions, or other heads.
-        """
+        """Queries, keys or scores as `(batch * windows, heads, rows, columns)`; None if they are not arranged so, or have other heads."""
         dim, kind = tensor.dim(), self.arrangement
         if (kind is Arrangement.MERGED and dim in (3, 4)) or (kind is Arrangement.MERGED_OR_HEADS and dim == 3):
             if tensor.shape[0] % self.heads:
@@ -184,30 +177,13 @@ class AttentionSite:
         return tensor if tensor.dim() == 4 else None
 
     def arranged_outcome(self, tensor: Tensor) -> Tensor | None:
-        """Bring values, outputs of a fused call, or their gradients into the common form.
-
-        Args:
-            tensor: As the kernel got or gave it.
-
-        Returns:
-            `(batch * windows, heads, tokens, value_dim)`; None if it has none of the arrangement's numbers of dimensions.
-        """
+        """Values or outputs of a fused call, or their gradients, as `(batch * windows, heads, tokens, value_dim)`, or None as in `arranged`."""
         if self.arrangement is Arrangement.HEADS and tensor.dim() == 3:  # heads unknown: one
             return tensor.unsqueeze(1)
         return self.arranged(tensor)
 
     def arranged_operands(self, call: Operands) -> Operands:
-        """The operands of a fused call in the common form.
-
-        Args:
-            call: As the kernel got them.
-
-        Returns:
-            Operands with four dimensions.
-
-        Raises:
-            UnsupportedModelError: If their shape is none that this module is known to have.
-        """
+        """The operands of a fused call with four dimensions; `UnsupportedModelError` if this module is not known to have their shape."""
         query, key, mask = call.query, call.key, call.mask
         if self.arrangement in _HEADS_FIRST and query.dim() == 4:
             return call

@@ -59,18 +59,16 @@ class WindowLayout(GridlessLayout):
         index = torch.arange(grid[0] * grid[1], device="cpu").reshape(grid)
         rolled = (-shift[0], -shift[1])
         index = torch.roll(index, rolled, (0, 1)) if pad != "before" else index
-        rest = [-grid[0] % window[0], -grid[1] % window[1]]
-        before = [r // 2 if pad == "center" else 0 for r in rest]
-        padding = (before[1], rest[1] - before[1], before[0], rest[0] - before[0])
-        index = F.pad(index, padding, value=-1) if any(rest) else index
+        height, width = -grid[0] % window[0], -grid[1] % window[1]
+        top, left = (height // 2, width // 2) if pad == "center" else (0, 0)
+        index = F.pad(index, (left, width - left, top, height - top), value=-1)
         index = torch.roll(index, rolled, (0, 1)) if pad == "before" else index
         rows, columns = index.shape[0] // window[0], index.shape[1] // window[1]
         if strided:
             cut = index.reshape(window[0], rows, window[1], columns).permute(1, 3, 0, 2)
         else:
             cut = index.reshape(rows, window[0], columns, window[1]).permute(0, 2, 1, 3)
-        size = f"{window[0]}x{window[1]}"
-        words = f"strided grids of {size}" if strided else f"windows of {size}"
+        words = f"{'strided grids' if strided else 'windows'} of {window[0]}x{window[1]}"
         words += f" shifted by {shift[0]}, {shift[1]}" if any(shift) else ""
         return cls(grid, cut.reshape(rows * columns, -1), words=words)
 
@@ -89,15 +87,7 @@ class WindowLayout(GridlessLayout):
         return f"{self.num_windows} {self.words} on a grid of {self.grid[0]}x{self.grid[1]}"
 
     def check(self, num_tokens: int, *, where: str = "a window") -> None:
-        """Hold the layout against the number of keys that the attention saw.
-
-        Args:
-            num_tokens: Keys of one window.
-            where: What it belongs to, for the message.
-
-        Raises:
-            TokenLayoutError: If the counts differ.
-        """
+        """Hold the layout against the number of keys of one window that the attention saw, as `TokenLayout.check` does."""
         if num_tokens != self.num_tokens:
             raise TokenLayoutError(
                 f"the keys of {where} do not fit its windows: expected {self.num_tokens} ({self.describe()}), got {num_tokens}. "
@@ -120,26 +110,16 @@ class WindowLayout(GridlessLayout):
             `(batch, ..., h, w)`.
         """
         self.check(mass.shape[-1])
-        windows, keys = self.positions.shape
-        batch = mass.shape[0] // windows
-        mass = mass.reshape(batch, windows, *mass.shape[1:])
-        mass = mass.movedim(1, -2).reshape(*mass.shape[:1], *mass.shape[2:-1], windows * keys)
-        index = self.positions.reshape(-1).to(mass.device)
+        mass = mass.reshape(mass.shape[0] // self.num_windows, self.num_windows, *mass.shape[1:])
+        mass = mass.movedim(1, -2).flatten(-2)
+        index = self.positions.flatten().to(mass.device)
         cells = self.grid[0] * self.grid[1]
-        onto = mass.new_zeros(*mass.shape[:-1], cells + 1)
-        index = torch.where(index < 0, cells, index)
-        onto.index_add_(-1, index, mass)
+        onto = mass.new_zeros(*mass.shape[:-1], cells + 1)  # the last one takes the padding
+        onto.index_add_(-1, torch.where(index < 0, cells, index), mass)
         return onto[..., :cells].reshape(*mass.shape[:-1], *self.grid)
 
     def real_queries(self, num_queries: int) -> Tensor:
-        """Which queries of each window are positions and not padding.
-
-        Args:
-            num_queries: Queries of a window.
-
-        Returns:
-            `(windows, queries)` bool.
-        """
+        """Which of the `num_queries` queries of each window are positions and not padding: `(windows, queries)` bool."""
         positions = self.positions if self.query_positions is None else self.query_positions
         if positions.shape[1] != num_queries:
             return torch.ones(self.num_windows, num_queries, dtype=torch.bool, device=positions.device)
