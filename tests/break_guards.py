@@ -78,8 +78,8 @@ GUARDS = (
     Guard(
         "4 autocast off around the rows",
         "capture/operands.py",
-        "if torch.is_autocast_enabled(self._device_type):",
-        "if False:",
+        "on = torch.is_autocast_enabled(asked)",
+        "on = False",
         f"{INVARIANTS} {SESSION} -k autocast or precision",
     ),
     Guard(

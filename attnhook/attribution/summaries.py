@@ -129,9 +129,9 @@ def summarise_block(
     received = torch.zeros(entries, heads, keys, dtype=torch.float64, device=matrix.device)
     reach = torch.zeros(2, heads, dtype=torch.float64, device=matrix.device)
     with quiet_arithmetic(matrix.device.type):
-        for entry, part, spread, exponentials, sums, spare in matrix.spreads():
+        for entry, part, entropies, exponentials, sums, spare in matrix.entropy_chunks():
             weight = weights[entry % len(weights), part.queries]
-            entropy[part.heads] += spread @ weight
+            entropy[part.heads] += entropies @ weight
             factors = weight.float() if sums is None else weight.float() / sums
             received[entry, part.heads] += torch.matmul(factors.expand(part.shape)[:, None], exponentials)[:, 0]
             if ranges is not None:

@@ -26,31 +26,27 @@ class AttentionGradient:
     """
 
     def __init__(self, source: tuple[Tensor, Tensor] | Tensor) -> None:
-        self._source = source
+        self._given: Tensor = source if isinstance(source, Tensor) else source[0]
+        self._values: Tensor | None = None if isinstance(source, Tensor) else source[1]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """`(batch, heads, queries, keys)`."""
-        if isinstance(self._source, Tensor):
-            batch, heads, queries, keys = self._source.shape
-            return batch, heads, queries, keys
-        output_gradient, values = self._source
-        batch, heads, queries, _ = output_gradient.shape
-        return batch, heads, queries, values.shape[2]
+        batch, heads, queries, width = self._given.shape
+        return batch, heads, queries, width if self._values is None else self._values.shape[2]
 
     @property
     def device(self) -> torch.device:
         """Where it is computed."""
-        return self._source.device if isinstance(self._source, Tensor) else self._source[0].device
+        return self._given.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What it is computed in: float32, or float64 where the model ran in it."""
-        given = self._source if isinstance(self._source, Tensor) else self._source[0]
-        return torch.float64 if given.dtype is torch.float64 else torch.float32
+        return torch.float64 if self._given.dtype is torch.float64 else torch.float32
 
     def __repr__(self) -> str:
-        kind = "dense" if isinstance(self._source, Tensor) else "from the output's gradient and the values"
+        kind = "dense" if self._values is None else "from the output's gradient and the values"
         return f"AttentionGradient(shape={self.shape}, {kind})"
 
     def rows(self, index: slice | Tensor | list[int]) -> Tensor:
@@ -64,40 +60,37 @@ class AttentionGradient:
         """
         chosen = torch.tensor(index, device=self.device, dtype=torch.int64) if isinstance(index, list) else index
         with quiet_arithmetic(self.device.type):
-            if isinstance(self._source, Tensor):
-                return self._source[:, :, chosen].to(dtype=torch.float32, copy=True)
-            output_gradient, values = (tensor.to(self.dtype) for tensor in self._source)
-            wanted = output_gradient[:, :, chosen]
+            wanted = self._given[:, :, chosen]
+            if self._values is None:
+                return wanted.to(dtype=torch.float32, copy=True)
+            values = self._values.to(self.dtype)
             batch, heads, rows, width = wanted.shape
-            _, groups, keys, _ = values.shape
-            shared = wanted.reshape(
-                batch, groups, heads // groups * rows, width
-            )  # heads that share values, one behind the other
+            groups, keys = values.shape[1:3]
+            # Heads that share values, one behind the other.
+            shared = wanted.to(self.dtype).reshape(batch, groups, heads // groups * rows, width)
             return (shared @ values.transpose(2, 3)).view(batch, heads, rows, keys).float()
 
     def dense(self) -> Tensor:
         """The whole gradient: `(batch, heads, queries, keys)` float32. Its size grows with the square of the tokens."""
         return self.rows(slice(None))
 
-    def head_rows(self, image: int, head: int, queries: slice, buffer: Tensor | None = None) -> Tensor:
+    def head_rows(self, image: int, head: int, queries: slice, buffer: Tensor) -> Tensor:
         """Rows of one head of one image, for those who go through it a chunk at a time.
 
         Args:
             image: Index in the batch.
             head: Which head.
             queries: Which rows, `start` and `stop` set.
-            buffer: Memory of at least rows times keys numbers of this `dtype`, or None; it is written over.
+            buffer: Memory of at least rows times keys numbers of this `dtype`; it is written over.
 
         Returns:
-            `(rows, keys)` of this `dtype`; may be written over.
+            `(rows, keys)` of this `dtype`, in the buffer; may be written over.
         """
-        rows, keys = queries.stop - queries.start, self.shape[3]
-        out = None if buffer is None else buffer[: rows * keys].view(rows, keys)
+        rows, (_, heads, _, keys) = queries.stop - queries.start, self.shape
+        out = buffer[: rows * keys].view(rows, keys)
         with quiet_arithmetic(self.device.type):
-            if isinstance(self._source, Tensor):
-                dense = self._source[image, head, queries]
-                return dense.to(self.dtype, copy=True) if out is None else out.copy_(dense)
-            output_gradient, values = self._source
-            shared = output_gradient.shape[1] // values.shape[1]
-            left = output_gradient[image, head, queries].to(self.dtype)
-            return torch.mm(left, values[image, head // shared].to(self.dtype).T, out=out)
+            given = self._given[image, head, queries]
+            if self._values is None:
+                return out.copy_(given)
+            values = self._values[image, head * self._values.shape[1] // heads]
+            return torch.mm(given.to(self.dtype), values.to(self.dtype).T, out=out)

@@ -6,7 +6,9 @@ the model, and the hook goes when the graph goes. Neither keeps the other alive:
 
 import weakref
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from attnhook.capture.attention_gradient import AttentionGradient
 from attnhook.capture.operands import versions
+from attnhook.capture.torch_internals import current_transform
 from attnhook.errors import GradientsNotKeptError, UnsupportedModelError
 
 Arrange = Callable[[Tensor], Tensor | None]
@@ -23,45 +26,37 @@ Arrange = Callable[[Tensor], Tensor | None]
 class Outcome:
     """What an attention call did, beside its operands; by reference.
 
-    Attributes:
-        value: The values, as the call got them.
-        output: What it gave, in the autograd graph.
-        dropout: Probability with which it dropped attention weights.
-        arrange: Turns the gradient of `output` into that of O, `(batch, heads, queries, value_dim)`, where the values are `(batch, key heads,
-            keys, value_dim)`; None where both are arranged as the site arranges its queries.
-        weights: Attention weights that the call returned beside its output, if any: a score that reads them has a gradient which O does not see.
+    `arrange` turns the gradient of `output` into that of O, `(batch, heads, queries, value_dim)`, where the values are `(batch, key heads, keys,
+    value_dim)`; it is None where both are arranged as the site arranges its queries.
     """
 
     value: Tensor
-    output: Tensor
+    output: Tensor  # in the autograd graph
     dropout: float = 0.0
     arrange: Arrange | None = None
-    weights: Tensor | None = None
+    weights: Tensor | None = None  # beside the output: a score that reads them has a gradient which O does not see
 
 
 class KeptGradients:
-    """The values of one attention call, and the gradient of its output or of its softmax.
+    """The values `(batch, key heads, keys, value_dim)` of one attention call, if seen, and the gradient of its output if `wanted`.
 
-    Args:
-        values: `(batch, key heads, keys, value_dim)` without autograd history, or None where they were not seen. Copied if they were made in
-            inference mode: such tensors do not say that they were written to.
-        explicit: Whether the gradient is dA itself, that of a softmax that the model spelt out.
-        wanted: Whether a gradient is to come at all.
-        device: Where the gradient is kept, None for where it arrives.
+    Where `explicit`, the gradient is dA itself, that of a softmax that the model spelt out. It is kept on `device`, None for where it arrives.
+    `weights_read` tells that a backward came through the returned weights, past the output.
     """
 
-    __slots__ = ("__weakref__", "_device", "_gradient", "_values", "_versions", "_weights_read", "explicit", "wanted")
+    __slots__ = ("__weakref__", "_device", "_gradient", "_values", "_versions", "explicit", "wanted", "weights_read")
 
     def __init__(
         self, values: Tensor | None, *, explicit: bool = False, wanted: bool = True, device: torch.device | None = None
     ) -> None:
+        # Tensors made in inference mode do not say that they were written to.
         self._values = values.clone() if values is not None and values.is_inference() else values
         self._versions = versions(self._values)
         self.explicit = explicit
         self.wanted = wanted
         self._device = device
         self._gradient: Tensor | None = None
-        self._weights_read = False
+        self.weights_read = False
 
     @property
     def values(self) -> Tensor | None:
@@ -83,23 +78,9 @@ class KeptGradients:
         gradient = gradient if self._device is None else gradient.to(self._device)
         self._gradient = gradient if self._gradient is None else self._gradient + gradient
 
-    def weights_were_read(self) -> None:
-        """Remember that a backward came through the returned weights, past the output."""
-        self._weights_read = True
-
     def gradient(self, block: str) -> Tensor:
-        """What has arrived: the gradient of the output, or dA where `explicit`.
-
-        Args:
-            block: The block's name, for the message.
-
-        Returns:
-            `(batch, heads, queries, value_dim or keys)`, the model's dtype.
-
-        Raises:
-            GradientsNotKeptError: If none was asked for, or no backward has come by, or one came by where it is not seen whole.
-        """
-        if self._weights_read:
+        """What has arrived: the gradient of the output, or dA where `explicit`, `(batch, heads, queries, value_dim or keys)`."""
+        if self.weights_read:
             raise GradientsNotKeptError(
                 f"the gradient of block {block!r} is not whole: expected a score that reads the attention's output alone, got one that reads "
                 "the weights which the module returned, too. Leave them out of the score."
@@ -118,43 +99,25 @@ class KeptGradients:
         return self._gradient
 
     def attention_gradient(self, block: str) -> AttentionGradient:
-        """The gradient of the attention matrix, dA.
-
-        Args:
-            block: The block's name, for the message.
-
-        Returns:
-            The implicit gradient.
-        """
+        """The gradient of the attention matrix, dA, implicit."""
         gradient = self.gradient(block)
         return AttentionGradient(gradient if self.explicit or self.values is None else (gradient, self.values))
 
     def to(self, device: torch.device | str, block: str) -> "KeptGradients":
-        """The same on another device: a copy, which no later backward reaches.
-
-        Args:
-            device: Where to.
-            block: The block's name, for the message.
-
-        Returns:
-            The copy.
-
-        Raises:
-            GradientsNotKeptError: If the gradient is still to come.
-        """
+        """The same on another device: a copy, which no later backward reaches."""
         self._check_arrived(f"block {block!r}")
-        values = None if self.values is None else self.values.to(device)
-        copy = KeptGradients(values, explicit=self.explicit, wanted=self.wanted)
-        if self._gradient is not None:
-            copy.add(self._gradient.to(device))
-        return copy
+        moved = copy(self)
+        moved._values = None if self._values is None else self._values.to(device)
+        moved._versions = versions(moved._values)
+        moved._gradient = None if self._gradient is None else self._gradient.to(device)
+        return moved
 
     def __getstate__(self) -> tuple[Any, ...]:
         self._check_arrived("a block of these maps")  # which would come by the copy
-        return self.values, self.explicit, self.wanted, self._device, self._gradient, self._weights_read
+        return self.values, self.explicit, self.wanted, self._device, self._gradient, self.weights_read
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._values, self.explicit, self.wanted, self._device, self._gradient, self._weights_read = state
+        self._values, self.explicit, self.wanted, self._device, self._gradient, self.weights_read = state
         self._versions = versions(self._values)  # a copy's tensors count anew
 
     def _check_arrived(self, what: str) -> None:
@@ -165,79 +128,40 @@ class KeptGradients:
             )
 
 
-class _PassesBy:
-    """A tensor hook on returned weights: says that a score has read them."""
-
-    __slots__ = ("_kept",)
-
-    def __init__(self, kept: KeptGradients) -> None:
-        self._kept = weakref.ref(kept)
-
-    def __call__(self, gradient: Tensor) -> None:
-        kept = self._kept()
-        if kept is not None and bool(gradient.any()):
-            kept.weights_were_read()
-
-
-class _Arrives:
+def _arrived(known: weakref.ref[KeptGradients], arrange: Arrange, gradient: Tensor) -> None:
     """A tensor hook: what comes by is added to what is kept, if anyone still keeps it."""
+    kept = known()
+    if kept is not None and (arranged := arrange(gradient.detach())) is not None:
+        kept.add(arranged)
 
-    __slots__ = ("_arrange", "_kept")
 
-    def __init__(self, kept: KeptGradients, arrange: Arrange) -> None:
-        self._kept = weakref.ref(kept)
-        self._arrange = arrange
-
-    def __call__(self, gradient: Tensor) -> None:
-        kept = self._kept()
-        if kept is not None and (arranged := self._arrange(gradient.detach())) is not None:
-            kept.add(arranged)
+def _passed_by(known: weakref.ref[KeptGradients], gradient: Tensor) -> None:
+    """A tensor hook on returned weights: says that a score has read them."""
+    kept = known()
+    if kept is not None and bool(gradient.any()):
+        kept.weights_read = True
 
 
 def follow(output: Tensor, kept: KeptGradients, arrange: Arrange, block: str) -> None:
-    """Have the gradient of a tensor added to `kept` in every backward.
-
-    Args:
-        output: A tensor of the running forward.
-        kept: Where to.
-        arrange: Turns the gradient of `output` into what is kept.
-        block: The block's name, for the message.
-
-    Raises:
-        GradientsNotKeptError: If no backward can reach it.
-        UnsupportedModelError: If it runs inside a transform of `torch.func`.
-    """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    """Have the gradient of a tensor of the running forward, arranged, added to `kept` in every backward."""
+    if current_transform() is not None:
         raise UnsupportedModelError(
             f"the gradient of block {block!r} cannot be captured inside a transform of torch.func: expected a plain forward. Use "
             "score.backward() or torch.autograd.grad."
         )
     if not output.requires_grad:
-        raise GradientsNotKeptError(_why_unreachable(block))
-    output.register_hook(_Arrives(kept, arrange))  # type: ignore[no-untyped-call]
+        raise unreachable(block)
+    output.register_hook(partial(_arrived, weakref.ref(kept), arrange))  # type: ignore[no-untyped-call]
 
 
 def follow_weights(weights: Tensor | None, kept: KeptGradients) -> None:
-    """Have `kept` told if a score reads the weights that a call returned.
-
-    Args:
-        weights: What it returned, or None.
-        kept: Who is told.
-    """
+    """Have `kept` told if a score reads the weights that a call returned, if any."""
     if weights is not None and weights.requires_grad:
-        weights.register_hook(_PassesBy(kept))  # type: ignore[no-untyped-call]
+        weights.register_hook(partial(_passed_by, weakref.ref(kept)))  # type: ignore[no-untyped-call]
 
 
 def refuse_dropout(dropout: float, block: str) -> None:
-    """Refuse a fused kernel that drops weights: its output is not A V, so that dA is not dO V^T.
-
-    Args:
-        dropout: Its probability.
-        block: The block's name, for the message.
-
-    Raises:
-        UnsupportedModelError: If it is not 0.
-    """
+    """Refuse a fused kernel that drops weights: its output is not A V, so that dA is not dO V^T."""
     if dropout:
         raise UnsupportedModelError(
             f"the gradient of block {block!r} cannot be captured: expected no attention dropout, got {dropout} inside a fused kernel, which "
@@ -245,19 +169,15 @@ def refuse_dropout(dropout: float, block: str) -> None:
         )
 
 
-def unseen_outcome(block: str) -> GradientsNotKeptError:
-    """The error for a call of which only the operands were seen: kernels that run only where no gradient is followed."""
-    return GradientsNotKeptError(_why_unreachable(block))
-
-
-def _why_unreachable(block: str) -> str:
+def unreachable(block: str) -> GradientsNotKeptError:
+    """The error for an output that is in no autograd graph, and for kernels that run only where none is made."""
     what = f"no backward can reach block {block!r}: expected an attention output that requires grad"
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
-        return (
+        return GradientsNotKeptError(
             f"{what}, but grad mode was off when it ran. Run the forward without torch.no_grad() and torch.inference_mode(); where the model "
             "checkpoints its blocks, with use_reentrant=False."
         )
-    return (
+    return GradientsNotKeptError(
         f"{what}, got one that does not: neither the parameters before it nor the pixels do. Call pixels.requires_grad_() before the forward; "
         "parameters may stay frozen."
     )

@@ -16,10 +16,10 @@ from attnhook.capture.scopes import Scope
 class Follower(Protocol):
     """What a capture is to its hooks."""
 
-    def here(self) -> Scope | None:
+    def _here(self) -> Scope | None:
         """The innermost scope of this capture in this context; None where nothing is to be recorded."""
 
-    def opened_by(self, opener: object) -> Scope | None:
+    def _opened_by(self, opener: object) -> Scope | None:
         """The innermost scope of this capture in this context that `opener` has opened; None if there is none."""
 
 
@@ -46,7 +46,7 @@ class Before(Hook):
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
         """Open it, if anything is to be recorded."""
-        around = self.follower.here()
+        around = self.follower._here()
         if around is not None:
             self._make(around, self).open()
 
@@ -66,7 +66,7 @@ class After(Hook):
 
     def __call__(self, *args: Any) -> None:
         """Close it, if it was opened."""
-        scope = self.follower.opened_by(self._before)
+        scope = self.follower._opened_by(self._before)
         if scope is not None:
             scope.close()
             if self._then is not None:
@@ -84,7 +84,7 @@ class Reports(Hook):
 
     def __call__(self, *args: Any) -> None:
         """Hand it on."""
-        scope = self.follower.here()
+        scope = self.follower._here()
         if scope is not None:
             self._function(scope, *args)
 

@@ -13,18 +13,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from attnhook.capture.following import Outcome
 from attnhook.capture.operands import Operands
+from attnhook.capture.torch_internals import shares_projection
 from attnhook.errors import UnsupportedModelError
 
-_ARGUMENTS = (
-    "query",
-    "key",
-    "value",
-    "key_padding_mask",
-    "need_weights",
-    "attn_mask",
-    "average_attn_weights",
-    "is_causal",
-)
+_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")  # the first ones
 _WEIGHTS = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "bias_k")
 _WEIGHTS_FOR_VALUES = ("v_proj_weight", "out_proj.weight")
 
@@ -32,22 +24,11 @@ _WEIGHTS_FOR_VALUES = ("v_proj_weight", "out_proj.weight")
 def multihead_operands(
     module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice | None
 ) -> Operands:
-    """The operands of an `nn.MultiheadAttention` call, from its inputs and weights.
+    """The operands of a call that has just run; of its queries, and of a mask, only `rows` (None: all).
 
     For a few rows in float32 no key is projected: with q_h the query of head h, q_h (W_k x + b_k)^T equals (q_h W_k) x^T up to a constant per
     row, which the softmax cancels. The returned keys are then the inputs themselves, shared by all heads.
-
-    Args:
-        module: The module, which has just run.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        rows: The queries wanted, or None for all.
-
-    Returns:
-        Operands whose query axis holds only `rows`; a mask is cut to them. What is projected is rounded as the module rounds it.
-
-    Raises:
-        UnsupportedModelError: If the module appends keys of its own (`add_bias_kv`, `add_zero_attn`), or a weight is parametrised.
+    What is projected is rounded as the module rounds it.
     """
     refuse_parametrised(module)
     if module.bias_k is not None or module.add_zero_attn:
@@ -55,42 +36,26 @@ def multihead_operands(
             "nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are no tokens."
         )
     call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-    query, key = call["query"], call["key"]
-    mask = _multihead_mask(module, call, key)
-    query, key = _batch_first(module, query), _batch_first(module, key)
+    mask = _multihead_mask(module, call)
     if rows is not None and mask is not None and mask.shape[-2] > 1:
         mask = mask[..., rows, :]
-    query, key = _project(module, query.detach(), key.detach(), rows)
+    query, key = (_batch_first(module, call[name].detach()) for name in ("query", "key"))
+    query, key = _project(module, query, key, rows)
     return Operands(query, key, (module.embed_dim // module.num_heads) ** -0.5, mask)
 
 
 def multihead_outcome(
-    module: nn.MultiheadAttention,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: tuple[Tensor, Tensor | None],
+    module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, Tensor | None]
 ) -> Outcome:
-    """The values of an `nn.MultiheadAttention` call, and how the gradient of its output becomes that of its hidden attention output O.
+    """The values `(batch, heads, keys, head_dim)` of a call that has just run, and what makes its output's gradient that of its hidden O.
 
     The module gives O W^T + b with its output projection W, so the gradient of O is that of its output times W.
-
-    Args:
-        module: The module, which has just run.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        output: What it returned: its output, and weights or None.
-
-    Returns:
-        The outcome, with values `(batch, heads, keys, head_dim)`.
-
-    Raises:
-        UnsupportedModelError: If a weight is parametrised.
     """
     refuse_parametrised(module, values=True)
     call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     value = _batch_first(module, call["value"].detach())
     width, heads = module.embed_dim, module.num_heads
-    weight = module.in_proj_weight[2 * width :] if module._qkv_same_embed_dim else module.v_proj_weight
+    weight = module.in_proj_weight[2 * width :] if shares_projection(module) else module.v_proj_weight
     with torch.no_grad():
         bias = None if module.in_proj_bias is None else module.in_proj_bias[2 * width :]
         projected = _split(F.linear(value, weight, bias), heads)
@@ -107,12 +72,7 @@ def multihead_outcome(
 def refuse_parametrised(module: nn.Module, *, values: bool = False) -> None:
     """Refuse a module whose weights cannot be read without running a parametrisation once more, which may change what it trains to.
 
-    Args:
-        module: The `nn.MultiheadAttention`; none of the weights is read.
-        values: Whether what values and gradients need is read, too.
-
-    Raises:
-        UnsupportedModelError: If a weight that is read is parametrised.
+    With `values`, also those that only values and gradients need. None of them is read here.
     """
     for name in _WEIGHTS + (_WEIGHTS_FOR_VALUES if values else ()):
         owner, _, weight = name.rpartition(".")
@@ -134,7 +94,7 @@ def _batch_first(module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
 def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, rows: slice | None) -> tuple[Tensor, Tensor]:
     """Queries and keys. In low precision a product of few rows rounds otherwise than the module's own of all: all are projected, then."""
     width, heads = module.embed_dim, module.num_heads
-    if module._qkv_same_embed_dim:
+    if shares_projection(module):
         weight_q, weight_k = module.in_proj_weight.detach()[: 2 * width].chunk(2)
     else:
         weight_q, weight_k = module.q_proj_weight.detach(), module.k_proj_weight.detach()
@@ -162,7 +122,7 @@ def _split(tokens: Tensor, heads: int) -> Tensor:
     return tokens.reshape(batch, length, heads, width // heads).transpose(1, 2)
 
 
-def _multihead_mask(module: nn.MultiheadAttention, call: dict[str, Any], key: Tensor) -> Tensor | None:
+def _multihead_mask(module: nn.MultiheadAttention, call: dict[str, Any]) -> Tensor | None:
     """Join the two masks (True or -inf: hidden) into one additive mask that broadcasts to (batch, heads, queries, keys)."""
     joined: Tensor | None = None
     for name in ("attn_mask", "key_padding_mask"):

@@ -4,8 +4,9 @@ All arithmetic is float32 (float64 where the operands are), with autocast and au
 code runs under.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -13,32 +14,13 @@ from torch import Tensor
 from attnhook.errors import UnsupportedModelError
 
 
-class quiet_arithmetic:
-    """Context in which attention is computed: no autograd, no autocast. Written out, because it is entered once a block."""
-
-    __slots__ = ("_autocast", "_device_type", "_grad")
-
-    def __init__(self, device_type: str) -> None:
-        self._device_type = "cpu" if device_type == "meta" else device_type  # meta has no autocast to ask for
-        self._grad = False
-        self._autocast: torch.autocast | None = None
-
-    def __enter__(self) -> None:
-        if torch.is_autocast_enabled(self._device_type):  # may raise: before anything is switched
-            self._autocast = torch.autocast(self._device_type, enabled=False)
-            self._autocast.__enter__()  # type: ignore[no-untyped-call]
-        self._grad = torch.is_grad_enabled()
-        if self._grad:
-            torch._C._set_grad_enabled(False)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._autocast is not None:
-            self._autocast.__exit__(kind, error, trace)
-            self._autocast = None
-        if self._grad:
-            torch._C._set_grad_enabled(True)
+@contextmanager
+def quiet_arithmetic(device_type: str) -> Iterator[None]:
+    """Context in which attention is computed: no autograd, no autocast."""
+    asked = "cpu" if device_type == "meta" else device_type  # meta has no autocast to ask for
+    on = torch.is_autocast_enabled(asked)  # where it is off, leaving it out saves the time of a small product
+    with torch.no_grad(), torch.autocast(asked, enabled=False) if on else nullcontext():
+        yield
 
 
 @dataclass(slots=True, eq=False)
@@ -127,13 +109,11 @@ class Operands:
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         if query.dtype is not torch.float32 and query.dtype is not torch.float64:
             query, key = query.float(), key.float()
-        logits = scaled_product(query, key, scale)
-        if self.masked:
-            logits = self.hide(logits, index)
-        return logits
+        logits = _scaled_product(query, key, scale)
+        return self.hide(logits, index) if self.masked else logits
 
     def hide(self, logits: Tensor, index: slice | Tensor | list[int]) -> Tensor:
-        """Add the mask to scores, and hide later keys where it is causal, as the kernels do.
+        """Add the mask to logits, and hide later keys where it is causal, as the kernels do.
 
         A boolean mask is added, too, as 0 or minus infinity: a hidden key with a NaN in it gives NaN. A later key does not.
 
@@ -144,9 +124,9 @@ class Operands:
         Returns:
             The same with the mask, hidden keys at minus infinity.
         """
-        batch, heads, queries, keys = self.shape
+        queries, keys = self.shape[2:]
         if self.mask is not None:
-            mask = self.mask.expand(batch, heads, queries, keys)[:, :, index]
+            mask = self.mask.expand(self.shape)[:, :, index]
             logits = logits.add_(torch.where(mask, 0.0, float("-inf")) if mask.dtype is torch.bool else mask)
         if self.causal:
             positions = torch.arange(queries, device=logits.device)[index]
@@ -165,23 +145,9 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Operands:
-    """The operands of one call of `scaled_dot_product_attention`; takes exactly its arguments.
+    """The operands of a call of `scaled_dot_product_attention`, by reference; takes exactly its arguments.
 
-    Args:
-        query: `(..., queries, head_dim)`.
-        key: `(..., keys, head_dim)`.
-        value: As `key`; not kept.
-        attn_mask: Boolean or additive mask.
-        dropout_p: Ignored: rows are those before dropout.
-        is_causal: Whether query i sees keys 0..i only.
-        scale: Factor on the scores.
-        enable_gqa: Implied by the shapes.
-
-    Returns:
-        The operands, by reference, in the shapes that the caller gave them.
-
-    Raises:
-        UnsupportedModelError: If the call's tensors are nested.
+    Dropout is ignored, for rows are those before it; so is `enable_gqa`, which the shapes imply.
     """
     if query.is_nested:
         raise UnsupportedModelError(
@@ -202,43 +168,22 @@ def _broadcast(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     return query.expand(*common, heads, *query.shape[-2:]), key.expand(*common, *key.shape[axis:])
 
 
-def scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """`query @ key^T * scale`, without copying keys that are strided views of a fused projection.
-
-    Args:
-        query: `(batch, heads, rows, head_dim)`.
-        key: `(batch, key heads, keys, head_dim)`, key heads dividing heads.
-        scale: Factor.
-
-    Returns:
-        `(batch, heads, rows, keys)`, the query's dtype.
-    """
+def _scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """`query @ key^T * scale`, `(batch, heads, rows, keys)`, without copying keys that are strided views of a fused projection."""
     batch, heads, rows, dim = query.shape
     key_heads, keys = key.shape[1], key.shape[2]
     if key_heads != heads:
         query = query.reshape(batch, key_heads, heads // key_heads * rows, dim)
-    if batch == 1:
-        product = torch.bmm(query.squeeze(0), key.squeeze(0).transpose(1, 2))
-    else:
-        # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
-        product = query.new_empty(batch, key_heads, query.shape[2], keys)
-        key = key.transpose(2, 3)
-        for image in range(batch):
-            torch.bmm(query[image], key[image], out=product[image])
+    product = query.new_empty(batch, key_heads, query.shape[2], keys)
+    # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
+    for image in range(batch):
+        torch.bmm(query[image], key[image].mT, out=product[image])
     product *= scale
     return product.view(batch, heads, rows, keys)
 
 
 def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
-    """Softmax over the keys.
-
-    Args:
-        logits: `(..., keys)`, float32 or float64.
-        masked: Whether keys may be masked: a row whose keys all are is then zero, as in the fused kernels.
-
-    Returns:
-        `(..., keys)` float32, owning its memory.
-    """
+    """Softmax over the last axis, float32, owning its memory. Where `masked`, a row whose keys all are is zero, as in the fused kernels."""
     weights = torch.softmax(logits, dim=-1)
     if masked:
         weights = weights.masked_fill_((logits == float("-inf")).all(dim=-1, keepdim=True), 0.0)

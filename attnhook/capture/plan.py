@@ -12,6 +12,7 @@ from torch import nn
 from attnhook.capture.adapters import ModelAnatomy, Readout, are_names, choose_blocks, find_anatomy, guess_sites
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.sites import AttentionSite, Queries
+from attnhook.capture.torch_internals import compiled_module
 from attnhook.errors import NoClassTokenError, NoReadoutError, UnsupportedModelError
 from attnhook.options import BlocksOption, PatchIndex, Rows, RowsOption, choose
 
@@ -87,7 +88,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             "cannot capture nn.DataParallel: it runs copies of the model on other threads. Capture model.module on one device, or "
             "use DistributedDataParallel."
         )
-    inner = getattr(model, "_orig_mod", None)
+    inner = compiled_module(model)
     if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
         inner = model.module
     return unwrapped(inner) if isinstance(inner, nn.Module) else model

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attnhook.capture.adapters import Readout
 from attnhook.capture.calls import CapturedCall
 from attnhook.capture.fast_path import FastLogits, is_plain, kind_of
-from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unseen_outcome
+from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unreachable
 from attnhook.capture.forwards import ForwardRecord, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_operands, multihead_outcome
@@ -149,7 +149,7 @@ class SiteRecorder:
         wanted, name = self.plan.gradients, self.site.name
         if outcome is None:
             if wanted:
-                raise unseen_outcome(name)
+                raise unreachable(name)
             return KeptGradients(None, wanted=False)
         values = self._values(outcome)
         if self.device is not None and values is not None:

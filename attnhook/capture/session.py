@@ -220,7 +220,7 @@ class AttentionCapture:
         first = self._plan.model if anatomy.image_module is None else anatomy.image_module
         self._before(first, Reports(self, self._forward_begins), with_kwargs=True)
 
-    def here(self) -> Scope | None:
+    def _here(self) -> Scope | None:
         """The innermost scope of this capture in this context; None where nothing is to be recorded."""
         entry = self._entry
         if entry is None or entry.closed or self._paused or in_backward():
@@ -230,7 +230,7 @@ class AttentionCapture:
             self._foreign_calls += 1
         return scope
 
-    def opened_by(self, opener: object) -> Scope | None:
+    def _opened_by(self, opener: object) -> Scope | None:
         """The innermost scope of this capture in this context that `opener` has opened; None if there is none."""
         entry = self._entry
         return None if entry is None or entry.closed or in_backward() else innermost(entry, opener)

@@ -16,9 +16,8 @@ from attnhook.capture.exponentials import (
     ImageRows,
     Part,
     chunks,
-    entropies,
+    entropy_chunks,
     fused_chunks,
-    spread_chunks,
     sum_of_products,
 )
 from attnhook.capture.operands import Operands, quiet_arithmetic, softmax_rows, versions
@@ -35,12 +34,7 @@ ACCELERATOR_BUDGET_BYTES = 2**27
 
 @dataclass(frozen=True)
 class RowChunk:
-    """Which part of a matrix a chunk of rows is.
-
-    Attributes:
-        image: Index in the batch.
-        queries: Which rows, `start` and `stop` set.
-    """
+    """Which part of a matrix a chunk of rows is: an index in the batch, and which rows, `start` and `stop` set."""
 
     image: int
     queries: slice
@@ -86,8 +80,6 @@ class SoftmaxMatrix:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """`(batch, heads, queries, keys)`."""
-        if isinstance(self._source, Operands):
-            return self._source.shape
         batch, heads, queries, keys = self._source.shape
         return batch, heads, queries, keys
 
@@ -145,9 +137,10 @@ class SoftmaxMatrix:
         batch, heads, queries, keys = self.shape
         self._check(r, "r", (batch, heads, None, queries), "(batch, heads or 1, rows, queries)")
         with quiet_arithmetic(self.device.type):
+            factors = r.expand(-1, heads, -1, -1)
             total = torch.zeros(batch, heads, r.shape[2], keys, dtype=torch.float64, device=self.device)
-            for image, part, rows, sums in self._chunks():
-                own = _of_heads(r[image], part.heads)[:, :, part.queries].to(rows.dtype)
+            for image, part, rows, sums in self._chunks(slice(0, queries)):
+                own = factors[image, part.heads, :, part.queries].to(rows.dtype)
                 total[image, part.heads] += torch.matmul(own if sums is None else own / sums[:, None], rows)
             return total.to(r.dtype)
 
@@ -192,9 +185,10 @@ class SoftmaxMatrix:
         batch, heads, queries, keys = self.shape
         self._check(x, "x", (batch, heads, keys, None), "(batch, heads or 1, keys, columns)")
         with quiet_arithmetic(self.device.type):
+            factors = x.expand(-1, heads, -1, -1)
             result = torch.empty(batch, heads, queries, x.shape[3], dtype=x.dtype, device=self.device)
-            for image, part, rows, sums in self._chunks():
-                product = torch.matmul(rows, _of_heads(x[image], part.heads).to(rows.dtype))
+            for image, part, rows, sums in self._chunks(slice(0, queries)):
+                product = torch.matmul(rows, factors[image, part.heads].to(rows.dtype))
                 result[image, part.heads, part.queries] = product if sums is None else product / sums[..., None]
             return result
 
@@ -230,32 +224,29 @@ class SoftmaxMatrix:
         if not batch:
             return measure(self.dense(), RowChunk(0, slice(0, queries)))
         step = max(1, BUDGET_BYTES // (4 * heads * keys))
+        cut = [slice(first, min(first + step, queries)) for first in range(0, queries, step)]
         images = []
         for image in range(batch):
             matrix = self.image(image)
-            parts = []
-            for first in range(0, queries, step):
-                chunk = slice(first, min(first + step, queries))
-                parts.append(measure(matrix.rows(chunk), RowChunk(image, chunk)))
-            images.append(torch.cat(parts, dim=2))
+            images.append(torch.cat([measure(matrix.rows(chunk), RowChunk(image, chunk)) for chunk in cut], dim=2))
         return torch.cat(images)
 
     def entropy(self) -> Tensor:
         """Entropy of every row in nats, without a logarithm of the matrix: `(batch, heads, queries)` float64."""
         result = torch.empty(self.shape[:3], dtype=torch.float64, device=self.device)
         with quiet_arithmetic(self.device.type):
-            for image in range(self.shape[0]):
-                result[image] = entropies(self._image_rows(image), self._budget)
+            for image, part, entropy, *_ in self.entropy_chunks():
+                result[image, part.heads, part.queries] = entropy
         return result
 
-    def spreads(self) -> Iterator[tuple[int, Part, Tensor, Tensor, Tensor | None, Tensor]]:
+    def entropy_chunks(self) -> Iterator[tuple[int, Part, Tensor, Tensor, Tensor | None, Tensor]]:
         """All rows with their entropies, a chunk at a time: for several statistics in one pass. Use it under `quiet_arithmetic`.
 
         Yields:
-            The image, which of its rows, and what `exponentials.spread_chunks` gives of them.
+            The image, which of its rows, their entropies, the rows up to a factor each, their sums or None, and memory to write in.
         """
         for index in range(self.shape[0]):
-            for chunk in spread_chunks(self._image_rows(index), self._budget):
+            for chunk in entropy_chunks(self._image_rows(index), self._budget):
                 yield index, *chunk
 
     def column_sums(self) -> Tensor:
@@ -305,10 +296,9 @@ class SoftmaxMatrix:
             raise ValueError(
                 f"cannot average rows: expected a slice of at least one of {total} rows and no step, got {queries}."
             )
-        chosen = slice(start, stop)
         with quiet_arithmetic(self.device.type):
             mean = torch.zeros(batch, heads, keys, dtype=torch.float64, device=self.device)
-            for image, part, rows, sums in self._chunks(chosen):
+            for image, part, rows, sums in self._chunks(slice(start, stop)):
                 ones = rows.new_ones(part.shape) if sums is None else sums.reciprocal()
                 mean[image, part.heads] += torch.matmul(ones[:, None], rows)[:, 0]
             return (mean / (stop - start)).float()[:, :, None]
@@ -327,12 +317,11 @@ class SoftmaxMatrix:
         source = self._unchanged()
         return ComputedRows(source.image(index)) if isinstance(source, Operands) else DenseRows(source[index])
 
-    def _chunks(self, queries: slice | None = None) -> Iterator[tuple[int, Part, Tensor, Tensor | None]]:
+    def _chunks(self, queries: slice) -> Iterator[tuple[int, Part, Tensor, Tensor | None]]:
         """All parts of some rows, image by image, as `exponentials.chunks` gives them."""
-        chosen = slice(0, self.shape[2]) if queries is None else queries
         for index in range(self.shape[0]):
-            for part, rows, sums in chunks(self._image_rows(index), chosen, self._budget):
-                yield index, part, rows, sums
+            for chunk in chunks(self._image_rows(index), queries, self._budget):
+                yield index, *chunk
 
     def _check(self, given: Tensor, name: str, wanted: tuple[int | None, ...], words: str) -> None:
         """Hold a factor's shape against the matrix; None is any length, and one head stands for all."""
@@ -342,13 +331,15 @@ class SoftmaxMatrix:
             for axis, (got, need) in enumerate(zip(shape, wanted, strict=True))
         )
         if not alike or not given.is_floating_point():
+            lengths = ", ".join("any" if length is None else str(length) for length in wanted)
             raise ValueError(
-                f"cannot multiply {self!r}: expected a floating {name} of shape {words} = {_in_words(wanted)}, got {shape} {given.dtype}. "
+                f"cannot multiply {self!r}: expected a floating {name} of shape {words} = ({lengths}), got {shape} {given.dtype}. "
                 "Bring it to that shape."
             )
 
 
 def _versions(source: "Operands | Tensor") -> tuple[int, ...]:
+<<<<<<< HEAD
     return versions(source.query, source.key, source.mask) if isinstance(source, Operands) else versions(source)
 
 
@@ -358,3 +349,8 @@ def _of_heads(factor: Tensor, heads: slice) -> Tensor:
 
 def _in_words(shape: tuple[int | None, ...]) -> str:
     return f"({', '.join('any' if length is None else str(length) for length in shape)})"
+=======
+    """How often the memory of each tensor was written to; those made in inference mode do not count."""
+    tensors = (source.query, source.key, source.mask) if isinstance(source, Operands) else (source,)
+    return tuple(t._version for t in tensors if t is not None and not t.is_inference())
+>>>>>>> lean-a

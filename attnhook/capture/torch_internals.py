@@ -18,9 +18,6 @@ SDPA = torch._C._nn.scaled_dot_product_attention
 SOFTMAXES = frozenset({torch.softmax, F.softmax, torch.Tensor.softmax, torch.special.softmax})
 """All softmaxes as a function mode is given them (public; beside `SDPA` because they are compared together)."""
 
-set_grad_enabled = torch._C._set_grad_enabled
-"""`torch.set_grad_enabled` without the object that it makes: called once or twice for each block."""
-
 torch_functions_disabled = torch._C.DisableTorchFunction
 """Context in which no function mode and no tensor subclass sees calls of torch. The public ones see to subclasses only."""
 

@@ -26,9 +26,9 @@ from attnhook.options import BlocksOption, Rows, RowsOption
 
 
 class _KeepsRows(TorchFunctionMode):
-    def __init__(self, tokens: list[int] | None, chosen: Sequence[int]) -> None:
+    def __init__(self, queries: slice | list[int], chosen: Sequence[int]) -> None:
         super().__init__()
-        self.tokens = tokens
+        self.queries = queries
         self.chosen = chosen
         self.seen = 0
         self.kept: list[Tensor] = []
@@ -37,22 +37,21 @@ class _KeepsRows(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func is SDPA:
             if self.seen in self.chosen:
-                self.kept.append(_rows(self.tokens, *args, **(kwargs or {})))
+                self.kept.append(_rows(self.queries, *args, **(kwargs or {})))
             self.seen += 1
         return output
 
 
-def _rows(tokens: list[int] | None, *args: Any, **kwargs: Any) -> Tensor:
+def _rows(queries: slice | list[int], *args: Any, **kwargs: Any) -> Tensor:
     call = sdpa_operands(*args, **kwargs).by_reference()
-    index = slice(None) if tokens is None else tokens
-    query, key = call.query[:, :, index], call.key
+    query, key = call.query[:, :, queries], call.key
     if query.dtype is not torch.float32 and query.dtype is not torch.float64:
         query, key = query.float(), key.float()
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if call.scale is None else call.scale)
-    return softmax_rows(call.hide(logits, index) if call.masked else logits, masked=call.masked)
+    return softmax_rows(call.hide(logits, queries) if call.masked else logits, masked=call.masked)
 
 
 class TraceableCapture(nn.Module):
@@ -107,7 +106,7 @@ class TraceableCapture(nn.Module):
                 f"block {others[0]!r} cannot be captured inside a compiled graph: expected a plain call of scaled_dot_product_attention. Use "
                 "AttentionCapture, which runs the model eagerly."
             )
-        mode = _KeepsRows(None, ())
+        mode = _KeepsRows(slice(0), ())
         with torch.no_grad(), everything, wanted, mode:
             model(pixels)
         self._learn(everything.maps, wanted.maps)
@@ -116,11 +115,11 @@ class TraceableCapture(nn.Module):
                 f"the model cannot be captured inside a compiled graph: expected calls of scaled_dot_product_attention in its {self._calls} "
                 f"attention modules only, got {mode.seen}. Use AttentionCapture, which runs the model eagerly."
             )
-        self._tokens: list[int] | None = None  # every query of a pooling
+        self._queries: slice | list[int] = slice(None)  # every query of a pooling
         if kept is Rows.CLS:
-            self._tokens = [wanted.plan.anatomy.cls or 0]
+            self._queries = [wanted.plan.anatomy.cls or 0]
         elif isinstance(kept, tuple):
-            self._tokens = [token for token in kept if isinstance(token, int)]
+            self._queries = [token for token in kept if isinstance(token, int)]
 
     def _learn(self, everything: AttentionMaps, wanted: AttentionMaps) -> None:
         if len(everything) != len({block.name.partition(":")[0] for block in everything}):
@@ -154,7 +153,7 @@ class TraceableCapture(nn.Module):
             NothingCapturedError: If the number of attention calls differs from that in the eager forward: nothing says whose rows are whose.
         """
         self._check_shape(self._images(args, kwargs))
-        mode = _KeepsRows(self._tokens, self._chosen)
+        mode = _KeepsRows(self._queries, self._chosen)
         with mode:
             output = self.model(*args, **kwargs)
         if mode.seen != self._calls:
@@ -213,11 +212,7 @@ class TraceableCapture(nn.Module):
                     "rows, keys) of the eager forward. Pass what this capture's forward returned, and make the capture in the mode (train or "
                     "eval) that the model runs in."
                 )
-        blocks = [replace(block, kept=row) for row, block in zip(rows, self._known, strict=True)]
-        frame = self._frame
-        return AttentionMaps(
-            blocks, rows=frame.rows, readout=frame.readout, input_size=frame.input_size, patch_area=frame.patch_area
-        )
+        return self._frame._with([replace(block, kept=row) for row, block in zip(rows, self._known, strict=True)])
 
 
 def _first_parameter(model: nn.Module) -> str | None:

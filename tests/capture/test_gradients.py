@@ -490,8 +490,9 @@ def test_a_score_that_reads_returned_weights_is_not_half_followed() -> None:
         output.sum().backward(retain_graph=True)
         assert capture.maps[0].gradient.shape == (2, 4, 5, 5)
         (output.sum() + weights[:, 0, 1].sum()).backward()
-    with pytest.raises(GradientsNotKeptError, match=r"is not whole.*Leave them out of the score"):
-        capture.maps[0].gradient  # noqa: B018
+    for maps in (capture.maps, capture.maps.to("cpu"), copy.deepcopy(capture.maps)):
+        with pytest.raises(GradientsNotKeptError, match=r"is not whole.*Leave them out of the score"):
+            maps[0].gradient  # noqa: B018
 
 
 def test_transforms_of_functions_are_refused() -> None:

@@ -128,12 +128,12 @@ def test_entropy_is_between_nothing_and_uniform(call, budget, dense):
 
 
 @given(calls(), BUDGETS)
-def test_spreads_are_entropies_with_their_rows(call, budget):
+def test_entropies_come_with_their_rows(call, budget):
     softmax_matrix.BUDGET_BYTES = budget
     matrix, expected = SoftmaxMatrix(call), slow(call)
     seen, entropies = torch.zeros_like(expected), torch.zeros(expected.shape[:3], dtype=torch.float64)
     with quiet_arithmetic("cpu"):
-        for image, part, entropy, rows, sums, free in matrix.spreads():
+        for image, part, entropy, rows, sums, free in matrix.entropy_chunks():
             free.fill_(math.nan)  # it is nobody's any more
             seen[image, part.heads, part.queries] += rows if sums is None else rows / sums[..., None]
             entropies[image, part.heads, part.queries] += entropy

@@ -87,13 +87,13 @@ def test_every_reading_is_that_of_the_formula(kind, dtype, bad, key_heads, float
         for chunk, found in matrix.fused_chunks(fusion):
             rows[chunk.image, chunk.queries] += found
         close(rows, fused)
-    seen, spread = torch.zeros_like(wanted), torch.zeros_like(entropy)
+    seen, together = torch.zeros_like(wanted), torch.zeros_like(entropy)
     with quiet_arithmetic("cpu"):
-        for image, part, entropies, rows, sums, _ in matrix.spreads():
+        for image, part, entropies, rows, sums, _ in matrix.entropy_chunks():
             seen[image, part.heads, part.queries] = (rows if sums is None else rows / sums[..., None]).double()
-            spread[image, part.heads, part.queries] = entropies
+            together[image, part.heads, part.queries] = entropies
     close(seen, wanted)
-    close(spread, entropy)
+    close(together, entropy)
 
 
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], ids=["flash", "math"])
