@@ -339,7 +339,6 @@ class SoftmaxMatrix:
 
 
 def _versions(source: "Operands | Tensor") -> tuple[int, ...]:
-<<<<<<< HEAD
     return versions(source.query, source.key, source.mask) if isinstance(source, Operands) else versions(source)
 
 
@@ -349,8 +348,3 @@ def _of_heads(factor: Tensor, heads: slice) -> Tensor:
 
 def _in_words(shape: tuple[int | None, ...]) -> str:
     return f"({', '.join('any' if length is None else str(length) for length in shape)})"
-=======
-    """How often the memory of each tensor was written to; those made in inference mode do not count."""
-    tensors = (source.query, source.key, source.mask) if isinstance(source, Operands) else (source,)
-    return tuple(t._version for t in tensors if t is not None and not t.is_inference())
->>>>>>> lean-a
