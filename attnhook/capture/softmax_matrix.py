@@ -340,11 +340,3 @@ class SoftmaxMatrix:
 
 def _versions(source: "Operands | Tensor") -> tuple[int, ...]:
     return versions(source.query, source.key, source.mask) if isinstance(source, Operands) else versions(source)
-
-
-def _of_heads(factor: Tensor, heads: slice) -> Tensor:
-    return factor if factor.shape[0] == 1 else factor[heads]
-
-
-def _in_words(shape: tuple[int | None, ...]) -> str:
-    return f"({', '.join('any' if length is None else str(length) for length in shape)})"
