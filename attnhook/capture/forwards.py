@@ -252,8 +252,8 @@ def _why_strange(record: ForwardRecord, plan: CapturePlan) -> str:
     attending = {call.site for call in record.calls}.union(record.strangers)
     names = [name for name, _ in plan.model.named_modules() if name in attending]
     return (
-        f"module {name!r} ({kind}) called scaled_dot_product_attention, and was not recognised: expected all that attend to show it in their "
-        f"code, got {len(plan.anatomy.sites)} that do. Name the modules that attend: blocks={names}."
+        f"module {name!r} ({kind}) called scaled_dot_product_attention, but was not recognised as an attention module: expected all that attend "
+        f"to show it in their code, got {len(plan.anatomy.sites)} that do. Name the modules that attend: blocks={names}."
     )
 
 
@@ -261,25 +261,28 @@ def _why_missing(site: AttentionSite, captured: int, record: ForwardRecord, plan
     if site.name in record.ran:
         return (
             f"block {site.name!r} ({type(site.module).__name__}) ran, but no attention call was seen in it: expected "
-            "scaled_dot_product_attention or a softmax over (batch, heads, queries, keys). It may use a kernel of its own "
-            "(flash-attn, xformers, flex attention), or its settings changed inside the context. Load the model with "
-            "attn_implementation='sdpa' (transformers), or leave the block out with blocks=."
+            "scaled_dot_product_attention or a softmax over (batch, heads, queries, keys). It ran inside a function that torch.compile compiled "
+            "(call the model uncompiled, or pass the compiled module), it uses a kernel of its own (flash-attn, xformers, flex attention), or "
+            "its settings changed inside the context. Load the model with attn_implementation='sdpa' (transformers), or leave the block out with "
+            "blocks=."
         )
     if site.running_kernel() is Kernel.SDPA:
         return (
             f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward, or called no scaled_dot_product_attention: "
-            f"{captured} of {len(plan.sites)} blocks were captured. The forward ended early, skips this block or runs it compiled, or the "
+            f"{captured} of {len(plan.sites)} blocks were captured. The forward ended early (after an exception, call clear() where you catch "
+            "it), skips this block or runs it compiled, or the "
             "block's settings changed to another kernel after the context was entered; capture the blocks that run with blocks=."
         )
     return (
         f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward: {captured} of {len(plan.sites)} "
-        "blocks were captured. The forward ended early, skips this block, or runs it compiled; capture the blocks that run with blocks=."
+        "blocks were captured. The forward ended early (after an exception, call clear() where you catch it), skips this block, or runs it "
+        "compiled; capture the blocks that run with blocks=."
     )
 
 
 def why_mixed(site: str) -> str:
     """Why forwards cannot be told apart."""
     return (
-        f"block {site!r} ran twice in one forward, and not at all in one that had begun before and not ended: expected forwards that can be "
-        "told apart. Call the model itself, model(images), where it runs inside its own forward; after an exception, call clear()."
+        f"block {site!r} ran twice in one forward, and not at all in one that started earlier and has not finished: expected forwards that can "
+        "be told apart. Call the model itself, model(images), where it runs inside its own forward; after an exception, call clear()."
     )

@@ -40,6 +40,8 @@ class CapturePlan:
 
 def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: TokenLayout | None) -> CapturePlan:
     """Resolve what the user asked for, or say why the model has no such attention; `layout` overrides what the zoo says about the tokens."""
+    if layout is not None and not isinstance(layout, TokenLayout):
+        raise TypeError(f"bad layout={layout!r}: expected a TokenLayout. Write layout=TokenLayout((rows, columns)).")
     inner = unwrapped(model)
     known = find_anatomy(inner)
     by_code = layout is not None or callable(blocks)
@@ -73,7 +75,10 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside torch.compile and DDP wrappers; `UnsupportedModelError` if its forward cannot run hooks."""
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"cannot capture a {type(model).__name__}: expected a torch.nn.Module.")
+        raise UnsupportedModelError(
+            f"cannot capture an object of type {type(model).__name__}: expected a torch.nn.Module. Pass the model itself, as the .model of what "
+            "attnhook.load gives."
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"cannot capture {type(model).__name__}: scripted and traced models run no Python hooks. Capture the eager model."
@@ -87,6 +92,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
         raise UnsupportedModelError(
             "cannot capture nn.DataParallel: it runs copies of the model on other threads. Capture model.module on one device, or "
             "use DistributedDataParallel."
+        )
+    if isinstance(model, nn.TransformerEncoderLayer):
+        raise UnsupportedModelError(
+            "cannot capture an nn.TransformerEncoderLayer on its own: expected a module around it, because hooks on the layer would switch off "
+            "its fast path. Capture model = nn.Sequential(layer), and call that."
         )
     inner = compiled_module(model)
     if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):

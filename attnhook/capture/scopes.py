@@ -25,6 +25,7 @@ from attnhook.capture.following import Outcome
 from attnhook.capture.forwards import ForwardRecord
 from attnhook.capture.operands import Operands
 from attnhook.capture.shared_state import Call, ReplacedFunction
+from attnhook.capture.torch_internals import remove_modes
 
 
 class Listener(Protocol):
@@ -153,7 +154,8 @@ def innermost_of_each() -> list[Scope]:
 
 
 def forget_closed() -> None:
-    """Forget scopes of captures that were entered in this context, and left in another one."""
+    """Forget what captures that were left have left behind in this context: left in another one, or by an interrupt."""
+    remove_modes(lambda mode: isinstance(mode, _Watch) and mode.scope.entry.closed)
     stack = _open.get()
     if any(scope.entry.closed for scope in stack):
         _open.set(tuple(scope for scope in stack if not scope.entry.closed))

@@ -28,7 +28,7 @@ from attnhook.capture.scopes import SDPA, Entry, ModeScope, Scope, forget_closed
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.surroundings import Surrounding, compilable, encoder_layers, modules_around, readable
-from attnhook.capture.torch_internals import in_backward, is_compiled, remove_hooks
+from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
 from attnhook.errors import BlockNotCapturedError, NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
 
@@ -122,6 +122,8 @@ class AttentionCapture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if isinstance(error, KeyboardInterrupt):
+                finish_interrupted_functions(trace)
             self._undo()
         except BaseException:  # Ctrl-C while it was undone
             self._undo()
@@ -144,14 +146,11 @@ class AttentionCapture:
             self._entry.close()
             with LOCK:
                 for module in self._hooked:
-                    remove_hooks(module, self._is_own)
+                    remove_hooks(module, lambda hook: isinstance(hook, Hook) and hook.follower is self)
             forget_closed()
             _EAGER.release(self._entry)
             self._hooked.clear()
             self._entry = None
-
-    def _is_own(self, hook: Any) -> bool:
-        return isinstance(hook, Hook) and hook.follower is self
 
     def _run_eagerly(self, entry: Entry) -> None:
         """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
@@ -323,7 +322,8 @@ class AttentionCapture:
 
         Raises `BlockNotCapturedError` if one of them was left by an exception half-way: call `clear()` where you catch that.
         """
-        return tuple(self._finish(record) for record in self._seen())
+        whole = [record for record in self._seen() if record.maps is not None or not record.is_empty()]
+        return tuple(self._finish(record) for record in whole or self._seen())
 
     def _seen(self) -> list[ForwardRecord]:
         """The records of forwards, without those of attention modules that were entered and never got to attend."""
@@ -346,7 +346,7 @@ class AttentionCapture:
         if self._seen():
             return (
                 f"{what}, got one in which no attention module ran. A compiled copy of the model, a replica, or only a part of it "
-                "ran: pass to AttentionCapture the very object that you call, and make it after compiling."
+                "ran: pass to AttentionCapture the exact object that you call, and make it after compiling."
             )
         return (
             f"{what}, got none. Call model(images) inside `with AttentionCapture(model) as capture:`. If you did, it was another "

@@ -50,13 +50,8 @@ class Surrounding:
 
 
 def modules_around(plan: CapturePlan) -> list[Surrounding]:
-    """What has to be followed around and beside the captured modules, the model first; raises if that is an encoder layer."""
+    """What has to be followed around and beside the captured modules, the model first."""
     model, chosen = plan.model, {site.name for site in plan.sites}
-    if isinstance(model, nn.TransformerEncoderLayer):
-        raise UnsupportedModelError(
-            "cannot capture an nn.TransformerEncoderLayer on its own: expected a module around it, because hooks on the layer would switch off "
-            "its fast path. Capture model = nn.Sequential(layer), and call that."
-        )
     others = {site.name for site in plan.anatomy.sites} - chosen
     layers = any(site.running_kernel() is Kernel.ENCODER_LAYER for site in plan.sites)
     found = []

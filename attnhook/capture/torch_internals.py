@@ -4,7 +4,9 @@ Checked on torch 2.6, 2.13 and 2.14. Where a name below is missing, importing or
 wrong silently.
 """
 
+import contextlib
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -59,6 +61,28 @@ def put_on(mode: TorchFunctionMode, above: int = 0) -> None:
     torch._C._push_on_torch_function_stack(mode)
     for other in reversed(others):
         torch._C._push_on_torch_function_stack(other)
+
+
+def remove_modes(mine: Callable[[Any], bool]) -> None:
+    """Take modes off this thread's stack by what they are."""
+    modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    for mode in reversed(modes):
+        if not mine(mode):
+            torch._C._push_on_torch_function_stack(mode)
+
+
+def finish_interrupted_functions(trace: TracebackType | None) -> None:
+    """Have torch put back the modes that it had taken off for a function in which Ctrl-C came.
+
+    It does so as soon as its frames are dropped, which the traceback would put off until nobody expects it. Frames of others are left alone.
+    """
+    inside = False
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if inside and code.co_filename == contextlib.__file__:
+            trace.tb_frame.clear()
+        inside = code.co_filename == torch.overrides.__file__
+        trace = trace.tb_next
 
 
 # --- modules ------------------------------------------------------------------------------------------------------------------------------

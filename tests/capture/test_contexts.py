@@ -357,7 +357,7 @@ def test_a_forward_after_one_that_raised_half_way_is_whole() -> None:
         for call in (model, model.forward_features):
             call(photo)
             assert same(capture.maps.stack(), rows_of(model, photo))
-        with pytest.raises(BlockNotCapturedError):
+        with pytest.raises(BlockNotCapturedError, match=r"call clear\(\) where you catch it"):
             _ = capture.forwards
         capture.clear()
         model(photo)

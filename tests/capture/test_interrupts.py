@@ -1,5 +1,6 @@
 """Ctrl-C at any moment of a capture: nothing stays on the model or in torch, and the next capture is right."""
 
+import gc
 import linecache
 import sys
 from pathlib import Path
@@ -89,3 +90,48 @@ def test_an_interrupt_before_any_line_leaves_nothing(kind: str, every: int) -> N
         with AttentionCapture(called, layout=layout) as capture:
             called(pixels)
         assert same(capture.maps.stack(), expected)
+
+
+@pytest.mark.parametrize("caught", ["outside", "inside"])
+@pytest.mark.parametrize("number", range(4))
+def test_an_interrupt_while_torch_has_taken_a_mode_off_leaves_no_mode(number: int, caught: str) -> None:
+    """Torch puts the mode back when the interrupted frames are dropped, which may be after the capture was left."""
+    model, pixels, capture = capture_of("timm, unfused")
+    seen = []
+
+    def trace(frame, event, _) -> None:
+        if frame.f_code.co_name == "__exit__" and frame.f_back.f_code.co_name == "handle_torch_function":
+            seen.append(frame.f_code)
+            if len(seen) == number + 1:
+                raise KeyboardInterrupt
+
+    def run() -> None:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            model(pixels)
+        finally:
+            sys.settrace(before)
+
+    with torch.no_grad():
+        clean = traces(model)
+        kept = None
+        try:
+            with capture:
+                try:
+                    run()
+                except KeyboardInterrupt as error:
+                    if caught == "outside":
+                        raise
+                    kept = error
+        except KeyboardInterrupt as error:
+            kept = error
+        assert len(seen) == number + 1
+        if caught == "outside":
+            assert traces(model) == clean  # although the traceback is still there
+        del kept
+        gc.collect()
+        with capture:  # at the latest, the next capture takes it off
+            model(pixels)
+        assert traces(model) == clean
+    assert len(capture.maps) == 2
