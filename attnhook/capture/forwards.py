@@ -263,8 +263,8 @@ def _why_missing(site: AttentionSite, captured: int, record: ForwardRecord, plan
             f"block {site.name!r} ({type(site.module).__name__}) ran, but no attention call was seen in it: expected "
             "scaled_dot_product_attention or a softmax over (batch, heads, queries, keys). It ran inside a function that torch.compile compiled "
             "(call the model uncompiled, or pass the compiled module), it uses a kernel of its own (flash-attn, xformers, flex attention), or "
-            "its settings changed inside the context. Load the model with attn_implementation='sdpa' (transformers), or leave the block out with "
-            "blocks=."
+            "its settings changed inside the context. Load the model with attn_implementation='sdpa' (transformers), or leave the block "
+            "out with blocks=."
         )
     if site.running_kernel() is Kernel.SDPA:
         return (
