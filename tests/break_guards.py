@@ -64,8 +64,8 @@ GUARDS = (
     Guard(
         "2 scopes close when the context does",
         "capture/scopes.py",
-        "            scope.close()\n            scope.record",
-        "            scope.record",
+        "            scope.close()\n            # Another",
+        "            # Another",
         INVARIANTS,
     ),
     Guard(
@@ -106,13 +106,13 @@ GUARDS = (
     Guard(
         "7 a context that was left elsewhere holds nothing",
         "capture/scopes.py",
-        "            scope.record = ForwardRecord()  # another",
+        "            scope.record, scope.opener, scope.listener, scope.holds = ForwardRecord(), None, None, ()",
         "            pass  # another",
         CONTEXTS,
     ),
     Guard(
         "7 threads of a task have a forward each",
-        "capture/session.py",
+        "capture/forward_log.py",
         "                scope.replace(record)",
         "                scope.record = record",
         CONTEXTS,
@@ -141,8 +141,8 @@ GUARDS = (
     ),
     Guard(
         "10 forwards are kept apart",
-        "capture/session.py",
-        "        if record.begun or record.maps is not None or not record.is_empty():",
+        "capture/forward_log.py",
+        "        if shared or record.maps is not None or not record.is_empty():",
         "        if record.maps is not None:",
         f"{CONDITIONS}::test_forwards_of_several_sizes_pausing_and_clearing",
     ),
@@ -268,7 +268,7 @@ GUARDS = (
     Guard(
         "22 clear forgets",
         "capture/session.py",
-        "        self._records.clear()\n",
+        "        self._log.clear()\n",
         "",
         f"{CONDITIONS} -k clear",
     ),
@@ -289,8 +289,8 @@ GUARDS = (
     Guard(
         "vmap is refused",
         "capture/recording.py",
-        "    if in_vmap():",
-        "    if False:",
+        "if in_vmap() or (current_transform()",
+        "if False and (current_transform()",
         f"{CONDITIONS}::test_vmap_is_refused_and_does_not_disturb_the_forward",
     ),
     Guard(
@@ -358,7 +358,7 @@ GUARDS = (
     ),
     Guard(
         "maps that were read are whole",
-        "capture/session.py",
+        "capture/forward_log.py",
         "if past or record.maps is not None:",
         "if past:",
         "capture/test_calls.py",
@@ -400,14 +400,14 @@ GUARDS = (
     ),
     Guard(
         "40 the last forward is the last to end",
-        "capture/session.py",
+        "capture/forward_log.py",
         "            records.remove(record)\n            records.append(record)\n",
         "            pass\n",
         CONTEXTS,
     ),
     Guard(
         "40 forwards that cannot be told apart are loud",
-        "capture/session.py",
+        "capture/forward_log.py",
         "if outer is not None and record.count(site) and not outer.count(site):",
         "if False:",
         CONTEXTS,

@@ -15,29 +15,16 @@ from attnhook.errors import RowsNotKeptError
 
 @dataclass(slots=True, eq=False)
 class CapturedCall:
-    """What is kept of one attention call.
-
-    Attributes:
-        site: Name of the module.
-        kernel: What computed it.
-        kept: Finished rows, the implicit matrix, or None where neither was asked for.
-        logits: Instead of finished rows: logits of the wanted ones, whose softmax waits until the maps are read.
-        images: Which images of the logits are this call's; None where all are.
-        scale: Factor that the logits lack.
-        masked: Whether keys of them may be hidden.
-        tokens: What its tokens are, where the module itself tells.
-        gradients: What is kept of values and gradients.
-        measured: What somebody measured instead.
-    """
+    """What is kept of one attention call: finished rows, the implicit matrix, logits whose softmax waits, or what somebody measured."""
 
     site: str
     kernel: str
     kept: Tensor | SoftmaxMatrix | None = None
-    logits: Tensor | None = None
-    images: slice | None = None
-    scale: float = 1.0
-    masked: bool = False
-    tokens: SiteTokens | None = None
+    logits: Tensor | None = None  # of the wanted rows
+    images: slice | None = None  # which images of the logits are this call's; None where all are
+    scale: float = 1.0  # factor that the logits lack
+    masked: bool = False  # whether keys of them may be hidden
+    tokens: SiteTokens | None = None  # what its tokens are, where the module itself tells
     gradients: KeptGradients | None = None
     measured: Any = None
 

@@ -24,7 +24,7 @@ def _recognised(weight: Tensor | None, bias: Tensor | None) -> Iterator[tuple[Sc
         found = [
             (attention, listener)
             for attention, listener in scope.entry.layers
-            if attention.in_proj_weight is weight and attention.in_proj_bias is bias
+            if weight is not None and attention.in_proj_weight is weight and attention.in_proj_bias is bias
         ]
         for listener in [listener for _, listener in found if listener is not None]:
             if len(found) == 1:

@@ -30,41 +30,28 @@ _NOTHING_SEEN = SeenTokens()
 
 @dataclass(eq=False)
 class ForwardRecord:
-    """What one forward showed.
+    """What one forward showed."""
 
-    Attributes:
-        calls: The attention calls in the order in which they ran.
-        ran: Names of the sites whose forward ran.
-        errors: By site name, why a call could not be recorded.
-        strangers: Modules outside every site that called scaled_dot_product_attention, each with its type's name.
-        listed: Whether it is among those of its capture.
-        begun: Whether the model's forward began; False if only attention modules were called.
-        input_size: Pixels of the images that went in.
-        grid: Patch rows and columns that the patch embedding gave.
-        frames: Steps in time that it gave.
-        patch_area: Pixels that the grid covers.
-        tokens: What the token module showed.
-        fast: Where the fast path keeps the logits of its calls.
-        inputs: By site name, those of its `seen_module`, floating-point tensors replaced by their shapes.
-        interrupted: The forward that had begun, and not ended, when this one did, if any.
-        maps: What it was turned into, once asked for.
-    """
-
-    calls: list[CapturedCall] = field(default_factory=list)
-    ran: set[str] = field(default_factory=set)
-    errors: dict[str, AttnhookError] = field(default_factory=dict)
-    strangers: dict[str, str] = field(default_factory=dict)
-    listed: bool = False
-    begun: bool = False
-    input_size: Size | None = None
-    grid: Size | None = None
-    frames: int = 1
-    patch_area: Size | None = None
-    tokens: SeenTokens = _NOTHING_SEEN
-    fast: FastLogits | None = None
-    inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    interrupted: "ForwardRecord | None" = None
-    maps: AttentionMaps | None = None
+    calls: list[CapturedCall] = field(default_factory=list)  # in the order in which they ran
+    ran: set[str] = field(default_factory=set)  # the sites whose forward ran
+    errors: dict[str, AttnhookError] = field(default_factory=dict)  # by site, why a call could not be recorded
+    strangers: dict[str, str] = field(
+        default_factory=dict
+    )  # modules that attended unexpectedly, each with its type's name
+    listed: bool = False  # whether it is among those of its capture
+    begun: bool = False  # whether the model's forward began, or only attention modules were called
+    input_size: Size | None = None  # of the images that went in, in pixels
+    batch: int | None = None  # number of these images
+    grid: Size | None = None  # patch rows and columns that the patch embedding gave
+    frames: int = 1  # steps in time that it gave
+    patch_area: Size | None = None  # pixels that the grid covers
+    tokens: SeenTokens = _NOTHING_SEEN  # what the token module showed
+    fast: FastLogits | None = None  # where the fast path keeps the logits of its calls
+    inputs: dict[str, tuple[Any, ...]] = field(
+        default_factory=dict
+    )  # by site, those of its `seen_module`, floats as shapes
+    interrupted: "ForwardRecord | None" = None  # the forward that had begun, and not ended, when this one did
+    maps: AttentionMaps | None = None  # what it was turned into, once asked for
 
     def is_empty(self) -> bool:
         """Whether no attention module ran."""
@@ -121,32 +108,13 @@ def _layout(*fields: Any) -> TokenLayout:
 
 
 def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
-    """Turn the records of one forward into maps.
-
-    Args:
-        record: What the forward showed.
-        plan: What was to be recorded.
-
-    Returns:
-        The maps of all blocks of the plan.
-
-    Raises:
-        BlockNotCapturedError: If a block of the plan is missing; the message says whether it ran.
-    """
+    """The maps of all blocks of the plan; raises `BlockNotCapturedError` if one is missing, and says whether it ran."""
     with torch.inference_mode(mode=False):  # autograd can work with the rows
         return _finish(record, plan)
 
 
 def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
-    """What was measured of each call of one forward, with the block's name.
-
-    Args:
-        record: What the forward showed.
-        plan: What was to be recorded.
-
-    Returns:
-        In the order in which they ran.
-    """
+    """What was measured of each call of one forward, with the block's name, in the order in which they ran."""
     return [(name, call.measured) for _, name, call in _found(record, plan)]
 
 
@@ -204,19 +172,7 @@ def make_block(  # noqa: PLR0917 (what one call is, in one order)
     layout: TokenLayout | PackedLayout | str,
     fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str],
 ) -> BlockAttention:
-    """One call as a block, its tokens told.
-
-    Args:
-        site: Where it ran.
-        name: The call's name.
-        call: The call.
-        kept: What is kept of it.
-        layout: The layout of the whole sequence, or why there is none.
-        fitting: Layouts already held against a number of keys; added to.
-
-    Returns:
-        The block.
-    """
+    """One call as a block, its tokens told; `fitting` holds layouts already checked against a number of keys, and is added to."""
     if call.tokens is not None:
         keys, queries = call.tokens.keys, call.tokens.queries
     else:
@@ -277,6 +233,14 @@ def _why_missing(site: AttentionSite, captured: int, record: ForwardRecord, plan
         f"block {site.name!r} ({type(site.module).__name__}) did not run in the last forward: {captured} of {len(plan.sites)} "
         "blocks were captured. The forward ended early (after an exception, call clear() where you catch it), skips this block, or runs it "
         "compiled; capture the blocks that run with blocks=."
+    )
+
+
+def why_merged(site: str) -> str:
+    """Why forwards cannot be told apart where the model itself was not called."""
+    return (
+        f"block {site!r} ran again after all blocks had run, and nothing showed that a new forward began: expected model(images), got calls of "
+        "its parts. Call the model itself, or read the maps (or call clear()) after each forward."
     )
 
 

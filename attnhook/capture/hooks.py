@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from attnhook.capture.scopes import Scope
 
@@ -46,7 +47,7 @@ class Before(Hook):
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
         """Open it, if anything is to be recorded."""
-        around = self.follower._here()
+        around = None if is_compiling() else self.follower._here()
         if around is not None:
             self._make(around, self).open()
 
@@ -66,7 +67,7 @@ class After(Hook):
 
     def __call__(self, *args: Any) -> None:
         """Close it, if it was opened."""
-        scope = self.follower._opened_by(self._before)
+        scope = None if is_compiling() else self.follower._opened_by(self._before)
         if scope is not None:
             scope.close()
             if self._then is not None:
@@ -84,7 +85,7 @@ class Reports(Hook):
 
     def __call__(self, *args: Any) -> None:
         """Hand it on."""
-        scope = self.follower._here()
+        scope = None if is_compiling() else self.follower._here()
         if scope is not None:
             self._function(scope, *args)
 

@@ -19,17 +19,11 @@ from attnhook.options import BlocksOption
 
 
 class MeasuringCapture(AttentionCapture):
-    """A capture that keeps a measurement of every block, and none of its rows.
+    """A capture that keeps what `measure` gives for every block, and none of its rows.
 
-    Args:
-        model: As in `AttentionCapture`.
-        measure: Takes a block with its implicit matrix (of a model with an explicit softmax, the matrix that it computed) and what the
-            model's head reads, gives anything that holds no part of it.
-        saw_outcome: Told of each fused call: the block's name, the values that it was given, `(batch, key heads, keys, value_dim)`, and what it
-            gave, `(batch, heads, queries, value_dim)`.
-        blocks: As in `AttentionCapture`.
-        layout: As in `AttentionCapture`.
-        strict: As in `AttentionCapture`.
+    `measure` takes a block with its implicit matrix (of a model with an explicit softmax, the matrix that it computed) and what the model's head
+    reads; what it gives must hold no part of the block. `saw_outcome` is told of each fused call: the block's name, its values
+    `(batch, key heads, keys, value_dim)` and its output `(batch, heads, queries, value_dim)`.
 
     Example:
         >>> import timm, torch
@@ -58,7 +52,7 @@ class MeasuringCapture(AttentionCapture):
     @property
     def measured(self) -> list[tuple[str, Any]]:
         """Each block's name and measurement, of the last forward; errors as those of `maps`."""
-        forwards = self._seen()
+        forwards = self._log.seen()
         if not forwards or forwards[-1].is_empty():
             raise NothingCapturedError(self._why_nothing())
         return measured(forwards[-1], self._plan)

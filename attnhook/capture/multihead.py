@@ -44,6 +44,13 @@ def multihead_operands(
     return Operands(query, key, (module.embed_dim // module.num_heads) ** -0.5, mask)
 
 
+def multihead_lengths(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Number of queries and of keys of one image in a call."""
+    call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+    queries, keys = (_batch_first(module, call[name]).shape[1] for name in ("query", "key"))
+    return queries, keys
+
+
 def multihead_outcome(
     module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, Tensor | None]
 ) -> Outcome:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 
 from attnhook.errors import UnsupportedModelError
 
@@ -153,6 +154,10 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
         raise UnsupportedModelError(
             "an attention call cannot be recorded: expected queries of shape (batch, heads, tokens, head_dim), got nested ones. "
             "Capture other blocks with `blocks=`."
+        )
+    if isinstance(attn_mask, CausalBias):
+        raise UnsupportedModelError(
+            "an attention call cannot be recorded: expected a mask that is a plain tensor, got a CausalBias. Pass is_causal=True, or a tensor."
         )
     number = float(scale) if isinstance(scale, Tensor) else scale  # a tensor may change before the maps are read
     return Operands(*_broadcast(query, key), number, attn_mask, is_causal)

@@ -12,14 +12,14 @@ from attnhook.capture.fast_path import FastLogits, is_plain, kind_of
 from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unreachable
 from attnhook.capture.forwards import ForwardRecord, call_name, make_block
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.multihead import multihead_operands, multihead_outcome
+from attnhook.capture.multihead import multihead_lengths, multihead_operands, multihead_outcome
 from attnhook.capture.operands import Operands, quiet_arithmetic, sdpa_operands
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.scopes import Scope
-from attnhook.capture.sites import AttentionSite, Layout, Queries, SeenCall, SiteTokens
+from attnhook.capture.sites import Arrangement, AttentionSite, Layout, Queries, SeenCall, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
-from attnhook.capture.torch_internals import in_vmap
+from attnhook.capture.torch_internals import current_transform, in_vmap
 from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import Rows
 
@@ -88,7 +88,8 @@ class SiteRecorder:
 
     def operands(self, record: ForwardRecord, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
         """Keep what the plan asks for of a call given by its operands, and what came out, where that was seen."""
-        _refuse_vmap()
+        self._refuse_transforms()
+        self._refuse_merged_heads(record, call)
         call = self.site.arranged_operands(call)
         gradients = self._followed(outcome) if self.plan.values else None
         if self.saw_outcome is not None and outcome is not None:
@@ -99,12 +100,30 @@ class SiteRecorder:
         with quiet_arithmetic(call.query.device.type):
             self._keep(record, self._of_operands(record, call, kernel), gradients)
 
+    def _refuse_transforms(self) -> None:
+        """Tensors inside a transform of `torch.func` lack the mapped dimension, or die with it: what was kept of them would be wrong then."""
+        what = "torch.func.vmap" if in_vmap() else "a transform of torch.func"
+        if in_vmap() or (current_transform() is not None and self.plan.rows in (Rows.ALL, Rows.MEAN)):
+            raise UnsupportedModelError(
+                f"cannot capture inside {what}: expected a plain forward. Run the model on the whole batch at once, outside of it."
+            )
+
+    def _refuse_merged_heads(self, record: ForwardRecord, call: Operands) -> None:
+        """Without an axis for heads, a batch that is a multiple of the images' holds heads or windows: rows of them would pass for images'."""
+        merged = call.query.dim() == 3 and self.site.arrangement is Arrangement.HEADS
+        if merged and record.batch is not None and call.query.shape[0] != record.batch:
+            raise UnsupportedModelError(
+                f"block {self.site.name!r} attends with {call.query.shape[0]} sequences for {record.batch} images: expected queries of shape "
+                f"(batch, heads, tokens, head_dim), got {tuple(call.query.shape)}. Say how heads are merged into the batch: register an adapter "
+                "with AttentionSite(..., arrangement=Arrangement.MERGED, heads=n)."
+            )
+
     def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:
         """Keep what the plan asks for of an explicit softmax; one whose shape is not that of this module's attention is none."""
         arranged, rows = self.site.arranged(logits), self.site.arranged(weights.detach())
         if arranged is None or rows is None or (self.site.heads and arranged.shape[1] != self.site.heads):
             return
-        _refuse_vmap()
+        self._refuse_transforms()
         gradients = self._explicit(weights) if self.plan.values else None
         with quiet_arithmetic(logits.device.type):
             self._keep(record, self._of_logits(record, arranged, rows), gradients)
@@ -125,8 +144,9 @@ class SiteRecorder:
         output: tuple[Tensor, Tensor | None],
     ) -> None:
         try:
-            _refuse_vmap()
+            self._refuse_transforms()
             rows = self._few
+            self._check_sequence(record, *multihead_lengths(module, args, kwargs))
             call = multihead_operands(module, args, kwargs, rows)
             gradients = self._followed(multihead_outcome(module, args, kwargs, output)) if self.plan.values else None
             with quiet_arithmetic(call.query.device.type):
@@ -195,7 +215,9 @@ class SiteRecorder:
         if rows is Rows.ALL or rows is Rows.MEAN:
             # A low-precision softmax is repeated in float32, so that its rows sum to 1.
             exact = weights.dtype in (torch.float32, torch.float64)
-            matrix = SoftmaxMatrix(weights if exact else torch.softmax(logits.float(), dim=-1))
+            kept = weights if exact else torch.softmax(logits.float(), dim=-1)
+            # Tensors made in inference mode do not say that they were written to.
+            matrix = SoftmaxMatrix(kept.clone() if kept.is_inference() and rows is Rows.ALL else kept)
             if rows is Rows.ALL:
                 return CapturedCall(name, "softmax", matrix, tokens=tokens)
             mean = matrix.mean_rows(self._patch_queries(record, queries, tokens))
@@ -282,11 +304,3 @@ def _outcome(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
     **__: Any,
 ) -> Outcome:
     return Outcome(value, output, dropout_p)
-
-
-def _refuse_vmap() -> None:
-    """Tensors inside `torch.func.vmap` lack the mapped dimension: what was kept of them would be wrong once the map ends."""
-    if in_vmap():
-        raise UnsupportedModelError(
-            "cannot capture inside torch.func.vmap: expected a plain forward. Run the model on the whole batch at once."
-        )

@@ -10,7 +10,8 @@ are seen. Scopes lie in a context variable, so that every task and every thread 
 - Not at all: an `nn.MultiheadAttention` is read in its hook, and the calls of some modules are nobody's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -50,19 +51,28 @@ class Entry:
     It holds the `nn.MultiheadAttention` of each encoder layer, and who is told of its calls, too.
     """
 
-    __slots__ = ("closed", "layers", "scopes")
+    __slots__ = ("closed", "layers", "paused", "scopes")
 
-    def __init__(self, layers: Sequence[tuple[nn.MultiheadAttention, Any]] = ()) -> None:
+    def __init__(self, layers: Sequence[tuple[nn.MultiheadAttention, Any]], paused: Callable[[], bool]) -> None:
         self.layers = layers
+        self.paused = paused
         self.scopes: WeakSet[Scope] = WeakSet()  # what is open is held by its context, and by what it holds itself
         self.closed = False
 
     def close(self) -> None:
         """Close every scope that was left open, those of other contexts, too."""
         self.closed = True
-        for scope in list(self.scopes):
+        for scope in self.open_scopes():
             scope.close()
-            scope.record = ForwardRecord()  # another context may hold the scope for longer than the user holds the maps
+            # Another context may hold the scope for longer than the user holds the model and the maps.
+            scope.record, scope.opener, scope.listener, scope.holds = ForwardRecord(), None, None, ()
+        self.layers = ()
+
+    def open_scopes(self) -> "list[Scope]":
+        """All of them, while other threads open and close theirs."""
+        while True:
+            with suppress(RuntimeError):  # one has, in this moment
+                return list(self.scopes)
 
 
 class Scope:
@@ -93,6 +103,8 @@ class Scope:
             outer.suspend()
         self._watch()
         _open.set((*stack, self))
+        if self.entry.closed:  # by another thread, in this moment
+            self.close()
 
     def close(self) -> None:
         """End, and with it whatever an aborted forward left open inside. Ending again changes nothing."""
@@ -145,12 +157,12 @@ def innermost(entry: Entry, opener: object = None) -> Scope | None:
 
 
 def innermost_of_each() -> list[Scope]:
-    """The innermost scope of every capture in this context."""
+    """The innermost scope of every capture in this context that is not paused."""
     found: list[Scope] = []
     for scope in reversed(_open.get()):
         if all(scope.entry is not other.entry for other in found):
             found.append(scope)
-    return found
+    return [scope for scope in found if not scope.entry.paused()]
 
 
 def forget_closed() -> None:
@@ -170,7 +182,8 @@ def attribute(home: Any, name: str, call: Call) -> ReplacedFunction:
 
 
 def _sdpa_called(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    output = original(*args, **kwargs)
+    with SDPA.aside() if any(map(_has_own_functions, (*args, *kwargs.values()))) else nullcontext():
+        output = original(*args, **kwargs)
     for scope in innermost_of_each():
         if scope.listener is not None and SDPA in scope.holds:
             try:
@@ -178,6 +191,14 @@ def _sdpa_called(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             except Exception as error:
                 scope.listener.refused(scope.record, error)
     return output
+
+
+def _has_own_functions(given: Any) -> bool:
+    """Whether it is a tensor whose class brings functions of its own, as the masks of `torch.nn.attention.bias` do."""
+    kind = type(given)
+    if kind is Tensor or not isinstance(given, Tensor):
+        return False
+    return getattr(kind.__torch_function__, "__func__", None) not in {None, Tensor.__torch_function__.__func__}  # type: ignore[attr-defined]
 
 
 SDPA = attribute(F, "scaled_dot_product_attention", _sdpa_called)
@@ -232,7 +253,9 @@ class ModeScope(Scope):
 
     def tell(self, fused: bool, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """A call of scaled_dot_product_attention, or of a softmax, was seen."""
-        if self.listener is None or self.entry.closed:  # closed on another thread than its mode is on
+        if (
+            self.listener is None or self.entry.closed or self.entry.paused()
+        ):  # closed on another thread than its mode is on
             return
         try:
             if fused:

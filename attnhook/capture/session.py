@@ -14,10 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attnhook.capture.adapters import SeenTokens
-from attnhook.capture.forwards import ForwardRecord, finish, why_mixed
+from attnhook.capture.encoder_layers import FUNCTIONS
+from attnhook.capture.forward_log import ForwardLog
+from attnhook.capture.forwards import ForwardRecord, finish
 from attnhook.capture.hooks import After, Before, Hook, Reports, shapes
 from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.layout import TokenLayout
@@ -27,9 +29,17 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.capture.scopes import SDPA, Entry, ModeScope, Scope, forget_closed, innermost
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
-from attnhook.capture.surroundings import Surrounding, compilable, encoder_layers, modules_around, readable
+from attnhook.capture.surroundings import (
+    Surrounding,
+    compilable,
+    encoder_layers,
+    modules_around,
+    overrides_forward,
+    own_forwards,
+    readable,
+)
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
-from attnhook.errors import BlockNotCapturedError, NothingCapturedError, RowsNotKeptError, UnsupportedModelError
+from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
 
 _EAGER = EagerStance()
@@ -97,8 +107,10 @@ class AttentionCapture:
         keep_on = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
         self._surroundings = modules_around(self._plan)
-        self._layers = encoder_layers(self._plan.model, {id(r.site.module): r for r in self._recorders})
-        self._records: list[ForwardRecord] = []  # the last one to end is last
+        listeners = {id(r.site.module): r for r in self._recorders}
+        self._layers = encoder_layers(self._plan.model, listeners)
+        self._read_by_weights = self._layers + own_forwards(self._recorders)
+        self._log = ForwardLog(self._plan)
         self._entry: Entry | None = None
         self._hooked: list[nn.Module] = []
         self._paused = 0
@@ -131,7 +143,7 @@ class AttentionCapture:
 
     def _open(self) -> None:
         self.clear()
-        entry = self._entry = Entry(readable(self._layers))
+        entry = self._entry = Entry(readable(self._read_by_weights), lambda: self._paused > 0)
         self._run_eagerly(entry)
         forget_closed()
         Scope(entry, ForwardRecord(), entry).open()
@@ -191,17 +203,24 @@ class AttentionCapture:
         kernel = site.running_kernel()
         if site.seen_module is not None:
             self._before(site.seen_module, Reports(self, partial(_inputs_seen, site.name)), with_kwargs=True)
-        if kernel is Kernel.ENCODER_LAYER:  # a hook would switch its fast path off
+        if any(
+            site.module is attention for attention, _ in self._layers
+        ):  # a hook would switch its layer's fast path off
             return
+        own_forward = kernel is Kernel.MULTIHEAD and overrides_forward(site.module)
         kind, holds = _WATCHES[kernel]
+        if own_forward:  # which may change what it passes on: read from the functions that it calls
+            holds = FUNCTIONS
         if kernel is Kernel.INTERFACE:
             holds = (registered_function(site.module),)
 
         def make(around: Scope, opener: object) -> Scope:
-            return kind(around.entry, self._record_for(around, site.name), opener, recorder, holds)
+            return kind(around.entry, self._log.record_for(around, site.name), opener, recorder, holds)
 
         # In front of hooks of others, which may call attention themselves.
-        self._follow(site.module, make, recorder.ran, prepend=True, with_kwargs=kernel is Kernel.MULTIHEAD)
+        self._follow(
+            site.module, make, recorder.ran, prepend=True, with_kwargs=kernel is Kernel.MULTIHEAD and not own_forward
+        )
 
     def _hook_surroundings(self) -> None:
         anatomy = self._plan.anatomy
@@ -215,9 +234,9 @@ class AttentionCapture:
                 record = ForwardRecord(inputs=dict(around.record.inputs)) if forward else around.record
                 return Scope(around.entry, record, opener, one.listener, one.holds)
 
-            self._follow(one.module, make, None if number else self._forward_ended, prepend=one.listener is not None)
+            self._follow(one.module, make, None if number else self._log.end, prepend=one.listener is not None)
         first = self._plan.model if anatomy.image_module is None else anatomy.image_module
-        self._before(first, Reports(self, self._forward_begins), with_kwargs=True)
+        self._before(first, Reports(self, self._log.begin), with_kwargs=True)
 
     def _here(self) -> Scope | None:
         """The innermost scope of this capture in this context; None where nothing is to be recorded."""
@@ -232,56 +251,7 @@ class AttentionCapture:
     def _opened_by(self, opener: object) -> Scope | None:
         """The innermost scope of this capture in this context that `opener` has opened; None if there is none."""
         entry = self._entry
-        return None if entry is None or entry.closed or in_backward() else innermost(entry, opener)
-
-    # --- whose forward it is ----------------------------------------------------------------------------------------------------------
-
-    def _list(self, record: ForwardRecord) -> ForwardRecord:
-        if not record.listed:
-            record.listed = True
-            self._records.append(record)
-        return record
-
-    def _record_for(self, around: Scope, site: str) -> ForwardRecord:
-        """The record of a run of an attention module."""
-        record = around.record
-        # What comes after maps were read, or after other forwards, past the module at which forwards begin, is of another one.
-        past = record.listed and not record.begun and record not in self._records[-1:]
-        if past or record.maps is not None:
-            record = around.record = ForwardRecord(inputs=dict(record.inputs))
-        outer = record.interrupted
-        if outer is not None and record.count(site) and not outer.count(site):
-            record.errors.setdefault(site, BlockNotCapturedError(why_mixed(site)))
-        return self._list(record)
-
-    def _forward_begins(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
-        record = scope.record
-        if record.begun or record.maps is not None or not record.is_empty():
-            record = ForwardRecord(inputs=dict(record.inputs))
-            needed = {s.name for s in self._plan.sites if not (s.optional or s.guessed)}
-            called = {call.site for call in scope.record.calls}
-            if called and not needed <= called:
-                record.interrupted = scope.record
-            if scope.opener is scope.entry:
-                scope.replace(record)
-            elif isinstance(scope.listener, SiteRecorder):
-                Scope(scope.entry, record).open()  # it ends with the module that it began in
-            else:
-                scope.record = record
-        record.begun = True
-        images = next(
-            (a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor) and a.dim() in (4, 5)), None
-        )
-        if images is not None:
-            record.input_size = (images.shape[-2], images.shape[-1])
-        self._list(record)
-
-    def _forward_ended(self, scope: Scope, *_: Any) -> None:
-        """A forward that began inside another one has ended before it: the last to end comes last."""
-        record, records = scope.record, self._records
-        if record in records and records[-1] is not record:
-            records.remove(record)
-            records.append(record)
+        return None if entry is None or entry.closed or self._paused or in_backward() else innermost(entry, opener)
 
     def _tokens_seen(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         tokens_of = self._plan.anatomy.tokens_of
@@ -312,9 +282,9 @@ class AttentionCapture:
 
         Raises `NothingCapturedError` with the cause if there are none, `BlockNotCapturedError` if a block is missing.
         """
-        if not self._seen():
+        if not self._log.seen():
             raise NothingCapturedError(self._why_nothing())
-        return self._finish(self._seen()[-1])
+        return self._finish(self._log.seen()[-1])
 
     @property
     def forwards(self) -> tuple[AttentionMaps, ...]:
@@ -322,12 +292,8 @@ class AttentionCapture:
 
         Raises `BlockNotCapturedError` if one of them was left by an exception half-way: call `clear()` where you catch that.
         """
-        whole = [record for record in self._seen() if record.maps is not None or not record.is_empty()]
-        return tuple(self._finish(record) for record in whole or self._seen())
-
-    def _seen(self) -> list[ForwardRecord]:
-        """The records of forwards, without those of attention modules that were entered and never got to attend."""
-        return [r for r in self._records if r.begun or r.maps is not None or not r.is_empty()]
+        whole = [record for record in self._log.seen() if record.maps is not None or not record.is_empty()]
+        return tuple(self._finish(record) for record in whole or self._log.seen())
 
     def _finish(self, record: ForwardRecord) -> AttentionMaps:
         if record.maps is None:
@@ -343,7 +309,7 @@ class AttentionCapture:
             return f"{what}, got one on another thread, or in another task. Enter the context where the model runs."
         if self._paused:
             return f"{what}, got none while the capture was not paused."
-        if self._seen():
+        if self._log.seen():
             return (
                 f"{what}, got one in which no attention module ran. A compiled copy of the model, a replica, or only a part of it "
                 "ran: pass to AttentionCapture the exact object that you call, and make it after compiling."
@@ -364,9 +330,9 @@ class AttentionCapture:
 
     def clear(self) -> None:
         """Forget everything captured so far."""
-        self._records.clear()
+        self._log.clear()
         self._foreign_calls = 0
-        for scope in () if self._entry is None else tuple(self._entry.scopes):
+        for scope in () if self._entry is None else self._entry.open_scopes():
             scope.record = ForwardRecord()
 
     def __repr__(self) -> str:

@@ -5,7 +5,8 @@ Everything here can be repeated: Ctrl-C may come between any two lines, and whoe
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
@@ -93,6 +94,16 @@ class ReplacedFunction(SharedState):
         self._active = False
         if self._replacement is not None and self._read() is self._replacement:
             self._write(self._replacement.__wrapped__)  # else someone else's is there, which is theirs to take back
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The function itself in its place, for operands that ask whether it was called; other threads' calls are missed meanwhile, loudly."""
+        self._write(self._replacement.__wrapped__)
+        try:
+            yield
+        finally:
+            if self._active:
+                self._write(self._replacement)
 
     def _passing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def passing(*args: Any, **kwargs: Any) -> Any:

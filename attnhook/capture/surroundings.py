@@ -13,7 +13,7 @@ from attnhook.capture.multihead import refuse_parametrised
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.scopes import SDPA, Listener
 from attnhook.capture.shared_state import ReplacedFunction
-from attnhook.capture.sites import Kernel
+from attnhook.capture.sites import AttentionSite
 from attnhook.errors import UnsupportedModelError
 
 
@@ -53,26 +53,36 @@ def modules_around(plan: CapturePlan) -> list[Surrounding]:
     """What has to be followed around and beside the captured modules, the model first."""
     model, chosen = plan.model, {site.name for site in plan.sites}
     others = {site.name for site in plan.anatomy.sites} - chosen
-    layers = any(site.running_kernel() is Kernel.ENCODER_LAYER for site in plan.sites)
+    layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    in_layers = {id(module) for layer in layers for module in layer.modules()}
+    for site in plan.sites:
+        _check_layers(site, in_layers)
+    watched = any(id(site.module) in in_layers for site in plan.sites)
     found = []
     for name, module in model.named_modules():
-        if any(isinstance(one, nn.TransformerEncoderLayer) for one in _way_to(model, name)):
+        if id(module) in in_layers:
             continue
         foreign = plan.guessed and name not in chosen | others and not class_of(module).__module__.startswith("torch.")
-        around = layers and any(isinstance(one, nn.TransformerEncoderLayer) for one in module.modules())
-        left_out = name in others and (plan.guessed or any(_is_inside(name, outer) for outer in chosen))
+        around = watched and any(isinstance(one, nn.TransformerEncoderLayer) for one in module.modules())
+        within = any(_is_inside(name, outer) for outer in chosen)
+        left_out = name in others and (plan.guessed or within)
+        # The function mode of a module around it would switch off its fast path.
+        left_out = left_out or (within and name not in chosen and isinstance(module, nn.MultiheadAttention))
         if not name or foreign or around or left_out:
             holds = ((SDPA,) if foreign else ()) + (FUNCTIONS if around else ())
             found.append(Surrounding(module, Stranger(name, module) if foreign else None, holds))
     return found
 
 
-def _way_to(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules on the way from a model to one of its modules, itself included."""
-    way = [model]
-    for part in name.split(".") if name else []:
-        way.append(way[-1].get_submodule(part))
-    return way
+def _check_layers(site: AttentionSite, in_layers: set[int]) -> None:
+    """Refuse what cannot be watched without switching the fast path of an encoder layer off."""
+    inner = any(isinstance(one, nn.TransformerEncoderLayer) for one in site.module.modules())
+    if inner or (id(site.module) in in_layers and not isinstance(site.module, nn.MultiheadAttention)):
+        where = "holds" if inner else "lies in"
+        raise UnsupportedModelError(
+            f"block {site.name!r} cannot be captured: expected an attention module apart from nn.TransformerEncoderLayer, got one that {where} "
+            "such a layer, whose fast path would be switched off. Capture other blocks with blocks=."
+        )
 
 
 def _is_inside(name: str, outer: str) -> bool:
@@ -80,9 +90,21 @@ def _is_inside(name: str, outer: str) -> bool:
 
 
 def encoder_layers(model: nn.Module, listeners: Mapping[int, Any]) -> list[Layer]:
-    """The attention of every encoder layer, with who is told of its calls (by `id` of the module); None for nobody."""
+    """Every `nn.MultiheadAttention` in an encoder layer, with who is told of its calls (by `id` of the module); None for nobody."""
     layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    return [(layer.self_attn, listeners.get(id(layer.self_attn))) for layer in layers]
+    inside = {id(m): m for layer in layers for m in layer.modules() if isinstance(m, nn.MultiheadAttention)}
+    return [(attention, listeners.get(number)) for number, attention in inside.items()]
+
+
+def own_forwards(recorders: Sequence[Any]) -> list[Layer]:
+    """The captured `nn.MultiheadAttention` modules whose class brings a forward of its own."""
+    return [(r.site.module, r) for r in recorders if overrides_forward(r.site.module)]
+
+
+def overrides_forward(module: nn.Module) -> bool:
+    """Whether an `nn.MultiheadAttention` may pass something else on than it is given."""
+    own = "forward" in vars(module) or class_of(module).forward is not nn.MultiheadAttention.forward
+    return isinstance(module, nn.MultiheadAttention) and own
 
 
 def readable(layers: Sequence[Layer]) -> list[Layer]:
