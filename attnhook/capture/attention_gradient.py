@@ -75,16 +75,9 @@ class AttentionGradient:
         return self.rows(slice(None))
 
     def head_rows(self, image: int, head: int, queries: slice, buffer: Tensor) -> Tensor:
-        """Rows of one head of one image, for those who go through it a chunk at a time.
+        """Rows of one head of one image, `(rows, keys)` of this `dtype`, for those who go through it a chunk at a time.
 
-        Args:
-            image: Index in the batch.
-            head: Which head.
-            queries: Which rows, `start` and `stop` set.
-            buffer: Memory of at least rows times keys numbers of this `dtype`; it is written over.
-
-        Returns:
-            `(rows, keys)` of this `dtype`, in the buffer; may be written over.
+        `queries` has `start` and `stop` set; `buffer` is memory of at least rows times keys numbers of this `dtype`, and is written over.
         """
         rows, (_, heads, _, keys) = queries.stop - queries.start, self.shape
         out = buffer[: rows * keys].view(rows, keys)

@@ -53,10 +53,7 @@ class Before(Hook):
 
 
 class After(Hook):
-    """A hook that is always called: closes the scope that `before` has opened, and hands it to `then` with what torch gives a hook.
-
-    Of a module that raised, the output is None.
-    """
+    """A hook that is always called: closes what `before` opened, and hands it to `then` with what torch gives a hook (no output: None)."""
 
     __slots__ = ("_before", "_then")
 

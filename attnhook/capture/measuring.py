@@ -24,15 +24,6 @@ class MeasuringCapture(AttentionCapture):
     `measure` takes a block with its implicit matrix (of a model with an explicit softmax, the matrix that it computed) and what the model's head
     reads; what it gives must hold no part of the block. `saw_outcome` is told of each fused call: the block's name, its values
     `(batch, key heads, keys, value_dim)` and its output `(batch, heads, queries, value_dim)`.
-
-    Example:
-        >>> import timm, torch
-        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
-        >>> measure = lambda block, readout: block.matrix.entropy().mean().item()
-        >>> with torch.no_grad(), MeasuringCapture(model, measure, blocks=2) as capture:
-        ...     logits = model(torch.randn(1, 3, 224, 224))
-        >>> [name for name, _ in capture.measured]
-        ['blocks.10.attn', 'blocks.11.attn']
     """
 
     def __init__(

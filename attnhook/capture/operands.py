@@ -54,12 +54,7 @@ class Operands:
         By reference where that is safe. Queries and keys are copied where their memory holds more than both, as a fused projection's holds
         values, and where they were made in inference mode: such tensors do not say that they were written to. So is a mask of inference mode
         that is no larger than the queries; a larger one, which blocks often share, stays the model's, and that it was written to goes unseen.
-
-        Args:
-            with_values: Whether the values, and with them the memory of a fused projection, are kept anyway.
-
-        Returns:
-            The operands.
+        Where values are kept `with_values`, the memory of a fused projection is kept anyway.
         """
         call = self.by_reference()
         call.query, call.key = _owning(call.query, call.key, with_values), _owning(call.key, call.query, with_values)
@@ -98,14 +93,7 @@ class Operands:
         return self.causal or self.mask is not None
 
     def logits(self, index: slice | Tensor) -> Tensor:
-        """Rows of Q K^T * scale + bias, in float32 or float64; call it under `quiet_arithmetic`.
-
-        Args:
-            index: Which queries: a slice, or int64 indices `(rows,)`.
-
-        Returns:
-            `(batch, heads, rows, keys)`.
-        """
+        """Rows of Q K^T * scale + bias, `(batch, heads, rows, keys)` float32 or float64; call it under `quiet_arithmetic`."""
         query, key = self.query[:, :, index], self.key
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         if query.dtype is not torch.float32 and query.dtype is not torch.float64:
@@ -116,14 +104,8 @@ class Operands:
     def hide(self, logits: Tensor, index: slice | Tensor | list[int]) -> Tensor:
         """Add the mask to logits, and hide later keys where it is causal, as the kernels do.
 
-        A boolean mask is added, too, as 0 or minus infinity: a hidden key with a NaN in it gives NaN. A later key does not.
-
-        Args:
-            logits: Rows of Q K^T * scale, `(batch, heads, rows, keys)`; may be overwritten.
-            index: Which queries they are of.
-
-        Returns:
-            The same with the mask, hidden keys at minus infinity.
+        A boolean mask is added, too, as 0 or minus infinity: a hidden key with a NaN in it gives NaN. A later key does not. The logits are
+        `(batch, heads, rows, keys)`, those of the queries `index`; they may be overwritten.
         """
         queries, keys = self.shape[2:]
         if self.mask is not None:
@@ -146,10 +128,7 @@ def sdpa_operands(  # noqa: PLR0917 (the arguments of scaled_dot_product_attenti
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Operands:
-    """The operands of a call of `scaled_dot_product_attention`, by reference; takes exactly its arguments.
-
-    Dropout is ignored, for rows are those before it; so is `enable_gqa`, which the shapes imply.
-    """
+    """The operands of one call of `scaled_dot_product_attention`, by reference, in the shapes given; raises for nested ones."""
     if query.is_nested:
         raise UnsupportedModelError(
             "an attention call cannot be recorded: expected queries of shape (batch, heads, tokens, head_dim), got nested ones. "

@@ -27,13 +27,7 @@ _FUSED = "scaled_dot_product_attention"
 
 
 class SiteRecorder:
-    """Records the calls of one attention module; a `Listener` of scopes.
-
-    Args:
-        plan: What to record.
-        site: The module.
-        device: Where rows are kept, None for where they are computed.
-    """
+    """Records the calls of one attention module; a `Listener` of scopes. Rows are kept on `device`, None for where they are computed."""
 
     def __init__(self, plan: CapturePlan, site: AttentionSite, device: torch.device | None) -> None:
         self.plan = plan

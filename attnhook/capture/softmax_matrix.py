@@ -193,13 +193,9 @@ class SoftmaxMatrix:
             return result
 
     def fused_chunks(self, fusion: str = "mean") -> Iterator[tuple[RowChunk, Tensor]]:
-        """The rows of the matrix that the heads make together, a chunk at a time.
+        """The rows of the matrix that the heads make together (by `"mean"`, `"max"` or `"min"`), a chunk at a time.
 
-        Args:
-            fusion: `"mean"`, `"max"` or `"min"` over heads.
-
-        Yields:
-            Which rows, and `(rows, keys)` float32 (float64 where the operands are), valid until the next; may be overwritten.
+        Yields which rows, and `(rows, keys)` float32 (float64 where the operands are), valid until the next; may be overwritten.
         """
         kind = choose(HeadFusion, fusion, "fusion")
         for image in range(self.shape[0]):
@@ -214,11 +210,8 @@ class SoftmaxMatrix:
     def rowwise(self, measure: Callable[[Tensor, RowChunk], Tensor]) -> Tensor:
         """Reduce every row to something small, in chunks of at most `BUDGET_BYTES`.
 
-        Args:
-            measure: Takes rows `(1, heads, rows, keys)` float32 and which they are, gives `(1, heads or 1, rows, ...)`.
-
-        Returns:
-            What `measure` gave, joined: `(batch, heads or 1, queries, ...)`.
+        `measure` takes rows `(1, heads, rows, keys)` float32 and which they are, gives `(1, heads or 1, rows, ...)`; what it gave is joined to
+        `(batch, heads or 1, queries, ...)`.
         """
         batch, heads, queries, keys = self.shape
         if not batch:

@@ -110,8 +110,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 def compiled_module(module: nn.Module) -> nn.Module | None:
     """What `torch.compile(module)` wraps; None for any other module."""
-    inner = module._modules.get("_orig_mod")
-    return inner if isinstance(inner, nn.Module) else None
+    return module._modules.get("_orig_mod")
 
 
 def shares_projection(module: nn.MultiheadAttention) -> bool:
