@@ -157,7 +157,7 @@ class AttentionCapture:
         if self._entry is not None:
             self._entry.close()
             with LOCK:
-                for module in self._hooked:
+                for module in dict.fromkeys(self._hooked):
                     remove_hooks(module, lambda hook: isinstance(hook, Hook) and hook.follower is self)
             forget_closed()
             _EAGER.release(self._entry)
