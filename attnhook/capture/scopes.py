@@ -66,7 +66,7 @@ class Entry:
             scope.close()
             # Another context may hold the scope for longer than the user holds the model and the maps.
             scope.record, scope.opener, scope.listener, scope.holds = ForwardRecord(), None, None, ()
-        self.layers = ()
+        self.layers, self.paused = (), lambda: True
 
     def open_scopes(self) -> "list[Scope]":
         """All of them, while other threads open and close theirs."""

@@ -203,10 +203,8 @@ class AttentionCapture:
         kernel = site.running_kernel()
         if site.seen_module is not None:
             self._before(site.seen_module, Reports(self, partial(_inputs_seen, site.name)), with_kwargs=True)
-        if any(
-            site.module is attention for attention, _ in self._layers
-        ):  # a hook would switch its layer's fast path off
-            return
+        if any(site.module is attention for attention, _ in self._layers):
+            return  # a hook would switch its layer's fast path off
         own_forward = kernel is Kernel.MULTIHEAD and overrides_forward(site.module)
         kind, holds = _WATCHES[kernel]
         if own_forward:  # which may change what it passes on: read from the functions that it calls
