@@ -289,8 +289,8 @@ GUARDS = (
     Guard(
         "vmap is refused",
         "capture/recording.py",
-        "if in_vmap() or (current_transform()",
-        "if False and (current_transform()",
+        "        if in_vmap():",
+        "        if False:",
         f"{CONDITIONS}::test_vmap_is_refused_and_does_not_disturb_the_forward",
     ),
     Guard(

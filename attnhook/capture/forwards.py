@@ -208,8 +208,8 @@ def _why_strange(record: ForwardRecord, plan: CapturePlan) -> str:
     attending = {call.site for call in record.calls}.union(record.strangers)
     names = [name for name, _ in plan.model.named_modules() if name in attending]
     return (
-        f"module {name!r} ({kind}) called scaled_dot_product_attention, but was not recognised as an attention module: expected all that attend "
-        f"to show it in their code, got {len(plan.anatomy.sites)} that do. Name the modules that attend: blocks={names}."
+        f"module {name!r} ({kind}) called scaled_dot_product_attention, but was not recognised as an attention module: expected every attention "
+        f"module to be recognisable by its code, got {len(plan.anatomy.sites)} that are. Name the modules that attend: blocks={names}."
     )
 
 

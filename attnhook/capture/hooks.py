@@ -1,8 +1,8 @@
 """The hooks that a capture registers: a pre-hook and a hook on every module whose run it follows, and a few that only report.
 
 A copy of a hook does nothing, so that a model can be copied and saved inside a context. Torch runs the hooks that a module had when its call
-began: another thread's capture may have removed one since, and with it the note that it takes keywords. So no hook relies on being given them,
-and none but its own capture's, in the context in which that was entered, does anything.
+began. Another thread's capture may have removed its hook since, and with it the `with_kwargs` flag, so no hook relies on receiving keyword
+arguments. A hook does something only in the context that entered its capture.
 """
 
 from collections.abc import Callable

@@ -33,7 +33,8 @@ def multihead_operands(
     refuse_parametrised(module)
     if module.bias_k is not None or module.add_zero_attn:
         raise UnsupportedModelError(
-            "nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are no tokens."
+            "nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are no tokens: expected both off. "
+            "Leave the block out with blocks=."
         )
     call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     mask = _multihead_mask(module, call)
@@ -85,8 +86,8 @@ def refuse_parametrised(module: nn.Module, *, values: bool = False) -> None:
         owner, _, weight = name.rpartition(".")
         if is_parametrized(module.get_submodule(owner), weight):
             raise UnsupportedModelError(
-                f"nn.MultiheadAttention cannot be captured: expected plain weights, got a parametrised {name!r} (torch.nn.utils.parametrize), "
-                "which would be computed once more to be read and could change training. Leave the block out with blocks=, or capture a "
+                f"nn.MultiheadAttention cannot be captured: expected plain weights, got a parametrised {name!r} (torch.nn.utils.parametrize). "
+                "Reading it would compute it again, which could change training. Leave the block out with blocks=, or capture a "
                 "copy.deepcopy of the model after torch.nn.utils.parametrize.remove_parametrizations("
                 f"{f'attention.{owner}'.rstrip('.')}, {weight!r}), with each such attention module."
             )

@@ -96,10 +96,13 @@ class SiteRecorder:
 
     def _refuse_transforms(self) -> None:
         """Tensors inside a transform of `torch.func` lack the mapped dimension, or die with it: what was kept of them would be wrong then."""
-        what = "torch.func.vmap" if in_vmap() else "a transform of torch.func"
-        if in_vmap() or (current_transform() is not None and self.plan.rows in (Rows.ALL, Rows.MEAN)):
+        if in_vmap():
             raise UnsupportedModelError(
-                f"cannot capture inside {what}: expected a plain forward. Run the model on the whole batch at once, outside of it."
+                "cannot capture inside torch.func.vmap: expected a plain forward. Run the model on the whole batch at once."
+            )
+        if current_transform() is not None and self.plan.rows in (Rows.ALL, Rows.MEAN):
+            raise UnsupportedModelError(
+                f"cannot capture rows={self.plan.rows.value!r} inside a transform of torch.func: expected a plain forward. Capture chosen rows."
             )
 
     def _refuse_merged_heads(self, record: ForwardRecord, call: Operands) -> None:
@@ -267,8 +270,8 @@ class SiteRecorder:
         whole = queries in (keys, getattr(layout, "num_tokens", keys))
         if self._of_sequence and not whole:
             raise TokenLayoutError(
-                f"block {self.site.name!r} asks with {queries} queries over {keys} keys: expected one for every token, to tell which row is "
-                "whose. Capture with rows='all'."
+                f"block {self.site.name!r} has {queries} queries over {keys} keys: expected one query per token, because otherwise rows "
+                "cannot be matched to tokens. Capture with rows='all'."
             )
 
     def _query_layout(self, record: ForwardRecord, own: SiteTokens | None) -> Layout | str:

@@ -6,8 +6,8 @@ are seen. Scopes lie in a context variable, so that every task and every thread 
 - Through functions that are replaced while the scope is open, by ones that pass every call on: above all
   `torch.nn.functional.scaled_dot_product_attention`.
 - `ModeScope`: through a `TorchFunctionMode`, which sees every call of scaled_dot_product_attention and every softmax over the last of three or
-  more dimensions, however it is called. Where the function is enough, it would cost a Python call for every call of torch.
-- Not at all: an `nn.MultiheadAttention` is read in its hook, and the calls of some modules are nobody's.
+  more dimensions, however it is called. It adds a Python call to every torch call, so it is used only where replacing functions is not enough.
+- Not at all: an `nn.MultiheadAttention` is read in its hook, and the calls of some modules are ignored.
 """
 
 from collections.abc import Callable, Sequence

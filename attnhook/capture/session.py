@@ -1,9 +1,9 @@
 """`AttentionCapture`: the context manager.
 
 Nothing of the model is changed, replaced or called a second time. On entry a pre-hook and a hook are registered on each attention module, and
-a few more that see where forwards begin; on exit they are removed, and every scope that an aborted forward left open is closed. Recorded is
-what runs in the context (the task, or the thread) that entered, and nothing that runs inside a backward: gradient checkpointing repeats the
-forward there. Whatever undoes can be repeated, so that Ctrl-C may come at any point.
+a few more that see where forwards begin; on exit they are removed, and every scope that an aborted forward left open is closed. A capture
+records what runs in the context (the task or thread) that entered it. It records nothing inside a backward, where gradient checkpointing
+repeats the forward. Cleanup is idempotent, so Ctrl-C may come at any point.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,9 +60,10 @@ class AttentionCapture:
         rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
             `"readout"` (the one of the three that the model's head reads), `"all"` (queries and keys are kept by reference and the matrix
             stays implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).
-        layout: What the tokens are, for models that attnhook does not know; overrides what it knows. Attention modules of such a model are
-            recognised by the functions that their code calls, else named with `blocks`. A call of `scaled_dot_product_attention` by any other
-            module of the model makes reading maps an error; one through an alias bound before the context was entered is not seen there.
+        layout: The token layout, for models that attnhook does not know; for others it overrides the known layout. Attention modules of an
+            unknown model are recognised by the functions that their code calls; name any others with `blocks`. If another module of the
+            model calls `scaled_dot_product_attention`, reading the maps raises an error. A call through an alias bound before the context
+            was entered is not noticed there.
         gradients: Whether to follow backwards: each block then keeps its values by reference and gets the gradient dO of its attention output,
             from which its dA = dO V^T is implicit. Call `score.backward()`, inside the context or after it; several add up, as in `.grad`.
             Needs whole matrices: `rows="readout"` then means `"all"`, which holds the readout's row too.
@@ -74,7 +75,7 @@ class AttentionCapture:
         UnsupportedModelError: If the model has no attention that can be captured, or, on entering with `strict`, is compiled.
         UnknownBlockError: If `blocks` names a block that does not exist.
         NoReadoutError: If the model has no such row (`NoClassTokenError`: no class token).
-        RowsNotKeptError: If `gradients` meets `rows` that are not whole matrices.
+        RowsNotKeptError: If `gradients` is used with `rows` other than `"readout"` or `"all"`.
 
     Example:
         >>> import timm, torch
@@ -306,7 +307,7 @@ class AttentionCapture:
         if self._foreign_calls:
             return f"{what}, got one on another thread, or in another task. Enter the context where the model runs."
         if self._paused:
-            return f"{what}, got none while the capture was not paused."
+            return f"{what}, got none: the capture is paused. Leave `capture.paused()`, then call the model."
         if self._log.seen():
             return (
                 f"{what}, got one in which no attention module ran. A compiled copy of the model, a replica, or only a part of it "

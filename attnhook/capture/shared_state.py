@@ -1,6 +1,6 @@
-"""Process-wide state that captures need for a while: set by the first that holds it, put back by the last that lets go, in whatever order.
+"""Process-wide state that captures change temporarily: the first holder sets it, and the last one to release it restores it.
 
-Everything here can be repeated: Ctrl-C may come between any two lines, and whoever cleans up afterwards lets go once more.
+Every operation is idempotent: Ctrl-C may come between any two lines, and the cleanup then releases again.
 """
 
 import threading
@@ -69,10 +69,10 @@ Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class ReplacedFunction(SharedState):
-    """A function that others look up where it is kept: replaced, while anyone holds it, by one that passes every call on and tells of it.
+    """A function that callers look up by name: while anyone holds it, it is replaced by a wrapper that forwards and reports every call.
 
-    The replacement begins by asking whether a compiler is tracing it, and is then as good as the function itself: no graph ever holds it.
-    `read` gives the function that is there now, `write` puts one there, `call` runs the original and tells whoever wants to know.
+    While a compiler traces the wrapper, it only calls the original, so no compiled graph contains the wrapper.
+    `read` returns the current function, `write` sets it, and `call` runs the original and reports the call.
     """
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], call: Call) -> None:
@@ -97,7 +97,7 @@ class ReplacedFunction(SharedState):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """The function itself in its place, for operands that ask whether it was called; other threads' calls are missed meanwhile, loudly."""
+        """Restore the original for operands that check for it; calls on other threads are missed meanwhile, and reading their maps raises."""
         self._write(self._replacement.__wrapped__)
         try:
             yield

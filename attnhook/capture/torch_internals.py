@@ -85,9 +85,6 @@ def finish_interrupted_functions(trace: TracebackType | None) -> None:
         trace = trace.tb_next
 
 
-# --- modules ------------------------------------------------------------------------------------------------------------------------------
-
-
 def remove_hooks(module: nn.Module, mine: Callable[[Any], bool]) -> None:
     """Remove forward hooks of a module by what they are.
 

@@ -1,8 +1,8 @@
 """Capture inside a compiled graph: a module that returns its model's output and the attention rows, for `torch.compile(fullgraph=True)`.
 
-`AttentionCapture` runs compiled modules eagerly, because hooks that come after compiling never fire. Here the watching is part of what is
-compiled: a function mode, which Dynamo traces, sees the fused calls, and the rows leave the graph beside the output. Only plain fused models
-and a few rows: what needs to look at modules, or at whole matrices, is for `AttentionCapture`.
+`AttentionCapture` runs compiled modules eagerly, because hooks registered after compiling never fire. Here the capture is compiled too:
+Dynamo traces a function mode that sees the fused calls, and the graph returns the rows along with the output. This works for plain fused
+models and a few rows; whatever needs hooks on modules, or whole matrices, needs `AttentionCapture`.
 """
 
 import inspect
@@ -150,7 +150,7 @@ class TraceableCapture(nn.Module):
 
         Raises:
             TokenLayoutError: If the images are not of the shape of `pixels`, apart from the batch: their patches would lie on another grid.
-            NothingCapturedError: If the number of attention calls differs from that in the eager forward: nothing says whose rows are whose.
+            NothingCapturedError: If the number of attention calls differs from the eager forward's: rows could not be matched to blocks.
         """
         self._check_shape(self._images(args, kwargs))
         mode = _KeepsRows(self._queries, self._chosen)

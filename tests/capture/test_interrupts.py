@@ -72,7 +72,7 @@ class AtLine:
         return capture
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [13, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["timm", "timm, unfused", "transformers", "torchvision", "encoder", "compiled"])
 def test_an_interrupt_before_any_line_leaves_nothing(kind: str, every: int) -> None:
     model, pixels, _ = capture_of("timm" if kind == "compiled" else kind)

@@ -93,7 +93,7 @@ def test_a_block_that_calls_its_kernel_by_another_name_is_one(kind, place: int) 
     torch.testing.assert_close(maps[1], maps[0], atol=1e-6, rtol=0)
 
 
-NAMED = r"module 'layers.2' \(Hidden\) called scaled_dot_product_attention.* got 2 that do.*blocks=\['layers.0', 'layers.1', 'layers.2'\]"
+NAMED = r"module 'layers.2' \(Hidden\) called scaled_dot_product_attention.* got 2 that are.*blocks=\['layers.0', 'layers.1', 'layers.2'\]"
 
 
 def test_an_attention_call_outside_every_recognised_module_is_loud() -> None:
