@@ -110,7 +110,7 @@ class AttentionCapture:
         self._surroundings = modules_around(self._plan)
         listeners = {id(r.site.module): r for r in self._recorders}
         self._layers = encoder_layers(self._plan.model, listeners)
-        self._read_by_weights = self._layers + own_forwards(self._recorders)
+        self._read_by_weights = list(dict.fromkeys(self._layers + own_forwards(self._recorders)))
         self._log = ForwardLog(self._plan)
         self._entry: Entry | None = None
         self._hooked: list[nn.Module] = []

@@ -102,8 +102,9 @@ class ReplacedFunction(SharedState):
         try:
             yield
         finally:
-            if self._active:
-                self._write(self._replacement)
+            with LOCK:
+                if self._active:
+                    self._write(self._replacement)
 
     def _passing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def passing(*args: Any, **kwargs: Any) -> Any:

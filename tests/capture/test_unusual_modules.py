@@ -168,6 +168,19 @@ def test_attention_deep_inside_an_encoder_layer_is_told_by_its_weights() -> None
     assert [block.kernel for block in capture.maps] == ["encoder layer", "multihead"] * 2
 
 
+def test_an_own_forward_inside_an_encoder_layer_is_told_once() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0)
+    layer.self_attn = Positions(16, 4, batch_first=True)
+    model, x = nn.Sequential(layer).train(), tokens()
+    bare = model(x)
+    with AttentionCapture(model, rows="all", layout=LAYOUT) as capture:
+        assert torch.equal(model(x), bare)
+    positions = torch.linspace(-2, 2, 5)[:, None]
+    expected = spelled_out(layer.self_attn, x + positions, x - positions)
+    torch.testing.assert_close(capture.maps[0].rows.double(), expected, atol=1e-6, rtol=0)
+
+
 def test_masks_that_ask_for_torchs_own_function_are_given_it() -> None:
     class Causal(nn.Module):
         def forward(self, x):
