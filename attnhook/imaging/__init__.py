@@ -11,7 +11,7 @@ _HOMES = {
     "heatmaps": ("heatmap",),
     "images": ("read_image",),
     "overlays": ("colorize", "common_range", "overlay", "overlay_batch", "value_range"),
-    "patches": ("patch_box", "patch_edges"),
+    "patch_maps": ("patch_box", "patch_edges"),
     "styles": ("contour_overlay", "mask_overlay", "mass_mask", "patch_overlay"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

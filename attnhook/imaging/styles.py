@@ -18,7 +18,7 @@ from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.overlays import Heatmap, checked_opacity, overlay, sized_like, value_range
 from attnhook.imaging.palettes import LEVELS, palette
-from attnhook.imaging.patches import patch_edges
+from attnhook.imaging.patch_maps import patch_edges
 from attnhook.options import Interpolation, Scale, ScaleOption, Size, Style
 
 _SUPERSAMPLING = 2

@@ -22,7 +22,7 @@ from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
 from attnhook.imaging.overlays import common_range
-from attnhook.imaging.patches import patch_box, patch_edges
+from attnhook.imaging.patch_maps import patch_box, patch_edges
 from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
 from attnhook.workflows.captions import adds_up, reads_block, scale_in_words, share_in_words
 from attnhook.workflows.results import AttentionResult

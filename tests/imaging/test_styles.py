@@ -10,7 +10,7 @@ from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.overlays import colorize
-from attnhook.imaging.patches import patch_box, patch_edges
+from attnhook.imaging.patch_maps import patch_box, patch_edges
 from attnhook.imaging.styles import contour_overlay, mask_overlay, mass_mask, patch_overlay
 
 SIZE = (96, 160)

@@ -9,7 +9,7 @@ import torch
 
 from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.overlays import UNIFORM_TOP, overlay, value_range
-from attnhook.imaging.patches import patch_box
+from attnhook.imaging.patch_maps import patch_box
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
 from attnhook.workflows.viewer.scenes import pack_scene
 from tests.workflows.viewer.scenes import MODELS, PHOTO, photo_of, scene
