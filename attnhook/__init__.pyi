@@ -23,10 +23,11 @@ from attnhook.capture.sites import AttentionSite as AttentionSite
 from attnhook.capture.traceable import TraceableCapture as TraceableCapture
 from attnhook.capture.windows import WindowLayout as WindowLayout
 from attnhook.imaging.animations import overlay_video as overlay_video
+from attnhook.imaging.drawing import heatmap as heatmap
+from attnhook.imaging.drawing import overlay as overlay
 from attnhook.imaging.geometry import ImageGeometry as ImageGeometry
-from attnhook.imaging.heatmaps import heatmap as heatmap
-from attnhook.imaging.overlays import overlay as overlay
 from attnhook.imaging.overlays import overlay_batch as overlay_batch
+from attnhook.imaging.patch_maps import PatchMap as PatchMap
 from attnhook.workflows.comparison.comparisons import Comparison as Comparison
 from attnhook.workflows.comparison.runs import compare as compare
 from attnhook.workflows.extraction.map_datasets import ExtractedMaps as ExtractedMaps

@@ -203,7 +203,7 @@ def made_up(width: int, height: int, heads: int, blocks: int, model: str) -> Att
     y, x = np.mgrid[:height, :width]
     photo = Image.fromarray(np.stack([y * 255 / height, x * 255 / width, (x + y) % 256], axis=-1).astype(np.uint8))
     settings = {"model": model, "method": "raw_attention", "block": found[-1].name, "heads": "mean", "rows": "cls"}
-    return AttentionResult(photo, raw_attention(maps)[0], ImageGeometry.identity((height, width)), None, maps, settings)
+    return AttentionResult(photo, raw_attention(maps).values[0], ImageGeometry.identity((height, width)), None, maps, settings)
 
 
 def with_gradients(model: VisionModel, photo: Any) -> AttentionResult:
@@ -217,7 +217,7 @@ def with_gradients(model: VisionModel, photo: Any) -> AttentionResult:
 
 
 def draw_video(gallery: Gallery, result: AttentionResult) -> None:
-    blocks = torch.stack([raw_attention(result.maps, block=block.name)[0] for block in result.maps])
+    blocks = torch.stack([raw_attention(result.maps, block=block.name).values[0] for block in result.maps])
     frames = [result.image.resize((320, round(320 * result.image.height / result.image.width)))] * len(blocks)
     maps = [np.asarray(Image.fromarray(one.numpy()).resize(frames[0].size)) for one in result.upsample(blocks)]
     for suffix in ("gif", "png"):

@@ -86,7 +86,7 @@ class Case:
     def candidates(self) -> dict[str, Callable[[], object]]:
         """What is run, by name."""
         found: dict[str, Callable[[], object]] = {"bare": self.bare, "backward": self.backward}
-        found |= {f"attnhook, {name}": lambda name=name: METHODS[name](self.maps()) for name in METHODS}
+        found |= {f"attnhook, {name}": lambda name=name: METHODS[name](self.maps()).values for name in METHODS}
         return found | ({DENSE: self.dense} if self.tokens == min(SIZES) else {})
 
     def usual(self) -> list[str]:
@@ -150,11 +150,11 @@ class Case:
         """Largest error of each map over its largest value; raises `ValueError` if one is too large."""
         maps = self.maps()
         expected = self.looped(maps)
-        found = {"attnhook, gradient_rollout": _error(gradient_rollout(maps), expected)}
+        found = {"attnhook, gradient_rollout": _error(gradient_rollout(maps).values, expected)}
         if self.tokens == min(SIZES):
             found[DENSE] = _error(self.dense(), expected)
         for name in ("legrad", "gradient_attention"):
-            positive = METHODS[name](maps)
+            positive = METHODS[name](maps).values
             if not bool(positive.isfinite().all()) or float(positive.max()) <= 0:
                 raise ValueError(f"{name} gives no map: expected positive numbers.")
         wrong = {name: error for name, error in found.items() if not error < TOLERANCE}

@@ -71,10 +71,10 @@ class RolloutCase(Case):
             "attnhook, rows='all' alone": Candidate(lambda: self._captured(len), "bare"),
             "attnhook, rollout": Candidate(lambda: self._captured(rollout), "bare", self.check_map),
             "attnhook, rollout, max over heads": Candidate(
-                lambda: self._captured(lambda m: rollout(m, heads="max")), "bare"
+                lambda: self._captured(lambda m: rollout(m, heads="max").values), "bare"
             ),
             "attnhook, rollout, discard 0.9": Candidate(
-                lambda: self._captured(lambda m: rollout(m, discard=0.9)), "bare"
+                lambda: self._captured(lambda m: rollout(m, discard=0.9).values), "bare"
             ),
             # A gradient rollout would stand here: forward and backward, against the bare forward and backward as its base.
             "attnhook, entropy": Candidate(lambda: self._captured(entropies), "bare", self.check_entropy),

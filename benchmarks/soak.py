@@ -97,7 +97,7 @@ def read_out(model: nn.Module, pixels: Tensor) -> None:
     with torch.inference_mode(), AttentionCapture(model) as capture:
         scores_of(model, pixels)
     photo = ImageGeometry.identity((SIDE, SIDE))
-    overlay(torch.zeros(3, SIDE, SIDE), heatmap(raw_attention(capture.maps)[0], photo))
+    overlay(torch.zeros(3, SIDE, SIDE), heatmap(raw_attention(capture.maps).values[0], photo))
 
 
 def averaged(model: nn.Module, pixels: Tensor) -> None:

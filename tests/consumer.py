@@ -40,11 +40,11 @@ def picture_of(photo: Image.Image, maps: AttentionMaps) -> Image.Image:
     assert_type(maps[-1], BlockAttention)
     assert_type(maps["blocks.0.attn"].rows, Tensor)
     assert_type([block.name for block in maps], list[str])
-    assert_type(raw_attention(maps, heads=None), Tensor)
-    assert_type(METHODS["rollout"](maps), Tensor)
+    assert_type(raw_attention(maps, heads=None).values, Tensor)
+    assert_type(METHODS["rollout"](maps).values, Tensor)
     seen = ImageGeometry.identity((photo.height, photo.width)).resize(224)
     assert_type(seen, ImageGeometry)
-    return assert_type(overlay(photo, heatmap(rollout(maps)[0], seen), scale=(0.0, 1.0)), Image.Image)
+    return assert_type(overlay(photo, heatmap(rollout(maps).values[0], seen), scale=(0.0, 1.0)), Image.Image)
 
 
 def results(paths: list[str]) -> list[AttentionResult]:
@@ -58,8 +58,8 @@ def misuse(maps: AttentionMaps, model: nn.Module) -> None:
     """Every line is an error: strict mypy complains where one of these comments is not needed."""
     AttentionCapture(model, None)  # type: ignore[call-arg]
     AttentionCapture(model, row="cls")  # type: ignore[call-arg]
-    raw_attention(maps, heads=0.5)  # type: ignore[arg-type]
-    rollout(maps).shape.append(1)  # type: ignore[attr-defined]
+    raw_attention(maps, heads=0.5).values  # type: ignore[arg-type]
+    rollout(maps).values.shape.append(1)  # type: ignore[attr-defined]
     overlay("cat.jpg", maps)  # type: ignore[arg-type]
     TokenLayout(14)  # type: ignore[arg-type]
     load(3)  # type: ignore[arg-type]

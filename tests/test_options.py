@@ -83,8 +83,8 @@ def maps() -> attnhook.AttentionMaps:
 USES: list[tuple[str, type[StrEnum], Callable[[str, attnhook.AttentionMaps], object], set[str]]] = [
     ("rows", Rows, lambda name, _: AttentionCapture(TIMM[0].build(), rows=name), {"pool"}),
     ("rows of a readout", Rows, lambda name, _: Readout(name, "because"), set()),
-    ("raw heads", HeadFusion, lambda name, maps: raw_attention(maps, heads=name), set()),
-    ("rollout heads", HeadFusion, lambda name, maps: rollout(maps, heads=name), set()),
+    ("raw heads", HeadFusion, lambda name, maps: raw_attention(maps, heads=name).values, set()),
+    ("rollout heads", HeadFusion, lambda name, maps: rollout(maps, heads=name).values, set()),
     ("fusion", HeadFusion, lambda name, _: MATRIX.fused_left_multiply(torch.ones(1, 1, 3), name), set()),
     ("fused chunks", HeadFusion, lambda name, _: [*MATRIX.fused_chunks(name)], set()),
     ("mode", Interpolation, lambda name, _: heatmap(torch.rand(2, 3), SEEN, mode=name), set()),

@@ -12,6 +12,7 @@ meet in a Vision Transformer.
 import torch
 from torch import Tensor
 
+from attnhook.attribution.map_making import make_map
 from attnhook.attribution.readouts import (
     check_whole_matrices,
     common_layout,
@@ -24,9 +25,11 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import Queries
 from attnhook.errors import TokenLayoutError
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import Rows
 
 
-def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> Tensor:
+def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> PatchMap:
     """The readout's attention row of one block, weighted by the gradient of the score.
 
     With r the readout, the map is `mean_heads((A * dA)+[r, patches])`: Grad-CAM's weighting (Selvaraju et al., 2017, arXiv 1610.02391), entry by
@@ -38,7 +41,7 @@ def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> Tensor:
         block: Index (negative from the end) or name.
 
     Returns:
-        `(batch, h, w)` float32, not negative.
+        A map of `(batch, h, w)` float32, not negative.
 
     Raises:
         GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
@@ -65,10 +68,10 @@ def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> Tensor:
         row = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.float64, device=chosen.matrix.device)
         row[:, queries] = 1.0 / (end - begin)
         relevance = through_relevance(chosen, row)
-    return layout.patches(relevance).float()
+    return make_map(maps, layout.patches(relevance).float(), [chosen], "gradient attention")
 
 
-def gradient_rollout(maps: AttentionMaps) -> Tensor:
+def gradient_rollout(maps: AttentionMaps) -> PatchMap:
     """Relevance of the patches for the readout, followed through all blocks.
 
     Chefer, Gur and Wolf, Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers, ICCV 2021,
@@ -87,7 +90,7 @@ def gradient_rollout(maps: AttentionMaps) -> Tensor:
         maps: Captured with `gradients=True`, after a backward; the blocks that were captured are those that are followed.
 
     Returns:
-        `(batch, h, w)` float32, not negative; NaN at patches that the model dropped before the first block.
+        A map of `(batch, h, w)` float32, not negative; NaN at patches that the model dropped before the first block.
 
     Raises:
         GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
@@ -114,14 +117,15 @@ def gradient_rollout(maps: AttentionMaps) -> Tensor:
             row = row + through_relevance(block, row)
         else:
             row, token = row + relevant_rows(block, slice(token, token + 1))[:, :, 0].mean(dim=1), None
-    return layout.patches(row).float()
+    shown = [*blocks, *(block for block in maps if block.pooling and maps.readout.rows is Rows.POOL)]
+    return make_map(maps, layout.patches(row).float(), shown, "gradient rollout")
 
 
 def _pooled_relevance(pooling: BlockAttention) -> Tensor:
     return relevant_rows(pooling, pooling.readout_rows or slice(None)).mean(dim=(1, 2))
 
 
-def legrad(maps: AttentionMaps) -> Tensor:
+def legrad(maps: AttentionMaps) -> PatchMap:
     """The positive gradient of the attention of all blocks.
 
     Bousselham et al., LeGrad: An Explainability Method for Vision Transformers via Feature Formation Sensitivity, 2024, arXiv 2404.03214. The
@@ -140,7 +144,7 @@ def legrad(maps: AttentionMaps) -> Tensor:
         maps: Captured with `gradients=True`, after a backward; the blocks that were captured are those that are averaged.
 
     Returns:
-        `(batch, h, w)` float32, not negative.
+        A map of `(batch, h, w)` float32, not negative.
 
     Raises:
         GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
@@ -167,7 +171,7 @@ def legrad(maps: AttentionMaps) -> Tensor:
                 f"{layout.grid[0]}x{layout.grid[1]}. Capture blocks of one grid with blocks=."
             )
         found.append(layout.patches(positive_gradient(block)))
-    return torch.stack(found).mean(dim=0).float()
+    return make_map(maps, torch.stack(found).mean(dim=0).float(), list(maps), "legrad", row="all queries")
 
 
 def _layout(block: BlockAttention, method: str) -> TokenLayout:

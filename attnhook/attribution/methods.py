@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
-
 from attnhook.attribution.gradients import gradient_attention, gradient_rollout, legrad
 from attnhook.attribution.raw_maps import raw_attention
 from attnhook.attribution.rollouts import rollout
 from attnhook.attribution.value_weights import value_weighted_attention
+from attnhook.imaging.patch_maps import PatchMap
 
-METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+METHODS: Mapping[str, Callable[..., PatchMap]] = MappingProxyType(
     {
         "raw_attention": raw_attention,
         "rollout": rollout,
@@ -23,7 +22,7 @@ METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "legrad": legrad,
     }
 )
-"""Each takes `AttentionMaps` and gives `(batch, h, w)` float32, unnormalised."""
+"""Each takes `AttentionMaps` and gives a `PatchMap` of `(batch, h, w)` float32, unnormalised."""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,17 @@ depends on its value vector and on every other block.
 import torch
 from torch import Tensor
 
+from attnhook.attribution.map_making import make_map, row_in_words
 from attnhook.attribution.readouts import readout_queries
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.errors import RowsNotKeptError
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, Rows, choose
 
 
 def raw_attention(
     maps: AttentionMaps, *, block: int | str = -1, heads: HeadsOption = "mean", row: int | None = None
-) -> Tensor:
+) -> PatchMap:
     """The readout's attention row of one block, on the patch grid.
 
     With A the block's attention matrix `(batch, heads, queries, keys)` and r the readout (class token, pooling query, or the mean over the
@@ -29,7 +31,7 @@ def raw_attention(
         row: Which of several kept rows; needed only if `rows` chose several tokens.
 
     Returns:
-        `(batch, h, w)` float32, or `(batch, heads, h, w)` for `heads=None`.
+        A map of `(batch, h, w)` float32, or of `(batch, heads, h, w)` for `heads=None`.
 
     Raises:
         RowsNotKeptError: If several rows were kept and `row` does not say which.
@@ -45,7 +47,9 @@ def raw_attention(
     """
     chosen = maps[block]
     weights = readout_row(maps, chosen, row=row)
-    return fuse_heads(chosen.layout.patches(weights), heads, chosen.name)
+    values = fuse_heads(chosen.layout.patches(weights), heads, chosen.name)
+    shown = row_in_words(maps, row)
+    return make_map(maps, values, [chosen], "raw attention", heads=heads, row=shown, uniform=1 / chosen.shape[-1])
 
 
 def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None = None) -> Tensor:

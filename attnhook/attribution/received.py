@@ -6,15 +6,17 @@ classifier reads: do not call it the class token's map.
 
 from torch import Tensor
 
+from attnhook.attribution.map_making import make_map
 from attnhook.attribution.raw_maps import fuse_heads
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.windows import WindowLayout
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadsOption
 
 
-def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: HeadsOption = "mean") -> Tensor:
+def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: HeadsOption = "mean") -> PatchMap:
     """The mass that each position of a block's key grid receives, averaged over all queries of the image.
 
     With A the block's attention matrix and q its queries (padding of windows left out), the map is `fuse_heads(mean_q A[:, :, q, j])` at the
@@ -27,7 +29,8 @@ def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: Hea
         heads: `"mean"`, `"max"` or `"min"` over heads, one head's index, or None to keep all heads.
 
     Returns:
-        `(batch, h, w)` float32 on the grid of the block's keys (`maps[block].layout.grid`), or `(batch, heads, h, w)` for `heads=None`.
+        A map of `(batch, h, w)` float32 on the grid of the block's keys (`maps[block].layout.grid`), or of `(batch, heads, h, w)` for
+        `heads=None`.
 
     Raises:
         RowsNotKeptError: Unless captured with `rows="all"`.
@@ -47,8 +50,13 @@ def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: Hea
     chosen = maps[block]
     layout = chosen.layout
     if isinstance(layout, WindowLayout):
-        return fuse_heads(_unwindowed(chosen, layout), heads, chosen.name)
-    return fuse_heads(_global(chosen, layout), heads, chosen.name)
+        found = _unwindowed(chosen, layout)
+        # A window's keys share the mass of its own queries alone: uniformly attended, every position of the grid receives the same.
+        uniform = 1 / (layout.grid[0] * layout.grid[1])
+    else:
+        found, uniform = _global(chosen, layout), 1 / chosen.shape[-1]
+    values = fuse_heads(found, heads, chosen.name)
+    return make_map(maps, values, [chosen], "received attention", heads=heads, row="all queries", uniform=uniform)
 
 
 def _global(block: BlockAttention, layout: TokenLayout | PackedLayout) -> Tensor:

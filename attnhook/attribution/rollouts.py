@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnhook.attribution.discarding import Discard
+from attnhook.attribution.map_making import make_map
 from attnhook.attribution.raw_maps import fuse_heads
 from attnhook.attribution.readouts import (
     check_mixing,
@@ -23,7 +24,8 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import quiet_arithmetic
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
-from attnhook.options import HeadFusion, HeadsOption, choose
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import HeadFusion, HeadsOption, Rows, choose
 
 
 def rollout(
@@ -33,7 +35,7 @@ def rollout(
     residual: float = 0.5,
     discard: float = 0.0,
     start: int | str = 0,
-) -> Tensor:
+) -> PatchMap:
     """Attention rollout towards the readout, on the patch grid.
 
     Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020, arXiv 2005.00928.
@@ -62,7 +64,7 @@ def rollout(
         start: The first block that is followed, by index or name; earlier ones are left out.
 
     Returns:
-        `(batch, h, w)` float32; NaN at patches that the model dropped before the first block.
+        A map of `(batch, h, w)` float32; NaN at patches that the model dropped before the first block.
 
     Raises:
         RowsNotKeptError: Unless captured with `rows="all"`.
@@ -86,7 +88,13 @@ def rollout(
     layout = common_layout(blocks, "rollout")
     with quiet_arithmetic(blocks[-1].matrix.device.type):
         weights = _Weights(fusion, residual, Discard(discard, layout))
-        return layout.patches(_rolled(maps, blocks, layout, heads, weights)).float()
+        values = layout.patches(_rolled(maps, blocks, layout, heads, weights)).float()
+    return make_map(maps, values, _with_pooling(maps, blocks), "rollout", heads=heads, uniform=1 / maps[-1].shape[-1])
+
+
+def _with_pooling(maps: AttentionMaps, blocks: list[BlockAttention]) -> list[BlockAttention]:
+    """The blocks that were followed, and the pooling from which."""
+    return [*blocks, *(block for block in maps if block.pooling and maps.readout.rows is Rows.POOL)]
 
 
 def rollout_by_block(maps: AttentionMaps, *, residual: float = 0.5) -> Iterator[Tensor | None]:

@@ -6,13 +6,15 @@ It is read off the forward pass, as raw attention is: no class, no gradient.
 import torch
 from torch import Tensor
 
+from attnhook.attribution.map_making import make_map
 from attnhook.attribution.raw_maps import fuse_heads, readout_row
 from attnhook.attribution.readouts import check_mixing
 from attnhook.capture.records import AttentionMaps
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadsOption
 
 
-def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, heads: HeadsOption = "mean") -> Tensor:
+def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, heads: HeadsOption = "mean") -> PatchMap:
     """The readout's attention row of one block, each entry times the length of the value vector that it multiplies.
 
     Kobayashi et al., Attention is Not Only a Weight: Analyzing Transformers with Vector Norms, 2020, arXiv 2004.10102. In each head the map is
@@ -26,7 +28,7 @@ def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, head
         heads: `"mean"`, `"max"` or `"min"` over heads, one head's index, or None to keep all heads.
 
     Returns:
-        `(batch, h, w)` float32, not negative, or `(batch, heads, h, w)` for `heads=None`.
+        A map of `(batch, h, w)` float32, not negative, or of `(batch, heads, h, w)` for `heads=None`.
 
     Raises:
         GradientsNotKeptError: Unless captured with `values=True` or `gradients=True`, or where the model spells its softmax out.
@@ -50,4 +52,5 @@ def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, head
     precise = values.dtype if values.dtype is torch.float64 else torch.float32
     lengths: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=precise)
     lengths = lengths.repeat_interleave(weights.shape[1] // lengths.shape[1], dim=1)
-    return fuse_heads(chosen.layout.patches((weights * lengths).float()), heads, chosen.name)
+    found = fuse_heads(chosen.layout.patches((weights * lengths).float()), heads, chosen.name)
+    return make_map(maps, found, [chosen], "value-weighted attention", heads=heads)

@@ -47,7 +47,7 @@ class SeenTokens:
     Attributes:
         order: Which patches were kept, and in which order: `(batch, kept)` int64; None if all, in order.
         grid: Patch rows and columns, where no patch embedding shows them; None if one does.
-        patch_area: Pixels that this grid covers.
+        area: Pixels that this grid covers.
         padding: Number of padding tokens behind the patches.
         packed: The layout of images of several sizes, or None.
         problem: Why this sequence has no one grid, or None.
@@ -55,7 +55,7 @@ class SeenTokens:
 
     order: Tensor | None = None
     grid: Size | None = None
-    patch_area: Size | None = None
+    area: Size | None = None
     padding: int = 0
     packed: PackedLayout | None = None
     problem: str | None = None

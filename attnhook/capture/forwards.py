@@ -44,7 +44,7 @@ class ForwardRecord:
     batch: int | None = None  # number of these images
     grid: Size | None = None  # patch rows and columns that the patch embedding gave
     frames: int = 1  # steps in time that it gave
-    patch_area: Size | None = None  # pixels that the grid covers
+    area: Size | None = None  # pixels that the grid covers
     tokens: SeenTokens = _NOTHING_SEEN  # what the token module showed
     fast: FastLogits | None = None  # where the fast path keeps the logits of its calls
     inputs: dict[str, tuple[Any, ...]] = field(
@@ -71,8 +71,8 @@ class ForwardRecord:
         """Take over what the token module showed."""
         self.tokens = tokens
         if tokens.grid is not None:
-            self.grid, self.patch_area = size(tokens.grid), size(tokens.patch_area)
-            self.input_size = self.input_size or self.patch_area
+            self.grid, self.area = size(tokens.grid), size(tokens.area)
+            self.input_size = self.input_size or self.area
 
     def saw_grid(self, embedding: Any, module: nn.Module) -> None:
         """Read the patch grid off the patch embedding's output, `(batch, width, h, w)` or `(batch, width, frames, h, w)`."""
@@ -82,9 +82,9 @@ class ForwardRecord:
         self.frames = embedding.shape[2] if embedding.dim() == 5 else 1
         stride = getattr(module, "stride", None)
         if isinstance(stride, tuple) and len(stride) in (2, 3):
-            self.patch_area = (self.grid[0] * int(stride[-2]), self.grid[1] * int(stride[-1]))
+            self.area = (self.grid[0] * int(stride[-2]), self.grid[1] * int(stride[-1]))
         else:
-            self.patch_area = self.input_size
+            self.area = self.input_size
 
     def layout(self, plan: CapturePlan) -> TokenLayout | PackedLayout | str:
         """The layout of the whole sequence, or why there is none."""
@@ -160,7 +160,7 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
         rows=plan.rows,
         readout=plan.anatomy.readout,
         input_size=record.input_size,
-        patch_area=record.patch_area,
+        patch_area=record.area,
     )
 
 
@@ -181,7 +181,7 @@ def make_block(  # noqa: PLR0917 (what one call is, in one order)
             fitting[kind] = _layout_of_block(layout, kind[0], site, name)
         keys = fitting[kind]
     return BlockAttention(
-        name, call.kernel, kept, keys, site.queries, site.readout_rows, queries, site.mixing, call.gradients
+        name, call.kernel, kept, keys, site.queries, site.readout_rows, queries, site.mixing, call.gradients, site.place
     )
 
 

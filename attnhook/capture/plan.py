@@ -1,5 +1,6 @@
 """What one capture is going to record: `blocks=`, `rows=`, `layout=` resolved against the model's anatomy, before anything runs."""
 
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
         )
     if layout is not None:
         anatomy = _with_layout(anatomy, layout)
+    anatomy = _numbered(anatomy)
     kind = _resolve_rows(inner, anatomy, rows)
     candidates = _candidates(anatomy, kind)
     if not candidates:
@@ -112,6 +114,16 @@ def _with_layout(anatomy: ModelAnatomy, layout: TokenLayout) -> ModelAnatomy:
         readout = Readout(rows, f"the layout that was passed has {'a' if rows is Rows.CLS else 'no'} class token")
     special = {field: getattr(layout, field) for field in ("cls", "registers", "distillation", "suffix")}
     return replace(anatomy, readout=readout, **special)
+
+
+def _numbered(anatomy: ModelAnatomy) -> ModelAnatomy:
+    """Give each block its place among the model's blocks, poolings left out. How many there are is not known where they are guessed."""
+    count = sum(not site.pooling for site in anatomy.sites)
+    numbers = itertools.count(1)
+    if any(site.guessed for site in anatomy.sites):
+        return anatomy
+    sites = [site if site.pooling else replace(site, place=(next(numbers), count)) for site in anatomy.sites]
+    return replace(anatomy, sites=tuple(sites))
 
 
 def _resolve_rows(model: nn.Module, anatomy: ModelAnatomy, rows: RowsOption) -> RowsChoice:

@@ -50,6 +50,7 @@ class BlockAttention:
         query_token_layout: What the queries are where that differs from the keys, or why it is not known; None where it does not differ.
         mixing: What multiplies the values if not these softmax rows themselves, in words; empty otherwise.
         kept_gradients: Values and the gradient, if they were asked for; read them as `values`, `output_gradient` and `gradient`.
+        place: The block's number among the model's blocks, counted from 1, and how many there are; None for poolings, or if it is not known.
     """
 
     name: str
@@ -61,6 +62,7 @@ class BlockAttention:
     query_token_layout: Layout | str | None = None
     mixing: str = ""
     kept_gradients: KeptGradients | None = field(default=None, repr=False)
+    place: tuple[int, int] | None = None
 
     @property
     def pooling(self) -> bool:
@@ -293,7 +295,13 @@ class AttentionMaps(Sequence[BlockAttention]):
         Raises:
             NothingCapturedError: If there are no blocks to save.
             GradientsNotKeptError: If gradients were asked for, and no backward has come by yet.
+            ValueError: If the suffix is not `.safetensors`.
         """
+        if Path(path).suffix != ".safetensors":
+            raise ValueError(
+                f"cannot save {Path(path).name!r}: expected the suffix .safetensors, got {Path(path).suffix!r}. For NumPy: "
+                "np.savez(path, **{block.name: block.rows.numpy() for block in maps})."
+            )
         if not self._blocks:
             raise NothingCapturedError("nothing to save: expected at least one block, got none.")
         header, tensors = self.header()
@@ -354,6 +362,7 @@ def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[st
         "readout_rows": None if rows is None else [rows.start, rows.stop],
         "mixing": block.mixing,
         "gradients": gradients,
+        "place": block.place,
     }
     return entry, of_keys | of_queries | beside
 
@@ -374,4 +383,5 @@ def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *,
         unpacked_layout(entry["query_layout"], f"queries.{number}", tensors),
         checked(entry["mixing"], str),
         unpacked_gradients(entry.get("gradients"), rows, str(number), tensors),
+        checked_size(entry.get("place")),
     )

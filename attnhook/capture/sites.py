@@ -129,6 +129,7 @@ class AttentionSite:
         holder: The module around it.
         optional: Whether forwards may pass it by (a second encoder, a prompt): it is left out of a forward in which it did not run.
         guessed: Whether nothing but its code says that it attends: it is left out where it turns out to call no attention.
+        place: Its number among the model's blocks, from 1, and how many there are; the capture fills it in.
     """
 
     name: str
@@ -144,6 +145,7 @@ class AttentionSite:
     holder: nn.Module | None = field(default=None, repr=False)
     optional: bool = False
     guessed: bool = False
+    place: tuple[int, int] | None = None
 
     @property
     def pooling(self) -> bool:

@@ -89,13 +89,13 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     from attnhook.attribution.methods import check_method
-    from attnhook.imaging.overlays import overlay
+    from attnhook.imaging.overlays import blend
     from attnhook.imaging.styles import check_style
 
     check_method(arguments.method)
     options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale")}
     check_style(Style(arguments.style), {**options, "mode": arguments.mode})
-    overlay(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
+    blend(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
 
 
 def _check_folder(folder: Path) -> None:
@@ -117,12 +117,13 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
             model,
             str(image),
             method=arguments.method,
-            block=arguments.block,
             heads=arguments.heads,
             rows=arguments.rows,
             target=arguments.target,
             mode=arguments.mode,
         )
+        if arguments.block != -1:
+            result = result[arguments.block]
         options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale", "style")}
         result.save(target, **options)
     except OPTION_ERRORS:
@@ -139,9 +140,9 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
     return {
         "photo_size": [result.image.height, result.image.width],
         "grid": list(result.attention.shape),
-        "block": result.settings["block"],
-        "rows": result.settings["rows"],
-        "target": result.settings.get("target"),
+        "block": result.settings.block,
+        "rows": result.settings.rows,
+        "target": result.settings.target,
         "min": float(known.min()),
         "max": float(known.max()),
         "uniform": result.uniform,

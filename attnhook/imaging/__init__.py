@@ -5,14 +5,14 @@ from typing import Any
 
 _HOMES = {
     "animations": ("overlay_video",),
+    "drawing": ("heatmap", "overlay", "patch_box", "patch_edges"),
     "depth_figures": ("depth_figure", "map_grid"),
     "figures": ("overlay_figure", "sheet", "triptych"),
     "geometry": ("ImageGeometry",),
-    "heatmaps": ("heatmap",),
     "images": ("read_image",),
-    "overlays": ("colorize", "common_range", "overlay", "overlay_batch", "value_range"),
-    "patch_maps": ("patch_box", "patch_edges"),
-    "styles": ("contour_overlay", "mask_overlay", "mass_mask", "patch_overlay"),
+    "overlays": ("colorize", "common_range", "overlay_batch", "value_range"),
+    "patch_maps": ("PatchMap",),
+    "styles": ("mass_mask",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

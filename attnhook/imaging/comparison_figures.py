@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.overlays import Heatmap, overlay
+from attnhook.imaging.overlays import Heatmap, blend
 from attnhook.imaging.panels import (
     BAR_INCHES,
     HEADROOM,
@@ -115,7 +115,7 @@ def photos_by_models(
                 )
                 continue
             one = None if uniform is None else uniform[row][column]
-            picture = overlay(photo, values, colormap=colormap, alpha=alpha, scale=scale, uniform=one)
+            picture = blend(photo, values, colormap=colormap, alpha=alpha, scale=scale, uniform=one)
             show(cells[column + 1], picture, head[column + 1])
             drawn.append(values / one if is_scale(scale, Scale.UNIFORM) and one else values)
     if shared and drawn:

@@ -14,7 +14,7 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import Box
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.overlays import Heatmap, overlay, sized_like, value_range
+from attnhook.imaging.overlays import Heatmap, blend, sized_like, value_range
 from attnhook.imaging.panels import (
     BAR_INCHES,
     LINE_INCHES,
@@ -88,7 +88,7 @@ def overlay_figure(
         2
     """
     photo = read_image(image)
-    picture = overlay(photo, heatmap, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform)
+    picture = blend(photo, heatmap, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform)
     tall = min((width - BAR_INCHES) * photo.height / photo.width, _HIGHEST_OVERLAY_INCHES)
     inner = max(tall * photo.width / photo.height, _NARROWEST_OVERLAY_INCHES)
     tall = max(tall, LOWEST_BAR_INCHES)
@@ -153,8 +153,8 @@ def triptych(
     photo = read_image(image)
     options: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": uniform}
     unseen = np.isnan(sized_like(photo, heatmap))[..., None]
-    pure = np.where(unseen, np.array(_UNSEEN, np.uint8), np.asarray(overlay(photo, heatmap, alpha=1.0, **options)))
-    pictures = [photo, Image.fromarray(pure), overlay(photo, heatmap, alpha=alpha, **options)]
+    pure = np.where(unseen, np.array(_UNSEEN, np.uint8), np.asarray(blend(photo, heatmap, alpha=1.0, **options)))
+    pictures = [photo, Image.fromarray(pure), blend(photo, heatmap, alpha=alpha, **options)]
     wide, tall = cell_size((photo.height, photo.width), cell_width)
     width, height = 3 * wide, max(tall, LOWEST_BAR_INCHES) + TITLE_INCHES
     lines = wrapped(caption, width + BAR_INCHES)
@@ -233,7 +233,7 @@ def sheet(
     pictures: list[tuple[Image.Image, str, Box | None]] = [] if photo_title is None else [(photo, photo_title, None)]
     pictures += [
         (
-            overlay(photo, one, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform),
+            blend(photo, one, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform),
             "\n".join(wrapped(title, cell[0], TITLE_POINTS)),
             box,
         )

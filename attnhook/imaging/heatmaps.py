@@ -18,49 +18,36 @@ from attnhook.options import Interpolation, Size, choose
 _CUBIC = -0.75  # the coefficient of torch's bicubic
 
 
-def heatmap(
+def interpolate(
     patch_map: torch.Tensor | NDArray[np.floating],
     geometry: ImageGeometry,
-    *,
+    area: Size,
     mode: str = Interpolation.BILINEAR,
-    patch_area: Size | None = None,
 ) -> torch.Tensor:
     """Interpolate a map on the patch grid to the pixels of the photo.
 
     Args:
-        patch_map: One value per patch, of shape (..., h, w): (h, w), (batch, h, w) or (batch, heads, h, w). NaN marks patches that the
-            model dropped; it stays within their own pixels.
-        geometry: How the photo became the model's input. One geometry for the whole batch.
+        patch_map: One value per patch, of shape (..., h, w). NaN marks patches that the model dropped; it stays within their own pixels.
+        geometry: How the photo became the model's input.
+        area: Height and width, in input pixels from the top left, that the grid covers: less than the input where the patch embedding drops
+            a remainder, more where it pads.
         mode: "bilinear", "nearest" (numbers that must not be mixed), or "bicubic" (smooth, but overshoots: it makes negative attention).
-        patch_area: Height and width, in input pixels from the top left, that the grid covers, where that is not the whole input: less
-            where the patch embedding drops a remainder, more where it pads. Default: the grid covers the input exactly.
 
     Returns:
         The map at the photo's size, (..., H, W) float32, on the patch map's device. NaN where the model did not look.
 
     Raises:
-        GeometryError: If the map is no map, holds infinities, or `patch_area` is impossible.
+        GeometryError: If the values are not a map, hold infinities, or cover no pixel of the photo.
         ValueError: If `mode` is unknown.
 
     Example:
         >>> seen = ImageGeometry.identity((428, 640)).resize(248).center_crop(224)
-        >>> heatmap(torch.rand(2, 14, 14), seen).shape
+        >>> interpolate(torch.rand(2, 14, 14), seen, (224, 224)).shape
         torch.Size([2, 428, 640])
     """
     interpolation = choose(Interpolation, mode, "mode")
-    if not isinstance(geometry, ImageGeometry):
-        raise GeometryError(
-            f"cannot place a patch map: expected an ImageGeometry, got {type(geometry).__name__}. `VisionModel.preprocess` gives it with the "
-            "pixels; for a photo that is its own input take ImageGeometry.identity((height, width))."
-        )
-    values = _checked_map(patch_map)
+    values = checked_map(patch_map)
     rows, columns = values.shape[-2:]
-    area = geometry.input_size if patch_area is None else patch_area
-    if min(area) < 1 or len(area) != 2:
-        raise GeometryError(
-            f"cannot place the patch grid: expected patch_area (height, width) of at least 1, got {area}."
-        )
-
     vertical = _positions(geometry, 0, rows, area)
     horizontal = _positions(geometry, 1, columns, area)
     seen_rows, seen_columns = ~np.isnan(vertical), ~np.isnan(horizontal)
@@ -83,7 +70,18 @@ def heatmap(
     return torch.nn.functional.pad(pixels, (left, right, top, bottom), value=math.nan)
 
 
-def _checked_map(patch_map: torch.Tensor | NDArray[np.floating]) -> torch.Tensor:
+def checked_map(patch_map: torch.Tensor | NDArray[np.floating]) -> torch.Tensor:
+    """Refuse what is not a map of patches.
+
+    Args:
+        patch_map: Real numbers of shape (..., h, w).
+
+    Returns:
+        The map, float32.
+
+    Raises:
+        GeometryError: If it has another shape or holds infinities.
+    """
     values = torch.as_tensor(patch_map)
     if values.ndim < 2 or 0 in values.shape or values.is_complex():
         raise GeometryError(

@@ -85,6 +85,24 @@ def value_range(
     return (low, low) if _is_flat(low, high) else (low, high)
 
 
+def check_scale(scale: ScaleOption, *, mass: bool, shown: str) -> None:
+    """Refuse multiples of uniform attention where values are not attention.
+
+    Args:
+        scale: As in `overlay`.
+        mass: Whether the values are shares of a mass of 1.
+        shown: What the map is of, for the message.
+
+    Raises:
+        ValueError: If they are not, and the scale is `"uniform"`.
+    """
+    if isinstance(scale, str) and scale == Scale.UNIFORM and not mass:
+        raise ValueError(
+            f"scale='uniform' shows multiples of uniform attention: expected a map of attention, got one of {shown}. Use scale='minmax', "
+            "'robust' or (lowest, highest)."
+        )
+
+
 def value_ends(heatmap: Heatmap) -> tuple[float, float]:
     """Find the lowest and the highest value.
 
@@ -121,7 +139,7 @@ def colorize(
     return np.array(_colored(_levels(values, value_range(values, scale, uniform=uniform)), palette(colormap)))
 
 
-def overlay(
+def blend(
     image: ImageSource,
     heatmap: Heatmap,
     *,
@@ -135,7 +153,7 @@ def overlay(
 
     Args:
         image: The photo, as `read_image` takes it.
-        heatmap: Values of shape (height, width), the photo's size, as `attnhook.imaging.heatmaps.heatmap` makes them.
+        heatmap: Values of shape (height, width), the photo's size, as `attnhook.heatmap` makes them.
         colormap: The name of a matplotlib colormap, or a `Colormap`. The default is perceptually uniform.
         alpha: The heat map's opacity, in steps of 1/255: 0 returns the photo, 1 the pure heat map.
         scale: "minmax" stretches this map over all colours, "robust" its 1st to 99th percentile, so that a sink does not take them all;
@@ -153,7 +171,7 @@ def overlay(
 
     Example:
         >>> photo = Image.new("RGB", (64, 48))
-        >>> overlay(photo, torch.rand(48, 64), alpha=0.6).size
+        >>> blend(photo, torch.rand(48, 64), alpha=0.6).size
         (64, 48)
     """
     opacity = checked_opacity(alpha)
@@ -211,7 +229,7 @@ def overlay_batch(
         )
     bounds = common_range(heatmaps, scale, uniform=uniform)
     return [
-        overlay(image, one, colormap=colormap, alpha=alpha, scale=bounds, uniform=uniform, weighted=weighted)
+        blend(image, one, colormap=colormap, alpha=alpha, scale=bounds, uniform=uniform, weighted=weighted)
         for image, one in zip(images, heatmaps, strict=True)
     ]
 

@@ -1,70 +1,390 @@
-"""Where the patches of a grid lie on the photo."""
+"""Patch maps: one value per patch, with where the patches lie in the model's input and what the values are.
 
-from typing import Any
+A `PatchMap` carries everything that drawing it takes, except the photo and where the model's input lies in it. So a map cannot be laid over the
+wrong part of the input by leaving an argument out.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from attnhook.errors import GeometryError
+from attnhook.files import replacing
+from attnhook.imaging.figures import overlay_figure
 from attnhook.imaging.geometry import Box, ImageGeometry
-from attnhook.options import PatchIndex, Size
+from attnhook.imaging.heatmaps import checked_map, interpolate
+from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.locating import by, locate
+from attnhook.imaging.overlays import blend, check_scale
+from attnhook.imaging.styles import check_style, draw_contours, draw_mask, draw_patches, mass_mask
+from attnhook.imaging.wording import scale_in_words, share_in_words
+from attnhook.options import Interpolation, PatchIndex, Scale, ScaleOption, Size, Style, choose
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def patch_edges(
-    geometry: ImageGeometry, grid: Size, *, patch_area: Size | None = None
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-    """Find the borders between patches.
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchMap:
+    """Values on the patch grid that know where they lie and what they are. Every method returns one.
 
-    Args:
-        geometry: How the photo became the model's input.
-        grid: Patch rows and columns.
-        patch_area: As in `heatmap`.
+    `len`, indexing and slicing go over the first axis: of `(batch, h, w)`, `patch_map[0]` is the map `(h, w)` of the first image, of which
+    `patch_map[0].overlay(...)` makes a picture. NumPy and matplotlib take a patch map as an array.
 
-    Returns:
-        Horizontal borders `(rows + 1,)` and vertical borders `(columns + 1,)`, in photo pixels at pixel edges; they may lie beyond the photo.
-
-    Example:
-        >>> rows, columns = patch_edges(ImageGeometry.identity((32, 48)), (2, 3))
-        >>> columns.tolist()
-        [0.0, 16.0, 32.0, 48.0]
-    """
-    height, width = geometry.input_size if patch_area is None else patch_area
-    y = np.arange(grid[0] + 1) * (height / grid[0])
-    x = np.arange(grid[1] + 1) * (width / grid[1])
-    return geometry.to_image(y, x)
-
-
-def patch_box(geometry: ImageGeometry, grid: Size, patch: PatchIndex, *, patch_area: Size | None = None) -> Box:
-    """Find one patch on the photo.
-
-    Args:
-        geometry: How the photo became the model's input.
-        grid: Patch rows and columns.
-        patch: Its row and column; negative numbers count from the end.
-        patch_area: As in `heatmap`.
-
-    Returns:
-        Top, left, bottom, right, in photo pixels at pixel edges, cut at the photo's borders.
-
-    Raises:
-        GeometryError: If there is no such patch, or it lies wholly beyond the photo.
+    Attributes:
+        values: `(batch, h, w)` or `(batch, heads, h, w)`; of one image `(h, w)` or `(heads, h, w)`. float32, unnormalised; NaN marks patches
+            that the model dropped.
+        input_size: Height and width in pixels of what the model was fed, or None if that is not known.
+        area: Height and width in input pixels, from the top left, that the grid covers; None if that is not known. Less than the input where
+            the patch embedding drops a remainder, more where it pads.
+        uniform: 1/N, what each of the N tokens would get of uniform attention; None where the values are not shares of softmax mass.
+        adds_up: Whether each map and the mass on other tokens add up to 1.
+        description: What was computed: method, block, heads, readout.
+        quantity: What the values are, for a colour bar.
 
     Example:
-        >>> patch_box(ImageGeometry.identity((32, 48)), (2, 3), (1, 0))
-        (16.0, 0.0, 32.0, 16.0)
+        >>> patch_map = PatchMap(torch.rand(2, 14, 14), input_size=(224, 224), area=(224, 224))
+        >>> patch_map.shape, len(patch_map), patch_map[0].shape
+        (torch.Size([2, 14, 14]), 2, torch.Size([14, 14]))
+        >>> seen = ImageGeometry.identity((428, 640)).resize(248).center_crop(224)
+        >>> patch_map.heatmap(seen).shape
+        torch.Size([2, 428, 640])
     """
-    row, column = patch
-    if not (-grid[0] <= row < grid[0] and -grid[1] <= column < grid[1]):
-        raise GeometryError(
-            f"patch {tuple(patch)} lies outside the grid: expected a row below {grid[0]} and a column below {grid[1]}."
+
+    values: Tensor
+    input_size: Size | None = None
+    area: Size | None = None
+    uniform: float | None = None
+    adds_up: bool = False
+    description: str = ""
+    quantity: str = "attention"
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of `values`."""
+        return self.values.shape
+
+    @property
+    def grid(self) -> Size:
+        """Patch rows and columns."""
+        return self.values.shape[-2], self.values.shape[-1]
+
+    @property
+    def outside(self) -> Tensor | None:
+        """The attention mass of each map on tokens that are not patches, `values` without `(h, w)`; None where maps do not add up."""
+        return 1.0 - self.values.nan_to_num().sum(dim=(-2, -1)) if self.adds_up else None
+
+    @property
+    def caption(self) -> str:
+        """What a figure has to say: block, method, heads, readout; of a single map the mass outside the patches."""
+        words = [self.description] if self.description else []
+        outside = self.outside
+        if outside is not None and outside.numel() == 1:
+            words.append(f"{share_in_words(float(outside))} of the attention outside the patches")
+        return "; ".join(words)
+
+    def __len__(self) -> int:
+        self._check_indexable()
+        return len(self.values)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, index: int | slice) -> "PatchMap":
+        self._check_indexable()
+        if not isinstance(index, slice) and not -len(self.values) <= index < len(self.values):
+            raise IndexError(f"map {index} does not exist: expected -{len(self.values)} to {len(self.values) - 1}.")
+        return replace(self, values=self.values[index])
+
+    def __iter__(self) -> Iterator["PatchMap"]:
+        return (self[number] for number in range(len(self)))
+
+    def _check_indexable(self) -> None:
+        if self.values.dim() <= 2:
+            raise TypeError(
+                f"this is a single map of shape {tuple(self.shape)}: it has no further maps. Read its values with .values."
+            )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"PatchMap({tuple(self.shape)}{f', {self.caption}' if self.caption else ''})"
+
+    def numpy(self) -> NDArray[Any]:
+        """The values as an array.
+
+        Returns:
+            float32, of the shape of `values`; a copy if they are on another device or part of a graph.
+        """
+        array: NDArray[Any] = self.values.detach().cpu().numpy()
+        return array
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device.
+
+        Args:
+            device: The device.
+
+        Returns:
+            The map.
+        """
+        return replace(self, values=self.values.to(device))
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the values, as JSON can hold it: what `with_facts` takes."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "values"}
+
+    @classmethod
+    def with_facts(cls, values: Tensor, facts: Mapping[str, Any]) -> Self:
+        """Undo `facts`."""
+        sizes = {name: None if facts[name] is None else tuple(facts[name]) for name in ("input_size", "area")}
+        return cls(values, **{**facts, **sizes})
+
+    def like(self, values: Tensor) -> Self:
+        """Other values of the same patches, which are not attention: their uniform value, mass and description are unknown.
+
+        Args:
+            values: `(..., h, w)`, of the same grid.
+
+        Returns:
+            A map in the same place.
+        """
+        if tuple(values.shape[-2:]) != self.grid:
+            raise GeometryError(
+                f"these are not values of the same patches: expected a grid of {self.grid}, got {tuple(values.shape[-2:])}."
+            )
+        return type(self)(values, input_size=self.input_size, area=self.area, quantity="value")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the map and where it lies to a NumPy archive: to a temporary name first, so that no file is ever half-written.
+
+        Args:
+            path: The file's path; its suffix is `.npz`.
+
+        Returns:
+            The path. `np.load(path)` has `values`, and, as far as they are known, `input_size`, `area`, `uniform`, `outside`, and `caption`.
+
+        Raises:
+            ValueError: If the suffix is another one.
+        """
+        target = Path(path).expanduser()
+        if target.suffix.lower() != ".npz":
+            raise ValueError(
+                f"cannot save {target.name!r}: expected the suffix .npz, got {target.suffix!r}. For a picture save an overlay."
+            )
+        known = {
+            "input_size": self.input_size,
+            "area": self.area,
+            "uniform": self.uniform,
+            "caption": self.caption or None,
+        }
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in known.items() if value is not None}
+        if self.outside is not None:
+            arrays["outside"] = self.outside.detach().cpu().numpy()
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            np.savez(file, values=self.numpy(), **arrays)
+        return target
+
+    # --- where it lies ------------------------------------------------------------------------------------------------------------------------
+
+    def area_on(self, geometry: ImageGeometry) -> Size:
+        """The part of the input that the grid covers, checked against the geometry of a photo.
+
+        Args:
+            geometry: Where the input lies in the photo.
+
+        Returns:
+            Height and width in input pixels, from the top left.
+
+        Raises:
+            GeometryError: If the model was fed another size than the geometry's, or it is not known which part the grid covers and it cannot be
+                all of it.
+        """
+        if self.input_size is not None and tuple(self.input_size) != tuple(geometry.input_size):
+            raise GeometryError(
+                f"the map and the geometry do not go together: the model was fed {by(self.input_size)} pixels, the geometry describes an "
+                f"input of {by(geometry.input_size)}. Pass the preprocessing that made the model's input."
+            )
+        if self.area is not None:
+            return self.area
+        if any(pixels % patches for pixels, patches in zip(geometry.input_size, self.grid, strict=True)):
+            raise GeometryError(
+                f"cannot place the patch grid: {by(self.grid)} patches do not cover an input of {by(geometry.input_size)} pixels exactly. Pass "
+                "patch_area=(height, width), the input pixels that the grid covers from the top left, or the PatchMap that a method returned."
+            )
+        return geometry.input_size
+
+    def edges(self, where: Any) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+        """The borders between patches in the photo.
+
+        Args:
+            where: The `ImageGeometry`.
+
+        Returns:
+            Horizontal borders `(h + 1,)` and vertical borders `(w + 1,)`, in photo pixels at pixel edges; they may lie beyond the photo.
+        """
+        geometry = locate(where)
+        height, width = self.area_on(geometry)
+        rows, columns = self.grid
+        y, x = np.arange(rows + 1) * (height / rows), np.arange(columns + 1) * (width / columns)
+        return geometry.to_image(y, x)
+
+    def box(self, where: Any, patch: PatchIndex) -> Box:
+        """One patch in the photo.
+
+        Args:
+            where: The `ImageGeometry`.
+            patch: Its row and column; negative numbers count from the end.
+
+        Returns:
+            Top, left, bottom, right, in photo pixels at pixel edges, cut at the photo's borders.
+
+        Raises:
+            GeometryError: If there is no such patch, or it lies wholly beyond the photo.
+        """
+        geometry, grid, (row, column) = locate(where), self.grid, patch
+        if not (-grid[0] <= row < grid[0] and -grid[1] <= column < grid[1]):
+            raise GeometryError(
+                f"patch {tuple(patch)} lies outside the grid: expected a row below {grid[0]} and a column below {grid[1]}."
+            )
+        row, column = row % grid[0], column % grid[1]
+        ys, xs = self.edges(geometry)
+        height, width = geometry.image_size
+        top, bottom = np.clip(np.sort(ys[[row, row + 1]]), 0, height).tolist()
+        left, right = np.clip(np.sort(xs[[column, column + 1]]), 0, width).tolist()
+        if top >= bottom or left >= right:
+            raise GeometryError(
+                f"patch {tuple(patch)} shows padding: expected one that shows photo, got a patch beyond the {height} x {width} photo."
+            )
+        return top, left, bottom, right
+
+    # --- pictures -----------------------------------------------------------------------------------------------------------------------------
+
+    def heatmap(self, where: Any, *, photo: Any = None, mode: str = Interpolation.BILINEAR) -> Tensor:
+        """Interpolate to the pixels of the photo.
+
+        Args:
+            where: An `ImageGeometry`; or what turned the photo into pixels (a transform, a processor, any callable), with `photo`.
+            photo: Where `where` is a preprocessing: the photo, or its (height, width).
+            mode: "bilinear", "nearest" (numbers that must not be mixed), or "bicubic" (smooth, but overshoots: it makes negative attention).
+
+        Returns:
+            `values` with `(H, W)`, the photo's size, in place of `(h, w)`; float32, on the same device. NaN where the model did not look.
+
+        Raises:
+            GeometryError: If map and geometry do not belong together; the message has both sizes.
+            ValueError: If `mode` is unknown.
+        """
+        geometry = locate(where, photo)
+        checked_map(self.values)
+        return interpolate(self.values, geometry, self.area_on(geometry), mode)
+
+    def overlay(
+        self,
+        photo: ImageSource,
+        where: Any,
+        *,
+        style: str = Style.HEAT,
+        colormap: Any = "viridis",
+        alpha: float = 0.5,
+        scale: ScaleOption = Scale.MINMAX,
+        mode: str = Interpolation.BILINEAR,
+        weighted: bool = False,
+        keep: float = 0.6,
+    ) -> Image.Image:
+        """Draw a single map over its photo.
+
+        Args:
+            photo: The photo, as `read_image` takes it.
+            where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`.
+            style: "heat" (a film of colour), "patches" (each patch in one colour), "contours" (lines of equal value) or "mask" (all but the
+                patches that hold `keep` of the mass darkened, as DINO shows it; of booleans the mask is drawn itself).
+            colormap: The name of a matplotlib colormap, or a `Colormap`; not with "mask".
+            alpha: Opacity of the heat map, 0 to 1; not with "contours".
+            scale: "minmax" (this picture's own range), "robust" (its 1st to 99th percentile), "uniform" (multiples of uniform attention,
+                comparable between pictures) or (lowest, highest); not with "mask".
+            mode: As in `heatmap`; with "heat" and "contours".
+            weighted: With "heat": whether opacity follows the value.
+            keep: With "mask": the share of the map's mass.
+
+        Returns:
+            An RGB image of the photo's size; pixels that the model did not see are the photo's.
+
+        Raises:
+            GeometryError: If there is more than one map, or map and geometry do not belong together.
+            ValueError: If an option is not one of its choices, or one that the style does not take.
+        """
+        chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
+        check_style(
+            chosen,
+            {"colormap": colormap, "alpha": alpha, "scale": scale, "mode": smooth, "weighted": weighted, "keep": keep},
         )
-    row, column = row % grid[0], column % grid[1]
-    ys, xs = patch_edges(geometry, grid, patch_area=patch_area)
-    height, width = geometry.image_size
-    top, bottom = np.clip(ys[[row, row + 1]], 0, height).tolist()
-    left, right = np.clip(xs[[column, column + 1]], 0, width).tolist()
-    if top >= bottom or left >= right:
-        raise GeometryError(
-            f"patch {tuple(patch)} shows padding: expected one that shows photo, got a patch beyond the {height} x {width} photo."
-        )
-    return top, left, bottom, right
+        check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
+        one = replace(self, values=self._single())
+        picture = read_image(photo)
+        geometry = locate(where, photo, picture)
+        colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
+        if chosen is Style.MASK:
+            mask = one.values if one.values.dtype is torch.bool else mass_mask(one.values, keep)
+            inside = replace(one, values=mask.float()).heatmap(geometry, mode=Interpolation.NEAREST)
+            return draw_mask(picture, inside, alpha=alpha)
+        if chosen is Style.PATCHES:
+            values = one.heatmap(geometry, mode=Interpolation.NEAREST)
+            return draw_patches(picture, values, one.edges(geometry), alpha=alpha, **colors)
+        values = one.heatmap(geometry, mode=smooth)
+        if chosen is Style.CONTOURS:
+            return draw_contours(picture, values, **colors)
+        return blend(picture, values, alpha=alpha, weighted=weighted, **colors)
+
+    def figure(
+        self,
+        photo: ImageSource,
+        where: Any,
+        *,
+        ax: "Axes | None" = None,
+        scale: ScaleOption = Scale.MINMAX,
+        mode: str = Interpolation.BILINEAR,
+        **look: Any,
+    ) -> "Figure":
+        """Draw the overlay as a matplotlib figure with a colour bar and a caption.
+
+        Args:
+            photo: The photo, as `read_image` takes it.
+            where: As in `overlay`.
+            ax: Axes to draw in; None makes a new figure.
+            scale: As in `overlay`.
+            mode: As in `heatmap`.
+            **look: As in `attnhook.imaging.figures.overlay_figure`: `colormap`, `alpha`, `title`, `caption`, `mark`, `width`, `dpi`.
+
+        Returns:
+            The figure; save it with `.savefig`.
+
+        Raises:
+            GeometryError: If there is more than one map, or map and geometry do not belong together.
+        """
+        check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
+        one = replace(self, values=self._single())
+        picture = read_image(photo)
+        values = one.heatmap(locate(where, photo, picture), mode=mode)
+        caption = ". ".join(filter(None, [self.caption, scale_in_words(scale)]))
+        said: dict[str, Any] = {"caption": caption, "label": self.quantity}
+        return overlay_figure(picture, values, scale=scale, uniform=self.uniform, ax=ax, **(said | look))
+
+    def _single(self) -> Tensor:
+        """The values `(h, w)`, of a single map."""
+        if any(length != 1 for length in self.shape[:-2]):
+            raise GeometryError(
+                f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one image's, such as "
+                "patch_map[0], and one head's, such as heads=3."
+            )
+        return self.values.reshape(self.grid)

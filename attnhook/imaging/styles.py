@@ -12,14 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from attnhook.errors import GeometryError
-from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.overlays import Heatmap, checked_opacity, overlay, sized_like, value_range
+from attnhook.imaging.overlays import Heatmap, blend, checked_opacity, sized_like, value_range
 from attnhook.imaging.palettes import LEVELS, palette
-from attnhook.imaging.patch_maps import patch_edges
-from attnhook.options import Interpolation, Scale, ScaleOption, Size, Style
+from attnhook.options import Interpolation, Scale, ScaleOption, Style
 
 _SUPERSAMPLING = 2
 _LINES_PER_EDGE = 300  # a line is as wide as the photo's shorter edge over this
@@ -66,7 +62,7 @@ def check_style(style: Style, options: Mapping[str, Any]) -> None:
             )
 
 
-def contour_overlay(
+def draw_contours(
     image: ImageSource,
     values: Heatmap,
     *,
@@ -92,7 +88,7 @@ def contour_overlay(
         ValueError: If fewer than one line is asked for.
 
     Example:
-        >>> contour_overlay(Image.new("RGB", (64, 48)), torch.rand(48, 64)).size
+        >>> draw_contours(Image.new("RGB", (64, 48)), torch.rand(48, 64)).size
         (64, 48)
     """
     photo = read_image(image)
@@ -115,12 +111,11 @@ def contour_overlay(
     return _where_seen(drawn, photo, known)
 
 
-def patch_overlay(
+def draw_patches(
     image: ImageSource,
-    patch_map: torch.Tensor,
-    geometry: ImageGeometry,
+    values: Heatmap,
+    edges: tuple[NDArray[Any], NDArray[Any]],
     *,
-    patch_area: Size | None = None,
     colormap: Any = "viridis",
     alpha: float = 0.5,
     scale: ScaleOption = Scale.MINMAX,
@@ -130,9 +125,8 @@ def patch_overlay(
 
     Args:
         image: The photo, as `read_image` takes it.
-        patch_map: One value a patch, (h, w).
-        geometry: How the photo became the model's input.
-        patch_area: As in `heatmap`.
+        values: Each pixel's own patch's value, (height, width), the photo's size.
+        edges: Horizontal and vertical borders of the patches, in photo pixels at pixel edges.
         colormap: As in `overlay`.
         alpha: As in `overlay`; 0 returns the photo, without borders.
         scale: As in `overlay`.
@@ -140,68 +134,44 @@ def patch_overlay(
 
     Returns:
         An RGB image of the photo's size.
-
-    Example:
-        >>> geometry = ImageGeometry.identity((48, 64))
-        >>> patch_overlay(Image.new("RGB", (64, 48)), torch.rand(3, 4), geometry).size
-        (64, 48)
     """
-    values = heatmap(patch_map, geometry, mode=Interpolation.NEAREST, patch_area=patch_area)
-    picture = overlay(image, values, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform)
+    picture = blend(image, values, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform)
     if alpha == 0:
         return picture
-    grid = (int(patch_map.shape[-2]), int(patch_map.shape[-1]))
-    ys, xs = patch_edges(geometry, grid, patch_area=patch_area)
+    ys, xs = edges
     lines: list[Line] = [[(xs[0], y), (xs[-1], y)] for y in ys] + [[(x, ys[0]), (x, ys[-1])] for x in xs]
     lined = picture.copy()
     _stroke(lined, lines, _GRID_COLOR, _line_width(picture) / 2, _GRID_OPACITY)
     return _where_seen(lined, picture, sized_like(picture, values))
 
 
-def mask_overlay(
+def draw_mask(
     image: ImageSource,
-    mask: torch.Tensor | NDArray[Any],
-    geometry: ImageGeometry,
+    inside: Heatmap,
     *,
-    patch_area: Size | None = None,
     color: tuple[int, int, int] = (255, 176, 0),
     alpha: float = 0.5,
 ) -> Image.Image:
-    """Darken what the model saw outside a mask of patches, and outline the mask.
+    """Darken what the model saw outside a mask, and outline the mask.
 
     Args:
         image: The photo, as `read_image` takes it.
-        mask: Which patches, (h, w), boolean; such as those that hold 60 % of the attention.
-        geometry: How the photo became the model's input.
-        patch_area: As in `heatmap`.
+        inside: 1 inside the mask, 0 outside, NaN where the model did not look; (height, width), the photo's size.
         color: The outline's colour.
         alpha: How dark the rest becomes: 0 returns the photo, 1 black.
 
     Returns:
         An RGB image of the photo's size; inside the mask it is the photo.
-
-    Raises:
-        GeometryError: If the mask is not boolean.
-
-    Example:
-        >>> geometry = ImageGeometry.identity((48, 64))
-        >>> mask_overlay(Image.new("RGB", (64, 48)), torch.rand(3, 4) > 0.5, geometry).size
-        (64, 48)
     """
-    chosen = torch.as_tensor(mask)
-    if chosen.dtype is not torch.bool:
-        raise GeometryError(
-            f"not a mask: expected booleans, one a patch, got {chosen.dtype}. Compare with a threshold."
-        )
     opacity = checked_opacity(alpha)
     photo = read_image(image)
-    inside = sized_like(photo, heatmap(chosen.float(), geometry, mode=Interpolation.NEAREST, patch_area=patch_area))
+    known = sized_like(photo, inside)
     if opacity == 0:
         return photo
-    shade = Image.fromarray(np.where(inside == 0, np.uint8(opacity), np.uint8(0)))
+    shade = Image.fromarray(np.where(known == 0, np.uint8(opacity), np.uint8(0)))
     picture = Image.composite(Image.new("RGB", photo.size), photo, shade)
-    _stroke(picture, _contours(np.nan_to_num(inside), 0.5), color, _line_width(photo) * 1.5, 1.0)
-    return _where_seen(picture, photo, inside)
+    _stroke(picture, _contours(np.nan_to_num(known), 0.5), color, _line_width(photo) * 1.5, 1.0)
+    return _where_seen(picture, photo, known)
 
 
 def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:

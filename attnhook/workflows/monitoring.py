@@ -24,8 +24,8 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import NoReadoutError
 from attnhook.imaging.images import ImageSource
+from attnhook.imaging.overlays import check_scale
 from attnhook.options import BlocksOption, Rows, ScaleOption
-from attnhook.workflows.captions import check_scale
 from attnhook.workflows.probes import ProbeBatch
 from attnhook.workflows.reports import RECEIVED, Painter, scalars_of
 from attnhook.workflows.restoring import untouched

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnhook.attribution.map_making import block_in_words, heads_in_words, make_map
 from attnhook.attribution.methods import METHODS, NEEDS, check_method
 from attnhook.attribution.raw_maps import fuse_heads, raw_attention
 from attnhook.attribution.statistics import attention_statistics, received_mass
@@ -22,9 +23,10 @@ from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
 from attnhook.imaging.overlays import common_range
-from attnhook.imaging.patch_maps import patch_box, patch_edges
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.imaging.wording import scale_in_words, share_in_words
 from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
-from attnhook.workflows.captions import adds_up, reads_block, scale_in_words, share_in_words
+from attnhook.workflows.captions import reads_block
 from attnhook.workflows.results import AttentionResult
 
 if TYPE_CHECKING:
@@ -68,12 +70,10 @@ def heads_figure(
     Returns:
         The figure.
     """
-    chosen = result.maps[result.settings["block"] if block is None else block]
+    chosen = result.maps[result.settings.block if block is None else block]
     patches = raw_attention(result.maps, block=chosen.name, heads=None)[0]
-    maps, uniform = list(result.upsample(patches)), 1 / chosen.shape[-1]
-    caption = (
-        f"{_start(result)}, raw attention of every head of {chosen.name}; {_OUTSIDE} {scale_in_words(scale, _ALL)}"
-    )
+    maps, uniform = _pixels(result, [patches]), patches.uniform
+    caption = f"{_start(result)}, raw attention of every head of {block_in_words(chosen)}; {_OUTSIDE} {scale_in_words(scale, _ALL)}"
     titles = [f"head {head}, {_outside(one)}" for head, one in enumerate(patches)]
     said: dict[str, Any] = {"caption": caption, "scale": common_range(maps, scale, uniform=uniform), "uniform": uniform}
     return sheet(result.image, maps, titles, **(said | options))
@@ -96,16 +96,20 @@ def blocks_figure(
     shown = _same_grid(result)
     maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
     titles = [
-        f"block {number}" + (f", {_outside(one)}" if adds_up(heads) else "")
+        f"block {number}" + (f", {_outside(one)}" if one.adds_up else "")
         for (number, _), one in zip(shown, maps, strict=True)
     ]
-    pixels = list(result.upsample(torch.stack(maps)))
+    pixels = _pixels(result, maps)
     caption = (
-        f"{_start(result)}, raw attention of each block, {_fusion(heads, shown[-1][1].shape[1])}"
-        f"{f'; {_OUTSIDE}' if adds_up(heads) else '.'} {scale_in_words(scale, _ALL)}"
+        f"{_start(result)}, raw attention of each block, {heads_in_words(heads, shown[-1][1].shape[1])}"
+        f"{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'} {scale_in_words(scale, _ALL)}"
     )
-    shared = common_range(pixels, scale, uniform=result.uniform)
-    said: dict[str, Any] = {"caption": caption, "scale": shared, "uniform": result.uniform}
+    uniform = maps[-1].uniform
+    said: dict[str, Any] = {
+        "caption": caption,
+        "scale": common_range(pixels, scale, uniform=uniform),
+        "uniform": uniform,
+    }
     return sheet(result.image, pixels, titles, **(said | options))
 
 
@@ -130,16 +134,19 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
         raise TokenLayoutError(
             f"cannot draw blocks by heads: expected as many heads in every block, got {sorted(counts)}."
         )
-    grid = result.attention.shape
-    outside = [1 - float(torch.nan_to_num(head).sum()) for one in maps for head in one]
+    grid = result.patch_map.grid
+    outside = torch.stack([one.outside for one in maps if one.outside is not None])
     said: dict[str, Any] = {
         "caption": f"{_start(result)}, raw attention of every head of every block on the {grid[0]} x {grid[1]} patches; "
-        f"{share_in_words(min(outside))} to {share_in_words(max(outside))} of it outside the patches. {scale_in_words(scale, _ALL)}",
+        f"{share_in_words(float(outside.min()))} to {share_in_words(float(outside.max()))} of it outside the patches. "
+        f"{scale_in_words(scale, _ALL)}",
         "image": _seen(result),
         "row_labels": [str(number) for number, _ in shown],
         "column_labels": [str(head) for head in range(counts.pop())],
     }
-    return map_grid(torch.stack(maps), scale=scale, uniform=result.uniform, **(said | options))
+    return map_grid(
+        torch.stack([one.values for one in maps]), scale=scale, uniform=maps[-1].uniform, **(said | options)
+    )
 
 
 def methods_figure(
@@ -168,7 +175,7 @@ def methods_figure(
     names = list(METHODS) if methods is None else list(methods)
     for name in names:
         check_method(name)
-    maps: dict[str, Tensor] = {}
+    maps: dict[str, PatchMap] = {}
     left_out = []
     for name in names:
         try:
@@ -181,8 +188,8 @@ def methods_figure(
         raise RowsNotKeptError(
             "no method can be had from this capture: expected at least one, got none. Capture with rows='all'."
         )
-    pixels = list(result.upsample(torch.stack([one.to("cpu", torch.float32) for one in maps.values()])))
-    titles = [name.replace("_", " ") + (f"\n{_outside(one)}" if NEEDS[name].mass else "") for name, one in maps.items()]
+    pixels = _pixels(result, [one.to("cpu") for one in maps.values()])
+    titles = [name.replace("_", " ") + (f"\n{_outside(one)}" if one.adds_up else "") for name, one in maps.items()]
     said: dict[str, Any] = {"caption": _methods_in_words(result, list(maps), left_out), "scale": scale}
     return sheet(result.image, pixels, titles, **(said | options))
 
@@ -214,20 +221,20 @@ def query_figure(
         TokenLayoutError: If the block's tokens lie on no patch grid.
     """
     several = cast(list[PatchIndex], [patches] if isinstance(patches[0], int) else list(patches))
-    chosen = result.maps[result.settings["block"] if block is None else block]
+    chosen = result.maps[result.settings.block if block is None else block]
     layout = chosen.layout
     if not isinstance(layout, TokenLayout):
         raise TokenLayoutError(f"block {chosen.name!r} attends in windows: expected one grid, got {layout.describe()}.")
     if result.maps.rows is not Rows.ALL:
         raise RowsNotKeptError("rows of single patches were not kept: expected attend(..., rows='all').")
     rows = chosen.matrix.rows([layout.token_of(patch) for patch in several])
-    fused = layout.patches(fuse_heads(rows, heads))[0]
-    maps = list(result.upsample(fused))
-    area = result.patch_area
-    boxes = [patch_box(result.geometry, layout.grid, patch, patch_area=area) for patch in several]
-    caption = f"{result.settings['model']}, raw attention of the marked patch in {chosen.name}, {_fusion(heads, chosen.shape[1])}"
-    outside = [_outside(one) if adds_up(heads) else "" for one in fused]
     uniform = 1 / chosen.shape[-1]
+    values = layout.patches(fuse_heads(rows, heads))[0]
+    fused = make_map(result.maps, values, [chosen], "raw attention", heads=heads, row="patches", uniform=uniform)
+    maps = _pixels(result, [fused])
+    boxes = [fused.box(result.geometry, patch) for patch in several]
+    caption = f"{result.settings.model}, raw attention of the marked patch in {block_in_words(chosen)}, {heads_in_words(heads, chosen.shape[1])}"
+    outside = [_outside(one) if one.adds_up else "" for one in fused]
     if len(several) == 1:
         left = f", {outside[0]} the patches" if outside[0] else ""
         said: dict[str, Any] = {"caption": f"{caption}{left}. {scale_in_words(scale)}", "mark": boxes[0]}
@@ -236,7 +243,7 @@ def query_figure(
         f"row {row}, column {column}\n{left}".rstrip() for (row, column), left in zip(several, outside, strict=True)
     ]
     said = {
-        "caption": f"{caption}{f'; {_OUTSIDE}' if adds_up(heads) else '.'} {scale_in_words(scale, _ALL)}",
+        "caption": f"{caption}{f'; {_OUTSIDE}' if fused.adds_up else '.'} {scale_in_words(scale, _ALL)}",
         "marks": boxes,
         "scale": common_range(maps, scale, uniform=uniform),
         "uniform": uniform,
@@ -261,10 +268,10 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
         "attention distance (patches)": _by_head([block.distance_patches.mean(dim=0) for block in blocks]),
         "largest sink (share)": _by_head([received_mass(block).amax(dim=-1).mean(dim=0) for block in result.maps]),
     }
-    queries = "all queries" if result.maps.rows is Rows.ALL else f"{result.settings['rows']} row"
+    queries = "all queries" if result.maps.rows is Rows.ALL else f"{result.settings.rows} row"
     one_length = len(keys) == 1
     said: dict[str, Any] = {
-        "caption": f"{result.settings['model']}, {queries}; dots are heads, lines their means"
+        "caption": f"{result.settings.model}, {queries}; dots are heads, lines their means"
         f"{', dashed: uniform attention' if one_length else ''}. Sink: the token that gets the most, in the mean over the queries.",
         "references": {_ENTROPY: math.log(keys.pop())} if one_length else {},
     }
@@ -273,8 +280,7 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
 
 def _seen(result: AttentionResult) -> Image.Image:
     """The part of the photo that lies under the patches."""
-    height, width = result.attention.shape[-2:]
-    rows, columns = patch_edges(result.geometry, (height, width), patch_area=result.patch_area)
+    rows, columns = result.patch_map.edges(result.geometry)
     top, bottom = np.clip(np.rint(rows[[0, -1]]), 0, result.image.height).astype(int).tolist()
     left, right = np.clip(np.rint(columns[[0, -1]]), 0, result.image.width).astype(int).tolist()
     return result.image.crop((left, top, right, bottom))
@@ -301,21 +307,26 @@ def _methods_in_words(result: AttentionResult, shown: list[str], left_out: list[
     return f"{text} Not from this capture: {', '.join(left_out)}." if left_out else text
 
 
-def _outside(patch_map: Tensor) -> str:
-    return f"{share_in_words(1 - float(torch.nan_to_num(patch_map).sum()))} outside"
+def _pixels(result: AttentionResult, maps: Sequence[PatchMap]) -> list[Tensor]:
+    """The maps at the photo's size, one after the other."""
+    return [
+        one
+        for each in maps
+        for one in each.heatmap(result.geometry, mode=result.mode).reshape(-1, result.image.height, result.image.width)
+    ]
+
+
+def _outside(patch_map: PatchMap) -> str:
+    return "" if patch_map.outside is None else f"{share_in_words(float(patch_map.outside))} outside"
 
 
 def _start(result: AttentionResult) -> str:
-    return f"{result.settings['model']}, {result.settings['rows']} row"
-
-
-def _fusion(heads: HeadsOption, count: int) -> str:
-    return f"head {heads}" if isinstance(heads, int) else f"{heads} over {count} heads"
+    return f"{result.settings.model}, {result.settings.rows} row"
 
 
 def _same_grid(result: AttentionResult) -> list[tuple[int, BlockAttention]]:
     """The blocks whose keys lie on the result's grid and that have the readout's row."""
-    grid = tuple(result.attention.shape[-2:])
+    grid = result.patch_map.grid
     found = []
     for number, block in enumerate(result.maps):
         layout = block.token_layout

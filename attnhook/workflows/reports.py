@@ -31,8 +31,8 @@ from attnhook.attribution.row_measures import row_divergence
 from attnhook.attribution.summaries import BlockSummary
 from attnhook.capture.records import AttentionMaps
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.heatmaps import heatmap
-from attnhook.imaging.overlays import common_range, overlay
+from attnhook.imaging.overlays import common_range
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import ScaleOption
 
 if TYPE_CHECKING:
@@ -119,25 +119,19 @@ class Painter:
             found = map_of(method, maps)
             folder = "overlay" if number == 0 else method
             for index, one in enumerate(found):
-                yield f"{prefix}attention/{folder}/{index}", self._overlay(index, one, maps)
+                yield f"{prefix}attention/{folder}/{index}", self._overlay(index, one)
         if methods:
             for index in range(min(self.sheets, len(self.photos))):
                 yield f"{prefix}attention/heads/{index}", self._heads(index, maps)
 
-    def _overlay(self, index: int, one: Tensor, maps: AttentionMaps) -> Image.Image:
-        return overlay(
-            self.photos[index], self._pixels(index, one, maps), scale=self.scale, uniform=1 / maps[-1].shape[-1]
-        )
-
-    def _pixels(self, index: int, one: Tensor, maps: AttentionMaps) -> Tensor:
-        return heatmap(one.cpu().float(), self.geometries[index], patch_area=maps.patch_area)
+    def _overlay(self, index: int, one: PatchMap) -> Image.Image:
+        return one.to("cpu").overlay(self.photos[index], self.geometries[index], scale=self.scale)
 
     def _heads(self, index: int, maps: AttentionMaps) -> Image.Image:
         from attnhook.imaging.figures import sheet
 
-        block = maps[-1]
-        heads = self._pixels(index, heads_of(maps)[index], maps)
-        uniform = 1 / block.shape[-1]
+        block, patch_map = maps[-1], heads_of(maps)[index].to("cpu")
+        heads, uniform = patch_map.heatmap(self.geometries[index]), patch_map.uniform
         shared = common_range(list(heads), self.scale, uniform=uniform)
         titles = [f"head {head}" for head in range(len(heads))]
         caption = f"Every head of {block.name}, on one scale."
@@ -151,11 +145,11 @@ def _picture(figure: "Figure") -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def map_of(method: str, maps: AttentionMaps) -> Tensor:
+def map_of(method: str, maps: AttentionMaps) -> PatchMap:
     """One method's maps of all images, `(batch, h, w)`."""
     return received_attention(maps) if method == RECEIVED else METHODS[method](maps)
 
 
-def heads_of(maps: AttentionMaps) -> Tensor:
+def heads_of(maps: AttentionMaps) -> PatchMap:
     """The last block's maps of every head, `(batch, heads, h, w)`: of the readout, or received where there is none."""
     return received_attention(maps, heads=None) if maps.readout.rows is None else raw_attention(maps, heads=None)

@@ -1,7 +1,7 @@
 """Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +12,21 @@ from torch import Tensor, nn
 from attnhook.attribution.methods import METHODS, NEEDS, check_method, check_options, method_options
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
-from attnhook.errors import GeometryError
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import ImageSource, each_image, read_image
-from attnhook.imaging.overlays import overlay
-from attnhook.imaging.styles import check_style, contour_overlay, mask_overlay, mass_mask, patch_overlay
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import (
+    BlocksOption,
     HeadFusion,
     HeadsOption,
     Interpolation,
     Rows,
     RowsOption,
-    ScaleOption,
-    Size,
     Style,
     choose,
 )
-from attnhook.workflows.captions import adds_up, caption_of, check_scale, reads_block, rows_in_words, scale_in_words
+from attnhook.workflows.captions import captioned, reads_block, rows_in_words
 from attnhook.workflows.display import html_of, mimebundle, png_of
 from attnhook.workflows.running import prepared, run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
@@ -41,94 +37,110 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@dataclass(frozen=True)
+class ResultSettings:
+    """What made a map.
+
+    Attributes:
+        model: The model's name.
+        method: One of `METHODS`.
+        block: The name of the block, or of the last one that the method follows.
+        heads: How heads became one map.
+        rows: Whose row.
+        target: The class that a gradient method followed, by name or index, or None.
+        options: The method's own options.
+    """
+
+    model: str
+    method: str = "raw_attention"
+    block: str = ""
+    heads: HeadsOption = HeadFusion.MEAN.value
+    rows: str = ""
+    target: str | int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionResult:
     """Where a model's readout looked in one photo.
 
-    A notebook shows the overlay. Raw attention is where attention went in one block; it is not importance.
+    A notebook shows the overlay. Raw attention is where attention went in one block; it does not measure importance. `result[block]` is the
+    result of another captured block, by index or name.
 
     Attributes:
         image: The photo, RGB, upright, at its own size.
-        attention: The map on the patch grid, `(h, w)` float32, unnormalised.
+        patch_map: The map of the image, `(h, w)` float32, unnormalised.
         geometry: Where the model looked in the photo.
-        patch_area: Height and width in pixels of the model's input that the grid covers, or None for all of it.
         maps: Everything captured, one image, on the CPU.
-        settings: What made the map: model, method, block, heads, readout; `keys`, the block's tokens, where the block is none of `maps`.
+        settings: What made the map.
         mode: How patches become pixels.
     """
 
     image: Image.Image
-    attention: Tensor
+    patch_map: PatchMap
     geometry: ImageGeometry
-    patch_area: Size | None
     maps: AttentionMaps
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: ResultSettings
     mode: Interpolation = Interpolation.BILINEAR
+
+    def __getitem__(self, block: int | str) -> "AttentionResult":
+        method = self.settings.method
+        if not reads_block(method):
+            raise ValueError(
+                f"method {method!r} follows all captured blocks: expected no block, got {block!r}. Use a method of one block, such as "
+                "'raw_attention'."
+            )
+        chosen = self.maps[block]
+        patch_map = _mapped(self.maps, replace(self.settings, block=chosen.name))
+        return replace(self, patch_map=patch_map, settings=replace(self.settings, block=chosen.name))
+
+    @property
+    def attention(self) -> Tensor:
+        """The map on the patch grid, `(h, w)` float32, unnormalised: the values of `patch_map`."""
+        return self.patch_map.values
 
     @property
     def heatmap(self) -> Tensor:
         """The map at the photo's size: `(H, W)` float32, NaN where the model did not look."""
-        return self.upsample(self.attention)
+        return self.patch_map.heatmap(self.geometry, mode=self.mode)
 
     def upsample(self, patch_map: Tensor) -> Tensor:
-        """Bring another map of the same grid to the photo's size.
+        """Bring other values of the same patches to the photo's size.
 
         Args:
-            patch_map: `(h, w)`, or `(n, h, w)` for several, such as one a head.
+            patch_map: `(h, w)`, or `(n, h, w)` for several, such as one per head.
 
         Returns:
             `(H, W)` or `(n, H, W)` float32, NaN where the model did not look.
         """
-        return heatmap(patch_map, self.geometry, mode=self.mode, patch_area=self.patch_area)
+        return self.patch_map.like(patch_map).heatmap(self.geometry, mode=self.mode)
 
     @property
-    def uniform(self) -> float:
-        """What a patch would get if the sequence were attended uniformly: the unit of `scale="uniform"`."""
-        keys: int = self.settings.get("keys") or self.maps[self.settings.get("block", -1)].shape[-1]
-        return 1.0 / keys
+    def uniform(self) -> float | None:
+        """What a token would get of uniform attention, 1/N: the unit of `scale="uniform"`. None if values are not shares of attention."""
+        return self.patch_map.uniform
 
     @property
     def outside(self) -> float:
-        """Attention mass on tokens that are no patches; NaN if the map is not one of softmax rows."""
-        mass = self._of_mass and adds_up(self.settings.get("heads", HeadFusion.MEAN))
-        return 1.0 - float(torch.nan_to_num(self.attention).sum()) if mass else float("nan")
-
-    @property
-    def _of_mass(self) -> bool:
-        return NEEDS[self.settings.get("method", "raw_attention")].mass
+        """Attention mass on tokens that are not patches; NaN if the map is not one of softmax rows."""
+        outside = self.patch_map.outside
+        return float("nan") if outside is None else float(outside)
 
     @property
     def caption(self) -> str:
-        """Model, block, heads, readout, mass outside the patches: what a figure has to say."""
-        return caption_of(self.settings, self.outside)
+        """What a figure has to say: model, method, block, heads, readout, mass outside the patches."""
+        return self.patch_map.caption
 
     @property
     def quantity(self) -> str:
         """What the map's values are, for a colour bar: attention, or what a method makes of it."""
-        method: str = self.settings.get("method", "raw_attention")
-        return "attention" if method == "raw_attention" else method.replace("_", " ")
+        return self.patch_map.quantity
 
-    def overlay(
-        self,
-        *,
-        colormap: Any = "viridis",
-        alpha: float = 0.5,
-        scale: ScaleOption = "minmax",
-        style: str = "heat",
-        weighted: bool = False,
-        keep: float = 0.6,
-    ) -> Image.Image:
-        """The map over the photo.
+    def overlay(self, **look: Any) -> Image.Image:
+        """Draw the map over the photo.
 
         Args:
-            colormap: A matplotlib colormap or its name; not with `"mask"`.
-            alpha: Opacity of the heat map, 0 to 1; not with `"contours"`.
-            scale: `"minmax"` (this picture's own range), `"robust"` (its 1st to 99th percentile, where sinks hide the rest), `"uniform"`
-                (multiples of uniform attention, comparable between pictures) or `(vmin, vmax)`; not with `"mask"`.
-            style: `"heat"` (a film of colour), `"patches"` (each patch in one colour), `"contours"` (lines of equal value) or `"mask"` (all but
-                the patches that hold `keep` of the mass darkened, as DINO shows it).
-            weighted: With `"heat"`: whether opacity follows the value.
-            keep: With `"mask"`: the share of the map's mass.
+            **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `weighted`, `keep`.
 
         Returns:
             An RGB image of the photo's size; pixels that the model did not see are the photo's.
@@ -136,44 +148,19 @@ class AttentionResult:
         Raises:
             ValueError: If an option is not one of its choices, or one that the style does not take.
         """
-        chosen = choose(Style, style, "style")
-        given = {"colormap": colormap, "alpha": alpha, "scale": scale, "weighted": weighted, "keep": keep}
-        check_style(chosen, given)
-        check_scale(scale, mass=self._of_mass, shown=self.settings["method"])
-        colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
-        place: dict[str, Any] = {"patch_area": self.patch_area, "alpha": alpha}
-        if chosen is Style.HEAT:
-            return overlay(self.image, self.heatmap, alpha=alpha, weighted=weighted, **colors)
-        if chosen is Style.CONTOURS:
-            return contour_overlay(self.image, self.heatmap, **colors)
-        if chosen is Style.PATCHES:
-            return patch_overlay(self.image, self.attention, self.geometry, **place, **colors)
-        return mask_overlay(self.image, mass_mask(self.attention, keep), self.geometry, **place)
+        smooth = look.get("style", Style.HEAT) in (Style.HEAT, Style.CONTOURS)
+        return self.patch_map.overlay(self.image, self.geometry, **({"mode": self.mode} | look if smooth else look))
 
-    def figure(self, *, colormap: Any = "viridis", alpha: float = 0.5, scale: ScaleOption = "minmax") -> "Figure":
-        """The overlay as a matplotlib figure with a colour bar and a caption.
+    def figure(self, **look: Any) -> "Figure":
+        """Draw the overlay as a matplotlib figure with a colour bar and a caption.
 
         Args:
-            colormap: As in `overlay`.
-            alpha: As in `overlay`.
-            scale: As in `overlay`.
+            **look: As in `PatchMap.figure`: `scale`, `colormap`, `alpha`, `ax`.
 
         Returns:
             The figure; save it with `.savefig`.
         """
-        from attnhook.imaging.figures import overlay_figure
-
-        check_scale(scale, mass=self._of_mass, shown=self.settings["method"])
-        return overlay_figure(
-            self.image,
-            self.heatmap,
-            caption=f"{self.caption}. {scale_in_words(scale)}",
-            colormap=colormap,
-            alpha=alpha,
-            scale=scale,
-            uniform=self.uniform,
-            label=self.quantity,
-        )
+        return self.patch_map.figure(self.image, self.geometry, mode=self.mode, **look)
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the overlay, to a temporary name first.
@@ -200,7 +187,7 @@ class AttentionResult:
         """
         from attnhook.workflows.viewer.pages import save_viewer, viewer_html
 
-        page = viewer_html([self.scene(name)], model=self.settings["model"], **options)
+        page = viewer_html([self.scene(name)], model=self.settings.model, **options)
         if path is not None:
             save_viewer(page, path)
         return page
@@ -214,7 +201,7 @@ class AttentionResult:
         Returns:
             What `viewer_html` takes.
         """
-        return Scene(name, self.image, self.geometry, self.maps, self.patch_area)
+        return Scene(name, self.image, self.geometry, self.maps)
 
     def _repr_html_(self) -> str:
         return html_of(self.overlay(), self.caption)
@@ -234,7 +221,7 @@ def attend(
     images: "ImageSource | Iterable[ImageSource]",
     *,
     method: str = "raw_attention",
-    block: int | str = -1,
+    blocks: BlocksOption = None,
     heads: HeadsOption = "mean",
     rows: RowsOption = "readout",
     target: TargetOption = None,
@@ -248,7 +235,8 @@ def attend(
         model: What `load` takes or gives; or any module, with `preprocess`.
         images: A photo or several: paths, PIL images, arrays, tensors.
         method: One of `METHODS`. Those that need whole matrices (rollout) have them captured, by reference.
-        block: Which block, by index or name; methods that follow all blocks do not read it.
+        blocks: Which blocks to capture, as in `AttentionCapture`. The result shows the last of them, `result[block]` any other; methods that
+            follow all blocks follow these.
         heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index; gradient methods take the mean.
         rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`. `"all"` shows
             the readout's and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
@@ -275,43 +263,50 @@ def attend(
         raise ValueError(
             "heads=None keeps all heads: expected one map a photo. Take result.maps and raw_attention(maps, heads=None)."
         )
-    check_options(method, options)
-    if block != -1 and not reads_block(method):
+    if "block" in options:
         raise ValueError(
-            f"method {method!r} follows all captured blocks: expected block to be left out, got {block!r}. Leave it out."
+            f"attend takes blocks, as AttentionCapture does: expected blocks=[{options['block']!r}], got block={options['block']!r}. Or "
+            "capture all, and take result[block]."
         )
+    check_options(method, options)
     _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
     with torch.inference_mode(mode=False):  # parameters made in it could not be followed backward
         module, name, prepare, labels = _model_parts(model, preprocess)
     needs = NEEDS[method]
     capture = AttentionCapture(
-        module, rows=_rows_for(method, rows), gradients=needs.gradients, values=needs.values, device="cpu"
+        module,
+        blocks=blocks,
+        rows=_rows_for(method, rows),
+        gradients=needs.gradients,
+        values=needs.values,
+        device="cpu",
     )
     results = []
     for image in each_image(images):
         photo = read_image(image)
         pixels, geometry = prepared(prepare, photo)
-        said = dict(options)
+        followed = None
         if needs.gradients:
             index = run_towards(capture, module, pixels, target, labels)
-            said["target"] = index if labels is None else labels[index]
+            followed = index if labels is None else labels[index]
         else:
             # Not inference mode: tensors that a model keeps for itself could not be trained with.
             with torch.no_grad(), capture:
                 run_vision(module, pixels)
         maps = capture.maps
-        _check_sizes(maps, geometry, name)
-        settings = {
-            "model": name,
-            "method": method,
-            "block": maps[block if reads_block(method) else -1].name,
-            "heads": heads,
-            "rows": rows_in_words(maps),
-        } | said
-        attention = METHODS[method](maps, **method_options(method, {"block": block, "heads": heads}), **options)[0]
-        results.append(AttentionResult(photo, attention, geometry, maps.patch_area, maps, settings, smooth))
+        settings = ResultSettings(name, method, maps[-1].name, heads, rows_in_words(maps), followed, options)
+        patch_map = _mapped(maps, settings)
+        patch_map.area_on(geometry)  # that they do not go together is said now, not when something is drawn
+        results.append(AttentionResult(photo, patch_map, geometry, maps, settings, smooth))
     return results
+
+
+def _mapped(maps: AttentionMaps, settings: ResultSettings) -> PatchMap:
+    """The map of a method of the first image, its caption beginning with the model."""
+    options = method_options(settings.method, {"block": settings.block, "heads": settings.heads})
+    patch_map = METHODS[settings.method](maps, **options, **settings.options)[0]
+    return captioned(patch_map, settings.model, settings.target)
 
 
 def _model_parts(
@@ -326,14 +321,6 @@ def _model_parts(
         return model, type(model).__name__, preprocess, None
     loaded = load(model) if isinstance(model, str) else model
     return loaded.model, loaded.name, preprocess or loaded.preprocess, loaded.labels
-
-
-def _check_sizes(maps: AttentionMaps, geometry: ImageGeometry, name: str) -> None:
-    if maps.input_size is not None and maps.input_size != tuple(geometry.input_size):
-        raise GeometryError(
-            f"{name} was fed {maps.input_size} pixels: expected {tuple(geometry.input_size)}, which the geometry says. Its preprocessing "
-            "and its geometry do not go together."
-        )
 
 
 def _check_target(method: str, target: TargetOption, heads: HeadsOption) -> None:

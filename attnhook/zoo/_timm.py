@@ -147,7 +147,7 @@ def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], o
         return SeenTokens(problem="the patch grid is not known: expected images, or patches and their coordinates.")
     if places is None:
         grid = (patches.shape[2] // patch[0], patches.shape[3] // patch[1])
-        return SeenTokens(grid=grid, patch_area=(grid[0] * patch[0], grid[1] * patch[1]))
+        return SeenTokens(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]))
     valid = given.get("patch_valid")
     counts = {places.shape[1]} if valid is None else set(valid.sum(dim=1).tolist())
     count = max(counts)
@@ -160,7 +160,7 @@ def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], o
             problem="the images of this batch have different patch grids, or their patches are not in order: expected one grid. Run "
             "images of one grid together, or read the rows without a grid."
         )
-    return SeenTokens(grid=grid, patch_area=(grid[0] * patch[0], grid[1] * patch[1]), padding=places.shape[1] - count)
+    return SeenTokens(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]), padding=places.shape[1] - count)
 
 
 def _kept_patches(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:

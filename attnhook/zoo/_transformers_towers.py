@@ -239,7 +239,7 @@ def _of_image(args: tuple[Any, ...], kwargs: dict[str, Any], patch: Size | None)
             "layout=TokenLayout(...)."
         )
     grid = (image.shape[2] // patch[0], image.shape[3] // patch[1])
-    return SeenTokens(grid=grid, patch_area=(grid[0] * patch[0], grid[1] * patch[1]))
+    return SeenTokens(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]))
 
 
 def _shaped(shapes: Any, tokens: int, special: SpecialTokens, patch: Size | None) -> SeenTokens:
@@ -257,7 +257,7 @@ def _padded(grids: list[Size], tokens: int, special: SpecialTokens, patch: Size 
         return SeenTokens(packed=PackedLayout.padded(tuple(special.layout(grid) for grid in grids), tokens))
     grid = grids[0]
     area = None if patch is None else (grid[0] * patch[0], grid[1] * patch[1])
-    return SeenTokens(grid=grid, patch_area=area, padding=tokens - special.layout(grid).num_tokens)
+    return SeenTokens(grid=grid, area=area, padding=tokens - special.layout(grid).num_tokens)
 
 
 def _positioned(places: Any, special: SpecialTokens) -> SeenTokens:

@@ -38,7 +38,7 @@ def maps_towards(method, number: int) -> Tensor:
     with AttentionCapture(model, gradients=True) as capture:
         scores = model(pairs.pixels)
         scores.gather(1, pairs.classes[:, number, None]).sum().backward()
-    return method(capture.maps)
+    return method(capture.maps).values
 
 
 def peak_shares(maps_of: Callable[[int], Tensor]) -> tuple[float, float]:
@@ -96,7 +96,7 @@ def layer_wise_maps(number: int) -> Tensor:
         for before, after in passed:
             scores = model.forward_head(model.norm(after)).gather(1, pairs.classes[:, number, None])
             torch.autograd.grad(scores.sum(), before, retain_graph=True)
-    return legrad(capture.maps)
+    return legrad(capture.maps).values
 
 
 def test_legrad_leans_to_the_right_digit_and_no_more() -> None:

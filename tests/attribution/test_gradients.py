@@ -173,7 +173,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> No
 def test_the_papers_formula(method, readout: Rows, mask: str | None, key_heads: int, dtype) -> None:
     maps = made(readout, mask=mask, key_heads=key_heads, dtype=dtype)
     expected = maps[-1].layout.patches(SLOW[method](maps))
-    found = method(maps)
+    found = method(maps).values
     assert found.shape == (2, 3, 4)
     assert found.min() >= 0 < found.max()
     assert_close(found, expected)
@@ -190,7 +190,7 @@ def test_a_real_models_matrices(method, name: str) -> None:
     slow = SLOW[method](maps)
     if name == "vit_registers" or name == "eva_rope":
         assert layout.registers == 4
-    assert_close(method(maps), maps[-1].layout.patches(slow), 2e-6)
+    assert_close(method(maps).values, maps[-1].layout.patches(slow), 2e-6)
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_avg", "vit_siglip"])
@@ -199,10 +199,10 @@ def test_a_batch_of_two_equals_two_singles(method, name: str) -> None:
     model, batch = CASES[name].build(), images(2)
     with AttentionCapture(model, gradients=True) as capture:
         model(batch)[:, 2].sum().backward()
-        together, singles = method(capture.maps), []
+        together, singles = method(capture.maps).values, []
         for image in batch:
             model(image[None])[:, 2].sum().backward()
-            singles.append(method(capture.maps))
+            singles.append(method(capture.maps).values)
     torch.testing.assert_close(together, torch.cat(singles), atol=1e-4 * float(together.max()), rtol=0)
 
 
@@ -213,29 +213,31 @@ def test_explicit_attention_gives_the_same_maps() -> None:
         model = case.build(implementation)
         with AttentionCapture(model, gradients=True) as capture:
             model(images())[:, 2].sum().backward()
-        found.append([method(capture.maps) for method in METHODS[:3]])
+        found.append([method(capture.maps).values for method in METHODS[:3]])
     for fused, eager in zip(*found, strict=True):
         torch.testing.assert_close(fused, eager, atol=1e-4 * float(eager.max()), rtol=0)
 
 
 def test_one_block_alone_and_chosen_blocks() -> None:
     maps = made(Rows.CLS)
-    assert_close(gradient_attention(maps, block="blocks.1"), maps.layout.patches(slow_gradient_attention(maps[:2])))
-    assert_close(gradient_rollout(maps[1:]), maps.layout.patches(slow_gradient_rollout(maps[1:])))
-    heads = value_weighted_attention(maps, heads=None)
+    assert_close(
+        gradient_attention(maps, block="blocks.1").values, maps.layout.patches(slow_gradient_attention(maps[:2]))
+    )
+    assert_close(gradient_rollout(maps[1:]).values, maps.layout.patches(slow_gradient_rollout(maps[1:])))
+    heads = value_weighted_attention(maps, heads=None).values
     assert heads.shape == (2, 4, 3, 4)
-    torch.testing.assert_close(heads.mean(1), value_weighted_attention(maps))
-    torch.testing.assert_close(value_weighted_attention(maps, heads=-1), heads[:, 3])
+    torch.testing.assert_close(heads.mean(1), value_weighted_attention(maps).values)
+    torch.testing.assert_close(value_weighted_attention(maps, heads=-1).values, heads[:, 3])
 
 
 def test_rows_of_the_readout_are_enough_for_values() -> None:
     model = CASES["vit_avg"].build()
     with torch.inference_mode(), AttentionCapture(model, values=True) as capture:
         model(images())
-    few = value_weighted_attention(capture.maps)
+    few = value_weighted_attention(capture.maps).values
     with torch.inference_mode(), AttentionCapture(model, rows="all", values=True) as capture:
         model(images())
-    torch.testing.assert_close(few, value_weighted_attention(capture.maps))
+    torch.testing.assert_close(few, value_weighted_attention(capture.maps).values)
 
 
 # --- memory --------------------------------------------------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ def test_a_head_that_reads_none_of_the_three() -> None:
         gradient_rollout(lost)
     with pytest.raises(NoReadoutError, match=r"block 'blocks\.2' has no readout row: it reads nothing"):
         gradient_attention(lost)
-    assert legrad(lost).shape == (2, 3, 4)  # all queries count
+    assert legrad(lost).values.shape == (2, 3, 4)  # all queries count
 
 
 def test_gated_values_are_refused() -> None:

@@ -137,7 +137,7 @@ def test_the_readouts_row_and_its_map(name: str, precision: Precision, monkeypat
         if rows == "readout":
             torch.testing.assert_close(maps[-1].rows[:, :, 0].double(), expected, atol=BOUNDS["rows"], rtol=0)
         for heads, fused in (("mean", expected.mean(1)), ("max", expected.amax(1)), (2, expected[:, 2])):
-            got = raw_attention(maps, heads=heads)
+            got = raw_attention(maps, heads=heads).values
             assert got.dtype is torch.float32
             torch.testing.assert_close(got.double(), maps.layout.patches(fused), atol=BOUNDS["map"], rtol=0)
 
@@ -157,7 +157,7 @@ def test_rollout(name: str, precision: Precision, monkeypatch: pytest.MonkeyPatc
             row = row @ (mixed / mixed.sum(-1, keepdim=True))
         expected = maps.layout.patches(row[:, 0])
         bound = BOUNDS["rollout"] * float(expected.max())
-        torch.testing.assert_close(rollout(maps, heads=heads).double(), expected, atol=bound, rtol=0)
+        torch.testing.assert_close(rollout(maps, heads=heads).values.double(), expected, atol=bound, rtol=0)
 
 
 @each_precision

@@ -139,7 +139,7 @@ FOLLOWED = (
 def test_real_models(name):
     maps = captured(name)
     assert maps.readout.rows == MODELS[name].readout
-    close(rollout(maps), expected_of(maps))
+    close(rollout(maps).values, expected_of(maps))
 
 
 OPTIONS = (
@@ -158,7 +158,7 @@ OPTIONS = (
 def test_options(name, options, monkeypatch):
     monkeypatch.setattr(softmax_matrix, "BUDGET_BYTES", 600)  # a few rows a chunk
     maps = captured(name)
-    close(rollout(maps, **options), expected_of(maps, **options))
+    close(rollout(maps, **options).values, expected_of(maps, **options))
 
 
 @pytest.mark.parametrize("name", ["vit_distilled", "vit_avg", "vit_siglip"])
@@ -169,7 +169,7 @@ def test_every_token_through_each_block(name):
     assert len(products) == len(maps)
     queries = readout_queries(maps, maps[-1])
     rows = products[-1][:, queries].mean(dim=1)
-    torch.testing.assert_close(maps[0].layout.patches(rows), rollout(maps, residual=0.3))
+    torch.testing.assert_close(maps[0].layout.patches(rows), rollout(maps, residual=0.3).values)
     blocks = [exact(block)[0].tolist() for block in maps if not block.pooling]
     steps = [with_residual(fused(matrix, "mean"), 0.3) for matrix in blocks]
     expected = torch.tensor(product(steps[1], steps[0]), dtype=torch.float32)
@@ -178,9 +178,9 @@ def test_every_token_through_each_block(name):
 
 def test_one_head_and_a_later_start():
     maps = captured("vit")
-    close(rollout(maps, heads=-1), expected_of(maps, heads=-1))
-    close(rollout(maps, start=1), expected_of(maps[1:]))
-    close(rollout(maps, start="blocks.1.attn"), expected_of(maps[1:]))
+    close(rollout(maps, heads=-1).values, expected_of(maps, heads=-1))
+    close(rollout(maps, start=1).values, expected_of(maps[1:]))
+    close(rollout(maps, start="blocks.1.attn").values, expected_of(maps[1:]))
 
 
 @pytest.mark.parametrize("options", [{}, {"discard": 0.5}, {"heads": "max"}], ids=str)
@@ -191,7 +191,7 @@ def test_a_batch_of_two_is_two_singles(name, options):
     for part in (pixels, pixels[:1], pixels[1:]):
         with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
             model(part)
-        found.append(rollout(capture.maps, **options))
+        found.append(rollout(capture.maps, **options).values)
     torch.testing.assert_close(found[0], torch.cat(found[1:]), rtol=1e-5, atol=1e-8)
     assert not torch.allclose(found[1], found[2], rtol=1e-2)
 
@@ -199,14 +199,14 @@ def test_a_batch_of_two_is_two_singles(name, options):
 def test_saved_maps_give_the_same(tmp_path):
     maps = captured("vit_siglip")
     maps.save(tmp_path / "maps.safetensors")
-    torch.testing.assert_close(rollout(AttentionMaps.load(tmp_path / "maps.safetensors")), rollout(maps))
+    torch.testing.assert_close(rollout(AttentionMaps.load(tmp_path / "maps.safetensors")).values, rollout(maps).values)
 
 
 def test_autocast_around_it_changes_nothing():
     maps = captured("vit")
     with torch.autocast("cpu", torch.bfloat16):
-        rolled = rollout(maps, heads="max")
-    assert torch.equal(rolled, rollout(maps, heads="max"))
+        rolled = rollout(maps, heads="max").values
+    assert torch.equal(rolled, rollout(maps, heads="max").values)
 
 
 # --- made-up operands -----------------------------------------------------------------------------------------------------------------------
@@ -245,23 +245,23 @@ def made_up(readout=Rows.CLS, blocks=3, tokens=TOKENS, grid=GRID, key_heads=4, *
 def test_masks_and_shared_keys(name, readout):
     maps = made_up(READOUTS[readout], **SETTINGS[name])
     for options in ({}, {"heads": "max"}, {"discard": 0.6}):
-        close(rollout(maps, **options), expected_of(maps, **options))
+        close(rollout(maps, **options).values, expected_of(maps, **options))
 
 
 def test_the_residual_alone_leads_nowhere_and_mass_is_kept():
     maps = made_up()
-    assert (rollout(maps, residual=1.0) == 0).all()  # all of it stays at the class token
-    mean = rollout(made_up(Rows.MEAN), residual=1.0)
+    assert (rollout(maps, residual=1.0).values == 0).all()  # all of it stays at the class token
+    mean = rollout(made_up(Rows.MEAN), residual=1.0).values
     torch.testing.assert_close(mean, torch.full_like(mean, 1 / mean[0].numel()))
     own = maps[0].matrix.rows([0])[:, :, 0].mean(1)
-    torch.testing.assert_close(rollout(maps[:1], residual=0.0).flatten(1), own[:, 1:])
+    torch.testing.assert_close(rollout(maps[:1], residual=0.0).values.flatten(1), own[:, 1:])
 
 
 def test_equal_entries_are_not_discarded():
     same = torch.zeros(1, 1, TOKENS, 4)
     block = BlockAttention("b", "made up", SoftmaxMatrix(Operands(same, same)), TokenLayout(GRID))
     maps = AttentionMaps([block], rows=Rows.ALL, readout=Readout(Rows.CLS, "made up"))
-    torch.testing.assert_close(rollout(maps, discard=0.9), rollout(maps))
+    torch.testing.assert_close(rollout(maps, discard=0.9).values, rollout(maps).values)
 
 
 @pytest.mark.parametrize("options", [{}, {"heads": "min"}, {"discard": 0.9}], ids=str)
@@ -361,7 +361,7 @@ def test_tokens_in_another_order_are_refused_and_dropped_ones_are_nan():
         blocks = [BlockAttention(b.name, b.kernel, b.kept, layout) for b, layout in pairs]
         return AttentionMaps(blocks, rows=Rows.ALL, readout=whole.readout)
 
-    assert rollout(ordered(far, far.clone()))[0].isnan().tolist() == [[True, False, False], [True, True, False]]
+    assert rollout(ordered(far, far.clone())).values[0].isnan().tolist() == [[True, False, False], [True, True, False]]
     for orders in ((near, far), (near.expand(2, -1), near)):
         with pytest.raises(
             TokenLayoutError, match=r"'b0': expected the tokens of 'b1', .* \(3 kept\) tokens in another order"
@@ -405,4 +405,4 @@ def test_a_token_that_sees_nothing_passes_nothing_on(hidden: int, heads: str | i
     joined = {"mean": dense.mean(1), "max": dense.amax(1), 1: dense[:, 1]}[heads]
     weights = joined / joined.sum(-1, keepdim=True).clamp_min(1e-300)
     expected = (weights @ weights)[:, 0, 1:].reshape(1, 2, 2)
-    torch.testing.assert_close(rollout(maps, heads=heads, residual=0.0).double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rollout(maps, heads=heads, residual=0.0).values.double(), expected, atol=1e-6, rtol=0)

@@ -105,7 +105,9 @@ def test_tied_blocks_stand_in_the_order_in_which_they_ran(order: tuple[int, ...]
     followed = torch.eye(17)[:1].expand(2, 1, 17).double()
     for matrix in reversed(expected):
         followed = 0.5 * followed + 0.5 * followed @ matrix.double().mean(1)
-    torch.testing.assert_close(rollout(capture.maps), followed[:, 0, 1:].reshape(2, 4, 4).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        rollout(capture.maps).values, followed[:, 0, 1:].reshape(2, 4, 4).float(), atol=1e-6, rtol=0
+    )
 
 
 def test_forwards_past_the_root_are_not_the_last_one_that_was_read() -> None:
@@ -113,7 +115,7 @@ def test_forwards_past_the_root_are_not_the_last_one_that_was_read() -> None:
     with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
         for batch in (1, 2, 1):
             model.encode(tokens(batch))
-            maps.append(raw_attention(capture.maps))
+            maps.append(raw_attention(capture.maps).values)
     assert [len(one) for one in maps] == [1, 2, 1]
     assert torch.equal(maps[0], maps[2])
     assert len(capture.forwards) == 3
@@ -359,7 +361,10 @@ def test_an_empty_batch_has_empty_maps() -> None:
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(images()[:0])
     assert (
-        len(raw_attention(capture.maps)) == len(rollout(capture.maps)) == len(rollout(capture.maps, heads="max")) == 0
+        len(raw_attention(capture.maps).values)
+        == len(rollout(capture.maps).values)
+        == len(rollout(capture.maps, heads="max").values)
+        == 0
     )
 
 
@@ -491,7 +496,7 @@ def test_the_grid_is_read_off_what_the_patch_embedding_gives(embedding, module, 
 
 def test_a_grid_that_an_adapter_gives_as_a_list_is_one() -> None:
     record = ForwardRecord()
-    record.saw_tokens(SeenTokens(grid=[4, 4], patch_area=[64, 64]))
+    record.saw_tokens(SeenTokens(grid=[4, 4], area=[64, 64]))
     layout = record.layout(make_plan(tower(), None, "all", None))
     assert (layout, record.patch_area, record.input_size) == (LAYOUT, (64, 64), (64, 64))
 

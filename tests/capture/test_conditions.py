@@ -214,7 +214,7 @@ def test_a_part_of_the_model_still_shows_the_grid() -> None:
     model = vit()
     with torch.no_grad(), AttentionCapture(model) as capture:
         model.forward_features(images())
-    assert raw_attention(capture.maps).shape == (2, *GRID)
+    assert raw_attention(capture.maps).values.shape == (2, *GRID)
 
 
 @pytest.mark.filterwarnings("default")
@@ -343,7 +343,7 @@ def test_an_unknown_model_needs_blocks_and_layout() -> None:
     model, layout = HomeMade(), TokenLayout(GRID, cls=None)
     with torch.no_grad(), AttentionCapture(model, blocks=["attention"], layout=layout) as capture:
         model(images())
-    assert raw_attention(capture.maps).shape == (2, *GRID)
+    assert raw_attention(capture.maps).values.shape == (2, *GRID)
     own = nn.Sequential(OwnKernel())
     with torch.no_grad(), AttentionCapture(own, blocks="0", rows="all") as capture:
         own(torch.randn(1, 2, 5, 4))
@@ -394,7 +394,7 @@ def test_a_known_model_inside_a_larger_one() -> None:
     with torch.no_grad(), AttentionCapture(model, blocks=["backbone.blocks.1.attn"]) as capture:
         model({"image": images()})
     assert capture.maps.block_names == ("backbone.blocks.1.attn",)
-    assert raw_attention(capture.maps).shape == (2, *GRID)
+    assert raw_attention(capture.maps).values.shape == (2, *GRID)
 
 
 def test_maes_patches_stand_where_they_were_cut() -> None:

@@ -70,7 +70,7 @@ def everything(model: nn.Module, pixels: Tensor, rows) -> list:
     if rows == "all":
         matrix = maps[0].matrix
         found += [matrix.entropy(), matrix.column_sums(), matrix.rows([0, 2]), matrix.mean_rows(slice(1, 3))]
-        found.append(attnhook.received_attention(maps))
+        found.append(attnhook.received_attention(maps).values)
     return found
 
 
@@ -94,8 +94,8 @@ def test_methods_and_scores_do_not_depend_on_the_default_device() -> None:
                 model(pixels)[:, 0].sum().backward()
             maps = capture.maps
             results += [method(maps) for method in METHODS.values()]
-            results.append(attnhook.rollout(maps, discard=0.5))
-            results += [attnhook.rollout(maps, heads=heads) for heads in ("max", "min", 1)]
+            results.append(attnhook.rollout(maps, discard=0.5).values)
+            results += [attnhook.rollout(maps, heads=heads).values for heads in ("max", "min", 1)]
             patch_map = results[0]
             mask = patch_map > patch_map.mean()
             results += [scores.centre_prior((3, 5)), scores.random_map((3, 5)), scores.pointing_game(patch_map, mask)]

@@ -50,7 +50,7 @@ def check(model: nn.Module, run=None, *, atol: float = 2e-5, blocks: int = 2) ->
     assert len(capture.maps) == blocks
     for block, row in zip(capture.maps, expected, strict=True):
         torch.testing.assert_close(block.rows.double(), row, atol=atol, rtol=0)
-    assert raw_attention(capture.maps).shape == (2, *GRID)
+    assert raw_attention(capture.maps).values.shape == (2, *GRID)
 
 
 def test_channels_last_and_wrappers() -> None:
@@ -66,7 +66,7 @@ def test_partial_forwards_of_timm_show_the_grid(call: str) -> None:
     with torch.no_grad(), AttentionCapture(model) as capture:
         getattr(model, call)(images())
         getattr(model, call)(images())
-    assert raw_attention(capture.maps).shape == (2, *GRID)
+    assert raw_attention(capture.maps).values.shape == (2, *GRID)
     assert len(capture.maps) == 2
     assert len(capture.forwards) == 2
     assert capture.maps.input_size == tuple(images().shape[-2:])
@@ -76,7 +76,7 @@ def test_features_only_models_of_both_kinds() -> None:
     vit = timm.create_model("test_vit", features_only=True, img_size=64).eval()
     with torch.no_grad(), AttentionCapture(vit) as capture:
         vit(torch.randn(1, 3, 64, 64))
-    assert raw_attention(capture.maps).shape == (1, 4, 4)
+    assert raw_attention(capture.maps).values.shape == (1, 4, 4)
     swin = timm.create_model(
         "swin_tiny_patch4_window7_224",
         features_only=True,
@@ -112,7 +112,7 @@ def test_a_pipeline_of_transformers() -> None:
     with AttentionCapture(model) as capture:
         answers = run(Image.new("RGB", (50, 40), "red"))
     assert answers
-    assert raw_attention(capture.maps).shape == (1, *GRID)
+    assert raw_attention(capture.maps).values.shape == (1, *GRID)
 
 
 def test_lora_of_peft_draws_no_extra_random_numbers() -> None:

@@ -87,7 +87,7 @@ def test_maps_of_no_image_are_empty(kind: str, rows, grad: bool) -> None:
     for none, two in zip(empty, full, strict=True):
         assert none.rows.shape == (0, *two.rows.shape[1:])
         assert none.token_layout == two.token_layout
-    assert raw_attention(empty).shape == (0, *raw_attention(full).shape[1:])
+    assert raw_attention(empty).values.shape == (0, *raw_attention(full).values.shape[1:])
 
 
 @pytest.mark.parametrize("kind", BUILDS)

@@ -117,7 +117,7 @@ def test_layout_says_what_the_tokens_are(case: Case) -> None:
     facts = (layout.grid, layout.cls, layout.registers, layout.distillation, layout.suffix)
     assert facts == (grid, case.cls, case.registers, case.distillation, case.suffix)
     assert capture.maps.patch_area == (grid[0] * 8, grid[1] * 8)
-    assert raw_attention(capture.maps).shape == (2, *grid)
+    assert raw_attention(capture.maps).values.shape == (2, *grid)
 
 
 @pytest.mark.parametrize("case", TRANSFORMERS + TIMM, ids=lambda case: case.name)

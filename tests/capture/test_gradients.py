@@ -364,7 +364,7 @@ def test_rows_are_whole_matrices() -> None:
     with pytest.raises(RowsNotKeptError, match=r"got rows=\[0\]"):
         AttentionCapture(model, rows=[0], gradients=True)
     maps = followed(CASES["vit"])
-    assert raw_attention(maps).shape == (2, *GRID)
+    assert raw_attention(maps).values.shape == (2, *GRID)
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(images())
     with pytest.raises(GradientsNotKeptError, match=r"keeps no gradient: expected a capture with gradients=True"):

@@ -89,7 +89,7 @@ def test_a_block_that_calls_its_kernel_by_another_name_is_one(kind, place: int) 
         with torch.no_grad(), AttentionCapture(one, rows="all", layout=LAYOUT) as capture:
             one(TOKENS)
         assert capture.maps.block_names == ("layers.0", "layers.1", "layers.2")
-        maps.append(rollout(capture.maps))
+        maps.append(rollout(capture.maps).values)
     torch.testing.assert_close(maps[1], maps[0], atol=1e-6, rtol=0)
 
 

@@ -369,7 +369,7 @@ def test_several_forwards_of_different_sizes_pause_and_clear() -> None:
             model(images(size=(8, 8)))
         model(images(size=(32, 8)))
         assert [maps.layout.grid for maps in capture.forwards] == [(2, 4), (4, 1)]
-        assert raw_attention(capture.maps).shape == (2, 4, 1)
+        assert raw_attention(capture.maps).values.shape == (2, 4, 1)
         capture.clear()
         with pytest.raises(NothingCapturedError, match="got none"):
             _ = capture.maps
@@ -411,7 +411,7 @@ def test_mae_patches_go_back_where_they_came_from() -> None:
     model = case.build()
     with torch.no_grad(), AttentionCapture(model) as capture:
         output = case.feed(model)
-    rows, maps = capture.maps[-1].rows, raw_attention(capture.maps, heads=None)
+    rows, maps = capture.maps[-1].rows, raw_attention(capture.maps, heads=None).values
     kept = rows.shape[-1] - 1
     for image in range(2):
         for patch in range(9):
@@ -448,8 +448,8 @@ def test_an_unknown_model_with_blocks_and_layout() -> None:
         AttentionCapture(model)
     with torch.no_grad(), AttentionCapture(model, blocks=["attend"], layout=TokenLayout(GRID, cls=None)) as capture:
         model(images())
-    assert raw_attention(capture.maps).shape == (2, *GRID)
-    torch.testing.assert_close(raw_attention(capture.maps).sum((1, 2)), torch.ones(2))
+    assert raw_attention(capture.maps).values.shape == (2, *GRID)
+    torch.testing.assert_close(raw_attention(capture.maps).values.sum((1, 2)), torch.ones(2))
 
 
 def test_blocks_that_do_not_run_and_kernels_that_are_not_seen() -> None:
@@ -558,7 +558,7 @@ def test_maps_are_saved_and_loaded(tmp_path) -> None:
         )
         row = 0 if name == "vit_registers" else None
         assert torch.equal(
-            raw_attention(loaded, row=row).nan_to_num(), raw_attention(capture.maps, row=row).nan_to_num()
+            raw_attention(loaded, row=row).values.nan_to_num(), raw_attention(capture.maps, row=row).values.nan_to_num()
         )
     assert [path.name for path in tmp_path.iterdir()] == ["maps.safetensors"]
     (tmp_path / "bad.safetensors").write_bytes(b"no")

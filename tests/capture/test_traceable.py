@@ -39,7 +39,7 @@ def test_one_graph_gives_the_rows_and_the_output_of_the_compiled_model(name: str
     maps = traceable.maps(rows)
     assert maps.block_names == capture.maps.block_names
     torch.testing.assert_close(maps.stack(), capture.maps.stack(), atol=2e-5, rtol=0)
-    assert raw_attention(maps).shape == (2, *GRID)
+    assert raw_attention(maps).values.shape == (2, *GRID)
 
 
 @pytest.mark.slow

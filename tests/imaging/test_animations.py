@@ -7,7 +7,8 @@ from PIL import Image, ImageSequence
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.animations import overlay_video
-from attnhook.imaging.overlays import common_range, overlay
+from attnhook.imaging.drawing import overlay
+from attnhook.imaging.overlays import common_range
 
 FRAMES = [Image.fromarray(np.full((48, 64, 3), 40 * number, np.uint8)) for number in range(4)]
 MAPS = torch.rand(4, 48, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.2, 0.4, 0.8, 1.0]).view(

@@ -14,8 +14,9 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.comparison_figures import curves_figure, photos_by_models
 from attnhook.imaging.depth_figures import depth_figure, map_grid
+from attnhook.imaging.drawing import overlay
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
-from attnhook.imaging.overlays import colorize, overlay, value_range
+from attnhook.imaging.overlays import colorize, value_range
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8))
 CAPTION = "vit_small_patch16, block 12 of 12, class token's row, mean over 6 heads; 3.1 % of the mass outside the patches, costs $5 and $6."

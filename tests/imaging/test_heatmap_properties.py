@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from attnhook.imaging.heatmaps import heatmap
+from attnhook.imaging import drawing
 from tests.imaging.geometries import GEOMETRIES, mirrored, transposed
 
 GRIDS = st.tuples(st.integers(1, 7), st.integers(1, 7))
@@ -26,6 +26,11 @@ def pixels_between(seen, axis):
 
 def covers_a_pixel(seen):
     return all(pixels_between(seen, axis)[0].any() for axis in (0, 1))
+
+
+def heatmap(patches, seen, **options):
+    """Of a grid that covers the whole input, in patches of any size."""
+    return drawing.heatmap(patches, seen, patch_area=seen.input_size, **options)
 
 
 SEEN = GEOMETRIES.filter(covers_a_pixel)

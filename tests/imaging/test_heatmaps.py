@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from attnhook.errors import GeometryError
+from attnhook.imaging import drawing
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.heatmaps import heatmap
 
 SEEN = {
     "identity": ImageGeometry.identity((24, 36)),
@@ -17,6 +17,11 @@ SEEN = {
     "padded": ImageGeometry.identity((21, 33)).resize(16).pad_to((32, 40)),
     "bordered": ImageGeometry.identity((21, 33)).resize(16).center_crop((32, 32)),
 }
+
+
+def heatmap(patch_map, geometry, patch_area=None, **options):
+    """Of a grid that covers the whole input, in patches of any size."""
+    return drawing.heatmap(patch_map, geometry, patch_area=patch_area or geometry.input_size, **options)
 
 
 def oracle(patch_map, geometry, area=None):
@@ -208,4 +213,4 @@ def test_unknown_mode_lists_the_choices():
 
 def test_what_is_no_geometry_is_refused() -> None:
     with pytest.raises(GeometryError, match="expected an ImageGeometry, got str"):
-        heatmap(torch.rand(4, 4), "photo.jpg")
+        drawing.heatmap(torch.rand(4, 4), "photo.jpg")

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from attnhook.errors import GeometryError
+from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.heatmaps import heatmap
-from attnhook.imaging.overlays import UNIFORM_TOP, colorize, common_range, overlay, overlay_batch, value_range
+from attnhook.imaging.overlays import UNIFORM_TOP, colorize, common_range, overlay_batch, value_range
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 
@@ -258,6 +258,6 @@ def test_other_inputs(tmp_path):
     ],
 )
 def test_errors(options, error, clause):
-    options = {"image": PHOTO, "heatmap": ramp(), **options}
+    options = {"heatmap": ramp(), **options}
     with pytest.raises(error, match=clause):
-        overlay(**options)
+        overlay(PHOTO, options.pop("heatmap"), **options)

@@ -7,11 +7,10 @@ import torch
 from PIL import Image
 
 from attnhook.errors import GeometryError
+from attnhook.imaging.drawing import heatmap, overlay, patch_box, patch_edges
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.overlays import colorize
-from attnhook.imaging.patch_maps import patch_box, patch_edges
-from attnhook.imaging.styles import contour_overlay, mask_overlay, mass_mask, patch_overlay
+from attnhook.imaging.styles import draw_contours, mass_mask
 
 SIZE = (96, 160)
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8))
@@ -24,11 +23,8 @@ def pixels(picture):
 
 
 def draw(style, alpha=0.5, scale="minmax"):
-    if style == "contours":
-        return contour_overlay(PHOTO, heatmap(MAP, SEEN), scale=scale, uniform=1 / 8)
-    if style == "patches":
-        return patch_overlay(PHOTO, MAP, SEEN, alpha=alpha, scale=scale, uniform=1 / 8)
-    return mask_overlay(PHOTO, mass_mask(MAP), SEEN, alpha=alpha)
+    look = {"contours": {"scale": scale}, "patches": {"scale": scale, "alpha": alpha}, "mask": {"alpha": alpha}}
+    return overlay(PHOTO, MAP, SEEN, style=style, uniform=1 / 8, **look[style])
 
 
 @pytest.mark.parametrize("style", ["patches", "mask", "contours"])
@@ -46,7 +42,7 @@ def test_what_the_model_did_not_see_is_the_photo(style, scale):
 
 def test_patches_have_one_colour_each_and_the_hottest_the_top_one():
     black = Image.new("RGB", (160, 96))
-    picture = pixels(patch_overlay(black, MAP, SEEN, alpha=1.0))
+    picture = pixels(overlay(black, MAP, SEEN, style="patches", alpha=1.0))
     colors = colorize(MAP)
     for row in range(7):
         for column in range(7):
@@ -60,11 +56,11 @@ def test_patches_have_one_colour_each_and_the_hottest_the_top_one():
 def test_contours_run_where_the_value_is():
     ramp = np.tile(np.linspace(0, 1, 160, dtype=np.float32), (96, 1))
     grey = Image.new("RGB", (160, 96), (128, 128, 128))
-    changed = (pixels(contour_overlay(grey, ramp, levels=[0.25, 0.75])) != 128).any(axis=(0, 2))
+    changed = (pixels(draw_contours(grey, ramp, levels=[0.25, 0.75])) != 128).any(axis=(0, 2))
     assert {39, 40, 118, 119} <= set(np.flatnonzero(changed)) <= {*range(37, 43), *range(116, 123)}
-    assert contour_overlay(grey, np.ones_like(ramp)).tobytes() == grey.tobytes()
+    assert draw_contours(grey, np.ones_like(ramp)).tobytes() == grey.tobytes()
     with pytest.raises(ValueError, match="expected at least one level, got 0"):
-        contour_overlay(grey, ramp, levels=0)
+        draw_contours(grey, ramp, levels=0)
 
 
 def test_a_mask_holds_the_mass_in_the_fewest_patches():
@@ -85,15 +81,14 @@ def test_a_mask_darkens_the_rest_only():
     white = Image.new("RGB", (160, 96), (255, 255, 255))
     mask = torch.zeros(7, 7, dtype=torch.bool)
     mask[2:5, 2:5] = True
-    picture = pixels(mask_overlay(white, mask, SEEN, alpha=0.5))
+    picture = pixels(overlay(white, mask, SEEN, style="mask", alpha=0.5))
     y, x = (int(sum(patch_box(SEEN, (7, 7), (3, 3))[at::2]) / 2) for at in (0, 1))
     assert (picture[y, x] == 255).all()
     y, x = (int(sum(patch_box(SEEN, (7, 7), (0, 0))[at::2]) / 2) for at in (0, 1))
     assert (np.abs(picture[y, x] - 127) <= 1).all()
-    with pytest.raises(
-        GeometryError, match=r"expected booleans, one a patch, got torch.float32.*Compare with a threshold"
-    ):
-        mask_overlay(white, mask.float(), SEEN)
+    assert overlay(white, mask.float(), SEEN, style="mask", alpha=0.5, keep=1.0) == overlay(
+        white, mask, SEEN, style="mask", alpha=0.5
+    )
 
 
 def test_patches_lie_where_the_heat_map_has_them():

@@ -26,7 +26,7 @@ from attnhook import (
     statistics_figure,
 )
 from attnhook.errors import RowsNotKeptError
-from attnhook.imaging.overlays import overlay
+from attnhook.imaging.drawing import overlay
 from attnhook.options import Rows
 from attnhook.workflows.captions import scale_in_words, share_in_words
 from tests.models import IMAGE, TIMM
@@ -79,7 +79,7 @@ def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, sca
 
 def test_heads(result):
     titles, labels, caption = text_of(heads_figure(result))
-    maps = raw_attention(result.maps, heads=None)[0]
+    maps = raw_attention(result.maps, heads=None).values[0]
     for head, one in enumerate(maps):
         assert f"head {head}, {outside(one)}" in titles
     for part in ("tiny", "cls row", "every head of blocks.1.attn", "tokens that are no patches", "8 times uniform"):
@@ -97,7 +97,7 @@ def test_heads(result):
 def test_blocks(result, heads):
     titles, _, caption = text_of(blocks_figure(result, heads=heads))
     for block in range(2):
-        one = raw_attention(result.maps, block=block, heads=heads)[0]
+        one = raw_attention(result.maps, block=block, heads=heads).values[0]
         assert f"block {block}" in titles
         assert (f"block {block}, {outside(one)}" in titles) == (heads != "max")  # a maximum is no share
     assert ("head 1" if heads == 1 else f"{heads} over 4 heads") in caption

@@ -48,7 +48,7 @@ def result(model):
 def test_fields(result):
     assert result.attention.shape == GRID
     assert result.heatmap.shape == (48, 100)
-    assert result.settings["block"] == "blocks.1.attn"
+    assert result.settings.block == "blocks.1.attn"
     assert result.uniform == 1 / 16
     row = result.maps[-1].rows[0].mean(0)[0]
     torch.testing.assert_close(result.attention.flatten(), row[1:])
@@ -56,7 +56,9 @@ def test_fields(result):
 
 
 def test_caption(result):
-    assert result.caption.startswith("tiny, raw_attention of blocks.1.attn; mean over heads, cls row; ")
+    assert result.caption.startswith(
+        "tiny: raw attention of block 2 of 2 (blocks.1.attn), mean over 2 heads, class-token row; "
+    )
     assert "% of the attention outside the patches" in result.caption
 
 
@@ -73,7 +75,7 @@ def test_notebook_picture(result):
 
 
 def test_a_caption_is_no_markup(result):
-    nasty = replace(result, settings={**result.settings, "model": '<img src=x onerror=alert(1)>"'})
+    nasty = replace(result, patch_map=replace(result.patch_map, description='<img src=x onerror=alert(1)>"'))
     page = nasty._repr_html_()
     assert page.count("<") == result._repr_html_().count("<")
     assert "onerror=alert(1)&gt;&quot;" in page
@@ -106,18 +108,18 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_one_patch_one_head(model):
-    (one,) = attend(model, PHOTO, rows=[(2, 4)], heads=1, block=0)
+    (one,) = attend(model, PHOTO, rows=[(2, 4)], heads=1, blocks=[0])
     assert one.maps.rows == ((2, 4),)
     torch.testing.assert_close(one.attention.flatten(), one.maps[0].rows[0, 1, 0, 1:])
-    assert "head 1, [(2, 4)] row" in one.caption
+    assert "head 1, row of patch (2, 4)" in one.caption
 
 
 def test_rollout_captures_what_it_needs(model):
     (one,) = attend(model, PHOTO, method="rollout", heads="max", discard=0.5)
     assert one.maps.rows == "all"
-    torch.testing.assert_close(one.attention, rollout(one.maps, heads="max", discard=0.5)[0])
-    assert one.settings["discard"] == 0.5
-    assert one.caption.startswith("tiny, rollout of the blocks up to blocks.1.attn; max over heads, cls row")
+    torch.testing.assert_close(one.attention, rollout(one.maps, heads="max", discard=0.5).values[0])
+    assert one.settings.options == {"discard": 0.5}
+    assert one.caption.startswith("tiny: rollout through blocks 1 to 2 of 2, max over 2 heads, class-token row")
     with pytest.raises(
         ValueError, match=r"method 'rollout' follows attention to the model's own readout.*Leave rows out"
     ):
@@ -199,4 +201,22 @@ def test_bad_options(model, options):
 
 def test_a_block_for_a_method_that_follows_all_is_refused(model):
     with pytest.raises(ValueError, match="follows all captured blocks"):
-        attend(model, [], method="rollout", block=3)
+        attend(model, PHOTO, method="rollout")[0][1]
+
+
+def test_one_result_holds_several_blocks(model):
+    (both,) = attend(model, PHOTO)
+    for block in (0, 1, -1, "blocks.0.attn"):
+        one = both[block]
+        assert one.settings.block == both.maps[block].name
+        torch.testing.assert_close(one.attention, raw_attention(both.maps, block=block).values[0])
+        assert one.overlay().tobytes() == attend(model, PHOTO, blocks=[block])[0].overlay().tobytes()
+        assert f"({both.maps[block].name})" in one.caption
+    assert both[-1].overlay().tobytes() == both.overlay().tobytes()
+    assert attend(model, PHOTO, blocks=1)[0].maps.block_names == ("blocks.1.attn",)
+    assert "block 2 of 2" in attend(model, PHOTO, blocks=1)[0].caption  # of the model, not of what was captured
+    assert "through blocks 2 to 2 of 2" not in attend(model, PHOTO, method="rollout", blocks=1)[0].caption
+    with pytest.raises(IndexError, match="block 2 was not captured"):
+        both[2]
+    with pytest.raises(ValueError, match=r"expected blocks=\[3\], got block=3.*result\[block\]"):
+        attend(model, PHOTO, block=3)

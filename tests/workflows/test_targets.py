@@ -26,8 +26,8 @@ def test_the_map_is_that_of_the_class(method: str) -> None:
     (result,) = attend(model, PHOTO, method=method, target="Tabby Cat")
     with AttentionCapture(model.model, gradients=True) as capture:
         model.model(pixels_of(PHOTO)[None])[0, 0].backward()
-    torch.testing.assert_close(result.attention, METHODS[method](capture.maps)[0])
-    assert result.settings["target"] == LABELS[0]
+    torch.testing.assert_close(result.attention, METHODS[method](capture.maps).values[0])
+    assert result.settings.target == LABELS[0]
     others = [attend(model, PHOTO, method=method, target=index)[0].attention for index in (0, 1)]
     assert torch.equal(others[0], result.attention)
     assert not torch.allclose(others[1], result.attention)
@@ -38,7 +38,7 @@ def test_without_a_target_the_highest_score_counts() -> None:
     with torch.no_grad():
         best = int(model.model(pixels_of(PHOTO)[None]).argmax())
     (result,) = attend(model, PHOTO, method="gradient_rollout")
-    assert result.settings["target"] == best
+    assert result.settings.target == best
 
 
 @pytest.mark.parametrize("frozen", [True, False])

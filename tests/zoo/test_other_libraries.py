@@ -56,7 +56,7 @@ def test_torchvisions_windows_are_where_it_cut_them(build) -> None:
         torch.testing.assert_close(block.rows, weights.reshape(block.shape), atol=2e-5, rtol=0)
         assert isinstance(block.layout, WindowLayout)
         assert block.shape[0] == 2 * block.layout.num_windows
-        assert received_attention(capture.maps, number).shape == (2, *block.layout.grid)
+        assert received_attention(capture.maps, number).values.shape == (2, *block.layout.grid)
 
 
 @pytest.mark.parametrize("build", [lambda: swin(1), maxvit], ids=["swin", "maxvit"])
@@ -142,7 +142,7 @@ def test_encoder_layers_stay_on_their_path_and_give_exact_rows(path: str, norm_f
     assert len(capture.maps) == 2
     for block, expected in zip(capture.maps, truth, strict=True):
         torch.testing.assert_close(block.rows.double(), expected, atol=2e-5, rtol=0)
-    assert raw_attention(capture.maps).shape == (2, 3, 4)
+    assert raw_attention(capture.maps).values.shape == (2, 3, 4)
     if path == "fast":
         assert {block.kernel for block in capture.maps} == {"encoder layer"}
 
@@ -325,7 +325,7 @@ def test_a_home_made_vit_needs_its_layout_alone() -> None:
     assert capture.maps.block_names == ("blocks.0", "blocks.1", "blocks.2")  # the gate attends to no token
     for block, expected in zip(capture.maps, model.seen, strict=True):
         torch.testing.assert_close(block.rows, expected[:, :, :1], atol=1e-6, rtol=0)
-    assert raw_attention(capture.maps).shape == (2, 2, 5)
+    assert raw_attention(capture.maps).values.shape == (2, 2, 5)
 
 
 def test_a_home_made_vit_with_a_wrong_layout_or_none_is_loud() -> None:

@@ -44,14 +44,14 @@ def test_class_tokens_rows_and_maps(name: str) -> None:
     assert len(capture.maps) == count
     for number, block in enumerate(capture.maps):
         assert block.shape[2] == 1
-        assert raw_attention(capture.maps, block=number).shape == (2, *block.layout.grid)
+        assert raw_attention(capture.maps, block=number).values.shape == (2, *block.layout.grid)
     last = capture.maps[-1]
     assert last.layout.grid == grid
     whole = everything.maps[last.name]
     first = whole.matrix.rows(slice(0, 1))
     torch.testing.assert_close(last.rows, first, atol=2e-5, rtol=0)
     torch.testing.assert_close(
-        raw_attention(everything.maps, block=last.name), raw_attention(capture.maps), atol=2e-5, rtol=0
+        raw_attention(everything.maps, block=last.name).values, raw_attention(capture.maps).values, atol=2e-5, rtol=0
     )
 
 
@@ -72,7 +72,7 @@ def test_the_mean_token_of_a_clip_resnet_pools() -> None:
         model(torch.randn(1, 3, 64, 64))
     assert capture.maps.readout.rows == "pool"
     assert capture.maps[0].shape == (1, 32, 1, 5)
-    assert raw_attention(capture.maps).shape == (1, 2, 2)
+    assert raw_attention(capture.maps).values.shape == (1, 2, 2)
 
 
 @pytest.mark.parametrize("gated", ["convit_tiny", "vit_dwee_patch16_reg1_gap_256"])

@@ -118,7 +118,7 @@ def test_every_block_has_a_layout_that_accounts_for_its_batch(seen) -> None:
 def test_received_attention_covers_the_grid_and_sums_to_what_fell_on_it(seen) -> None:
     _, _, _, maps, _ = seen
     for number, block in enumerate(maps):
-        received = received_attention(maps, number, heads=None)
+        received = received_attention(maps, number, heads=None).values
         assert received.shape == (2, block.shape[1], *block.layout.grid)
         total = received.sum(dim=(-1, -2))
         assert float(total.max()) <= 1 + 1e-4

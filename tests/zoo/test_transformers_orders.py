@@ -92,7 +92,7 @@ def test_windows_and_pooled_queries_have_no_readout_but_received_attention() -> 
     assert pooled.layout.grid == (16, 24)
     assert pooled.layout.query_grid == (8, 12)
     for block in range(len(capture.maps)):
-        total = received_attention(capture.maps, block).sum(dim=(1, 2))
+        total = received_attention(capture.maps, block).values.sum(dim=(1, 2))
         torch.testing.assert_close(total, torch.ones(2), atol=1e-4, rtol=0)
 
 
@@ -143,7 +143,7 @@ def test_an_interface_that_is_never_found_is_read_from_its_softmax() -> None:
     patches = torch.cat([places, torch.rand(6, 12)], dim=-1)[None]
     with torch.no_grad(), AttentionCapture(built) as capture:
         built(patches)
-    assert raw_attention(capture.maps).shape == (1, 2, 3)
+    assert raw_attention(capture.maps).values.shape == (1, 2, 3)
 
 
 def test_maps_of_a_part_that_ran_alone_can_be_read_twice() -> None:

@@ -120,7 +120,7 @@ def test_layouts_account_for_batch_and_keys_and_received_attention_sums_up(seen)
         if isinstance(layout, WindowLayout):
             assert block.shape[0] == 2 * layout.num_windows
         assert block.shape[3] == layout.num_tokens
-        received = received_attention(maps, number)
+        received = received_attention(maps, number).values
         assert received.shape == (2, *layout.grid)
         assert float(received.sum(dim=(1, 2)).max()) <= 1 + 1e-4
 
@@ -193,9 +193,9 @@ def test_video_models_have_grids_in_time(name: str) -> None:
         return
     layout = capture.maps[0].layout
     assert layout == TokenLayout((4, 4), cls=0 if name == "Vivit" else None, frames=2)
-    assert received_attention(capture.maps).shape == (2, 2, 4, 4)
+    assert received_attention(capture.maps).values.shape == (2, 2, 4, 4)
     if name == "Vivit":
-        assert raw_attention(capture.maps).shape == (2, 2, 4, 4)
+        assert raw_attention(capture.maps).values.shape == (2, 2, 4, 4)
 
 
 @pytest.mark.parametrize(

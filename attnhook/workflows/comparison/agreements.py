@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attnhook.attribution.scores import ranks
 from attnhook.errors import ScoreError
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.workflows.comparison.estimates import Estimate, estimate
 from attnhook.workflows.comparison.lattices import Lattice, between_centres, common_box
 from attnhook.workflows.comparison.measurements import Measurement
@@ -60,7 +61,7 @@ def photo_agreement(
     lattice: Lattice,
     seen: Tensor,
     measurements: dict[int, Measurement],
-    maps: dict[int, Tensor],
+    maps: dict[int, PatchMap],
     *,
     shuffles: int = 3,
     seed: int = 0,
@@ -71,7 +72,7 @@ def photo_agreement(
         lattice: Points of the photo.
         seen: Those that all models saw, `(rows, columns)` bool.
         measurements: By model.
-        maps: By model: `(h, w)`, not negative.
+        maps: By model: the photo's map, not negative.
         shuffles: How many random orders the baseline is a mean of.
         seed: Of the orders.
 

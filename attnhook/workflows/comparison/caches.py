@@ -12,7 +12,7 @@ from attnhook.workflows.comparison.views import View
 from attnhook.workflows.fingerprints import Fingerprint, digest
 from attnhook.workflows.versions import library_versions
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever a measurement of the same content may come out differently."""
 
 

@@ -118,9 +118,9 @@ def _pair_note(
     *,
     resampled: bool,
 ) -> Note:
-    apart = max(float((a.maps[view] - b.maps[view]).abs().max()) for a, b in both)
+    apart = max(float((a.maps[view].values - b.maps[view].values).abs().max()) for a, b in both)
     if apart <= SAME:
-        rows, columns = both[0][0].maps[view].shape
+        rows, columns = both[0][0].maps[view].grid
         photos = f"{len(both)} photo{'s' if len(both) > 1 else ''}"
         how = "are equal" if apart == 0 else f"differ by at most {apart:.1e}"
         return Note("ok", f"{pair} give the same maps: they {how} over {photos}, on a grid of {rows} x {columns}.")

@@ -94,7 +94,7 @@ class Comparison:
             raise KeyError(
                 f"{self.models[where[0]].name} has no {chosen.label} of {self.photos[where[1]].name}: {self.reason(*where, chosen)}"
             )
-        return measurement.heatmap(measurement.maps[chosen.id])
+        return measurement.maps[chosen.id].heatmap(measurement.geometry)
 
     def figure(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import random_map
-from attnhook.options import Size
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.workflows.comparison.estimates import Estimate, estimate
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, class_index, class_scores
@@ -38,10 +38,9 @@ class Faithfulness:
 def perturb(
     vision: VisionModel,
     pixels: Tensor,
-    patch_map: Tensor,
+    patch_map: PatchMap,
     target: TargetOption,
     *,
-    patch_area: Size | None = None,
     steps: int = 20,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -50,9 +49,8 @@ def perturb(
     Args:
         vision: A classifier.
         pixels: `(1, 3, height, width)`; what is taken away becomes 0, mid-grey for most.
-        patch_map: `(h, w)`.
+        patch_map: The photo's map. Pixels that its grid does not cover are no patch's, and stay.
         target: The class; None for the one with the highest score.
-        patch_area: Input pixels that the grid covers, from the top left; None for all. The rest is no patch's, and stays.
         steps: In how many steps.
         seed: Of the random map.
 
@@ -66,7 +64,7 @@ def perturb(
         scores = class_scores(vision.model, run_vision(vision.model, pixels))
     index = int(scores[0].argmax()) if target is None else class_index(target, vision.labels, scores.shape[1])
 
-    height, width = patch_area or pixels.shape[-2:]
+    height, width = patch_map.area or pixels.shape[-2:]
 
     def score(changed: Tensor) -> Tensor:
         whole = pixels.clone()
@@ -74,9 +72,9 @@ def perturb(
         with torch.no_grad():
             return class_scores(vision.model, run_vision(vision.model, whole)).float().softmax(dim=-1)[:, index].cpu()
 
-    grid = (patch_map.shape[0], patch_map.shape[1])
+    grid = patch_map.grid
     count = min(steps, grid[0] * grid[1])
-    maps = {"": patch_map[None], "random_": random_map(grid, seed=seed)[None]}
+    maps = {"": patch_map.values[None], "random_": random_map(grid, seed=seed)[None]}
     covered = pixels[..., :height, :width]
     areas = {}
     for prefix, drawn in maps.items():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from attnhook.imaging.comparison_figures import curves_figure, photos_by_models
-from attnhook.workflows.captions import check_scale
+from attnhook.imaging.overlays import check_scale
 from attnhook.workflows.comparison.comparisons import Comparison
 from attnhook.workflows.comparison.measuring import STATISTICS
 from attnhook.workflows.comparison.summaries import depth_table
@@ -37,9 +37,11 @@ def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scal
     heatmaps, uniform = [], []
     for photo in photos:
         found = [comparison.measurements.get((model, photo)) for model in models]
-        maps = [None if one is None or view.id not in one.maps else one.heatmap(one.maps[view.id]) for one in found]
+        maps = [
+            None if one is None or view.id not in one.maps else one.maps[view.id].heatmap(one.geometry) for one in found
+        ]
         heatmaps.append(maps)
-        uniform.append([None if one is None else one.uniform(view.id) for one in found])
+        uniform.append([None if one is None or view.id not in one.maps else one.maps[view.id].uniform for one in found])
     part = "" if len(photos) == len(comparison.photos) else f" {len(photos)} of {len(comparison.photos)} photos."
     return photos_by_models(
         [comparison.photos[photo].read() for photo in photos],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attnhook.imaging.geometry import Box, ImageGeometry
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Size
 from attnhook.workflows.comparison.measurements import Measurement
 
@@ -62,19 +63,19 @@ class Lattice:
             offset=(offset[0] + top * scale[0], offset[1] + left * scale[1]),
         )
 
-    def sample(self, measurement: Measurement, patch_map: Tensor) -> Tensor:
+    def sample(self, measurement: Measurement, patch_map: PatchMap) -> Tensor:
         """A map at these points.
 
         Args:
             measurement: Whose map it is.
-            patch_map: `(..., h, w)`.
+            patch_map: The map.
 
         Returns:
             `(..., rows, columns)` float32, NaN where the model did not look.
         """
         if not self.seen(measurement).any():
             return torch.full((*patch_map.shape[:-2], *self.size), math.nan)
-        return measurement.heatmap(patch_map, self.geometry(measurement.geometry))
+        return patch_map.heatmap(self.geometry(measurement.geometry))
 
     def seen(self, measurement: Measurement) -> Tensor:
         """Which points the model saw.
@@ -85,7 +86,7 @@ class Lattice:
         Returns:
             `(rows, columns)` bool.
         """
-        rows, columns = points_seen(self.geometry(measurement.geometry), measurement.patch_area)
+        rows, columns = points_seen(self.geometry(measurement.geometry), measurement.area)
         return rows[:, None] & columns
 
     def nearest(self, pixels: Tensor) -> Tensor:
@@ -104,17 +105,17 @@ class Lattice:
         return pixels[rows][:, columns]
 
 
-def points_seen(geometry: ImageGeometry, patch_area: Size | None = None) -> tuple[Tensor, Tensor]:
+def points_seen(geometry: ImageGeometry, area: Size | None = None) -> tuple[Tensor, Tensor]:
     """Which pixels have their middle where a model looked.
 
     Args:
         geometry: The model's.
-        patch_area: Input pixels that its grid covers, or None for all.
+        area: Input pixels that its grid covers, or None for all.
 
     Returns:
         For each row and for each column of pixels, bool.
     """
-    area = patch_area or geometry.input_size
+    area = area or geometry.input_size
     found = []
     for axis, length in enumerate(geometry.image_size):
         at = (torch.arange(length, dtype=torch.float64) + 0.5) * geometry.scale[axis] + geometry.offset[axis]
@@ -122,19 +123,19 @@ def points_seen(geometry: ImageGeometry, patch_area: Size | None = None) -> tupl
     return found[0], found[1]
 
 
-def at_patches(measurement: Measurement, grid: Size, values: Tensor) -> Tensor:
+def at_patches(measurement: Measurement, patch_map: PatchMap, values: Tensor) -> Tensor:
     """What lies under the patches' centres.
 
     Args:
         measurement: The model's.
-        grid: Patch rows and columns.
+        patch_map: A map of its patches.
         values: `(rows, columns)` bool: of points over the whole photo.
 
     Returns:
         `(h, w)` bool; False where a centre lies outside the photo.
     """
-    area = measurement.patch_area or measurement.geometry.input_size
-    centres = [(torch.arange(count) + 0.5) * length / count for count, length in zip(grid, area, strict=True)]
+    area = patch_map.area_on(measurement.geometry)
+    centres = [(torch.arange(count) + 0.5) * length / count for count, length in zip(patch_map.grid, area, strict=True)]
     places, inside = [], []
     for at, length, points in zip(
         measurement.geometry.to_image(*centres), measurement.geometry.image_size, values.shape, strict=True

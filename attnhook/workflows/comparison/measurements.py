@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.heatmaps import heatmap
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Size
 from attnhook.zoo.demo_weights import fingerprint
 
@@ -27,56 +27,31 @@ class Measurement:
 
     Attributes:
         geometry: Where the model looked in the photo.
-        patch_area: Input pixels that the grid covers, or None for all.
+        area: Input pixels that the patch grid covers, or None if that was not seen.
         blocks: Names of the blocks.
         tokens: Keys of the last block's rows.
         readout: Whose row the maps are of, in words, or None.
         seconds: The forward, capture included; None if it was read back: another machine may have taken them.
         target: The class that gradient methods followed, by index, or None.
-        maps: By view: `(h, w)` float32.
+        maps: By view: the photo's map, `(h, w)` float32.
         grids: Patch grids of the blocks, in order, as far as their tokens lie on one.
         statistics: By name: `(blocks, heads)` float64, NaN where a block has fewer heads.
-        keys: By view: keys of a row of the block that the map is of; of the last block where the view is missing.
         areas: By view: deletion's and insertion's areas, as `faithfulness.perturb` gives them.
         problems: By view: why there is no map, and by `VIEW, faithfulness` why there are no areas.
     """
 
     geometry: ImageGeometry
-    patch_area: Size | None
+    area: Size | None
     blocks: tuple[str, ...]
     tokens: int
     readout: str | None
     seconds: float | None
     target: int | None = None
-    maps: dict[str, Tensor] = field(default_factory=dict)
+    maps: dict[str, PatchMap] = field(default_factory=dict)
     grids: tuple[Size, ...] = ()
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    keys: dict[str, int] = field(default_factory=dict)
     areas: dict[str, dict[str, float]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-
-    def uniform(self, view: str) -> float:
-        """What each token would get of uniform attention.
-
-        Args:
-            view: Of the block of this view.
-
-        Returns:
-            One over the number of keys.
-        """
-        return 1.0 / self.keys.get(view, self.tokens)
-
-    def heatmap(self, patch_map: Tensor, geometry: ImageGeometry | None = None) -> Tensor:
-        """Bring a map to pixels.
-
-        Args:
-            patch_map: `(..., h, w)`.
-            geometry: Of other pixels of the same photo; None for the photo's own.
-
-        Returns:
-            `(..., H, W)` float32, NaN where the model did not look.
-        """
-        return heatmap(patch_map, geometry or self.geometry, patch_area=self.patch_area)
 
     def save(self, path: Path) -> None:
         """Write it without its time to a temporary name, then rename.
@@ -84,17 +59,17 @@ class Measurement:
         Args:
             path: The file's path.
         """
-        tensors = {f"map/{name}": value for name, value in self.maps.items()}
+        tensors = {f"map/{name}": found.values for name, found in self.maps.items()}
         tensors |= {f"statistic/{name}": value for name, value in self.statistics.items()}
         plain = {
             "geometry": asdict(self.geometry),
-            "patch_area": self.patch_area,
+            "area": self.area,
             "blocks": self.blocks,
             "grids": self.grids,
             "tokens": self.tokens,
             "readout": self.readout,
             "target": self.target,
-            "keys": self.keys,
+            "maps": {name: found.facts() for name, found in self.maps.items()},
             "areas": self.areas,
             "problems": self.problems,
         }
@@ -129,12 +104,13 @@ class Measurement:
         for name, tensor in tensors.items():
             prefix, _, rest = name.partition("/")
             found[prefix][rest] = tensor
+        facts = plain.pop("maps")
         return cls(
             geometry=_geometry(plain.pop("geometry")),
-            patch_area=_pair(plain.pop("patch_area")),
+            area=_pair(plain.pop("area")),
             blocks=tuple(plain.pop("blocks")),
             seconds=None,
-            maps=found["map"],
+            maps={name: PatchMap.with_facts(values, facts[name]) for name, values in found["map"].items()},
             grids=tuple(map(tuple, plain.pop("grids"))),
             statistics=found["statistic"],
             **plain,

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import AttnhookError, GeometryError, ScoreError
-from attnhook.options import Rows, Size
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import Rows
 from attnhook.workflows.comparison.faithfulness import perturb
 from attnhook.workflows.comparison.lattices import points_seen
 from attnhook.workflows.comparison.measurements import Measurement
@@ -75,22 +78,17 @@ class Gauge:
             _wait(self.vision)
         seconds = time.perf_counter() - begin
         maps = self._capture.maps
-        if maps.input_size is not None and maps.input_size != tuple(geometry.input_size):
-            raise GeometryError(
-                f"{self.vision.name} was fed {maps.input_size} pixels: expected {tuple(geometry.input_size)}, which its geometry says."
-            )
-        found: dict[str, Tensor] = {}
+        found: dict[str, PatchMap] = {}
         problems: dict[str, str] = {}
         with torch.no_grad():
-            self._draw(maps, found, problems, followed=False)
-            keys = {view.id: _keys(maps, view) for view in self.views if view.id in found}
+            self._draw(maps, geometry, found, problems, followed=False)
             statistics = _statistics(maps) if self.statistics else {}
-        index = self._draw_followed(pixels, target, found, problems)
+        index = self._draw_followed(pixels, geometry, target, found, problems)
         self._capture.clear()
-        areas = self._perturbed(pixels, found, target, problems, maps.patch_area) if self.faithful else {}
+        areas = self._perturbed(pixels, found, target, problems) if self.faithful else {}
         return Measurement(
             geometry=geometry,
-            patch_area=maps.patch_area,
+            area=maps.patch_area,
             blocks=maps.block_names,
             tokens=maps[-1].shape[3],
             readout=None if maps.readout.rows is None else maps.readout.rows.value,
@@ -99,7 +97,6 @@ class Gauge:
             maps=found,
             grids=tuple(block.token_layout.grid for block in maps if isinstance(block.token_layout, TokenLayout)),
             statistics=statistics,
-            keys=keys,
             areas=areas,
             problems=problems,
         )
@@ -107,30 +104,44 @@ class Gauge:
     def _perturbed(
         self,
         pixels: Tensor,
-        found: dict[str, Tensor],
+        found: dict[str, PatchMap],
         target: TargetOption,
         problems: dict[str, str],
-        patch_area: Size | None,
     ) -> dict[str, dict[str, float]]:
         areas = {}
         for name, patch_map in found.items():
             try:
-                areas[name] = perturb(self.vision, pixels, patch_map, target, patch_area=patch_area)
+                areas[name] = perturb(self.vision, pixels, patch_map, target)
             except (AttnhookError, RuntimeError) as error:
                 problems[f"{name}, faithfulness"] = str(error)
         return areas
 
-    def _draw(self, maps: AttentionMaps, found: dict[str, Tensor], problems: dict[str, str], *, followed: bool) -> None:
+    def _draw(
+        self,
+        maps: AttentionMaps,
+        geometry: ImageGeometry,
+        found: dict[str, PatchMap],
+        problems: dict[str, str],
+        *,
+        followed: bool,
+    ) -> None:
         for view in self.views:
             if NEEDS[view.method].gradients is not followed:
                 continue
             try:
-                found[view.id] = _map(maps, view)
+                drawn = _map(maps, view)
+                drawn.area_on(geometry)  # that they do not go together is a problem of this map, not of the comparison
+                found[view.id] = drawn
             except AttnhookError as error:
                 problems[view.id] = str(error)
 
     def _draw_followed(
-        self, pixels: Tensor, target: TargetOption, found: dict[str, Tensor], problems: dict[str, str]
+        self,
+        pixels: Tensor,
+        geometry: ImageGeometry,
+        target: TargetOption,
+        found: dict[str, PatchMap],
+        problems: dict[str, str],
     ) -> int | None:
         if self._followed is None:
             return None
@@ -139,7 +150,7 @@ class Gauge:
         except (AttnhookError, RuntimeError) as error:  # also out of memory, or operations that have no gradient
             problems.update({view.id: str(error) for view in self.views if NEEDS[view.method].gradients})
             return None
-        self._draw(self._followed.maps, found, problems, followed=True)
+        self._draw(self._followed.maps, geometry, found, problems, followed=True)
         self._followed.clear()
         return index
 
@@ -153,18 +164,15 @@ def _capture(vision: VisionModel, everything: bool, *, values: bool) -> Attentio
     return AttentionCapture(vision.model, rows=Rows.ALL, values=values)
 
 
-def _map(maps: AttentionMaps, view: View) -> Tensor:
+def _map(maps: AttentionMaps, view: View) -> PatchMap:
     options: dict[str, Any] = method_options(view.method, {"block": view.block(len(maps))})
-    found = METHODS[view.method](maps, **options)[0].detach().float().cpu().clone()
-    if found.isinf().any():
+    found = METHODS[view.method](maps, **options)[0]
+    found = replace(found, values=found.values.detach().float().cpu().clone())
+    if found.values.isinf().any():
         raise ScoreError(
             f"{view.label}: expected finite values, got infinity. Run the model in a wider type, such as float32."
         )
     return found
-
-
-def _keys(maps: AttentionMaps, view: View) -> int:
-    return maps[-1 if view.depth is None else view.block(len(maps))].shape[3]
 
 
 def _statistics(maps: AttentionMaps) -> dict[str, Tensor]:

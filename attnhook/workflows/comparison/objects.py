@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnhook.attribution.scores import auroc, centre_prior, energy_in_mask, iou_at_mass, pointing_game, random_map
 from attnhook.errors import ScoreError
-from attnhook.options import Size
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.workflows.comparison.estimates import Estimate, estimate
 from attnhook.workflows.comparison.lattices import Lattice, at_patches
 from attnhook.workflows.comparison.masks import ObjectMask
@@ -42,7 +42,7 @@ def score_photo(
     seen: Tensor,
     mask: ObjectMask,
     measurement: Measurement,
-    maps: dict[str, Tensor | None],
+    maps: dict[str, PatchMap | None],
     *,
     seed: int,
 ) -> dict[str, dict[str, float]]:
@@ -53,7 +53,7 @@ def score_photo(
         seen: Those that all models saw, `(rows, columns)` bool.
         mask: The object.
         measurement: The model's.
-        maps: The map `(h, w)` of `"model"`, and of `"random_weights"` where there is one.
+        maps: The map of `"model"`, and of `"random_weights"` where there is one.
         seed: Of the random map, which is of the model's own grid.
 
     Returns:
@@ -63,7 +63,8 @@ def score_photo(
     counted = seen & ~lattice.nearest(mask.ignored)
     patches = {control: patch_map for control, patch_map in maps.items() if patch_map is not None}
     if patches:
-        patches["random_map"] = random_map(_grid(next(iter(patches.values()))), seed=seed)
+        own = next(iter(patches.values()))
+        patches["random_map"] = own.like(random_map(own.grid, seed=seed))
     drawn = {control: lattice.sample(measurement, patch_map) for control, patch_map in patches.items()}
     drawn["centre_prior"] = centre_prior(lattice.size)
     scores: dict[str, dict[str, float]] = {name: dict.fromkeys(CONTROLS, math.nan) for name in SCORES}
@@ -81,17 +82,12 @@ def score_photo(
     return scores
 
 
-def _pointing(measurement: Measurement, patch_map: Tensor, counted: Tensor, mask: ObjectMask) -> float:
+def _pointing(measurement: Measurement, patch_map: PatchMap, counted: Tensor, mask: ObjectMask) -> float:
     """Whether the centre of the highest patch lies on the object: interpolation has no say in which patch that is. Ties share."""
-    grid = _grid(patch_map)
-    known = at_patches(measurement, grid, counted) & ~at_patches(measurement, grid, mask.ignored)
-    values = patch_map.masked_fill(~known, -math.inf).nan_to_num(-math.inf)
+    known = at_patches(measurement, patch_map, counted) & ~at_patches(measurement, patch_map, mask.ignored)
+    values = patch_map.values.masked_fill(~known, -math.inf).nan_to_num(-math.inf)
     highest = values == values.max()
-    return float(at_patches(measurement, grid, mask.inside)[highest].double().mean()) if known.any() else math.nan
-
-
-def _grid(patch_map: Tensor) -> Size:
-    return patch_map.shape[0], patch_map.shape[1]
+    return float(at_patches(measurement, patch_map, mask.inside)[highest].double().mean()) if known.any() else math.nan
 
 
 def object_scores(model: int, photos: "Sequence[dict[str, dict[str, float]]]") -> ObjectScores:

@@ -19,7 +19,6 @@ from PIL import Image
 from attnhook import __version__
 from attnhook.errors import AttnhookError, ComparisonError
 from attnhook.files import format_of, replacing
-from attnhook.imaging.overlays import overlay
 from attnhook.workflows.comparison.comparisons import FIGURE_PHOTOS, Comparison, SharedArea
 from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.photographs import Failure, Photo
@@ -227,7 +226,8 @@ def _photo(photo: Photo, area: SharedArea | None, jpeg: bytes) -> dict[str, Any]
 
 def _map(measurement: Measurement, view: str) -> dict[str, Any]:
     """A map at 16 bits, with where it lies in the photo."""
-    values, geometry = measurement.maps[view].double(), measurement.geometry
+    found, geometry = measurement.maps[view], measurement.geometry
+    values = found.values.double()
     known = ~values.isnan()
     low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
     steps = torch.nan_to_num((values - low) / ((high - low) or 1.0) * _STEPS).round().clamp(0, _STEPS).long()
@@ -237,10 +237,10 @@ def _map(measurement: Measurement, view: str) -> dict[str, Any]:
         "scale": list(geometry.scale),
         "offset": list(geometry.offset),
         "valid": list(geometry.valid),
-        "area": list(measurement.patch_area or geometry.input_size),
+        "area": list(found.area_on(geometry)),
         "low": low,
         "high": high,
-        "uniform": measurement.uniform(view),
+        "uniform": found.uniform,
         "data": _base64(steps.numpy().astype(np.dtype("<u2")).tobytes()),
     }
 
@@ -262,7 +262,7 @@ def _overlays(comparison: Comparison, folder: Path, lost: Container[int]) -> lis
                 if picture is None or measurement is None or view.id not in measurement.maps:
                     continue
                 name = f"overlays/{number:03}-{_slug(photo.name)}--{model:02}-{_slug(entry.name)}--{_slug(view.id)}.png"
-                drawn = overlay(picture, measurement.heatmap(measurement.maps[view.id]))
+                drawn = measurement.maps[view.id].overlay(picture, measurement.geometry)
                 buffer = io.BytesIO()
                 drawn.save(buffer, format="PNG", compress_level=1)
                 _write(folder / name, buffer.getvalue())

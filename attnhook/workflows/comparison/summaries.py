@@ -94,7 +94,7 @@ def models_table(comparison: Comparison) -> Table:
 def _sizes(own: Sequence[Measurement]) -> dict[str, Any]:
     inputs = sorted({one.geometry.input_size for one in own})
     grids = sorted({one.grids[-1] for one in own if one.grids})
-    areas = {(one.patch_area or one.geometry.input_size)[0] / one.grids[-1][0] for one in own if one.grids}
+    areas = {(one.area or one.geometry.input_size)[0] / one.grids[-1][0] for one in own if one.grids}
     tokens = {one.tokens for one in own}
     return {
         "input": _shape(inputs),

@@ -53,8 +53,8 @@ def _places(folder: Path) -> dict[str, list[tuple[Path, str]]]:
         with safe_open(tensors, framework="numpy") as file:
             groups = json.loads(file.metadata()["attnhook"])["groups"]
         for number, group in enumerate(groups):
-            for i, block in enumerate(group["blocks"]):
-                found.setdefault(block["name"], []).append((tensors, f"{number}.statistics.{i}"))
+            for block in group["blocks"]:
+                found.setdefault(block["name"], []).append((tensors, f"{number}.statistics.{block['name']}"))
     return found
 
 

@@ -14,6 +14,7 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, Rows
 from attnhook.workflows.captions import reads_block, rows_in_words
 from attnhook.workflows.extraction.settings import Settings
@@ -29,13 +30,13 @@ class Seen:
 
     Attributes:
         maps: The rows, on the CPU once `wait` has returned.
-        methods: A map a photo of each method, `(photos, h, w)` float32, likewise.
-        made: What each method's map is of: its block (or the last that it follows), that block's number of keys, heads, and whose row.
+        methods: The maps of each method, `(photos, h, w)` float32, likewise.
+        made: What each method's map is of: its block (or the last that it follows), heads, whose row, and what a `PatchMap` knows.
         targets: The class that class-specific methods are of, one a photo, or None.
     """
 
     maps: AttentionMaps
-    methods: dict[str, Tensor]
+    methods: dict[str, PatchMap]
     made: dict[str, dict[str, Any]]
     targets: list[int] | None = None
     _copied: Any = field(default=None, repr=False)
@@ -59,7 +60,7 @@ class BatchForwards:
 
     def __init__(self, vision: VisionModel, settings: Settings) -> None:
         self.vision, self.settings = vision, settings
-        self.capture = AttentionCapture(vision.model, rows=settings.rows, blocks=settings.chosen_blocks)
+        self.capture = AttentionCapture(vision.model, rows=settings.rows, blocks=settings.blocks)
         self._methods = settings.methods
         needs = [NEEDS[name] for name in settings.methods]
         self._gradients = any(need.gradients for need in needs)
@@ -121,8 +122,8 @@ class BatchForwards:
         for name in self._methods:
             block = maps[seen.maps[-1].name if reads_block(name) else -1]
             chosen = {"block": block.name, "heads": HeadFusion.MEAN.value}
-            seen.methods[name] = METHODS[name](maps, **method_options(name, chosen))
-            seen.made[name] = {**chosen, "keys": block.shape[-1], "rows": rows_in_words(maps)}
+            found = seen.methods[name] = METHODS[name](maps, **method_options(name, chosen))
+            seen.made[name] = {**chosen, "rows": rows_in_words(maps), "map": found.facts()}
 
 
 def _refuse_ordered(maps: AttentionMaps, photos: int) -> None:
@@ -143,7 +144,7 @@ def _sent(seen: Seen) -> Seen:
     """Begin to copy to the CPU."""
     if not any(block.kept.device.type == "cuda" for block in seen.maps):
         # On the CPU whole matrices become dense where they are written.
-        methods = {name: value.cpu() for name, value in seen.methods.items()}
+        methods = {name: found.to("cpu") for name, found in seen.methods.items()}
         return replace(seen, maps=seen.maps.to("cpu"), methods=methods)
     blocks: list[BlockAttention] = [replace(block, kept=_pinned(block.rows)) for block in seen.maps]
     maps = AttentionMaps(
@@ -153,7 +154,7 @@ def _sent(seen: Seen) -> Seen:
         input_size=seen.maps.input_size,
         patch_area=seen.maps.patch_area,
     )
-    methods = {name: _pinned(value) for name, value in seen.methods.items()}
+    methods = {name: replace(found, values=_pinned(found.values)) for name, found in seen.methods.items()}
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
     return replace(seen, maps=maps, methods=methods, _copied=copied)

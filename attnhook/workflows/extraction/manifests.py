@@ -8,7 +8,7 @@ from typing import Any
 from attnhook.errors import ExtractionError
 from attnhook.files import replacing
 
-FORMAT = "attnhook-extraction-1"
+FORMAT = "attnhook-extraction-2"
 NAME = "manifest.json"
 
 
@@ -76,7 +76,7 @@ class Manifest:
                 return cls(**content)
         except (ValueError, TypeError, AttributeError) as error:
             raise ExtractionError(f"cannot read {path}: expected a manifest, got {error}.") from error
-        if str(found).startswith(FORMAT.rstrip("1")):
+        if str(found).startswith(FORMAT.rstrip("2")):
             raise ExtractionError(
                 f"cannot read {path}: expected format {FORMAT}, got {found}. Use the version of attnhook that wrote it."
             )

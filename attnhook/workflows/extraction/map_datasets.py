@@ -15,10 +15,10 @@ from attnhook.attribution.raw_maps import raw_attention
 from attnhook.capture.adapters import block_index
 from attnhook.capture.records import AttentionMaps
 from attnhook.errors import ExtractionError, ImageError
-from attnhook.imaging.heatmaps import heatmap
 from attnhook.imaging.images import read_image
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption
-from attnhook.workflows.captions import rows_in_words
+from attnhook.workflows.captions import captioned, rows_in_words
 from attnhook.workflows.extraction import indices
 from attnhook.workflows.extraction.distributions import PERCENTILES, over_photos
 from attnhook.workflows.extraction.encodings import decode
@@ -26,7 +26,7 @@ from attnhook.workflows.extraction.items import Item, require
 from attnhook.workflows.extraction.manifests import Manifest
 from attnhook.workflows.extraction.shard_files import ShardFiles
 from attnhook.workflows.extraction.sources import Source, open_source, reopen_source
-from attnhook.workflows.results import AttentionResult
+from attnhook.workflows.results import AttentionResult, ResultSettings
 
 _RAW = "raw_attention"
 
@@ -34,10 +34,10 @@ _RAW = "raw_attention"
 class ExtractedMaps(Dataset[dict[str, Any]]):
     """What `extract` wrote: a photo's rows, statistics and maps by its key or number.
 
-    A torch `Dataset` of dictionaries that `DataLoader` makes batches of: `key`, `label` (empty if there is none), `rows.i` of the i-th block
-    that was stored, `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.i` likewise, `(heads,
-    statistics)`, `maps.METHOD` `(h, w)`. `manifest.blocks[i]` is the block's name in the model: with the default `blocks=-1` the last block is
-    `rows.0`. Only what is asked for is read. Made by `open_maps`.
+    A torch `Dataset` of dictionaries that `DataLoader` makes batches of: `key`, `label` (empty if there is none), `rows.BLOCK` of each
+    block that was stored, `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.BLOCK` likewise,
+    `(heads, statistics)`, `maps.METHOD` `(h, w)`. BLOCK is the block's name in the model; `manifest.blocks` lists the stored ones. Only what is
+    asked for is read. Made by `open_maps`.
 
     Attributes:
         folder: The extraction's.
@@ -147,14 +147,14 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         record = self.record(photo)
         tensors, header = self._files.tensors(record, "rows", "scales"), self._files.header(record)
         found = self._files.layout(record)
-        for i in range(len(header["blocks"])):
-            rows = decode(tensors[f"rows.{i}"], tensors.get(f"scales.{i}"))
+        for i, block in enumerate(header["blocks"]):
+            rows = decode(tensors[f"rows.{block['name']}"], tensors.get(f"scales.{block['name']}"))
             found[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
         return AttentionMaps.from_header(header, found)
 
     def attention(
         self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None
-    ) -> Tensor:
+    ) -> PatchMap:
         """A photo's map on the patch grid.
 
         Args:
@@ -164,7 +164,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             method: One of the stored methods; None is raw attention, which is made of the stored rows.
 
         Returns:
-            `(h, w)` float32, unnormalised, or `(heads, h, w)` for `heads=None`.
+            A map of `(h, w)` float32, unnormalised, or of `(heads, h, w)` for `heads=None`.
 
         Raises:
             ExtractionError: If the method's maps were not stored, or others were than are asked for.
@@ -173,7 +173,9 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             self._check_heads(heads)
             return raw_attention(self.maps(photo), block=block, heads=heads)[0]
         self._check_stored(photo, method, block, heads)
-        return self._files.tensors(self.record(photo), f"maps.{method}")[f"maps.{method}"]
+        record = self.record(photo)
+        values = self._files.tensors(record, f"maps.{method}")[f"maps.{method}"]
+        return PatchMap.with_facts(values, self._files.header(record)["methods"][method]["map"])
 
     def _check_heads(self, heads: HeadsOption) -> None:
         if heads != HeadFusion.MEAN and self.manifest.settings["heads"] == HeadFusion.MEAN:
@@ -211,10 +213,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         Returns:
             `(H, W)` float32, NaN where the model did not look.
         """
-        record = self.record(photo)
-        area = self._files.header(record)["patch_area"]
-        patch_area = None if area is None else (area[0], area[1])
-        return heatmap(self.attention(photo, **options), indices.geometry_of(record["geometry"]), patch_area=patch_area)
+        return self.attention(photo, **options).heatmap(indices.geometry_of(self.record(photo)["geometry"]))
 
     def statistics(self, percentiles: Sequence[float] = PERCENTILES) -> list[dict[str, Any]]:
         """Mean and percentiles of every statistic over all photos, exact.
@@ -276,16 +275,15 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             The result.
         """
         attention = self.attention(photo, block=block, heads=heads, method=method)
-        maps, record = self.maps(photo), self.record(photo)
-        settings = {"model": self.manifest.model["spec"], "method": method or _RAW}
+        maps, record, model = self.maps(photo), self.record(photo), self.manifest.model["spec"]
         if method in (None, _RAW):
-            settings |= {"block": maps[block].name, "heads": heads, "rows": rows_in_words(maps)}
+            settings = ResultSettings(model, _RAW, maps[block].name, heads, rows_in_words(maps))
         else:
-            settings |= self._files.header(record)["methods"][method]
-            if NEEDS[method].gradients:
-                settings["target"] = record["target"]
-        geometry = indices.geometry_of(record["geometry"])
-        return AttentionResult(self.photo(photo), attention, geometry, maps.patch_area, maps, settings)
+            made = self._files.header(record)["methods"][method]
+            target = record["target"] if NEEDS[method].gradients else None
+            settings = ResultSettings(model, method, made["block"], made["heads"], made["rows"], target)
+        shown = captioned(attention, model, settings.target)
+        return AttentionResult(self.photo(photo), shown, indices.geometry_of(record["geometry"]), maps, settings)
 
     def overlay(
         self,
@@ -303,7 +301,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             block: As in `attention`.
             heads: As in `attention`, but not None.
             method: As in `attention`.
-            **options: As in `AttentionResult.overlay`.
+            **options: As in `PatchMap.overlay`.
 
         Returns:
             An RGB image of the photo's size.
@@ -339,8 +337,10 @@ def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
     Example:
         >>> from attnhook import open_maps
         >>> maps = open_maps("maps")  # doctest: +SKIP
-        >>> maps["cats/chelsea.png"]["rows.0"].shape, maps.manifest.blocks  # doctest: +SKIP
-        (torch.Size([6, 1, 257]), ['encoder.layer.11.attention'])
+        >>> maps.manifest.blocks  # doctest: +SKIP
+        ['encoder.layer.11.attention']
+        >>> maps["cats/chelsea.png"]["rows.encoder.layer.11.attention"].shape  # doctest: +SKIP
+        torch.Size([6, 1, 257])
         >>> maps.overlay("cats/chelsea.png").save("overlay.png")  # doctest: +SKIP
         >>> maps.errors, maps.to_pandas()  # doctest: +SKIP
     """

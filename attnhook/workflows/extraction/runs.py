@@ -44,7 +44,7 @@ def extract(
     out: str | Path,
     *,
     rows: RowsOption = "readout",
-    blocks: BlocksOption = -1,
+    blocks: BlocksOption = 1,
     heads: str | None = None,
     methods: Sequence[str] = (),
     statistics: bool = True,
@@ -72,7 +72,7 @@ def extract(
             class may follow), a zip, tar (WebDataset) or Parquet file or a glob of them, a sequence of paths, or a `datasets.Dataset`.
         out: The folder; made if missing.
         rows: Whose rows, as in `AttentionCapture`: `"readout"`, `"cls"`, `"pool"`, `"mean"`, `"all"`, or tokens and patches.
-        blocks: Which blocks, as in `AttentionCapture` (None: all; n: the last n); a negative number is that one block.
+        blocks: Which blocks, as in `AttentionCapture`: None for all, n for the last n, indices, names, or a predicate over names.
         heads: `"mean"` stores the mean over heads, None each head.
         methods: Names of `METHODS`: their maps are stored, too, always as float32. Those of one block are of the last of `blocks`,
             class-specific ones of each photo's highest score.
@@ -96,7 +96,7 @@ def extract(
     Example:
         >>> from attnhook import extract
         >>> maps = extract("demo@224", "photos", "maps", blocks=None)  # doctest: +SKIP
-        >>> maps[0]["rows.0"].shape  # doctest: +SKIP
+        >>> maps[0]["rows.encoder.layer.11.attention"].shape  # doctest: +SKIP
         torch.Size([6, 1, 257])
     """
     folder = Path(out).expanduser()

@@ -25,7 +25,7 @@ class Settings:
 
     Attributes:
         rows: Whose rows, as in `AttentionCapture`.
-        blocks: Which blocks, as in `AttentionCapture`; a negative number is that one block.
+        blocks: Which blocks, as in `AttentionCapture`.
         heads: `"mean"` fuses the heads, None keeps them.
         methods: Names of `METHODS` whose maps are stored, too.
         statistics: Whether statistics of the rows are stored.
@@ -55,12 +55,6 @@ class Settings:
             check_method(name)
         if self.heads not in (None, HeadFusion.MEAN):
             raise ValueError(f"unknown heads: expected 'mean' or None to keep all, got {self.heads!r}.")
-
-    @property
-    def chosen_blocks(self) -> BlocksOption:
-        """`blocks` as `AttentionCapture` takes it."""
-        blocks = self.blocks
-        return [blocks] if isinstance(blocks, int) and not isinstance(blocks, bool) and blocks < 0 else blocks
 
     def as_json(self) -> dict[str, Any]:
         """What the manifest says; blocks are named there apart."""

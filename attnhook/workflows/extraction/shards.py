@@ -125,15 +125,17 @@ class ShardWriter:
 
     def _tensors(self, seen: Seen, photos: int) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for i, block in enumerate(seen.maps):
+        for block in seen.maps:
             rows, scales = encode(self._fused(block, photos), self._settings.dtype)
-            found[f"rows.{i}"] = rows
+            found[f"rows.{block.name}"] = rows
             if scales is not None:
-                found[f"scales.{i}"] = scales
+                found[f"scales.{block.name}"] = scales
         if self._settings.statistics:
-            for i, one in enumerate(attention_statistics(seen.maps, diversity=False)):
-                found[f"statistics.{i}"] = torch.stack([getattr(one, name) for name in STATISTICS], dim=-1).float()
-        return found | {f"maps.{name}": value for name, value in seen.methods.items()}
+            for block, one in zip(seen.maps, attention_statistics(seen.maps, diversity=False), strict=True):
+                found[f"statistics.{block.name}"] = torch.stack(
+                    [getattr(one, name) for name in STATISTICS], dim=-1
+                ).float()
+        return found | {f"maps.{name}": one.values for name, one in seen.methods.items()}
 
     def _fused(self, block: BlockAttention, photos: int) -> Tensor:
         rows = block.rows

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from attnhook.attribution.map_making import placed
 from attnhook.attribution.raw_maps import readout_row
 from attnhook.attribution.readouts import readout_queries
 from attnhook.attribution.rollouts import rollout_by_block
@@ -17,7 +19,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.errors import AttnhookError, GeometryError, NoReadoutError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.options import BlocksOption, Rows, Size
+from attnhook.options import BlocksOption, Rows
 from attnhook.workflows.viewer.packing import Payload, quantise
 
 ROW_BITS, MATRIX_BITS = 16, 8
@@ -38,14 +40,12 @@ class Scene:
         image: The photo, RGB, upright.
         geometry: Where the model looked in it.
         maps: What was captured of it, one image.
-        patch_area: Height and width in input pixels that the grid covers, or None for all of the input.
     """
 
     name: str
     image: Image.Image
     geometry: ImageGeometry
     maps: AttentionMaps
-    patch_area: Size | None = None
 
 
 def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longest: int) -> tuple[dict[str, Any], str]:
@@ -89,7 +89,7 @@ def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longe
         "blocks": blocks,
         "no_rollout": no_rollout,
         "length": length,
-        **_photo(scene, longest),
+        **_photo(scene, blocks, longest),
     }
     return header, text
 
@@ -203,7 +203,7 @@ def _named_rollout(maps: AttentionMaps, block: BlockAttention, rolled: Tensor) -
         return None
 
 
-def _photo(scene: Scene, longest: int) -> dict[str, Any]:
+def _photo(scene: Scene, blocks: Sequence[dict[str, Any]], longest: int) -> dict[str, Any]:
     photo, geometry = scene.image, scene.geometry
     if (photo.height, photo.width) != tuple(geometry.image_size):
         raise GeometryError(
@@ -217,7 +217,8 @@ def _photo(scene: Scene, longest: int) -> dict[str, Any]:
     )
     buffer = io.BytesIO()
     shown.save(buffer, format="JPEG", quality=_QUALITY, subsampling=0)
-    area = geometry.input_size if scene.patch_area is None else scene.patch_area
+    grid = next(tuple(block["grid"]) for block in blocks if "grid" in block)
+    area = placed(scene.maps, torch.empty(grid, device="cpu")).area_on(geometry)
     return {
         "photo": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
         "photo_bytes": buffer.tell(),

@@ -54,9 +54,9 @@ def test_maps_are_those_of_attend(found) -> None:
         for number, picture in enumerate(PHOTOS):
             (one,) = attend(model, picture, rows="all")
             torch.testing.assert_close(found.heatmap(index, number), one.heatmap, equal_nan=True)
-            rolled = one.upsample(rollout(one.maps)[0])
+            rolled = one.upsample(rollout(one.maps).values[0])
             torch.testing.assert_close(found.heatmap(index, number, "rollout"), rolled, equal_nan=True)
-            (half,) = attend(model, picture, block=math.ceil(len(one.maps) / 2) - 1)
+            (half,) = attend(model, picture, blocks=[math.ceil(len(one.maps) / 2) - 1])
             torch.testing.assert_close(
                 found.heatmap(model.name, number, "raw_attention@0.5"), half.heatmap, equal_nan=True
             )

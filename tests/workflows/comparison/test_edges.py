@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from attnhook import ImageGeometry, compare
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.workflows.comparison import measurements, reports
 from attnhook.workflows.comparison.agreements import METRICS
 from attnhook.workflows.comparison.faithfulness import perturb
@@ -50,7 +51,7 @@ def test_the_box_for_maps_of_other_photos_was_seen_by_all() -> None:
     measurement = Measurement(geometry, None, ("a",), 17, "cls", 0.1)
     lattice = Lattice.of_photo((90, 500), 32)
     box = between_centres(common_box(lattice.seen(measurement), lattice), lattice)
-    assert not Lattice((48, 48), box).sample(measurement, torch.rand(4, 4)).isnan().any()
+    assert not Lattice((48, 48), box).sample(measurement, PatchMap(torch.rand(4, 4))).isnan().any()
     assert between_centres((0.0, 0.0, 2.0, 2.0), Lattice((1, 1), (0.0, 0.0, 2.0, 2.0))) == pytest.approx(
         (1, 1, 1, 1), abs=0.01
     )
@@ -190,7 +191,7 @@ def test_pixels_beyond_the_grid_are_no_patchs() -> None:
     vision = replace(timm_vit(), model=Classifier())
     patch_map = torch.zeros(4, 4)
     patch_map[1, 2] = 1
-    areas = perturb(vision, torch.ones(1, 3, 64, 64), patch_map, 0, patch_area=(56, 56), steps=16)
+    areas = perturb(vision, torch.ones(1, 3, 64, 64), PatchMap(patch_map, area=(56, 56)), 0, steps=16)
     assert set(areas) == {"deletion", "insertion", "random_deletion", "random_insertion"}
     first = shown[2][0, 0]  # after the score of the whole, and of the first step, which takes nothing away
     expected = torch.ones(64, 64)

@@ -11,6 +11,7 @@ from PIL import Image
 from attnhook import ImageGeometry, heatmap
 from attnhook.attribution.scores import cosine, jensen_shannon, spearman
 from attnhook.errors import ImageError, ScoreError
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.workflows.comparison.agreements import METRICS, pair_agreements, photo_agreement
 from attnhook.workflows.comparison.estimates import estimate
 from attnhook.workflows.comparison.lattices import Lattice, at_patches, common_box
@@ -29,7 +30,7 @@ SLOW = {"spearman": spearman, "jensen_shannon": jensen_shannon, "cosine": cosine
 
 
 def measured(geometry, **fields):
-    plain = {"patch_area": None, "blocks": ("a", "b"), "tokens": 17, "readout": "cls", "seconds": 0.5}
+    plain = {"area": None, "blocks": ("a", "b"), "tokens": 17, "readout": "cls", "seconds": 0.5}
     return Measurement(geometry=geometry, **(plain | fields))
 
 
@@ -41,14 +42,14 @@ def cropped(size=(90, 120), shorter=72, crop=64):
 
 
 def test_a_lattice_of_every_pixel_gives_the_heatmap() -> None:
-    one, values = measured(cropped()), torch.rand(4, 4)
+    one, values = measured(cropped()), PatchMap(torch.rand(4, 4))
     lattice = Lattice.of_photo((90, 120), None)
     assert lattice.size == (90, 120)
     torch.testing.assert_close(lattice.sample(one, values), heatmap(values, one.geometry), equal_nan=True)
 
 
 def test_points_of_a_coarser_lattice_are_pixels_of_the_heatmap() -> None:
-    one, values = measured(cropped()), torch.rand(4, 4)
+    one, values = measured(cropped()), PatchMap(torch.rand(4, 4))
     lattice = Lattice.of_photo((90, 120), 40)
     assert lattice.size == (30, 40)
     # Each cell is three pixels wide, so its middle is the middle one's.
@@ -59,7 +60,7 @@ def test_points_of_a_coarser_lattice_are_pixels_of_the_heatmap() -> None:
 
 
 def test_the_box_of_a_photo_is_sampled_in_place() -> None:
-    one, values = measured(cropped()), torch.rand(4, 4)
+    one, values = measured(cropped()), PatchMap(torch.rand(4, 4))
     box = Lattice((10, 20), (20.0, 40.0, 30.0, 60.0))
     torch.testing.assert_close(box.sample(one, values), heatmap(values, one.geometry)[20:30, 40:60])
 
@@ -76,15 +77,17 @@ def test_the_common_box_is_what_all_saw() -> None:
 
 def test_what_lies_under_a_patch() -> None:
     """Against one patch at a time."""
-    one = measured(cropped(), patch_area=(60, 64))
+    one, placed = measured(cropped()), PatchMap(torch.rand(5, 4), area=(60, 64))
     values = torch.from_numpy(disc() > 0)
-    found = at_patches(one, (5, 4), values)
+    found = at_patches(one, placed, values)
     for row in range(5):
         for column in range(4):
             y, x = one.geometry.to_image((row + 0.5) * 12, (column + 0.5) * 16)
             assert bool(found[row, column]) == bool(values[int(y), int(x)])
     padded = measured(ImageGeometry.identity((90, 120)).pad(bottom=90))
-    assert not at_patches(padded, (4, 4), torch.ones(90, 120, dtype=torch.bool))[2:].any()
+    assert not at_patches(padded, PatchMap(torch.rand(4, 4), area=(180, 120)), torch.ones(90, 120, dtype=torch.bool))[
+        2:
+    ].any()
 
 
 # --- agreements ---------------------------------------------------------------------------------------------------------------------------
@@ -95,7 +98,10 @@ def three_maps(seed, size=(90, 120)):
     geometries = [cropped(size), cropped(size, 90), ImageGeometry.identity(size).resize((56, 56))]
     grids = [(4, 4), (5, 5), (4, 6)]
     measurements = {m: measured(g) for m, g in enumerate(geometries)}
-    maps = {m: torch.rand(grid, generator=generator) for m, grid in enumerate(grids)}
+    maps = {
+        m: PatchMap(torch.rand(grid, generator=generator), area=geometries[m].input_size)
+        for m, grid in enumerate(grids)
+    }
     return measurements, maps
 
 
@@ -352,9 +358,12 @@ def test_views_are_methods_at_depths() -> None:
 def test_a_measurement_comes_back_from_disk(tmp_path) -> None:
     one = measured(
         cropped(),
-        patch_area=(60, 62),
+        area=(60, 62),
         target=3,
-        maps={"raw_attention": torch.rand(4, 4), "raw_attention@0.5": torch.rand(4, 4)},
+        maps={
+            "raw_attention": PatchMap(torch.rand(4, 4), (64, 64), (60, 62), 1 / 17),
+            "raw_attention@0.5": PatchMap(torch.rand(4, 4)),
+        },
         grids=((8, 8), (4, 4)),
         statistics={"entropy": torch.rand(3, 4, dtype=torch.float64)},
         areas={"raw_attention": {"deletion": 0.25}},
@@ -365,7 +374,7 @@ def test_a_measurement_comes_back_from_disk(tmp_path) -> None:
     back = Measurement.load(path)
     for name in (
         "geometry",
-        "patch_area",
+        "area",
         "blocks",
         "grids",
         "tokens",
@@ -375,8 +384,10 @@ def test_a_measurement_comes_back_from_disk(tmp_path) -> None:
         "problems",
     ):
         assert getattr(back, name) == getattr(one, name), name
-    for name in ("maps", "statistics"):
-        assert all(torch.equal(getattr(back, name)[key], value) for key, value in getattr(one, name).items())
+    assert all(torch.equal(back.statistics[key], value) for key, value in one.statistics.items())
+    for key, value in one.maps.items():
+        assert torch.equal(back.maps[key].values, value.values)
+        assert back.maps[key].facts() == value.facts()
     assert list(tmp_path.iterdir()) == [path]
     path.write_bytes(path.read_bytes()[:200])
     assert Measurement.load(path) is None

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from attnhook import ImageGeometry
-from attnhook.imaging.heatmaps import heatmap
-from attnhook.imaging.overlays import common_range, overlay, value_range
+from attnhook.imaging.drawing import heatmap, overlay
+from attnhook.imaging.overlays import common_range, value_range
 from tests.workflows.comparison.contents import find, shown_photo, unpacked
 
 TIMES = "\u00d7"

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -57,3 +58,10 @@ def files_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that is not hidden."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def rows_in(item, number):
+    """The rows of the block with this number among those of an item, in the order of the numbers in their names."""
+    names = [name for name in item if name.startswith("rows.")]
+    names.sort(key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+    return item[names[number]]

@@ -7,7 +7,7 @@ import pytest
 
 from attnhook import open_maps
 from attnhook.cli.entry import main
-from tests.workflows.extraction.photographs import make_folder
+from tests.workflows.extraction.photographs import make_folder, rows_in
 
 
 def test_the_command_and_its_exit_codes(tmp_path, capsys):
@@ -15,7 +15,7 @@ def test_the_command_and_its_exit_codes(tmp_path, capsys):
     arguments = ["extract", str(photos), "--model", "demo@28", "--out", str(tmp_path / "out"), "--workers", "0"]
     assert main([*arguments, "--blocks", "all", "--heads", "mean"]) == 0
     assert "3 photos, 0 failed" in capsys.readouterr().out
-    assert open_maps(tmp_path / "out")[0]["rows.11"].shape == (1, 1, 5)
+    assert rows_in(open_maps(tmp_path / "out")[0], 11).shape == (1, 1, 5)
     (photos / "bad.png").write_bytes(b"no picture")
     assert main([*arguments, "--blocks", "all", "--heads", "mean"]) == 1
     said = capsys.readouterr()

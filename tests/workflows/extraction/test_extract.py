@@ -13,6 +13,7 @@ from attnhook.workflows.extraction.shard_files import ShardFiles
 from attnhook.workflows.extraction.shards import STATISTICS
 from tests.models import sharpen
 from tests.workflows.comparison.zoo import hf_dinov2, seeing
+from tests.workflows.extraction.photographs import rows_in
 
 BATCHED = 2e-6  # float32 products of batches of other sizes are summed in another order
 
@@ -46,7 +47,7 @@ def test_stored_types_keep_what_they_say(photos, vision, tmp_path, dtype, share)
     exact = extract(vision, photos, tmp_path / "exact", dtype="float32", num_workers=0)
     small = extract(vision, photos, tmp_path / "small", dtype=dtype, num_workers=0)
     for number in range(len(exact)):
-        one, other = exact[number]["rows.0"], small[number]["rows.0"]
+        one, other = rows_in(exact[number], 0), rows_in(small[number], 0)
         scale = one if dtype == "float16" else one.amax(dim=-1, keepdim=True)
         assert ((one - other).abs() <= scale * share + 3.1e-8).all()
 
@@ -60,7 +61,7 @@ def test_whichever_rows_are_wanted(photos, vision, tmp_path, rows):
     assert list(stored.rows) == list(alone.rows)
     for one, other in zip(stored, alone, strict=True):
         torch.testing.assert_close(one.rows, other.rows, atol=BATCHED, rtol=0)
-    assert maps[4]["rows.1"].shape == alone[1].rows.shape[1:]
+    assert rows_in(maps[4], 1).shape == alone[1].rows.shape[1:]
 
 
 def test_the_mean_over_heads(photos, vision, tmp_path):
@@ -76,7 +77,7 @@ def test_statistics_are_those_of_the_rows(photos, vision, tmp_path):
         alone = attention_statistics(rows_of(vision, photos / maps.keys[number], rows="all"))
         for i, block in enumerate(alone):
             for place, name in enumerate(STATISTICS):
-                stored = maps[number][f"statistics.{i}"][:, place]
+                stored = maps[number][f"statistics.{maps.manifest.blocks[i]}"][:, place]
                 torch.testing.assert_close(
                     stored, getattr(block, name)[0].float(), atol=1e-5, rtol=1e-5, equal_nan=True
                 )
@@ -92,7 +93,7 @@ def between(numbers, share):
 
 def test_means_and_percentiles_over_the_photos(photos, vision, tmp_path):
     maps = extract(vision, photos, tmp_path / "out", blocks=2, shard_size=4, num_workers=0)
-    values = torch.stack([maps[i]["statistics.1"] for i in range(len(maps))]).double().numpy()
+    values = torch.stack([maps[i][f"statistics.{maps.manifest.blocks[1]}"] for i in range(len(maps))]).double().numpy()
     for row in maps.statistics((10, 50)):
         if row["block"] != maps.manifest.blocks[1]:
             continue
@@ -120,7 +121,7 @@ def test_maps_of_methods_are_those_of_attend(photos, vision, tmp_path):
             stored = maps.attention(number, method=method)
             torch.testing.assert_close(stored, one.attention, atol=2e-6, rtol=1e-4)
             if method == "legrad":
-                assert maps.record(number)["target"] == one.settings["target"]
+                assert maps.record(number)["target"] == one.settings.target
 
 
 def test_maps_of_methods_are_of_the_block_that_is_stored_and_say_so(photos, vision, tmp_path):
@@ -200,8 +201,8 @@ def test_it_is_a_data_set_of_torch(photos, vision, tmp_path):
     maps = extract(vision, photos, tmp_path / "out", shard_size=6, num_workers=0)
     with_workers = list(DataLoader(maps, batch_size=8, num_workers=1))
     assert [len(batch["key"]) for batch in with_workers] == [8, 8, 5]
-    assert with_workers[0]["rows.0"].shape == (8, 4, 1, 17)
-    assert torch.equal(with_workers[2]["rows.0"][4], maps[20]["rows.0"])
+    assert rows_in(with_workers[0], 0).shape == (8, 4, 1, 17)
+    assert torch.equal(rows_in(with_workers[2], 0)[4], rows_in(maps[20], 0))
     assert {label for batch in with_workers for label in batch["label"]} == {"cats", "dogs"}
     assert [entry["key"] for entry in maps] == maps.keys
 
@@ -209,8 +210,8 @@ def test_it_is_a_data_set_of_torch(photos, vision, tmp_path):
 def test_by_key_by_number_and_not_at_all(photos, vision, tmp_path):
     (photos / "broken.png").write_bytes(b"no picture")
     maps = extract(vision, photos, tmp_path / "out", num_workers=0)
-    assert torch.equal(maps[maps.keys[5]]["rows.0"], maps[5]["rows.0"])
-    assert torch.equal(maps[-1]["rows.0"], maps[20]["rows.0"])
+    assert torch.equal(rows_in(maps[maps.keys[5]], 0), rows_in(maps[5], 0))
+    assert torch.equal(rows_in(maps[-1], 0), rows_in(maps[20], 0))
     with pytest.raises(IndexError, match="photo 21 does not exist"):
         maps[21]
     with pytest.raises(ExtractionError, match=r"unknown photo 'cats/no\.png': expected one of the 21 keys"):
@@ -251,7 +252,7 @@ def test_windows_stay_together(photos, tmp_path):
     for one, other in zip(maps.maps(6), alone, strict=True):
         torch.testing.assert_close(one.rows, other.rows, atol=BATCHED, rtol=0)
         assert torch.equal(one.token_layout.positions, other.token_layout.positions)
-    assert maps[6]["rows.0"].dim() == 4
+    assert rows_in(maps[6], 0).dim() == 4
 
 
 def test_registers_and_photos_of_two_input_sizes(photos, tmp_path):

@@ -18,7 +18,7 @@ from attnhook.errors import ExtractionError
 from attnhook.workflows.extraction.processes import locked
 from tests.workflows.comparison.zoo import timm_vit
 from tests.workflows.extraction.holding import held
-from tests.workflows.extraction.photographs import files_of, make_folder, photo_bytes
+from tests.workflows.extraction.photographs import files_of, make_folder, photo_bytes, rows_in
 
 SMALL = {"shard_size": 4, "batch_size": 2, "num_workers": 0}
 
@@ -62,7 +62,7 @@ def test_a_resumed_run_keeps_what_is_whole(photos, vision, tmp_path):
     part = open_maps(tmp_path / "out")
     assert 0 < len(part) < 21
     assert not part.complete
-    assert part[0]["rows.0"].sum(-1).allclose(torch.ones(1), atol=1e-3)
+    assert rows_in(part[0], 0).sum(-1).allclose(torch.ones(1), atol=1e-3)
     extract(vision, photos, tmp_path / "out", **SMALL)
     assert {name: stamp for name, stamp in times(tmp_path / "out").items() if name in stamps} == stamps
     assert files_of(tmp_path / "out") == files_of(tmp_path / "undisturbed")
@@ -118,8 +118,8 @@ def test_photos_that_are_new_changed_or_gone(photos, vision, tmp_path):
     untouched = [name for name in stamps if again.get(name) == stamps[name]]
     assert untouched
     fresh = extract(vision, photos, tmp_path / "fresh", **(SMALL | {"num_workers": 1}))
-    assert {key: maps[key]["rows.0"].tolist() for key in maps.keys} == {
-        key: fresh[key]["rows.0"].tolist() for key in fresh.keys
+    assert {key: rows_in(maps[key], 0).tolist() for key in maps.keys} == {
+        key: rows_in(fresh[key], 0).tolist() for key in fresh.keys
     }
 
 

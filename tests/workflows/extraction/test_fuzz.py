@@ -1,4 +1,5 @@
-"""A thousand files that are no photos, or not quite: each stands in the index, as a result or with its error."""
+"""A thousand files that are no photos, or not quite: each stands in the index, as a result or with its error."""from tests.workflows.extraction.photographs import rows_in
+
 
 import io
 import random
@@ -80,4 +81,4 @@ def test_a_thousand_odd_files(vision, tmp_path, workers):
     assert sound <= set(maps.keys)
     assert len(maps.errors) > 500
     assert all(reason for reason in maps.errors.values())
-    assert all(maps[i]["rows.0"].isfinite().all() for i in range(len(maps)))
+    assert all(rows_in(maps[i], 0).isfinite().all() for i in range(len(maps)))

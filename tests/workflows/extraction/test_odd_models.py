@@ -17,6 +17,7 @@ from attnhook.workflows.extraction.batches import living_workers
 from attnhook.workflows.extraction.processes import Team
 from tests.models import TRANSFORMERS, sharpen
 from tests.workflows.comparison.zoo import geometry_of, pixels_of, seeing, timm_vit
+from tests.workflows.extraction.photographs import rows_in
 
 EXACT = {"dtype": "float32", "blocks": None, "num_workers": 0, "shard_size": 5}
 
@@ -67,7 +68,7 @@ def test_pieces_of_photos_in_the_batch_axis(photos, tmp_path):
     with pytest.raises(ExtractionError, match=r"cannot be told apart by photo: .*batch_size=1"):
         extract(vision, photos, tmp_path / "many", rows="all", batch_size=4, **EXACT)
     maps = extract(vision, photos, tmp_path / "one", rows="all", batch_size=1, statistics=False, **EXACT)
-    assert maps[0]["rows.0"].shape == (4, 2, 4, 4)
+    assert rows_in(maps[0], 0).shape == (4, 2, 4, 4)
     check(maps, vision, photos, rows="all")
     with pytest.raises(ExtractionError, match="expected 1 entries"):
         extract(vision, photos, tmp_path / "statistics", rows="all", batch_size=1, **EXACT)
@@ -81,7 +82,7 @@ def test_blocks_in_another_order_and_more_than_once(photos, tmp_path):
     means = {(row["block"], row["statistic"]): row["mean"] for row in maps.statistics() if row["head"] == 0}
     assert {block for block, _ in means} == {"second", "second:1", "first"}
     for i, name in enumerate(maps.maps(0).block_names):
-        values = [float(maps[number][f"statistics.{i}"][0, 0]) for number in range(21)]
+        values = [float(maps[number][f"statistics.{maps.manifest.blocks[i]}"][0, 0]) for number in range(21)]
         assert means[name, "entropy"] == pytest.approx(np.mean(values), rel=1e-6)
 
 
@@ -93,7 +94,7 @@ def test_tokens_in_an_order_of_each_photos_own(photos, tmp_path):
     maps = extract(vision, photos, tmp_path / "one", batch_size=1, **EXACT)
     check(maps, vision, photos)
     again = extract(vision, photos, tmp_path / "again", batch_size=1, **(EXACT | {"shard_size": 50}))
-    assert all(torch.equal(maps[key]["rows.0"], again[key]["rows.0"]) for key in maps.keys)
+    assert all(torch.equal(rows_in(maps[key], 0), rows_in(again[key], 0)) for key in maps.keys)
 
 
 @pytest.mark.parametrize("kind", ["dropout", "own"])
@@ -105,7 +106,7 @@ def test_a_model_in_training_is_run_in_eval_mode_and_does_not_notice(photos, tmp
     state, modes = torch.get_rng_state(), [module.training for module in vision.model.modules()]
     with torch.autocast("cpu", torch.bfloat16):
         maps = extract(vision, photos, tmp_path / "train", rows="all", batch_size=4, **EXACT)
-    assert all(torch.equal(maps[key]["rows.0"], expected[key]["rows.0"]) for key in expected.keys)
+    assert all(torch.equal(rows_in(maps[key], 0), rows_in(expected[key], 0)) for key in expected.keys)
     assert torch.equal(state, torch.get_rng_state())
     assert modes == [module.training for module in vision.model.modules()]
     assert all(torch.equal(value, before[name]) for name, value in vision.model.state_dict().items())
@@ -136,8 +137,8 @@ def test_a_model_goes_back_from_the_gpu(photos, tmp_path):
     assert {p.device.type for p in vision.model.parameters()} == {"cuda"}
     assert stays.manifest.settings["device"] == "cuda"
     for key in plain.keys:
-        torch.testing.assert_close(maps[key]["rows.0"], plain[key]["rows.0"], atol=1e-3, rtol=0)
-        assert torch.equal(maps[key]["rows.0"], stays[key]["rows.0"])
+        torch.testing.assert_close(rows_in(maps[key], 0), rows_in(plain[key], 0), atol=1e-3, rtol=0)
+        assert torch.equal(rows_in(maps[key], 0), rows_in(stays[key], 0))
 
 
 def test_preprocessing_that_is_a_lambda(photos, tmp_path):

@@ -13,7 +13,7 @@ from attnhook.workflows.extraction import indices, runs
 from attnhook.workflows.extraction.file_sources import FileSource
 from attnhook.workflows.extraction.processes import writing
 from tests.workflows.extraction.holding import held
-from tests.workflows.extraction.photographs import files_of, photo_bytes
+from tests.workflows.extraction.photographs import files_of, photo_bytes, rows_in
 
 SMALL = {"shard_size": 4, "batch_size": 2, "num_workers": 0}
 
@@ -66,7 +66,7 @@ def test_killed_while_shards_of_photos_that_are_gone_are_removed(photos, vision,
     maps = extract(vision, photos, tmp_path / "out", shard_size=1, batch_size=1, num_workers=0)
     assert key not in maps.keys
     assert maps.manifest.photos == len(maps) == 20
-    assert all(maps[i]["rows.0"].isfinite().all() for i in range(20))
+    assert all(rows_in(maps[i], 0).isfinite().all() for i in range(20))
 
 
 def test_no_index_or_statistics_of_before_stay_while_a_run_goes_on(photos, vision, tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ def test_a_reader_does_not_take_a_shard_that_was_written_again_for_its_own(photo
     refused = 0
     for key in maps.keys:
         if maps.record(key)["mark"] == fresh.record(key)["mark"]:
-            assert torch.equal(maps[key]["rows.0"], fresh[key]["rows.0"])
+            assert torch.equal(rows_in(maps[key], 0), rows_in(fresh[key], 0))
             continue
         with pytest.raises(ExtractionError, match="written again"):
             maps[key]

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from attnhook.imaging.heatmaps import heatmap
-from attnhook.imaging.overlays import UNIFORM_TOP, overlay, value_range
-from attnhook.imaging.patch_maps import patch_box
+from attnhook.imaging.drawing import heatmap, overlay, patch_box
+from attnhook.imaging.overlays import UNIFORM_TOP, value_range
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
 from attnhook.workflows.viewer.scenes import pack_scene
 from tests.workflows.viewer.scenes import MODELS, PHOTO, photo_of, scene

@@ -108,7 +108,7 @@ def test_the_row_of_a_pooling_is_the_one_that_the_head_reads(monkeypatch):
     ][0]
     assert facts["no_rollout"] is None
     assert ["rollout_rows" in block for block in facts["blocks"]] == [False, False, True]
-    torch.testing.assert_close(TokenLayout((3, 4)).patches(added[-1][0]), rollout(maps))
+    torch.testing.assert_close(TokenLayout((3, 4)).patches(added[-1][0]), rollout(maps).values)
 
 
 def test_a_rollout_that_attribution_refuses_is_left_out_with_the_reason():

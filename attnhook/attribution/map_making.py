@@ -1,0 +1,137 @@
+"""From a method's values to a `PatchMap`: where the grid lies, what uniform attention would be, and what a caption has to say."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import HeadFusion, HeadsOption, Rows
+
+_ROWS = {
+    Rows.CLS: "class-token row",
+    Rows.POOL: "pooling-query row",
+    Rows.MEAN: "mean of the patches' rows",
+}
+
+
+def make_map(
+    maps: AttentionMaps,
+    values: Tensor,
+    blocks: Sequence[BlockAttention],
+    method: str,
+    *,
+    heads: HeadsOption = HeadFusion.MEAN,
+    row: str | None = None,
+    uniform: float | None = None,
+) -> PatchMap:
+    """Make a `PatchMap` of what a method computed.
+
+    Args:
+        maps: What was captured.
+        values: `(batch, [heads,] h, w)`.
+        blocks: The blocks that it was computed from, in order.
+        method: What was computed, in words.
+        heads: How heads were fused.
+        row: Whose row, in words; None for the readout's.
+        uniform: 1/N where values are shares of softmax mass, None otherwise.
+
+    Returns:
+        The map.
+    """
+    last = blocks[-1]
+    framed = getattr(last.token_layout, "frames", 1) > 1
+    whole = isinstance(heads, int) or heads in (
+        None,
+        HeadFusion.MEAN,
+    )  # the most or the least of several heads do not add up
+    words = [
+        f"{method} {_blocks_in_words(blocks)}",
+        heads_in_words(heads, last.shape[1]),
+        row_in_words(maps) if row is None else row,
+    ]
+    return replace(
+        placed(maps, values),
+        uniform=uniform,
+        adds_up=uniform is not None and whole and not framed,
+        description=", ".join(words),
+        quantity="attention" if method in ("raw attention", "received attention") else method,
+    )
+
+
+def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
+    """Say where values on a grid of patches lie in the model's input.
+
+    Args:
+        maps: What was captured.
+        values: `(..., h, w)`.
+
+    Returns:
+        The map. Where the pixels that were seen to be covered are not whole patches of this grid, its area is not known.
+    """
+    area = maps.patch_area
+    if area is not None and any(pixels % patches for pixels, patches in zip(area, values.shape[-2:], strict=True)):
+        area = None
+    return PatchMap(values, input_size=maps.input_size, area=area)
+
+
+def heads_in_words(heads: HeadsOption, count: int) -> str:
+    """Say how heads became one map.
+
+    Args:
+        heads: As in `raw_attention`.
+        count: How many heads the block has.
+
+    Returns:
+        Such as `mean over 6 heads`.
+    """
+    if heads is None:
+        return f"each of {count} heads"
+    return f"head {heads % count}" if isinstance(heads, int) else f"{heads} over {count} heads"
+
+
+def block_in_words(block: BlockAttention) -> str:
+    """Name a block as people count: `block 12 of 12 (blocks.11.attn)`.
+
+    Args:
+        block: The block.
+
+    Returns:
+        Its name, with its place in the model where that is known.
+    """
+    if block.pooling:
+        return f"the attention pooling ({block.name})"
+    return (
+        f"block {block.name}" if block.place is None else f"block {block.place[0]} of {block.place[1]} ({block.name})"
+    )
+
+
+def row_in_words(maps: AttentionMaps, row: int | None = None) -> str:
+    """Say whose row a map of one row is.
+
+    Args:
+        maps: What was captured; of whole matrices the readout's row is shown.
+        row: Which of several kept rows was taken; None for the readout's.
+
+    Returns:
+        The readout, or the chosen tokens and patches.
+    """
+    if not isinstance(maps.rows, Rows):
+        chosen = maps.rows if row is None else [maps.rows[row]]
+        words = [f"patch {tuple(one)}" if isinstance(one, tuple | list) else f"token {one}" for one in chosen]
+        return f"row of {' or '.join(words)}"
+    if row is not None:
+        return f"row of {'token' if maps.rows is Rows.ALL else 'query'} {row}"
+    shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
+    return _ROWS.get(shown, "no readout") if shown is not None else "no readout"
+
+
+def _blocks_in_words(blocks: Sequence[BlockAttention]) -> str:
+    if len(blocks) == 1:
+        return f"of {block_in_words(blocks[0])}"
+    first, last = blocks[0], next((block for block in reversed(blocks) if not block.pooling), blocks[-1])
+    pooled = " and the attention pooling" if blocks[-1].pooling and last is not blocks[-1] else ""
+    if first.place is not None and last.place is not None:
+        return f"through blocks {first.place[0]} to {last.place[0]} of {last.place[1]}{pooled}"
+    return f"through {len(blocks)} blocks, {first.name} to {last.name}{pooled}"

@@ -1,0 +1,165 @@
+"""Maps to pixels and pictures: what `heatmap` and `overlay` do with patch maps, and with bare tensors and arrays."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.geometry import Box, ImageGeometry
+from attnhook.imaging.heatmaps import checked_map
+from attnhook.imaging.images import ImageSource
+from attnhook.imaging.overlays import blend
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import Interpolation, PatchIndex, Size
+
+Values: TypeAlias = PatchMap | Tensor | NDArray[Any]
+
+
+def heatmap(
+    patch_map: Values,
+    where: Any,
+    *,
+    photo: Any = None,
+    mode: str = Interpolation.BILINEAR,
+    patch_area: Size | None = None,
+) -> Tensor:
+    """Interpolate a map on the patch grid to the pixels of the photo.
+
+    Args:
+        patch_map: A `PatchMap`; or a tensor or array with one value per patch, of shape (..., h, w). NaN marks patches that the model dropped
+            and stays within their own pixels.
+        where: An `ImageGeometry`; or what turned the photo into pixels, with `photo`.
+        photo: Where `where` is a preprocessing: the photo, or its (height, width).
+        mode: "bilinear", "nearest" (numbers that must not be mixed), or "bicubic" (smooth, but overshoots: it makes negative attention).
+        patch_area: Of a tensor or array: height and width, in input pixels from the top left, that the grid covers. It can be left out where the
+            grid covers the input exactly.
+
+    Returns:
+        The map at the photo's size, (..., H, W) float32, on the map's device. NaN where the model did not look.
+
+    Raises:
+        GeometryError: If the map is not a map, holds infinities, or does not belong to this geometry; or if a tensor's grid cannot cover the
+            input exactly and nobody says what it covers.
+        ValueError: If `mode` is unknown, or a `PatchMap`, which knows its area, comes with `patch_area`.
+
+    Example:
+        >>> seen = ImageGeometry.identity((428, 640)).resize(248).center_crop(224)
+        >>> heatmap(torch.rand(2, 14, 14), seen).shape
+        torch.Size([2, 428, 640])
+    """
+    return _as_patch_map(patch_map, patch_area=patch_area).heatmap(where, photo=photo, mode=mode)
+
+
+def overlay(
+    photo: ImageSource,
+    patch_map: Values,
+    where: Any = None,
+    *,
+    patch_area: Size | None = None,
+    uniform: float | None = None,
+    **look: Any,
+) -> Image.Image:
+    """Draw a map over its photo.
+
+    Args:
+        photo: The photo, as `read_image` takes it.
+        patch_map: A single `PatchMap`; a tensor or array with one value per patch, (h, w); or, without `where`, a heat map of the photo's size.
+        where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`. Left out for a heat map.
+        patch_area: As in `heatmap`.
+        uniform: Of a tensor or array, with scale="uniform": 1/N, one over the number of keys.
+        **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted`, `keep`. Of a heat map: `colormap`, `alpha`,
+            `scale`, `weighted`.
+
+    Returns:
+        An RGB image of the photo's size; pixels that the model did not see are the photo's.
+
+    Raises:
+        GeometryError: If map, photo and geometry do not belong together.
+        ValueError: If an option is not one of its choices, or a `PatchMap`, which knows them, comes with `patch_area` or `uniform`.
+
+    Example:
+        >>> photo = Image.new("RGB", (640, 428))
+        >>> overlay(photo, torch.rand(14, 14), ImageGeometry.identity((428, 640)).resize(248).center_crop(224)).size
+        (640, 428)
+    """
+    if where is None and not isinstance(patch_map, PatchMap):
+        if patch_area is not None:
+            raise ValueError(
+                "patch_area belongs to a map of patches: expected where=, got none. Pass the preprocessing or an ImageGeometry."
+            )
+        return blend(photo, patch_map, uniform=uniform, **look)
+    if where is None:
+        raise ValueError(
+            "cannot lay a patch map over a photo: expected where=, what turned the photo into pixels, got none. Pass the transform or processor "
+            "itself, or an ImageGeometry: overlay(photo, patch_map, transform)."
+        )
+    return _as_patch_map(patch_map, patch_area=patch_area, uniform=uniform).overlay(photo, where, **look)
+
+
+def patch_edges(
+    geometry: ImageGeometry, grid: Size, *, patch_area: Size | None = None
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """Find the borders between the patches of a grid.
+
+    Args:
+        geometry: How the photo became the model's input.
+        grid: Patch rows and columns.
+        patch_area: As in `heatmap`.
+
+    Returns:
+        As `PatchMap.edges`.
+
+    Example:
+        >>> rows, columns = patch_edges(ImageGeometry.identity((32, 48)), (2, 3))
+        >>> columns.tolist()
+        [0.0, 16.0, 32.0, 48.0]
+    """
+    return PatchMap(torch.empty(grid, device="cpu"), area=patch_area).edges(geometry)
+
+
+def patch_box(geometry: ImageGeometry, grid: Size, patch: PatchIndex, *, patch_area: Size | None = None) -> Box:
+    """Find one patch of a grid in the photo.
+
+    Args:
+        geometry: How the photo became the model's input.
+        grid: Patch rows and columns.
+        patch: Its row and column; negative numbers count from the end.
+        patch_area: As in `heatmap`.
+
+    Returns:
+        As `PatchMap.box`.
+
+    Raises:
+        GeometryError: If there is no such patch, or it lies wholly beyond the photo.
+
+    Example:
+        >>> patch_box(ImageGeometry.identity((32, 48)), (2, 3), (1, 0))
+        (16.0, 0.0, 32.0, 16.0)
+    """
+    return PatchMap(torch.empty(grid, device="cpu"), area=patch_area).box(geometry, patch)
+
+
+def _as_patch_map(values: Values, **known: Any) -> PatchMap:
+    """A tensor or array as a patch map; of a patch map itself nothing more is to be said."""
+    given = {name: value for name, value in known.items() if value is not None}
+    if isinstance(values, PatchMap):
+        if given:
+            name = next(iter(given))
+            raise ValueError(f"a PatchMap knows its own {name}: expected no {name}=, got {given[name]}. Leave it out.")
+        return values
+    area = given.get("patch_area")
+    if area is not None and (len(area) != 2 or min(area) < 1):
+        raise GeometryError(
+            f"cannot place the patch grid: expected patch_area (height, width) of at least 1, got {area}."
+        )
+    tensor = torch.as_tensor(values, device=None if isinstance(values, Tensor) else "cpu")
+    return PatchMap(
+        tensor if tensor.dtype is torch.bool else checked_map(tensor),
+        area=area,
+        uniform=given.get("uniform"),
+        quantity="value",
+    )
