@@ -58,8 +58,8 @@ def misuse(maps: AttentionMaps, model: nn.Module) -> None:
     """Every line is an error: strict mypy complains where one of these comments is not needed."""
     AttentionCapture(model, None)  # type: ignore[call-arg]
     AttentionCapture(model, row="cls")  # type: ignore[call-arg]
-    raw_attention(maps, heads=0.5).values  # type: ignore[arg-type]
-    rollout(maps).values.shape.append(1)  # type: ignore[attr-defined]
+    raw_attention(maps, heads=0.5)  # type: ignore[arg-type]
+    rollout(maps).shape.append(1)  # type: ignore[attr-defined]
     overlay("cat.jpg", maps)  # type: ignore[arg-type]
     TokenLayout(14)  # type: ignore[arg-type]
     load(3)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from attnhook import (
 from attnhook.errors import RowsNotKeptError
 from attnhook.imaging.drawing import overlay
 from attnhook.options import Rows
-from attnhook.workflows.captions import scale_in_words, share_in_words
+from attnhook.imaging.wording import scale_in_words, share_in_words
 from tests.models import IMAGE, TIMM
 from tests.workflows.test_results import PHOTO, pixels_of, seen
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from attnhook import METHODS, AttentionMonitor, ImageGeometry, VisionModel, attend, rollout
+from attnhook import METHODS, AttentionMonitor, ImageGeometry, VisionModel, attend, raw_attention, rollout
 from attnhook.attribution.methods import NEEDS
 from attnhook.errors import GeometryError
 from attnhook.options import Style
@@ -57,7 +57,7 @@ def test_fields(result):
 
 def test_caption(result):
     assert result.caption.startswith(
-        "tiny: raw attention of block 2 of 2 (blocks.1.attn), mean over 2 heads, class-token row; "
+        "tiny: raw attention of block 2 of 2 (blocks.1.attn), mean over 4 heads, class-token row; "
     )
     assert "% of the attention outside the patches" in result.caption
 
@@ -119,7 +119,7 @@ def test_rollout_captures_what_it_needs(model):
     assert one.maps.rows == "all"
     torch.testing.assert_close(one.attention, rollout(one.maps, heads="max", discard=0.5).values[0])
     assert one.settings.options == {"discard": 0.5}
-    assert one.caption.startswith("tiny: rollout through blocks 1 to 2 of 2, max over 2 heads, class-token row")
+    assert one.caption.startswith("tiny: rollout through blocks 1 to 2 of 2, max over 4 heads, class-token row")
     with pytest.raises(
         ValueError, match=r"method 'rollout' follows attention to the model's own readout.*Leave rows out"
     ):
@@ -151,8 +151,8 @@ def test_options_that_a_style_does_not_take_are_refused(result, style, option):
 
 def test_defaults_of_styles_are_those_of_overlay(result):
     for style in Style:
-        taken = inspect.signature(result.overlay).parameters
-        options = {name: taken[name].default for name in taken if name != "style"}
+        taken = inspect.signature(result.patch_map.overlay).parameters
+        options = {name: taken[name].default for name in taken if name not in {"photo", "where", "style"}}
         assert result.overlay(style=style, **options) == result.overlay(style=style)
 
 

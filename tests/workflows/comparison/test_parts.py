@@ -147,7 +147,7 @@ def test_a_map_with_negative_values_is_refused() -> None:
     measurements, maps = three_maps(0)
     lattice = Lattice.of_photo((90, 120), 60)
     with pytest.raises(ScoreError, match="at least 0"):
-        photo_agreement(lattice, lattice.seen(measurements[0]), measurements, {0: maps[0], 1: -maps[1]})
+        photo_agreement(lattice, lattice.seen(measurements[0]), measurements, {0: maps[0], 1: maps[1].like(-maps[1].values)})
 
 
 def test_maps_that_share_nothing_are_not_compared() -> None:
@@ -424,7 +424,7 @@ def test_without_pandas_a_table_is_plain_rows(monkeypatch) -> None:
 def scored(patch_map, mask, geometry=None, twin=None):
     one = measured(geometry or ImageGeometry.identity((90, 120)))
     lattice = Lattice.of_photo((90, 120), None)
-    maps = {"model": torch.as_tensor(patch_map), "random_weights": twin}
+    maps = {"model": PatchMap(torch.as_tensor(patch_map)), "random_weights": None if twin is None else PatchMap(twin)}
     return score_photo(lattice, lattice.seen(one), read_mask(mask, (90, 120), "x"), one, maps, seed=0)
 
 

@@ -1,5 +1,4 @@
-"""A thousand files that are no photos, or not quite: each stands in the index, as a result or with its error."""from tests.workflows.extraction.photographs import rows_in
-
+"""A thousand files that are no photos, or not quite: each stands in the index, as a result or with its error."""
 
 import io
 import random
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from attnhook import extract
+from tests.workflows.extraction.photographs import rows_in
 
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 
