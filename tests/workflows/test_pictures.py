@@ -68,7 +68,7 @@ def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, sca
         for part in (
             "tiny",
             "blocks.1.attn",
-            "mean over heads",
+            "mean over 4 heads",
             "cls row",
             f"{share} of the attention outside the patches",
         ):
@@ -82,7 +82,7 @@ def test_heads(result):
     maps = raw_attention(result.maps, heads=None).values[0]
     for head, one in enumerate(maps):
         assert f"head {head}, {outside(one)}" in titles
-    for part in ("tiny", "cls row", "every head of blocks.1.attn", "tokens that are no patches", "8 times uniform"):
+    for part in ("tiny", "cls row", "every head of block 2 of 2 (blocks.1.attn)", "tokens that are no patches", "8 times uniform"):
         assert part in caption
     assert "multiples of 1/N" in labels
     pixels = result.upsample(maps)
@@ -145,7 +145,7 @@ def test_all_methods_from_a_capture_with_gradients(model):
 def test_queries(result):
     row = result.maps[-1].weights()[0, :, 1 + 2 * 5 + 4].mean(0)[1:]
     titles, labels, caption = text_of(query_figure(result, (2, 4)))
-    assert f"marked patch in blocks.1.attn, mean over 4 heads, {outside(row)} the patches. Colours" in caption
+    assert f"marked patch in block 2 of 2 (blocks.1.attn), mean over 4 heads, {outside(row)} the patches. Colours" in caption
     assert "min-max of this image" in labels
     several = query_figure(result, [(0, 0), (2, 4)], scale="uniform")
     titles, labels, caption = text_of(several)
