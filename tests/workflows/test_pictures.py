@@ -29,14 +29,14 @@ from attnhook.errors import RowsNotKeptError
 from attnhook.imaging.overlays import overlay
 from attnhook.options import Rows
 from attnhook.workflows.captions import scale_in_words, share_in_words
-from tests.models import IMAGE, TIMM
-from tests.workflows.test_results import PHOTO, pixels_of, seen
+from tests.models import TIMM
+from tests.workflows.test_results import PHOTO, prepare
 
 
 @pytest.fixture(scope="module")
 def model():
     case = next(case for case in TIMM if case.name == "vit")
-    return VisionModel(case.build(), "tiny", "timm", pixels_of, seen, input_size=IMAGE)
+    return VisionModel(case.build(), prepare, name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_notebooks_get_pictures_of_a_sensible_size(model):
 
 
 def test_captions_in_a_notebook_are_text(model):
-    named = VisionModel(model.model, "<img src=x onerror=alert(1)>", "timm", pixels_of, seen, input_size=IMAGE)
+    named = VisionModel(model.model, prepare, name="<img src=x onerror=alert(1)>")
     page = attend(named, PHOTO)[0]._repr_html_()
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from attnhook.errors import GeometryError, ModelLoadError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.zoo import loading
+from attnhook.zoo.declarations import library_of
 from attnhook.zoo.loading import load
 from tests.zoo.saved_models import TIMM_NAME, photo, save_hf, save_timm, tiny_torchvision_vit
 
@@ -233,7 +234,7 @@ def test_torchvision_size_and_preprocessing_follow_the_weights(tmp_path, tiny_to
     save_file(saved.state_dict(), tmp_path / "weights.safetensors")
     model = load(f"torchvision:vit_b_16@{tmp_path / 'weights.safetensors'}")
     assert model.input_size == (size, size)
-    assert model.library == "torchvision"
+    assert library_of(model.model) == "torchvision"
     assert model.labels[281] == "tabby"
     pixels, _ = model.preprocess(photo())
     with torch.no_grad():

@@ -15,6 +15,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import AttnhookError, GeometryError, ScoreError
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.options import Rows, Size
 from attnhook.workflows.comparison.faithfulness import perturb
 from attnhook.workflows.comparison.lattices import points_seen
@@ -22,7 +23,7 @@ from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.views import View
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.vision_models import VisionModel
 
 STATISTICS = {
     "relative_entropy": "entropy of the rows over log N: 1 is uniform",
@@ -63,7 +64,8 @@ class Gauge:
         Returns:
             The measurement, on the CPU; a view that the model has no map of is among its problems.
         """
-        pixels, geometry = self.vision.preprocess(photo)
+        prepared = self.vision.prepare(photo)
+        inputs, geometry = prepared.inputs, prepared.geometry
         if not all(points.any() for points in points_seen(geometry)):
             raise GeometryError(
                 f"{self.vision.name} looks at less than one pixel of a photo of {photo.height} x {photo.width}. Crop it."
@@ -71,7 +73,7 @@ class Gauge:
         begin = time.perf_counter()
         # No inference mode: models keep tables of their first forward, and want to be trained later.
         with torch.no_grad(), self._capture:
-            run_vision(self.vision.model, pixels)
+            run_vision(self.vision.model, inputs)
             _wait(self.vision)
         seconds = time.perf_counter() - begin
         maps = self._capture.maps
@@ -85,9 +87,9 @@ class Gauge:
             self._draw(maps, found, problems, followed=False)
             keys = {view.id: _keys(maps, view) for view in self.views if view.id in found}
             statistics = _statistics(maps) if self.statistics else {}
-        index = self._draw_followed(pixels, target, found, problems)
+        index = self._draw_followed(inputs, target, found, problems)
         self._capture.clear()
-        areas = self._perturbed(pixels, found, target, problems, maps.patch_area) if self.faithful else {}
+        areas = self._perturbed(inputs, found, target, problems, maps.patch_area) if self.faithful else {}
         return Measurement(
             geometry=geometry,
             patch_area=maps.patch_area,
@@ -106,7 +108,7 @@ class Gauge:
 
     def _perturbed(
         self,
-        pixels: Tensor,
+        inputs: ModelInputs,
         found: dict[str, Tensor],
         target: TargetOption,
         problems: dict[str, str],
@@ -115,7 +117,7 @@ class Gauge:
         areas = {}
         for name, patch_map in found.items():
             try:
-                areas[name] = perturb(self.vision, pixels, patch_map, target, patch_area=patch_area)
+                areas[name] = perturb(self.vision, inputs, patch_map, target, patch_area=patch_area)
             except (AttnhookError, RuntimeError) as error:
                 problems[f"{name}, faithfulness"] = str(error)
         return areas
@@ -130,12 +132,12 @@ class Gauge:
                 problems[view.id] = str(error)
 
     def _draw_followed(
-        self, pixels: Tensor, target: TargetOption, found: dict[str, Tensor], problems: dict[str, str]
+        self, inputs: ModelInputs, target: TargetOption, found: dict[str, Tensor], problems: dict[str, str]
     ) -> int | None:
         if self._followed is None:
             return None
         try:
-            index = run_towards(self._followed, self.vision.model, pixels, target, self.vision.labels)
+            index = run_towards(self._followed, self.vision.model, inputs, target, self.vision.labels)
         except (AttnhookError, RuntimeError) as error:  # also out of memory, or operations that have no gradient
             problems.update({view.id: str(error) for view in self.views if NEEDS[view.method].gradients})
             return None

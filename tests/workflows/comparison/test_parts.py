@@ -285,8 +285,8 @@ def test_specs_that_look_alike_keep_their_folders(tmp_path) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(TypeError, match="Wrap it"):
-        as_subjects([timm_vit().model])
+    with pytest.raises(ValueError, match="a bare Linear does not say how photos become its pixels: pass preprocess="):
+        as_subjects([torch.nn.Linear(2, 2)])
     with pytest.raises(TypeError, match="expected a spec"):
         as_subjects([7])
     with pytest.raises(ValueError, match="at least one model"):
