@@ -36,7 +36,7 @@ def test_timm_file_is_loaded_with_timms_own_preprocessing(tmp_path):
     saved = save_timm(tmp_path / "weights.safetensors").eval()
     model = load(f"timm:{TIMM_NAME}.r160_in1k@{tmp_path / 'weights.safetensors'}")
     assert model.name == "timm:test_vit.r160_in1k@weights.safetensors"
-    assert model.library == "timm"
+    assert library_of(model.model) == "timm"
     assert model.input_size == (160, 160)
     pixels, _ = model.preprocess(photo())
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(saved), is_training=False)
@@ -92,7 +92,7 @@ def test_hf_directory_gives_the_task_class_its_processor_and_its_labels(tmp_path
     model = load(f"hf:{tmp_path / 'cats'}")
     assert type(model.model) is transformers.ViTForImageClassification
     assert model.name == "hf:cats"
-    assert model.library == "transformers"
+    assert library_of(model.model) == "transformers"
     assert model.labels == ("cat", "dog", "eel")
     assert model.input_size == (32, 32)
     pixels, _ = model.preprocess(photo())

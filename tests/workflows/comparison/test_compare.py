@@ -365,7 +365,7 @@ def test_resampled_positions_are_explained() -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = timm.create_model("test_vit", **settings)
-        return seeing(model, f"test_vit@{size}{settings or ''}", "timm", size, size)
+        return seeing(model, f"test_vit@{size}{settings or ''}", size, size)
 
     dynamic = {"dynamic_img_size": True}
     notes = [

@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torchvision import transforms
 
 from attnhook import ImageGeometry, compare
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.workflows.comparison import measurements, reports
 from attnhook.workflows.comparison.agreements import METRICS
 from attnhook.workflows.comparison.faithfulness import perturb
@@ -139,7 +139,12 @@ def test_partly_shared_weights_are_not_called_the_same() -> None:
 
 def test_other_pixels_are_not_called_the_same() -> None:
     first = timm_vit("a")
-    second = timm_vit("b").with_preprocess(transforms.Compose([first.preprocessing, transforms.Lambda(torch.neg)]))
+
+    def negative(shown):
+        pixels, geometry = first.preprocess(shown)
+        return -pixels, geometry
+
+    second = timm_vit("b").with_preprocess(negative)
     (note,) = alone([first, second], [photo()]).notes
     assert "their preprocessing gives other pixels" in note.text
 
@@ -190,7 +195,7 @@ def test_pixels_beyond_the_grid_are_no_patchs() -> None:
     vision = timm_vit().with_model(Classifier())
     patch_map = torch.zeros(4, 4)
     patch_map[1, 2] = 1
-    areas = perturb(vision, torch.ones(1, 3, 64, 64), patch_map, 0, patch_area=(56, 56), steps=16)
+    areas = perturb(vision, ModelInputs(torch.ones(1, 3, 64, 64)), patch_map, 0, patch_area=(56, 56), steps=16)
     assert set(areas) == {"deletion", "insertion", "random_deletion", "random_insertion"}
     first = shown[2][0, 0]  # after the score of the whole, and of the first step, which takes nothing away
     expected = torch.ones(64, 64)

@@ -87,7 +87,7 @@ def test_blocks_in_another_order_and_more_than_once(photos, tmp_path):
 
 def test_tokens_in_an_order_of_each_photos_own(photos, tmp_path):
     case = next(case for case in TRANSFORMERS if case.name == "ViTMAE")
-    vision = seeing(case.build(), "hf:mae", "transformers", 26, 24)
+    vision = seeing(case.build(), "hf:mae", 26, 24)
     with pytest.raises(ExtractionError, match="batch_size=1"):
         extract(vision, photos, tmp_path / "many", batch_size=4, **EXACT)
     maps = extract(vision, photos, tmp_path / "one", batch_size=1, **EXACT)
