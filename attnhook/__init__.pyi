@@ -51,7 +51,7 @@ from attnhook.workflows.results import AttentionResult as AttentionResult
 from attnhook.workflows.results import attend as attend
 from attnhook.workflows.verification import VerificationReport as VerificationReport
 from attnhook.workflows.verification import verify as verify
-from attnhook.zoo.loading import VisionModel as VisionModel
 from attnhook.zoo.loading import load as load
+from attnhook.zoo.vision_models import VisionModel as VisionModel
 
 __version__: str

@@ -19,7 +19,8 @@ from attnhook.errors import MissingPackageError
 from attnhook.files import replacing
 from attnhook.workflows.pictures import blocks_figure, heads_figure
 from attnhook.workflows.results import AttentionResult, attend, save_image
-from attnhook.zoo.loading import VisionModel, load
+from attnhook.zoo.loading import load
+from attnhook.zoo.vision_models import VisionModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,7 +25,7 @@ import torch
 from peaks import peak_bytes, spawn
 from PIL import Image
 
-from attnhook import ImageGeometry, VisionModel, compare
+from attnhook import VisionModel, compare
 from attnhook.workflows.comparison.entries import model_entry
 from attnhook.workflows.comparison.photographs import read_photos
 from attnhook.workflows.comparison.subjects import Subject
@@ -51,11 +51,7 @@ def model(number: int) -> VisionModel:
     """The same architecture with other weights, and its photos' way in."""
     torch.manual_seed(number)
     made = timm.create_model(NAMES[number % len(NAMES)]).eval()
-    config = timm.data.resolve_model_data_config(made)
-    geometry = partial(ImageGeometry.from_timm, data_config=config)
-    return VisionModel(
-        made, f"model {number}", "timm", timm.data.create_transform(**config), geometry, input_size=(224, 224)
-    )
+    return VisionModel(made, name=f"model {number}")
 
 
 def photos(count: int) -> list[Image.Image]:

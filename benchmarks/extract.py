@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +28,7 @@ import torch
 from PIL import Image
 from timing import interleave, summarise
 
-from attnhook import AttentionCapture, ExtractedMaps, ImageGeometry, VisionModel, extract
+from attnhook import AttentionCapture, ExtractedMaps, VisionModel, extract
 from attnhook.workflows.extraction.batches import PhotoBatches, load_batches
 from attnhook.workflows.extraction.listings import Listing, write_listing
 from attnhook.workflows.extraction.sources import open_source
@@ -46,10 +45,7 @@ def model() -> VisionModel:
         for name, weight in made.named_parameters():
             if name.endswith("qkv.weight"):
                 weight[: 2 * weight.shape[1]] *= 8  # far from uniform, so that a wrong row shows
-    config = timm.data.resolve_model_data_config(made)
-    geometry = partial(ImageGeometry.from_timm, data_config=config)
-    transform = timm.data.create_transform(**config)
-    return VisionModel(made, "timm:vit_small_patch16_224", "timm", transform, geometry, input_size=(224, 224))
+    return VisionModel(made, name="timm:vit_small_patch16_224")
 
 
 def make_photos(folder: Path, count: int) -> None:
@@ -71,13 +67,13 @@ def bare(vision: VisionModel, photos: Path, scratch: Path, *, batch_size: int, w
     """The loop without attnhook's capture, over the same batches."""
     source = open_source(photos)
     write_listing(source, scratch / "listing.arrow", shard_size=SHARD)
-    batches = PhotoBatches(source, scratch / "listing.arrow", vision.preprocess)
+    batches = PhotoBatches(source, scratch / "listing.arrow", vision.preprocessing)
     shards = Listing.read(scratch / "listing.arrow").shards()
     seen = 0
     with torch.inference_mode():
         for batch in load_batches(batches, shards, batch_size=batch_size, num_workers=workers, pinned=False):
-            for places, pixels in batch.groups:
-                vision.model(pixels)
+            for places, inputs in batch.groups:
+                vision.model(inputs.pixels)
                 seen += len(places)
     if seen != len(list(photos.iterdir())):
         raise RuntimeError("a bare loop that missed photos")

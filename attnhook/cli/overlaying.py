@@ -17,7 +17,7 @@ from attnhook.workflows.versions import library_versions
 
 if TYPE_CHECKING:
     from attnhook.workflows.results import AttentionResult
-    from attnhook.zoo.loading import VisionModel
+    from attnhook.zoo.vision_models import VisionModel
 
 MANIFEST = "manifest.json"
 _FORMAT = "attnhook-overlay-1"
@@ -151,6 +151,8 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
 
 
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
+    from attnhook.zoo.declarations import library_of
+
     chosen = ("method", "target", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
     return {
         "format": _FORMAT,
@@ -158,7 +160,7 @@ def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[
         "model": {
             "spec": arguments.model,
             "name": model.name,
-            "library": model.library,
+            "library": library_of(model.model),
             "class": f"{type(model.model).__module__}.{type(model.model).__qualname__}",
             "input_size": model.input_size,
         },

@@ -10,7 +10,7 @@ from attnhook.errors import AttnhookError, ImageError
 from attnhook.options import BlocksOption
 
 if TYPE_CHECKING:
-    from attnhook.zoo.loading import VisionModel
+    from attnhook.zoo.vision_models import VisionModel
 
 _MATRIX_HEADS = ("auto", "all", "mean")
 

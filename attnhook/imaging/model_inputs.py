@@ -53,7 +53,10 @@ def as_inputs(made: Any) -> ModelInputs:
                 f"preprocess= made no pixels: expected {', '.join(map(repr, _PIXELS[:1]))} in what it returned, got {sorted(keywords)}. "
                 "Return the pixels alone, or a dict with pixel_values."
             )
-        keywords[name] = _batched(keywords[name])
+        packed = (
+            len(keywords) > 1 and keywords[name].dim() == 3 and keywords[name].shape[0] == 1
+        )  # (1, patches, values), with their positions
+        keywords[name] = keywords[name] if packed else _batched(keywords[name])
         return ModelInputs(keywords[name], keywords)
     return ModelInputs(_batched(_tensor(made)))
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.vision_models import VisionModel
 
 _PROBES = ((61, 83), (211, 150), (24, 720), (1500, 1100))
 """Heights and widths: upright, across, a strip that a limit of the longer edge cuts down, and a large one."""
@@ -185,9 +185,14 @@ def _preprocessing(vision: VisionModel) -> str:
     for height, width in _PROBES:
         ramp = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3) * 2654435761 >> 24
         try:
-            pixels, geometry = vision.preprocess(Image.fromarray(ramp.astype(np.uint8)))
+            prepared = vision.prepare(Image.fromarray(ramp.astype(np.uint8)))
         except Exception as error:  # photos that it refuses, too, say so themselves
             parts.append(type(error).__name__)
         else:
-            parts += [tensor_digest(pixels), repr(geometry)]
+            named = {name: _content(value) for name, value in (prepared.inputs.keywords or {}).items()}
+            parts += [tensor_digest(prepared.inputs.pixels), json.dumps(named, sort_keys=True), repr(prepared.geometry)]
     return digest(parts)
+
+
+def _content(value: object) -> str:
+    return tensor_digest(value) if isinstance(value, Tensor) else repr(value)

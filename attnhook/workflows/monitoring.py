@@ -32,7 +32,8 @@ from attnhook.workflows.restoring import untouched
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.schedules import Schedule, is_first_process
 from attnhook.workflows.writers import Writer, WriterGroup
-from attnhook.zoo.loading import Preprocess, VisionModel
+from attnhook.zoo.loading import as_vision_model
+from attnhook.zoo.vision_models import VisionModel
 
 LIVE = "live/"
 
@@ -42,8 +43,9 @@ class AttentionMonitor:
 
     Args:
         model: The model that trains, wrapped (DDP, FSDP2, `torch.compile`, PEFT) or not; or what `load` gives.
-        images: The probe: photos with `preprocess` (a `VisionModel` brings its own), or pixels `(batch, 3, height, width)`.
-        preprocess: A photo to `(pixels (1, 3, height, width), ImageGeometry)`, as in `attend`.
+        images: The probe: photos, or pixels `(batch, 3, height, width)`.
+        preprocess: For photos: what turns one into what the model is fed, as in `attend`. None: what the `VisionModel` brings, or a timm
+            model's own `pretrained_cfg`, which `repr` and the text "attention/probe" then say.
         mean: Of pixels: what was subtracted from each channel, to draw them.
         std: Of pixels: what each channel was divided by.
         every_n_steps: `step` and `observe` log when the step is a multiple; with neither this nor the next, whenever they are called.
@@ -63,8 +65,8 @@ class AttentionMonitor:
             first probe, which shows that something is not set up right, is always raised.
 
     Raises:
-        ValueError: If a method is unknown, needs gradients, or is no attention while `scale` is `"uniform"`, photos come without
-            `preprocess`, or a name in `also` is taken.
+        ValueError: If a method is unknown, needs gradients, or is no attention while `scale` is `"uniform"`, photos need
+            `preprocess` and come without it, or a name in `also` is taken.
         NoReadoutError: If a method needs a readout that the model does not have.
         UnsupportedModelError: If a model has no attention that can be captured.
 
@@ -82,7 +84,7 @@ class AttentionMonitor:
         model: nn.Module | VisionModel,
         images: "ImageSource | Iterable[ImageSource]",
         *,
-        preprocess: Preprocess | None = None,
+        preprocess: Any = None,
         mean: Any = None,
         std: Any = None,
         every_n_steps: int | None = None,
@@ -111,7 +113,7 @@ class AttentionMonitor:
         self._strict = strict
         self._schedule = Schedule(every_n_steps, every_n_epochs)
         self._writers = WriterGroup(writers, strict=strict)
-        self._probe = _probe_of(model, images, preprocess, mean, std)
+        self._probe, self._assumed = _probe_of(model, images, preprocess, mean, std)
         shown = self._probe.sized(picture_size)
         self._painter = Painter(shown.photos, shown.geometries, scale, sheets)
         self._rows: dict[str, dict[str, Tensor]] = {}
@@ -181,7 +183,7 @@ class AttentionMonitor:
         capture = self._capture(runner)
         aside = nullcontext() if self._observing is None else self._observing.paused()
         with aside, untouched(runner), capture:
-            run_vision(runner, self._probe.pixels)
+            run_vision(runner, self._probe.inputs)
         return capture.maps
 
     def _capture(self, model: nn.Module) -> AttentionCapture:
@@ -206,7 +208,8 @@ class AttentionMonitor:
             return
         self._described = True
         images = len(self._probe)
-        self._writers.text("attention/probe", f"{images} images, sha256 of the pixels {self.digest}", step)
+        words = "" if self._assumed is None else f", prepared as {self._assumed}"
+        self._writers.text("attention/probe", f"{images} images{words}, sha256 of the pixels {self.digest}", step)
 
     def _report(self, error: Exception, step: int) -> None:
         if not self._warned:
@@ -285,26 +288,22 @@ class AttentionMonitor:
             self._writers.close()
 
     def __repr__(self) -> str:
-        return f"AttentionMonitor({type(self._model).__name__}, {len(self._probe)} images, {self._schedule})"
+        words = "" if self._assumed is None else f" prepared as {self._assumed}"
+        return f"AttentionMonitor({type(self._model).__name__}, {len(self._probe)} images{words}, {self._schedule})"
 
 
 def _probe_of(
     model: nn.Module | VisionModel,
     images: "ImageSource | Iterable[ImageSource]",
-    preprocess: Preprocess | None,
+    preprocess: Any,
     mean: Any,
     std: Any,
-) -> ProbeBatch:
+) -> tuple[ProbeBatch, str | None]:
+    """The probe, and the preprocessing that was assumed, in words."""
     if isinstance(images, Tensor):
-        return ProbeBatch.of_pixels(images, mean, std)
-    if preprocess is None and isinstance(model, VisionModel):
-        preprocess = model.preprocess
-    if preprocess is None:
-        raise ValueError(
-            f"a bare {type(model).__name__} does not say how photos become its pixels: expected preprocess=, a function from an image to "
-            "(pixels, ImageGeometry), or pixels (batch, 3, height, width) instead of photos."
-        )
-    return ProbeBatch.of_photos(images, preprocess)
+        return ProbeBatch.of_pixels(images, mean, std), None
+    vision = as_vision_model(model, preprocess)
+    return ProbeBatch.of_photos(images, vision.preprocessing), vision.assumed
 
 
 def _check(capture: AttentionCapture, methods: Sequence[str], scale: ScaleOption) -> None:

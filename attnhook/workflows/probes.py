@@ -12,8 +12,9 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
-from attnhook.workflows.running import prepared
-from attnhook.zoo.loading import Preprocess
+from attnhook.imaging.input_batches import batch_key, batched
+from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.prepared import prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,27 +22,32 @@ class ProbeBatch:
     """A fixed batch of images.
 
     Attributes:
-        pixels: What the model is fed, `(batch, 3, height, width)` on the CPU.
+        inputs: What the model is fed, on the CPU.
         photos: What overlays are drawn on, RGB.
         geometries: Where the model looks in each photo.
         digest: SHA-256 of the pixels, their shape and type.
     """
 
-    pixels: Tensor
+    inputs: ModelInputs
     photos: tuple[Image.Image, ...]
     geometries: tuple[ImageGeometry, ...]
     digest: str
+
+    @property
+    def pixels(self) -> Tensor:
+        """The pixels, `(batch, 3, height, width)`."""
+        return self.inputs.pixels
 
     def __len__(self) -> int:
         return len(self.photos)
 
     @classmethod
-    def of_photos(cls, images: "ImageSource | Iterable[ImageSource]", preprocess: Preprocess) -> "ProbeBatch":
+    def of_photos(cls, images: "ImageSource | Iterable[ImageSource]", preprocess: Any) -> "ProbeBatch":
         """Make a batch of photos.
 
         Args:
             images: Whatever `read_image` takes, one or several.
-            preprocess: A photo to `(pixels (1, 3, height, width), ImageGeometry)`.
+            preprocess: What turns a photo into what the model is fed; see `VisionModel`.
 
         Returns:
             The batch.
@@ -52,15 +58,15 @@ class ProbeBatch:
         photos = tuple(read_image(image) for image in each_image(images))
         if not photos:
             raise GeometryError("no probe images: expected at least one, got none. Pass a few photos, or pixels.")
-        made = [prepared(preprocess, photo) for photo in photos]
-        sizes = {tuple(pixels.shape[-2:]) for pixels, _ in made}
-        if len(sizes) != 1:
+        made = [prepare(preprocess, photo.copy()) for photo in photos]
+        if len({batch_key(one.inputs) for one in made}) != 1:
+            sizes = {tuple(one.inputs.pixels.shape[-2:]) for one in made}
             raise GeometryError(
                 f"the probe images do not make one batch: expected one size of pixels, got {sorted(sizes)}. Take photos of one shape, "
                 "or a preprocess that resizes to one."
             )
-        pixels = torch.cat([pixels.reshape(1, *pixels.shape[-3:]) for pixels, _ in made])
-        return cls(pixels, photos, tuple(geometry for _, geometry in made), _digest(pixels))
+        inputs = batched([one.inputs for one in made])
+        return cls(inputs, photos, tuple(one.geometry for one in made), _digest(inputs.pixels))
 
     @classmethod
     def of_pixels(cls, pixels: Tensor, mean: Any = None, std: Any = None) -> "ProbeBatch":
@@ -84,7 +90,7 @@ class ProbeBatch:
         own = pixels.detach().cpu().clone()
         size = (own.shape[2], own.shape[3])
         photos = tuple(_photo(image, mean, std) for image in own.float())
-        return cls(own, photos, (ImageGeometry.identity(size),) * len(own), _digest(own))
+        return cls(ModelInputs(own), photos, (ImageGeometry.identity(size),) * len(own), _digest(own))
 
     def sized(self, longest: int, *, smallest: int = 192) -> "ProbeBatch":
         """The same batch with photos to draw on of a handy size: shrunk to `longest` pixels, or enlarged pixel by pixel up to `smallest`.

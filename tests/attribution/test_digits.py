@@ -129,7 +129,7 @@ def test_attend_with_a_target() -> None:
 
     pairs = held_out()
     labels = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
-    model = VisionModel(trained(), "digits", "timm", lambda photo: photo, ImageGeometry.identity, labels, (32, 32))
+    model = VisionModel(trained(), lambda photo: photo, name="digits", labels=labels)
     photo = (pairs.pixels[0] * 255 + 127.5).byte()
     for number in range(2):
         (result,) = attend(

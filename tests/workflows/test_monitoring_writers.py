@@ -81,8 +81,8 @@ def test_photos_are_drawn_true_and_only_where_the_model_looked() -> None:
     assert picture.size == (192, 128)  # twice as large
     assert picture.getpixel((10, 60)) == (200, 40, 40)  # left of the crop
     assert picture.getpixel((96, 60)) != (200, 40, 40)
-    with pytest.raises(ValueError, match="expected preprocess="):
-        AttentionMonitor(small_vit(), [photo])
+    with pytest.raises(ValueError, match="pass preprocess="):
+        AttentionMonitor(torch.nn.Sequential(small_vit()), [photo])
     for one_or_several, count in ((photo, 1), (iter([photo, photo]), 2)):
         assert len(AttentionMonitor(small_vit(), one_or_several, preprocess=preprocess)._probe) == count
 

@@ -27,16 +27,16 @@ from attnhook import (
 )
 from attnhook.errors import RowsNotKeptError
 from attnhook.imaging.drawing import overlay
-from attnhook.options import Rows
 from attnhook.imaging.wording import scale_in_words, share_in_words
-from tests.models import IMAGE, TIMM
-from tests.workflows.test_results import PHOTO, pixels_of, seen
+from attnhook.options import Rows
+from tests.models import TIMM
+from tests.workflows.test_results import PHOTO, prepare
 
 
 @pytest.fixture(scope="module")
 def model():
     case = next(case for case in TIMM if case.name == "vit")
-    return VisionModel(case.build(), "tiny", "timm", pixels_of, seen, input_size=IMAGE)
+    return VisionModel(case.build(), prepare, name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,13 @@ def test_heads(result):
     maps = raw_attention(result.maps, heads=None).values[0]
     for head, one in enumerate(maps):
         assert f"head {head}, {outside(one)}" in titles
-    for part in ("tiny", "cls row", "every head of block 2 of 2 (blocks.1.attn)", "tokens that are no patches", "8 times uniform"):
+    for part in (
+        "tiny",
+        "cls row",
+        "every head of block 2 of 2 (blocks.1.attn)",
+        "tokens that are no patches",
+        "8 times uniform",
+    ):
         assert part in caption
     assert "multiples of 1/N" in labels
     pixels = result.upsample(maps)
@@ -145,7 +151,10 @@ def test_all_methods_from_a_capture_with_gradients(model):
 def test_queries(result):
     row = result.maps[-1].weights()[0, :, 1 + 2 * 5 + 4].mean(0)[1:]
     titles, labels, caption = text_of(query_figure(result, (2, 4)))
-    assert f"marked patch in block 2 of 2 (blocks.1.attn), mean over 4 heads, {outside(row)} the patches. Colours" in caption
+    assert (
+        f"marked patch in block 2 of 2 (blocks.1.attn), mean over 4 heads, {outside(row)} the patches. Colours"
+        in caption
+    )
     assert "min-max of this image" in labels
     several = query_figure(result, [(0, 0), (2, 4)], scale="uniform")
     titles, labels, caption = text_of(several)
@@ -198,7 +207,7 @@ def test_notebooks_get_pictures_of_a_sensible_size(model):
 
 
 def test_captions_in_a_notebook_are_text(model):
-    named = VisionModel(model.model, "<img src=x onerror=alert(1)>", "timm", pixels_of, seen, input_size=IMAGE)
+    named = VisionModel(model.model, prepare, name="<img src=x onerror=alert(1)>")
     page = attend(named, PHOTO)[0]._repr_html_()
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page

@@ -8,8 +8,8 @@ from attnhook import METHODS, AttentionCapture, VisionModel, attend
 from attnhook.attribution.methods import NEEDS
 from attnhook.errors import TargetError
 from attnhook.workflows.targets import class_index, class_scores
-from tests.models import GRID, IMAGE, TIMM, TRANSFORMERS
-from tests.workflows.test_results import PHOTO, pixels_of, seen
+from tests.models import GRID, TIMM, TRANSFORMERS
+from tests.workflows.test_results import PHOTO, pixels_of, prepare
 
 CASES = {case.name: case for case in TIMM + TRANSFORMERS}
 LABELS = ("tabby, tabby cat", "tiger cat", "Egyptian cat", "dog", "hen", "cock")
@@ -17,7 +17,7 @@ FOLLOWED = [name for name, needs in NEEDS.items() if needs.gradients]
 
 
 def vision(name: str = "vit", labels: tuple[str, ...] | None = LABELS, **options) -> VisionModel:
-    return VisionModel(CASES[name].build(**options), "tiny", "timm", pixels_of, seen, labels, IMAGE)
+    return VisionModel(CASES[name].build(**options), prepare, name="tiny", labels=labels)
 
 
 @pytest.mark.parametrize("method", FOLLOWED)

@@ -5,8 +5,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision import transforms
 
-from attnhook import TokenLayout, verify
+from attnhook import TokenLayout, VisionModel, verify
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.cli import main
 from tests.models import GRID, TIMM, TRANSFORMERS, images, sharpen
@@ -123,7 +124,7 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str], monkey
     from attnhook.zoo import loading
 
     model = CASES["vit"].build()
-    loaded = loading.VisionModel(model, "tiny", "timm", None, None, input_size=(24, 40))
+    loaded = VisionModel(model, transforms.Compose([transforms.Resize((24, 40)), transforms.ToTensor()]), name="tiny")
     monkeypatch.setattr(loading, "load", lambda spec, **_: loaded)
     assert main(["verify", "--model", "tiny"]) == 0
     printed = capsys.readouterr().out

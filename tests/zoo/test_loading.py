@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from attnhook.errors import GeometryError, MissingPackageError, ModelLoadError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.zoo import loading
-from attnhook.zoo.loading import VisionModel, load
+from attnhook.zoo.declarations import library_of
+from attnhook.zoo.loading import load
+from attnhook.zoo.vision_models import VisionModel
 from tests.zoo.saved_models import TIMM_NAME, photo, save_hf, save_timm, tiny_torchvision_vit
 
 
@@ -92,15 +94,13 @@ def test_preprocess_takes_paths_arrays_and_tensors_alike(tmp_path):
 def test_vision_model_is_frozen_and_short_in_print(any_model):
     with pytest.raises(dataclasses.FrozenInstanceError):
         any_model.name = "other"
-    assert repr(any_model).startswith(f"VisionModel(name='{any_model.name}', library=")
+    assert repr(any_model).startswith(f"VisionModel(name='{any_model.name}', preprocess=")
     assert "Linear" not in repr(any_model)
 
 
 def test_pixels_that_the_geometry_does_not_foretell_are_an_error():
-    wrong = VisionModel(torch.nn.Identity(), "mine", "timm", lambda image: torch.zeros(3, 8, 9), ImageGeometry.identity)
-    with pytest.raises(
-        GeometryError, match=r"mine cannot be followed .*60 x 90: expected .*\(1, 3, 60, 90\), got \(1, 3, 8, 9\)"
-    ):
+    wrong = VisionModel(torch.nn.Identity(), lambda image: (torch.zeros(3, 8, 9), ImageGeometry.identity((60, 90))))
+    with pytest.raises(GeometryError, match=r"a photo of 60 x 90 do not go together: .* 60 x 90, .* got 8 x 9"):
         wrong.preprocess(photo())
 
 
@@ -202,7 +202,7 @@ def test_both_demos_see_the_pixels_that_timm_would_make(demo_cache):
 def test_both_demos_are_one_network(demo_cache):
     ours, timms = load("demo"), load("demo:timm")
     assert type(ours.model).__name__ == "Dinov2Model"
-    assert (ours.library, timms.library) == ("transformers", "timm")
+    assert (library_of(ours.model), library_of(timms.model)) == ("transformers", "timm")
     assert ours.labels is None
     pixels = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

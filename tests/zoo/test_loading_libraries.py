@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from attnhook.errors import GeometryError, ModelLoadError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.zoo import loading
+from attnhook.zoo.declarations import library_of
 from attnhook.zoo.loading import load
 from tests.zoo.saved_models import TIMM_NAME, photo, save_hf, save_timm, tiny_torchvision_vit
 
@@ -35,7 +36,7 @@ def test_timm_file_is_loaded_with_timms_own_preprocessing(tmp_path):
     saved = save_timm(tmp_path / "weights.safetensors").eval()
     model = load(f"timm:{TIMM_NAME}.r160_in1k@{tmp_path / 'weights.safetensors'}")
     assert model.name == "timm:test_vit.r160_in1k@weights.safetensors"
-    assert model.library == "timm"
+    assert library_of(model.model) == "timm"
     assert model.input_size == (160, 160)
     pixels, _ = model.preprocess(photo())
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(saved), is_training=False)
@@ -91,7 +92,7 @@ def test_hf_directory_gives_the_task_class_its_processor_and_its_labels(tmp_path
     model = load(f"hf:{tmp_path / 'cats'}")
     assert type(model.model) is transformers.ViTForImageClassification
     assert model.name == "hf:cats"
-    assert model.library == "transformers"
+    assert library_of(model.model) == "transformers"
     assert model.labels == ("cat", "dog", "eel")
     assert model.input_size == (32, 32)
     pixels, _ = model.preprocess(photo())
@@ -233,7 +234,7 @@ def test_torchvision_size_and_preprocessing_follow_the_weights(tmp_path, tiny_to
     save_file(saved.state_dict(), tmp_path / "weights.safetensors")
     model = load(f"torchvision:vit_b_16@{tmp_path / 'weights.safetensors'}")
     assert model.input_size == (size, size)
-    assert model.library == "torchvision"
+    assert library_of(model.model) == "torchvision"
     assert model.labels[281] == "tabby"
     pixels, _ = model.preprocess(photo())
     with torch.no_grad():

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from attnhook.options import Size
 from attnhook.workflows.comparison.subjects import Subject
 from attnhook.workflows.fingerprints import Fingerprint, fingerprint
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.declarations import library_of
 from attnhook.zoo.positions import trained_grid
+from attnhook.zoo.vision_models import VisionModel
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class ModelEntry:
     Attributes:
         name: What it is called.
         spec: What `load` takes, or None for an object.
-        library: Whose it is.
+        library: The library that it comes from, or None.
         architecture: The model's class.
         parameters: How many numbers it holds.
         fingerprint: Its content.
@@ -25,7 +26,7 @@ class ModelEntry:
 
     name: str
     spec: str | None
-    library: str
+    library: str | None
     architecture: str
     parameters: int
     fingerprint: Fingerprint
@@ -46,7 +47,7 @@ def model_entry(subject: Subject, vision: VisionModel) -> ModelEntry:
     return ModelEntry(
         name=subject.name,
         spec=subject.spec,
-        library=vision.library,
+        library=library_of(model),
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         fingerprint=fingerprint(vision),

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import random_map
+from attnhook.imaging.input_batches import with_pixels
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.workflows.comparison.estimates import Estimate, estimate
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, class_index, class_scores
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.vision_models import VisionModel
 
 CURVES = ("deletion", "random_deletion", "insertion", "random_insertion")
 
@@ -37,7 +39,7 @@ class Faithfulness:
 
 def perturb(
     vision: VisionModel,
-    pixels: Tensor,
+    inputs: ModelInputs,
     patch_map: PatchMap,
     target: TargetOption,
     *,
@@ -48,7 +50,7 @@ def perturb(
 
     Args:
         vision: A classifier.
-        pixels: `(1, 3, height, width)`; what is taken away becomes 0, mid-grey for most.
+        inputs: What the model is fed, pixels `(1, 3, height, width)`; what is taken away becomes 0, mid-grey for most models.
         patch_map: The photo's map. Pixels that its grid does not cover are no patch's, and stay.
         target: The class; None for the one with the highest score.
         steps: In how many steps.
@@ -61,16 +63,18 @@ def perturb(
         TargetError: If the model gives no class scores, or has no such class.
     """
     with torch.no_grad():
-        scores = class_scores(vision.model, run_vision(vision.model, pixels))
+        scores = class_scores(vision.model, run_vision(vision.model, inputs))
     index = int(scores[0].argmax()) if target is None else class_index(target, vision.labels, scores.shape[1])
 
+    pixels = inputs.pixels
     height, width = patch_map.area or pixels.shape[-2:]
 
     def score(changed: Tensor) -> Tensor:
         whole = pixels.clone()
         whole[..., :height, :width] = changed
         with torch.no_grad():
-            return class_scores(vision.model, run_vision(vision.model, whole)).float().softmax(dim=-1)[:, index].cpu()
+            scores = class_scores(vision.model, run_vision(vision.model, with_pixels(inputs, whole)))
+        return scores.float().softmax(dim=-1)[:, index].cpu()
 
     grid = patch_map.grid
     count = min(steps, grid[0] * grid[1])

@@ -17,6 +17,7 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import AttnhookError, GeometryError, ScoreError
 from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Rows
 from attnhook.workflows.comparison.faithfulness import perturb
@@ -25,7 +26,7 @@ from attnhook.workflows.comparison.measurements import Measurement
 from attnhook.workflows.comparison.views import View
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import TargetOption, run_towards
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.vision_models import VisionModel
 
 STATISTICS = {
     "relative_entropy": "entropy of the rows over log N: 1 is uniform",
@@ -66,7 +67,8 @@ class Gauge:
         Returns:
             The measurement, on the CPU; a view that the model has no map of is among its problems.
         """
-        pixels, geometry = self.vision.preprocess(photo)
+        prepared = self.vision.prepare(photo)
+        inputs, geometry = prepared.inputs, prepared.geometry
         if not all(points.any() for points in points_seen(geometry)):
             raise GeometryError(
                 f"{self.vision.name} looks at less than one pixel of a photo of {photo.height} x {photo.width}. Crop it."
@@ -74,7 +76,7 @@ class Gauge:
         begin = time.perf_counter()
         # No inference mode: models keep tables of their first forward, and want to be trained later.
         with torch.no_grad(), self._capture:
-            run_vision(self.vision.model, pixels)
+            run_vision(self.vision.model, inputs)
             _wait(self.vision)
         seconds = time.perf_counter() - begin
         maps = self._capture.maps
@@ -83,9 +85,9 @@ class Gauge:
         with torch.no_grad():
             self._draw(maps, geometry, found, problems, followed=False)
             statistics = _statistics(maps) if self.statistics else {}
-        index = self._draw_followed(pixels, geometry, target, found, problems)
+        index = self._draw_followed(inputs, geometry, target, found, problems)
         self._capture.clear()
-        areas = self._perturbed(pixels, found, target, problems) if self.faithful else {}
+        areas = self._perturbed(inputs, found, target, problems) if self.faithful else {}
         return Measurement(
             geometry=geometry,
             area=maps.patch_area,
@@ -103,7 +105,7 @@ class Gauge:
 
     def _perturbed(
         self,
-        pixels: Tensor,
+        inputs: ModelInputs,
         found: dict[str, PatchMap],
         target: TargetOption,
         problems: dict[str, str],
@@ -111,7 +113,7 @@ class Gauge:
         areas = {}
         for name, patch_map in found.items():
             try:
-                areas[name] = perturb(self.vision, pixels, patch_map, target)
+                areas[name] = perturb(self.vision, inputs, patch_map, target)
             except (AttnhookError, RuntimeError) as error:
                 problems[f"{name}, faithfulness"] = str(error)
         return areas
@@ -137,7 +139,7 @@ class Gauge:
 
     def _draw_followed(
         self,
-        pixels: Tensor,
+        inputs: ModelInputs,
         geometry: ImageGeometry,
         target: TargetOption,
         found: dict[str, PatchMap],
@@ -146,7 +148,7 @@ class Gauge:
         if self._followed is None:
             return None
         try:
-            index = run_towards(self._followed, self.vision.model, pixels, target, self.vision.labels)
+            index = run_towards(self._followed, self.vision.model, inputs, target, self.vision.labels)
         except (AttnhookError, RuntimeError) as error:  # also out of memory, or operations that have no gradient
             problems.update({view.id: str(error) for view in self.views if NEEDS[view.method].gradients})
             return None

@@ -16,7 +16,7 @@ from attnhook.workflows.comparison.photographs import MEASURING, Failure, Photo
 from attnhook.workflows.comparison.subjects import Subject
 from attnhook.workflows.comparison.twins import randomise
 from attnhook.workflows.comparison.views import View
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.vision_models import VisionModel
 
 _RANDOM = "measuring with random weights"
 
@@ -150,7 +150,7 @@ class _Runner:
 
     def _twin(self) -> Gauge:
         model = self.vision.model if self.subject.owned else copy.deepcopy(self.vision.model)
-        twin = replace(self.vision, model=randomise(model, seed=self.settings.seed))
+        twin = self.vision.with_model(randomise(model, seed=self.settings.seed))
         return Gauge(twin, self.settings.views, statistics=False)
 
     def _all(

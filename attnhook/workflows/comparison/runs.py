@@ -54,7 +54,8 @@ def compare(
     preprocessing, and numbers are taken over the area that all models saw.
 
     Args:
-        models: Specs as `load` takes them, `VisionModel` objects, or functions that give either; a sequence, or a mapping from names.
+        models: Specs as `load` takes them, `VisionModel` objects, timm models (whose own `pretrained_cfg` then prepares the photos), or
+            functions that return one of these; a sequence, or a mapping from names.
         images: Photos: paths, PIL images, arrays, tensors.
         methods: One of `METHODS`, or several.
         method: One method: the same as `methods`.
@@ -78,8 +79,8 @@ def compare(
 
     Raises:
         ComparisonError: If no model could be measured, or no photo read.
-        TypeError: If a model is none, such as a bare module without its preprocessing.
-        ValueError: If an option is none of its choices, or masks or labels do not go with the photos.
+        TypeError: If a model is none of these.
+        ValueError: If an option is none of its choices, a module does not bring its preprocessing, or masks or labels do not go with the photos.
 
     Example:
         >>> from attnhook import compare

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnhook.zoo.loading import VisionModel, load
+from attnhook.zoo.loading import as_vision_model, load
+from attnhook.zoo.vision_models import VisionModel
 
-ModelSource = str | VisionModel | Callable[[], "str | VisionModel"]
-"""What `compare` takes as a model: what `load` takes or gives, or a function that gives either."""
+ModelSource = str | VisionModel | nn.Module | Callable[[], "str | VisionModel | nn.Module"]
+"""What `compare` takes as a model: a spec, a `VisionModel`, a timm model, or a function that returns one of them."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,20 @@ class Subject:
             The model with its preprocessing.
 
         Raises:
-            TypeError: If a function gives something else than a spec or a `VisionModel`.
+            TypeError: If a function returns something else.
         """
-        source = self.source() if callable(self.source) else self.source
+        source: Any = self.source
+        if callable(source) and not isinstance(source, nn.Module):
+            source = source()
         if isinstance(source, str):
             with torch.random.fork_rng(devices=[]):  # libraries draw weights before they read them
                 return load(source, device=device)
-        if not isinstance(source, VisionModel):
+        if not isinstance(source, VisionModel | nn.Module):
             raise TypeError(
                 f"model {self.name!r} cannot be compared: expected its function to return a spec or a VisionModel, got "
-                f"{type(source).__name__}. Return VisionModel(model, name, library, transform, geometry)."
+                f"{type(source).__name__}. Return VisionModel(model, preprocess)."
             )
-        return source
+        return as_vision_model(source)
 
 
 def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | ModelSource") -> tuple[Subject, ...]:
@@ -72,12 +75,15 @@ def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | Mod
 
     Raises:
         TypeError: If one cannot be a model.
-        ValueError: If there is none, or two have the same name.
+        ValueError: If there is none, two have the same name, or a module does not bring its preprocessing.
     """
     if isinstance(models, Mapping):
-        named = [(str(name), model) for name, model in models.items()]
+        named = [
+            (str(name), VisionModel(model) if isinstance(model, nn.Module) else model) for name, model in models.items()
+        ]
     else:
         several: list[Any] = list(models) if isinstance(models, list | tuple | Iterator) else [models]
+        several = [VisionModel(model) if isinstance(model, nn.Module) else model for model in several]
         names = [_name(model, number) for number, model in enumerate(several)]
         short = [_shortened(name) for name in names]
         counted = Counter(short)
@@ -113,11 +119,6 @@ def _shortened(name: str) -> str:
 
 
 def _check(name: str, model: object) -> None:
-    if isinstance(model, nn.Module):
-        raise TypeError(
-            f"model {name!r} is a bare {type(model).__name__}, which does not say how photos become its pixels: expected a spec or a "
-            "VisionModel. Wrap it: VisionModel(model, name, library, transform, geometry)."
-        )
     if not (isinstance(model, str | VisionModel) or callable(model)):
         raise TypeError(
             f"model {name!r} cannot be compared: expected a spec, a VisionModel or a function that gives one, got {type(model).__name__}."

@@ -14,10 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from attnhook.errors import AttnhookError, ExtractionError
 from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.images import read_image
+from attnhook.imaging.input_batches import batch_key, batched, each_tensor
+from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.prepared import prepare
 from attnhook.workflows.extraction.items import Item, readable
 from attnhook.workflows.extraction.listings import Listing
 from attnhook.workflows.extraction.sources import Source
-from attnhook.zoo.loading import Preprocess
 
 _STUCK = 1800
 """Seconds after which a batch will not come any more: a worker that finds no shared memory says nothing, and would be waited for for ever."""
@@ -47,16 +50,16 @@ class Batch:
     Attributes:
         shard: The shard.
         photos: The photos, in the shard's order.
-        groups: Pixels `(photos, 3, height, width)` of those that could be read, by size, each with the places of its photos in `photos`.
+        groups: What the model is fed for those that could be read, by size, each with the places of its photos in `photos`.
     """
 
     shard: int
     photos: list[ReadPhoto]
-    groups: list[tuple[list[int], Tensor]] = field(default_factory=list)
+    groups: list[tuple[list[int], ModelInputs]] = field(default_factory=list)
 
     def pin_memory(self) -> "Batch":
         """What `DataLoader` calls so that a GPU can fetch the pixels while it computes."""
-        self.groups = [(places, pixels.pin_memory()) for places, pixels in self.groups]
+        self.groups = [(places, each_tensor(inputs, Tensor.pin_memory)) for places, inputs in self.groups]
         return self
 
 
@@ -67,12 +70,12 @@ class PhotoBatches(Dataset[Batch]):
     Attributes:
         source: The photos.
         path: The listing's file; every process maps it itself.
-        preprocess: A photo to its pixels and geometry.
+        preprocess: What turns a photo into what the model is fed.
     """
 
     source: Source
     path: Path
-    preprocess: Preprocess
+    preprocess: Any
     _listing: Listing | None = field(default=None, init=False, repr=False)
     _process: int = field(default=0, init=False, repr=False)
 
@@ -89,16 +92,14 @@ class PhotoBatches(Dataset[Batch]):
             self._listing, self._process = Listing.read(self.path), os.getpid()
         shard, rows = chosen
         read = [self._read(self._listing.item(row), row) for row in rows]
-        by_size: dict[torch.Size, list[int]] = {}
-        for place, (_, pixels) in enumerate(read):
-            if pixels is not None:
-                by_size.setdefault(pixels.shape, []).append(place)
-        groups = [
-            (places, torch.cat([p for i in places if (p := read[i][1]) is not None])) for places in by_size.values()
-        ]
+        by_size: dict[tuple[Any, ...], dict[int, ModelInputs]] = {}
+        for place, (_, inputs) in enumerate(read):
+            if inputs is not None:
+                by_size.setdefault(batch_key(inputs), {})[place] = inputs
+        groups = [(list(places), batched(list(places.values()))) for places in by_size.values()]
         return Batch(shard, [photo for photo, _ in read], groups)
 
-    def _read(self, item: Item, row: int) -> tuple[ReadPhoto, Tensor | None]:
+    def _read(self, item: Item, row: int) -> tuple[ReadPhoto, ModelInputs | None]:
         photo = ReadPhoto(row)
         if item.problem is not None:
             photo.problem = f"cannot read {item.key}: {item.problem}"
@@ -106,11 +107,12 @@ class PhotoBatches(Dataset[Batch]):
         try:
             content = self.source.read(item)
             photo.digest = hashlib.sha256(content).hexdigest()
-            pixels, photo.geometry = self.preprocess(content)
+            prepared = prepare(self.preprocess, read_image(content))
         except Exception as error:  # one photo must not end a run of millions
             photo.problem = _reason(error)
             return photo, None
-        return photo, pixels
+        photo.geometry = prepared.geometry
+        return photo, prepared.inputs
 
 
 def _reason(error: Exception) -> str:

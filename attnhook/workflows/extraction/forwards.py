@@ -14,6 +14,8 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
+from attnhook.imaging.input_batches import with_pixels
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, Rows
 from attnhook.workflows.captions import reads_block, rows_in_words
@@ -21,7 +23,7 @@ from attnhook.workflows.extraction.settings import Settings
 from attnhook.workflows.restoring import SEED
 from attnhook.workflows.running import run_vision
 from attnhook.workflows.targets import class_scores
-from attnhook.zoo.loading import VisionModel
+from attnhook.zoo.vision_models import VisionModel
 
 
 @dataclass(eq=False)
@@ -83,11 +85,12 @@ class BatchForwards:
                     stack.enter_context(capture)
             yield
 
-    def run(self, pixels: Tensor) -> Seen:
+    def run(self, inputs: ModelInputs, photos: int) -> Seen:
         """Run the model on a batch; inside `open`.
 
         Args:
-            pixels: `(photos, 3, height, width)`.
+            inputs: What the model is fed.
+            photos: How many photos that is.
 
         Returns:
             What was seen; copies from a GPU may still be under way.
@@ -96,23 +99,23 @@ class BatchForwards:
         self.capture.clear()
         if self._whole is not None:
             self._whole.clear()
-        targets = self._run(pixels)
+        targets = self._run(inputs)
         maps = self.capture.maps
-        _refuse_ordered(maps, len(pixels))
+        _refuse_ordered(maps, photos)
         seen = Seen(maps, {}, {}, targets)
         if self._whole is not None:
             self._add_methods(seen, self._whole.maps)
         return _sent(seen)
 
-    def _run(self, pixels: Tensor) -> list[int] | None:
+    def _run(self, inputs: ModelInputs) -> list[int] | None:
         model = self.vision.model
         if not self._gradients:
             with torch.no_grad():
-                run_vision(model, pixels)
+                run_vision(model, inputs)
             return None
         with torch.enable_grad():  # every photo's own highest score; photos do not see each other
-            leaf = pixels.detach().clone().requires_grad_()
-            highest = class_scores(model, run_vision(model, leaf)).max(dim=1)
+            leaf = inputs.pixels.detach().clone().requires_grad_()
+            highest = class_scores(model, run_vision(model, with_pixels(inputs, leaf))).max(dim=1)
             torch.autograd.grad(highest.values.sum(), leaf, allow_unused=True)
         chosen: list[int] = highest.indices.tolist()
         return chosen

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from attnhook import __version__
 from attnhook.errors import ExtractionError
@@ -31,7 +32,8 @@ from attnhook.workflows.fingerprints import fingerprint
 from attnhook.workflows.progress import Progress
 from attnhook.workflows.restoring import untouched
 from attnhook.workflows.versions import library_versions
-from attnhook.zoo.loading import VisionModel, load
+from attnhook.zoo.loading import as_vision_model, load
+from attnhook.zoo.vision_models import VisionModel
 
 _LISTING = ".listing.arrow"
 _LEFT = tuple(f"{name}.partial" for name in (_LISTING, MANIFEST_NAME, indices.NAME, STATISTICS_NAME))
@@ -39,7 +41,7 @@ _LEFT = tuple(f"{name}.partial" for name in (_LISTING, MANIFEST_NAME, indices.NA
 
 
 def extract(
-    spec: "str | VisionModel",
+    spec: "str | VisionModel | nn.Module",
     source: Any,
     out: str | Path,
     *,
@@ -67,7 +69,7 @@ def extract(
     the run goes on.
 
     Args:
-        spec: What `load` takes or gives.
+        spec: A spec as `load` takes it, a `VisionModel`, or a timm model, whose own `pretrained_cfg` then prepares the photos.
         source: A folder (the first folder below it is a photo's class), a glob, a text list (a path a line, relative to the list; a tab and a
             class may follow), a zip, tar (WebDataset) or Parquet file or a glob of them, a sequence of paths, or a `datasets.Dataset`.
         out: The folder; made if missing.
@@ -91,7 +93,7 @@ def extract(
     Raises:
         ExtractionError: If there are no photos, the folder holds something else, another run writes to it, this run differs from the one
             that began it, or the disk is full (what is whole stays).
-        ValueError: If an option is none of its choices.
+        ValueError: If an option is none of its choices, or a module does not bring its preprocessing.
 
     Example:
         >>> from attnhook import extract
@@ -100,6 +102,7 @@ def extract(
         torch.Size([6, 1, 257])
     """
     folder = Path(out).expanduser()
+    spec = spec if isinstance(spec, str) else as_vision_model(spec)
     settings = Settings(
         rows=rows if isinstance(rows, str) else tuple(rows),
         blocks=blocks,
@@ -130,7 +133,7 @@ def extract(
             listing = Listing.read(folder / _LISTING)
             every = listing.shards()
             own = processes.share_of({shard: every[shard] for shard in pending})
-            batches = PhotoBatches(photos, folder / _LISTING, replace(vision, model=torch.nn.Identity()).preprocess)
+            batches = PhotoBatches(photos, folder / _LISTING, vision.preprocessing)
             with Progress(sum(map(len, own.values())), shown=False if processes.rank else progress) as bar:
                 bar.begin(vision.name if processes.size == 1 else f"{vision.name}, 1 of {processes.size} processes")
                 _run(folder, listing, forwards, batches, own, num_workers=num_workers, bar=bar)
@@ -280,7 +283,7 @@ def _run(
     thread = WritingThread(folder, listing, settings, shards)
     with living_workers(), thread, untouched(forwards.vision.model), forwards.open():
         for batch in read:
-            thread.give(batch, [forwards.run(pixels) for _, pixels in batch.groups])
+            thread.give(batch, [forwards.run(inputs, len(places)) for places, inputs in batch.groups])
             bar.advance(len(batch.photos))
 
 

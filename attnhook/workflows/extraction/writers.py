@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.workflows.extraction.batches import Batch
 from attnhook.workflows.extraction.forwards import Seen
 from attnhook.workflows.extraction.listings import Listing
@@ -57,7 +58,8 @@ class WritingThread:
             batch: The batch.
             seen: What was seen of each of its groups.
         """
-        groups = [(places, pixels.new_empty(0)) for places, pixels in batch.groups]  # the pixels' memory is free now
+        nothing = ModelInputs(torch.empty(0))
+        groups = [(places, nothing) for places, _ in batch.groups]  # the pixels' memory is free now
         self._put((Batch(batch.shard, batch.photos, groups), seen))
         self._raise()
 

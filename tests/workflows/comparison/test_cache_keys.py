@@ -3,17 +3,16 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from attnhook import ImageGeometry, compare
+from attnhook import ImageGeometry, VisionModel, compare
 from attnhook.workflows.comparison.views import make_views
 from attnhook.workflows.fingerprints import fingerprint
-from tests.workflows.comparison.zoo import photo, timm_vit
+from tests.workflows.comparison.zoo import centre, photo, timm_vit
 
 
 def kept_and_new(model, folder, **asked):
@@ -107,8 +106,10 @@ def test_the_mode_of_a_model_is_not_its_content() -> None:
 
 
 def test_a_name_stands_for_the_class_that_the_labels_say(tmp_path) -> None:
-    vision = replace(timm_vit(), labels=tuple("abcdefg"))
-    other = replace(vision, labels=tuple("gfedcba"))
+    vision, other = (
+        VisionModel(timm_vit().model, centre(72, 64), name="timm:tiny", labels=labels)
+        for labels in ("abcdefg", "gfedcba")
+    )
     targets = [kept_and_new(one, tmp_path, methods="legrad", labels=["a"])[0].target for one in (vision, other)]
     assert targets == [0, 6]
 
@@ -131,10 +132,11 @@ def test_limits_of_preprocessing_are_part_of_it(limited) -> None:
         def geometry(size):
             return ImageGeometry.identity(size).resize((32, 32) if special(size) else (64, 64))
 
-        def pixels(shown):
-            return torch.zeros(3, *geometry((shown.height, shown.width)).input_size)
+        def preprocess(shown):
+            found = geometry((shown.height, shown.width))
+            return torch.zeros(3, *found.input_size), found
 
-        return fingerprint(replace(timm_vit(), transform=pixels, geometry=geometry)).preprocessing
+        return fingerprint(timm_vit().with_preprocess(preprocess)).preprocessing
 
     assert seen(limited) != seen(lambda size: False)
 
@@ -142,10 +144,10 @@ def test_limits_of_preprocessing_are_part_of_it(limited) -> None:
 def test_preprocessing_that_refuses_a_photo_still_has_a_fingerprint() -> None:
     vision = timm_vit()
 
-    def transform(shown):
+    def preprocess(shown):
         if max(shown.size) > 10 * min(shown.size):
             raise ValueError("too long")
-        return vision.transform(shown)
+        return vision.preprocess(shown)
 
-    found = compare([replace(vision, transform=transform)], [photo()], cache=None, progress=False)
+    found = compare([vision.with_preprocess(preprocess)], [photo()], cache=None, progress=False)
     assert found.failures == ()

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,15 +180,15 @@ def test_each_missing_map_has_its_own_reason(monkeypatch) -> None:
     def look(picture):
         if picture.size == PHOTOS[1].size:
             raise OSError("no such pixels")
-        return transform(picture)
+        return model.preprocess(picture)
 
     def full(*arguments):
         raise OSError("disk full")
 
-    photos, transform = [PHOTOS[0], PHOTOS[2], PHOTOS[1]], model.transform
+    photos = [PHOTOS[0], PHOTOS[2], PHOTOS[1]]
     monkeypatch.setattr(measuring, "_map", draw)
     monkeypatch.setattr(MeasurementCache, "keep", full)
-    found = compare(replace(model, transform=look), photos, methods=["raw_attention", "rollout"], cache=None)
+    found = compare(model.with_preprocess(look), photos, methods=["raw_attention", "rollout"], cache=None)
     raw, rollout = found.views
     assert found.reason(0, 1, rollout) == "no rollout here"
     assert found.reason(0, 2, raw) == found.reason(0, 2, rollout) == "no such pixels"
@@ -366,7 +365,7 @@ def test_resampled_positions_are_explained() -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = timm.create_model("test_vit", **settings)
-        return seeing(model, f"test_vit@{size}{settings or ''}", "timm", size, size)
+        return seeing(model, f"test_vit@{size}{settings or ''}", size, size)
 
     dynamic = {"dynamic_img_size": True}
     notes = [

@@ -1,7 +1,6 @@
 """Maps without mass, models without maps, layouts whose blocks differ, and what users give in other shapes."""
 
 import json
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from attnhook import ImageGeometry, compare
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.workflows.comparison import measurements, reports
 from attnhook.workflows.comparison.agreements import METRICS
@@ -24,7 +24,7 @@ alone = partial(compare, cache=None, progress=False)
 
 
 def swin(name="timm:swin"):
-    return seeing(timm.create_model("swin_tiny_patch4_window7_224", num_classes=3), name, "timm", 224, 224)
+    return seeing(timm.create_model("swin_tiny_patch4_window7_224", num_classes=3), name, 224, 224)
 
 
 # --- maps without mass --------------------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_a_mask_that_goes_away_costs_its_own_scores_alone(tmp_path) -> None:
 
 
 def test_uniform_attention_is_that_of_the_block_of_the_map() -> None:
-    vision = seeing(timm.create_model("pit_ti_224", num_classes=3), "timm:pit", "timm", 224, 224)
+    vision = seeing(timm.create_model("pit_ti_224", num_classes=3), "timm:pit", 224, 224)
     found = alone([vision], [photo()], depths=[0.1, 1])
     measurement = found.measurements[0, 0]
     assert measurement.maps["raw_attention"].uniform == 1 / 50
@@ -114,7 +114,7 @@ def test_photos_that_are_hardly_seen_cost_nobody_else(tmp_path) -> None:
 
 def test_positions_that_are_no_table_are_not_resampled() -> None:
     model = timm.create_model("vit_relpos_small_patch16_224", num_classes=3, img_size=64)
-    assert alone([seeing(model, "timm:relative", "timm", 64, 64)], [photo()]).notes == ()
+    assert alone([seeing(model, "timm:relative", 64, 64)], [photo()]).notes == ()
 
 
 def test_a_model_without_a_readout_is_measured_without_statistics_too() -> None:
@@ -140,7 +140,12 @@ def test_partly_shared_weights_are_not_called_the_same() -> None:
 
 def test_other_pixels_are_not_called_the_same() -> None:
     first = timm_vit("a")
-    second = replace(timm_vit("b"), transform=lambda shown: -first.transform(shown))
+
+    def negative(shown):
+        pixels, geometry = first.preprocess(shown)
+        return -pixels, geometry
+
+    second = timm_vit("b").with_preprocess(negative)
     (note,) = alone([first, second], [photo()]).notes
     assert "their preprocessing gives other pixels" in note.text
 
@@ -188,10 +193,10 @@ def test_pixels_beyond_the_grid_are_no_patchs() -> None:
             shown.append(pixels.clone())
             return pixels.mean(dim=(2, 3))
 
-    vision = replace(timm_vit(), model=Classifier())
+    vision = timm_vit().with_model(Classifier())
     patch_map = torch.zeros(4, 4)
     patch_map[1, 2] = 1
-    areas = perturb(vision, torch.ones(1, 3, 64, 64), PatchMap(patch_map, area=(56, 56)), 0, steps=16)
+    areas = perturb(vision, ModelInputs(torch.ones(1, 3, 64, 64)), PatchMap(patch_map, area=(56, 56)), 0, steps=16)
     assert set(areas) == {"deletion", "insertion", "random_deletion", "random_insertion"}
     first = shown[2][0, 0]  # after the score of the whole, and of the first step, which takes nothing away
     expected = torch.ones(64, 64)

@@ -147,7 +147,9 @@ def test_a_map_with_negative_values_is_refused() -> None:
     measurements, maps = three_maps(0)
     lattice = Lattice.of_photo((90, 120), 60)
     with pytest.raises(ScoreError, match="at least 0"):
-        photo_agreement(lattice, lattice.seen(measurements[0]), measurements, {0: maps[0], 1: maps[1].like(-maps[1].values)})
+        photo_agreement(
+            lattice, lattice.seen(measurements[0]), measurements, {0: maps[0], 1: maps[1].like(-maps[1].values)}
+        )
 
 
 def test_maps_that_share_nothing_are_not_compared() -> None:
@@ -291,8 +293,8 @@ def test_specs_that_look_alike_keep_their_folders(tmp_path) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(TypeError, match="Wrap it"):
-        as_subjects([timm_vit().model])
+    with pytest.raises(ValueError, match="a bare Linear does not say how photos become its pixels: pass preprocess="):
+        as_subjects([torch.nn.Linear(2, 2)])
     with pytest.raises(TypeError, match="expected a spec"):
         as_subjects([7])
     with pytest.raises(ValueError, match="at least one model"):

@@ -20,7 +20,7 @@ def beit():
     config = transformers.BeitConfig(
         **SMALL, image_size=64, patch_size=16, num_labels=3, use_relative_position_bias=True
     )
-    return seeing(transformers.BeitForImageClassification(config), "hf:beit", "transformers", 64, 64)
+    return seeing(transformers.BeitForImageClassification(config), "hf:beit", 64, 64)
 
 
 def test_a_model_can_be_trained_after_a_comparison() -> None:

@@ -1,37 +1,24 @@
 """Small models of three libraries with random weights, and photos with an object in them."""
 
-from functools import partial
-
 import numpy as np
 import timm
 import torch
 from PIL import Image
 from torchvision import transforms
 
-from attnhook import ImageGeometry, VisionModel
+from attnhook import VisionModel
 from tests.models import sharpen
 
 
-def pixels_of(size, crop, photo):
+def centre(size, crop):
     """Resize the shorter edge, crop the centre, scale to [-2, 2]."""
     steps = [transforms.Resize(size), transforms.CenterCrop(crop), transforms.ToTensor()]
-    return (transforms.Compose(steps)(photo) - 0.5) * 4
+    return transforms.Compose([*steps, transforms.Normalize([0.5] * 3, [0.25] * 3)])
 
 
-def geometry_of(size, crop, photo):
-    return ImageGeometry.identity(photo).resize(size).center_crop(crop)
-
-
-def seeing(model, name, library, size, crop):
+def seeing(model, name, size, crop):
     """A model that sees the centre of a photo."""
-    return VisionModel(
-        model.eval(),
-        name,
-        library,
-        partial(pixels_of, size, crop),
-        partial(geometry_of, size, crop),
-        input_size=(crop, crop),
-    )
+    return VisionModel(model.eval(), centre(size, crop), name=name)
 
 
 def timm_vit(name="timm:tiny", size=72, crop=64, patch=16, depth=3, classes=7, **settings):
@@ -41,7 +28,7 @@ def timm_vit(name="timm:tiny", size=72, crop=64, patch=16, depth=3, classes=7, *
         model = timm.models.vision_transformer.VisionTransformer(
             img_size=crop, patch_size=patch, embed_dim=32, depth=depth, num_heads=4, num_classes=classes, **settings
         )
-    return seeing(sharpen(model), name, "timm", size, crop)
+    return seeing(sharpen(model), name, size, crop)
 
 
 def hf_dinov2(name="hf:registers", size=56, crop=56):
@@ -56,7 +43,7 @@ def hf_dinov2(name="hf:registers", size=56, crop=56):
         image_size=crop,
         num_register_tokens=4,
     )
-    return seeing(sharpen(transformers.Dinov2WithRegistersModel(config)), name, "transformers", size, crop)
+    return seeing(sharpen(transformers.Dinov2WithRegistersModel(config)), name, size, crop)
 
 
 def torchvision_vit(name="torchvision:tiny", size=64, crop=64):
@@ -66,12 +53,12 @@ def torchvision_vit(name="torchvision:tiny", size=64, crop=64):
     model = VisionTransformer(
         image_size=crop, patch_size=16, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48, num_classes=7
     )
-    return seeing(sharpen(model), name, "torchvision", size, crop)
+    return seeing(sharpen(model), name, size, crop)
 
 
 def cnn(name="timm:cnn"):
     """No attention at all."""
-    return seeing(timm.create_model("test_resnet", num_classes=3), name, "timm", 64, 64)
+    return seeing(timm.create_model("test_resnet", num_classes=3), name, 64, 64)
 
 
 def photo(height=90, width=120, seed=0):

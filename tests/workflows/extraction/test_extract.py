@@ -244,7 +244,7 @@ def test_windows_stay_together(photos, tmp_path):
         swin = timm.models.swin_transformer.SwinTransformer(
             img_size=64, patch_size=4, window_size=4, embed_dim=32, depths=(2, 2), num_heads=(2, 4), num_classes=5
         )
-    vision = seeing(sharpen(swin), "timm:swin", "timm", 72, 64)
+    vision = seeing(sharpen(swin), "timm:swin", 72, 64)
     maps = extract(
         vision, photos, tmp_path / "out", rows="all", blocks=None, dtype="float32", num_workers=0, batch_size=4
     )
@@ -256,26 +256,15 @@ def test_windows_stay_together(photos, tmp_path):
 
 
 def test_registers_and_photos_of_two_input_sizes(photos, tmp_path):
-    def preprocess(photo):
-        size = 56 if photo.width % 2 else 70
-        return (
-            registers.transform(photo)
-            if size == 56
-            else torch.nn.functional.interpolate(registers.transform(photo)[None], 70)
-        )
-
-    from dataclasses import replace
-
-    from attnhook import ImageGeometry
-
     registers = hf_dinov2()
 
-    def geometry(size):
-        crop = 56 if size[1] % 2 else 70
-        seen = ImageGeometry.identity(size).resize(56).center_crop(56)
-        return seen if crop == 56 else seen.resize((70, 70))
+    def preprocess(photo):
+        pixels, geometry = registers.preprocess(photo)
+        if photo.width % 2:
+            return pixels, geometry
+        return torch.nn.functional.interpolate(pixels, 70), geometry.resize((70, 70))
 
-    both = replace(registers, transform=preprocess, geometry=geometry, input_size=None)
+    both = registers.with_preprocess(preprocess)
     maps = extract(both, photos, tmp_path / "out", dtype="float32", num_workers=0, shard_size=50)
     grids = {tuple(maps.record(i)["grid"]) for i in range(len(maps))}
     assert grids == {(4, 4), (5, 5)}

@@ -16,7 +16,7 @@ from attnhook.workflows.extraction import runs
 from attnhook.workflows.extraction.batches import living_workers
 from attnhook.workflows.extraction.processes import Team
 from tests.models import TRANSFORMERS, sharpen
-from tests.workflows.comparison.zoo import geometry_of, pixels_of, seeing, timm_vit
+from tests.workflows.comparison.zoo import centre, seeing, timm_vit
 from tests.workflows.extraction.photographs import rows_in
 
 EXACT = {"dtype": "float32", "blocks": None, "num_workers": 0, "shard_size": 5}
@@ -60,7 +60,7 @@ def check(maps, vision, photos, **options):
 
 
 def own(**settings):
-    return seeing(sharpen(Own(**settings)), "own", "timm", 72, 64)
+    return seeing(sharpen(Own(**settings)), "own", 72, 64)
 
 
 def test_pieces_of_photos_in_the_batch_axis(photos, tmp_path):
@@ -88,7 +88,7 @@ def test_blocks_in_another_order_and_more_than_once(photos, tmp_path):
 
 def test_tokens_in_an_order_of_each_photos_own(photos, tmp_path):
     case = next(case for case in TRANSFORMERS if case.name == "ViTMAE")
-    vision = seeing(case.build(), "hf:mae", "transformers", 26, 24)
+    vision = seeing(case.build(), "hf:mae", 26, 24)
     with pytest.raises(ExtractionError, match="batch_size=1"):
         extract(vision, photos, tmp_path / "many", batch_size=4, **EXACT)
     maps = extract(vision, photos, tmp_path / "one", batch_size=1, **EXACT)
@@ -143,16 +143,14 @@ def test_a_model_goes_back_from_the_gpu(photos, tmp_path):
 
 def test_preprocessing_that_is_a_lambda(photos, tmp_path):
     vision = timm_vit()
-    lambdas = VisionModel(
-        vision.model, "own", "timm", lambda photo: pixels_of(72, 64, photo), lambda size: geometry_of(72, 64, size)
-    )
+    lambdas = VisionModel(vision.model, lambda photo: centre(72, 64)(photo), name="own")
     assert len(extract(lambdas, photos, tmp_path / "out", num_workers=1)) == 21
 
 
 def dies_in_a_worker(photo):
     if photo.size == (83, 75) and torch.utils.data.get_worker_info() is not None:
         os.kill(os.getpid(), signal.SIGKILL)
-    return pixels_of(72, 64, photo)
+    return timm_vit().preprocess(photo)
 
 
 def test_a_death_that_torch_tells_of_while_another_sign_of_it_is_handled_is_one_death():
@@ -173,9 +171,7 @@ def test_a_death_that_torch_tells_of_while_another_sign_of_it_is_handled_is_one_
 # torch's own clearing up after the dead one may raise where nobody can catch it: in __del__.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_is_killed_says_what_to_do(photos, tmp_path):
-    from dataclasses import replace
-
-    vision = replace(timm_vit(), transform=dies_in_a_worker)
+    vision = timm_vit().with_preprocess(dies_in_a_worker)
     with pytest.raises(ExtractionError, match=r"expected worker processes that live, got .*fewer workers"):
         extract(vision, photos, tmp_path / "out", num_workers=1, batch_size=2, shard_size=4)
     with warnings.catch_warnings():  # torch does not close what the dead one had opened

@@ -1,0 +1,166 @@
+"""What a model says about itself: its library, its name, its preprocessing and the names of its classes."""
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from attnhook.capture.plan import unwrapped
+from attnhook.options import Size
+
+LIBRARIES = ("timm", "transformers", "torchvision", "open_clip")
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """Look inside wrappers.
+
+    Args:
+        model: The model, wrapped (DDP, `torch.compile`, PEFT) or not.
+
+    Returns:
+        The model that somebody wrote.
+    """
+    inner = unwrapped(model)
+    base: Any = getattr(inner, "get_base_model", None)
+    found = base() if isinstance(base, MethodType) else inner
+    return found if isinstance(found, nn.Module) else inner
+
+
+def library_of(model: nn.Module) -> str | None:
+    """Say which library a model comes from.
+
+    Args:
+        model: The model, wrapped or not.
+
+    Returns:
+        One of `LIBRARIES`, or None for a model from no known library.
+    """
+    roots = [kind.__module__.partition(".")[0] for kind in type(innermost(model)).__mro__]
+    return next((root for root in roots if root in LIBRARIES), None)
+
+
+def name_of(model: nn.Module) -> str:
+    """Name a model for captions.
+
+    Args:
+        model: The model.
+
+    Returns:
+        timm's name of the architecture, the checkpoint that transformers loaded, or the class.
+    """
+    inner = innermost(model)
+    config = _timm_config(inner)
+    if config is not None and config.get("architecture"):
+        return str(config["architecture"])
+    if checkpoint := _checkpoint(inner):
+        return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
+    return type(inner).__name__
+
+
+def timm_data_config(model: nn.Module) -> dict[str, Any] | None:
+    """Read how a timm model wants photos.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The data config of its `pretrained_cfg`, at the image size that the model was built for; None if it has no `pretrained_cfg`.
+    """
+    inner = innermost(model)
+    if _timm_config(inner) is None:
+        return None
+    import timm
+
+    config: dict[str, Any] = timm.data.resolve_model_data_config(inner)
+    built: Size | None = getattr(getattr(inner, "patch_embed", None), "img_size", None)
+    if built is not None and tuple(built) != tuple(config["input_size"][1:]):
+        config["input_size"] = (config["input_size"][0], *built)
+    return config
+
+
+def labels_of(model: nn.Module) -> tuple[str, ...] | None:
+    """Read the names of a model's classes.
+
+    Args:
+        model: The model.
+
+    Returns:
+        One name per output of the classifier, in order; None where there is no classifier or its classes are not known.
+    """
+    inner = innermost(model)
+    config = _timm_config(inner)
+    if config is not None:
+        return _timm_labels(config, getattr(inner, "num_classes", None))
+    transformers: Any = sys.modules.get("transformers")
+    if transformers is None or library_of(inner) != "transformers":
+        return None
+    # Every configuration has an id2label, also that of a model without a classifier, or without names.
+    settings: Any = getattr(inner, "config", None)
+    if not isinstance(inner, transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(settings), ())):
+        return None
+    labels = tuple(str(label) for _, label in sorted(settings.id2label.items()))
+    return None if labels == tuple(f"LABEL_{number}" for number in range(len(labels))) else labels
+
+
+def missing_preprocess(model: nn.Module) -> str:
+    """Ask for the preprocessing of a model that does not bring its own.
+
+    Args:
+        model: The model.
+
+    Returns:
+        One sentence, with what to type.
+    """
+    inner = innermost(model)
+    library = library_of(inner)
+    asked = "the transform that it was trained with"
+    if library == "transformers":
+        checkpoint = _checkpoint(inner)
+        asked = f"AutoImageProcessor.from_pretrained({checkpoint or 'the checkpoint of the model'!r})"
+    elif library == "torchvision":
+        asked = f"{_torchvision_weights(inner)}.DEFAULT.transforms()"
+    elif library == "open_clip":
+        asked = "the transform that open_clip.create_model_and_transforms returned beside the model"
+    return f"a bare {type(inner).__name__} does not say how photos become its pixels: pass preprocess={asked}."
+
+
+def _timm_config(model: nn.Module) -> Mapping[str, Any] | None:
+    config: Any = getattr(model, "pretrained_cfg", None)
+    return config if library_of(model) == "timm" and isinstance(config, Mapping) else None
+
+
+def _timm_labels(config: Mapping[str, Any], num_classes: Any) -> tuple[str, ...] | None:
+    named = config.get("label_names")
+    if named and len(named) == num_classes:
+        return tuple(map(str, named))
+    import timm
+
+    subset = timm.data.infer_imagenet_subset({"num_classes": num_classes})
+    return _imagenet_labels(subset) if subset else None
+
+
+@cache
+def _imagenet_labels(subset: str) -> tuple[str, ...]:
+    import timm
+
+    return tuple(timm.data.ImageNetInfo(subset).label_descriptions())
+
+
+def _checkpoint(model: nn.Module) -> str | None:
+    """What transformers loaded the model from."""
+    if library_of(model) != "transformers":
+        return None
+    return getattr(getattr(model, "config", None), "_name_or_path", None) or None
+
+
+def _torchvision_weights(model: nn.Module) -> str:
+    """The enumeration of weights that a torchvision model's builder takes, as far as the model tells."""
+    kind, width = type(model).__name__, getattr(model, "hidden_dim", None)
+    if kind == "VisionTransformer":
+        letter = {1024: "L", 1280: "H"}.get(width or 0, "B")
+        return f"ViT_{letter}_{getattr(model, 'patch_size', 16)}_Weights"
+    return {"SwinTransformer": "Swin_T_Weights", "MaxVit": "MaxVit_T_Weights"}.get(kind, f"{kind}_Weights")

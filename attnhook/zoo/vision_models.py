@@ -1,0 +1,175 @@
+"""A model with its preprocessing: what every workflow takes."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.prepared import Prepared, prepare, seen_size
+from attnhook.options import Size
+from attnhook.zoo.declarations import labels_of, missing_preprocess, name_of, timm_data_config
+
+# Photos of these sizes tell whether a preprocessing always makes the same size of them.
+_PROBES = ((480, 480), (480, 960), (960, 480))
+_LOGGER = logging.getLogger("attnhook")
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class VisionModel:
+    """A model, how photos become its pixels, and the names of the classes that it tells apart.
+
+    `load` makes one, in eval mode. For a model of your own, pass the model and its preprocessing. The mode of the model stays as it is: call
+    `model.eval()` first.
+
+    Args:
+        model: The model.
+        preprocess: What turns a photo into what the model is fed: a transform, an image processor, a timm data config, any callable that
+            takes a PIL image, or a function that returns `(pixels, ImageGeometry)`. It may return a tensor or an array, with or without batch
+            axis, or a dict or `BatchFeature`, whose entries are passed to the model as keywords. None: a timm model's own `pretrained_cfg`.
+        name: A short name for captions; None takes the architecture's (timm), the checkpoint's (transformers), or the class's.
+        labels: One name per output of the classifier, in order; None reads them off the model where it knows them.
+
+    Attributes:
+        model: The model.
+        preprocessing: What turns a photo into what the model is fed.
+        name: The name.
+        labels: The names of the classes, or None where there is no classifier or its classes are not known.
+        assumed: Where no preprocessing was passed: what was taken instead, in words. None otherwise.
+
+    Raises:
+        TypeError: If the model is not a module.
+        ValueError: If there is no preprocessing, and the model does not bring its own.
+
+    Example:
+        >>> import timm
+        >>> VisionModel(timm.create_model("test_vit"))
+        VisionModel(name='test_vit', preprocess=its own pretrained_cfg: 160 x 160 px, crop_pct 0.95)
+        >>> from torchvision.transforms.functional import to_tensor
+        >>> own = VisionModel(nn.Identity(), to_tensor, name="mine")
+        >>> pixels, geometry = own.preprocess(Image.new("RGB", (64, 48)))
+        >>> pixels.shape, geometry.input_size
+        (torch.Size([1, 3, 48, 64]), (48, 64))
+    """
+
+    model: nn.Module
+    preprocessing: Any
+    name: str
+    labels: tuple[str, ...] | None
+    assumed: str | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: Any = None,
+        *,
+        name: str | None = None,
+        labels: Sequence[str] | Mapping[int, str] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"cannot make a VisionModel: expected a torch.nn.Module, got {type(model).__name__}. Pass the model; a spec goes to load."
+            )
+        assumed = None
+        if preprocess is None:
+            preprocess, assumed = _own_preprocessing(model)
+        if isinstance(labels, Mapping):
+            labels = [label for _, label in sorted(labels.items())]
+        fields = {
+            "model": model,
+            "preprocessing": preprocess,
+            "name": name_of(model) if name is None else name,
+            "labels": labels_of(model) if labels is None else tuple(labels),
+            "assumed": assumed,
+        }
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
+        if assumed is not None:
+            _say_once(f"no preprocess= was given: {self.name} is fed photos as {assumed}")
+
+    @cached_property
+    def input_size(self) -> Size | None:
+        """`(height, width)` in pixels of what the model is fed; None where that depends on the photo, or is not known."""
+        sizes = {seen_size(self.preprocessing, probe) for probe in _PROBES}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def prepare(self, photo: Image.Image) -> Prepared:
+        """Turn a photo that was read into what the model is fed.
+
+        Args:
+            photo: The photo, RGB, upright, as `read_image` returns it.
+
+        Returns:
+            What the model is fed, and where that lies in the photo.
+        """
+        return prepare(self.preprocessing, photo)
+
+    def preprocess(self, image: ImageSource) -> tuple[Tensor, ImageGeometry]:
+        """Turn a photo into the model's pixels, and say which part of the photo they show.
+
+        Args:
+            image: Whatever `attnhook.imaging.images.read_image` takes.
+
+        Returns:
+            Pixels `(1, 3, height, width)`, float32, on the CPU, and their geometry.
+
+        Raises:
+            GeometryError: If the pixels are not of the size that the geometry says, or are packed patches.
+        """
+        prepared = self.prepare(read_image(image))
+        pixels, geometry = prepared.inputs.pixels, prepared.geometry
+        if tuple(pixels.shape[-2:]) != tuple(geometry.input_size):
+            raise GeometryError(
+                f"the preprocessing of {self.name} packs patches: expected pixels (1, 3, {geometry.input_size[0]}, {geometry.input_size[1]}), "
+                f"got {tuple(pixels.shape)}. Use prepare(photo).inputs, which holds everything that the model is fed."
+            )
+        return pixels.float(), geometry
+
+    def with_model(self, model: nn.Module) -> "VisionModel":
+        """Put another model in place of this one, such as a copy with other weights.
+
+        Args:
+            model: The other model.
+
+        Returns:
+            The other model with the same preprocessing, name and labels.
+        """
+        return VisionModel(model, self.preprocessing, name=self.name, labels=self.labels)
+
+    def with_preprocess(self, preprocess: Any) -> "VisionModel":
+        """Put another preprocessing in place of this one.
+
+        Args:
+            preprocess: As in `VisionModel`.
+
+        Returns:
+            The same model with the other preprocessing.
+        """
+        return VisionModel(self.model, preprocess, name=self.name, labels=self.labels)
+
+    def __repr__(self) -> str:
+        shown = type(self.preprocessing).__name__ if self.assumed is None else self.assumed
+        return f"VisionModel(name={self.name!r}, preprocess={shown})"
+
+
+def _own_preprocessing(model: nn.Module) -> tuple[Any, str]:
+    """A model's own preprocessing, and what it is in words."""
+    config = timm_data_config(model)
+    if config is None:
+        raise ValueError(missing_preprocess(model))
+    import timm
+
+    height, width = config["input_size"][1:]
+    words = f"its own pretrained_cfg: {height} x {width} px, crop_pct {config['crop_pct']:g}"
+    return timm.data.create_transform(**config, is_training=False), words
+
+
+@cache
+def _say_once(line: str) -> None:
+    _LOGGER.info(line)
