@@ -72,9 +72,10 @@ def colourless_call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
     """
     processor = image_processor_of(preprocess)
     if processor is not None and shipped(processor) and getattr(processor, "do_normalize", False):
-        mean = getattr(processor, "image_mean", None)
-        if mean is None:
-            return lambda photo: processor(images=photo, return_tensors="pt", do_normalize=False)
+        if getattr(processor, "image_mean", None) is None:
+            return lambda photo: processor(
+                images=np.asarray(photo, np.float32), return_tensors="pt", do_normalize=False, input_data_format="channels_last"
+            )
     return call_of(preprocess)
 
 

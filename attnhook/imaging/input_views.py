@@ -30,7 +30,7 @@ def views_of(inputs: ModelInputs) -> list[Array]:
     if pixels.is_complex() or pixels.numel() == 0:
         raise _shapeless(pixels)
     pixels = pixels.to("cpu", torch.float32)
-    if not torch.isfinite(pixels).all():
+    if not np.isfinite(pixels.numpy()).all():
         raise GeometryError(
             "cannot follow the preprocessing: expected finite pixels, got NaN or infinity. Look for a division by a standard deviation of 0."
         )
@@ -49,6 +49,22 @@ def views_of(inputs: ModelInputs) -> list[Array]:
     if pixels.shape[-3] not in _CHANNELS:
         raise _shapeless(pixels)
     return [one.numpy() for one in pixels.reshape(-1, *pixels.shape[-3:])]
+
+
+def grid_of(inputs: ModelInputs) -> tuple[int, int] | None:
+    """Read the grid that packed patches come with.
+
+    Args:
+        inputs: What a preprocessing made of one photo.
+
+    Returns:
+        Rows and columns, or None where nothing says so, or there are several.
+    """
+    for name in ("image_grid_thw", "image_grid_hw"):
+        grid = (inputs.keywords or {}).get(name)
+        if isinstance(grid, Tensor) and grid.dim() == 2 and len(grid) == 1:
+            return int(grid[0, -2]), int(grid[0, -1])
+    return None
 
 
 def _packed(pixels: Tensor, inputs: ModelInputs) -> list[Array]:

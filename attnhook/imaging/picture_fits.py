@@ -1,6 +1,7 @@
 """Fits where one picture lies in its photo to what the four synthetic photos became."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,23 @@ def whole_edges(slope: float, start: float, length: int) -> tuple[float, float]:
     return 1 / slope, ends[0]
 
 
+def block_means(values: NDArray[Any]) -> NDArray[Any]:
+    """Average over up to 8 x 8 blocks, each of four rows and columns or more.
+
+    Args:
+        values: `(rows, columns)`.
+
+    Returns:
+        The averages.
+    """
+    for axis in (0, 1):
+        count = max(1, min(_BLOCKS, values.shape[axis] // _FEWEST))
+        edges = np.linspace(0, values.shape[axis], count + 1).astype(int)
+        sums = np.add.reduceat(values, edges[:-1], axis=axis)
+        values = sums / np.expand_dims(np.diff(edges), 1 - axis)
+    return values
+
+
 def _shown_box(black: Array, white: Array, stride: int, peak: float) -> tuple[int, int, int, int] | None:
     """The box around the pixels in which a black and a white photo differ: first and last row and column, at pixel edges."""
     across = np.abs(white[..., ::stride] - black[..., ::stride]).max(0)
@@ -140,7 +158,7 @@ def _straight(
             raise _crooked(f"a slope of {slope:.3g} along axis {axis}")
         straight = start + slope * at[axis][inner[axis]]
         off = seen[axis][inner] - np.expand_dims(straight, 1 - axis)
-        worst = float(np.abs(_block_means(off)).max()) / slope
+        worst = float(np.abs(block_means(off)).max()) / slope
         unit = unit_of(slope, size[axis])
         if not worst <= RESIDUAL * unit:
             name = ("vertically", "horizontally")[axis]
@@ -199,15 +217,6 @@ def _slope(values: NDArray[np.float64], places: NDArray[np.float64]) -> float:
 def _line(values: NDArray[np.float64], places: NDArray[np.float64], slope: float | None = None) -> tuple[float, float]:
     slope = _slope(values, places) if slope is None else slope
     return slope, float(values.mean() - slope * places.mean())
-
-
-def _block_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    for axis in (0, 1):
-        count = min(_BLOCKS, values.shape[axis])
-        edges = np.linspace(0, values.shape[axis], count + 1).astype(int)
-        sums = np.add.reduceat(values, edges[:-1], axis=axis)
-        values = sums / np.expand_dims(np.diff(edges), 1 - axis)
-    return values
 
 
 def _placed(

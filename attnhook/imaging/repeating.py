@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.synthetic_photos import coloured_photo, constant_photo, small_size
 from attnhook.options import Size
+
+Array = NDArray[np.float32]
 
 _SAME = 1e-4  # of the largest value: what a kernel that sums in another order may leave
 _ALIKE = 0.06  # of the way from black to white: 8-bit rounding, bfloat16
@@ -58,39 +61,44 @@ def check_repeats(
     """
     small = small_size(size)
     try:
-        first = call(coloured_photo(small)).pixels
+        first = _pixels(call, coloured_photo(small))
     except Exception:  # whatever the preprocessing raises on a photo so small
         small, repeats = size, 2
-        first = call(coloured_photo(small)).pixels
+        first = _pixels(call, coloured_photo(small))
     photo = coloured_photo(small)
     began, done = time.perf_counter(), 0
     while done < repeats or (drew() and done < _MORE and time.perf_counter() - began < _PATIENCE):
         done += 1
-        _check_same(first, call(photo).pixels, done)
+        _check_same(first, _pixels(call, photo), done)
         if done >= 2 and time.perf_counter() - began > 4 * _PATIENCE:
             break
     _check_content(call, photo, first)
 
 
-def _check_same(first: torch.Tensor, again: torch.Tensor, repeats: int) -> None:
+def _pixels(call: Callable[[Image.Image], ModelInputs], photo: Image.Image) -> Array:
+    pixels: Array = call(photo).pixels.detach().to("cpu", torch.float32).numpy()
+    return pixels
+
+
+def _check_same(first: Array, again: Array, repeats: int) -> None:
     if first.shape != again.shape:
         raise GeometryError(
-            f"cannot follow the preprocessing: expected the same input every time, got {tuple(first.shape)} and then {tuple(again.shape)} "
+            f"cannot follow the preprocessing: expected the same input every time, got {first.shape} and then {again.shape} "
             f"of the same photo (run {repeats + 1}). {_REMEDY}"
         )
-    off = float((first.double() - again.double()).abs().max())
-    if off > _SAME * float(first.double().abs().max()):
+    off = 0.0 if np.array_equal(first, again) else float(np.abs(first - again).max())
+    if not off <= _SAME * float(np.abs(first).max(initial=0)):
         raise GeometryError(
             f"cannot follow the preprocessing: expected the same input every time, got pixels that differ by up to {off:.3g} between two runs "
             f"on the same photo (run {repeats + 1}). {_REMEDY}"
         )
 
 
-def _check_content(call: Callable[[Image.Image], ModelInputs], photo: Image.Image, seen: torch.Tensor) -> None:
+def _check_content(call: Callable[[Image.Image], ModelInputs], photo: Image.Image, seen: Array) -> None:
     """What photo, negative and a photo of half the contrast become must add up, or the preprocessing looks at what it moves."""
     size = photo.height, photo.width
     black, white, negative, dull = (
-        call(other).pixels
+        _pixels(call, other)
         for other in (
             constant_photo(size, 0),
             constant_photo(size, 255),
@@ -98,16 +106,17 @@ def _check_content(call: Callable[[Image.Image], ModelInputs], photo: Image.Imag
             photo.point(lambda value: value // 2 + 64),
         )
     )
-    if len({tuple(one.shape) for one in (seen, black, white, negative, dull)}) > 1:
+    if len({one.shape for one in (seen, black, white, negative, dull)}) > 1:
         raise GeometryError(
-            f"cannot follow the preprocessing: expected an input whose size depends on the photo's size alone, got {tuple(seen.shape)} and "
-            f"{tuple(negative.shape)} of a photo and its negative. Leave out the step that looks at the photo's content, such as cropping margins."
+            f"cannot follow the preprocessing: expected an input whose size depends on the photo's size alone, got {seen.shape} and "
+            f"{negative.shape} of a photo and its negative. Leave out the step that looks at the photo's content, such as cropping margins."
         )
-    gain = white.double() - black.double()
-    reach = float(gain.abs().max())
-    sums = seen.double() + negative.double() - black.double() - white.double()
-    halves = dull.double() - black.double() - gain * (63.75 / 255) - (seen.double() - black.double()) / 2
-    unlike = max(float((off.abs() > _ALIKE * reach).double().mean()) for off in (sums, halves))
+    gain = white - black
+    reach = float(np.abs(gain).max(initial=0))
+    halves = dull - black - gain * (63.75 / 255) - (seen - black) / 2
+    unlike = max(
+        float((np.abs(off) > _ALIKE * reach).mean()) for off in (seen + negative - black - white, halves)
+    )
     if unlike > _MOST_UNLIKE:
         raise GeometryError(
             "cannot follow the preprocessing: expected the same to be done to every photo of a size, got "

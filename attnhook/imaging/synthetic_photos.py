@@ -2,7 +2,7 @@
 
 A ramp's brightness rises along one axis, from `LOW` to `HIGH` and along a parabola: the bend tells equalisation, contrast stretching and gamma
 from an affine change of brightness, since only the latter leaves a straight line when the parabola is undone. 8 bits are dithered with noise
-of a fixed seed, so that averages over a few pixels resolve far less than one grey level at any stride of sampling.
+of a fixed seed where a photo is longer than the levels go, so that averages over a few pixels resolve far less than one grey level at any stride of sampling.
 """
 
 from typing import Any
@@ -13,10 +13,11 @@ from PIL import Image
 
 from attnhook.options import Size
 
-LEVELS = 185
-"""Grey levels that a ramp spans."""
+_SPAN = 185  # grey levels
 _LOW = 20
 _BEND = 0.4
+LEVELS = _SPAN * (1 - _BEND)
+"""Grey levels per length of the photo at a ramp's dark end, where they are fewest."""
 _DITHER = 3  # levels; whole, so that rounding down keeps the mean
 _BAND = 251  # pixels across the ramp after which the noise repeats; prime
 _SMALL = 64
@@ -47,11 +48,14 @@ def ramp_photo(size: Size, axis: int) -> Image.Image:
     """
     length, across = size[axis], min(_BAND, size[1 - axis])
     t = (np.arange(length, dtype=np.float32) + 0.5) / length
-    levels = _LOW + LEVELS * ((1 - _BEND) * t + _BEND * t * t)
-    noise = np.random.default_rng(axis).random((across, length), dtype=np.float32)
-    noise *= _DITHER
-    noise += levels - (_DITHER - 1) / 2
-    pixels = noise.astype(np.uint8)
+    levels = _LOW + _SPAN * ((1 - _BEND) * t + _BEND * t * t)
+    if length <= LEVELS:  # a level or more per pixel: rounding alone is finer than noise
+        pixels = np.broadcast_to(np.rint(levels).astype(np.uint8), (across, length))
+    else:
+        noise = np.random.default_rng(axis).random((across, length), dtype=np.float32)
+        noise *= _DITHER
+        noise += levels - (_DITHER - 1) / 2
+        pixels = noise.astype(np.uint8)
     band = Image.fromarray(np.ascontiguousarray(pixels.T if axis == 0 else pixels)).convert("RGB")
     photo = Image.new("RGB", (size[1], size[0]))
     for start in range(0, size[1 - axis], across):
@@ -68,7 +72,7 @@ def decoded(brightness: NDArray[Any]) -> NDArray[Any]:
     Returns:
         The share of the way along the ramp's axis.
     """
-    level = (brightness * 255 - _LOW) / LEVELS
+    level = (brightness * 255 - _LOW) / _SPAN
     root = np.sqrt(np.maximum((1 - _BEND) ** 2 + 4 * _BEND * level, 0))
     found: NDArray[Any] = (root - (1 - _BEND)) / (2 * _BEND)
     return found
