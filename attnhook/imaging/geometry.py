@@ -2,10 +2,10 @@
 
 Coordinates are continuous and measured at pixel edges: a picture of height H spans 0..H, and the centre of row i is at i + 0.5. That is
 how Pillow, torchvision and `align_corners=False` resample, so no half pixel is lost on the way. Flips, rotations and random
-augmentation are out of scope.
+augmentation are refused.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -14,10 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.preprocessing import Crop, Resize, Step, centred_crop, processor_steps, timm_steps
+from attnhook.imaging.calling import image_processor_of, timm_config_of
+from attnhook.imaging.placements import Placement
+from attnhook.imaging.placing import known_steps, measured_placements, placements_of, size_and_photo
+from attnhook.imaging.preprocessing import Crop, Resize, Step, centred_crop, timm_steps
 from attnhook.imaging.rounding import CropRounding, shortest_edge_size
 from attnhook.options import Size, choose
 
+_Geometry = TypeVar("_Geometry")
 _Coordinate = TypeVar("_Coordinate", float, NDArray[np.floating[Any]], torch.Tensor)
 
 Box = tuple[float, float, float, float]
@@ -63,12 +67,82 @@ class ImageGeometry:
         return cls((height, width), (height, width), (1.0, 1.0), (0.0, 0.0), (0.0, 0.0, float(height), float(width)))
 
     @classmethod
-    def from_timm(cls, size: Size, data_config: Mapping[str, Any]) -> Self:
-        """Follow `timm.data.create_transform(**data_config, is_training=False)`.
+    def of(cls, preprocess: Any, photo_or_size: Any) -> Self:
+        """Find where the input lies that a preprocessing makes of a photo.
+
+        Where the steps are known exactly (torchvision's and timm's transforms, many image processors of transformers), they are used, once a
+        measurement has confirmed them. Anything else is measured (see `measured`), and the result remembered for this photo size.
+
+        Args:
+            preprocess: Whatever turns the photo into the model's input: a torchvision transform, a timm transform, data config or model, an
+                image processor of transformers, or any function of one PIL image. It may also be an `ImageGeometry`, or a function that
+                returns `(pixels, ImageGeometry)`.
+            photo_or_size: The photo, as anything that `read_image` takes, or its (height, width).
+
+        Returns:
+            The geometry.
+
+        Raises:
+            GeometryError: If the preprocessing is random, does more than resize, crop and pad, or makes several inputs; the message says
+                what was seen.
+
+        Example:
+            >>> ImageGeometry.of(lambda photo: np.asarray(photo.resize((224, 112))), (428, 640)).input_size
+            (112, 224)
+        """
+        return cls._only(cls.of_each(preprocess, photo_or_size))
+
+    @classmethod
+    def of_each(cls, preprocess: Any, photo_or_size: Any) -> tuple[Self | None, ...]:
+        """Find where each of several inputs lies, such as the tiles that LLaVA-NeXT or Idefics3 cut from one photo.
+
+        Args:
+            preprocess: As in `of`.
+            photo_or_size: As in `of`.
+
+        Returns:
+            One geometry per input, in order; None for an input that shows padding only.
+
+        Raises:
+            GeometryError: As in `of`.
+        """
+        size, photo = size_and_photo(photo_or_size)
+        size = _checked_size(size, "photo")
+        if isinstance(preprocess, ImageGeometry):
+            if preprocess.image_size != size:
+                raise GeometryError(
+                    f"the geometry is of another photo: expected image_size {size}, got {preprocess.image_size}. Make one for each photo size."
+                )
+            return (cls(**vars(preprocess)),)
+        return cls._each(placements_of(preprocess, size, photo, lambda: cls._known(preprocess, size)), size)
+
+    @classmethod
+    def measured(cls, preprocess: Any, size: Size) -> Self:
+        """Find where the input lies only by looking at what a preprocessing does with synthetic photos.
+
+        It is run on a black photo, a white photo and two ramps of the given size, and several times on a small photo to see whether it does
+        the same every time. The result is remembered. The global random generators are left as they were.
+
+        Args:
+            preprocess: As in `of`.
+            size: The photo's height and width, in pixels.
+
+        Returns:
+            The geometry.
+
+        Raises:
+            GeometryError: As in `of`.
+        """
+        size = _checked_size(size, "photo")
+        return cls._only(cls._each(measured_placements(preprocess, size), size))
+
+    @classmethod
+    def from_timm(cls, size: Size, data_config: Any) -> Self:
+        """Follow `timm.data.create_transform(**data_config, is_training=False)` without running it.
 
         Args:
             size: The photo's height and width, in pixels.
-            data_config: What `timm.data.resolve_data_config` returns for the model.
+            data_config: What `timm.data.resolve_data_config` returns for the model, or the timm model itself.
 
         Returns:
             The geometry.
@@ -81,11 +155,16 @@ class ImageGeometry:
             (224, 224)
         """
         start = cls.identity(size)
-        return start._apply(timm_steps(start.image_size, data_config))
+        if (config := timm_config_of(data_config)) is None:
+            raise GeometryError(
+                f"cannot follow timm's preprocessing: expected a data config or a timm model, got {type(data_config).__name__}. Pass what "
+                "timm.data.resolve_model_data_config(model) returns."
+            )
+        return start._apply(timm_steps(start.image_size, config))
 
     @classmethod
     def from_processor(cls, size: Size, processor: Any, *, input_size: Size | None = None) -> Self:
-        """Follow an image processor of transformers.
+        """Follow an image processor of transformers: the same as `of`.
 
         Args:
             size: The photo's height and width, in pixels.
@@ -93,13 +172,18 @@ class ImageGeometry:
             input_size: Height and width of the `pixel_values`, where the photo was padded at the bottom and right to a batch.
 
         Returns:
-            The geometry. For NaFlex processors the input is the picture that the patches tile.
+            The geometry. For packed patches the input is the picture that the patches tile.
 
         Raises:
-            GeometryError: If the processor has steps that cannot be followed; the message names them.
+            GeometryError: As in `of`.
         """
-        start = cls.identity(size)
-        geometry = start._apply(processor_steps(start.image_size, processor))
+        size = _checked_size(size, "photo")
+        if image_processor_of(processor) is None:
+            raise GeometryError(
+                f"cannot follow {type(processor).__name__}: expected an image processor of transformers, got something else. For any other "
+                "preprocessing use ImageGeometry.of(preprocess, size)."
+            )
+        geometry = cls.of(processor, size)
         return geometry if input_size is None else geometry.pad_to(input_size)
 
     @property
@@ -241,6 +325,29 @@ class ImageGeometry:
             The vertical and horizontal positions, in photo pixels.
         """
         return (y - self.offset[0]) / self.scale[0], (x - self.offset[1]) / self.scale[1]
+
+    @classmethod
+    def _known(cls, preprocess: Any, size: Size) -> Placement | None:
+        steps = known_steps(preprocess, size)
+        if steps is None:
+            return None
+        seen = cls.identity(size)._apply(steps)
+        return Placement(seen.input_size, seen.scale, seen.offset, seen.valid)
+
+    @classmethod
+    def _each(cls, placements: Any, size: Size) -> tuple[Self | None, ...]:
+        if isinstance(placements, ImageGeometry):  # the preprocessing said so itself
+            return (cls(**vars(placements)),)
+        return tuple(one and cls(size, one.input_size, one.scale, one.offset, one.valid) for one in placements)
+
+    @staticmethod
+    def _only(each: "tuple[_Geometry | None, ...]") -> "_Geometry":
+        if len(each) == 1 and each[0] is not None:
+            return each[0]
+        raise GeometryError(
+            f"the preprocessing makes several inputs of one photo: expected 1, got {len(each)}. Use ImageGeometry.of_each, which returns one "
+            "geometry for each."
+        )
 
     def _resized(self, size: Size) -> Self:
         height, width = _checked_size(size, "resized picture")

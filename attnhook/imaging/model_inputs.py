@@ -10,9 +10,30 @@ from torch import Tensor
 
 from attnhook.errors import GeometryError
 
-_PIXELS = ("pixel_values", "flattened_patches", "images", "pixels", "image")
+_PIXELS = (
+    "pixel_values",
+    "flattened_patches",
+    "image_pixel_values",
+    "pixel_values_images",
+    "images",
+    "pixels",
+    "image",
+)
 """Under which names libraries hand out the pixels."""
 _CHANNELS = (1, 3)
+_PACKED = frozenset(
+    {
+        "flattened_patches",
+        "image_grid_thw",
+        "image_grid_hw",
+        "image_grids",
+        "image_position_ids",
+        "image_token_pooling",
+        "num_soft_tokens_per_image",
+        "spatial_shapes",
+    }
+)
+"""What libraries hand out beside pixels that are a sequence of patches rather than pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,15 +41,21 @@ class ModelInputs:
     """What a model is fed for one photo.
 
     Attributes:
-        pixels: `(inputs, channels, height, width)`, one entry per input that was made of the photo; packed patches as they came.
+        pixels: `(inputs, channels, height, width)`, one entry per input that was made from the photo; with more than one leading axis, or as
+            packed patches, where the preprocessing hands them out that way.
         keywords: Everything that a dict or BatchFeature held, as tensors where that is possible, to be passed to the model as keywords; None
             where the preprocessing returned the pixels alone.
-        geometry: The `ImageGeometry` that a function of the user's returned beside the pixels, or None.
+        geometry: The `ImageGeometry` that the user's own function returned with the pixels, or None.
     """
 
     pixels: Tensor
     keywords: Mapping[str, Any] | None = None
     geometry: Any = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether the pixels are a sequence of patches, by what came with them."""
+        return self.keywords is not None and not _PACKED.isdisjoint(self.keywords)
 
 
 def as_inputs(made: Any) -> ModelInputs:
@@ -44,19 +71,18 @@ def as_inputs(made: Any) -> ModelInputs:
         GeometryError: If there are no pixels in it.
     """
     if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "input_size"):
-        return ModelInputs(_batched(_tensor(made[0])), geometry=made[1])
+        inputs = as_inputs(made[0])
+        return ModelInputs(inputs.pixels, inputs.keywords, made[1])
     if isinstance(made, Mapping) or (hasattr(made, "keys") and hasattr(made, "__getitem__")):
         keywords = {str(name): _as_tensor(made[name]) for name in made.keys()}  # noqa: SIM118 (a BatchFeature iterates otherwise)
         name = next((name for name in _PIXELS if isinstance(keywords.get(name), Tensor)), None)
         if name is None:
             raise GeometryError(
-                f"preprocess= made no pixels: expected {', '.join(map(repr, _PIXELS[:1]))} in what it returned, got {sorted(keywords)}. "
+                f"cannot read what the preprocessing returned: expected {_PIXELS[0]!r} in it, got {sorted(keywords)}. "
                 "Return the pixels alone, or a dict with pixel_values."
             )
-        packed = (
-            len(keywords) > 1 and keywords[name].dim() == 3 and keywords[name].shape[0] == 1
-        )  # (1, patches, values), with their positions
-        keywords[name] = keywords[name] if packed else _batched(keywords[name])
+        if _PACKED.isdisjoint(keywords):
+            keywords[name] = _batched(keywords[name])
         return ModelInputs(keywords[name], keywords)
     return ModelInputs(_batched(_tensor(made)))
 
@@ -71,21 +97,35 @@ def _as_tensor(value: Any) -> Any:
 
 def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
-        return value
-    if isinstance(value, list | tuple) and value and all(hasattr(one, "shape") for one in value):
+        return value.as_subclass(Tensor)  # torchvision's Image is one
+    if isinstance(value, list | tuple) and value and all(hasattr(one, "shape") or _nested(one) for one in value):
         parts = [_tensor(one) for one in value]
         if len({part.shape for part in parts}) == 1:
             return parts[0][None] if len(parts) == 1 else torch.stack(parts)
-    elif isinstance(value, np.ndarray | list) and np.asarray(value).dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, np.ndarray | list):
+        try:
+            array = np.asarray(value)
+        except ValueError:  # a ragged list
+            array = np.empty(0, object)
+        if array.dtype.kind in "fiub":
+            if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+                array = array.astype(np.int64)
+            return torch.from_numpy(np.ascontiguousarray(array))
     raise GeometryError(
-        f"preprocess= made no pixels: expected a tensor, an array, a dict with pixel_values, or (pixels, ImageGeometry), got "
+        "cannot read what the preprocessing returned: expected a tensor, an array, a dict with pixel_values, or (pixels, ImageGeometry), got "
         f"{type(value).__name__}. Return what the model is fed."
     )
 
 
+def _nested(value: Any) -> bool:
+    """Whether a list holds arrays or tensors, as slow processors return them."""
+    return (
+        isinstance(value, list | tuple) and bool(value) and all(hasattr(one, "shape") or _nested(one) for one in value)
+    )
+
+
 def _batched(pixels: Tensor) -> Tensor:
-    """With a batch axis, channels first; packed patches as they are."""
+    """With a batch axis, channels first."""
     if pixels.dim() in (3, 4) and pixels.shape[-1] in _CHANNELS and pixels.shape[-3] not in _CHANNELS:
         pixels = pixels.movedim(-1, -3)
     return pixels[None] if pixels.dim() == 3 and pixels.shape[0] in _CHANNELS else pixels

@@ -6,16 +6,12 @@ from typing import Any
 from PIL import Image
 
 from attnhook.errors import GeometryError
-from attnhook.imaging import _pending
+from attnhook.imaging.calling import run
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.options import Size
 
 _CHANNELS = (1, 3)
-_run, _geometry_of = (
-    _pending.run,
-    _pending.geometry_of,
-)  # the one place that knows how to run and to follow any preprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +42,7 @@ def prepare(preprocess: Any, photo: Image.Image) -> Prepared:
             of the size that the geometry says.
     """
     size = (photo.height, photo.width)  # before the call: a preprocessing may work in place
-    inputs = _run(preprocess, photo)
+    inputs = run(preprocess, photo)
     shape = tuple(inputs.pixels.shape)
     pictures = len(shape) in (4, 5) and shape[-3] in _CHANNELS
     count = shape[0] * (shape[1] if len(shape) == 5 else 1)
@@ -55,7 +51,7 @@ def prepare(preprocess: Any, photo: Image.Image) -> Prepared:
             f"preprocess= made {count} inputs of one photo: expected one, got pixels {shape}. Turn tiling off, or return the input that you "
             "want to look at."
         )
-    geometry = _geometry_of(preprocess, size) if inputs.geometry is None else inputs.geometry
+    geometry = ImageGeometry.of(preprocess, size) if inputs.geometry is None else inputs.geometry
     if geometry.image_size != size:
         raise GeometryError(
             f"preprocess= returned the geometry of another photo: expected image_size {size}, got {geometry.image_size}. Begin it with "
@@ -81,6 +77,6 @@ def seen_size(preprocess: Any, size: Size) -> Size | None:
         The input's height and width, or None where that is not known; `prepare` says why.
     """
     try:
-        return _geometry_of(preprocess, size).input_size
+        return ImageGeometry.of(preprocess, size).input_size
     except Exception:  # whatever a preprocessing raises on a photo that it was not made for
         return None

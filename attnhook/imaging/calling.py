@@ -1,0 +1,126 @@
+"""How each kind of preprocessing is called on a photo."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.model_inputs import ModelInputs, as_inputs
+
+_PROCESSOR_BASES = frozenset({"ImageProcessingMixin", "BaseImageProcessor"})
+
+
+def run(preprocess: Any, photo: Image.Image) -> ModelInputs:
+    """Run a preprocessing on a photo.
+
+    Args:
+        preprocess: A transform, an image processor, a processor that contains one, a timm data config or model, or any callable.
+        photo: The photo, RGB, upright.
+
+    Returns:
+        What the model is fed.
+    """
+    return as_inputs(call_of(preprocess)(photo))
+
+
+def call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
+    """Find out how a preprocessing is called.
+
+    Args:
+        preprocess: As in `run`.
+
+    Returns:
+        A function of one photo.
+
+    Raises:
+        GeometryError: If it cannot be called on a photo.
+    """
+    if (processor := image_processor_of(preprocess)) is not None:
+        return lambda photo: processor(images=photo, return_tensors="pt")
+    if (config := timm_config_of(preprocess)) is not None:
+        import timm.data
+
+        known = inspect.signature(timm.data.create_transform).parameters
+        options = {name: value for name, value in config.items() if name in known and name != "is_training"}
+        transform: Callable[[Image.Image], Any] = timm.data.create_transform(**options, is_training=False)
+        return transform
+    if type(preprocess).__module__.split(".")[0] == "albumentations":
+        return lambda photo: preprocess(image=np.asarray(photo))["image"]
+    if callable(preprocess):
+        call: Callable[[Image.Image], Any] = preprocess
+        return call
+    raise GeometryError(
+        "cannot preprocess a photo: expected a transform, an image processor, a timm data config or a function of one PIL image, got "
+        f"{type(preprocess).__name__}. Pass whatever turns your photo into the model's input."
+    )
+
+
+def colourless_call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
+    """Like `call_of`, without a standardisation of brightness per image that is known to move no pixels.
+
+    Pix2Struct and Kosmos-2.5 divide every image by its own standard deviation, which would leave nothing to measure.
+
+    Args:
+        preprocess: As in `run`.
+
+    Returns:
+        A function of one photo.
+    """
+    processor = image_processor_of(preprocess)
+    if processor is not None and shipped(processor) and getattr(processor, "do_normalize", False):
+        if getattr(processor, "image_mean", None) is None:
+            return lambda photo: processor(
+                images=np.asarray(photo, np.float32),
+                return_tensors="pt",
+                do_normalize=False,
+                input_data_format="channels_last",
+            )
+    return call_of(preprocess)
+
+
+def image_processor_of(preprocess: Any) -> Any:
+    """Find the image processor of transformers that something is or contains.
+
+    Args:
+        preprocess: Anything.
+
+    Returns:
+        The image processor, or None.
+    """
+    for candidate in (preprocess, getattr(preprocess, "image_processor", None)):
+        if any(base.__name__ in _PROCESSOR_BASES for base in type(candidate).__mro__):
+            return candidate
+    return None
+
+
+def shipped(processor: Any) -> bool:
+    """Tell a processor of transformers from a subclass of somebody's.
+
+    Args:
+        processor: An image processor.
+
+    Returns:
+        Whether its class is transformers' own.
+    """
+    return type(processor).__module__.split(".")[0] == "transformers"
+
+
+def timm_config_of(preprocess: Any) -> Mapping[str, Any] | None:
+    """Read timm's data configuration off something.
+
+    Args:
+        preprocess: A timm model, a data config, or anything else.
+
+    Returns:
+        What `timm.data.resolve_model_data_config` returns for the model, the mapping itself, or None.
+    """
+    if isinstance(preprocess, torch.nn.Module) and hasattr(preprocess, "pretrained_cfg"):
+        import timm.data
+
+        config: Mapping[str, Any] = timm.data.resolve_model_data_config(preprocess)
+        return config
+    return preprocess if isinstance(preprocess, Mapping) else None

@@ -1,0 +1,158 @@
+"""Decides, for any preprocessing and photo size, where the inputs lie: by steps that are known, by measuring, or by what it says itself."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.calling import colourless_call_of, image_processor_of, run, shipped, timm_config_of
+from attnhook.imaging.images import read_image
+from attnhook.imaging.measurement import measure
+from attnhook.imaging.placements import Placement, UnmeasurableError, disagreement
+from attnhook.imaging.preprocessing import Step, processor_steps, timm_steps
+from attnhook.imaging.remembering import memory_of
+from attnhook.imaging.synthetic_photos import constant_photo
+from attnhook.imaging.transform_steps import check_evaluation, transform_steps
+from attnhook.options import Size
+
+_OWN = "says it itself"
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_ORIENTATION = 0x0112
+_REPEATS = 8
+_SHIPPED_REPEATS = 1  # transformers' own processors: no random steps unless a generator is used
+
+
+def size_and_photo(photo_or_size: Any) -> tuple[Size, Image.Image | None]:
+    """Tell a photo from a size.
+
+    Args:
+        photo_or_size: Height and width, or what `read_image` takes.
+
+    Returns:
+        Height and width of the upright photo, and the photo, unless a size was given.
+    """
+    if isinstance(photo_or_size, tuple | list):
+        return tuple(photo_or_size), None  # type: ignore[return-value]  # checked by the caller
+    if isinstance(photo_or_size, Image.Image):
+        turned = photo_or_size.getexif().get(_ORIENTATION) in _TURNED
+        width, height = photo_or_size.size
+        return ((width, height) if turned else (height, width)), photo_or_size
+    photo = read_image(photo_or_size)
+    return (photo.height, photo.width), photo
+
+
+def known_steps(preprocess: Any, size: Size) -> list[Step] | None:
+    """Read the steps of a preprocessing where they are known exactly.
+
+    Args:
+        preprocess: A preprocessing of any kind.
+        size: The photo's height and width.
+
+    Returns:
+        The steps, or None where it has to be measured.
+
+    Raises:
+        GeometryError: If it is random by what it is.
+    """
+    check_evaluation(preprocess)
+    if (config := timm_config_of(preprocess)) is not None:
+        return timm_steps(size, config)
+    if (processor := image_processor_of(preprocess)) is not None:
+        try:
+            return processor_steps(size, processor)
+        except GeometryError:
+            return None
+    return transform_steps(size, preprocess)
+
+
+def placements_of(
+    preprocess: Any, size: Size, photo: Image.Image | None, known: Callable[[], Placement | None]
+) -> tuple[Placement | None, ...] | Any:
+    """Find where the inputs lie that a preprocessing makes of a photo.
+
+    Args:
+        preprocess: A preprocessing of any kind.
+        size: The photo's height and width.
+        photo: The photo, where there is one.
+        known: A function that returns the placement by its exact steps, or None.
+
+    Returns:
+        The placements, one per input; or the `ImageGeometry` that the preprocessing itself returned.
+
+    Raises:
+        GeometryError: If it cannot be followed.
+    """
+    memory = memory_of(preprocess)
+    if memory.answers.get(_OWN):
+        return _own_geometry(preprocess, size, photo)
+    exact = known()
+    if exact is not None:
+        kind = ("agrees", size[0] > size[1], *(math.floor(math.log2(edge)) for edge in size))
+        agrees = memory.answers.get(kind)
+        if agrees is None:
+            agrees = memory.keep(kind, _agree(exact, preprocess, size, memory))
+        if agrees:
+            return (exact,)
+    if size not in memory.answers and memory.keep(size, _measured(preprocess, size)) is None:
+        del memory.answers[size]
+        memory.keep(_OWN, True)
+        return _own_geometry(preprocess, size, photo)
+    return memory.answers[size]
+
+
+def measured_placements(preprocess: Any, size: Size) -> tuple[Placement | None, ...] | Any:
+    """Find where the inputs lie by measuring alone.
+
+    Args:
+        preprocess: A preprocessing of any kind.
+        size: The photo's height and width.
+
+    Returns:
+        As `placements_of`.
+    """
+    check_evaluation(preprocess)
+    return placements_of(preprocess, size, None, lambda: None)
+
+
+def _agree(exact: Placement, preprocess: Any, size: Size, memory: Any) -> bool:
+    try:
+        found = _measured(preprocess, size, repeats=0)
+    except UnmeasurableError:
+        return True
+    if found is not None:
+        if len(found) == 1 and found[0] is not None and disagreement(exact, found[0]) is None:
+            return True
+        memory.keep(size, _measured(preprocess, size))  # the steps are not what they seem: nothing is taken for granted
+    return False
+
+
+def _measured(preprocess: Any, size: Size, repeats: int | None = None) -> tuple[Placement | None, ...] | None:
+    processor = image_processor_of(preprocess)
+    if repeats is None:
+        repeats = _SHIPPED_REPEATS if processor is not None and shipped(processor) else _REPEATS
+    side = getattr(processor, "patch_size", None)
+    if side is not None and not isinstance(side, int):
+        side = side.get("height") if hasattr(side, "get") else getattr(side, "height", None)
+    return measure(colourless_call_of(preprocess), size, repeats=repeats, patch_side=side)
+
+
+def _own_geometry(preprocess: Any, size: Size, photo: Image.Image | None) -> Any:
+    inputs = run(preprocess, constant_photo(size, 128) if photo is None else read_image(photo))
+    geometry, shape = inputs.geometry, tuple(inputs.pixels.shape)
+    if geometry is None:
+        raise GeometryError(
+            "cannot follow the preprocessing: expected (pixels, ImageGeometry) of every photo, as of the first, got pixels alone. Return both."
+        )
+    if tuple(geometry.image_size) != tuple(size):
+        raise GeometryError(
+            f"the geometry that the preprocessing returned is of another photo: expected image_size {tuple(size)}, got {geometry.image_size}. "
+            "Start it with ImageGeometry.identity((photo.height, photo.width))."
+        )
+    if not inputs.packed and len(shape) >= 3 and shape[-2:] != tuple(geometry.input_size):
+        raise GeometryError(
+            f"the geometry that the preprocessing returned does not fit its pixels: expected input_size {shape[-2:]}, got "
+            f"{geometry.input_size}. Give the geometry every step that the pixels went through."
+        )
+    return geometry

@@ -1,0 +1,108 @@
+"""Grey photos in which every pixel says where it is.
+
+A ramp's brightness rises along one axis, from `LOW` to `HIGH` and along a parabola: the bend tells equalisation, contrast stretching and gamma
+from an affine change of brightness, since only the latter leaves a straight line when the parabola is undone. 8 bits are dithered with noise
+of a fixed seed where a photo is longer than the levels go, so that averages over a few pixels resolve far less than one grey level at any stride of sampling.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from attnhook.options import Size
+
+_SPAN = 185  # grey levels
+_LOW = 20
+_BEND = 0.4
+LEVELS = _SPAN * (1 - _BEND)
+"""Grey levels per length of the photo at a ramp's dark end, where they are fewest."""
+_DITHER = 3  # levels; whole, so that rounding down keeps the mean
+_BAND = 251  # pixels across the ramp after which the noise repeats; prime
+_SMALL = 64
+
+
+def constant_photo(size: Size, level: int) -> Image.Image:
+    """Make a photo of one grey.
+
+    Args:
+        size: Height and width, in pixels.
+        level: Its brightness, 0 to 255.
+
+    Returns:
+        The photo, RGB.
+    """
+    return Image.new("RGB", (size[1], size[0]), (level,) * 3)
+
+
+def ramp_photo(size: Size, axis: int) -> Image.Image:
+    """Make a photo whose brightness says how far along one axis a pixel is.
+
+    Args:
+        size: Height and width, in pixels.
+        axis: 0 for a ramp from top to bottom, 1 from left to right.
+
+    Returns:
+        The photo, RGB.
+    """
+    length, across = size[axis], min(_BAND, size[1 - axis])
+    t = (np.arange(length, dtype=np.float32) + 0.5) / length
+    levels = _LOW + _SPAN * ((1 - _BEND) * t + _BEND * t * t)
+    if length <= LEVELS:  # a level or more per pixel: rounding alone is finer than noise
+        pixels = np.broadcast_to(np.rint(levels).astype(np.uint8), (across, length))
+    else:
+        noise = np.random.default_rng(axis).random((across, length), dtype=np.float32)
+        noise *= _DITHER
+        noise += levels - (_DITHER - 1) / 2
+        pixels = noise.astype(np.uint8)
+    band = Image.fromarray(np.ascontiguousarray(pixels.T if axis == 0 else pixels)).convert("RGB")
+    photo = Image.new("RGB", (size[1], size[0]))
+    for start in range(0, size[1 - axis], across):
+        photo.paste(band, (start, 0) if axis == 0 else (0, start))
+    return photo
+
+
+def decoded(brightness: NDArray[Any]) -> NDArray[Any]:
+    """Undo a ramp's brightness.
+
+    Args:
+        brightness: Brightness as a share of the way from a black to a white photo.
+
+    Returns:
+        The share of the way along the ramp's axis.
+    """
+    level = (brightness * 255 - _LOW) / _SPAN
+    root = np.sqrt(np.maximum((1 - _BEND) ** 2 + 4 * _BEND * level, 0))
+    found: NDArray[Any] = (root - (1 - _BEND)) / (2 * _BEND)
+    return found
+
+
+def small_size(size: Size) -> Size:
+    """Shrink a size for tests that need many photos.
+
+    Args:
+        size: Height and width, in pixels.
+
+    Returns:
+        The same aspect ratio with a longer edge of at most 64 pixels.
+    """
+    factor = min(1.0, _SMALL / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def coloured_photo(size: Size) -> Image.Image:
+    """Make a photo with a different value everywhere: ramps of colour with a dark, coloured patch off the centre on a bright ground.
+
+    Args:
+        size: Height and width, in pixels.
+
+    Returns:
+        The photo, RGB. Its values stay between 40 and 215, so that sharpening or ringing is not clipped.
+    """
+    y, x = ((np.arange(length) + 0.5) / length for length in size)
+    planes = [175 + 40 * np.add.outer(0 * y, x), 175 + 40 * np.add.outer(y, 0 * x), 215 - 20 * np.add.outer(y, x)]
+    pixels = np.stack(planes, axis=-1)
+    top, left, bottom, right = size[0] // 5, size[1] // 4, size[0] * 3 // 5 + 1, size[1] // 2 + 1
+    pixels[top:bottom, left:right] -= 130
+    return Image.fromarray(np.clip(pixels, 40, 215).astype(np.uint8))

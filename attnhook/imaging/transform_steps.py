@@ -1,0 +1,156 @@
+"""Reads the resizes, crops and borders off torchvision's and timm's transforms, by class names and attributes, so that neither is imported."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.preprocessing import Crop, Resize, Step, centred_crop
+from attnhook.imaging.rounding import CropRounding, kept_ratio_size, shortest_edge_size
+from attnhook.options import Size
+
+_LIBRARIES = ("torchvision.transforms", "timm.data")
+_AUGMENTERS = ("torchvision", "timm", "albumentations", "kornia", "torch")
+_COLOURS = frozenset(
+    {
+        "ConvertImageDtype",
+        "Grayscale",
+        "Identity",
+        "MaybePILToTensor",
+        "MaybeToTensor",
+        "Normalize",
+        "PILToTensor",
+        "RGB",
+        "ToDtype",
+        "ToImage",
+        "ToNumpy",
+        "ToPILImage",
+        "ToPureTensor",
+        "ToTensor",
+    }
+)
+"""Transforms that move no pixels."""
+_RANDOM = frozenset(
+    {"AugMix", "AutoAugment", "ColorJitter", "ColorJiggle", "CutMix", "ElasticTransform", "MixUp", "RandAugment"}
+    | {"ScaleJitter", "TrivialAugmentWide"}
+)
+
+
+def transform_steps(size: Size, transform: Any) -> list[Step] | None:
+    """Read what a transform does to a photo.
+
+    Args:
+        size: The photo's height and width, in pixels.
+        transform: A torchvision or timm transform, or a `Compose` or `nn.Sequential` of them.
+
+    Returns:
+        The steps, in order, or None where some of it is not known here.
+    """
+    steps: list[Step] = []
+    for one in _parts(transform):
+        found = _steps(size, one)
+        if found is None:
+            return None
+        steps += found
+        size = found[-1].size if found else size
+    return steps
+
+
+def check_evaluation(transform: Any) -> None:
+    """Refuse transforms that are random by what they are.
+
+    Args:
+        transform: Anything.
+
+    Raises:
+        GeometryError: If there is a random transform in it; the message names it.
+    """
+    for one in _parts(transform):
+        kind = type(one)
+        if kind.__module__.split(".")[0] not in _AUGMENTERS:
+            continue
+        sometimes = kind.__module__.startswith("albumentations") and 0 < float(getattr(one, "p", 1)) < 1
+        scaled = getattr(one, "random_scale_prob", 0) or getattr(one, "random_aspect_prob", 0)
+        if kind.__name__.startswith("Random") or kind.__name__ in _RANDOM or sometimes or scaled:
+            raise GeometryError(
+                f"cannot follow the preprocessing: expected the same to be done to every photo, got the random transform {kind.__name__}. "
+                "Take it out, or use the evaluation form of the transform."
+            )
+
+
+def _parts(transform: Any) -> Iterable[Any]:
+    inner = getattr(transform, "transforms", None)
+    if isinstance(inner, list | tuple | torch.nn.ModuleList):
+        for one in inner:
+            yield from _parts(one)
+        if type(transform).__name__ in {"Compose", "ReplayCompose"}:
+            return
+    elif isinstance(transform, torch.nn.Sequential):
+        for one in transform:
+            yield from _parts(one)
+        if type(transform) is torch.nn.Sequential:
+            return
+    yield transform
+
+
+def _steps(size: Size, transform: Any) -> list[Step] | None:
+    kind = type(transform)
+    if not kind.__module__.startswith(_LIBRARIES):
+        return None
+    match kind.__name__:
+        case name if name in _COLOURS:
+            return []
+        case "Resize":
+            return _resize(size, transform.size, getattr(transform, "max_size", None))
+        case "CenterCrop" | "CenterCropOrPad":
+            if (crop := _pair(transform.size)) is None or getattr(transform, "padding_mode", "constant") != "constant":
+                return None
+            return [centred_crop(size, crop, CropRounding.TORCHVISION)]
+        case "Pad":
+            return _pad(size, transform)
+        case "ResizeKeepRatio":
+            if transform.longest not in (0.0, 1.0) or isinstance(transform.interpolation, list | tuple):
+                return None
+            return [Resize(kept_ratio_size(size, transform.size, longest=transform.longest == 1.0))]
+        case "TrimBorder":
+            border = transform.border_size
+            left = size[0] - 2 * border, size[1] - 2 * border
+            return [Crop((border, border), left)] if min(left) > 0 else None
+        case "ImageClassification":
+            resized = _resize(size, transform.resize_size, None)
+            crop = _pair(transform.crop_size)
+            if resized is None or crop is None:
+                return None
+            return [*resized, centred_crop(resized[-1].size, crop, CropRounding.TORCHVISION)]
+    return None
+
+
+def _resize(size: Size, wanted: Any, longest: int | None) -> list[Step] | None:
+    numbers = [wanted] if isinstance(wanted, int) else list(wanted) if isinstance(wanted, list | tuple) else []
+    if len(numbers) == 1:
+        return [Resize(shortest_edge_size(size, int(numbers[0]), longest))]
+    return [Resize((int(numbers[0]), int(numbers[1])))] if len(numbers) == 2 and longest is None else None
+
+
+def _pad(size: Size, transform: Any) -> list[Step] | None:
+    padding = transform.padding
+    if transform.padding_mode != "constant":
+        return None  # measured: what mirrors the photo is no border of one colour
+    numbers = [padding] if isinstance(padding, int) else list(padding) if isinstance(padding, list | tuple) else []
+    if len(numbers) == 1:
+        numbers *= 4
+    elif len(numbers) == 2:
+        numbers *= 2
+    if len(numbers) != 4 or min(numbers) < 0:
+        return None
+    left, top, right, bottom = numbers
+    return [Crop((-top, -left), (size[0] + top + bottom, size[1] + left + right))]
+
+
+def _pair(size: Any) -> Size | None:
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list | tuple) and len(size) in (1, 2):
+        return int(size[0]), int(size[-1])
+    return None
