@@ -74,7 +74,7 @@ class ForwardRecord:
             self.grid, self.area = size(tokens.grid), size(tokens.area)
             self.input_size = self.input_size or self.area
 
-    def saw_grid(self, embedding: Any, module: nn.Module) -> None:
+    def saw_grid(self, args: tuple[Any, ...], embedding: Any, module: nn.Module) -> None:
         """Read the patch grid off the patch embedding's output, `(batch, width, h, w)` or `(batch, width, frames, h, w)`."""
         if not isinstance(embedding, Tensor) or embedding.dim() not in (4, 5):
             return
@@ -82,9 +82,25 @@ class ForwardRecord:
         self.frames = embedding.shape[2] if embedding.dim() == 5 else 1
         stride = getattr(module, "stride", None)
         if isinstance(stride, tuple) and len(stride) in (2, 3):
-            self.area = (self.grid[0] * int(stride[-2]), self.grid[1] * int(stride[-1]))
+            rows, columns = self._pixels_per_step(args)
+            self.area = (
+                (self.grid[0] * int(stride[-2]) * rows, self.grid[1] * int(stride[-1]) * columns)
+                if rows and columns
+                else None
+            )
         else:
             self.area = self.input_size
+
+    def _pixels_per_step(self, args: tuple[Any, ...]) -> Size:
+        """Pixels of the image per position of what the patch embedding was fed: more than 1 behind a CNN, 0 where that cannot be told."""
+        fed = args[0].shape[-2:] if args and isinstance(args[0], Tensor) and args[0].dim() >= 4 else self.input_size
+        if self.input_size is None or fed is None:
+            return 1, 1
+        steps = [
+            1 if short >= long else long // short * (long % short == 0)
+            for short, long in zip(fed, self.input_size, strict=True)
+        ]
+        return steps[0], steps[1]
 
     def layout(self, plan: CapturePlan) -> TokenLayout | PackedLayout | str:
         """The layout of the whole sequence, or why there is none."""

@@ -358,7 +358,7 @@ _WATCHES: dict[Kernel, tuple[type[Scope], tuple[ReplacedFunction, ...]]] = {
 
 
 def _grid_seen(scope: Scope, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    scope.record.saw_grid(output, module)
+    scope.record.saw_grid(args, output, module)
 
 
 def _inputs_seen(site: str, scope: Scope, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:

@@ -92,11 +92,11 @@ def test_a_mask_that_goes_away_costs_its_own_scores_alone(tmp_path) -> None:
 
 def test_uniform_attention_is_that_of_the_block_of_the_map() -> None:
     vision = seeing(timm.create_model("pit_ti_224", num_classes=3), "timm:pit", 224, 224)
-    found = alone([vision], [photo()], depths=[0.1, 1])
+    found = alone([vision], [photo()], depths=[0.5, 1])
     measurement = found.measurements[0, 0]
     assert measurement.maps["raw_attention"].uniform == 1 / 50
-    assert measurement.maps["raw_attention@0.1"].uniform == 1 / (27 * 27 + 1)
-    assert [one["uniform"] for one in reports._maps(found)] == [1 / 50, 1 / 730]
+    assert measurement.maps["raw_attention@0.5"].uniform == 1 / (14 * 14 + 1)
+    assert [one["uniform"] for one in reports._maps(found)] == [1 / 50, 1 / 197]
     # A later stage's grid is not the one that positions were made for.
     assert found.notes == ()
 
