@@ -163,11 +163,17 @@ def _own_preprocessing(model: nn.Module) -> tuple[Any, str]:
     config = timm_data_config(model)
     if config is None:
         raise ValueError(missing_preprocess(model))
-    import timm
-
     height, width = config["input_size"][1:]
     words = f"its own pretrained_cfg: {height} x {width} px, crop_pct {config['crop_pct']:g}"
-    return timm.data.create_transform(**config, is_training=False), words
+    return _timm_transform(tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in config.items())), words
+
+
+@cache
+def _timm_transform(config: tuple[tuple[str, Any], ...]) -> Any:
+    """One object per configuration: geometries are remembered by it."""
+    import timm
+
+    return timm.data.create_transform(**dict(config), is_training=False)
 
 
 @cache

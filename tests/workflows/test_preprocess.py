@@ -197,6 +197,7 @@ def test_a_timm_model_brings_its_own_and_says_so(caplog, tmp_path):
     assert torch.equal(explicit.attention, result.attention)
     assert explicit.caption.startswith("test_vit, raw_attention")
     assert VisionModel(model).input_size == (160, 160)
+    assert VisionModel(model).preprocessing is VisionModel(model).preprocessing
     found = compare([model], [PHOTO], cache=None, progress=False)
     assert [entry.name for entry in found.models] == ["test_vit"]
     assert [entry.library for entry in found.models] == ["timm"]
