@@ -8,6 +8,7 @@ import timm
 import transformers
 from PIL import Image
 from skimage.data import chelsea
+from torchvision import transforms
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -37,12 +38,27 @@ def size_of(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-@pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize("picture", ["cat-timm.png", "cat-hf.png"])
-def test_ten_lines(cat: Path, picture: str) -> None:
-    (block,) = [block for block in BLOCKS if picture in block]
-    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 (our own README)
-    assert size_of(cat / picture) == (451, 300)
+def test_the_first_examples(cat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a model, a transform and a processor of one's own, as the text says."""
+    config = transformers.Dinov2Config(hidden_size=48, num_hidden_layers=2, num_attention_heads=4)
+    names = {
+        "model": timm.create_model("test_vit").eval(),
+        "transform": transforms.Compose([transforms.Resize(180), transforms.CenterCrop(160), transforms.ToTensor()]),
+        "photo": Image.open("cat.jpg"),
+    }
+    for picture in ("cat.png", "cat-attention.png", "cat-processor.png"):
+        if picture == "cat-processor.png":
+            names["model"] = transformers.Dinov2Model(config).eval()
+            names["processor"] = transformers.BitImageProcessor(
+                size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}
+            )
+        (block,) = [block for block in BLOCKS if f'"{picture}"' in block]
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102 (our own README)
+        assert size_of(cat / picture) == (451, 300)
+    with Image.open("cat.png") as one, Image.open("cat-attention.png") as other:
+        assert one.tobytes() == other.tobytes()
+    assert len(names["attentions"]) == 2
+    assert "raw attention of block" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -125,4 +141,4 @@ def test_a_whole_data_set(cat: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_every_block_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 12
+    assert len(BLOCKS) == 13
