@@ -312,7 +312,7 @@ def _remedy(shape: tuple[int, ...], size: tuple[int, int]) -> str:
             f"The geometry was made for a photo of {shape[0]} x {shape[1]} (height x width): make it from this photo's "
             "(photo.height, photo.width)."
         )
-    return "Interpolate a patch map first: heatmap(patch_map, geometry), with the geometry of this photo."
+    return "Of a patch map pass what turned the photo into pixels, too: overlay(photo, patch_map, transform)."
 
 
 def _is_flat(low: float, high: float) -> bool:

@@ -64,7 +64,9 @@ def walk(cases, options, sizes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--options", type=int, default=0, help="random settings per preprocessing, each at one of the six sizes in turn")
+    parser.add_argument(
+        "--options", type=int, default=0, help="random settings per preprocessing, each at one of the six sizes in turn"
+    )
     parser.add_argument("--only", default="", help="part of a name")
     parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many of the six sizes at default settings")
     parser.add_argument("--part", default="0/1", help="every n-th case, such as 0/2")
@@ -95,7 +97,9 @@ def main():
     partly = [name for name, words in by_case.items() if words["refused"] and words["followed"]]
     never = [name for name, words in by_case.items() if not words["followed"] and not words["refused"]]
     print(f"\n{len(by_case)} preprocessings, {sum(total.values())} cases in {time.time() - began:.0f} s: {dict(total)}")
-    print(f"refused always: {refused}\nrefused at some sizes or settings: {partly}\nneither followed nor refused: {never}")
+    print(
+        f"refused always: {refused}\nrefused at some sizes or settings: {partly}\nneither followed nor refused: {never}"
+    )
     return 1 if total["wrong"] or total["crashed"] else 0
 
 

@@ -249,7 +249,11 @@ def test_other_inputs(tmp_path):
         ({"scale": "uniform", "uniform": 197}, ValueError, r"uniform=197"),
         ({"scale": "percentile"}, ValueError, r"'minmax', 'robust', 'uniform', got 'percentile'"),
         ({"scale": (1, 1)}, ValueError, r"lowest < highest, got \(1.0, 1.0\)"),
-        ({"heatmap": np.ones((14, 14))}, GeometryError, r"\(40, 60\), got \(14, 14\).*heatmap\(patch_map, geometry\)"),
+        (
+            {"heatmap": np.ones((14, 14))},
+            GeometryError,
+            r"\(40, 60\), got \(14, 14\).*overlay\(photo, patch_map, transform\)",
+        ),
         ({"heatmap": np.ones((60, 40))}, GeometryError, r"\(40, 60\), got \(60, 40\)\. Height and width look swapped"),
         ({"heatmap": np.ones((150, 451))}, GeometryError, r"The geometry was made for a photo of 150 x 451 \(height x"),
         ({"heatmap": np.ones((3, 40, 60))}, GeometryError, r"got \(3, 40, 60\).*heatmaps\[0\]"),

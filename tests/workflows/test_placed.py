@@ -1,0 +1,125 @@
+"""A map lies in the same place however it gets there: by hand with the transform, by `attend`, with a geometry."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import v2
+
+from attnhook import AttentionCapture, ImageGeometry, VisionModel, attend, raw_attention, received_attention, rollout
+from attnhook.errors import GeometryError
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 150, 3), np.uint8))
+NORMALISE = transforms.Normalize([0.5] * 3, [0.5] * 3)
+COMPOSE = transforms.Compose([transforms.Resize(72), transforms.CenterCrop(64), transforms.ToTensor(), NORMALISE])
+NEWER = v2.Compose([v2.Resize((64, 64)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def by_hand(photo):
+    """Letterboxed, blue first, as OpenCV's users have it."""
+    small = photo.copy()
+    small.thumbnail((64, 64))
+    square = Image.new("RGB", (64, 64), (114, 114, 114))
+    square.paste(small, ((64 - small.width) // 2, (64 - small.height) // 2))
+    return np.asarray(square)[:, :, ::-1].transpose(2, 0, 1).astype(np.float32) / 255
+
+
+def timm_model():
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=48, num_heads=3).eval()
+
+
+def hf_model():
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=64, image_size=64
+    )
+    return transformers.ViTModel(config).eval()
+
+
+PROCESSOR = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
+CASES = {
+    "compose": (timm_model, COMPOSE, lambda: COMPOSE(PHOTO)[None]),
+    "v2": (timm_model, NEWER, lambda: NEWER(PHOTO)[None]),
+    "numpy": (timm_model, by_hand, lambda: torch.from_numpy(by_hand(PHOTO))[None]),
+    "processor": (hf_model, PROCESSOR, lambda: PROCESSOR(images=PHOTO, return_tensors="pt")["pixel_values"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("style", ["heat", "patches", "contours"])
+def test_by_hand_is_pixel_for_pixel_what_attend_draws(case, style):
+    build, preprocess, pixels = CASES[case]
+    model = build()
+    with torch.inference_mode(), AttentionCapture(model) as capture:
+        model(pixels())
+    by_hand_picture = raw_attention(capture.maps).overlay(PHOTO, preprocess, style=style)
+    (result,) = attend(model, PHOTO, preprocess=preprocess)
+    assert by_hand_picture.tobytes() == result.overlay(style=style).tobytes()
+    (wrapped,) = attend(VisionModel(model, preprocess), PHOTO)
+    assert wrapped.overlay(style=style).tobytes() == by_hand_picture.tobytes()
+    assert (
+        by_hand_picture.tobytes()
+        == raw_attention(capture.maps).overlay(PHOTO, ImageGeometry.of(preprocess, PHOTO), style=style).tobytes()
+    )
+
+
+def test_a_transform_that_makes_another_input_is_refused():
+    model = timm_model()
+    with torch.inference_mode(), AttentionCapture(model) as capture:
+        model(COMPOSE(PHOTO)[None])
+    other = transforms.Compose([transforms.Resize(96), transforms.CenterCrop(80), transforms.ToTensor()])
+    with pytest.raises(
+        GeometryError, match="the model was fed 64 x 64 pixels, the geometry describes an input of 80 x 80"
+    ):
+        raw_attention(capture.maps).overlay(PHOTO, other)
+
+
+def test_behind_a_cnn_the_grid_covers_the_image():
+    """A ViT on the features of a ResNet: the patch embedding sees 7 x 7 positions, the map lies over 224 x 224 pixels."""
+    model = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0).eval()
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(torch.rand(1, 3, 224, 224))
+    assert capture.maps.patch_area == (224, 224)
+    heat = raw_attention(capture.maps).heatmap(ImageGeometry.identity((224, 224)))
+    assert not heat.isnan().any()
+
+
+def test_uniform_attention_of_windows_is_of_the_whole_grid():
+    """Every position of a window model that attends uniformly receives 1 / positions."""
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=0, depths=(2, 1, 1, 1), embed_dim=24, num_heads=(1, 1, 1, 1)
+    ).eval()
+    for module in model.modules():
+        if type(module).__name__ == "WindowAttention":
+            torch.nn.init.zeros_(module.qkv.weight)
+            torch.nn.init.zeros_(module.qkv.bias)
+            torch.nn.init.zeros_(module.relative_position_bias_table)
+    with torch.no_grad(), AttentionCapture(model, rows="all", blocks=[0]) as capture:
+        model(torch.rand(1, 3, 224, 224))
+    found = received_attention(capture.maps, 0)
+    torch.testing.assert_close(found.values, torch.full((1, 56, 56), found.uniform), atol=1e-7, rtol=0)
+    torch.testing.assert_close(found.outside, torch.zeros(1), atol=1e-5, rtol=0)
+
+
+def test_captions_name_the_blocks_place_in_the_model():
+    model = timm_model()
+    with torch.no_grad(), AttentionCapture(model, rows="all", blocks=1) as capture:
+        model(torch.rand(1, 3, 64, 64))
+    assert raw_attention(capture.maps).caption.startswith(
+        "raw attention of block 2 of 2 (blocks.1.attn), mean over 3 heads, class-token row; "
+    )
+    assert raw_attention(capture.maps, heads=-1, row=0).caption.startswith(
+        "raw attention of block 2 of 2 (blocks.1.attn), head 2, row of token 0; "
+    )
+    with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
+        model(torch.rand(1, 3, 64, 64))
+    assert rollout(capture.maps).caption.startswith(
+        "rollout through blocks 1 to 2 of 2, mean over 3 heads, class-token row; "
+    )
+    assert received_attention(capture.maps).caption.startswith(
+        "received attention of block 2 of 2 (blocks.1.attn), mean over 3 heads, all queries; "
+    )
