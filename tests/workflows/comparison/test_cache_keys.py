@@ -118,7 +118,7 @@ def test_depths_that_take_other_blocks_are_other_maps(tmp_path) -> None:
     """0.6666667 lies beyond the fourth of six blocks, and is called as two thirds are."""
     vision = timm_vit(depth=6)
     name = "raw_attention@0.666667"
-    maps = [kept_and_new(vision, tmp_path, depths=depth)[0].maps[name] for depth in (2 / 3, 0.6666667)]
+    maps = [kept_and_new(vision, tmp_path, depths=depth)[0].maps[name].values for depth in (2 / 3, 0.6666667)]
     assert not torch.equal(*maps)
     with pytest.raises(ValueError, match="expected depths further apart"):
         make_views("raw_attention", [2 / 3, 0.6666667])
