@@ -12,7 +12,7 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.input_views import Array, grid_of, views_of
-from attnhook.imaging.model_inputs import ModelInputs, as_inputs
+from attnhook.imaging.model_inputs import as_inputs
 from attnhook.imaging.packed_patches import fitted_patches
 from attnhook.imaging.picture_fits import REMEDY, fitted_picture
 from attnhook.imaging.placements import Placement
@@ -55,7 +55,9 @@ def measure(
     return _placements(made, size, patch_side, grid_of(inputs))
 
 
-def _placements(made: list[list[Array]], size: Size, patch_side: int | None, grid: Size | None) -> tuple[Placement | None, ...]:
+def _placements(
+    made: list[list[Array]], size: Size, patch_side: int | None, grid: Size | None
+) -> tuple[Placement | None, ...]:
     black, white, *ramps = made
     gains = [float(np.abs(light - dark).max()) for dark, light in zip(black, white, strict=True)]
     largest = max(float(np.abs(one).max()) for one in (*black, *white))
@@ -69,7 +71,7 @@ def _placements(made: list[list[Array]], size: Size, patch_side: int | None, gri
         if gains[number] <= _NO_GAIN * max(gains):
             placements.append(None)
         elif dark.ndim == 2:
-            placements.append(fitted_patches(dark, light, sloped, size, patch_side, grid))
+            placements.append(fitted_patches(dark, light, sloped, size, known_side=patch_side, known_grid=grid))
         else:
             placements.append(fitted_picture(dark, light, sloped, size, max(gains)))
     return tuple(placements)

@@ -119,7 +119,9 @@ def _tensor(value: Any) -> Tensor:
 
 def _nested(value: Any) -> bool:
     """Whether a list holds arrays or tensors, as slow processors return them."""
-    return isinstance(value, list | tuple) and bool(value) and all(hasattr(one, "shape") or _nested(one) for one in value)
+    return (
+        isinstance(value, list | tuple) and bool(value) and all(hasattr(one, "shape") or _nested(one) for one in value)
+    )
 
 
 def _batched(pixels: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def untouched_generators() -> Iterator[Callable[[], bool]]:
         A function that says whether any of them has been used since.
     """
     states = _states()
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    initialised: Callable[[], bool] = torch.cuda.is_initialized
+    on_gpu = torch.cuda.get_rng_state_all() if initialised() else None
     try:
         yield lambda: not _equal(states, _states())
     finally:
@@ -121,9 +122,7 @@ def _check_content(call: Callable[[Image.Image], ModelInputs], photo: Image.Imag
     gain = white - black
     reach = float(np.abs(gain).max(initial=0))
     halves = dull - black - gain * (63.75 / 255) - (seen - black) / 2
-    unlike = max(
-        float((np.abs(off) > _ALIKE * reach).mean()) for off in (seen + negative - black - white, halves)
-    )
+    unlike = max(float((np.abs(off) > _ALIKE * reach).mean()) for off in (seen + negative - black - white, halves))
     if unlike > _MOST_UNLIKE:
         raise GeometryError(
             "cannot follow the preprocessing: expected the same to be done to every photo of a size, got "

@@ -95,7 +95,10 @@ def _checked(geometry, before, after, marker, side, patch, mirrors):
         if side == 1:
             allowed = min(allowed, 2 + pixel / 2) if allowed > 1 else allowed
         if off > allowed:
-            return f"{('vertically', 'horizontally')[axis]} {off:.1f} photo pixels off ({off / pixel:.1f} of the input)", 1
+            return (
+                f"{('vertically', 'horizontally')[axis]} {off:.1f} photo pixels off ({off / pixel:.1f} of the input)",
+                1,
+            )
     return None, 1
 
 

@@ -1,10 +1,9 @@
 """Preprocessings of every kind, at default and at random settings."""
 
-import glob
 import importlib
 import inspect
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,9 +42,9 @@ def processor_classes():
     import transformers
     from transformers.image_processing_base import ImageProcessingMixin
 
-    root = os.path.dirname(transformers.__file__)
-    for path in sorted(glob.glob(f"{root}/models/*/image_processing*.py")):
-        name = f"transformers.models.{os.path.basename(os.path.dirname(path))}.{os.path.basename(path)[:-3]}"
+    root = Path(transformers.__file__).parent
+    for path in sorted(root.glob("models/*/image_processing*.py")):
+        name = f"transformers.models.{path.parent.name}.{path.stem}"
         if name.endswith("_auto"):
             continue
         try:
@@ -98,13 +97,22 @@ def random_options(made, rng):
         entries = {key: one for key, one in dict(value).items() if isinstance(one, int)}
         own = factor if rng.random() < 0.7 else float(rng.uniform(0.6, 1.4))
         if entries and rng.random() < 0.8:
-            options[name] = {key: max(32, int(one * own) if one < 5000 else int(one * own * own)) for key, one in entries.items()}
+            options[name] = {
+                key: max(32, int(one * own) if one < 5000 else int(one * own * own)) for key, one in entries.items()
+            }
     for name in ("do_resize", "do_center_crop", "do_pad", "do_rescale", "do_normalize"):
         if isinstance(getattr(made, name, None), bool) and rng.random() < 0.2:
             options[name] = not getattr(made, name)
     if getattr(made, "resample", None) is not None and rng.random() < 0.6:
         options["resample"] = int(rng.choice([0, 2, 3]))
-    for name in ("do_image_splitting", "do_thumbnail", "do_align_long_axis", "crop_to_patches", "do_pan_and_scan", "keep_aspect_ratio"):
+    for name in (
+        "do_image_splitting",
+        "do_thumbnail",
+        "do_align_long_axis",
+        "crop_to_patches",
+        "do_pan_and_scan",
+        "keep_aspect_ratio",
+    ):
         if isinstance(getattr(made, name, None), bool) and name in known | set(vars(made)) and rng.random() < 0.3:
             options[name] = not getattr(made, name)
     if options.get("do_center_crop") and getattr(made, "crop_size", None) is None:
@@ -154,7 +162,11 @@ def composed(version, kind, rng):
         "crop first": [library.CenterCrop(min(edge, 60)), library.Resize((crop, crop), mode)],
         "longest": [library.Resize(edge, mode, max_size=edge + 40), library.CenterCrop(crop)],
         "reflect": [library.Resize((edge, edge), mode), library.Pad(12, padding_mode="reflect")],
-        "two resizes": [library.Resize((edge + 61, edge + 30), mode), library.CenterCrop(crop), library.Resize(160, mode)],
+        "two resizes": [
+            library.Resize((edge + 61, edge + 30), mode),
+            library.CenterCrop(crop),
+            library.Resize(160, mode),
+        ],
         "function": [transforms.Lambda(lambda photo: letterboxed(photo, edge)), library.Resize((crop, crop), mode)],
     }[kind]
     if version == "v2" and kind != "function" and (rng is None or rng.random() < 0.5):

@@ -35,17 +35,17 @@ def outcome(case, size, option):
         run(preprocess, noise)
     except GeometryError as error:
         return "no pixels", str(error)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return "own error", f"{type(error).__name__}: {error}"
     try:
         each = ImageGeometry.of_each(preprocess, size)
     except GeometryError as error:
         return "refused", str(error)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return "crashed", f"{type(error).__name__}: {error}"
     try:
         wrong, compared = misplaced(preprocess, size, each, rng, patch=case.patch, mirrors=case.mirrors)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return "crashed", f"in the oracle: {type(error).__name__}: {error}"
     if wrong:
         return "wrong", wrong
@@ -64,9 +64,13 @@ def walk(cases, options, sizes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--options", type=int, default=0, help="random settings per preprocessing, each at one of the six sizes in turn")
+    parser.add_argument(
+        "--options", type=int, default=0, help="random settings per preprocessing, each at one of the six sizes in turn"
+    )
     parser.add_argument("--only", default="", help="part of a name")
-    parser.add_argument("--sizes", default="0,1,2,3,4,5", help="which of the six sizes at default settings, by number; empty for none")
+    parser.add_argument(
+        "--sizes", default="0,1,2,3,4,5", help="which of the six sizes at default settings, by number; empty for none"
+    )
     parser.add_argument("--part", default="0/1", help="every n-th case, such as 0/2")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -80,7 +84,9 @@ def main():
     cases = [case for case in all_cases() if chosen.only.lower() in case.name.lower()][first::every]
     total, by_case = collections.Counter(), collections.defaultdict(collections.Counter)
     began, name = time.time(), None
-    for case, option, size, word, detail in walk(cases, chosen.options, [SIZES[int(number)] for number in chosen.sizes.split(",") if number]):
+    for case, option, size, word, detail in walk(
+        cases, chosen.options, [SIZES[int(number)] for number in chosen.sizes.split(",") if number]
+    ):
         total[word] += 1
         by_case[case.name][word] += 1
         if name not in (None, case.name):
@@ -97,7 +103,9 @@ def main():
     partly = [name for name, words in by_case.items() if words["refused"] and words["followed"]]
     never = [name for name, words in by_case.items() if not words["followed"] and not words["refused"]]
     print(f"\n{len(by_case)} preprocessings, {sum(total.values())} cases in {time.time() - began:.0f} s: {dict(total)}")
-    print(f"refused always: {refused}\nrefused at some sizes or settings: {partly}\nneither followed nor refused: {never}")
+    print(
+        f"refused always: {refused}\nrefused at some sizes or settings: {partly}\nneither followed nor refused: {never}"
+    )
     return 1 if total["wrong"] or total["crashed"] else 0
 
 
