@@ -203,7 +203,9 @@ def made_up(width: int, height: int, heads: int, blocks: int, model: str) -> Att
     y, x = np.mgrid[:height, :width]
     photo = Image.fromarray(np.stack([y * 255 / height, x * 255 / width, (x + y) % 256], axis=-1).astype(np.uint8))
     settings = {"model": model, "method": "raw_attention", "block": found[-1].name, "heads": "mean", "rows": "cls"}
-    return AttentionResult(photo, raw_attention(maps).values[0], ImageGeometry.identity((height, width)), None, maps, settings)
+    return AttentionResult(
+        photo, raw_attention(maps).values[0], ImageGeometry.identity((height, width)), None, maps, settings
+    )
 
 
 def with_gradients(model: VisionModel, photo: Any) -> AttentionResult:

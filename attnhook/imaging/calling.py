@@ -71,14 +71,10 @@ def colourless_call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
         A function of one photo.
     """
     processor = image_processor_of(preprocess)
-    if processor is not None and shipped(processor) and getattr(processor, "do_normalize", False):
-        if getattr(processor, "image_mean", None) is None:
-            return lambda photo: processor(
-                images=np.asarray(photo, np.float32),
-                return_tensors="pt",
-                do_normalize=False,
-                input_data_format="channels_last",
-            )
+    standardises = getattr(processor, "do_normalize", False) and getattr(processor, "image_mean", None) is None
+    if standardises and shipped(processor):
+        options = {"return_tensors": "pt", "do_normalize": False, "input_data_format": "channels_last"}
+        return lambda photo: processor(images=np.asarray(photo, np.float32), **options)
     return call_of(preprocess)
 
 

@@ -93,7 +93,7 @@ def _strips(pixels: Tensor, inputs: ModelInputs) -> list[Array] | None:
     if sum(counts) * side != pixels.shape[-1]:
         return None
     patches = pixels[0].unfold(-1, side, side).permute(2, 0, 1, 3).flatten(1)
-    return [part.numpy() for part in patches.split(counts)]
+    return [part.numpy() for part in torch.split(patches, counts)]
 
 
 def _shapeless(pixels: Tensor) -> GeometryError:

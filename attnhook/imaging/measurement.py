@@ -71,7 +71,7 @@ def _placements(
         if gains[number] <= _NO_GAIN * max(gains):
             placements.append(None)
         elif dark.ndim == 2:
-            placements.append(fitted_patches(dark, light, sloped, size, patch_side, grid))
+            placements.append(fitted_patches(dark, light, sloped, size, known_side=patch_side, known_grid=grid))
         else:
             placements.append(fitted_picture(dark, light, sloped, size, max(gains)))
     return tuple(placements)

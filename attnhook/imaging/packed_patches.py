@@ -46,7 +46,13 @@ def patch_side(length: int, known: int | None) -> int:
 
 
 def fitted_patches(
-    black: Array, white: Array, ramps: Sequence[Array], size: Size, known_side: int | None, known_grid: Size | None
+    black: Array,
+    white: Array,
+    ramps: Sequence[Array],
+    size: Size,
+    *,
+    known_side: int | None = None,
+    known_grid: Size | None = None,
 ) -> Placement | None:
     """Find where every patch lies, and the grid they tile.
 
@@ -81,7 +87,10 @@ def fitted_patches(
         centres.append(where.sum(1, dtype=np.float64) / counts[used])
         pitches.append(_pitch(where[full], shown[used][full], centres[axis][full], side, size[axis]))
     places = _places(centres, pitches, size)
-    lines = [_line(centres[axis], places, full, axis, pitches[axis], side, size[axis]) for axis in (0, 1)]
+    lines = [
+        _line(centres[axis], places, full, axis=axis, pitch=pitches[axis], side=side, length=size[axis])
+        for axis in (0, 1)
+    ]
     rows, columns = _whole_grid(places, used, len(black), known_grid)
     shape = rows * side, columns * side
     factors, firsts = zip(*(whole_edges(*line, size[axis]) for axis, line in enumerate(lines)), strict=True)
@@ -144,6 +153,7 @@ def _line(
     centres: NDArray[np.float64],
     places: tuple[NDArray[np.int64], NDArray[np.int64]],
     full: NDArray[np.bool_],
+    *,
     axis: int,
     pitch: float,
     side: int,

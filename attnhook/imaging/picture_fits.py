@@ -64,7 +64,7 @@ def fitted_picture(black: Array, white: Array, ramps: Sequence[Array], size: Siz
         decoded(np.einsum("chw,chw->hw", gain, ramp[:, rows, columns] - dark) / power) * length
         for ramp, length in zip(ramps, size, strict=True)
     ]
-    at = [np.arange(first, last, stride) + 0.5 for first, last in ((box[0], box[2]), (box[1], box[3]))]
+    at = [_centres(first, last, stride) for first, last in ((box[0], box[2]), (box[1], box[3]))]
     slopes, starts = _straight(seen, at, size)
     return _placed(slopes, starts, shape, size, box)
 
@@ -194,6 +194,11 @@ def _crooked(seen: str) -> GeometryError:
         "cannot follow the preprocessing: expected one straight line per axis between photo and input, got "
         f"{seen}. It mirrors, turns or bends the photo, or changes its brightness by more than a factor and an offset. {REMEDY}"
     )
+
+
+def _centres(first: int, last: int, stride: int) -> NDArray[np.float64]:
+    centres: NDArray[np.float64] = np.arange(first, last, stride).astype(np.float64) + 0.5
+    return centres
 
 
 def _middle(count: int) -> slice:

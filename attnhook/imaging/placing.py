@@ -9,12 +9,12 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import colourless_call_of, image_processor_of, run, shipped, timm_config_of
 from attnhook.imaging.images import read_image
+from attnhook.imaging.known_transforms import check_evaluation, transform_steps
 from attnhook.imaging.measurement import measure
 from attnhook.imaging.placements import Placement, UnmeasurableError, disagreement
 from attnhook.imaging.preprocessing import Step, processor_steps, timm_steps
 from attnhook.imaging.remembering import memory_of
 from attnhook.imaging.synthetic_photos import constant_photo
-from attnhook.imaging.transform_steps import check_evaluation, transform_steps
 from attnhook.options import Size
 
 _OWN = "says it itself"
@@ -34,7 +34,8 @@ def size_and_photo(photo_or_size: Any) -> tuple[Size, Image.Image | None]:
         Height and width of the upright photo, and the photo, unless a size was given.
     """
     if isinstance(photo_or_size, tuple | list):
-        return tuple(photo_or_size), None  # type: ignore[return-value]  # checked by the caller
+        size: Any = tuple(photo_or_size)  # checked by the caller
+        return size, None
     if isinstance(photo_or_size, Image.Image):
         turned = photo_or_size.getexif().get(_ORIENTATION) in _TURNED
         width, height = photo_or_size.size

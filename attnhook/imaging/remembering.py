@@ -60,7 +60,8 @@ def memory_of(preprocess: Any) -> Memory:
     state = state_of(preprocess)
     if isinstance(preprocess, Mapping):  # the same settings are the same preprocessing
         return _held(("mapping", state), preprocess, state)
-    owner, key = preprocess, (id(preprocess), None)
+    owner: Any = preprocess
+    key: Any = id(preprocess)
     if isinstance(preprocess, types.MethodType):  # made anew at every access
         owner, key = preprocess.__self__, (id(preprocess.__self__), preprocess.__func__)
     try:
@@ -84,7 +85,7 @@ def _held(key: Any, owner: Any, state: Any) -> Memory:
     return memory
 
 
-def state_of(value: Any, depth: int = _DEEP) -> Any:
+def state_of(value: Any, depth: int = _DEEP) -> Any:  # noqa: PLR0911 (one return per kind)
     """Make a fingerprint of something's attributes, cheaply: numbers and words by value, what is large or unknown by identity.
 
     Args:

@@ -23,6 +23,7 @@ _ALIKE = 0.06  # of the way from black to white: 8-bit rounding, bfloat16
 _MOST_UNLIKE = 0.01  # share of the pixels that may lie beyond that
 _MORE = 256  # repeats at most once a generator was used, within _PATIENCE
 _PATIENCE = 0.25  # seconds
+_SQUARE = (48, 64)  # beside a long and narrow photo, in which a random crop may have no room
 _REMEDY = "Take the random step out, or use the evaluation form of the transform."
 
 
@@ -34,7 +35,8 @@ def untouched_generators() -> Iterator[Callable[[], bool]]:
         A function that says whether any of them has been used since.
     """
     states = _states()
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    initialised: Callable[[], bool] = torch.cuda.is_initialized
+    on_gpu = torch.cuda.get_rng_state_all() if initialised() else None
     try:
         yield lambda: not _equal(states, _states())
     finally:
@@ -59,7 +61,13 @@ def check_repeats(
     Raises:
         GeometryError: If it does not do the same every time, or moves pixels depending on what they show.
     """
-    small = small_size(size)
+    for small in dict.fromkeys((small_size(size), _SQUARE if max(size) > 2 * min(size) else small_size(size))):
+        _check_at(call, small, size, repeats, drew)
+
+
+def _check_at(
+    call: Callable[[Image.Image], ModelInputs], small: Size, size: Size, repeats: int, drew: Callable[[], bool]
+) -> None:
     try:
         first = _pixels(call, coloured_photo(small))
     except Exception:  # whatever the preprocessing raises on a photo so small

@@ -1,10 +1,9 @@
 """Preprocessings of every kind, at default and at random settings."""
 
-import glob
 import importlib
 import inspect
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,9 +42,9 @@ def processor_classes():
     import transformers
     from transformers.image_processing_base import ImageProcessingMixin
 
-    root = os.path.dirname(transformers.__file__)
-    for path in sorted(glob.glob(f"{root}/models/*/image_processing*.py")):
-        name = f"transformers.models.{os.path.basename(os.path.dirname(path))}.{os.path.basename(path)[:-3]}"
+    root = Path(transformers.__file__).parent
+    for path in sorted(root.glob("models/*/image_processing*.py")):
+        name = f"transformers.models.{path.parent.name}.{path.stem}"
         if name.endswith("_auto"):
             continue
         try:

@@ -1,6 +1,6 @@
 """Walks every preprocessing that can be had here, and holds the geometry of each against markers in photos of six sizes.
 
-    python -m tests.conformance.walk_preprocessing [--options 20] [--only NAME] [--sizes 2]
+    python -m tests.conformance.walk_preprocessing [--options 20] [--only NAME] [--sizes 0,3] [--part 0/2]
 
 Prints a table and how many were followed, refused, wrong or crashed. Errors of a preprocessing's own, such as a limit on aspect ratios, are
 counted apart.
@@ -68,7 +68,9 @@ def main():
         "--options", type=int, default=0, help="random settings per preprocessing, each at one of the six sizes in turn"
     )
     parser.add_argument("--only", default="", help="part of a name")
-    parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many of the six sizes at default settings")
+    parser.add_argument(
+        "--sizes", default="0,1,2,3,4,5", help="which of the six sizes at default settings, by number; empty for none"
+    )
     parser.add_argument("--part", default="0/1", help="every n-th case, such as 0/2")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -82,7 +84,9 @@ def main():
     cases = [case for case in all_cases() if chosen.only.lower() in case.name.lower()][first::every]
     total, by_case = collections.Counter(), collections.defaultdict(collections.Counter)
     began, name = time.time(), None
-    for case, option, size, word, detail in walk(cases, chosen.options, SIZES[: chosen.sizes]):
+    for case, option, size, word, detail in walk(
+        cases, chosen.options, [SIZES[int(number)] for number in chosen.sizes.split(",") if number]
+    ):
         total[word] += 1
         by_case[case.name][word] += 1
         if name not in (None, case.name):
@@ -92,6 +96,8 @@ def main():
             print(f"  {word}: {case.name} option {option} {size}: {detail[:400]}", flush=True)
         elif word == "own error" and option == 0:
             print(f"  {word}: {case.name} {size}: {detail[:90]}", flush=True)
+    if name is None:
+        parser.error(f"no preprocessing is called {chosen.only!r}")
     print(f"{name:45s} {dict(by_case[name])}")
     refused = [name for name, words in by_case.items() if words["refused"] and not words["followed"]]
     partly = [name for name, words in by_case.items() if words["refused"] and words["followed"]]

@@ -1,6 +1,6 @@
 """Reads the resizes, crops and borders off torchvision's and timm's transforms, by class names and attributes, so that neither is imported."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -98,32 +98,36 @@ def _steps(size: Size, transform: Any) -> list[Step] | None:
     kind = type(transform)
     if not kind.__module__.startswith(_LIBRARIES):
         return None
-    match kind.__name__:
-        case name if name in _COLOURS:
-            return []
-        case "Resize":
-            return _resize(size, transform.size, getattr(transform, "max_size", None))
-        case "CenterCrop" | "CenterCropOrPad":
-            if (crop := _pair(transform.size)) is None or getattr(transform, "padding_mode", "constant") != "constant":
-                return None
-            return [centred_crop(size, crop, CropRounding.TORCHVISION)]
-        case "Pad":
-            return _pad(size, transform)
-        case "ResizeKeepRatio":
-            if transform.longest not in (0.0, 1.0) or isinstance(transform.interpolation, list | tuple):
-                return None
-            return [Resize(kept_ratio_size(size, transform.size, longest=transform.longest == 1.0))]
-        case "TrimBorder":
-            border = transform.border_size
-            left = size[0] - 2 * border, size[1] - 2 * border
-            return [Crop((border, border), left)] if min(left) > 0 else None
-        case "ImageClassification":
-            resized = _resize(size, transform.resize_size, None)
-            crop = _pair(transform.crop_size)
-            if resized is None or crop is None:
-                return None
-            return [*resized, centred_crop(resized[-1].size, crop, CropRounding.TORCHVISION)]
-    return None
+    if kind.__name__ in _COLOURS:
+        return []
+    read = _READERS.get(kind.__name__)
+    return None if read is None else read(size, transform)
+
+
+def _centre_crop(size: Size, transform: Any) -> list[Step] | None:
+    crop = _pair(transform.size)
+    if crop is None or getattr(transform, "padding_mode", "constant") != "constant":
+        return None
+    return [centred_crop(size, crop, CropRounding.TORCHVISION)]
+
+
+def _keep_ratio(size: Size, transform: Any) -> list[Step] | None:
+    if transform.longest not in (0.0, 1.0) or isinstance(transform.interpolation, list | tuple):
+        return None
+    return [Resize(kept_ratio_size(size, transform.size, longest=transform.longest == 1.0))]
+
+
+def _trim(size: Size, transform: Any) -> list[Step] | None:
+    border = transform.border_size
+    left = size[0] - 2 * border, size[1] - 2 * border
+    return [Crop((border, border), left)] if min(left) > 0 else None
+
+
+def _preset(size: Size, transform: Any) -> list[Step] | None:
+    resized, crop = _resize(size, transform.resize_size, None), _pair(transform.crop_size)
+    if resized is None or crop is None:
+        return None
+    return [*resized, centred_crop(resized[-1].size, crop, CropRounding.TORCHVISION)]
 
 
 def _resize(size: Size, wanted: Any, longest: int | None) -> list[Step] | None:
@@ -154,3 +158,14 @@ def _pair(size: Any) -> Size | None:
     if isinstance(size, list | tuple) and len(size) in (1, 2):
         return int(size[0]), int(size[-1])
     return None
+
+
+_READERS: dict[str, Callable[[Size, Any], list[Step] | None]] = {
+    "CenterCrop": _centre_crop,
+    "CenterCropOrPad": _centre_crop,
+    "ImageClassification": _preset,
+    "Pad": _pad,
+    "Resize": lambda size, transform: _resize(size, transform.size, getattr(transform, "max_size", None)),
+    "ResizeKeepRatio": _keep_ratio,
+    "TrimBorder": _trim,
+}
