@@ -119,7 +119,7 @@ def test_maps_of_methods_are_those_of_attend(photos, vision, tmp_path):
         for method in METHODS:
             one = attend(vision, photos / maps.keys[number], method=method)[0]
             stored = maps.attention(number, method=method)
-            torch.testing.assert_close(stored, one.attention, atol=2e-6, rtol=1e-4)
+            torch.testing.assert_close(stored.values, one.attention, atol=2e-6, rtol=1e-4)
             if method == "legrad":
                 assert maps.record(number)["target"] == one.settings.target
 
@@ -129,15 +129,15 @@ def test_maps_of_methods_are_of_the_block_that_is_stored_and_say_so(photos, visi
     maps = extract(vision, photos, tmp_path / "out", blocks=[0], rows=[(1, 2)], methods=wanted, num_workers=0)
     key, (first,) = maps.keys[2], maps.manifest.blocks
     for method in wanted[1:]:
-        block = {"block": 0} if method == "value_weighted_attention" else {}
+        block = {"blocks": [0]} if method == "value_weighted_attention" else {}
         alone, stored = attend(vision, photos / key, method=method, **block)[0], maps.result(key, method=method)
         torch.testing.assert_close(stored.attention, alone.attention, atol=2e-6, rtol=1e-4)
         assert stored.caption == alone.caption
         assert stored.uniform == alone.uniform
-    assert f"of {first};" in maps.result(key, method="value_weighted_attention", block=first, heads="mean").caption
+    assert f"({first})," in maps.result(key, method="value_weighted_attention", block=first, heads="mean").caption
     assert torch.equal(
-        maps.attention(key, method="raw_attention"), maps.attention(key)
-    )  # of the rows, not the readout's
+        maps.attention(key, method="raw_attention").values, maps.attention(key).values
+    )  # not the readout's row
 
 
 def test_other_maps_than_those_that_are_stored_are_refused(photos, vision, tmp_path):
