@@ -140,7 +140,7 @@ def test_folders_of_other_things_are_left_alone(photos, vision, tmp_path):
     with pytest.raises(ExtractionError, match="expected an empty folder, or one of an extraction"):
         extract(vision, photos, tmp_path / "out", **SMALL)
     for found, said in (
-        ("attnhook-extraction-9", "expected format attnhook-extraction-1, got attnhook-extraction-9. Use the version"),
+        ("attnhook-extraction-9", "expected format attnhook-extraction-2, got attnhook-extraction-9. Use the version"),
         (
             "attnhook-overlay-1",
             "one of an extraction, got a manifest of format 'attnhook-overlay-1'. Choose another folder",
