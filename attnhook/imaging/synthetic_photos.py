@@ -1,8 +1,8 @@
 """Grey photos in which every pixel says where it is.
 
-A ramp's brightness rises along one axis, along a parabola. The bend tells equalisation, contrast stretching and gamma from an affine change of
-brightness, because only the latter leaves a straight line when the parabola is undone. A photo may be longer than there are grey levels. Noise
-of a fixed seed then dithers them, so that averages over a few pixels resolve far less than one level at any stride of sampling.
+A ramp's brightness rises along one axis, along a parabola. The bend tells equalisation, contrast stretching and gamma from an affine change
+of brightness, since only the latter leaves a straight line when the parabola is undone. Where a photo is longer than there are grey levels, noise of
+a fixed seed dithers them, so that averages over a few pixels resolve far less than one level at any stride of sampling.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _LOW = 20
 _BEND = 0.4
 LEVELS = _SPAN * (1 - _BEND)
 """Grey levels per length of the photo at a ramp's dark end, where they are fewest."""
-_DITHER = 3  # levels; whole, so that rounding down keeps the mean
+_DITHER = 2  # levels; whole, so that rounding down keeps the mean
 _BAND = 251  # pixels across the ramp after which the noise repeats; prime
 _SMALL = 64
 
