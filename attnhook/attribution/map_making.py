@@ -1,4 +1,4 @@
-"""From a method's values to a `PatchMap`: where the grid lies, what uniform attention would be, and what a caption has to say."""
+"""From a method's values to a `PatchMap`: where the grid lies, what uniform attention would be, and the caption's words."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,16 +26,16 @@ def make_map(
     row: str | None = None,
     uniform: float | None = None,
 ) -> PatchMap:
-    """Make a `PatchMap` of what a method computed.
+    """Make a `PatchMap` from what a method computed.
 
     Args:
         maps: What was captured.
         values: `(batch, [heads,] h, w)`.
-        blocks: The blocks that it was computed from, in order.
+        blocks: The blocks that it was computed from, in order of execution.
         method: What was computed, in words.
         heads: How heads were fused.
         row: Whose row, in words; None for the readout's.
-        uniform: 1/N where values are shares of softmax mass, None otherwise.
+        uniform: 1/N if the values are shares of softmax mass, else None.
 
     Returns:
         The map.
@@ -45,7 +45,7 @@ def make_map(
     whole = isinstance(heads, int) or heads in (
         None,
         HeadFusion.MEAN,
-    )  # the most or the least of several heads do not add up
+    )  # the maximum or minimum over heads does not add up to 1
     words = [
         f"{method} {_blocks_in_words(blocks)}",
         heads_in_words(heads, last.shape[1]),
@@ -61,14 +61,14 @@ def make_map(
 
 
 def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
-    """Say where values on a grid of patches lie in the model's input.
+    """Place values on a patch grid in the model's input.
 
     Args:
         maps: What was captured.
         values: `(..., h, w)`.
 
     Returns:
-        The map. Where the pixels that were seen to be covered are not whole patches of this grid, its area is not known.
+        The map. Its area is unknown if the covered pixels are not a whole number of patches of this grid.
     """
     area = maps.patch_area
     if area is not None and any(pixels % patches for pixels, patches in zip(area, values.shape[-2:], strict=True)):
@@ -77,7 +77,7 @@ def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
 
 
 def heads_in_words(heads: HeadsOption, count: int) -> str:
-    """Say how heads became one map.
+    """Say how the heads became one map.
 
     Args:
         heads: As in `raw_attention`.
@@ -92,13 +92,13 @@ def heads_in_words(heads: HeadsOption, count: int) -> str:
 
 
 def block_in_words(block: BlockAttention) -> str:
-    """Name a block as people count: `block 12 of 12 (blocks.11.attn)`.
+    """Name a block, counting from 1: `block 12 of 12 (blocks.11.attn)`.
 
     Args:
         block: The block.
 
     Returns:
-        Its name, with its place in the model where that is known.
+        Its name, with its place in the model if known.
     """
     if block.pooling:
         return f"the attention pooling ({block.name})"
@@ -108,11 +108,11 @@ def block_in_words(block: BlockAttention) -> str:
 
 
 def row_in_words(maps: AttentionMaps, row: int | None = None) -> str:
-    """Say whose row a map of one row is.
+    """Say whose row a map shows.
 
     Args:
-        maps: What was captured; of whole matrices the readout's row is shown.
-        row: Which of several kept rows was taken; None for the readout's.
+        maps: What was captured; for whole matrices, the readout's row is shown.
+        row: Which of several kept rows is shown; None for the readout's.
 
     Returns:
         The readout, or the chosen tokens and patches.

@@ -1,4 +1,4 @@
-"""Maps to pixels and pictures: what `heatmap` and `overlay` do with patch maps, and with bare tensors and arrays."""
+"""From maps to pixels and pictures: `heatmap` and `overlay` for patch maps, and for plain tensors and arrays."""
 
 from typing import Any, TypeAlias
 
@@ -31,20 +31,20 @@ def heatmap(
 
     Args:
         patch_map: A `PatchMap`; or a tensor or array with one value per patch, of shape (..., h, w). NaN marks patches that the model dropped
-            and stays within their own pixels.
-        where: An `ImageGeometry`; or what turned the photo into pixels, with `photo`.
-        photo: Where `where` is a preprocessing: the photo, or its (height, width).
-        mode: "bilinear", "nearest" (numbers that must not be mixed), or "bicubic" (smooth, but overshoots: it makes negative attention).
-        patch_area: Of a tensor or array: height and width, in input pixels from the top left, that the grid covers. It can be left out where the
-            grid covers the input exactly.
+            and does not spread beyond their own pixels.
+        where: An `ImageGeometry`; or what turned the photo into pixels (a transform, a processor, any callable), together with `photo`.
+        photo: If `where` is a preprocessing: the photo, or its (height, width).
+        mode: "bilinear", "nearest" (for values that must not be mixed), or "bicubic" (smooth, but overshoots: attention can become negative).
+        patch_area: For a tensor or array: height and width of the part of the input that the grid covers, in input pixels from the top left. Not
+            needed if the grid covers the input exactly.
 
     Returns:
         The map at the photo's size, (..., H, W) float32, on the map's device. NaN where the model did not look.
 
     Raises:
-        GeometryError: If the map is not a map, holds infinities, or does not belong to this geometry; or if a tensor's grid cannot cover the
-            input exactly and nobody says what it covers.
-        ValueError: If `mode` is unknown, or a `PatchMap`, which knows its area, comes with `patch_area`.
+        GeometryError: If the map is not a map, holds infinities, or does not match the geometry; or if a tensor's grid cannot cover the input
+            exactly and `patch_area` is missing.
+        ValueError: If `mode` is unknown, or if `patch_area` is passed with a `PatchMap`, which knows its area.
 
     Example:
         >>> seen = ImageGeometry.identity((428, 640)).resize(248).center_crop(224)
@@ -68,18 +68,18 @@ def overlay(
     Args:
         photo: The photo, as `read_image` takes it.
         patch_map: A single `PatchMap`; a tensor or array with one value per patch, (h, w); or, without `where`, a heat map of the photo's size.
-        where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`. Left out for a heat map.
+        where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`. Leave it out for a heat map.
         patch_area: As in `heatmap`.
-        uniform: Of a tensor or array, with scale="uniform": 1/N, one over the number of keys.
-        **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted`, `keep`. Of a heat map: `colormap`, `alpha`,
+        uniform: For a tensor or array with scale="uniform": 1/N, one over the number of keys.
+        **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted`, `keep`. For a heat map: `colormap`, `alpha`,
             `scale`, `weighted`.
 
     Returns:
-        An RGB image of the photo's size; pixels that the model did not see are the photo's.
+        An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
 
     Raises:
-        GeometryError: If map, photo and geometry do not belong together.
-        ValueError: If an option is not one of its choices, or a `PatchMap`, which knows them, comes with `patch_area` or `uniform`.
+        GeometryError: If map, photo and geometry do not match.
+        ValueError: If an option has an unknown value, or if `patch_area` or `uniform` is passed with a `PatchMap`, which knows them.
 
     Example:
         >>> photo = Image.new("RGB", (640, 428))
@@ -89,13 +89,14 @@ def overlay(
     if where is None and not isinstance(patch_map, PatchMap):
         if patch_area is not None:
             raise ValueError(
-                "patch_area belongs to a map of patches: expected where=, got none. Pass the preprocessing or an ImageGeometry."
+                "cannot place the patches: expected where= beside patch_area=, got none. Pass the transform or an ImageGeometry: "
+                "overlay(photo, patch_map, transform)."
             )
         return blend(photo, patch_map, uniform=uniform, **look)
     if where is None:
         raise ValueError(
-            "cannot lay a patch map over a photo: expected where=, what turned the photo into pixels, got none. Pass the transform or processor "
-            "itself, or an ImageGeometry: overlay(photo, patch_map, transform)."
+            "cannot draw a patch map over a photo: expected where=, what turned the photo into pixels, got none. Pass the transform or "
+            "processor itself, or an ImageGeometry: overlay(photo, patch_map, transform)."
         )
     return _as_patch_map(patch_map, patch_area=patch_area, uniform=uniform).overlay(photo, where, **look)
 
@@ -111,7 +112,7 @@ def patch_edges(
         patch_area: As in `heatmap`.
 
     Returns:
-        As `PatchMap.edges`.
+        Horizontal and vertical borders, as in `PatchMap.edges`.
 
     Example:
         >>> rows, columns = patch_edges(ImageGeometry.identity((32, 48)), (2, 3))
@@ -131,10 +132,10 @@ def patch_box(geometry: ImageGeometry, grid: Size, patch: PatchIndex, *, patch_a
         patch_area: As in `heatmap`.
 
     Returns:
-        As `PatchMap.box`.
+        Top, left, bottom, right, as in `PatchMap.box`.
 
     Raises:
-        GeometryError: If there is no such patch, or it lies wholly beyond the photo.
+        GeometryError: If there is no such patch, or it lies entirely outside the photo.
 
     Example:
         >>> patch_box(ImageGeometry.identity((32, 48)), (2, 3), (1, 0))
@@ -144,17 +145,19 @@ def patch_box(geometry: ImageGeometry, grid: Size, patch: PatchIndex, *, patch_a
 
 
 def _as_patch_map(values: Values, **known: Any) -> PatchMap:
-    """A tensor or array as a patch map; of a patch map itself nothing more is to be said."""
+    """A tensor or array as a patch map; a patch map is returned as it is."""
     given = {name: value for name, value in known.items() if value is not None}
     if isinstance(values, PatchMap):
         if given:
             name = next(iter(given))
-            raise ValueError(f"a PatchMap knows its own {name}: expected no {name}=, got {given[name]}. Leave it out.")
+            raise ValueError(
+                f"a PatchMap knows its own {name}: expected no {name}=, got {given[name]}. Leave {name}= out."
+            )
         return values
     area = given.get("patch_area")
     if area is not None and (len(area) != 2 or min(area) < 1):
         raise GeometryError(
-            f"cannot place the patch grid: expected patch_area (height, width) of at least 1, got {area}."
+            f"cannot place the patch grid: expected patch_area=(height, width) of at least 1 pixel each, got {area}. Pass input pixels."
         )
     tensor = torch.as_tensor(values, device=None if isinstance(values, Tensor) else "cpu")
     return PatchMap(

@@ -1,4 +1,4 @@
-"""Model inputs changed as a whole: several photos as one batch, other pixels, another device."""
+"""Changes to whole model inputs: several photos in one batch, other pixels, another device."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,13 +11,13 @@ from attnhook.imaging.model_inputs import ModelInputs
 
 
 def pixels_name(inputs: ModelInputs) -> str | None:
-    """Say which of the keywords the pixels are.
+    """Find the keyword under which the pixels are passed.
 
     Args:
         inputs: The inputs.
 
     Returns:
-        The keyword, or None where there are pixels alone.
+        The keyword, or None if there are only pixels.
     """
     return next((name for name, value in (inputs.keywords or {}).items() if value is inputs.pixels), None)
 
@@ -27,10 +27,10 @@ def with_pixels(inputs: ModelInputs, pixels: Tensor) -> ModelInputs:
 
     Args:
         inputs: The inputs.
-        pixels: Others, of the same shape.
+        pixels: The new pixels, of the same shape.
 
     Returns:
-        New inputs; all else is shared.
+        New inputs, which share everything else.
     """
     name = pixels_name(inputs)
     keywords = inputs.keywords if name is None else {**(inputs.keywords or {}), name: pixels}
@@ -38,11 +38,11 @@ def with_pixels(inputs: ModelInputs, pixels: Tensor) -> ModelInputs:
 
 
 def each_tensor(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> ModelInputs:
-    """Change every tensor.
+    """Apply a function to every tensor.
 
     Args:
         inputs: The inputs.
-        change: From a tensor to another.
+        change: The function, from tensor to tensor.
 
     Returns:
         New inputs.
@@ -58,7 +58,7 @@ def each_tensor(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Mode
 
 
 def batch_key(inputs: ModelInputs) -> tuple[Any, ...]:
-    """Say which inputs can be one batch: those with the same key.
+    """Make a key that is the same for inputs that fit into one batch.
 
     Args:
         inputs: The inputs of one photo.
@@ -77,7 +77,7 @@ def batched(several: Sequence[ModelInputs]) -> ModelInputs:
         several: The inputs, one per photo, all with the same `batch_key`.
 
     Returns:
-        The batch: tensors joined along the batch axis, lists one after the other; of other values the first.
+        The batch: tensors joined along the batch axis, lists concatenated; for other values, the first photo's.
     """
     first = several[0]
     pixels = torch.cat([one.pixels for one in several])
@@ -98,7 +98,7 @@ def _joined(values: list[Any]) -> Any:
 
 
 def _tensors(inputs: ModelInputs) -> dict[str, Tensor]:
-    """The tensors beside the pixels that have a batch axis."""
+    """The tensors other than the pixels that have a batch axis."""
     return {
         name: value
         for name, value in (inputs.keywords or {}).items()

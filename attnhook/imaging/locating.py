@@ -1,4 +1,4 @@
-"""From whatever says where a model looked to an `ImageGeometry`."""
+"""Turns whatever says where a model looked into an `ImageGeometry`."""
 
 from typing import Any
 
@@ -12,26 +12,26 @@ _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
 def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) -> ImageGeometry:
-    """Find out where a model's input lies in a photo.
+    """Find where a model's input lies in a photo.
 
     Args:
         where: An `ImageGeometry`, or what turned the photo into pixels.
-        photo: The photo as the user passed it, or its (height, width); None if nobody said.
-        picture: The photo as it was read, RGB and upright, if it was read.
+        photo: The photo as the user passed it, or its (height, width); None if it was not passed.
+        picture: The photo as it was read, RGB and upright; None if it was not read.
 
     Returns:
         The geometry.
 
     Raises:
-        GeometryError: If the geometry is of another photo, the photo is missing, or it cannot be told which way up the model saw it.
+        GeometryError: If the geometry is of another photo, the photo is missing, or it is unclear which way up the model saw it.
     """
     if isinstance(where, ImageGeometry):
         if picture is not None and (picture.height, picture.width) != tuple(where.image_size):
             size = (picture.height, picture.width)
             swapped = tuple(where.image_size) == size[::-1]
             remedy = (
-                "Height and width look swapped: make the geometry from (photo.height, photo.width); photo.size is (width, height), and a photo "
-                "whose EXIF data turn it has its size after ImageOps.exif_transpose(photo)."
+                "Height and width look swapped: photo.size is (width, height). Make the geometry from (photo.height, photo.width), after "
+                "photo = ImageOps.exif_transpose(photo) if the photo has an EXIF rotation."
                 if swapped
                 else "Make the geometry from this photo's (photo.height, photo.width), or pass the preprocessing itself."
             )
@@ -41,25 +41,25 @@ def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) ->
         return where
     if photo is None:
         raise GeometryError(
-            f"cannot place a patch map: expected an ImageGeometry, got {type(where).__name__} without the photo. Pass photo=, the photo or its "
-            "(height, width), or ImageGeometry.of(preprocess, photo)."
+            f"cannot place a patch map: expected an ImageGeometry, got {type(where).__name__} without the photo. Pass "
+            "ImageGeometry.of(preprocess, photo); heatmap also takes photo=, the photo or its (height, width)."
         )
     if isinstance(photo, Image.Image) and photo.getexif().get(_ORIENTATION, 1) != 1:
         raise GeometryError(
             "cannot tell which way up the model saw this photo: expected an upright one, got EXIF orientation "
-            f"{photo.getexif().get(_ORIENTATION)}, which transforms ignore and viewers do not. Take "
+            f"{photo.getexif().get(_ORIENTATION)}, which viewers apply and transforms ignore. Use "
             "photo = ImageOps.exif_transpose(photo) for both the model and the overlay."
         )
     return ImageGeometry.of(where, photo if picture is None else picture)
 
 
 def by(size: Size) -> str:
-    """A size in words: `480 x 640`.
+    """Write a size as in `480 x 640`.
 
     Args:
         size: Height and width.
 
     Returns:
-        As said.
+        Height x width.
     """
     return f"{size[0]} x {size[1]}"

@@ -1,4 +1,4 @@
-"""What a preprocessing made of a photo: pixels, and whatever else the model is fed with them."""
+"""What a preprocessing made from a photo: pixels, and whatever else goes into the model with them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _PIXELS = (
     "pixels",
     "image",
 )
-"""Under which names libraries hand out the pixels."""
+"""The names under which libraries return the pixels."""
 _CHANNELS = (1, 3)
 _PACKED = frozenset(
     {
@@ -33,18 +33,18 @@ _PACKED = frozenset(
         "spatial_shapes",
     }
 )
-"""What libraries hand out beside pixels that are a sequence of patches rather than pictures."""
+"""What libraries return beside pixels that are a sequence of patches rather than pictures."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelInputs:
-    """What a model is fed for one photo.
+    """A model's input for one photo.
 
     Attributes:
         pixels: `(inputs, channels, height, width)`, one entry per input that was made from the photo; with more than one leading axis, or as
-            packed patches, where the preprocessing hands them out that way.
-        keywords: Everything that a dict or BatchFeature held, as tensors where that is possible, to be passed to the model as keywords; None
-            where the preprocessing returned the pixels alone.
+            packed patches, if the preprocessing returns them that way.
+        keywords: Everything that a dict or BatchFeature held, as tensors where possible, to pass to the model as keyword arguments; None if the
+            preprocessing returned only the pixels.
         geometry: The `ImageGeometry` that the user's own function returned with the pixels, or None.
     """
 
@@ -54,7 +54,7 @@ class ModelInputs:
 
     @property
     def packed(self) -> bool:
-        """Whether the pixels are a sequence of patches, by what came with them."""
+        """Whether the pixels are a sequence of patches, judging by what came with them."""
         return self.keywords is not None and not _PACKED.isdisjoint(self.keywords)
 
 
@@ -62,13 +62,13 @@ def as_inputs(made: Any) -> ModelInputs:
     """Read what a preprocessing returned.
 
     Args:
-        made: A tensor or array, with or without batch axis; a list of them; a dict or BatchFeature; or `(pixels, ImageGeometry)`.
+        made: A tensor or array, with or without a batch axis; a list of them; a dict or BatchFeature; or `(pixels, ImageGeometry)`.
 
     Returns:
         The inputs, with a batch axis.
 
     Raises:
-        GeometryError: If there are no pixels in it.
+        GeometryError: If it contains no pixels.
     """
     if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "input_size"):
         inputs = as_inputs(made[0])
@@ -88,7 +88,7 @@ def as_inputs(made: Any) -> ModelInputs:
 
 
 def _as_tensor(value: Any) -> Any:
-    """A tensor where that is possible, else the value."""
+    """The value as a tensor if possible, else unchanged."""
     try:
         return _tensor(value)
     except GeometryError:
@@ -113,7 +113,7 @@ def _tensor(value: Any) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array))
     raise GeometryError(
         "cannot read what the preprocessing returned: expected a tensor, an array, a dict with pixel_values, or (pixels, ImageGeometry), got "
-        f"{type(value).__name__}. Return what the model is fed."
+        f"{type(value).__name__}. Let the preprocessing return the model's input."
     )
 
 
@@ -125,7 +125,7 @@ def _nested(value: Any) -> bool:
 
 
 def _batched(pixels: Tensor) -> Tensor:
-    """With a batch axis, channels first."""
+    """The pixels with a batch axis, channels first."""
     if pixels.dim() in (3, 4) and pixels.shape[-1] in _CHANNELS and pixels.shape[-3] not in _CHANNELS:
         pixels = pixels.movedim(-1, -3)
     return pixels[None] if pixels.dim() == 3 and pixels.shape[0] in _CHANNELS else pixels

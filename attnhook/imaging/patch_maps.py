@@ -1,7 +1,7 @@
 """Patch maps: one value per patch, with where the patches lie in the model's input and what the values are.
 
-A `PatchMap` carries everything that drawing it takes, except the photo and where the model's input lies in it. So a map cannot be laid over the
-wrong part of the input by leaving an argument out.
+A `PatchMap` carries everything that is needed to draw it, except the photo and where the model's input lies in the photo. So leaving out an
+argument cannot put a map on the wrong part of the input.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 class PatchMap:
     """Values on the patch grid that know where they lie and what they are. Every method returns one.
 
-    `len`, indexing and slicing go over the first axis: of `(batch, h, w)`, `patch_map[0]` is the map `(h, w)` of the first image, of which
-    `patch_map[0].overlay(...)` makes a picture. NumPy and matplotlib take a patch map as an array.
+    `len`, indexing and slicing work on the first axis: for values `(batch, h, w)`, `patch_map[0]` is the map `(h, w)` of the first image, and
+    `patch_map[0].overlay(...)` draws it. NumPy and matplotlib accept a patch map as an array.
 
     Attributes:
-        values: `(batch, h, w)` or `(batch, heads, h, w)`; of one image `(h, w)` or `(heads, h, w)`. float32, unnormalised; NaN marks patches
+        values: `(batch, h, w)` or `(batch, heads, h, w)`; for one image `(h, w)` or `(heads, h, w)`. float32, unnormalised; NaN marks patches
             that the model dropped.
-        input_size: Height and width in pixels of what the model was fed, or None if that is not known.
-        area: Height and width in input pixels, from the top left, that the grid covers; None if that is not known. Less than the input where
-            the patch embedding drops a remainder, more where it pads.
-        uniform: 1/N, what each of the N tokens would get of uniform attention; None where the values are not shares of softmax mass.
-        adds_up: Whether each map and the mass on other tokens add up to 1.
+        input_size: Height and width of the model's input, in pixels; None if unknown.
+        area: Height and width of the part of the input that the grid covers, in input pixels from the top left; None if unknown. Smaller than
+            the input where the patch embedding drops a remainder, larger where it pads.
+        uniform: 1/N, the attention that each of N tokens would get if attention were uniform; None if the values are not shares of softmax mass.
+        adds_up: Whether each map adds up to 1 together with the mass on other tokens.
         description: What was computed: method, block, heads, readout.
         quantity: What the values are, for a colour bar.
 
@@ -79,12 +79,12 @@ class PatchMap:
 
     @property
     def outside(self) -> Tensor | None:
-        """The attention mass of each map on tokens that are not patches, `values` without `(h, w)`; None where maps do not add up."""
+        """The attention mass of each map on tokens that are not patches, shaped like `values` without `(h, w)`; None if `adds_up` is False."""
         return 1.0 - self.values.nan_to_num().sum(dim=(-2, -1)) if self.adds_up else None
 
     @property
     def caption(self) -> str:
-        """What a figure has to say: block, method, heads, readout; of a single map the mass outside the patches."""
+        """The caption of a figure: method, block, heads, readout; for a single map also the mass outside the patches."""
         words = [self.description] if self.description else []
         outside = self.outside
         if outside is not None and outside.numel() == 1:
@@ -110,7 +110,7 @@ class PatchMap:
     def _check_indexable(self) -> None:
         if self.values.dim() <= 2:
             raise TypeError(
-                f"this is a single map of shape {tuple(self.shape)}: it has no further maps. Read its values with .values."
+                f"cannot index a single map: expected several maps, got shape {tuple(self.shape)}. Index its patches with .values."
             )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -121,66 +121,66 @@ class PatchMap:
         return f"PatchMap({tuple(self.shape)}{f', {self.caption}' if self.caption else ''})"
 
     def numpy(self) -> NDArray[Any]:
-        """The values as an array.
+        """Return the values as an array.
 
         Returns:
-            float32, of the shape of `values`; a copy if they are on another device or part of a graph.
+            float32, of the shape of `values`; a copy if they are not on the CPU.
         """
         array: NDArray[Any] = self.values.detach().cpu().numpy()
         return array
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on another device.
+        """Move the values to another device.
 
         Args:
             device: The device.
 
         Returns:
-            The map.
+            The same map on that device.
         """
         return replace(self, values=self.values.to(device))
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the values, as JSON can hold it: what `with_facts` takes."""
+        """Everything but the values, in a form that JSON can store: what `with_facts` takes."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "values"}
 
     @classmethod
     def with_facts(cls, values: Tensor, facts: Mapping[str, Any]) -> Self:
-        """Undo `facts`."""
+        """Make a map of values and what `facts` returned."""
         sizes = {name: None if facts[name] is None else tuple(facts[name]) for name in ("input_size", "area")}
         return cls(values, **{**facts, **sizes})
 
     def like(self, values: Tensor) -> Self:
-        """Other values of the same patches, which are not attention: their uniform value, mass and description are unknown.
+        """Make a map of other values for the same patches. These are not attention: `uniform`, `outside` and `description` are unknown.
 
         Args:
-            values: `(..., h, w)`, of the same grid.
+            values: `(..., h, w)`, on the same grid.
 
         Returns:
             A map in the same place.
         """
         if tuple(values.shape[-2:]) != self.grid:
             raise GeometryError(
-                f"these are not values of the same patches: expected a grid of {self.grid}, got {tuple(values.shape[-2:])}."
+                f"cannot place other values: expected this map's grid, {self.grid}, got {tuple(values.shape[-2:])}. Pass one value per patch."
             )
         return type(self)(values, input_size=self.input_size, area=self.area, quantity="value")
 
     def save(self, path: str | Path) -> Path:
-        """Write the map and where it lies to a NumPy archive: to a temporary name first, so that no file is ever half-written.
+        """Write the map and where it lies to a NumPy archive. It is written under a temporary name first, so no file is ever half-written.
 
         Args:
-            path: The file's path; its suffix is `.npz`.
+            path: The file's path, with the suffix `.npz`.
 
         Returns:
-            The path. `np.load(path)` has `values`, and, as far as they are known, `input_size`, `area`, `uniform`, `outside`, and `caption`.
+            The path. `np.load(path)` has `values` and, if known, `input_size`, `area`, `uniform`, `outside` and `caption`.
 
         Raises:
-            ValueError: If the suffix is another one.
+            ValueError: If the suffix is not `.npz`.
         """
         target = Path(path).expanduser()
         if target.suffix.lower() != ".npz":
             raise ValueError(
-                f"cannot save {target.name!r}: expected the suffix .npz, got {target.suffix!r}. For a picture save an overlay."
+                f"cannot save {target.name!r}: expected the suffix .npz, got {target.suffix!r}. For a picture, save what overlay returns."
             )
         known = {
             "input_size": self.input_size,
@@ -198,7 +198,7 @@ class PatchMap:
     # --- where it lies ------------------------------------------------------------------------------------------------------------------------
 
     def area_on(self, geometry: ImageGeometry) -> Size:
-        """The part of the input that the grid covers, checked against the geometry of a photo.
+        """Return the part of the input that the grid covers, after checking that the map and the geometry match.
 
         Args:
             geometry: Where the input lies in the photo.
@@ -207,31 +207,33 @@ class PatchMap:
             Height and width in input pixels, from the top left.
 
         Raises:
-            GeometryError: If the model was fed another size than the geometry's, or it is not known which part the grid covers and it cannot be
-                all of it.
+            GeometryError: If the model's input had another size than the geometry's, or if it is unknown which part of the input the grid covers
+                and it cannot be all of it.
         """
         if self.input_size is not None and tuple(self.input_size) != tuple(geometry.input_size):
             raise GeometryError(
-                f"the map and the geometry do not go together: the model was fed {by(self.input_size)} pixels, the geometry describes an "
-                f"input of {by(geometry.input_size)}. Pass the preprocessing that made the model's input."
+                f"the map and the geometry do not match: expected an input of {by(self.input_size)} pixels, as the model was fed, got a "
+                f"geometry for an input of {by(geometry.input_size)}. Pass the preprocessing that made the model's input."
             )
         if self.area is not None:
             return self.area
         if any(pixels % patches for pixels, patches in zip(geometry.input_size, self.grid, strict=True)):
             raise GeometryError(
-                f"cannot place the patch grid: {by(self.grid)} patches do not cover an input of {by(geometry.input_size)} pixels exactly. Pass "
-                "patch_area=(height, width), the input pixels that the grid covers from the top left, or the PatchMap that a method returned."
+                f"cannot place the patch grid: expected patches that cover the input of {by(geometry.input_size)} pixels exactly, got "
+                f"{by(self.grid)} patches. Pass the PatchMap that a method returned, or patch_area=(height, width), the input pixels that the "
+                "grid covers from the top left."
             )
         return geometry.input_size
 
     def edges(self, where: Any) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-        """The borders between patches in the photo.
+        """Find the borders between patches in the photo.
 
         Args:
             where: The `ImageGeometry`.
 
         Returns:
-            Horizontal borders `(h + 1,)` and vertical borders `(w + 1,)`, in photo pixels at pixel edges; they may lie beyond the photo.
+            Horizontal borders `(h + 1,)` and vertical borders `(w + 1,)`, in photo pixels counted from pixel edges; some may lie outside the
+            photo.
         """
         geometry = locate(where)
         height, width = self.area_on(geometry)
@@ -240,17 +242,17 @@ class PatchMap:
         return geometry.to_image(y, x)
 
     def box(self, where: Any, patch: PatchIndex) -> Box:
-        """One patch in the photo.
+        """Find one patch in the photo.
 
         Args:
             where: The `ImageGeometry`.
             patch: Its row and column; negative numbers count from the end.
 
         Returns:
-            Top, left, bottom, right, in photo pixels at pixel edges, cut at the photo's borders.
+            Top, left, bottom, right, in photo pixels counted from pixel edges, clipped to the photo.
 
         Raises:
-            GeometryError: If there is no such patch, or it lies wholly beyond the photo.
+            GeometryError: If there is no such patch, or it lies entirely outside the photo.
         """
         geometry, grid, (row, column) = locate(where), self.grid, patch
         if not (-grid[0] <= row < grid[0] and -grid[1] <= column < grid[1]):
@@ -264,7 +266,8 @@ class PatchMap:
         left, right = np.clip(np.sort(xs[[column, column + 1]]), 0, width).tolist()
         if top >= bottom or left >= right:
             raise GeometryError(
-                f"patch {tuple(patch)} shows padding: expected one that shows photo, got a patch beyond the {height} x {width} photo."
+                f"patch {tuple(patch)} shows only padding: expected a patch that shows part of the photo, got one outside the {height} x "
+                f"{width} photo. Choose another patch."
             )
         return top, left, bottom, right
 
@@ -274,15 +277,16 @@ class PatchMap:
         """Interpolate to the pixels of the photo.
 
         Args:
-            where: An `ImageGeometry`; or what turned the photo into pixels (a transform, a processor, any callable), with `photo`.
-            photo: Where `where` is a preprocessing: the photo, or its (height, width).
-            mode: "bilinear", "nearest" (numbers that must not be mixed), or "bicubic" (smooth, but overshoots: it makes negative attention).
+            where: An `ImageGeometry`; or what turned the photo into pixels (a transform, a processor, any callable), together with `photo`.
+            photo: If `where` is a preprocessing: the photo, or its (height, width).
+            mode: "bilinear", "nearest" (for values that must not be mixed), or "bicubic" (smooth, but overshoots: attention can become
+                negative).
 
         Returns:
             `values` with `(H, W)`, the photo's size, in place of `(h, w)`; float32, on the same device. NaN where the model did not look.
 
         Raises:
-            GeometryError: If map and geometry do not belong together; the message has both sizes.
+            GeometryError: If map and geometry do not match; the message has both sizes.
             ValueError: If `mode` is unknown.
         """
         geometry = locate(where, photo)
@@ -307,22 +311,22 @@ class PatchMap:
         Args:
             photo: The photo, as `read_image` takes it.
             where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`.
-            style: "heat" (a film of colour), "patches" (each patch in one colour), "contours" (lines of equal value) or "mask" (all but the
-                patches that hold `keep` of the mass darkened, as DINO shows it; of booleans the mask is drawn itself).
+            style: "heat" (an interpolated heat map), "patches" (one colour per patch), "contours" (lines of equal value) or "mask" (darkens all
+                but the patches that hold `keep` of the mass, as in DINO's figures; boolean values are used as the mask).
             colormap: The name of a matplotlib colormap, or a `Colormap`; not with "mask".
             alpha: Opacity of the heat map, 0 to 1; not with "contours".
             scale: "minmax" (this picture's own range), "robust" (its 1st to 99th percentile), "uniform" (multiples of uniform attention,
                 comparable between pictures) or (lowest, highest); not with "mask".
-            mode: As in `heatmap`; with "heat" and "contours".
-            weighted: With "heat": whether opacity follows the value.
-            keep: With "mask": the share of the map's mass.
+            mode: As in `heatmap`; only with "heat" and "contours".
+            weighted: Only with "heat": whether opacity follows the value.
+            keep: Only with "mask": the share of the map's mass to keep.
 
         Returns:
-            An RGB image of the photo's size; pixels that the model did not see are the photo's.
+            An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
 
         Raises:
-            GeometryError: If there is more than one map, or map and geometry do not belong together.
-            ValueError: If an option is not one of its choices, or one that the style does not take.
+            GeometryError: If there is more than one map, or map and geometry do not match.
+            ValueError: If an option has an unknown value, or the style does not take it.
         """
         chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
         check_style(
@@ -370,7 +374,7 @@ class PatchMap:
             The figure; save it with `.savefig`.
 
         Raises:
-            GeometryError: If there is more than one map, or map and geometry do not belong together.
+            GeometryError: If there is more than one map, or map and geometry do not match.
         """
         check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
         one = replace(self, values=self._single())
@@ -381,10 +385,10 @@ class PatchMap:
         return overlay_figure(picture, values, scale=scale, uniform=self.uniform, ax=ax, **(said | look))
 
     def _single(self) -> Tensor:
-        """The values `(h, w)`, of a single map."""
+        """The values `(h, w)` of a single map."""
         if any(length != 1 for length in self.shape[:-2]):
             raise GeometryError(
-                f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one image's, such as "
-                "patch_map[0], and one head's, such as heads=3."
+                f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one image by indexing, as in "
+                "patch_map[0], and one head by indexing again."
             )
         return self.values.reshape(self.grid)

@@ -14,6 +14,7 @@ from attnhook.imaging.measurement import measure
 from attnhook.imaging.placements import Placement, UnmeasurableError, disagreement
 from attnhook.imaging.preprocessing import Step, processor_steps, timm_steps
 from attnhook.imaging.remembering import memory_of
+from attnhook.imaging.resemblance import check_resemblance
 from attnhook.imaging.synthetic_photos import constant_photo
 from attnhook.options import Size
 
@@ -100,7 +101,27 @@ def placements_of(
         del memory.answers[size]
         memory.keep(_OWN, True)
         return _own_geometry(preprocess, size, photo)
-    return memory.answers[size]
+    found = memory.answers[size]
+    if photo is not None and len(found) == 1 and found[0] is not None and not follows_no_content(preprocess):
+        upright = read_image(photo)
+        inputs = run(preprocess, upright.copy())
+        if inputs.geometry is None and inputs.pixels.dim() == 4 and not inputs.packed:
+            check_resemblance(upright, inputs.pixels, found[0])
+    return found
+
+
+def follows_no_content(preprocess: Any) -> bool:
+    """Say whether a preprocessing is known to treat all photos of a size alike.
+
+    Args:
+        preprocess: A preprocessing of any kind.
+
+    Returns:
+        Whether its steps are known, or it is an image processor that transformers ships. Of anything else, a photo's pixels are compared with
+        the part of the photo that they should show.
+    """
+    processor = image_processor_of(preprocess)
+    return shipped(processor) if processor is not None else known_steps(preprocess, (64, 64)) is not None
 
 
 def measured_placements(preprocess: Any, size: Size) -> tuple[Placement | None, ...] | Any:

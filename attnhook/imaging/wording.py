@@ -4,19 +4,19 @@ from attnhook.imaging.overlays import UNIFORM_TOP
 from attnhook.options import Scale, ScaleOption, choose
 
 _STRETCHES = {
-    Scale.MINMAX: "Colours from the least to the most of {}.",
-    Scale.ROBUST: "Colours from the 1st to the 99th percentile of {}; beyond, the end colours.",
+    Scale.MINMAX: "Colours from the minimum to the maximum of {}.",
+    Scale.ROBUST: "Colours from the 1st to the 99th percentile of {}; values beyond take the end colours.",
 }
 
 
 def share_in_words(share: float) -> str:
-    """Write a share so that a small one does not read as none.
+    """Write a share so that a small one does not read as zero, or a large one as all.
 
     Args:
         share: 0 to 1.
 
     Returns:
-        In percent: whole numbers, one decimal below 1 %.
+        In percent: whole numbers, with one decimal below 1 % and above 99.5 %.
 
     Example:
         >>> [share_in_words(share) for share in (0.0, 0.0002, 0.004, 0.07, 0.993, 0.998)]
@@ -29,18 +29,18 @@ def share_in_words(share: float) -> str:
 
 
 def scale_in_words(scale: ScaleOption, shown: str = "this picture") -> str:
-    """Say what colours mean.
+    """Say what the colours mean.
 
     Args:
         scale: As in `overlay`.
-        shown: What they are stretched over.
+        shown: What the colours are stretched over.
 
     Returns:
         A sentence.
 
     Example:
         >>> scale_in_words("minmax", "all panels")
-        'Colours from the least to the most of all panels.'
+        'Colours from the minimum to the maximum of all panels.'
     """
     if not isinstance(scale, str):
         return f"Colours from {scale[0]:.4g} to {scale[1]:.4g}."

@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResultSettings:
-    """What made a map.
+    """The settings that a map was made with.
 
     Attributes:
         model: The model's name.
         method: One of `METHODS`.
-        block: The name of the block, or of the last one that the method follows.
+        block: The block's name, or the name of the last block if the method follows several.
         heads: How heads became one map.
-        rows: Whose row.
-        target: The class that a gradient method followed, by name or index, or None.
+        rows: Whose row the map shows.
+        target: The class that a gradient method followed, by name or index; None for other methods.
         options: The method's own options.
     """
 
@@ -65,16 +65,16 @@ class ResultSettings:
 class AttentionResult:
     """Where a model's readout looked in one photo.
 
-    A notebook shows the overlay. Raw attention is where attention went in one block; it does not measure importance. `result[block]` is the
-    result of another captured block, by index or name.
+    A notebook shows the overlay. Raw attention shows where attention went in one block; it does not measure importance. `result[block]` is the
+    result for another captured block, by index or name.
 
     Attributes:
-        image: The photo, RGB, upright, at its own size.
-        patch_map: The map of the image, `(h, w)` float32, unnormalised.
+        image: The photo, RGB, upright, at its original size.
+        patch_map: The map of the photo, `(h, w)` float32, unnormalised.
         geometry: Where the model looked in the photo.
-        maps: Everything captured, one image, on the CPU.
-        settings: What made the map.
-        mode: How patches become pixels.
+        maps: Everything that was captured for this photo, on the CPU.
+        settings: The settings that the map was made with.
+        mode: How patches are interpolated to pixels.
     """
 
     image: Image.Image
@@ -106,7 +106,7 @@ class AttentionResult:
         return self.patch_map.heatmap(self.geometry, mode=self.mode)
 
     def upsample(self, patch_map: Tensor) -> Tensor:
-        """Bring other values of the same patches to the photo's size.
+        """Interpolate other values for the same patches to the photo's size.
 
         Args:
             patch_map: `(h, w)`, or `(n, h, w)` for several, such as one per head.
@@ -118,23 +118,23 @@ class AttentionResult:
 
     @property
     def uniform(self) -> float | None:
-        """What a token would get of uniform attention, 1/N: the unit of `scale="uniform"`. None if values are not shares of attention."""
+        """1/N, each token's share if attention were uniform: the unit of `scale="uniform"`. None if values are not shares of attention."""
         return self.patch_map.uniform
 
     @property
     def outside(self) -> float:
-        """Attention mass on tokens that are not patches; NaN if the map is not one of softmax rows."""
+        """The attention mass on tokens that are not patches; NaN if the map does not show softmax rows."""
         outside = self.patch_map.outside
         return float("nan") if outside is None else float(outside)
 
     @property
     def caption(self) -> str:
-        """What a figure has to say: model, method, block, heads, readout, mass outside the patches."""
+        """The caption of a figure: model, method, block, heads, readout, mass outside the patches."""
         return self.patch_map.caption
 
     @property
     def quantity(self) -> str:
-        """What the map's values are, for a colour bar: attention, or what a method makes of it."""
+        """What the map's values are, for a colour bar: attention, or the method's name."""
         return self.patch_map.quantity
 
     def overlay(self, **look: Any) -> Image.Image:
@@ -144,10 +144,10 @@ class AttentionResult:
             **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `weighted`, `keep`.
 
         Returns:
-            An RGB image of the photo's size; pixels that the model did not see are the photo's.
+            An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
 
         Raises:
-            ValueError: If an option is not one of its choices, or one that the style does not take.
+            ValueError: If an option has an unknown value, or the style does not take it.
         """
         smooth = look.get("style", Style.HEAT) in (Style.HEAT, Style.CONTOURS)
         return self.patch_map.overlay(self.image, self.geometry, **({"mode": self.mode} | look if smooth else look))
@@ -164,10 +164,10 @@ class AttentionResult:
         return self.patch_map.figure(self.image, self.geometry, mode=self.mode, **look)
 
     def save(self, path: str | Path, **options: Any) -> Path:
-        """Write the overlay, to a temporary name first.
+        """Write the overlay to a file, under a temporary name first.
 
         Args:
-            path: The file's path; its suffix says the format.
+            path: The file's path; its suffix gives the format.
             **options: As in `overlay`.
 
         Returns:
@@ -176,15 +176,15 @@ class AttentionResult:
         return save_image(self.overlay(**options), path)
 
     def to_html(self, path: str | Path | None = None, *, name: str = "photo", **options: Any) -> str:
-        """The viewer: one self-contained page with sliders for block and head, values under the pointer, and patches that say where they look.
+        """Make the viewer: one self-contained page with sliders for block and head, values under the pointer, and what each patch looks at.
 
         Args:
             path: Where to write it; None only returns it.
-            name: What the photo is called in it; any text.
+            name: The photo's name on the page; any text.
             **options: As in `attnhook.workflows.viewer.pages.viewer_html`: `matrices`, `matrix_heads`, `longest`.
 
         Returns:
-            The HTML. What patches look at needs `attend(..., rows="all")`.
+            The HTML. It shows what patches look at only after `attend(..., rows="all")`.
         """
         from attnhook.workflows.viewer.pages import save_viewer, viewer_html
 
@@ -194,10 +194,10 @@ class AttentionResult:
         return page
 
     def scene(self, name: str = "photo") -> Scene:
-        """This photo as a part of a viewer of several.
+        """Make this photo a scene of a viewer with several photos.
 
         Args:
-            name: What the photo is called; any text.
+            name: The photo's name; any text.
 
         Returns:
             What `viewer_html` takes.
@@ -235,28 +235,28 @@ def attend(
 
     Args:
         model: A spec as `load` takes it, a `VisionModel`, or a module.
-        images: A photo or several: paths, PIL images, arrays, tensors.
-        method: One of `METHODS`. Those that need whole matrices (rollout) have them captured, by reference.
+        images: One or several photos: paths, PIL images, arrays, tensors.
+        method: One of `METHODS`. For methods that need whole matrices, such as rollout, queries and keys are captured by reference.
         blocks: Which blocks to capture, as in `AttentionCapture`. The result shows the last of them, `result[block]` any other; methods that
-            follow all blocks follow these.
-        heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index; gradient methods take the mean.
+            follow several blocks follow these.
+        heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index; gradient methods use the mean.
         rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`. `"all"` shows
-            the readout's and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
-        target: For gradient methods: the class whose score runs backward, by index or name; None for the one with the highest score. The model
-            keeps its parameters' `.grad` and `requires_grad` as they are.
+            the readout's row and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
+        target: For gradient methods: the class whose score is followed backward, by index or name; None for the class with the highest score.
+            The parameters' `.grad` and `requires_grad` stay as they are.
         mode: `"bilinear"`, `"nearest"`, or `"bicubic"` (which overshoots).
-        preprocess: What turns a photo into what the model is fed: a transform, an image processor, a timm data config, any callable, or a
-            function that returns `(pixels, ImageGeometry)`; see `VisionModel`. None: what the spec or the `VisionModel` brings, or a timm
-            model's own `pretrained_cfg`, which the caption then says.
+        preprocess: What turns a photo into the model's input: a transform, an image processor, a timm data config, any callable, or a function
+            that returns `(pixels, ImageGeometry)`; see `VisionModel`. None uses what the spec or the `VisionModel` brings, or a timm model's
+            own `pretrained_cfg`; the caption says so in the latter case.
         model_kwargs: Keyword arguments for the model's forward, such as `{"interpolate_pos_encoding": True}`.
-        **options: The method's own, such as `residual`, `discard` and `start` of rollout.
+        **options: The method's own options, such as `residual`, `discard` and `start` of rollout.
 
     Returns:
-        One result a photo, in order.
+        One result per photo, in order.
 
     Raises:
-        ValueError: If an option is not one of its choices or not one of the method's, or a module needs `preprocess` and comes without it.
-        GeometryError: If it cannot be told where the pixels lie in a photo, or the preprocessing makes several inputs of one photo.
+        ValueError: If an option has an unknown value, the method does not take it, or a module needs `preprocess` and none was passed.
+        GeometryError: If attnhook cannot find out where the pixels lie in a photo, or the preprocessing makes several inputs from one photo.
         TargetError: If the model has no class scores, or no such class.
 
     Example:
@@ -267,17 +267,18 @@ def attend(
     check_method(method)
     if heads is None:
         raise ValueError(
-            "heads=None keeps all heads: expected one map a photo. Take result.maps and raw_attention(maps, heads=None)."
+            "cannot attend with heads=None: expected one map per photo, got one per head. Leave heads out, and use "
+            "raw_attention(result.maps, heads=None) for all heads."
         )
     if "block" in options:
         raise ValueError(
-            f"attend takes blocks, as AttentionCapture does: expected blocks=[{options['block']!r}], got block={options['block']!r}. Or "
-            "capture all, and take result[block]."
+            f"attend takes blocks, as AttentionCapture does: expected blocks=, got block={options['block']!r}. Pass "
+            f"blocks=[{options['block']!r}], or capture all blocks and take result[{options['block']!r}]."
         )
     check_options(method, options)
     _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
-    with torch.inference_mode(mode=False):  # parameters made in it could not be followed backward
+    with torch.inference_mode(mode=False):  # parameters created in it have no gradients
         vision = as_vision_model(model, preprocess)
     module, labels = vision.model, vision.labels
     name = vision.name if vision.assumed is None else f"{vision.name} (photos prepared as {vision.assumed})"
@@ -293,26 +294,26 @@ def attend(
     results = []
     for image in each_image(images):
         photo = read_image(image)
-        prepared = vision.prepare(photo.copy())  # a preprocessing may work in place, as PIL's thumbnail does
+        prepared = vision.prepare(photo)
         inputs, geometry = prepared.inputs, prepared.geometry
         followed = None
         if needs.gradients:
             index = run_towards(capture, module, inputs, target, labels, model_kwargs=model_kwargs)
             followed = index if labels is None else labels[index]
         else:
-            # Not inference mode: tensors that a model keeps for itself could not be trained with.
+            # Not inference mode: tensors that a model caches could not be used in training afterwards.
             with torch.no_grad(), capture:
                 run_vision(module, inputs, model_kwargs)
         maps = capture.maps
         settings = ResultSettings(name, method, maps[-1].name, heads, rows_in_words(maps), followed, options)
         patch_map = _mapped(maps, settings)
-        patch_map.area_on(geometry)  # that they do not go together is said now, not when something is drawn
+        patch_map.area_on(geometry)  # a mismatch is reported now, not when something is drawn
         results.append(AttentionResult(photo, patch_map, geometry, maps, settings, smooth))
     return results
 
 
 def _mapped(maps: AttentionMaps, settings: ResultSettings) -> PatchMap:
-    """The map of a method of the first image, its caption beginning with the model."""
+    """The first image's map, with the model's name in front of its caption."""
     options = method_options(settings.method, {"block": settings.block, "heads": settings.heads})
     patch_map = METHODS[settings.method](maps, **options, **settings.options)[0]
     return captioned(patch_map, settings.model, settings.target)
@@ -331,7 +332,7 @@ def _check_target(method: str, target: TargetOption, heads: HeadsOption) -> None
 
 
 def _rows_for(method: str, rows: RowsOption) -> RowsOption:
-    """What to capture: a method that needs whole matrices starts at the readout, so nobody else's row can be asked for."""
+    """What to capture: a method that needs whole matrices starts at the readout, so it takes no other row."""
     if not NEEDS[method].all_rows:
         return rows
     if rows not in (Rows.READOUT, Rows.ALL):
@@ -342,23 +343,23 @@ def _rows_for(method: str, rows: RowsOption) -> RowsOption:
 
 
 def save_image(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture to a temporary name, then rename: never half a file.
+    """Write a picture under a temporary name, then rename it, so that no file is ever half-written.
 
     Args:
         picture: The picture.
-        path: The file's path; its suffix says the format.
+        path: The file's path; its suffix gives the format.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If Pillow knows no format of that suffix.
+        ValueError: If Pillow knows no format with that suffix.
     """
     target = Path(path)
     format_name = Image.registered_extensions().get(target.suffix.lower())
     if format_name is None:
         raise ValueError(
-            f"cannot save {target.name!r}: expected a picture's suffix such as .png or .jpg, got {target.suffix!r}."
+            f"cannot save {target.name!r}: expected a picture's suffix such as .png or .jpg, got {target.suffix!r}. Change the suffix."
         )
     with replacing(target) as temporary:
         picture.save(temporary, format=format_name)

@@ -16,13 +16,13 @@ LIBRARIES = ("timm", "transformers", "torchvision", "open_clip")
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """Look inside wrappers.
+    """Unwrap a model.
 
     Args:
         model: The model, wrapped (DDP, `torch.compile`, PEFT) or not.
 
     Returns:
-        The model that somebody wrote.
+        The model inside all wrappers.
     """
     inner = unwrapped(model)
     base: Any = getattr(inner, "get_base_model", None)
@@ -62,7 +62,7 @@ def name_of(model: nn.Module) -> str:
 
 
 def timm_data_config(model: nn.Module) -> dict[str, Any] | None:
-    """Read how a timm model wants photos.
+    """Read how a timm model expects photos to be prepared.
 
     Args:
         model: The model.
@@ -89,7 +89,7 @@ def labels_of(model: nn.Module) -> tuple[str, ...] | None:
         model: The model.
 
     Returns:
-        One name per output of the classifier, in order; None where there is no classifier or its classes are not known.
+        One name per output of the classifier, in order; None if there is no classifier or its classes are unknown.
     """
     inner = innermost(model)
     config = _timm_config(inner)
@@ -98,7 +98,7 @@ def labels_of(model: nn.Module) -> tuple[str, ...] | None:
     transformers: Any = sys.modules.get("transformers")
     if transformers is None or library_of(inner) != "transformers":
         return None
-    # Every configuration has an id2label, also that of a model without a classifier, or without names.
+    # Every configuration has an id2label, even for a model without a classifier or without class names.
     settings: Any = getattr(inner, "config", None)
     if not isinstance(inner, transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(settings), ())):
         return None
@@ -113,19 +113,22 @@ def missing_preprocess(model: nn.Module) -> str:
         model: The model.
 
     Returns:
-        One sentence, with what to type.
+        One sentence, with what to pass.
     """
     inner = innermost(model)
     library = library_of(inner)
-    asked = "the transform that it was trained with"
+    asked = "transform, which turns a PIL image into the model's input"
     if library == "transformers":
         checkpoint = _checkpoint(inner)
         asked = f"AutoImageProcessor.from_pretrained({checkpoint or 'the checkpoint of the model'!r})"
     elif library == "torchvision":
         asked = f"{_torchvision_weights(inner)}.DEFAULT.transforms()"
     elif library == "open_clip":
-        asked = "the transform that open_clip.create_model_and_transforms returned beside the model"
-    return f"a bare {type(inner).__name__} does not say how photos become its pixels: pass preprocess={asked}."
+        asked = "preprocess_val, the last value that open_clip.create_model_and_transforms returns"
+    return (
+        f"cannot prepare photos for a bare {type(inner).__name__}: expected preprocess=, got none, and the model brings no preprocessing of its "
+        f"own; pass preprocess={asked}, or where a call has no preprocess=, pass VisionModel(model, preprocess)."
+    )
 
 
 def _timm_config(model: nn.Module) -> Mapping[str, Any] | None:
@@ -158,7 +161,7 @@ def _checkpoint(model: nn.Module) -> str | None:
 
 
 def _torchvision_weights(model: nn.Module) -> str:
-    """The enumeration of weights that a torchvision model's builder takes, as far as the model tells."""
+    """The name of the weights enum for a torchvision model, as far as the model shows it."""
     kind, width = type(model).__name__, getattr(model, "hidden_dim", None)
     if kind == "VisionTransformer":
         letter = {1024: "L", 1280: "H"}.get(width or 0, "B")

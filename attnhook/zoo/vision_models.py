@@ -16,36 +16,36 @@ from attnhook.imaging.prepared import Prepared, prepare, seen_size
 from attnhook.options import Size
 from attnhook.zoo.declarations import labels_of, missing_preprocess, name_of, timm_data_config
 
-# Photos of these sizes tell whether a preprocessing always makes the same size of them.
+# If photos of these sizes all give inputs of one size, the input size does not depend on the photo.
 _PROBES = ((480, 480), (480, 960), (960, 480))
 _LOGGER = logging.getLogger("attnhook")
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class VisionModel:
-    """A model, how photos become its pixels, and the names of the classes that it tells apart.
+    """A model, its preprocessing, and the names of its classes.
 
-    `load` makes one, in eval mode. For a model of your own, pass the model and its preprocessing. The mode of the model stays as it is: call
+    `load` makes one, in eval mode. For your own model, pass the model and its preprocessing. The model stays in its current mode, so call
     `model.eval()` first.
 
     Args:
         model: The model.
-        preprocess: What turns a photo into what the model is fed: a transform, an image processor, a timm data config, any callable that
-            takes a PIL image, or a function that returns `(pixels, ImageGeometry)`. It may return a tensor or an array, with or without batch
-            axis, or a dict or `BatchFeature`, whose entries are passed to the model as keywords. None: a timm model's own `pretrained_cfg`.
-        name: A short name for captions; None takes the architecture's (timm), the checkpoint's (transformers), or the class's.
-        labels: One name per output of the classifier, in order; None reads them off the model where it knows them.
+        preprocess: What turns a photo into the model's input: a transform, an image processor, a timm data config, any callable that takes a
+            PIL image, or a function that returns `(pixels, ImageGeometry)`. It may return a tensor or an array, with or without a batch axis,
+            or a dict or `BatchFeature`, whose entries are passed to the model as keyword arguments. None: a timm model's own `pretrained_cfg`.
+        name: A short name for captions; None uses the name of the architecture (timm), the checkpoint (transformers), or the class.
+        labels: One name per output of the classifier, in order; None reads them from the model if it knows them.
 
     Attributes:
         model: The model.
-        preprocessing: What turns a photo into what the model is fed.
+        preprocessing: What turns a photo into the model's input.
         name: The name.
-        labels: The names of the classes, or None where there is no classifier or its classes are not known.
-        assumed: Where no preprocessing was passed: what was taken instead, in words. None otherwise.
+        labels: The names of the classes, or None if there is no classifier or its classes are unknown.
+        assumed: What is used instead, in words, if no preprocessing was passed; else None.
 
     Raises:
         TypeError: If the model is not a module.
-        ValueError: If there is no preprocessing, and the model does not bring its own.
+        ValueError: If no preprocessing was passed and the model does not bring its own.
 
     Example:
         >>> import timm
@@ -74,7 +74,7 @@ class VisionModel:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
-                f"cannot make a VisionModel: expected a torch.nn.Module, got {type(model).__name__}. Pass the model; a spec goes to load."
+                f"cannot make a VisionModel: expected a torch.nn.Module, got {type(model).__name__}. Pass the model, or use load(spec)."
             )
         assumed = None
         if preprocess is None:
@@ -95,18 +95,18 @@ class VisionModel:
 
     @cached_property
     def input_size(self) -> Size | None:
-        """`(height, width)` in pixels of what the model is fed; None where that depends on the photo, or is not known."""
+        """`(height, width)` of the model's input, in pixels; None if it depends on the photo or is unknown."""
         sizes = {seen_size(self.preprocessing, probe) for probe in _PROBES}
         return sizes.pop() if len(sizes) == 1 else None
 
     def prepare(self, photo: Image.Image) -> Prepared:
-        """Turn a photo that was read into what the model is fed.
+        """Turn a photo that has been read into the model's input.
 
         Args:
             photo: The photo, RGB, upright, as `read_image` returns it.
 
         Returns:
-            What the model is fed, and where that lies in the photo.
+            The model's input, and where it lies in the photo.
         """
         return prepare(self.preprocessing, photo)
 
@@ -114,25 +114,25 @@ class VisionModel:
         """Turn a photo into the model's pixels, and say which part of the photo they show.
 
         Args:
-            image: Whatever `attnhook.imaging.images.read_image` takes.
+            image: Anything that `attnhook.imaging.images.read_image` takes.
 
         Returns:
-            Pixels `(1, 3, height, width)`, float32, on the CPU, and their geometry.
+            Pixels `(1, 3, height, width)`, float32, and their geometry.
 
         Raises:
-            GeometryError: If the pixels are not of the size that the geometry says, or are packed patches.
+            GeometryError: If the pixels' size differs from the geometry's, or they are packed patches.
         """
         prepared = self.prepare(read_image(image))
         pixels, geometry = prepared.inputs.pixels, prepared.geometry
         if tuple(pixels.shape[-2:]) != tuple(geometry.input_size):
             raise GeometryError(
                 f"the preprocessing of {self.name} packs patches: expected pixels (1, 3, {geometry.input_size[0]}, {geometry.input_size[1]}), "
-                f"got {tuple(pixels.shape)}. Use prepare(photo).inputs, which holds everything that the model is fed."
+                f"got {tuple(pixels.shape)}. Use prepare(photo).inputs, which holds everything that goes into the model."
             )
         return pixels.float(), geometry
 
     def with_model(self, model: nn.Module) -> "VisionModel":
-        """Put another model in place of this one, such as a copy with other weights.
+        """Replace the model, for example with a copy that has other weights.
 
         Args:
             model: The other model.
@@ -143,7 +143,7 @@ class VisionModel:
         return VisionModel(model, self.preprocessing, name=self.name, labels=self.labels)
 
     def with_preprocess(self, preprocess: Any) -> "VisionModel":
-        """Put another preprocessing in place of this one.
+        """Replace the preprocessing.
 
         Args:
             preprocess: As in `VisionModel`.
@@ -159,7 +159,7 @@ class VisionModel:
 
 
 def _own_preprocessing(model: nn.Module) -> tuple[Any, str]:
-    """A model's own preprocessing, and what it is in words."""
+    """A model's own preprocessing, and its description."""
     config = timm_data_config(model)
     if config is None:
         raise ValueError(missing_preprocess(model))
@@ -170,7 +170,7 @@ def _own_preprocessing(model: nn.Module) -> tuple[Any, str]:
 
 @cache
 def _timm_transform(config: tuple[tuple[str, Any], ...]) -> Any:
-    """One object per configuration: geometries are remembered by it."""
+    """One object per configuration, because geometries are remembered per object."""
     import timm
 
     return timm.data.create_transform(**dict(config), is_training=False)

@@ -237,13 +237,13 @@ def named(model, name):
     [
         (
             named(hf_vit(), "facebook/dinov2-small"),
-            "a bare ViTForImageClassification does not say how photos become its pixels: pass "
-            "preprocess=AutoImageProcessor.from_pretrained('facebook/dinov2-small').",
+            "cannot prepare photos for a bare ViTForImageClassification: expected preprocess=, got none, and the model brings no preprocessing "
+            "of its own; pass preprocess=AutoImageProcessor.from_pretrained('facebook/dinov2-small'), or",
         ),
-        (hf_vit(), "preprocess=AutoImageProcessor.from_pretrained('the checkpoint of the model')."),
-        (VisionTransformer(32, 16, 1, 2, 8, 8), "preprocess=ViT_B_16_Weights.DEFAULT.transforms()."),
-        (VisionTransformer(32, 32, 1, 2, 1024, 8), "preprocess=ViT_L_32_Weights.DEFAULT.transforms()."),
-        (torch.nn.Sequential(timm_vit()), "a bare Sequential does not say"),
+        (hf_vit(), "preprocess=AutoImageProcessor.from_pretrained('the checkpoint of the model'), or"),
+        (VisionTransformer(32, 16, 1, 2, 8, 8), "preprocess=ViT_B_16_Weights.DEFAULT.transforms(), or"),
+        (VisionTransformer(32, 32, 1, 2, 1024, 8), "preprocess=ViT_L_32_Weights.DEFAULT.transforms(), or"),
+        (torch.nn.Sequential(timm_vit()), "for a bare Sequential: expected preprocess="),
     ],
 )
 def test_other_models_ask_for_it_in_one_sentence(model, asked, tmp_path):
@@ -372,7 +372,7 @@ def test_packed_patches_with_everything_that_belongs_to_them(tmp_path):
 @pytest.mark.parametrize("made", [torch.zeros(3, 3, SIZE, SIZE), torch.zeros(1, 3, 3, SIZE, SIZE)])
 def test_several_inputs_of_one_photo(made):
     for call in (partial(attend, hf_vit()), partial(AttentionMonitor, hf_vit())):
-        with pytest.raises(GeometryError, match="made 3 inputs of one photo: expected one"):
+        with pytest.raises(GeometryError, match="expected one input per photo, got 3"):
             call(PHOTO, preprocess=lambda picture: {"pixel_values": made})
 
 

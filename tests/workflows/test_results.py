@@ -173,7 +173,7 @@ def test_bare_module(module, result):
 
 
 def test_geometry_that_is_not_the_preprocessings(module):
-    with pytest.raises(GeometryError, match=r"do not go together: expected pixels of 48 x 100, .* got 24 x 40"):
+    with pytest.raises(GeometryError, match=r"do not match: expected pixels of 48 x 100, .* got 24 x 40"):
         attend(module, PHOTO, preprocess=lambda one: (pixels_of(one)[None], ImageGeometry.identity((48, 100))))
 
 
@@ -186,7 +186,7 @@ def test_geometry_that_is_not_the_preprocessings(module):
     ],
 )
 def test_preprocessing_that_gives_something_else(module, preprocess, got):
-    words = rf"expected a tensor, .* or \(pixels, ImageGeometry\), got {got}\. Return what the model is fed"
+    words = rf"expected a tensor, .* or \(pixels, ImageGeometry\), got {got}\. Let the preprocessing return the model's input"
     with pytest.raises(GeometryError, match=words):
         attend(module, PHOTO, preprocess=preprocess)
     with pytest.raises(GeometryError, match=words):
@@ -218,5 +218,5 @@ def test_one_result_holds_several_blocks(model):
     assert "through blocks 2 to 2 of 2" not in attend(model, PHOTO, method="rollout", blocks=1)[0].caption
     with pytest.raises(IndexError, match="block 2 was not captured"):
         both[2]
-    with pytest.raises(ValueError, match=r"expected blocks=\[3\], got block=3.*result\[block\]"):
+    with pytest.raises(ValueError, match=r"expected blocks=, got block=3\. Pass blocks=\[3\], .*result\[3\]"):
         attend(model, PHOTO, block=3)

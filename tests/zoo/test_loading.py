@@ -100,7 +100,7 @@ def test_vision_model_is_frozen_and_short_in_print(any_model):
 
 def test_pixels_that_the_geometry_does_not_foretell_are_an_error():
     wrong = VisionModel(torch.nn.Identity(), lambda image: (torch.zeros(3, 8, 9), ImageGeometry.identity((60, 90))))
-    with pytest.raises(GeometryError, match=r"a photo of 60 x 90 do not go together: .* 60 x 90, .* got 8 x 9"):
+    with pytest.raises(GeometryError, match=r"a photo of 60 x 90 do not match: .* 60 x 90, .* got 8 x 9"):
         wrong.preprocess(photo())
 
 

@@ -293,7 +293,7 @@ def test_specs_that_look_alike_keep_their_folders(tmp_path) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="a bare Linear does not say how photos become its pixels: pass preprocess="):
+    with pytest.raises(ValueError, match=r"for a bare Linear: expected preprocess=, got none.*; pass preprocess="):
         as_subjects([torch.nn.Linear(2, 2)])
     with pytest.raises(TypeError, match="expected a spec"):
         as_subjects([7])
