@@ -204,7 +204,10 @@ class AttentionMaps(Sequence[BlockAttention]):
             return self._with(self._blocks[index])
         if isinstance(index, int) and not isinstance(index, bool) and not -len(self) <= index < len(self):
             # Sequence iteration ends on IndexError; UnknownBlockError, a LookupError, would not stop it.
-            raise IndexError(f"block {index} was not captured: expected an index from {-len(self)} to {len(self) - 1}.")
+            raise IndexError(
+                f"block {index} was not captured: expected an index from {-len(self)} to {len(self) - 1} among the captured blocks, or one of "
+                f"their names, {', '.join(self.block_names[:3])}{', ...' if len(self) > 3 else ''}."
+            )
         return self._blocks[block_index(self.block_names, index)]
 
     def __len__(self) -> int:

@@ -334,6 +334,11 @@ class AttentionCapture:
         for scope in () if self._entry is None else self._entry.open_scopes():
             scope.record = ForwardRecord()
 
+    def __getitem__(self, block: object) -> None:
+        raise TypeError(
+            "a capture is not its maps: expected capture.maps, got the AttentionCapture itself. Pass capture.maps."
+        )
+
     def __repr__(self) -> str:
         state = "open" if self._entry is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"

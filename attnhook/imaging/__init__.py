@@ -5,7 +5,7 @@ from typing import Any
 
 _HOMES = {
     "animations": ("overlay_video",),
-    "drawing": ("heatmap", "overlay", "patch_box", "patch_edges"),
+    "drawing": ("heatmap", "overlay"),
     "depth_figures": ("depth_figure", "map_grid"),
     "figures": ("overlay_figure", "sheet", "triptych"),
     "geometry": ("ImageGeometry",),

@@ -5,8 +5,6 @@ from attnhook.imaging.depth_figures import depth_figure as depth_figure
 from attnhook.imaging.depth_figures import map_grid as map_grid
 from attnhook.imaging.drawing import heatmap as heatmap
 from attnhook.imaging.drawing import overlay as overlay
-from attnhook.imaging.drawing import patch_box as patch_box
-from attnhook.imaging.drawing import patch_edges as patch_edges
 from attnhook.imaging.figures import overlay_figure as overlay_figure
 from attnhook.imaging.figures import sheet as sheet
 from attnhook.imaging.figures import triptych as triptych

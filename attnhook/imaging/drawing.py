@@ -9,12 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import blend
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import Interpolation, PatchIndex, Size
+from attnhook.options import Interpolation, Size
 
 Values: TypeAlias = PatchMap | Tensor | NDArray[Any]
 
@@ -86,67 +85,19 @@ def overlay(
         >>> overlay(photo, torch.rand(14, 14), ImageGeometry.identity((428, 640)).resize(248).center_crop(224)).size
         (640, 428)
     """
-    if where is None and not isinstance(patch_map, PatchMap):
-        if patch_area is not None:
-            raise ValueError(
-                "cannot place the patches: expected where= beside patch_area=, got none. Pass the transform or an ImageGeometry: "
-                "overlay(photo, patch_map, transform)."
-            )
+    if where is None and patch_area is None and not isinstance(patch_map, PatchMap):
         return blend(photo, patch_map, uniform=uniform, **look)
-    if where is None:
-        raise ValueError(
-            "cannot draw a patch map over a photo: expected where=, what turned the photo into pixels, got none. Pass the transform or "
-            "processor itself, or an ImageGeometry: overlay(photo, patch_map, transform)."
-        )
     return _as_patch_map(patch_map, patch_area=patch_area, uniform=uniform).overlay(photo, where, **look)
-
-
-def patch_edges(
-    geometry: ImageGeometry, grid: Size, *, patch_area: Size | None = None
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-    """Find the borders between the patches of a grid.
-
-    Args:
-        geometry: How the photo became the model's input.
-        grid: Patch rows and columns.
-        patch_area: As in `heatmap`.
-
-    Returns:
-        Horizontal and vertical borders, as in `PatchMap.edges`.
-
-    Example:
-        >>> rows, columns = patch_edges(ImageGeometry.identity((32, 48)), (2, 3))
-        >>> columns.tolist()
-        [0.0, 16.0, 32.0, 48.0]
-    """
-    return PatchMap(torch.empty(grid, device="cpu"), area=patch_area).edges(geometry)
-
-
-def patch_box(geometry: ImageGeometry, grid: Size, patch: PatchIndex, *, patch_area: Size | None = None) -> Box:
-    """Find one patch of a grid in the photo.
-
-    Args:
-        geometry: How the photo became the model's input.
-        grid: Patch rows and columns.
-        patch: Its row and column; negative numbers count from the end.
-        patch_area: As in `heatmap`.
-
-    Returns:
-        Top, left, bottom, right, as in `PatchMap.box`.
-
-    Raises:
-        GeometryError: If there is no such patch, or it lies entirely outside the photo.
-
-    Example:
-        >>> patch_box(ImageGeometry.identity((32, 48)), (2, 3), (1, 0))
-        (16.0, 0.0, 32.0, 16.0)
-    """
-    return PatchMap(torch.empty(grid, device="cpu"), area=patch_area).box(geometry, patch)
 
 
 def _as_patch_map(values: Values, **known: Any) -> PatchMap:
     """A tensor or array as a patch map; a patch map is returned as it is."""
     given = {name: value for name, value in known.items() if value is not None}
+    if not isinstance(values, PatchMap | Tensor | np.ndarray | list):
+        raise GeometryError(
+            f"not a patch map: expected what raw_attention(capture.maps) returns, or a tensor or array, got {type(values).__name__}. The order "
+            "is overlay(photo, patch_map, transform) and heatmap(patch_map, geometry)."
+        )
     if isinstance(values, PatchMap):
         if given:
             name = next(iter(given))

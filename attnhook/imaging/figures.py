@@ -68,7 +68,7 @@ def overlay_figure(
         heatmap: Values of shape (height, width), the photo's size.
         title: A title above the overlay; wrapped to it.
         caption: What the figure shows: model, block, head fusion, readout, scale, mass outside the patches. Wrapped to the figure.
-        mark: A box to mark, such as the patch whose attention this is (`patch_box`): top, left, bottom, right, in photo pixels.
+        mark: A box to mark, such as the patch whose attention this is (`PatchMap.box`): top, left, bottom, right, in photo pixels.
         colormap: The name of a matplotlib colormap, or a `Colormap`.
         alpha: The heat map's opacity, 0 to 1. The colour bar shows the pure colours.
         scale: As in `overlay`.

@@ -1,11 +1,15 @@
 """Turns whatever says where a model looked into an `ImageGeometry`."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.images import open_image
 from attnhook.options import Size
 
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
@@ -39,18 +43,41 @@ def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) ->
                 f"the geometry is of another photo: expected {by(where.image_size)} pixels (height x width), got {by(size)}. {remedy}"
             )
         return where
+    if where is None:
+        raise ValueError(
+            "cannot draw a patch map over a photo: expected where=, what turned the photo into pixels, got none. Pass the transform or "
+            "processor itself, or an ImageGeometry: overlay(photo, patch_map, transform)."
+        )
+    if isinstance(where, Image.Image | torch.Tensor | np.ndarray) or (
+        hasattr(where, "keys") and "pixel_values" in where
+    ):
+        raise GeometryError(
+            f"cannot place a patch map: expected what turned the photo into pixels, got {type(where).__name__}, a picture or what came out of a "
+            "preprocessing. Pass the transform or the processor itself."
+        )
     if photo is None:
         raise GeometryError(
             f"cannot place a patch map: expected an ImageGeometry, got {type(where).__name__} without the photo. Pass "
             "ImageGeometry.of(preprocess, photo); heatmap also takes photo=, the photo or its (height, width)."
         )
-    if isinstance(photo, Image.Image) and photo.getexif().get(_ORIENTATION, 1) != 1:
+    orientation = _orientation(photo)
+    if orientation != 1:
         raise GeometryError(
             "cannot tell which way up the model saw this photo: expected an upright one, got EXIF orientation "
-            f"{photo.getexif().get(_ORIENTATION)}, which viewers apply and transforms ignore. Use "
+            f"{orientation}, which viewers apply and transforms ignore. Pass the photo that the model was fed, after "
             "photo = ImageOps.exif_transpose(photo) for both the model and the overlay."
         )
     return ImageGeometry.of(where, photo if picture is None else picture)
+
+
+def _orientation(photo: Any) -> int:
+    """The EXIF orientation of an image or of an image file; 1 is upright."""
+    if isinstance(photo, Image.Image):
+        return int(photo.getexif().get(_ORIENTATION, 1))
+    if isinstance(photo, str | Path):
+        with open_image(photo) as opened:
+            return int(opened.getexif().get(_ORIENTATION, 1))
+    return 1
 
 
 def by(size: Size) -> str:

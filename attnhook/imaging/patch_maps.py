@@ -4,10 +4,11 @@ A `PatchMap` carries everything that is needed to draw it, except the photo and 
 argument cannot put a map on the wrong part of the input.
 """
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -98,8 +99,14 @@ class PatchMap:
     def __bool__(self) -> bool:
         return True
 
-    def __getitem__(self, index: int | slice) -> "PatchMap":
+    def __getitem__(self, index: SupportsIndex | slice) -> "PatchMap":
         self._check_indexable()
+        if not isinstance(index, SupportsIndex | slice):
+            raise TypeError(
+                f"a PatchMap takes one number or a slice: expected patch_map[0] or patch_map[0][3] (image 0, head 3), got {index!r}. For tensor "
+                "indexing use patch_map.values."
+            )
+        index = index if isinstance(index, slice) else operator.index(index)
         if not isinstance(index, slice) and not -len(self.values) <= index < len(self.values):
             raise IndexError(f"map {index} does not exist: expected -{len(self.values)} to {len(self.values) - 1}.")
         return replace(self, values=self.values[index])
@@ -296,7 +303,7 @@ class PatchMap:
     def overlay(
         self,
         photo: ImageSource,
-        where: Any,
+        where: Any = None,
         *,
         style: str = Style.HEAT,
         colormap: Any = "viridis",
@@ -353,7 +360,7 @@ class PatchMap:
     def figure(
         self,
         photo: ImageSource,
-        where: Any,
+        where: Any = None,
         *,
         ax: "Axes | None" = None,
         scale: ScaleOption = Scale.MINMAX,

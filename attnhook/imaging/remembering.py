@@ -4,7 +4,7 @@ import functools
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ _SIZES = 4096
 _DEEP = 6
 _LONG = 256  # entries of a container that are read; a longer one is no setting
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, type(Ellipsis))
+
+_SETTINGS = (str, int, float, bool, list, tuple, dict)
 
 _weak: dict[Any, tuple[Any, "Memory"]] = {}
 _strong: "OrderedDict[Any, tuple[Any, Memory]]" = OrderedDict()
@@ -109,13 +111,30 @@ def state_of(value: Any, depth: int = _DEEP) -> Any:  # noqa: PLR0911 (one retur
         return value.__func__, state_of(value.__self__, depth)
     if isinstance(value, types.FunctionType):
         cells = tuple(_content(cell, depth) for cell in value.__closure__ or ())
-        return id(value), cells, state_of(value.__defaults__, depth - 1), state_of(value.__kwdefaults__, depth - 1)
+        defaults = (value.__defaults__, value.__kwdefaults__)
+        return id(value), cells, state_of(defaults, depth - 1), tuple(_globals_of(value, depth - 1))
     if isinstance(value, torch.nn.Module) and any(True for _ in value.parameters()):
         return id(value)  # a model
     if isinstance(value, functools.partial):
         return state_of((value.func, value.args, value.keywords), depth - 1)
     own = getattr(value, "__dict__", None)
     return type(value), state_of(own, depth - 1) if own else id(value)
+
+
+def _globals_of(function: types.FunctionType, depth: int) -> Iterator[Any]:
+    """The settings among the globals that a function names, in its own module or as attributes of another, and its module's functions."""
+    names, scope = function.__code__.co_names, function.__globals__
+    for name in names:
+        value = scope.get(name, _content)
+        if isinstance(value, types.ModuleType):
+            yield from (
+                state_of(vars(value)[one], depth) for one in names if isinstance(vars(value).get(one), _SETTINGS)
+            )
+        elif isinstance(value, types.FunctionType):
+            if value is not function and value.__module__ == function.__module__:
+                yield state_of(value, depth)
+        elif value is not _content and not callable(value):
+            yield name, state_of(value, depth)
 
 
 def _content(cell: Any, depth: int) -> Any:

@@ -1,6 +1,6 @@
 """Whether a model's pixels show the part of a photo that they should.
 
-A preprocessing is measured on synthetic photos. One that crops around something that it finds in a photo, such as a face, does not find it there.
+A preprocessing is measured on synthetic photos. One that crops around what it finds in a photo, such as a face, does not find it there.
 So the pixels of the real photo are compared with the part of it that the measurement says they show.
 """
 

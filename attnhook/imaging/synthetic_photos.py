@@ -1,8 +1,8 @@
 """Grey photos in which every pixel says where it is.
 
 A ramp's brightness rises along one axis, along a parabola. The bend tells equalisation, contrast stretching and gamma from an affine change
-of brightness, because only the latter leaves a straight line when the parabola is undone. A photo may be longer than there are grey levels. Noise
-of a fixed seed then dithers them, so that averages over a few pixels resolve far less than one level at any stride of sampling.
+of brightness, because only the latter leaves a straight line when the parabola is undone. A photo may be longer than there are grey levels.
+Noise of a fixed seed then dithers them, so that averages over a few pixels resolve far less than one level at any stride of sampling.
 """
 
 from typing import Any

@@ -1,5 +1,6 @@
 """Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attnhook.attribution.methods import METHODS, NEEDS, check_method, check_options, method_options
+from attnhook.attribution.methods import METHODS, NEEDS, check_method, method_options
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.files import replacing
@@ -275,7 +276,17 @@ def attend(
             f"attend takes blocks, as AttentionCapture does: expected blocks=, got block={options['block']!r}. Pass "
             f"blocks=[{options['block']!r}], or capture all blocks and take result[{options['block']!r}]."
         )
-    check_options(method, options)
+    unknown = [name for name in options if not method_options(method, {name: None})]
+    if unknown:
+        legal = ", ".join(
+            name
+            for name in list(inspect.signature(METHODS[method]).parameters)[1:]
+            if name not in {"block", "heads", "row"}
+        )
+        raise ValueError(
+            f"attend and the method {method!r} have no option {unknown[0]!r}: expected {legal or 'none'} of the method's own. What prepares the "
+            "photo goes into preprocess=, arguments of the model's forward into model_kwargs=."
+        )
     _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
     with torch.inference_mode(mode=False):  # parameters created in it have no gradients

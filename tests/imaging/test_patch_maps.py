@@ -11,7 +11,6 @@ from PIL import Image
 
 from attnhook import ImageGeometry, PatchMap, heatmap, overlay
 from attnhook.errors import GeometryError
-from attnhook.imaging.drawing import patch_box, patch_edges
 
 SIZE = (96, 160)
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8))
@@ -123,8 +122,7 @@ def test_a_bare_grid_that_cannot_cover_the_input_needs_its_area():
     with pytest.raises(GeometryError, match="cannot place the patch grid"):
         PatchMap(torch.rand(6, 6)).heatmap(SEEN)
     with pytest.raises(GeometryError, match="cannot place the patch grid"):
-        patch_edges(SEEN, (6, 6))
-    assert patch_box(SEEN, (7, 7), (0, 0)) == PatchMap(torch.rand(7, 7)).box(SEEN, (0, 0))
+        PatchMap(torch.rand(6, 6)).edges(SEEN)
 
 
 def test_what_a_patch_map_knows_is_not_to_be_said_again():

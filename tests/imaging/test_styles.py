@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.drawing import heatmap, overlay, patch_box, patch_edges
+from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.overlays import colorize
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.imaging.styles import draw_contours, mass_mask
 
 SIZE = (96, 160)
@@ -46,7 +47,7 @@ def test_patches_have_one_colour_each_and_the_hottest_the_top_one():
     colors = colorize(MAP)
     for row in range(7):
         for column in range(7):
-            top, left, bottom, right = patch_box(SEEN, (7, 7), (row, column))
+            top, left, bottom, right = PatchMap(MAP).box(SEEN, (row, column))
             at = picture[int((top + bottom) / 2), int((left + right) / 2)]
             assert (at == colors[row, column]).all()
     hottest = divmod(int(MAP.argmax()), 7)
@@ -82,9 +83,9 @@ def test_a_mask_darkens_the_rest_only():
     mask = torch.zeros(7, 7, dtype=torch.bool)
     mask[2:5, 2:5] = True
     picture = pixels(overlay(white, mask, SEEN, style="mask", alpha=0.5))
-    y, x = (int(sum(patch_box(SEEN, (7, 7), (3, 3))[at::2]) / 2) for at in (0, 1))
+    y, x = (int(sum(PatchMap(MAP).box(SEEN, (3, 3))[at::2]) / 2) for at in (0, 1))
     assert (picture[y, x] == 255).all()
-    y, x = (int(sum(patch_box(SEEN, (7, 7), (0, 0))[at::2]) / 2) for at in (0, 1))
+    y, x = (int(sum(PatchMap(MAP).box(SEEN, (0, 0))[at::2]) / 2) for at in (0, 1))
     assert (np.abs(picture[y, x] - 127) <= 1).all()
     assert overlay(white, mask.float(), SEEN, style="mask", alpha=0.5, keep=1.0) == overlay(
         white, mask, SEEN, style="mask", alpha=0.5
@@ -93,12 +94,12 @@ def test_a_mask_darkens_the_rest_only():
 
 def test_patches_lie_where_the_heat_map_has_them():
     nearest = heatmap(torch.arange(49.0).reshape(7, 7), SEEN, mode="nearest").numpy()
-    rows, columns = patch_edges(SEEN, (7, 7))
+    rows, columns = PatchMap(MAP).edges(SEEN)
     assert (len(rows), len(columns)) == (8, 8)
     for number in range(49):
-        top, left, bottom, right = patch_box(SEEN, (7, 7), divmod(number, 7))
+        top, left, bottom, right = PatchMap(MAP).box(SEEN, divmod(number, 7))
         ys, xs = np.nonzero(nearest == number)
         assert (np.abs([ys.min() - top, ys.max() + 1 - bottom, xs.min() - left, xs.max() + 1 - right]) <= 0.51).all()
-    assert patch_box(SEEN, (7, 7), (-1, -1)) == patch_box(SEEN, (7, 7), (6, 6))
+    assert PatchMap(MAP).box(SEEN, (-1, -1)) == PatchMap(MAP).box(SEEN, (6, 6))
     with pytest.raises(GeometryError, match=r"patch \(7, 0\) lies outside the grid"):
-        patch_box(SEEN, (7, 7), (7, 0))
+        PatchMap(MAP).box(SEEN, (7, 0))

@@ -85,7 +85,9 @@ def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | Mod
         several: list[Any] = list(models) if isinstance(models, list | tuple | Iterator) else [models]
         several = [VisionModel(model) if isinstance(model, nn.Module) else model for model in several]
         names = [_name(model, number) for number, model in enumerate(several)]
-        short = [_shortened(name) for name in names]
+        short = [
+            _shortened(name) if isinstance(model, str) else name for name, model in zip(names, several, strict=True)
+        ]
         counted = Counter(short)
         named = [(s if counted[s] == 1 else n, m) for s, n, m in zip(short, names, several, strict=True)]
     if not named:

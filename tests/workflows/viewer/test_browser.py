@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnhook.imaging.drawing import heatmap, overlay, patch_box
+from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.overlays import UNIFORM_TOP, value_range
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
 from attnhook.workflows.viewer.scenes import pack_scene
@@ -47,7 +47,7 @@ class Page:
         self.settle()
 
     def _position(self, one, patch):
-        top, left, bottom, right = patch_box(one.geometry, one.maps[-1].layout.grid, patch)
+        top, left, bottom, right = one.patch_map.box(one.geometry, patch)
         box = self.page.locator("#canvas").bounding_box()
         return {"x": (left + right) / 2 * box["width"] / PHOTO[1], "y": (top + bottom) / 2 * box["height"] / PHOTO[0]}
 

@@ -1,0 +1,104 @@
+"""A preprocessing that looks at the photo, or that reads settings from elsewhere, is not placed by what it did to other photos."""
+
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from attnhook import ImageGeometry, PatchMap, VisionModel
+from attnhook.errors import GeometryError
+from attnhook.imaging.prepared import prepare
+
+RNG = np.random.default_rng(0)
+PHOTO = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)
+SETTINGS = types.SimpleNamespace(box=(20, 30, 180, 190))
+BOX = (20, 30, 180, 190)
+
+
+def trimmed(photo):
+    """The photo without its white margin; where all is white, the whole."""
+    rows, columns = np.nonzero(np.asarray(photo.convert("L")) < 250)
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, *photo.size)
+    return to_tensor(photo.crop(box).resize((64, 64)))
+
+
+def brightest(photo):
+    grey = np.asarray(photo.convert("L"))
+    row, column = np.unravel_index(grey.argmax(), grey.shape)
+    top, left = min(row, photo.height - 90), min(column, photo.width - 90)
+    return to_tensor(photo.crop((left, top, left + 90, top + 90)).resize((64, 64)))
+
+
+def of_a_global(photo):
+    return to_tensor(photo.crop(BOX).resize((64, 64)))
+
+
+def of_an_attribute(photo):
+    return to_tensor(photo.crop(SETTINGS.box).resize((64, 64)))
+
+
+def scan():
+    page = Image.new("RGB", (640, 480), "white")
+    page.paste(PHOTO, (300, 200))
+    return page
+
+
+@pytest.mark.parametrize(("preprocess", "photo"), [(trimmed, scan()), (brightest, PHOTO.resize((640, 480)))])
+def test_a_crop_around_what_is_found_is_refused(preprocess, photo):
+    words = r"treats this photo differently.*correlation of -?0\.\d\d.*return \(pixels, ImageGeometry\)"
+    for use in (
+        lambda: ImageGeometry.of(preprocess, photo),
+        lambda: prepare(preprocess, photo),
+        lambda: VisionModel(torch.nn.Identity(), preprocess).preprocess(photo),
+        lambda: PatchMap(torch.rand(4, 4)).overlay(photo, preprocess),
+    ):
+        with pytest.raises(GeometryError, match=words):
+            use()
+
+
+@pytest.mark.parametrize("resample", [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS])
+@pytest.mark.parametrize("size", [(61, 40), (320, 240), (1500, 1000)])
+def test_what_all_photos_undergo_is_followed(size, resample):
+    photo = PHOTO.resize(size)
+
+    def squashed(image):
+        return (
+            np.asarray(image.convert("L").resize((96, 96), resample).crop((8, 8, 88, 88)), np.float32)[None] / 255 - 0.5
+        )
+
+    def blue_first(image):
+        return np.asarray(image.resize((96, 64), resample), np.float32)[:, :, ::-1].transpose(2, 0, 1).copy()
+
+    for preprocess in (squashed, blue_first):
+        prepare(preprocess, photo)
+    prepare(blue_first, Image.new("RGB", size, (90, 20, 30)))  # a flat photo says nothing
+
+
+@pytest.mark.parametrize("function", [of_a_global, of_an_attribute])
+def test_settings_outside_of_a_function_are_noticed(function, monkeypatch):
+    before = ImageGeometry.of(function, (240, 320)).visible
+    assert [round(edge) for edge in before] == [30, 20, 190, 180]
+    monkeypatch.setitem(globals(), "BOX", (100, 50, 260, 210))
+    monkeypatch.setattr(SETTINGS, "box", (100, 50, 260, 210))
+    assert [round(edge) for edge in ImageGeometry.of(function, (240, 320)).visible] == [50, 100, 210, 260]
+
+
+def test_what_was_passed_in_place_of_a_preprocessing():
+    patch_map = PatchMap(torch.rand(4, 4))
+    for wrong in (PHOTO, torch.rand(1, 3, 64, 64), {"pixel_values": torch.rand(1, 3, 64, 64)}):
+        with pytest.raises(GeometryError, match="expected what turned the photo into pixels, got"):
+            patch_map.overlay(PHOTO, wrong)
+    for call in (patch_map.overlay, patch_map.figure):
+        with pytest.raises(ValueError, match=r"expected where=.*got none.*overlay\(photo, patch_map, transform\)"):
+            call(PHOTO)
+
+
+def test_the_path_of_a_photo_that_its_exif_data_turn(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    PHOTO.save(tmp_path / "turned.jpg", exif=exif)
+    with pytest.raises(GeometryError, match="got EXIF orientation 6"):
+        PatchMap(torch.rand(4, 4)).overlay(tmp_path / "turned.jpg", trimmed)
