@@ -5,7 +5,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.strides import pixels_per_step
+from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, Rows
 
@@ -70,10 +73,20 @@ def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
     Returns:
         The map. Its area is unknown if the covered pixels are not a whole number of patches of this grid.
     """
-    area = maps.patch_area
-    if area is not None and any(pixels % patches for pixels, patches in zip(area, values.shape[-2:], strict=True)):
+    area, grid = maps.patch_area, (values.shape[-2], values.shape[-1])
+    if maps.input_size is not None and _in_stages(maps):
+        steps = [pixels_per_step(*axis) for axis in zip(maps.input_size, grid, strict=True)]
+        area = (steps[0] * grid[0], steps[1] * grid[1]) if all(steps) else None
+    elif area is not None and any(pixels % patches for pixels, patches in zip(area, grid, strict=True)):
         area = None
     return PatchMap(values, input_size=maps.input_size, area=area)
+
+
+def _in_stages(maps: AttentionMaps) -> bool:
+    """Whether the image shrinks from block to block, so that a grid may reach beyond it: an odd number of positions is padded to be halved."""
+    layouts = [block.token_layout for block in maps]
+    grids = {layout.grid for layout in layouts if isinstance(layout, TokenLayout | WindowLayout)}
+    return len(grids) > 1 or any(isinstance(layout, WindowLayout) for layout in layouts)
 
 
 def heads_in_words(heads: HeadsOption, count: int) -> str:

@@ -89,7 +89,7 @@ def rollout(
     with quiet_arithmetic(blocks[-1].matrix.device.type):
         weights = _Weights(fusion, residual, Discard(discard, layout))
         values = layout.patches(_rolled(maps, blocks, layout, heads, weights)).float()
-    return make_map(maps, values, _with_pooling(maps, blocks), "rollout", heads=heads, uniform=1 / maps[-1].shape[-1])
+    return make_map(maps, values, _with_pooling(maps, blocks), "rollout", heads=heads, uniform=1 / blocks[0].shape[-1])
 
 
 def _with_pooling(maps: AttentionMaps, blocks: list[BlockAttention]) -> list[BlockAttention]:

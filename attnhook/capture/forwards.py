@@ -22,6 +22,7 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.storage import size
+from attnhook.capture.strides import pixels_per_step
 from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutError
 from attnhook.options import Size
 
@@ -97,7 +98,7 @@ class ForwardRecord:
         if self.input_size is None or fed is None:
             return 1, 1
         steps = [
-            1 if short >= long else long // short * (long % short == 0)
+            1 if short >= long else pixels_per_step(long, short)
             for short, long in zip(fed, self.input_size, strict=True)
         ]
         return steps[0], steps[1]
@@ -169,6 +170,9 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     layout = record.layout(plan)
     fitting: dict[tuple[int, Queries], TokenLayout | PackedLayout | str] = {}
     found = _found(record, plan)
+    if len({site.name for site, *_ in found}) < len(found):
+        # How many blocks there are, and which of them a call is, the modules do not tell.
+        found = [(replace(site, place=None), *rest) for site, *rest in found]
     finished = finish_together([call for *_, call in found])
     blocks = [make_block(*place, kept, layout, fitting) for place, kept in zip(found, finished, strict=True)]
     return AttentionMaps(

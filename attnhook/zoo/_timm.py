@@ -93,6 +93,8 @@ def _image_module(model: nn.Module, embedding: nn.Module | None) -> nn.Module | 
         return model.patch_embed  # type: ignore[return-value]
     if embedding is not None:
         return embedding
+    if isinstance(getattr(model, "pixel_embed", None), nn.Module):  # TNT's, whose convolution is fed patches
+        return model.pixel_embed  # type: ignore[return-value]
     return next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
 
 

@@ -34,7 +34,7 @@ class VisionModel:
             PIL image, or a function that returns `(pixels, ImageGeometry)`. It may return a tensor or an array, with or without a batch axis,
             or a dict or `BatchFeature`, whose entries are passed to the model as keyword arguments. None: a timm model's own `pretrained_cfg`.
         name: A short name for captions; None uses the name of the architecture (timm), the checkpoint (transformers), or the class.
-        labels: One name per output of the classifier, in order; None reads them from the model if it knows them.
+        labels: One name per output of the classifier, in order or by index; None reads them from the model if it knows them.
 
     Attributes:
         model: The model.
@@ -45,7 +45,7 @@ class VisionModel:
 
     Raises:
         TypeError: If the model is not a module.
-        ValueError: If no preprocessing was passed and the model does not bring its own.
+        ValueError: If no preprocessing was passed and the model does not bring its own, or if indices of labels are not 0, 1, 2, ...
 
     Example:
         >>> import timm
@@ -70,7 +70,7 @@ class VisionModel:
         preprocess: Any = None,
         *,
         name: str | None = None,
-        labels: Sequence[str] | Mapping[int, str] | None = None,
+        labels: Sequence[str] | Mapping[int, str] | Mapping[str, str] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -80,7 +80,7 @@ class VisionModel:
         if preprocess is None:
             preprocess, assumed = _own_preprocessing(model)
         if isinstance(labels, Mapping):
-            labels = [label for _, label in sorted(labels.items())]
+            labels = _in_order(labels)
         fields = {
             "model": model,
             "preprocessing": preprocess,
@@ -156,6 +156,20 @@ class VisionModel:
     def __repr__(self) -> str:
         shown = type(self.preprocessing).__name__ if self.assumed is None else self.assumed
         return f"VisionModel(name={self.name!r}, preprocess={shown})"
+
+
+def _in_order(labels: Mapping[int, str] | Mapping[str, str]) -> list[str]:
+    """Labels in the order of their indices, which JSON turns into strings: `"10"` sorts before `"2"`."""
+    try:
+        by_number = {int(index): label for index, label in labels.items()}
+    except (TypeError, ValueError):
+        by_number = {}
+    if sorted(by_number) != list(range(len(labels))):
+        raise ValueError(
+            f"bad labels: expected a name for every output of the classifier, by its index from 0 to {len(labels) - 1}, got "
+            f"{list(labels)[:5]}. Pass id2label, or a list of names in order."
+        )
+    return [by_number[index] for index in range(len(labels))]
 
 
 def _own_preprocessing(model: nn.Module) -> tuple[Any, str]:

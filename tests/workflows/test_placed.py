@@ -123,3 +123,58 @@ def test_captions_name_the_blocks_place_in_the_model():
     assert received_attention(capture.maps).caption.startswith(
         "received attention of block 2 of 2 (blocks.1.attn), mean over 3 heads, all queries; "
     )
+
+
+@pytest.mark.parametrize("family", ["timm", "transformers"])
+def test_the_last_positions_of_stages_that_pad_reach_beyond_the_image(family):
+    """Swin halves 15 positions to 8, the last of them half padding: each is 32 pixels wide, 8 times 30 are not what it saw."""
+    torch.manual_seed(0)
+    if family == "timm":
+        small = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+        model = timm.create_model("swin_tiny_patch4_window7_224", img_size=240, **small).eval()
+    else:
+        config = transformers.SwinConfig(embed_dim=16, depths=[1] * 4, num_heads=[1] * 4, image_size=240, window_size=7)
+        model = transformers.SwinModel(config).eval()
+    with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
+        model(torch.rand(1, 3, 240, 240))
+    seen = ImageGeometry.identity((240, 240))
+    found = [received_attention(capture.maps, block) for block in range(4)]
+    assert [one.grid for one in found] == [(60, 60), (30, 30), (15, 15), (8, 8)]
+    assert [one.box(seen, (0, 1)) for one in found] == [(0, side, side, 2 * side) for side in (4, 8, 16, 32)]
+    assert found[-1].box(seen, (7, 7)) == (224, 224, 240, 240)
+    assert [one.area for one in found] == [(240, 240)] * 3 + [(256, 256)]
+
+
+def test_behind_a_cnn_that_pads():
+    """Five halvings of 112 pixels: 4 positions of 32 pixels, not of 28."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_small_r26_s32_224", img_size=112, depth=1, embed_dim=48, num_heads=3).eval()
+    with torch.no_grad(), AttentionCapture(model) as capture:
+        model(torch.rand(1, 3, 112, 112))
+    found = raw_attention(capture.maps)
+    assert (found.grid, found.area) == ((4, 4), (128, 128))
+    assert found[0].box(ImageGeometry.identity((112, 112)), (3, 1)) == (96, 32, 112, 64)
+
+
+def test_the_image_of_a_model_of_patches_and_their_pixels_is_the_image():
+    model = timm.create_model("tnt_s_patch16_224", img_size=64, depth=1).eval()
+    result = attend(model, PHOTO, preprocess=COMPOSE)[0]
+    assert (result.patch_map.input_size, result.patch_map.area_on(result.geometry)) == ((64, 64), (64, 64))
+
+
+def test_blocks_that_run_twice_have_no_place_among_the_models_blocks():
+    model = timm_model()
+    model.blocks = torch.nn.Sequential(*model.blocks, *model.blocks)
+    with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
+        model(torch.rand(1, 3, 64, 64))
+    assert raw_attention(capture.maps).caption.startswith("raw attention of block blocks.1.attn:1, mean over 3 heads")
+    assert rollout(capture.maps).caption.startswith("rollout through 4 blocks, blocks.0.attn to blocks.1.attn:1, mean")
+
+
+def test_labels_by_index_are_in_the_order_of_the_numbers():
+    names = {str(index): f"class {index}" for index in range(12)}
+    assert VisionModel(timm_model(), COMPOSE, labels=names).labels[2:11:8] == ("class 2", "class 10")
+    assert VisionModel(timm_model(), COMPOSE, labels={1: "b", 0: "a"}).labels == ("a", "b")
+    for wrong in ({1: "a", 2: "b"}, {0: "a", 2: "b"}, {"cat": 0, "dog": 1}):
+        with pytest.raises(ValueError, match="bad labels: expected a name for every output"):
+            VisionModel(timm_model(), COMPOSE, labels=wrong)

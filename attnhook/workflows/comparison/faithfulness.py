@@ -68,10 +68,14 @@ def perturb(
 
     pixels = inputs.pixels
     height, width = patch_map.area or pixels.shape[-2:]
+    covered = pixels[..., :height, :width]
+    rows, columns = covered.shape[-2:]
+    # Where the patch embedding pads, the last patches reach beyond the pixels.
+    covered = torch.nn.functional.pad(covered, (0, width - columns, 0, height - rows))
 
     def score(changed: Tensor) -> Tensor:
         whole = pixels.clone()
-        whole[..., :height, :width] = changed
+        whole[..., :rows, :columns] = changed[..., :rows, :columns]
         with torch.no_grad():
             scores = class_scores(vision.model, run_vision(vision.model, with_pixels(inputs, whole)))
         return scores.float().softmax(dim=-1)[:, index].cpu()
@@ -79,7 +83,6 @@ def perturb(
     grid = patch_map.grid
     count = min(steps, grid[0] * grid[1])
     maps = {"": patch_map.values[None], "random_": random_map(grid, seed=seed)[None]}
-    covered = pixels[..., :height, :width]
     areas = {}
     for prefix, drawn in maps.items():
         areas[f"{prefix}deletion"] = float(deletion(score, covered, drawn, steps=count).area)

@@ -288,3 +288,21 @@ def test_two_runs_may_keep_the_same_measurement(tmp_path, monkeypatch) -> None:
     assert len(set(written)) == 2
     assert Measurement.load(path) is not None
     assert [one.name for one in tmp_path.iterdir()] == ["one.safetensors"]
+
+
+def test_patches_that_reach_beyond_the_pixels_are_taken_away_whole():
+    """A patch embedding that pads 60 x 52 pixels to whole patches of 16: patch (1, 1) is rows and columns 16 to 32, as everywhere else."""
+    gone = []
+
+    class Counts(torch.nn.Module):
+        def forward(self, pixels):
+            gone.append((pixels == 0).all(dim=1)[0])
+            return torch.zeros(1, 2)
+
+    patch_map = torch.zeros(4, 4)
+    patch_map[1, 1] = 1
+    vision = timm_vit().with_model(Counts())
+    perturb(vision, ModelInputs(torch.ones(1, 3, 60, 52)), PatchMap(patch_map, area=(64, 64)), 0, steps=16)
+    expected = torch.zeros(60, 52, dtype=torch.bool)
+    expected[16:32, 16:32] = True
+    assert any(torch.equal(one, expected) for one in gone)
