@@ -183,7 +183,7 @@ def letterboxed(photo, edge, fill=(124, 116, 104)):
 
 
 def channels_first(pixels):
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
 
 
 def letterbox_by_hand(rng):

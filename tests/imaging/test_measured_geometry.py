@@ -179,11 +179,12 @@ def test_photos_of_every_kind_and_geometries(tmp_path):
     def preprocess(photo):
         return to_tensor(small(photo))
 
+    with Image.open(tmp_path / "turned.jpg") as opened:
+        assert ImageGeometry.of(preprocess, opened).image_size == (60, 40)
     for photo, size in (
         (upright, (40, 60)),
         (np.zeros((40, 60, 3), np.uint8), (40, 60)),
         (tmp_path / "turned.jpg", (60, 40)),
-        (Image.open(tmp_path / "turned.jpg"), (60, 40)),
         ((40, 60), (40, 60)),
     ):
         assert ImageGeometry.of(preprocess, photo).image_size == size
