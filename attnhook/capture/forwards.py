@@ -172,7 +172,7 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     found = _found(record, plan)
     if len({site.name for site, *_ in found}) < len(found):
         # How many blocks there are, and which of them a call is, the modules do not tell.
-        found = [(replace(site, place=None), *rest) for site, *rest in found]
+        found = [(replace(site, place=None), name, call) for site, name, call in found]
     finished = finish_together([call for *_, call in found])
     blocks = [make_block(*place, kept, layout, fitting) for place, kept in zip(found, finished, strict=True)]
     return AttentionMaps(

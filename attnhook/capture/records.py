@@ -201,7 +201,7 @@ class AttentionMaps(Sequence[BlockAttention]):
     def __getitem__(self, index: slice) -> "AttentionMaps": ...
     def __getitem__(self, index: int | str | slice) -> "BlockAttention | AttentionMaps":
         if isinstance(index, slice):
-            return self._with(self._blocks[index])
+            return self.with_blocks(self._blocks[index])
         if isinstance(index, int) and not isinstance(index, bool) and not -len(self) <= index < len(self):
             # Sequence iteration ends on IndexError; UnknownBlockError, a LookupError, would not stop it.
             raise IndexError(
@@ -280,9 +280,10 @@ class AttentionMaps(Sequence[BlockAttention]):
 
     def to(self, device: torch.device | str) -> "AttentionMaps":
         """The same on another device."""
-        return self._with([block.to(device) for block in self])
+        return self.with_blocks([block.to(device) for block in self])
 
-    def _with(self, blocks: Sequence[BlockAttention]) -> "AttentionMaps":
+    def with_blocks(self, blocks: Sequence[BlockAttention]) -> "AttentionMaps":
+        """The same forward with other blocks."""
         return AttentionMaps(
             blocks, rows=self.rows, readout=self.readout, input_size=self.input_size, patch_area=self.patch_area
         )

@@ -42,8 +42,8 @@ def heatmap(
 
     Raises:
         GeometryError: If the map is not a map, holds infinities, or does not match the geometry; or if a tensor's grid cannot cover the input
-            exactly and `patch_area` is missing.
-        ValueError: If `mode` is unknown, or if `patch_area` is passed with a `PatchMap`, which knows its area.
+            exactly and nothing says what it covers.
+        ValueError: If `mode` is unknown, or if a `PatchMap`, which knows its area, comes with another.
 
     Example:
         >>> seen = ImageGeometry.identity((428, 640)).resize(248).center_crop(224)
@@ -78,7 +78,7 @@ def overlay(
 
     Raises:
         GeometryError: If map, photo and geometry do not match.
-        ValueError: If an option has an unknown value, or if `patch_area` or `uniform` is passed with a `PatchMap`, which knows them.
+        ValueError: If an option has an unknown value, or if a `PatchMap` comes with what it knows itself.
 
     Example:
         >>> photo = Image.new("RGB", (640, 428))

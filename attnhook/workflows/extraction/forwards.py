@@ -150,13 +150,7 @@ def _sent(seen: Seen) -> Seen:
         methods = {name: found.to("cpu") for name, found in seen.methods.items()}
         return replace(seen, maps=seen.maps.to("cpu"), methods=methods)
     blocks: list[BlockAttention] = [replace(block, kept=_pinned(block.rows)) for block in seen.maps]
-    maps = AttentionMaps(
-        blocks,
-        rows=seen.maps.rows,
-        readout=seen.maps.readout,
-        input_size=seen.maps.input_size,
-        patch_area=seen.maps.patch_area,
-    )
+    maps = seen.maps.with_blocks(blocks)
     methods = {name: replace(found, values=_pinned(found.values)) for name, found in seen.methods.items()}
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
