@@ -212,7 +212,7 @@ class TraceableCapture(nn.Module):
                     "rows, keys) of the eager forward. Pass what this capture's forward returned, and make the capture in the mode (train or "
                     "eval) that the model runs in."
                 )
-        return self._frame._with([replace(block, kept=row) for row, block in zip(rows, self._known, strict=True)])
+        return self._frame.with_blocks([replace(block, kept=row) for row, block in zip(rows, self._known, strict=True)])
 
 
 def _first_parameter(model: nn.Module) -> str | None:
