@@ -52,7 +52,7 @@ def through_torch_save(maps):
 
 COPIES = {
     "copy": copy.copy,
-    "copies of the blocks": lambda maps: maps._with([copy.copy(block) for block in maps]),
+    "copies of the blocks": lambda maps: maps.with_blocks([copy.copy(block) for block in maps]),
     "deepcopy": copy.deepcopy,
     "pickle": through_pickle,
     "torch.save": through_torch_save,
