@@ -50,6 +50,8 @@ def call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
         return transform
     if type(preprocess).__module__.split(".")[0] == "albumentations":
         return lambda photo: preprocess(image=np.asarray(photo))["image"]
+    if type(preprocess).__module__.startswith("torchvision.transforms.v2"):
+        return lambda photo: _of_image_or_tensor(preprocess, photo)
     if callable(preprocess):
         call: Callable[[Image.Image], Any] = preprocess
         return call
@@ -57,6 +59,16 @@ def call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
         "cannot preprocess a photo: expected a transform, an image processor, a timm data config or a function of one PIL image, got "
         f"{type(preprocess).__name__}. Pass whatever turns your photo into the model's input."
     )
+
+
+def _of_image_or_tensor(transform: Any, photo: Image.Image) -> Any:
+    """Run a transform of torchvision's v2, many of which take tensors only: there `decode_image` makes the photo."""
+    try:
+        return transform(photo)
+    except TypeError as error:
+        if "PIL" not in str(error):
+            raise
+        return transform(torch.from_numpy(np.array(photo)).permute(2, 0, 1).contiguous())
 
 
 def colourless_call_of(preprocess: Any) -> Callable[[Image.Image], Any]:

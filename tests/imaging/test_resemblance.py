@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 from torchvision.transforms.functional import to_tensor
 
 from attnhook import ImageGeometry, PatchMap, VisionModel
@@ -102,3 +103,16 @@ def test_the_path_of_a_photo_that_its_exif_data_turn(tmp_path):
     PHOTO.save(tmp_path / "turned.jpg", exif=exif)
     with pytest.raises(GeometryError, match="got EXIF orientation 6"):
         PatchMap(torch.rand(4, 4)).overlay(tmp_path / "turned.jpg", trimmed)
+
+
+def test_transforms_that_take_tensors_only():
+    """As after torchvision's decode_image: a tensor, which Normalize needs, and no ToImage."""
+    steps = [
+        v2.Resize(96),
+        v2.CenterCrop(80),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.5] * 3),
+    ]
+    geometry = ImageGeometry.of(v2.Compose(steps), PHOTO)
+    assert geometry == ImageGeometry.identity((240, 320)).resize(96).center_crop(80)
+    assert prepare(v2.Compose(steps), PHOTO).inputs.pixels.shape == (1, 3, 80, 80)
