@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from attnhook import PatchMap
 from tests.test_benchmarks import BENCHMARKS, _load
 
 
@@ -43,7 +44,7 @@ def test_chosen_candidates(gradients, capsys) -> None:
 
 
 def test_a_wrong_map_is_not_timed(gradients, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(gradients, "gradient_rollout", lambda maps: torch.ones(1, 4, 4))
+    monkeypatch.setattr(gradients, "gradient_rollout", lambda maps: PatchMap(torch.ones(1, 4, 4)))
     assert gradients.main(["--no-memory"]) == 1
     assert "wrong result: expected errors below" in capsys.readouterr().err
 

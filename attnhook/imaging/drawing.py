@@ -46,6 +46,7 @@ def heatmap(
         ValueError: If `mode` is unknown, or if a `PatchMap`, which knows its area, comes with another.
 
     Example:
+        >>> from attnhook import ImageGeometry
         >>> seen = ImageGeometry.identity((428, 640)).resize(248).center_crop(224)
         >>> heatmap(torch.rand(2, 14, 14), seen).shape
         torch.Size([2, 428, 640])
@@ -81,6 +82,7 @@ def overlay(
         ValueError: If an option has an unknown value, or if a `PatchMap` comes with what it knows itself.
 
     Example:
+        >>> from attnhook import ImageGeometry
         >>> photo = Image.new("RGB", (640, 428))
         >>> overlay(photo, torch.rand(14, 14), ImageGeometry.identity((428, 640)).resize(248).center_crop(224)).size
         (640, 428)

@@ -87,6 +87,7 @@ class ImageGeometry:
                 what was seen.
 
         Example:
+            >>> import numpy as np
             >>> ImageGeometry.of(lambda photo: np.asarray(photo.resize((224, 112))), (428, 640)).input_size
             (112, 224)
         """

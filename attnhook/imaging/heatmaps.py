@@ -82,7 +82,7 @@ def checked_map(patch_map: torch.Tensor | NDArray[np.floating]) -> torch.Tensor:
     Raises:
         GeometryError: If it has another shape or holds infinities.
     """
-    values = torch.as_tensor(patch_map)
+    values = patch_map if isinstance(patch_map, torch.Tensor) else torch.as_tensor(patch_map, device="cpu")
     if values.ndim < 2 or 0 in values.shape or values.is_complex():
         raise GeometryError(
             f"not a patch map: expected real numbers of shape (..., h, w), got {values.dtype} of shape {tuple(values.shape)}. "

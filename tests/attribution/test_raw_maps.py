@@ -120,7 +120,7 @@ def test_the_readout_of_several_pooling_queries_is_their_mean(rows: str, method)
     expected = pooling.rows.mean(2)
     if method is value_weighted_attention:
         expected = expected * pooling.values.norm(dim=-1)
-    torch.testing.assert_close(method(capture.maps, heads=None).flatten(2), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(method(capture.maps, heads=None).values.flatten(2), expected, atol=1e-6, rtol=1e-6)
     one = raw_attention(capture.maps, row=1, heads=None).values.flatten(2)
     torch.testing.assert_close(one, pooling.rows[:, :, 1])
 

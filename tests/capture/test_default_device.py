@@ -93,7 +93,7 @@ def test_methods_and_scores_do_not_depend_on_the_default_device() -> None:
             with AttentionCapture(model, gradients=True) as capture:
                 model(pixels)[:, 0].sum().backward()
             maps = capture.maps
-            results += [method(maps) for method in METHODS.values()]
+            results += [method(maps).values for method in METHODS.values()]
             results.append(attnhook.rollout(maps, discard=0.5).values)
             results += [attnhook.rollout(maps, heads=heads).values for heads in ("max", "min", 1)]
             patch_map = results[0]

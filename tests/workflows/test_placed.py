@@ -178,3 +178,12 @@ def test_labels_by_index_are_in_the_order_of_the_numbers():
     for wrong in ({1: "a", 2: "b"}, {0: "a", 2: "b"}, {"cat": 0, "dog": 1}):
         with pytest.raises(ValueError, match="bad labels: expected a name for every output"):
             VisionModel(timm_model(), COMPOSE, labels=wrong)
+
+
+def test_the_default_device_moves_no_map():
+    model, pictures = timm_model(), []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            (result,) = attend(model, PHOTO, preprocess=lambda photo: by_hand(photo))
+            pictures.append(result.overlay())
+    assert pictures[0].tobytes() == pictures[1].tobytes()
