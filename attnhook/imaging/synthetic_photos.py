@@ -1,8 +1,8 @@
 """Grey photos in which every pixel says where it is.
 
 A ramp's brightness rises along one axis, along a parabola. The bend tells equalisation, contrast stretching and gamma from an affine change
-of brightness, since only the latter leaves a straight line when the parabola is undone. Where a photo is longer than there are grey levels, noise of
-a fixed seed dithers them, so that averages over a few pixels resolve far less than one level at any stride of sampling.
+of brightness, since only the latter leaves a straight line when the parabola is undone. Where a photo is longer than there are grey levels,
+noise of a fixed seed dithers them, so that averages over a few pixels resolve far less than one level at any stride of sampling.
 """
 
 from typing import Any
@@ -57,7 +57,7 @@ def ramp_photo(size: Size, axis: int) -> Image.Image:
         noise += levels - (_DITHER - 1) / 2
         pixels = noise.astype(np.uint8)
     band = Image.fromarray(np.ascontiguousarray(pixels.T if axis == 0 else pixels)).convert("RGB")
-    photo = Image.new("RGB", (size[1], size[0]))
+    photo = Image.new("RGB", (size[1], size[0]), None)  # not filled: all of it is painted over
     for start in range(0, size[1 - axis], across):
         photo.paste(band, (start, 0) if axis == 0 else (0, start))
     return photo

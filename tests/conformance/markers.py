@@ -8,6 +8,7 @@ from PIL import Image
 from attnhook.imaging.calling import run
 
 GREY, BRIGHT = 110, 230
+_ACROSS = 3  # patches that a marker spans, so that no other order of the patches makes it as compact
 KERNEL = 3  # pixels that resampling looks beyond an edge
 
 
@@ -46,12 +47,12 @@ def misplaced(preprocess, size, each, rng, *, patch=16, tries=2, mirrors=False):
 
 
 def _marker(geometry, size, rng, anywhere, side):
-    """A square that survives downscaling: four input pixels, or one patch, and inside what the geometry says is visible."""
+    """A square that survives downscaling: four input pixels, or three patches, and inside what the geometry says is visible."""
     visible = (0, 0, *size) if anywhere else geometry.visible
     marker = []
     for axis in (0, 1):
         pixel = 1 / geometry.scale[axis]
-        length = max(round(side * pixel), 1) if side > 1 else max(3, math.ceil(4 * pixel))
+        length = max(round(_ACROSS * side * pixel), 1) if side > 1 else max(3, math.ceil(4 * pixel))
         first, last = visible[axis], visible[axis + 2]
         room = KERNEL * max(1, pixel) if not anywhere else 0
         low, high = math.ceil(first + room), math.floor(last - room - length)
