@@ -66,7 +66,8 @@ def _marker(geometry, size, rng, anywhere, side):
 
 
 def _checked(geometry, before, after, marker, side, patch, mirrors):
-    change = before.change(after) if isinstance(before, Unordered) else np.abs(after - before)
+    change = before.change(after) if isinstance(before, Unordered) else after - before
+    change = np.abs(change - np.median(change))  # where the photo is standardised, a marker changes its background
     change[change < 0.04 * change.max(initial=0)] = 0  # rounding, ringing
     if geometry is None:
         return (None, 0) if change.max(initial=0) < 0.02 else ("a marker in an input that shows padding only", 1)
@@ -168,7 +169,7 @@ class Unordered:
     def change(self, after):
         """The change between two photos, in whichever order makes it the most compact."""
         merges = [n for n in (1, 2, 3, 4) if not self.shape[0] % n and not self.shape[1] % n]
-        return min((np.abs(after.laid(n) - self.laid(n)) for n in merges), key=_spread)
+        return min((after.laid(n) - self.laid(n) for n in merges), key=lambda change: _spread(np.abs(change)))
 
 
 def _spread(change):
