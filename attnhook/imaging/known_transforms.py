@@ -79,6 +79,18 @@ def check_evaluation(transform: Any) -> None:
             )
 
 
+def nearest(interpolation: Any) -> bool:
+    """Tell whether a resize takes the nearest pixel, which some libraries find half an input pixel beside the point: that is for measuring.
+
+    Args:
+        interpolation: An interpolation mode of torchvision, timm or Pillow: a name, a number or a member.
+
+    Returns:
+        Whether it is a nearest mode.
+    """
+    return "nearest" in str(interpolation).lower() or (isinstance(interpolation, int) and int(interpolation) == 0)
+
+
 def _parts(transform: Any) -> Iterable[Any]:
     inner = getattr(transform, "transforms", None)
     if isinstance(inner, list | tuple | torch.nn.ModuleList):
@@ -104,6 +116,12 @@ def _steps(size: Size, transform: Any) -> list[Step] | None:
     return None if read is None else read(size, transform)
 
 
+def _plain_resize(size: Size, transform: Any) -> list[Step] | None:
+    if nearest(transform.interpolation):
+        return None
+    return _resize(size, transform.size, getattr(transform, "max_size", None))
+
+
 def _centre_crop(size: Size, transform: Any) -> list[Step] | None:
     crop = _pair(transform.size)
     if crop is None or getattr(transform, "padding_mode", "constant") != "constant":
@@ -112,7 +130,11 @@ def _centre_crop(size: Size, transform: Any) -> list[Step] | None:
 
 
 def _keep_ratio(size: Size, transform: Any) -> list[Step] | None:
-    if transform.longest not in (0.0, 1.0) or isinstance(transform.interpolation, list | tuple):
+    if (
+        nearest(transform.interpolation)
+        or transform.longest not in (0.0, 1.0)
+        or isinstance(transform.interpolation, list | tuple)
+    ):
         return None
     return [Resize(kept_ratio_size(size, transform.size, longest=transform.longest == 1.0))]
 
@@ -125,7 +147,7 @@ def _trim(size: Size, transform: Any) -> list[Step] | None:
 
 def _preset(size: Size, transform: Any) -> list[Step] | None:
     resized, crop = _resize(size, transform.resize_size, None), _pair(transform.crop_size)
-    if resized is None or crop is None:
+    if resized is None or crop is None or nearest(transform.interpolation):
         return None
     return [*resized, centred_crop(resized[-1].size, crop, CropRounding.TORCHVISION)]
 
@@ -165,7 +187,7 @@ _READERS: dict[str, Callable[[Size, Any], list[Step] | None]] = {
     "CenterCropOrPad": _centre_crop,
     "ImageClassification": _preset,
     "Pad": _pad,
-    "Resize": lambda size, transform: _resize(size, transform.size, getattr(transform, "max_size", None)),
+    "Resize": _plain_resize,
     "ResizeKeepRatio": _keep_ratio,
     "TrimBorder": _trim,
 }

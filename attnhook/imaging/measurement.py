@@ -42,10 +42,9 @@ def measure(
         GeometryError: If the preprocessing is random, depends on what the photo shows, or does more than resize, crop and pad.
     """
     with untouched_generators() as drew:
-        photos = (constant_photo(size, 0), constant_photo(size, 255), ramp_photo(size, 0), ramp_photo(size, 1))
         made = []
-        for photo in photos:
-            inputs = as_inputs(call(photo))
+        for make, what in ((constant_photo, 0), (constant_photo, 255), (ramp_photo, 0), (ramp_photo, 1)):
+            inputs = as_inputs(call(make(size, what)))  # one at a time: the next one takes over the memory
             if inputs.geometry is not None:
                 return None
             made.append(views_of(inputs))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from attnhook.errors import GeometryError
 from attnhook.options import Size
 
-_AGREEMENT = 0.5
+_AGREEMENT = 0.3
 """How far two placements of one pixel may lie apart, in input pixels, photo pixels or grey levels, whichever is the coarsest. Exact steps and
 their measurement usually differ by less than 0.1; another rounding of a crop shows as 1."""
 

@@ -9,7 +9,7 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import colourless_call_of, image_processor_of, run, shipped, timm_config_of
 from attnhook.imaging.images import read_image
-from attnhook.imaging.known_transforms import check_evaluation, transform_steps
+from attnhook.imaging.known_transforms import check_evaluation, nearest, transform_steps
 from attnhook.imaging.measurement import measure
 from attnhook.imaging.placements import Placement, UnmeasurableError, disagreement
 from attnhook.imaging.preprocessing import Step, processor_steps, timm_steps
@@ -60,8 +60,10 @@ def known_steps(preprocess: Any, size: Size) -> list[Step] | None:
     """
     check_evaluation(preprocess)
     if (config := timm_config_of(preprocess)) is not None:
-        return timm_steps(size, config)
+        return None if nearest(config.get("interpolation")) else timm_steps(size, config)
     if (processor := image_processor_of(preprocess)) is not None:
+        if nearest(getattr(processor, "resample", None)):
+            return None
         try:
             return processor_steps(size, processor)
         except GeometryError:

@@ -57,7 +57,7 @@ def ramp_photo(size: Size, axis: int) -> Image.Image:
         noise += levels - (_DITHER - 1) / 2
         pixels = noise.astype(np.uint8)
     band = Image.fromarray(np.ascontiguousarray(pixels.T if axis == 0 else pixels)).convert("RGB")
-    photo = Image.new("RGB", (size[1], size[0]))
+    photo = Image.new("RGB", (size[1], size[0]), None)  # not filled: all of it is painted over
     for start in range(0, size[1 - axis], across):
         photo.paste(band, (start, 0) if axis == 0 else (0, start))
     return photo

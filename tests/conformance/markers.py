@@ -8,6 +8,7 @@ from PIL import Image
 from attnhook.imaging.calling import run
 
 GREY, BRIGHT = 110, 230
+_ACROSS = 3  # patches that a marker spans, so that no other order of the patches makes it as compact
 KERNEL = 3  # pixels that resampling looks beyond an edge
 
 
@@ -46,12 +47,12 @@ def misplaced(preprocess, size, each, rng, *, patch=16, tries=2, mirrors=False):
 
 
 def _marker(geometry, size, rng, anywhere, side):
-    """A square that survives downscaling: four input pixels, or one patch, and inside what the geometry says is visible."""
+    """A square that survives downscaling: four input pixels, or three patches, and inside what the geometry says is visible."""
     visible = (0, 0, *size) if anywhere else geometry.visible
     marker = []
     for axis in (0, 1):
         pixel = 1 / geometry.scale[axis]
-        length = max(round(side * pixel), 1) if side > 1 else max(3, math.ceil(4 * pixel))
+        length = max(round(_ACROSS * side * pixel), 1) if side > 1 else max(3, math.ceil(4 * pixel))
         first, last = visible[axis], visible[axis + 2]
         room = KERNEL * max(1, pixel) if not anywhere else 0
         low, high = math.ceil(first + room), math.floor(last - room - length)
@@ -65,7 +66,8 @@ def _marker(geometry, size, rng, anywhere, side):
 
 
 def _checked(geometry, before, after, marker, side, patch, mirrors):
-    change = before.change(after) if isinstance(before, Unordered) else np.abs(after - before)
+    change = before.change(after) if isinstance(before, Unordered) else after - before
+    change = np.abs(change - np.median(change))  # where the photo is standardised, a marker changes its background
     change[change < 0.04 * change.max(initial=0)] = 0  # rounding, ringing
     if geometry is None:
         return (None, 0) if change.max(initial=0) < 0.02 else ("a marker in an input that shows padding only", 1)
@@ -167,7 +169,7 @@ class Unordered:
     def change(self, after):
         """The change between two photos, in whichever order makes it the most compact."""
         merges = [n for n in (1, 2, 3, 4) if not self.shape[0] % n and not self.shape[1] % n]
-        return min((np.abs(after.laid(n) - self.laid(n)) for n in merges), key=_spread)
+        return min((after.laid(n) - self.laid(n) for n in merges), key=lambda change: _spread(np.abs(change)))
 
 
 def _spread(change):
