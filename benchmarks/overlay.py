@@ -48,7 +48,7 @@ class Case:
         self.patches = torch.from_numpy(generator.random(GRID, dtype=np.float32)) * 0.5
         self.patches[HOT] = 1.0
         self.geometry = ImageGeometry.identity((HEIGHT, WIDTH))
-        self.pixels = heatmap(self.patches, self.geometry)
+        self.pixels = heatmap(self.patches, self.geometry, patch_area=(HEIGHT, WIDTH))
         self.float_photo = np.asarray(self.photo, dtype=np.float32) / 255
         self.float_map = self.pixels.numpy()
         self.peer = peer
@@ -57,7 +57,9 @@ class Case:
         """By name; each gives a picture, an array or the bytes of a PNG."""
         chosen: dict[str, Callable[[], Any]] = {
             BASE: lambda: overlay(self.photo, self.pixels),
-            "attnhook, from the patches": lambda: overlay(self.photo, heatmap(self.patches, self.geometry)),
+            "attnhook, from the patches": lambda: overlay(
+                self.photo, heatmap(self.patches, self.geometry, patch_area=(HEIGHT, WIDTH))
+            ),
             "attnhook, one of a batch of 8": lambda: overlay_batch([self.photo] * 8, [self.pixels] * 8)[0],
             "matplotlib, colormap and blend": self.colormapped,
             "matplotlib, imshow and savefig": self.figure,

@@ -69,7 +69,7 @@ class RolloutCase(Case):
             "bare": Candidate(lambda: self.model(self.images)),
             "bare again": Candidate(lambda: self.model(self.images), "bare"),
             "attnhook, rows='all' alone": Candidate(lambda: self._captured(len), "bare"),
-            "attnhook, rollout": Candidate(lambda: self._captured(rollout), "bare", self.check_map),
+            "attnhook, rollout": Candidate(lambda: self._captured(lambda m: rollout(m).values), "bare", self.check_map),
             "attnhook, rollout, max over heads": Candidate(
                 lambda: self._captured(lambda m: rollout(m, heads="max").values), "bare"
             ),

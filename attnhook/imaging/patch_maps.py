@@ -395,7 +395,6 @@ class PatchMap:
         """The values `(h, w)` of a single map."""
         if any(length != 1 for length in self.shape[:-2]):
             raise GeometryError(
-                f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one image by indexing, as in "
-                "patch_map[0], and one head by indexing again."
+                f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one by indexing: patch_map[0]."
             )
         return self.values.reshape(self.grid)
