@@ -101,7 +101,8 @@ def draw(model: VisionModel, photo: Any, out: Path, name: str) -> tuple[Attentio
     Returns:
         The last block's result, and the paths: overlay and figure of the last block, the same of the block before, heads sheet, blocks sheet.
     """
-    (last,), (before,) = (attend(model, [photo], block=block) for block in (-1, -2))
+    (last,) = attend(model, [photo])
+    before = last[-2]
     paths = []
     for suffix, shown in (("", last), ("-block-before", before)):
         paths.append(save_image(shown.overlay(scale="robust"), out / f"{name}{suffix}-overlay.png"))
