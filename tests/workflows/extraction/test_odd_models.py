@@ -81,8 +81,8 @@ def test_blocks_in_another_order_and_more_than_once(photos, tmp_path):
     check(maps, vision, photos, rows="all")
     means = {(row["block"], row["statistic"]): row["mean"] for row in maps.statistics() if row["head"] == 0}
     assert {block for block, _ in means} == {"second", "second:1", "first"}
-    for i, name in enumerate(maps.maps(0).block_names):
-        values = [float(maps[number][f"statistics.{maps.manifest.blocks[i]}"][0, 0]) for number in range(21)]
+    for name in maps.maps(0).block_names:
+        values = [float(maps[number][f"statistics.{name}"][0, 0]) for number in range(21)]
         assert means[name, "entropy"] == pytest.approx(np.mean(values), rel=1e-6)
 
 
