@@ -11,6 +11,7 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.model_inputs import ModelInputs, as_inputs
 
+_BFLOAT16 = "Llama4ImageProcessor"
 _PROCESSOR_BASES = frozenset({"ImageProcessingMixin", "BaseImageProcessor"})
 
 
@@ -72,9 +73,10 @@ def _of_image_or_tensor(transform: Any, photo: Image.Image) -> Any:
 
 
 def colourless_call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
-    """Like `call_of`, without a standardisation of brightness per image that is known to move no pixels.
+    """Like `call_of`, without a standardisation of brightness that is known to move no pixels and would leave little to measure.
 
-    Pix2Struct and Kosmos-2.5 divide every image by its own standard deviation, which would leave nothing to measure.
+    Pix2Struct and Kosmos-2.5 divide every image by its own standard deviation. Llama 4 rounds its pixels to bfloat16 on the way, which keeps
+    0..255 apart but not what they are normalised to.
 
     Args:
         preprocess: As in `run`.
@@ -83,10 +85,13 @@ def colourless_call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
         A function of one photo.
     """
     processor = image_processor_of(preprocess)
-    standardises = getattr(processor, "do_normalize", False) and getattr(processor, "image_mean", None) is None
-    if standardises and shipped(processor):
-        options = {"return_tensors": "pt", "do_normalize": False, "input_data_format": "channels_last"}
+    if processor is None or not shipped(processor):
+        return call_of(preprocess)
+    options = {"return_tensors": "pt", "do_normalize": False, "input_data_format": "channels_last"}
+    if getattr(processor, "do_normalize", False) and getattr(processor, "image_mean", None) is None:
         return lambda photo: processor(images=np.asarray(photo, np.float32), **options)
+    if any(base.__name__.startswith(_BFLOAT16) for base in type(processor).__mro__):
+        return lambda photo: processor(images=np.asarray(photo, np.float32), do_rescale=False, **options)
     return call_of(preprocess)
 
 

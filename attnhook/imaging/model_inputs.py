@@ -110,7 +110,7 @@ def _tensor(value: Any) -> Tensor:
         if array.dtype.kind in "fiub":
             if array.dtype.kind == "u" and array.dtype.itemsize > 1:
                 array = array.astype(np.int64)
-            return torch.from_numpy(np.ascontiguousarray(array))
+            return torch.from_numpy(np.ascontiguousarray(array) if array.flags.writeable else array.copy())
     raise GeometryError(
         "cannot read what the preprocessing returned: expected a tensor, an array, a dict with pixel_values, or (pixels, ImageGeometry), got "
         f"{type(value).__name__}. Let the preprocessing return the model's input."

@@ -80,8 +80,8 @@ def _checked(geometry, before, after, marker, side, patch, mirrors):
     beside = any(corners[i + 2] < valid[i] - margin or corners[i] > valid[i + 2] + margin for i in (0, 1))
     if beside:
         return (None, 1) if change.max(initial=0) < 0.02 else ("a marker that should not be visible", 1)
-    if not inside:
-        return None, 0
+    if not inside or (side == 1 and min(corners[2] - corners[0], corners[3] - corners[1]) < KERNEL):
+        return None, 0  # cut off, or too small to survive in this one of several inputs
     if change.max(initial=0) < 0.02:
         return "a marker that is not visible", 1
     if mirrors and _near_a_border(geometry, corners):
