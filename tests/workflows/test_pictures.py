@@ -69,7 +69,7 @@ def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, sca
             "tiny",
             "blocks.1.attn",
             "mean over 4 heads",
-            "cls row",
+            "class-token row",
             f"{share} of the attention outside the patches",
         ):
             assert part in caption

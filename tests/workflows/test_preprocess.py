@@ -147,7 +147,7 @@ def test_every_form_in_a_comparison_and_an_extraction(form, tmp_path):
     methods = ["raw_attention", "gradient_attention"]
     found = compare([vision], [PHOTO], methods=methods, faithfulness=True, cache=None, progress=False)
     assert found.failures == ()
-    torch.testing.assert_close(found.measurements[0, 0].maps["raw_attention"], expected.attention)
+    torch.testing.assert_close(found.measurements[0, 0].maps["raw_attention"].values, expected.attention)
     for number in range(3):
         photo(seed=number).save(tmp_path / f"{number}.png")
     workers = 1 if form == "dict" else 0
@@ -161,7 +161,7 @@ def test_every_form_in_a_comparison_and_an_extraction(form, tmp_path):
         progress=False,
     )
     assert not maps.errors
-    torch.testing.assert_close(maps[0]["rows.0"].mean(0)[0, 1:], expected.attention.flatten(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(maps[0][f"rows.{maps.manifest.blocks[0]}"].mean(0)[0, 1:], expected.attention.flatten(), atol=1e-5, rtol=0)
 
 
 def test_preprocessing_goes_to_spawned_workers_without_the_model(tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_timm_model_brings_its_own_and_says_so(caplog, tmp_path):
     found = compare([model], [PHOTO], cache=None, progress=False)
     assert [entry.name for entry in found.models] == ["test_vit"]
     assert [entry.library for entry in found.models] == ["timm"]
-    torch.testing.assert_close(found.measurements[0, 0].maps["raw_attention"], result.attention)
+    torch.testing.assert_close(found.measurements[0, 0].maps["raw_attention"].values, result.attention)
     assert compare({"own": lambda: model}, [PHOTO], cache=None, progress=False).failures == ()
     PHOTO.save(tmp_path / "0.png")
     assert len(extract(model, tmp_path / "0.png", tmp_path / "out", num_workers=0, progress=False)) == 1
@@ -293,9 +293,9 @@ def test_names_and_labels_are_the_models():
     assert VisionModel(own, COMPOSE).labels == ("a", "b", "c")
     assert VisionModel(own, COMPOSE, labels={1: "y", 0: "x", 2: "z"}).labels == ("x", "y", "z")
     vision = VisionModel(hf_vit(id2label=names), COMPOSE, labels=["one", "two"], name="mine")
-    assert attend(vision, PHOTO, method="legrad", target="two")[0].settings["target"] == "two"
+    assert attend(vision, PHOTO, method="legrad", target="two")[0].settings.target == "two"
     assert (
-        attend(hf_vit(id2label=names), PHOTO, preprocess=COMPOSE, method="legrad", target="dog")[0].settings["target"]
+        attend(hf_vit(id2label=names), PHOTO, preprocess=COMPOSE, method="legrad", target="dog")[0].settings.target
         == "dog"
     )
     assert vision.with_model(hf_vit()).labels == ("one", "two")
