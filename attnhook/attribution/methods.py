@@ -93,19 +93,3 @@ def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     taken = inspect.signature(METHODS[name]).parameters
     return {option: value for option, value in options.items() if option in taken}
-
-
-def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a method does not have.
-
-    Args:
-        name: One of `METHODS`.
-        options: What the user gave for this method.
-
-    Raises:
-        ValueError: If the method has no such option; the message lists those that it has.
-    """
-    unknown = [option for option in options if option not in method_options(name, options)]
-    if unknown:
-        legal = ", ".join(list(inspect.signature(METHODS[name]).parameters)[1:])
-        raise ValueError(f"method {name!r} has no option {unknown[0]!r}: expected some of {legal}. Leave it out.")

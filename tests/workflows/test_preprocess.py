@@ -161,7 +161,9 @@ def test_every_form_in_a_comparison_and_an_extraction(form, tmp_path):
         progress=False,
     )
     assert not maps.errors
-    torch.testing.assert_close(maps[0][f"rows.{maps.manifest.blocks[0]}"].mean(0)[0, 1:], expected.attention.flatten(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        maps[0][f"rows.{maps.manifest.blocks[0]}"].mean(0)[0, 1:], expected.attention.flatten(), atol=1e-5, rtol=0
+    )
 
 
 def test_preprocessing_goes_to_spawned_workers_without_the_model(tmp_path, monkeypatch):
@@ -190,7 +192,7 @@ def test_a_timm_model_brings_its_own_and_says_so(caplog, tmp_path):
     assert [record.message for record in caplog.records] == [
         f"no preprocess= was given: test_vit is fed photos as {words}"
     ]
-    assert result.caption.startswith(f"test_vit (photos prepared as {words}), raw_attention of")
+    assert result.caption.startswith(f"test_vit (photos prepared as {words}): raw attention of")
     assert repr(VisionModel(model)) == f"VisionModel(name='test_vit', preprocess={words})"
     config = timm.data.resolve_model_data_config(model)
     (explicit,) = attend(model, PHOTO, preprocess=timm.data.create_transform(**config, is_training=False))

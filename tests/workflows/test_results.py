@@ -128,9 +128,9 @@ def test_rollout_captures_what_it_needs(model):
         ValueError, match=r"method 'rollout' follows attention to the model's own readout.*Leave rows out"
     ):
         attend(model, PHOTO, method="rollout", rows="mean")
-    with pytest.raises(ValueError, match="has no option 'blok': expected some of heads, residual, discard, start"):
+    with pytest.raises(ValueError, match="have no option 'blok': expected residual, discard, start"):
         attend(model, PHOTO, method="rollout", blok=1)
-    with pytest.raises(ValueError, match="method 'raw_attention' has no option 'discard'"):
+    with pytest.raises(ValueError, match="method 'raw_attention' have no option 'discard'"):
         attend(model, PHOTO, discard=0.5)
 
 

@@ -76,10 +76,10 @@ def test_caption_and_scale() -> None:
     (result,) = attend(vision(), PHOTO, method="gradient_rollout", target="dog")
     assert (
         result.caption
-        == "tiny, gradient_rollout of the blocks up to blocks.1.attn for class 'dog'; mean over heads, cls row"
+        == "tiny: gradient rollout through blocks 1 to 2 of 2, mean over 4 heads, class-token row, for class 'dog'"
     )
     assert "all queries" in attend(vision(), PHOTO, method="legrad", target="dog")[0].caption
-    with pytest.raises(ValueError, match=r"expected a map of attention, got one of gradient_rollout"):
+    with pytest.raises(ValueError, match=r"expected a map of attention, got one of gradient rollout"):
         result.overlay(scale="uniform")
     with pytest.raises(ValueError, match=r"Use scale='minmax'"):
         result.figure(scale="uniform")
@@ -87,7 +87,7 @@ def test_caption_and_scale() -> None:
 
 
 def test_values() -> None:
-    (result,) = attend(vision(), PHOTO, method="value_weighted_attention", heads="max", block=0)
+    (result,) = attend(vision(), PHOTO, method="value_weighted_attention", heads="max", blocks=[0])
     assert result.attention.shape == GRID
     assert "outside" not in result.caption
 
