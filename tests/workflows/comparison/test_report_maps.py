@@ -29,7 +29,8 @@ def geometry(shown, one, size=None):
 
 def pixel_values(shown, view, model, photo, *, mode="bilinear", size=None):
     one = find(shown, view, model, photo)
-    return heatmap(unpacked(one), geometry(shown, one, size), mode=mode)
+    seen = geometry(shown, one, size)
+    return heatmap(unpacked(one), seen, mode=mode, patch_area=seen.input_size)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------------------
@@ -208,7 +209,8 @@ def test_a_zoomed_picture_is_that_part_of_pythons(report, shown):
     whole = geometry(shown, one)
     scale = tuple(s * part for s in whole.scale)
     offset = tuple(o + s * start * n for o, s, n in zip(whole.offset, whole.scale, (height, width), strict=True))
-    values = heatmap(unpacked(one), ImageGeometry((height, width), whole.input_size, scale, offset, whole.valid))
+    cropped = ImageGeometry((height, width), whole.input_size, scale, offset, whole.valid)
+    values = heatmap(unpacked(one), cropped, patch_area=whole.input_size)
     bounds = value_range(pixel_values(shown, 0, 1, 0))
     expected = overlay(Image.new("RGB", (width, height)), values, scale=bounds, alpha=1.0)
     assert np.abs(page.pixels(1, 0) - np.asarray(expected)).max() <= COLOR_STEP
