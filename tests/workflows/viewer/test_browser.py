@@ -9,6 +9,7 @@ import torch
 
 from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.overlays import UNIFORM_TOP, value_range
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.workflows.viewer.pages import save_viewer, viewer_html
 from attnhook.workflows.viewer.scenes import pack_scene
 from tests.workflows.viewer.scenes import MODELS, PHOTO, photo_of, scene
@@ -47,7 +48,7 @@ class Page:
         self.settle()
 
     def _position(self, one, patch):
-        top, left, bottom, right = one.patch_map.box(one.geometry, patch)
+        top, left, bottom, right = PatchMap(torch.rand(one.maps[-1].layout.grid)).box(one.geometry, patch)
         box = self.page.locator("#canvas").bounding_box()
         return {"x": (left + right) / 2 * box["width"] / PHOTO[1], "y": (top + bottom) / 2 * box["height"] / PHOTO[0]}
 

@@ -93,11 +93,11 @@ def test_other_readouts(name, rows):
 
 
 def test_the_row_of_a_pooling_is_the_one_that_the_head_reads(monkeypatch):
-    one = synthetic(2, 4, (3, 4), full=True)
+    one = synthetic(2, 4, (7, 4), full=True)
     kept = SoftmaxMatrix(torch.rand(1, 4, 3, 13).softmax(-1))
     queries = {"queries": Queries.POOL, "readout_rows": slice(1, 2)}
     maps = AttentionMaps(
-        [*one.maps, BlockAttention("pool", "softmax", kept, TokenLayout((3, 4)), **queries)],
+        [*one.maps, BlockAttention("pool", "softmax", kept, TokenLayout((7, 4)), **queries)],
         rows=Rows.ALL,
         readout=Readout(Rows.POOL, "the head pools"),
     )
@@ -108,11 +108,11 @@ def test_the_row_of_a_pooling_is_the_one_that_the_head_reads(monkeypatch):
     ][0]
     assert facts["no_rollout"] is None
     assert ["rollout_rows" in block for block in facts["blocks"]] == [False, False, True]
-    torch.testing.assert_close(TokenLayout((3, 4)).patches(added[-1][0]), rollout(maps).values)
+    torch.testing.assert_close(TokenLayout((7, 4)).patches(added[-1][0]), rollout(maps).values)
 
 
 def test_a_rollout_that_attribution_refuses_is_left_out_with_the_reason():
-    one = synthetic(2, 4, (3, 4), full=True)
+    one = synthetic(2, 4, (7, 4), full=True)
     first, last = one.maps
     talks = replace(last, mixing="heads are mixed")
     facts = header_of(
