@@ -197,7 +197,7 @@ def test_a_timm_model_brings_its_own_and_says_so(caplog, tmp_path):
     config = timm.data.resolve_model_data_config(model)
     (explicit,) = attend(model, PHOTO, preprocess=timm.data.create_transform(**config, is_training=False))
     assert torch.equal(explicit.attention, result.attention)
-    assert explicit.caption.startswith("test_vit, raw_attention")
+    assert explicit.caption.startswith("test_vit: raw attention")
     assert VisionModel(model).input_size == (160, 160)
     assert VisionModel(model).preprocessing is VisionModel(model).preprocessing
     found = compare([model], [PHOTO], cache=None, progress=False)

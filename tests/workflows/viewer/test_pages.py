@@ -94,7 +94,7 @@ def test_other_readouts(name, rows):
 
 def test_the_row_of_a_pooling_is_the_one_that_the_head_reads(monkeypatch):
     one = synthetic(2, 4, (7, 4), full=True)
-    kept = SoftmaxMatrix(torch.rand(1, 4, 3, 13).softmax(-1))
+    kept = SoftmaxMatrix(torch.rand(1, 4, 3, 29).softmax(-1))
     queries = {"queries": Queries.POOL, "readout_rows": slice(1, 2)}
     maps = AttentionMaps(
         [*one.maps, BlockAttention("pool", "softmax", kept, TokenLayout((7, 4)), **queries)],
