@@ -61,7 +61,7 @@ class ImageError(AttnhookError, ValueError):
 
 
 class GeometryError(AttnhookError, ValueError):
-    """A patch map and the geometry of its image do not go together, or a preprocessing step cannot be followed."""
+    """A patch map and the geometry of its image do not match, or a preprocessing cannot be followed."""
 
 
 class ModelLoadError(AttnhookError, ValueError):

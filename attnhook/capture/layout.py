@@ -5,6 +5,7 @@ model has, and the patch embedding's output says how large the grid was.
 """
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
@@ -212,11 +213,12 @@ class TokenLayout:
         return row.sum(dim=-1) - torch.nan_to_num(self.patches(row)).sum(dim=axes)
 
 
-class GridlessLayout:
+class GridlessLayout(ABC):
     """Base of layouts of which no row covers one grid: whatever needs one raises `TokenLayoutError`, which says what there is instead."""
 
+    @abstractmethod
     def _why_none(self, what: str) -> str:
-        raise NotImplementedError
+        """Why there is no one grid for something, and what there is instead."""
 
     def patches(self, row: Tensor) -> Tensor:
         """Refused: a row covers no one grid."""

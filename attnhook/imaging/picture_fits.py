@@ -58,7 +58,7 @@ def fitted_picture(black: Array, white: Array, ramps: Sequence[Array], size: Siz
     dark = black[:, rows, columns]
     gain = white[:, rows, columns] - dark
     power = np.einsum("chw,chw->hw", gain, gain)
-    _check_box(power, peak, len(gain))
+    _check_box(power)
     power = np.maximum(power, np.float32(np.finfo(np.float32).tiny))
     seen = [
         decoded(np.einsum("chw,chw->hw", gain, ramp[:, rows, columns] - dark) / power) * length
@@ -129,7 +129,7 @@ def _shown_box(black: Array, white: Array, stride: int, peak: float) -> tuple[in
     return int(shown[0][0]), int(shown[1][0]), int(shown[0][-1]) + 1, int(shown[1][-1]) + 1
 
 
-def _check_box(power: Array, peak: float, channels: int) -> None:
+def _check_box(power: Array) -> None:
     own = float(power.max())
     share = float((power > _SHOWN**2 * own).mean())
     if share < _BOXED:

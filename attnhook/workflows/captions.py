@@ -24,7 +24,7 @@ def captioned(patch_map: PatchMap, model: str, target: str | int | None = None) 
 
 
 def rows_in_words(maps: AttentionMaps) -> str:
-    """Say whose rows are shown, as `caption_of` reads it.
+    """Name the rows that are shown, for settings and manifests; captions have `row_in_words` of `attnhook.attribution.map_making`.
 
     Args:
         maps: What was captured; of whole matrices the readout's row is shown.

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attnhook.attribution.map_making import block_in_words, heads_in_words, make_map
+from attnhook.attribution.map_making import block_in_words, heads_in_words, make_map, row_in_words
 from attnhook.attribution.methods import METHODS, NEEDS, check_method
 from attnhook.attribution.raw_maps import fuse_heads, raw_attention
 from attnhook.attribution.statistics import attention_statistics, received_mass
@@ -268,7 +268,7 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
         "attention distance (patches)": _by_head([block.distance_patches.mean(dim=0) for block in blocks]),
         "largest sink (share)": _by_head([received_mass(block).amax(dim=-1).mean(dim=0) for block in result.maps]),
     }
-    queries = "all queries" if result.maps.rows is Rows.ALL else f"{result.settings.rows} row"
+    queries = "all queries" if result.maps.rows is Rows.ALL else row_in_words(result.maps)
     one_length = len(keys) == 1
     said: dict[str, Any] = {
         "caption": f"{result.settings.model}, {queries}; dots are heads, lines their means"
@@ -321,7 +321,7 @@ def _outside(patch_map: PatchMap) -> str:
 
 
 def _start(result: AttentionResult) -> str:
-    return f"{result.settings.model}, {result.settings.rows} row"
+    return f"{result.settings.model}, {row_in_words(result.maps)}"
 
 
 def _same_grid(result: AttentionResult) -> list[tuple[int, BlockAttention]]:

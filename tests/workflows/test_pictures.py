@@ -84,7 +84,7 @@ def test_heads(result):
         assert f"head {head}, {outside(one)}" in titles
     for part in (
         "tiny",
-        "cls row",
+        "class-token row",
         "every head of block 2 of 2 (blocks.1.attn)",
         "tokens that are no patches",
         "8 times uniform",
@@ -177,7 +177,7 @@ def test_statistics(result):
     assert sinks == pytest.approx(matrix.mean(1).amax(-1).tolist(), abs=1e-5)
     titles, _, caption = text_of(statistics_figure(attend_rows(result)))
     assert "distance" not in titles
-    assert "tiny, cls row" in caption
+    assert "tiny, class-token row" in caption
 
 
 def test_a_minimum_over_heads_is_no_share(model):
