@@ -1,5 +1,6 @@
 """What a preprocessing made from a photo: pixels, and whatever else goes into the model with them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,14 @@ class ModelInputs:
     def packed(self) -> bool:
         """Whether the pixels are a sequence of patches, judging by what came with them."""
         return self.keywords is not None and not _PACKED.isdisjoint(self.keywords)
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures the pixels hold; 0 for packed patches."""
+        shape = self.pixels.shape
+        if self.packed or len(shape) not in (4, 5) or shape[-3] not in _CHANNELS:
+            return 0
+        return math.prod(shape[:-3])
 
 
 def as_inputs(made: Any) -> ModelInputs:

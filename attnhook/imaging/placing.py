@@ -11,6 +11,7 @@ from attnhook.imaging.calling import colourless_call_of, image_processor_of, run
 from attnhook.imaging.images import read_image
 from attnhook.imaging.known_transforms import check_evaluation, nearest, transform_steps
 from attnhook.imaging.measurement import measure
+from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.placements import Placement, UnmeasurableError, disagreement
 from attnhook.imaging.preprocessing import Step, processor_steps, timm_steps
 from attnhook.imaging.remembering import memory_of
@@ -107,7 +108,7 @@ def placements_of(
     if photo is not None and len(found) == 1 and found[0] is not None and not follows_no_content(preprocess):
         upright = read_image(photo)
         inputs = run(preprocess, upright.copy())
-        if inputs.geometry is None and inputs.pixels.dim() == 4 and not inputs.packed:
+        if inputs.geometry is None and inputs.pictures == 1:
             check_resemblance(upright, inputs.pixels, found[0])
     return found
 
@@ -164,19 +165,34 @@ def _measured(preprocess: Any, size: Size, repeats: int | None = None) -> tuple[
 
 def _own_geometry(preprocess: Any, size: Size, photo: Image.Image | None) -> Any:
     inputs = run(preprocess, constant_photo(size, 128) if photo is None else read_image(photo))
-    geometry, shape = inputs.geometry, tuple(inputs.pixels.shape)
-    if geometry is None:
+    if inputs.geometry is None:
         raise GeometryError(
             "cannot follow the preprocessing: expected (pixels, ImageGeometry) of every photo, as of the first, got pixels alone. Return both."
         )
+    check_fit(inputs, inputs.geometry, size)
+    return inputs.geometry
+
+
+def check_fit(inputs: ModelInputs, geometry: Any, size: Size) -> None:
+    """Check that a geometry is that of a photo and of the pixels made from it.
+
+    Args:
+        inputs: What a preprocessing made of the photo.
+        geometry: The `ImageGeometry`.
+        size: The photo's height and width.
+
+    Raises:
+        GeometryError: If either size differs.
+    """
     if tuple(geometry.image_size) != tuple(size):
         raise GeometryError(
-            f"the geometry that the preprocessing returned is of another photo: expected image_size {tuple(size)}, got {geometry.image_size}. "
-            "Start it with ImageGeometry.identity((photo.height, photo.width))."
+            f"preprocess= returned the geometry of another photo: expected image_size {tuple(size)}, got {geometry.image_size}. Start it with "
+            "ImageGeometry.identity((photo.height, photo.width))."
         )
-    if not inputs.packed and len(shape) >= 3 and shape[-2:] != tuple(geometry.input_size):
+    shape = tuple(inputs.pixels.shape[-2:])
+    if inputs.pictures and shape != tuple(geometry.input_size):
         raise GeometryError(
-            f"the geometry that the preprocessing returned does not fit its pixels: expected input_size {shape[-2:]}, got "
-            f"{geometry.input_size}. Give the geometry every step that the pixels went through."
+            f"the pixels and the geometry of a photo of {size[0]} x {size[1]} do not match: expected pixels of "
+            f"{geometry.input_size[0]} x {geometry.input_size[1]}, the geometry's input_size, got {shape[0]} x {shape[1]}. Let preprocess= "
+            "return the geometry of the steps that it does, or the pixels alone."
         )
-    return geometry

@@ -23,7 +23,7 @@ def check_resemblance(photo: Image.Image, pixels: Tensor, geometry: Any) -> None
 
     Args:
         photo: The photo, RGB, upright.
-        pixels: `(1, channels, height, width)`.
+        pixels: `(1, channels, height, width)`, or with more axes of length 1 in front.
         geometry: The `ImageGeometry`, or a placement, that says which part.
 
     Raises:
@@ -43,7 +43,9 @@ def check_resemblance(photo: Image.Image, pixels: Tensor, geometry: Any) -> None
         return
     small = photo.resize((_CELLS, _CELLS), Image.Resampling.BOX, box=box, reducing_gap=2.0)
     expected = [np.asarray(small, np.float64).mean(axis=2), np.asarray(small.convert("L"), np.float64)]
-    seen = pixels.detach().to("cpu", torch.float32).mean(dim=1)[:, top:bottom, left:right]
+    seen = (
+        pixels.detach().to("cpu", torch.float32).reshape(1, *pixels.shape[-3:]).mean(dim=1)[:, top:bottom, left:right]
+    )
     cells = torch.nn.functional.adaptive_avg_pool2d(seen, _CELLS)[0].double().numpy()
     if max(one.std() for one in expected) < _FLAT:
         return

@@ -58,7 +58,7 @@ class ProbeBatch:
         photos = tuple(read_image(image) for image in each_image(images))
         if not photos:
             raise GeometryError("no probe images: expected at least one, got none. Pass a few photos, or pixels.")
-        made = [prepare(preprocess, photo.copy()) for photo in photos]
+        made = [prepare(preprocess, photo) for photo in photos]
         if len({batch_key(one.inputs) for one in made}) != 1:
             sizes = {tuple(one.inputs.pixels.shape[-2:]) for one in made}
             raise GeometryError(

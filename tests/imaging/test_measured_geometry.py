@@ -205,7 +205,7 @@ def test_a_function_that_says_where():
 
     assert ImageGeometry.of(says, (40, 60)).offset == (-1, -2)
     assert ImageGeometry.of(says, (50, 60)).image_size == (50, 60)
-    with pytest.raises(GeometryError, match=r"expected input_size \(20, 33\), got \(20, 30\)"):
+    with pytest.raises(GeometryError, match=r"expected pixels of 20 x 30, the geometry's input_size, got 20 x 33"):
         ImageGeometry.of(lambda photo: says(photo, 3), Image.new("RGB", (60, 40)))
     with pytest.raises(GeometryError, match=r"expected image_size \(40, 60\), got \(4, 4\)"):
         ImageGeometry.of(lambda photo: (to_tensor(photo), ImageGeometry.identity((4, 4))), (40, 60))
