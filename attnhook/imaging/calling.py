@@ -129,11 +129,13 @@ def timm_config_of(preprocess: Any) -> Mapping[str, Any] | None:
         preprocess: A timm model, a data config, or anything else.
 
     Returns:
-        What `timm.data.resolve_model_data_config` returns for the model, the mapping itself, or None.
+        What `timm.data.resolve_model_data_config` returns for the model, at the image size that it was built for; the mapping itself; or
+        None.
     """
     if isinstance(preprocess, torch.nn.Module) and hasattr(preprocess, "pretrained_cfg"):
         import timm.data
 
-        config: Mapping[str, Any] = timm.data.resolve_model_data_config(preprocess)
-        return config
+        config: dict[str, Any] = timm.data.resolve_model_data_config(preprocess)
+        built = getattr(getattr(preprocess, "patch_embed", None), "img_size", None)
+        return config if built is None else config | {"input_size": (config["input_size"][0], *built)}
     return preprocess if isinstance(preprocess, Mapping) else None

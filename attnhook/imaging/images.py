@@ -30,6 +30,7 @@ ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torc
 """What `read_image` takes."""
 
 _ROUNDING_SLACK = 1 / 512  # half an 8-bit step: what resampling in floating point overshoots [0, 1] by
+_ORIENTATION = 0x0112  # the EXIF tag
 _WHITE = (255, 255, 255, 255)
 
 
@@ -116,6 +117,24 @@ def open_image(source: str | Path) -> Image.Image:
             f"cannot read {path}: expected an image file, got a directory or device. Pass one file at a time."
         )
     return _opened(path, path.stat().st_size, str(path))
+
+
+def orientation_of(source: Any) -> int:
+    """Read which way up a photo is stored.
+
+    Args:
+        source: An image, or the path of an image file; anything else is upright.
+
+    Returns:
+        The EXIF orientation, 1 to 8; 1 is upright, and from 5 on height and width are swapped.
+
+    Raises:
+        ImageError: As `open_image`.
+    """
+    if isinstance(source, str | Path):
+        with open_image(source) as opened:
+            return orientation_of(opened)
+    return int(source.getexif().get(_ORIENTATION, 1)) if isinstance(source, Image.Image) else 1
 
 
 def _opened(file: Path | io.BytesIO, size: int, name: str) -> Image.Image:

@@ -1,6 +1,5 @@
 """Turns whatever says where a model looked into an `ImageGeometry`."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,8 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.images import open_image
+from attnhook.imaging.images import orientation_of
 from attnhook.options import Size
-
-_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
 def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) -> ImageGeometry:
@@ -60,7 +57,7 @@ def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) ->
             f"cannot place a patch map: expected an ImageGeometry, got {type(where).__name__} without the photo. Pass "
             "ImageGeometry.of(preprocess, photo); heatmap also takes photo=, the photo or its (height, width)."
         )
-    orientation = _orientation(photo)
+    orientation = orientation_of(photo)
     if orientation != 1:
         raise GeometryError(
             "cannot tell which way up the model saw this photo: expected an upright one, got EXIF orientation "
@@ -68,16 +65,6 @@ def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) ->
             "photo = ImageOps.exif_transpose(photo) for both the model and the overlay."
         )
     return ImageGeometry.of(where, photo if picture is None else picture)
-
-
-def _orientation(photo: Any) -> int:
-    """The EXIF orientation of an image or of an image file; 1 is upright."""
-    if isinstance(photo, Image.Image):
-        return int(photo.getexif().get(_ORIENTATION, 1))
-    if isinstance(photo, str | Path):
-        with open_image(photo) as opened:
-            return int(opened.getexif().get(_ORIENTATION, 1))
-    return 1
 
 
 def by(size: Size) -> str:

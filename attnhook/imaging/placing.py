@@ -8,7 +8,7 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import colourless_call_of, image_processor_of, run, shipped, timm_config_of
-from attnhook.imaging.images import read_image
+from attnhook.imaging.images import orientation_of, read_image
 from attnhook.imaging.known_transforms import check_evaluation, nearest, transform_steps
 from attnhook.imaging.measurement import measure
 from attnhook.imaging.model_inputs import ModelInputs
@@ -20,8 +20,7 @@ from attnhook.imaging.synthetic_photos import constant_photo
 from attnhook.options import Size
 
 _OWN = "says it itself"
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-_ORIENTATION = 0x0112
+_SWAPPED = 5  # EXIF orientations from here on swap height and width
 _REPEATS = 8
 _SHIPPED_REPEATS = 1  # transformers' own processors: no random steps unless a generator is used
 
@@ -39,9 +38,8 @@ def size_and_photo(photo_or_size: Any) -> tuple[Size, Image.Image | None]:
         size: Any = tuple(photo_or_size)  # checked by the caller
         return size, None
     if isinstance(photo_or_size, Image.Image):
-        turned = photo_or_size.getexif().get(_ORIENTATION) in _TURNED
         width, height = photo_or_size.size
-        return ((width, height) if turned else (height, width)), photo_or_size
+        return ((height, width) if orientation_of(photo_or_size) < _SWAPPED else (width, height)), photo_or_size
     photo = read_image(photo_or_size)
     return (photo.height, photo.width), photo
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from attnhook.capture.plan import unwrapped
-from attnhook.options import Size
+from attnhook.imaging.calling import timm_config_of
 
 LIBRARIES = ("timm", "transformers", "torchvision", "open_clip")
 
@@ -61,7 +61,7 @@ def name_of(model: nn.Module) -> str:
     return type(inner).__name__
 
 
-def timm_data_config(model: nn.Module) -> dict[str, Any] | None:
+def timm_data_config(model: nn.Module) -> Mapping[str, Any] | None:
     """Read how a timm model expects photos to be prepared.
 
     Args:
@@ -73,13 +73,7 @@ def timm_data_config(model: nn.Module) -> dict[str, Any] | None:
     inner = innermost(model)
     if _timm_config(inner) is None:
         return None
-    import timm
-
-    config: dict[str, Any] = timm.data.resolve_model_data_config(inner)
-    built: Size | None = getattr(getattr(inner, "patch_embed", None), "img_size", None)
-    if built is not None and tuple(built) != tuple(config["input_size"][1:]):
-        config["input_size"] = (config["input_size"][0], *built)
-    return config
+    return timm_config_of(inner)
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...] | None:

@@ -187,3 +187,12 @@ def test_the_default_device_moves_no_map():
             (result,) = attend(model, PHOTO, preprocess=lambda photo: by_hand(photo))
             pictures.append(result.overlay())
     assert pictures[0].tobytes() == pictures[1].tobytes()
+
+
+def test_a_timm_model_in_place_of_a_transform_is_its_own_preprocessing():
+    """At the size that it was built for, which its pretrained_cfg does not say."""
+    model = timm_model()
+    (result,) = attend(model, PHOTO)
+    assert result.geometry.input_size == (64, 64)
+    assert ImageGeometry.of(model, PHOTO) == result.geometry
+    assert result.patch_map.overlay(PHOTO, model).tobytes() == result.overlay().tobytes()
