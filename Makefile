@@ -43,7 +43,7 @@ mutants: $(VENV)/.installed
 	$(BIN)/python -m tests.break_lines
 
 soak: $(VENV)/.installed
-	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python -m tests.soak
 
 # The archives of a release in dist/, checked and tried in an environment of their own.
 package: $(VENV)/.installed

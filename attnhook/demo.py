@@ -17,8 +17,8 @@ from torch import Tensor
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
 from attnhook.files import replacing
-from attnhook.workflows.pictures import blocks_figure, heads_figure
-from attnhook.workflows.results import AttentionResult, attend, save_image
+from attnhook.results.pictures import blocks_figure, heads_figure
+from attnhook.results.results import AttentionResult, attend, save_image
 from attnhook.zoo.loading import load
 from attnhook.zoo.vision_models import VisionModel
 

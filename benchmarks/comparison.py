@@ -26,9 +26,9 @@ from peaks import peak_bytes, spawn
 from PIL import Image
 
 from attnhook import VisionModel, compare
-from attnhook.workflows.comparison.entries import model_entry
-from attnhook.workflows.comparison.photographs import read_photos
-from attnhook.workflows.comparison.subjects import Subject
+from attnhook.comparison.entries import model_entry
+from attnhook.comparison.photographs import read_photos
+from attnhook.comparison.subjects import Subject
 
 NAMES = ("vit_small_patch16_224", "vit_base_patch16_224")
 

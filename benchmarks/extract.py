@@ -29,9 +29,9 @@ from PIL import Image
 from timing import interleave, summarise
 
 from attnhook import AttentionCapture, ExtractedMaps, VisionModel, extract
-from attnhook.workflows.extraction.batches import PhotoBatches, load_batches
-from attnhook.workflows.extraction.listings import Listing, write_listing
-from attnhook.workflows.extraction.sources import open_source
+from attnhook.extraction.batches import PhotoBatches, load_batches
+from attnhook.extraction.listings import Listing, write_listing
+from attnhook.extraction.sources import open_source
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 SHARD = 256

@@ -148,7 +148,7 @@ GUARDS = (
     ),
     Guard(
         "11 all calls of a module are kept",
-        "capture/forwards.py",
+        "capture/forward_records.py",
         "    for call in record.calls:\n",
         "    for call in {call.site: call for call in record.calls}.values():\n",
         "zoo/test_timm_plain.py::test_two_softmaxes_a_block_are_both_kept_and_the_record_says_what_multiplies_values",
@@ -197,7 +197,7 @@ GUARDS = (
     ),
     Guard(
         "16 the record says what multiplies the values",
-        "capture/forwards.py",
+        "capture/forward_records.py",
         "queries, site.mixing, call.gradients",
         "queries, '', call.gradients",
         "zoo/test_timm_plain.py::test_two_softmaxes_a_block_are_both_kept_and_the_record_says_what_multiplies_values",
@@ -295,7 +295,7 @@ GUARDS = (
     ),
     Guard(
         "calls outside every recognised module are loud",
-        "capture/forwards.py",
+        "capture/forward_records.py",
         "    if record.strangers:",
         "    if False:",
         "capture/test_recognition.py",
@@ -477,10 +477,10 @@ GUARDS = (
     ),
     Guard(
         "security: cached measurements are sealed",
-        "workflows/comparison/measurements.py",
+        "comparison/measurements.py",
         'if header["seal"] != _seal(path, header["measurement"], tensors):',
         "if False:",
-        "workflows/comparison/test_compare.py -k cache_that_lies",
+        "comparison/test_compare.py -k cache_that_lies",
     ),
     Guard(
         "security: a waiting link is not followed",
@@ -491,10 +491,10 @@ GUARDS = (
     ),
     Guard(
         "security: pages allow one script",
-        "workflows/documents.py",
+        "pages/documents.py",
         "script-src '{_digest(script)}'",
         "script-src 'unsafe-inline'",
-        "workflows/test_documents.py",
+        "pages/test_documents.py",
     ),
 )
 

@@ -34,10 +34,10 @@ SUITES = {
     "capture/operands.py": (
         f"{_MATRICES} capture/test_calls.py capture/test_copied_maps.py capture/test_invariants.py capture/test_session.py"
     ),
-    "capture/exponentials.py": _MATRICES,
+    "capture/chunked_softmax.py": _MATRICES,
     "capture/recording.py": _CALLS,
     "capture/fast_path.py": _CALLS,
-    "capture/forwards.py": _CALLS,
+    "capture/forward_records.py": _CALLS,
     "capture/scopes.py": _CALLS + " capture/test_contexts.py capture/test_neighbours.py",
     "capture/records.py": f"capture/test_records.py capture/test_notebook.py {_CALLS}",
     "imaging/geometry.py": "imaging/test_geometry_properties.py imaging/test_geometry.py",

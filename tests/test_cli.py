@@ -245,7 +245,7 @@ def test_view_goes_on_at_an_odd_photo_and_keeps_no_captures(spec, folder, capsys
         kept.append(weakref.ref(found[0].maps))
         return found
 
-    monkeypatch.setattr("attnhook.workflows.results.attend", attend_to)
+    monkeypatch.setattr("attnhook.results.results.attend", attend_to)
     photo().save("dog.png")
     arguments = ["view", "cat.png", "other/cat.jpg", "dog.png", "--model", spec, "--out", "cat.html"]
     assert main(arguments) == 1

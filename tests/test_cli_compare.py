@@ -137,7 +137,7 @@ def tiny_stand_ins(folder):
 
 @pytest.mark.parametrize("preset", ["registers", "supervised-vs-ssl", "sizes"])
 def test_a_preset_from_its_names_to_its_report(preset, folder, monkeypatch, capsys):
-    from attnhook.workflows.comparison import subjects
+    from attnhook.comparison import subjects
     from attnhook.zoo.loading import load
     from attnhook.zoo.presets import PRESETS
 

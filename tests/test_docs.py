@@ -214,7 +214,7 @@ def test_the_command_line_page_is_filled_from_the_parser() -> None:
 
 def test_examples_are_linked_and_run() -> None:
     texts = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    tests = (ROOT / "tests" / "workflows" / "test_training_examples.py").read_text(encoding="utf-8")
+    tests = (ROOT / "tests" / "monitoring" / "test_training_examples.py").read_text(encoding="utf-8")
     scripts = [
         script for script in (DOCS / "examples").glob("*.py") if "__main__" in script.read_text(encoding="utf-8")
     ]

@@ -21,7 +21,7 @@ from attnhook.imaging.rounding import CropRounding
 from attnhook.options import HeadFusion, Interpolation, Rows, Scale, choose
 from tests.models import TIMM, images
 
-NOT_MODULES = ("attnhook.workflows.integrations", "attnhook.__main__")
+NOT_MODULES = ("attnhook.monitoring.integrations", "attnhook.__main__")
 
 
 def every_kind() -> list[type[StrEnum]]:

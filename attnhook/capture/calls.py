@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.capture.following import KeptGradients
 from attnhook.capture.operands import softmax_rows
+from attnhook.capture.output_gradients import KeptGradients
 from attnhook.capture.sites import SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnhook.capture.forwards import ForwardRecord, why_merged, why_mixed
+from attnhook.capture.forward_records import ForwardRecord, why_merged, why_mixed
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.scopes import Scope

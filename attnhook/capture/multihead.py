@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from attnhook.capture.following import Outcome
 from attnhook.capture.operands import Operands
+from attnhook.capture.output_gradients import Outcome
 from attnhook.capture.torch_internals import shares_projection
 from attnhook.errors import UnsupportedModelError
 

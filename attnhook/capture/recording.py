@@ -9,11 +9,18 @@ from torch import Tensor, nn
 from attnhook.capture.adapters import Readout
 from attnhook.capture.calls import CapturedCall
 from attnhook.capture.fast_path import FastLogits, is_plain, kind_of
-from attnhook.capture.following import KeptGradients, Outcome, follow, follow_weights, refuse_dropout, unreachable
-from attnhook.capture.forwards import ForwardRecord, call_name, make_block
+from attnhook.capture.forward_records import ForwardRecord, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_lengths, multihead_operands, multihead_outcome
 from attnhook.capture.operands import Operands, quiet_arithmetic, sdpa_operands
+from attnhook.capture.output_gradients import (
+    KeptGradients,
+    Outcome,
+    follow,
+    follow_weights,
+    refuse_dropout,
+    unreachable,
+)
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.scopes import Scope

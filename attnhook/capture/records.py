@@ -13,11 +13,9 @@ from torch import Tensor
 
 from attnhook.capture.adapters import Readout, block_index
 from attnhook.capture.attention_gradient import AttentionGradient
-from attnhook.capture.following import KeptGradients
 from attnhook.capture.notebook import blocks_table, contact_sheet
-from attnhook.capture.sites import Layout, Queries
-from attnhook.capture.softmax_matrix import SoftmaxMatrix
-from attnhook.capture.storage import (
+from attnhook.capture.output_gradients import KeptGradients
+from attnhook.capture.serialization import (
     checked,
     checked_rows,
     checked_size,
@@ -29,6 +27,8 @@ from attnhook.capture.storage import (
     unpacked_layout,
     write,
 )
+from attnhook.capture.sites import Layout, Queries
+from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError
 from attnhook.options import Rows, Size
 

@@ -22,9 +22,9 @@ from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 
 from attnhook.capture import torch_internals
-from attnhook.capture.following import Outcome
-from attnhook.capture.forwards import ForwardRecord
+from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.operands import Operands
+from attnhook.capture.output_gradients import Outcome
 from attnhook.capture.shared_state import Call, ReplacedFunction
 from attnhook.capture.torch_internals import remove_modes
 

@@ -19,7 +19,7 @@ from torch import nn
 from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_log import ForwardLog
-from attnhook.capture.forwards import ForwardRecord, finish
+from attnhook.capture.forward_records import ForwardRecord, finish
 from attnhook.capture.hooks import After, Before, Hook, Reports, shapes
 from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.layout import TokenLayout

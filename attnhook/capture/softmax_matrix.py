@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnhook.capture.exponentials import (
+from attnhook.capture.chunked_softmax import (
     ComputedRows,
     DenseRows,
     ImageRows,

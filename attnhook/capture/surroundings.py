@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attnhook.capture.adapters import class_of
 from attnhook.capture.encoder_layers import FUNCTIONS
-from attnhook.capture.forwards import ForwardRecord
+from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.multihead import refuse_parametrised
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.scopes import SDPA, Listener

@@ -76,8 +76,8 @@ def add(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from attnhook.workflows.comparison.reports import check_folder
-    from attnhook.workflows.comparison.runs import AUTO, compare
+    from attnhook.comparison.compare_models import AUTO, compare
+    from attnhook.comparison.reports import check_folder
     from attnhook.zoo.presets import PRESETS
 
     if arguments.presets:

@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
 def _describe(arguments: argparse.Namespace) -> int:
     import torch
 
-    from attnhook.workflows.inspection import describe
+    from attnhook.running.inspection import describe
     from attnhook.zoo.loading import load
 
     loaded = load(arguments.model, device=arguments.device)

@@ -78,7 +78,7 @@ def add(commands: Any) -> None:
 
 
 def _extract(arguments: argparse.Namespace) -> int:
-    from attnhook.workflows.extraction.runs import extract
+    from attnhook.extraction.extract_maps import extract
 
     maps = extract(
         arguments.model,

@@ -13,10 +13,10 @@ from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
 from attnhook.files import format_of, replacing
 from attnhook.options import Style
-from attnhook.workflows.versions import library_versions
+from attnhook.running.versions import library_versions
 
 if TYPE_CHECKING:
-    from attnhook.workflows.results import AttentionResult
+    from attnhook.results.results import AttentionResult
     from attnhook.zoo.vision_models import VisionModel
 
 MANIFEST = "manifest.json"
@@ -109,7 +109,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    from attnhook.workflows.results import attend
+    from attnhook.results.results import attend
 
     entry: dict[str, Any] = {"input": str(image), "output": None, "error": None}
     try:

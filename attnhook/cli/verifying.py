@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     import torch
 
-    from attnhook.workflows.verification import verify
+    from attnhook.running.verification import verify
     from attnhook.zoo.loading import load
 
     loaded = load(arguments.model, device=arguments.device)

@@ -76,7 +76,7 @@ def _longest(text: str) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from attnhook.workflows.viewer.pages import packed_html, save_viewer
+    from attnhook.pages.viewer import packed_html, save_viewer
     from attnhook.zoo.loading import load
 
     if not arguments.out.parent.is_dir():
@@ -98,8 +98,8 @@ def _view(arguments: argparse.Namespace) -> int:
 
 def _packed(model: "VisionModel", arguments: argparse.Namespace, number: int) -> tuple[dict[str, Any], str] | None:
     """A photo as the page holds it: what was captured of it goes before the next one comes."""
-    from attnhook.workflows.results import attend
-    from attnhook.workflows.viewer.scenes import pack_scene
+    from attnhook.results.results import attend
+    from attnhook.results.scenes import pack_scene
 
     image: Path = arguments.images[number]
     place = f"[{number + 1}/{len(arguments.images)}] {image}"

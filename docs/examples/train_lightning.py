@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attnhook import AttentionMonitor, TensorBoardWriter
-from attnhook.workflows.integrations.lightning import LightningMonitor
+from attnhook.monitoring.integrations.lightning import LightningMonitor
 
 
 class Digits(LightningModule):

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from attnhook import AttentionMonitor, TensorBoardWriter
-from attnhook.workflows.integrations.transformers import TransformersMonitor
+from attnhook.monitoring.integrations.transformers import TransformersMonitor
 
 
 def collate(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from attnhook import (
     value_weighted_attention,
 )
 from attnhook.capture.adapters import Readout
-from attnhook.capture.following import KeptGradients
 from attnhook.capture.operands import Operands
+from attnhook.capture.output_gradients import KeptGradients
 from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import (

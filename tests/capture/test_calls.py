@@ -21,7 +21,7 @@ from attnhook import (
 from attnhook.capture import encoder_layers, recording
 from attnhook.capture.adapters import SeenTokens
 from attnhook.capture.fast_path import FastLogits
-from attnhook.capture.forwards import ForwardRecord
+from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.operands import Operands
 from attnhook.capture.plan import make_plan
 from attnhook.capture.sites import Arrangement, Kernel, Queries, SiteTokens

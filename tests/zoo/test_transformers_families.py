@@ -1,12 +1,12 @@
 """Families of transformers with orders of their own, each against every softmax of the same forward in float64; what their tokens are, in words.
 
-`benchmarks/coverage_transformers.py` does the same for all families; here are those whose rules nothing else tries.
+`tests/conformance/coverage_transformers.py` does the same for all families; here are those whose rules nothing else tries.
 """
 
 import pytest
 import transformers
 
-from tests.benchmark_scripts import imported
+from tests.conformance import coverage_transformers
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +44,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def script():
-    with imported("coverage_transformers") as found:
-        yield found
+    return coverage_transformers
 
 
 def outcome_of(script, name: str) -> tuple[str, str]:

@@ -1,0 +1,176 @@
+"""Layouts, values and gradients as JSON and tensors, and back: how `AttentionMaps` puts them into a safetensors file.
+
+A file may hold anything. What is read from it is held against its type and its range here; whatever fails, `read` makes one error of it.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.output_gradients import KeptGradients
+from attnhook.capture.packing import PackedLayout
+from attnhook.capture.sites import Layout
+from attnhook.capture.windows import WindowLayout
+from attnhook.errors import NothingCapturedError
+from attnhook.files import replacing
+from attnhook.options import Rows, Size
+
+_FIELDS = ("grid", "cls", "registers", "distillation", "suffix", "frames")
+_Read = TypeVar("_Read")
+
+
+def write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a header, what JSON can hold, and tensors to a safetensors file: to a temporary name first, so that no half file is left."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
+
+
+def read(path: Path, form: str, unpack: Callable[[dict[str, Any], dict[str, Tensor]], _Read]) -> _Read:
+    """`unpack(header, tensors)` of a file of format `form`; a `NothingCapturedError` whatever its contents make go wrong."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("attnhook", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if header.get("format") == form:
+            return unpack(header, tensors)
+        problem = f"a file of format {form!r}, got {header.get('format')!r}."
+    except OSError:
+        raise
+    except SafetensorError as error:
+        problem = f"a safetensors file, got {error}."
+    except Exception as error:
+        problem = (
+            f"a whole file of format {form!r}, got one that does not hold together ({type(error).__name__}: {error}). "
+            "Save the maps again."
+        )
+    raise NothingCapturedError(f"cannot read {str(path)!r}: expected {problem}")
+
+
+def packed_layout(layout: Layout | str | None, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """A layout, or the reason why there is none, as what JSON can hold and the tensors that it cannot; their names begin with `name`."""
+    if isinstance(layout, TokenLayout):
+        order = {} if layout.order is None else {f"{name}.order": _owned(layout.order)}
+        return {field: getattr(layout, field) for field in _FIELDS}, order
+    if isinstance(layout, WindowLayout):
+        indices = {"positions": layout.positions, "queries": layout.query_positions}
+        tensors = {f"{name}.{key}": _owned(index) for key, index in indices.items() if index is not None}
+        return {"grid": layout.grid, "query_grid": layout.query_grid, "words": layout.words}, tensors
+    if isinstance(layout, PackedLayout):
+        images = [packed_layout(image, f"{name}.{i}") for i, image in enumerate(layout.images)]
+        entry = {field: getattr(layout, field) for field in ("entries", "starts", "num_tokens")}
+        orders = {key: order for _, owned in images for key, order in owned.items()}
+        return entry | {"images": [image for image, _ in images]}, orders
+    return layout, {}
+
+
+def unpacked_layout(entry: Any, name: str, tensors: dict[str, Tensor]) -> Layout | str | None:
+    """Undo `packed_layout`: its entry, as JSON gave it back, and all tensors of the file."""
+    if not isinstance(entry, dict):
+        return None if entry is None else checked(entry, str)
+    if "images" in entry:
+        images = [_token_layout(image, f"{name}.{i}", tensors) for i, image in enumerate(entry["images"])]
+        entries, starts = (tuple(checked(number, int) for number in entry[field]) for field in ("entries", "starts"))
+        ends = [start + image.num_tokens for start, image in zip(starts, images, strict=True)]
+        _require(len(entries) == len(images) > 0 and min(entries + starts) >= 0, "images where their tokens stand")
+        _require(max(ends) <= checked(entry["num_tokens"], int), "images inside the sequence")
+        return PackedLayout(tuple(images), entries, starts, entry["num_tokens"])
+    if "words" not in entry:
+        return _token_layout(entry, name, tensors)
+    grid = TokenLayout(checked_size(entry["grid"]) or (0, 0)).grid
+    query_grid, queries = checked_size(entry["query_grid"]), tensors.get(f"{name}.queries")
+    positions = _checked_index(tensors[f"{name}.positions"], -1, grid)
+    queries = None if queries is None else _checked_index(queries, -1, query_grid or grid)
+    return WindowLayout(grid, positions, queries, query_grid, checked(entry["words"], str))
+
+
+def _token_layout(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> TokenLayout:
+    numbers: dict[str, Any] = {field: checked(entry[field], int) for field in _FIELDS[2:]}
+    cls = None if entry["cls"] is None else checked(entry["cls"], int)
+    layout = TokenLayout(checked_size(entry["grid"]) or (0, 0), cls, **numbers)
+    order = tensors.get(f"{name}.order")
+    if order is None:
+        return layout
+    return replace(layout, order=_checked_index(order, 0, (layout.frames * layout.grid[0], layout.grid[1])))
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"expected {what}")
+
+
+def checked(entry: Any, kind: type[_Read]) -> _Read:
+    """An entry of the header, unless it is of another kind."""
+    _require(isinstance(entry, kind), f"a value of type {kind.__name__}, got {type(entry).__name__}")
+    return entry  # type: ignore[no-any-return]
+
+
+def checked_size(entry: Any) -> Size | None:
+    """Height and width, or row and column, unless they are none; None stays None."""
+    return None if entry is None else (checked(entry[0], int), checked(entry[1], int))
+
+
+def checked_rows(entry: Any) -> Rows | list[int | Size | None]:
+    """Which rows were kept: one of `Rows`, or tokens and patches, unless they are none of these."""
+    if isinstance(entry, str):
+        return Rows(entry)
+    return [checked_size(row) if isinstance(row, list) else checked(row, int) for row in entry]
+
+
+def _checked_index(index: Tensor, least: int, grid: Size) -> Tensor:
+    whole = index.dim() == 2 and index.dtype is torch.int64
+    inside = whole and bool(((index >= least) & (index < grid[0] * grid[1])).all())
+    _require(inside, f"indices on a grid of {grid[0]}x{grid[1]} for each window or image")
+    return index
+
+
+def checked_tensor(tensor: Tensor, *shape: int | None) -> Tensor:
+    """A tensor of floating numbers of this shape, None for any length, unless it is another."""
+    fits = len(shape) == tensor.dim() and all(n is None or n == m for n, m in zip(shape, tensor.shape, strict=True))
+    floating = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    _require(fits and floating, f"numbers of shape {shape}, got {tuple(tensor.shape)} {tensor.dtype}")
+    return tensor
+
+
+def size(pair: Sequence[int] | None) -> Size | None:
+    """Height and width from an adapter's list."""
+    return None if pair is None else (pair[0], pair[1])
+
+
+def packed_gradients(kept: KeptGradients | None, block: str, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """What is kept of a block's values and gradients as what JSON can hold and the tensors; their names end with `name`."""
+    if kept is None:
+        return None, {}
+    tensors = {} if kept.values is None else {f"values.{name}": _owned(kept.values)}
+    if kept.wanted:
+        tensors[f"gradient.{name}"] = _owned(kept.to("cpu", block).gradient(block))
+    return {"explicit": kept.explicit, "wanted": kept.wanted}, tensors
+
+
+def unpacked_gradients(entry: Any, rows: Tensor, name: str, tensors: dict[str, Tensor]) -> KeptGradients | None:
+    """Undo `packed_gradients` of a block with these rows, `(batch, heads, queries, keys)`."""
+    if entry is None:
+        return None
+    batch, heads, queries, keys = rows.shape
+    values = tensors.get(f"values.{name}")
+    if values is not None:
+        checked_tensor(values, batch, None, keys, None)
+        _require(values.shape[1] > 0 and heads % values.shape[1] == 0, f"values of {heads} heads")
+    kept = KeptGradients(values, explicit=bool(entry["explicit"]), wanted=bool(entry["wanted"]))
+    if kept.wanted:
+        width = keys if kept.explicit or values is None else values.shape[3]
+        kept.add(checked_tensor(tensors[f"gradient.{name}"], batch, heads, queries, width))
+    return kept
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    return tensor.clone().contiguous()  # blocks share one

@@ -1,0 +1,87 @@
+"""The maps that a comparison makes of each photo: a method, and of methods of one block the relative depth at which."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnhook.attribution.methods import NEEDS, check_method
+from attnhook.results.captions import reads_block
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to make a map.
+
+    Attributes:
+        method: One of `METHODS`.
+        depth: The relative depth of the block, above 0 and at most 1, the last; None for methods that follow all blocks.
+    """
+
+    method: str
+    depth: float | None = None
+
+    @property
+    def id(self) -> str:
+        """Short name, for files and columns."""
+        return self.method if self.depth in (None, 1.0) else f"{self.method}@{self.depth:g}"
+
+    @property
+    def label(self) -> str:
+        """In words."""
+        words = self.method.replace("_", " ")
+        if self.depth is None:
+            return f"{words}, through all blocks"
+        return f"{words}, last block" if self.depth == 1 else f"{words}, block at {self.depth:.0%} of the depth"
+
+    @property
+    def mass(self) -> bool:
+        """Whether values are shares of a row's mass, comparable in units of uniform attention."""
+        return NEEDS[self.method].mass
+
+    def block(self, count: int) -> int:
+        """Which block of a model it is.
+
+        Args:
+            count: How many blocks the model has.
+
+        Returns:
+            Its index: the first block at or beyond the relative depth.
+
+        Example:
+            >>> View("raw_attention", 0.5).block(12), View("raw_attention", 1.0).block(12)
+            (5, 11)
+        """
+        return max(1, math.ceil((self.depth or 1.0) * count - 1e-9)) - 1
+
+
+def make_views(methods: "str | Sequence[str]", depths: "float | Sequence[float]") -> tuple[View, ...]:
+    """All methods at all depths.
+
+    Args:
+        methods: One of `METHODS` or several.
+        depths: Relative depths, for methods of one block.
+
+    Returns:
+        The views, in order.
+
+    Raises:
+        ValueError: If there is no method, one is unknown or named twice, or a depth is not above 0 and at most 1, or
+            two are too close to tell apart.
+    """
+    chosen = [methods] if isinstance(methods, str) else list(methods)
+    places = sorted({float(depth) for depth in ([depths] if isinstance(depths, int | float) else depths)}, reverse=True)
+    for method in chosen:
+        check_method(method)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"expected at least one method, each once, got {chosen}.")
+    if not places or not all(0 < place <= 1 for place in places):
+        raise ValueError(f"expected relative depths above 0 and at most 1 (the last block), got {places}.")
+    views: dict[str, View] = {}
+    for method in chosen:
+        for view in [View(method, place) for place in places] if reads_block(method) else [View(method)]:
+            if view.id in views:
+                raise ValueError(
+                    f"two of the relative depths are called {view.id!r}: expected depths further apart, got {places}."
+                )
+            views[view.id] = view
+    return tuple(views.values())

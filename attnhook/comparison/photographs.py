@@ -1,0 +1,163 @@
+"""The photos of a comparison: named, known by content, read again whenever they are needed."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attnhook.comparison.object_masks import MaskSource, ObjectMask, is_box, read_mask
+from attnhook.errors import AttnhookError
+from attnhook.imaging.images import ImageSource, each_image, read_image
+from attnhook.options import Size
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One photo that could be read.
+
+    Attributes:
+        name: What it is called: a file's name, longer where two are alike.
+        source: Where it is read from.
+        size: Height and width, upright.
+        digest: SHA-256 of its RGB pixels.
+        label: What it shows: a class by name or index, or None.
+        mask: Where the object is, or None.
+    """
+
+    name: str
+    source: ImageSource
+    size: Size
+    digest: str
+    label: str | int | None = None
+    mask: MaskSource | None = None
+
+    def read(self) -> Image.Image:
+        """Read it.
+
+        Returns:
+            The photo, RGB, upright.
+
+        Raises:
+            OSError: If it is no longer the photo that it was.
+        """
+        picture = read_image(self.source)
+        if _digest(picture) != self.digest:
+            raise OSError(
+                f"{self.name} has changed since the comparison began: expected the same pixels. Compare again."
+            )
+        return picture
+
+    def object_mask(self) -> ObjectMask | None:
+        """Where the object is; None if nobody said."""
+        return None if self.mask is None else read_mask(self.mask, self.size, self.name)
+
+    def mask_digest(self) -> str | None:
+        """SHA-256 of the mask's pixels; None without a mask, or if it can no longer be read."""
+        try:
+            mask = self.object_mask()
+        except (AttnhookError, OSError):
+            return None
+        if mask is None:
+            return None
+        return hashlib.sha256(torch.stack([mask.inside, mask.ignored]).numpy().tobytes()).hexdigest()
+
+
+MEASURING = "measuring"
+"""What failed where a model has no measurement of a photo."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be done, while the rest went on.
+
+    Attributes:
+        model: The model, or None if it is about a photo alone.
+        photo: The photo, or None if it is about a model alone.
+        what: What was tried.
+        error: Why not.
+    """
+
+    model: str | None
+    photo: str | None
+    what: str
+    error: str
+
+
+def read_photos(
+    images: "ImageSource | Iterable[ImageSource]",
+    masks: "Sequence[MaskSource | None] | None" = None,
+    labels: "Sequence[str | int | None] | None" = None,
+) -> tuple[tuple[Photo, ...], tuple[Failure, ...]]:
+    """Look at all photos once.
+
+    Args:
+        images: The photos.
+        masks: Where the object of each is, None for those without.
+        labels: What each shows.
+
+    Returns:
+        Those that can be read, and why the others cannot.
+
+    Raises:
+        ValueError: If there is none, or not as many masks or labels as photos.
+    """
+    sources = each_image(images)
+    if not sources:
+        raise ValueError("nothing to compare on: expected at least one photo, got none.")
+    masks, labels = _one_each("mask", masks, len(sources)), _one_each("label", labels, len(sources))
+    names = _names(sources)
+    photos, failures = [], []
+    for number, (name, source) in enumerate(zip(names, sources, strict=True)):
+        try:
+            picture = read_image(source)
+            mask = None if masks is None else masks[number]
+            label = None if labels is None else _plain(labels[number])
+            photo = Photo(name, source, (picture.height, picture.width), _digest(picture), label, mask)
+            photo.object_mask()
+        except (AttnhookError, OSError) as error:
+            failures.append(Failure(None, name, "reading", str(error)))
+        else:
+            photos.append(photo)
+    return tuple(photos), tuple(failures)
+
+
+def _one_each(what: str, given: Any, count: int) -> Any:
+    """As many as photos: a single one goes with a single photo."""
+    alone = isinstance(given, str | Path | int | Image.Image) or is_box(given)
+    if alone and count == 1:
+        return [given]
+    if given is not None and (alone or len(given) != count):
+        if count == 1 and getattr(given, "ndim", 0) >= 2:
+            return [given]
+        got = repr(given) if alone else len(given)
+        raise ValueError(f"expected one {what} a photo (None for those without), {count} in a list, got {got}.")
+    return given
+
+
+def _plain(label: Any) -> Any:
+    """A class's index, also from arrays and tensors, as Python's own."""
+    return label.item() if isinstance(label, np.generic | torch.Tensor) and label.ndim == 0 else label
+
+
+def _digest(picture: Image.Image) -> str:
+    content = hashlib.sha256(f"{picture.width} {picture.height} ".encode())
+    content.update(np.asarray(picture).data)
+    return content.hexdigest()
+
+
+def _names(sources: Sequence[Any]) -> list[str]:
+    paths = [Path(source) if isinstance(source, str | Path) else None for source in sources]
+    short = [f"photo {number}" if path is None else path.name for number, path in enumerate(paths)]
+    for _ in range(2):  # with the folder; the same file twice gets its number
+        counted = Counter(short)
+        short = [
+            name if counted[name] == 1 else str(path) if path and name == path.name else f"{name} ({number})"
+            for number, (name, path) in enumerate(zip(short, paths, strict=True))
+        ]
+    return short

@@ -1,0 +1,303 @@
+"""`extract`: attention of a whole data set, by as many processes as there are, resumed where it stopped."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnhook import __version__
+from attnhook.errors import ExtractionError
+from attnhook.extraction import indices
+from attnhook.extraction.batch_results import BatchForwards
+from attnhook.extraction.batches import PhotoBatches, living_workers, load_batches
+from attnhook.extraction.distributions import NAME as STATISTICS_NAME
+from attnhook.extraction.distributions import write_distributions
+from attnhook.extraction.items import Item
+from attnhook.extraction.listings import Listing, write_listing
+from attnhook.extraction.manifests import NAME as MANIFEST_NAME
+from attnhook.extraction.manifests import Manifest
+from attnhook.extraction.map_datasets import ExtractedMaps, open_maps
+from attnhook.extraction.processes import Team, locked, team, writing
+from attnhook.extraction.settings import Settings, StoredType, check_count
+from attnhook.extraction.shard_writing import WritingThread
+from attnhook.extraction.shards import STATISTICS
+from attnhook.extraction.sources import Source, open_source
+from attnhook.options import BlocksOption, RowsOption, choose
+from attnhook.running.fingerprints import fingerprint
+from attnhook.running.progress import Progress
+from attnhook.running.training_state import untouched
+from attnhook.running.versions import library_versions
+from attnhook.zoo.loading import as_vision_model, load
+from attnhook.zoo.vision_models import VisionModel
+
+_LISTING = ".listing.arrow"
+_LEFT = tuple(f"{name}.partial" for name in (_LISTING, MANIFEST_NAME, indices.NAME, STATISTICS_NAME))
+"""What a killed run may leave beside the shards."""
+
+
+def extract(
+    spec: "str | VisionModel | nn.Module",
+    source: Any,
+    out: str | Path,
+    *,
+    rows: RowsOption = "readout",
+    blocks: BlocksOption = 1,
+    heads: str | None = None,
+    methods: Sequence[str] = (),
+    statistics: bool = True,
+    dtype: str = "float16",
+    batch_size: int = 32,
+    num_workers: int | None = None,
+    shard_size: int = 512,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> ExtractedMaps:
+    """Extract the attention of all photos of a data set into a folder.
+
+    Run it again to go on where it stopped: what is whole is not done again; photos that are new, have changed, or can be read now and could
+    not before, are, with their shards. Under `torchrun` every
+    process takes a part; the files are the same, byte for byte, however many there are. What cannot be read stands in the index with its
+    error, and the others are done.
+
+    The folder gets `shards/*.safetensors` (rows, statistics, maps), `index.parquet` (which photo is where), `statistics.json` (means and
+    percentiles over the photos) and `manifest.json` (what made them). Each is written whole or not at all. `open_maps` reads them, also while
+    the run goes on.
+
+    Args:
+        spec: A spec as `load` takes it, a `VisionModel`, or a timm model, whose own `pretrained_cfg` then prepares the photos.
+        source: A folder (the first folder below it is a photo's class), a glob, a text list (a path a line, relative to the list; a tab and a
+            class may follow), a zip, tar (WebDataset) or Parquet file or a glob of them, a sequence of paths, or a `datasets.Dataset`.
+        out: The folder; made if missing.
+        rows: Whose rows, as in `AttentionCapture`: `"readout"`, `"cls"`, `"pool"`, `"mean"`, `"all"`, or tokens and patches.
+        blocks: Which blocks, as in `AttentionCapture`: None for all, n for the last n, indices, names, or a predicate over names.
+        heads: `"mean"` stores the mean over heads, None each head.
+        methods: Names of `METHODS`: their maps are stored, too, always as float32. Those of one block are of the last of `blocks`,
+            class-specific ones of each photo's highest score.
+        statistics: Whether to store `attention_statistics` of the rows, one number a photo, block and head.
+        dtype: How rows are stored: `"float16"` (within 1 in 2,048), `"float32"` (exact) or `"uint8"` (within 1/510 of a row's largest).
+        batch_size: Photos a forward. Other sizes may change the last bit, so a resumed run needs the same.
+        num_workers: Processes that read photos ahead, of each process that runs a model; None for those cores that are left.
+        shard_size: About how many photos make a shard: what is lost at most when a run is killed.
+        device: Where the model runs; `"cuda"` is one GPU a process. None: a model of yours where it is, one that is loaded on the CPU. A model
+            of yours goes back afterwards, and is in eval mode meanwhile.
+        progress: Whether a bar shows rate and time left; None shows it on terminals.
+
+    Returns:
+        The folder, opened.
+
+    Raises:
+        ExtractionError: If there are no photos, the folder holds something else, another run writes to it, this run differs from the one
+            that began it, or the disk is full (what is whole stays).
+        ValueError: If an option is none of its choices, or a module does not bring its preprocessing.
+
+    Example:
+        >>> from attnhook import extract
+        >>> maps = extract("demo@224", "photos", "maps", blocks=None)  # doctest: +SKIP
+        >>> maps[0]["rows.encoder.layer.11.attention"].shape  # doctest: +SKIP
+        torch.Size([6, 1, 257])
+    """
+    folder = Path(out).expanduser()
+    spec = spec if isinstance(spec, str) else as_vision_model(spec)
+    settings = Settings(
+        rows=rows if isinstance(rows, str) else tuple(rows),
+        blocks=blocks,
+        heads=heads,
+        methods=(methods,) if isinstance(methods, str) else tuple(dict.fromkeys(methods)),
+        statistics=statistics,
+        dtype=choose(StoredType, dtype, "dtype"),
+        batch_size=batch_size,
+        shard_size=shard_size,
+        device=_device_type(spec, device),
+    )
+    if num_workers is not None:
+        check_count("num_workers", num_workers, 0)
+    if folder.exists() and not folder.is_dir():
+        raise ExtractionError(f"cannot write to {folder}: expected a folder, got a file. Choose another name.")
+    photos = open_source(source)
+    with ExitStack() as stack, team() as processes:
+        if num_workers is None:
+            num_workers = max(0, min(8, (os.cpu_count() or 1) // processes.local_size - 1))
+        vision = stack.enter_context(_on_device(spec, device, processes))
+        forwards = BatchForwards(vision, settings)
+        wanted = _manifest(vision, photos, settings, forwards.capture.block_names)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder) if processes.rank == 0 else nullcontext():
+            manifest, pending = processes.first_does(lambda: _begin(folder, wanted, photos, settings))
+            stack.enter_context(writing(folder))
+            _check_same_model(manifest, wanted, processes)
+            listing = Listing.read(folder / _LISTING)
+            every = listing.shards()
+            own = processes.share_of({shard: every[shard] for shard in pending})
+            batches = PhotoBatches(photos, folder / _LISTING, vision.preprocessing)
+            with Progress(sum(map(len, own.values())), shown=False if processes.rank else progress) as bar:
+                bar.begin(vision.name if processes.size == 1 else f"{vision.name}, 1 of {processes.size} processes")
+                _run(folder, listing, forwards, batches, own, num_workers=num_workers, bar=bar)
+            _meet(processes)
+            processes.first_does(lambda: _end(folder, manifest))
+    return open_maps(folder, source=photos)
+
+
+def _device_type(spec: "str | VisionModel", device: str | None) -> str:
+    if device is not None:
+        return torch.device(device).type
+    return _devices(spec)[0].type if isinstance(spec, VisionModel) else "cpu"
+
+
+def _devices(vision: VisionModel) -> list[torch.device]:
+    tensors = (*vision.model.parameters(), *vision.model.buffers())
+    return list(dict.fromkeys(tensor.device for tensor in tensors)) or [torch.device("cpu")]
+
+
+@contextmanager
+def _on_device(spec: "str | VisionModel", device: str | None, processes: Team) -> Iterator[VisionModel]:
+    where = torch.device("cuda", processes.local_rank) if device == "cuda" else torch.device(device or "cpu")
+    if not isinstance(spec, VisionModel):
+        yield load(spec, device=where)
+        return
+    before = _devices(spec)
+    if device is None or before == [where]:
+        yield spec
+        return
+    if len(before) > 1:
+        found = ", ".join(map(str, before))
+        raise ExtractionError(
+            f"cannot move {spec.name}: expected a model on one device, got {found}. Leave device out."
+        )
+    spec.model.to(where)
+    try:
+        yield spec
+    finally:
+        spec.model.to(before[0])
+
+
+def _manifest(vision: VisionModel, source: Source, settings: Settings, blocks: tuple[str, ...]) -> Manifest:
+    content = fingerprint(vision)
+    return Manifest(
+        model={
+            "spec": vision.name,
+            "weights": content.weights,
+            "architecture": content.architecture,
+            "preprocessing": content.preprocessing,
+        },
+        source=source.description(),
+        settings=settings.as_json(),
+        blocks=list(blocks),
+        statistics=list(STATISTICS) if settings.statistics else [],
+        versions={"attnhook": __version__, **library_versions()},
+        shards=0,
+    )
+
+
+def _begin(folder: Path, wanted: Manifest, source: Source, settings: Settings) -> tuple[Manifest, list[int]]:
+    """What one process does for all: the manifest, the listing, and which shards are still to be done."""
+    known = Manifest.load(folder)
+    if known is None and any(path.name[0] != "." and path.name not in _LEFT for path in folder.iterdir()):
+        raise ExtractionError(
+            f"cannot write to {folder}: expected an empty folder, or one of an extraction, got other files. Choose another folder."
+        )
+    for left in (*(folder / name for name in _LEFT), *folder.glob(f"{indices.SHARDS}/[!.]*.partial")):
+        left.unlink(missing_ok=True)
+    manifest = wanted if known is None else known.resumed(wanted, folder)
+    count = write_listing(source, folder / _LISTING, shard_size=settings.shard_size, shards=manifest.shards or None)
+    manifest = replace(manifest, shards=count)
+    listing = Listing.read(folder / _LISTING)
+    shards = listing.shards()
+    pending = [shard for shard, rows in shards.items() if not _whole(folder, shard, source, listing, rows)]
+    gone = _gone(folder, shards)
+    if pending or gone or known is None or not known.complete:
+        manifest.save(
+            folder
+        )  # not complete any more: first of all, so that whoever is killed from here on begins here again
+        for name in (indices.NAME, STATISTICS_NAME):
+            (folder / name).unlink(missing_ok=True)
+        for path in gone:
+            path.unlink()
+    return manifest, pending
+
+
+def _whole(folder: Path, shard: int, source: Source, listing: Listing, rows: range) -> bool:
+    """Whether a shard is on the disk with just these photos, none of which has changed since, or can be read now and could not before."""
+    fragment = indices.whole_fragment(folder, shard)
+    if fragment is None or len(fragment) != len(rows):
+        return False
+    listed = listing.table.slice(rows.start, len(rows))
+    same = ("key", "container", "number", "size", "stamp", "label")
+    if any(fragment.column(name).to_pylist() != listed.column(name).to_pylist() for name in same):
+        return False
+    outcomes = zip(*(fragment.column(name).to_pylist() for name in ("error", "digest")), strict=True)
+    unread = [row for row, (error, digest) in zip(rows, outcomes, strict=True) if error and not digest]
+    return not any(_readable(source, listing.item(row)) for row in unread)
+
+
+def _readable(source: Source, item: Item) -> bool:
+    if item.problem is not None:
+        return False
+    try:
+        source.read(item)
+    except Exception:  # whatever it is, it is still so
+        return False
+    return True
+
+
+def _gone(folder: Path, shards: dict[int, range]) -> list[Path]:
+    """Files of shards of which the source has no photo any more: what the index says of them before their tensors."""
+    listed = {indices.fragment_path(folder, shard).stem for shard in shards}
+    found = [
+        path for suffix in ("parquet", "safetensors") for path in (folder / indices.SHARDS).glob(f"[!.]*.{suffix}")
+    ]
+    return [path for path in found if path.stem not in listed]
+
+
+def _check_same_model(manifest: Manifest, own: Manifest, processes: Team) -> None:
+    if manifest.model != own.model or manifest.versions != own.versions:
+        raise ExtractionError(
+            f"process {processes.rank} cannot take part: expected the model and the versions of the first process, got others. Install the "
+            "same everywhere."
+        )
+
+
+def _run(
+    folder: Path,
+    listing: Listing,
+    forwards: BatchForwards,
+    batches: PhotoBatches,
+    shards: dict[int, range],
+    *,
+    num_workers: int,
+    bar: Progress,
+) -> None:
+    settings = forwards.settings
+    loader = load_batches(
+        batches,
+        shards,
+        batch_size=settings.batch_size,
+        num_workers=num_workers if shards else 0,
+        pinned=settings.device == "cuda",
+    )
+    read = iter(loader)  # worker processes begin before the thread does: a forked copy of it would hold its locks
+    thread = WritingThread(folder, listing, settings, shards)
+    with living_workers(), thread, untouched(forwards.vision.model), forwards.open():
+        for batch in read:
+            thread.give(batch, [forwards.run(inputs, len(places)) for places, inputs in batch.groups])
+            bar.advance(len(batch.photos))
+
+
+def _meet(processes: Team) -> None:
+    if processes.size > 1:
+        torch.distributed.barrier()
+
+
+def _end(folder: Path, manifest: Manifest) -> None:
+    if (folder / indices.NAME).exists():  # nothing was to be done
+        (folder / _LISTING).unlink(missing_ok=True)
+        return
+    shards = {shard: len(rows) for shard, rows in Listing.read(folder / _LISTING).shards().items()}
+    photos, failed = indices.merge_fragments(folder, shards)
+    write_distributions(folder, manifest)
+    replace(manifest, photos=photos, failed=failed).save(folder)
+    (folder / _LISTING).unlink(missing_ok=True)

@@ -1,0 +1,365 @@
+"""`open_maps`: an extraction as a data set, read a photo at a time from mapped memory."""
+
+import hashlib
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from attnhook.attribution.methods import NEEDS
+from attnhook.attribution.raw_maps import raw_attention
+from attnhook.capture.adapters import block_index
+from attnhook.capture.records import AttentionMaps
+from attnhook.errors import ExtractionError, ImageError
+from attnhook.extraction import indices
+from attnhook.extraction.distributions import PERCENTILES, over_photos
+from attnhook.extraction.encodings import decode
+from attnhook.extraction.items import Item, require
+from attnhook.extraction.manifests import Manifest
+from attnhook.extraction.shard_files import ShardFiles
+from attnhook.extraction.sources import Source, open_source, reopen_source
+from attnhook.imaging.images import read_image
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import HeadFusion, HeadsOption
+from attnhook.results.captions import captioned, rows_in_words
+from attnhook.results.results import AttentionResult, ResultSettings
+
+_RAW = "raw_attention"
+
+
+class ExtractedMaps(Dataset[dict[str, Any]]):
+    """What `extract` wrote: a photo's rows, statistics and maps by its key or number.
+
+    A torch `Dataset` of dictionaries that `DataLoader` makes batches of: `key`, `label` (empty if there is none), `rows.BLOCK` of each
+    block that was stored, `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.BLOCK` likewise,
+    `(heads, statistics)`, `maps.METHOD` `(h, w)`. BLOCK is the block's name in the model; `manifest.blocks` lists the stored ones. Only what is
+    asked for is read. Made by `open_maps`.
+
+    Attributes:
+        folder: The extraction's.
+        manifest: What made it.
+
+    Args:
+        folder: The extraction's.
+        manifest: Its manifest.
+        source: Where the photos are; None for where the manifest says.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, source: Any = None) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._source = source
+        self._files = ShardFiles(folder)
+        compute = require("pyarrow.compute", "pyarrow")
+        table = _read_index(folder)
+        failed = compute.is_valid(table.column("error"))
+        self._index, self._failed = table.filter(compute.invert(failed)), table.filter(failed)
+
+    # --- which photos -----------------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        count: int = self._index.num_rows
+        return count
+
+    @property
+    def keys(self) -> list[str]:
+        """The photos' names, by number."""
+        names: list[str] = self._index.column("key").to_pylist()
+        return names
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Why there is nothing of a photo, by its key."""
+        columns = (self._failed.column(name).to_pylist() for name in ("key", "error"))
+        return dict(zip(*columns, strict=True))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run had come to its end when this was opened, and everything it wrote was there."""
+        return (self.manifest.photos, self.manifest.failed) == (len(self), self._failed.num_rows)
+
+    def record(self, photo: int | str) -> dict[str, Any]:
+        """What the index says of a photo.
+
+        Args:
+            photo: Its key or number.
+
+        Returns:
+            The columns of `index.parquet`.
+
+        Raises:
+            ExtractionError: If there is no such photo, or it failed.
+        """
+        found: dict[str, Any] = self._index.slice(self._number(photo), 1).to_pylist()[0]
+        return found
+
+    def _number(self, photo: int | str) -> int:
+        if hasattr(photo, "__index__") and not isinstance(photo, bool):
+            photo = operator.index(photo)
+            if not -len(self) <= photo < len(self):
+                raise IndexError(f"photo {photo} does not exist: expected -{len(self)} to {len(self) - 1}.")
+            return photo % len(self)
+        compute = require("pyarrow.compute", "pyarrow")
+        number: int = compute.index(self._index.column("key"), str(photo)).as_py()
+        if number >= 0:
+            return number
+        if (why := self.errors.get(str(photo))) is not None:
+            raise ExtractionError(
+                f"there is nothing of {photo!r}: expected a photo that could be read, got an error. {why}"
+            )
+        some = ", ".join(map(repr, self.keys[:3]))
+        raise ExtractionError(f"unknown photo {photo!r}: expected one of the {len(self)} keys, such as {some}.")
+
+    def to_arrow(self) -> Any:
+        """The index as an Arrow table, photos that failed at its end."""
+        return require("pyarrow", "pyarrow").concat_tables([self._index, self._failed])
+
+    def to_pandas(self) -> Any:
+        """The index as a pandas data frame, photos that failed at its end."""
+        return self.to_arrow().to_pandas()
+
+    # --- what was stored --------------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, photo: int | str) -> dict[str, Any]:
+        record = self.record(photo)
+        tensors = self._files.tensors(record, "rows", "scales", "statistics", "maps")
+        found: dict[str, Any] = {"key": record["key"], "label": record["label"] or ""}
+        for name, tensor in tensors.items():
+            kind, _, which = name.partition(".")
+            if kind == "rows":
+                found[name] = decode(tensor, tensors.get(f"scales.{which}"))
+            elif kind != "scales":
+                found[name] = tensor
+        return found
+
+    def maps(self, photo: int | str) -> AttentionMaps:
+        """A photo's rows as a capture gives them, within what `dtype` keeps.
+
+        Args:
+            photo: Its key or number.
+
+        Returns:
+            The maps of the stored blocks, with a batch of one.
+        """
+        record = self.record(photo)
+        tensors, header = self._files.tensors(record, "rows", "scales"), self._files.header(record)
+        found = self._files.layout(record)
+        for i, block in enumerate(header["blocks"]):
+            rows = decode(tensors[f"rows.{block['name']}"], tensors.get(f"scales.{block['name']}"))
+            found[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
+        return AttentionMaps.from_header(header, found)
+
+    def attention(
+        self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None
+    ) -> PatchMap:
+        """A photo's map on the patch grid.
+
+        Args:
+            photo: Its key or number.
+            block: Of the stored blocks, by index or name; maps of other methods are there of one block only.
+            heads: As in `raw_attention`; where only a mean over heads was stored, that.
+            method: One of the stored methods; None is raw attention, which is made of the stored rows.
+
+        Returns:
+            A map of `(h, w)` float32, unnormalised, or of `(heads, h, w)` for `heads=None`.
+
+        Raises:
+            ExtractionError: If the method's maps were not stored, or others were than are asked for.
+        """
+        if method in (None, _RAW):
+            self._check_heads(heads)
+            return raw_attention(self.maps(photo), block=block, heads=heads)[0]
+        self._check_stored(photo, method, block, heads)
+        record = self.record(photo)
+        values = self._files.tensors(record, f"maps.{method}")[f"maps.{method}"]
+        return PatchMap.with_facts(values, self._files.header(record)["methods"][method]["map"])
+
+    def _check_heads(self, heads: HeadsOption) -> None:
+        if heads != HeadFusion.MEAN and self.manifest.settings["heads"] == HeadFusion.MEAN:
+            raise ExtractionError(
+                f"the heads are not stored: expected heads='mean', which is, got {heads!r}. Extract with heads=None to keep each."
+            )
+
+    def _check_stored(self, photo: int | str, method: str, block: int | str, heads: HeadsOption) -> None:
+        if method not in self.manifest.settings["methods"]:
+            stored = ", ".join(map(repr, self.manifest.settings["methods"])) or "none"
+            raise ExtractionError(
+                f"no maps of {method!r}: expected a method that was stored ({stored}). Extract with methods=[{method!r}]."
+            )
+        header = self._files.header(self.record(photo))
+        made = header["methods"][method]
+        if block != -1:
+            names = [entry["name"] for entry in header["blocks"]]
+            if block != made["block"] and names[block_index(names, block)] != made["block"]:
+                raise ExtractionError(
+                    f"no maps of {method!r} for block {block!r}: expected the one that was stored, {made['block']!r}. Leave block out, or "
+                    "extract the block as the last of blocks."
+                )
+        if heads != made["heads"]:
+            raise ExtractionError(
+                f"no maps of {method!r} with heads={heads!r}: expected heads={made['heads']!r}, which was stored. Leave heads out."
+            )
+
+    def heatmap(self, photo: int | str, **options: Any) -> Tensor:
+        """A photo's map at the photo's size; the photo itself is not read.
+
+        Args:
+            photo: Its key or number.
+            **options: As in `attention`; one head or their mean.
+
+        Returns:
+            `(H, W)` float32, NaN where the model did not look.
+        """
+        return self.attention(photo, **options).heatmap(indices.geometry_of(self.record(photo)["geometry"]))
+
+    def statistics(self, percentiles: Sequence[float] = PERCENTILES) -> list[dict[str, Any]]:
+        """Mean and percentiles of every statistic over all photos, exact.
+
+        Args:
+            percentiles: Which, 0 to 100.
+
+        Returns:
+            A row a block, head and statistic, as in `statistics.json`.
+
+        Raises:
+            ExtractionError: If no statistics were stored.
+        """
+        if not self.manifest.statistics:
+            raise ExtractionError("no statistics: expected an extraction with statistics=True. Extract again with it.")
+        return over_photos(self.folder, self.manifest, percentiles)
+
+    # --- pictures ---------------------------------------------------------------------------------------------------------------------
+
+    def photo(self, photo: int | str) -> Image.Image:
+        """Fetch a photo from its source again.
+
+        Args:
+            photo: Its key or number.
+
+        Returns:
+            The photo, RGB, upright.
+
+        Raises:
+            ImageError: If it is gone, or no longer the one that the attention is of.
+        """
+        record = self.record(photo)
+        names = ("key", "member", "container", "number", "size", "stamp")
+        try:
+            content = self._photos().read(Item(**{name: record[name] for name in names}))
+        except OSError as error:
+            raise ImageError(
+                f"cannot fetch {record['key']!r} again: expected it where it was, got {error}. If the photos have moved, pass "
+                "open_maps(folder, source=...)."
+            ) from error
+        if hashlib.sha256(content).hexdigest() != record["digest"]:
+            raise ImageError(
+                f"{record['key']!r} has changed since its attention was extracted: expected the same bytes, got others. Run extract again."
+            )
+        return read_image(content)
+
+    def result(
+        self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None
+    ) -> AttentionResult:
+        """A photo with its map, as `attend` gives it: overlays, figures, captions.
+
+        Args:
+            photo: Its key or number.
+            block: As in `attention`.
+            heads: As in `attention`, but not None.
+            method: As in `attention`.
+
+        Returns:
+            The result.
+        """
+        attention = self.attention(photo, block=block, heads=heads, method=method)
+        maps, record, model = self.maps(photo), self.record(photo), self.manifest.model["spec"]
+        if method in (None, _RAW):
+            settings = ResultSettings(model, _RAW, maps[block].name, heads, rows_in_words(maps))
+        else:
+            made = self._files.header(record)["methods"][method]
+            target = record["target"] if NEEDS[method].gradients else None
+            settings = ResultSettings(model, method, made["block"], made["heads"], made["rows"], target)
+        shown = captioned(attention, model, settings.target)
+        return AttentionResult(self.photo(photo), shown, indices.geometry_of(record["geometry"]), maps, settings)
+
+    def overlay(
+        self,
+        photo: int | str,
+        *,
+        block: int | str = -1,
+        heads: HeadsOption = "mean",
+        method: str | None = None,
+        **options: Any,
+    ) -> Image.Image:
+        """A photo, fetched again, with its map over it.
+
+        Args:
+            photo: Its key or number.
+            block: As in `attention`.
+            heads: As in `attention`, but not None.
+            method: As in `attention`.
+            **options: As in `PatchMap.overlay`.
+
+        Returns:
+            An RGB image of the photo's size.
+        """
+        return self.result(photo, block=block, heads=heads, method=method).overlay(**options)
+
+    def _photos(self) -> Source:
+        if self._source is None:
+            self._source = reopen_source(self.manifest.source)
+        source: Source = self._source
+        return source
+
+    def __repr__(self) -> str:
+        state = "" if self.complete else ", still running or stopped"
+        return (
+            f"ExtractedMaps({len(self)} photos, {self._failed.num_rows} failed, {self.manifest.model['spec']}{state})"
+        )
+
+
+def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
+    """Open what `extract` wrote; also while it is still running, as far as shards are whole.
+
+    Args:
+        folder: The extraction's.
+        source: Where the photos are now; None for where they were. Only pictures need them.
+
+    Returns:
+        The photos' attention.
+
+    Raises:
+        ExtractionError: If there is no extraction in the folder.
+
+    Example:
+        >>> from attnhook import open_maps
+        >>> maps = open_maps("maps")  # doctest: +SKIP
+        >>> maps.manifest.blocks  # doctest: +SKIP
+        ['encoder.layer.11.attention']
+        >>> maps["cats/chelsea.png"]["rows.encoder.layer.11.attention"].shape  # doctest: +SKIP
+        torch.Size([6, 1, 257])
+        >>> maps.overlay("cats/chelsea.png").save("overlay.png")  # doctest: +SKIP
+        >>> maps.errors, maps.to_pandas()  # doctest: +SKIP
+    """
+    path = Path(folder).expanduser()
+    manifest = Manifest.load(path)
+    if manifest is None:
+        raise ExtractionError(
+            f"nothing to open: expected a folder that attnhook extract wrote, got no manifest in {path}."
+        )
+    return ExtractedMaps(path, manifest, None if source is None else open_source(source))
+
+
+def _read_index(folder: Path) -> Any:
+    parquet = require("pyarrow.parquet", "pyarrow")
+    try:
+        return parquet.read_table(folder / indices.NAME, partitioning=None)
+    except FileNotFoundError:  # not yet, or not any more
+        pass
+    whole = [indices.whole_fragment(folder, int(path.stem)) for path in indices.fragments(folder)]
+    tables = [table.replace_schema_metadata(None) for table in whole if table is not None]
+    empty = indices.schema().empty_table()
+    return require("pyarrow", "pyarrow").concat_tables([empty, *tables])

@@ -1,0 +1,1 @@
+"""Attention while training: a monitor that looks at fixed photos, and writers for its numbers and pictures."""

@@ -1,0 +1,68 @@
+"""Writes into a plain directory: `scalars.jsonl`, `texts.jsonl`, and pictures as PNG. Needs no library and no viewer."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from attnhook.results.results import save_image
+
+
+class DirectoryWriter:
+    r"""A directory with one line of JSON a step, and one picture a tag and step: `attention/overlay/0/step-00000100.png`.
+
+    Lines are on disk before `scalars` returns; one that could not be written whole is taken back. Pictures appear whole or not at all. A run
+    that is resumed appends; where it repeats a step, the later line holds.
+
+    Args:
+        directory: Where; made when something is written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     writer = DirectoryWriter(folder)
+        ...     writer.scalars({"attention/alarms/dead_heads": 0.0}, 100)
+        ...     (Path(folder) / "scalars.jsonl").read_text()
+        '{"step": 100, "attention/alarms/dead_heads": 0.0}\\n'
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Append a line to `scalars.jsonl`."""
+        self._append("scalars.jsonl", {"step": step, **values})
+
+    def image(self, tag: str, picture: Image.Image, step: int) -> None:
+        """Write a PNG."""
+        path = self.directory / tag / f"step-{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(picture, path)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Append a line to `texts.jsonl`."""
+        self._append("texts.jsonl", {"step": step, "tag": tag, "text": text})
+
+    def close(self) -> None:
+        """Nothing is open between calls."""
+
+    def _append(self, name: str, entry: dict[str, Any]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        line = (json.dumps(entry) + "\n").encode()
+        with (self.directory / name).open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                _write_whole(file, line)
+            except OSError:
+                file.truncate(start)
+                raise
+
+
+def _write_whole(file: Any, line: bytes) -> None:
+    written = file.write(line)
+    if written != len(line):
+        raise OSError(f"a line was not written whole: expected {len(line)} bytes, got {written}. The disk is full?")
+    os.fsync(file.fileno())

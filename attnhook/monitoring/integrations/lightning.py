@@ -1,0 +1,53 @@
+"""A Lightning callback over `AttentionMonitor`. Importing this file imports Lightning (`lightning`, else `pytorch_lightning`)."""
+
+from typing import Any
+
+from attnhook.errors import MissingPackageError
+from attnhook.monitoring.monitors import AttentionMonitor
+
+try:
+    from lightning.pytorch.callbacks import Callback
+except ImportError:
+    try:
+        from pytorch_lightning.callbacks import Callback
+    except ImportError as error:
+        raise MissingPackageError(
+            f"the callback needs Lightning: expected the package lightning or pytorch_lightning, got {error}. "
+            "Install it: pip install 'attnhook[lightning]'."
+        ) from None
+
+
+class LightningMonitor(Callback):  # type: ignore[misc]
+    """Steps a monitor after every optimizer step and at the end of every epoch, and keeps its state in checkpoints.
+
+    Args:
+        monitor: Made of the model inside your `LightningModule`, or of that module.
+
+    Example:
+        >>> from lightning.pytorch import Trainer  # doctest: +SKIP
+        >>> trainer = Trainer(callbacks=[LightningMonitor(monitor)])  # doctest: +SKIP
+    """
+
+    def __init__(self, monitor: AttentionMonitor) -> None:
+        super().__init__()
+        self.monitor = monitor
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        """After a batch; with accumulated gradients a step ends only after the last of its batches."""
+        self.monitor.step(trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        """After an epoch."""
+        self.monitor.end_epoch(trainer.current_epoch, trainer.global_step)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """After the run."""
+        self.monitor.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The monitor's state."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint stopped."""
+        self.monitor.load_state_dict(state_dict)

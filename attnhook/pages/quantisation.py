@@ -1,0 +1,132 @@
+"""Rows of attention in few bytes: quantised square roots, deflated, written in 85 letters that HTML leaves alone.
+
+Attention is heavy-tailed: one sink may hold nine tenths of a row. On a linear scale of 8 bits everything else of that row would be 0 to 3;
+square roots spend the levels where the values are. With m the row's largest value, L the top level and c the code, a value is read as
+m (c / L)^2 and lies within m (c + 1/4) / L^2 of it.
+"""
+
+import base64
+import zlib
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+ROW_BITS, MATRIX_BITS = 16, 8
+Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+
+# Python's letters of base 85, with those that mean something to HTML replaced by ones that do not occur in it.
+_UNSAFE, _SAFE = b"<>&", b",.:"
+LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%:()*+-;,=.?@^_`{|}~"
+"""The 85 letters, in the order of their digits."""
+
+_ALIGNMENT = 4  # what a browser's Float32Array needs
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Rows of attention as whole numbers.
+
+    Attributes:
+        codes: `(heads, queries, keys)`, uint8 or uint16.
+        maxima: The largest value of each row, `(heads, queries)` float32.
+    """
+
+    codes: Codes
+    maxima: NDArray[np.float32]
+
+    @property
+    def top(self) -> int:
+        """The top level, L."""
+        return int(np.iinfo(self.codes.dtype).max)
+
+    def values(self) -> NDArray[np.float64]:
+        """What the codes stand for: `(heads, queries, keys)` float64."""
+        roots = self.codes.astype(np.float64) / self.top
+        return self.maxima.astype(np.float64)[..., None] * roots**2
+
+    def bounds(self) -> NDArray[np.float64]:
+        """How far a true value may lie from `values()`: `(heads, queries, keys)` float64."""
+        return self.maxima.astype(np.float64)[..., None] * (self.codes.astype(np.float64) + 0.25) / self.top**2
+
+
+def quantise(rows: torch.Tensor, bits: int) -> Quantised:
+    """Turn softmax rows into whole numbers.
+
+    Args:
+        rows: `(heads, queries, keys)`, none negative.
+        bits: 8 or 16.
+
+    Returns:
+        The codes and the rows' maxima.
+
+    Raises:
+        ValueError: If a value is negative or not finite: these are no softmax rows.
+
+    Example:
+        >>> small = quantise(torch.tensor([[[0.0, 0.25, 1.0]]]), 8)
+        >>> small.codes.tolist(), small.values().round(3).tolist()
+        ([[[0, 128, 255]]], [[[0.0, 0.252, 1.0]]])
+    """
+    values = rows.detach().cpu().float().numpy()
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise ValueError(
+            "cannot quantise attention: expected finite values of at least 0, got others. These are no softmax rows."
+        )
+    maxima = values.max(axis=-1)
+    kind = np.uint8 if bits == 8 else np.uint16
+    top = np.iinfo(kind).max
+    safe = np.where(maxima > 0, maxima, np.float32(1))[..., None]
+    codes = np.empty(values.shape, kind)
+    for head in range(
+        len(values)
+    ):  # a head at a time: the temporaries of a whole block would be several times its size
+        codes[head] = np.rint(np.sqrt(values[head].astype(np.float64) / safe[head]) * top)
+    return Quantised(codes, maxima)
+
+
+class Payload:
+    """Bytes of one photo, and where in them each array begins."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._length = 0
+
+    def add(self, rows: Quantised) -> dict[str, Any]:
+        """Append quantised rows.
+
+        Args:
+            rows: The rows.
+
+        Returns:
+            What the page has to know to read them.
+        """
+        heads, queries, keys = rows.codes.shape
+        return {
+            "bits": 8 * rows.codes.itemsize,
+            "heads": heads,
+            "queries": queries,
+            "keys": keys,
+            "codes": self._append(rows.codes.astype(rows.codes.dtype.newbyteorder("<")).tobytes()),
+            "maxima": self._append(rows.maxima.astype("<f4").tobytes()),
+        }
+
+    def _append(self, content: bytes) -> int:
+        at = self._length
+        padded = content + bytes(-len(content) % _ALIGNMENT)
+        self._parts.append(padded)
+        self._length += len(padded)
+        return at
+
+    def text(self) -> tuple[str, int]:
+        """Deflate and write in letters.
+
+        Returns:
+            The text, and the number of deflated bytes that it stands for (the rest is padding).
+        """
+        packed = zlib.compress(b"".join(self._parts), 9)
+        padded = packed + bytes(-len(packed) % 4)
+        letters = base64.b85encode(padded).translate(bytes.maketrans(_UNSAFE, _SAFE))
+        return letters.decode("ascii"), len(packed)

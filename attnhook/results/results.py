@@ -1,0 +1,378 @@
+"""Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from attnhook.attribution.methods import METHODS, NEEDS, check_method, method_options
+from attnhook.capture.records import AttentionMaps
+from attnhook.capture.session import AttentionCapture
+from attnhook.files import replacing
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.images import ImageSource, each_image, read_image
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import (
+    BlocksOption,
+    HeadFusion,
+    HeadsOption,
+    Interpolation,
+    Rows,
+    RowsOption,
+    Style,
+    choose,
+)
+from attnhook.results.captions import captioned, reads_block, rows_in_words
+from attnhook.results.display import html_of, mimebundle, png_of
+from attnhook.results.scenes import Scene
+from attnhook.running.forward_passes import run_vision
+from attnhook.running.targets import TargetOption, run_towards
+from attnhook.zoo.loading import as_vision_model
+from attnhook.zoo.vision_models import VisionModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class ResultSettings:
+    """The settings that a map was made with.
+
+    Attributes:
+        model: The model's name.
+        method: One of `METHODS`.
+        block: The block's name, or the name of the last block if the method follows several.
+        heads: How heads became one map.
+        rows: Whose row the map shows.
+        target: The class that a gradient method followed, by name or index; None for other methods.
+        options: The method's own options.
+    """
+
+    model: str
+    method: str = "raw_attention"
+    block: str = ""
+    heads: HeadsOption = HeadFusion.MEAN.value
+    rows: str = ""
+    target: str | int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionResult:
+    """Where a model's readout looked in one photo.
+
+    A notebook shows the overlay. Raw attention shows where attention went in one block; it does not measure importance. `result[block]` is the
+    result for another captured block, by index or name.
+
+    Attributes:
+        image: The photo, RGB, upright, at its original size.
+        patch_map: The map of the photo, `(h, w)` float32, unnormalised.
+        geometry: Where the model looked in the photo.
+        maps: Everything that was captured for this photo, on the CPU.
+        settings: The settings that the map was made with.
+        mode: How patches are interpolated to pixels.
+    """
+
+    image: Image.Image
+    patch_map: PatchMap
+    geometry: ImageGeometry
+    maps: AttentionMaps
+    settings: ResultSettings
+    mode: Interpolation = Interpolation.BILINEAR
+
+    def __getitem__(self, block: int | str) -> "AttentionResult":
+        method = self.settings.method
+        if not reads_block(method):
+            raise ValueError(
+                f"method {method!r} follows all captured blocks: expected no block, got {block!r}. Use a method of one block, such as "
+                "'raw_attention'."
+            )
+        chosen = self.maps[block]
+        patch_map = _mapped(self.maps, replace(self.settings, block=chosen.name))
+        return replace(self, patch_map=patch_map, settings=replace(self.settings, block=chosen.name))
+
+    @property
+    def attention(self) -> Tensor:
+        """The map on the patch grid, `(h, w)` float32, unnormalised: the values of `patch_map`."""
+        return self.patch_map.values
+
+    @property
+    def heatmap(self) -> Tensor:
+        """The map at the photo's size: `(H, W)` float32, NaN where the model did not look."""
+        return self.patch_map.heatmap(self.geometry, mode=self.mode)
+
+    def upsample(self, patch_map: Tensor) -> Tensor:
+        """Interpolate other values for the same patches to the photo's size.
+
+        Args:
+            patch_map: `(h, w)`, or `(n, h, w)` for several, such as one per head.
+
+        Returns:
+            `(H, W)` or `(n, H, W)` float32, NaN where the model did not look.
+        """
+        return self.patch_map.like(patch_map).heatmap(self.geometry, mode=self.mode)
+
+    @property
+    def uniform(self) -> float | None:
+        """1/N, each token's share if attention were uniform: the unit of `scale="uniform"`. None if values are not shares of attention."""
+        return self.patch_map.uniform
+
+    @property
+    def outside(self) -> float:
+        """The attention mass on tokens that are not patches; NaN if the map does not show softmax rows."""
+        outside = self.patch_map.outside
+        return float("nan") if outside is None else float(outside)
+
+    @property
+    def caption(self) -> str:
+        """The caption of a figure: model, method, block, heads, readout, mass outside the patches."""
+        return self.patch_map.caption
+
+    @property
+    def quantity(self) -> str:
+        """What the map's values are, for a colour bar: attention, or the method's name."""
+        return self.patch_map.quantity
+
+    def overlay(self, **look: Any) -> Image.Image:
+        """Draw the map over the photo.
+
+        Args:
+            **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `weighted`, `keep`.
+
+        Returns:
+            An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
+
+        Raises:
+            ValueError: If an option has an unknown value, or the style does not take it.
+        """
+        smooth = look.get("style", Style.HEAT) in (Style.HEAT, Style.CONTOURS)
+        return self.patch_map.overlay(self.image, self.geometry, **({"mode": self.mode} | look if smooth else look))
+
+    def figure(self, **look: Any) -> "Figure":
+        """Draw the overlay as a matplotlib figure with a colour bar and a caption.
+
+        Args:
+            **look: As in `PatchMap.figure`: `scale`, `colormap`, `alpha`, `ax`.
+
+        Returns:
+            The figure; save it with `.savefig`.
+        """
+        return self.patch_map.figure(self.image, self.geometry, mode=self.mode, **look)
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write the overlay to a file, under a temporary name first.
+
+        Args:
+            path: The file's path; its suffix gives the format.
+            **options: As in `overlay`.
+
+        Returns:
+            The path.
+        """
+        return save_image(self.overlay(**options), path)
+
+    def to_html(self, path: str | Path | None = None, *, name: str = "photo", **options: Any) -> str:
+        """Make the viewer: one self-contained page with sliders for block and head, values under the pointer, and what each patch looks at.
+
+        Args:
+            path: Where to write it; None only returns it.
+            name: The photo's name on the page; any text.
+            **options: As in `attnhook.results.scenes.viewer_html`: `matrices`, `matrix_heads`, `longest`.
+
+        Returns:
+            The HTML. It shows what patches look at only after `attend(..., rows="all")`.
+        """
+        from attnhook.pages.viewer import save_viewer
+        from attnhook.results.scenes import viewer_html
+
+        page = viewer_html([self.scene(name)], model=self.settings.model, **options)
+        if path is not None:
+            save_viewer(page, path)
+        return page
+
+    def scene(self, name: str = "photo") -> Scene:
+        """Make this photo a scene of a viewer with several photos.
+
+        Args:
+            name: The photo's name; any text.
+
+        Returns:
+            What `viewer_html` takes.
+        """
+        return Scene(name, self.image, self.geometry, self.maps)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.overlay(), self.caption)
+
+    def _repr_png_(self) -> bytes:
+        return png_of(self.overlay())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str | bytes]:
+        return mimebundle(self.overlay(), self.caption, repr(self))
+
+    def __repr__(self) -> str:
+        return f"AttentionResult({self.image.width}x{self.image.height} photo, grid {tuple(self.attention.shape)}, {self.caption})"
+
+
+def attend(
+    model: "str | VisionModel | nn.Module",
+    images: "ImageSource | Iterable[ImageSource]",
+    *,
+    method: str = "raw_attention",
+    blocks: BlocksOption = None,
+    heads: HeadsOption = "mean",
+    rows: RowsOption = "readout",
+    target: TargetOption = None,
+    mode: str = "bilinear",
+    preprocess: Any = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> list[AttentionResult]:
+    """From photos to attention maps in one call.
+
+    Args:
+        model: A spec as `load` takes it, a `VisionModel`, or a module.
+        images: One or several photos: paths, PIL images, arrays, tensors.
+        method: One of `METHODS`. For methods that need whole matrices, such as rollout, queries and keys are captured by reference.
+        blocks: Which blocks to capture, as in `AttentionCapture`. The result shows the last of them, `result[block]` any other; methods that
+            follow several blocks follow these.
+        heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index; gradient methods use the mean.
+        rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`. `"all"` shows
+            the readout's row and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
+        target: For gradient methods: the class whose score is followed backward, by index or name; None for the class with the highest score.
+            The parameters' `.grad` and `requires_grad` stay as they are.
+        mode: `"bilinear"`, `"nearest"`, or `"bicubic"` (which overshoots).
+        preprocess: What turns a photo into the model's input: a transform, an image processor, a timm data config, any callable, or a function
+            that returns `(pixels, ImageGeometry)`; see `VisionModel`. None uses what the spec or the `VisionModel` brings, or a timm model's
+            own `pretrained_cfg`; the caption says so in the latter case.
+        model_kwargs: Keyword arguments for the model's forward, such as `{"interpolate_pos_encoding": True}`.
+        **options: The method's own options, such as `residual`, `discard` and `start` of rollout.
+
+    Returns:
+        One result per photo, in order.
+
+    Raises:
+        ValueError: If an option has an unknown value, the method does not take it, or a module needs `preprocess` and none was passed.
+        GeometryError: If attnhook cannot find out where the pixels lie in a photo, or the preprocessing makes several inputs from one photo.
+        TargetError: If the model has no class scores, or no such class.
+
+    Example:
+        >>> from attnhook import attend
+        >>> result = attend("demo", "cat.jpg")[0]  # doctest: +SKIP
+        >>> result.save("cat-attention.png")  # doctest: +SKIP
+    """
+    check_method(method)
+    if heads is None:
+        raise ValueError(
+            "cannot attend with heads=None: expected one map per photo, got one per head. Leave heads out, and use "
+            "raw_attention(result.maps, heads=None) for all heads."
+        )
+    if "block" in options:
+        raise ValueError(
+            f"attend takes blocks, as AttentionCapture does: expected blocks=, got block={options['block']!r}. Pass "
+            f"blocks=[{options['block']!r}], or capture all blocks and take result[{options['block']!r}]."
+        )
+    unknown = [name for name in options if not method_options(method, {name: None})]
+    if unknown:
+        legal = ", ".join(
+            name
+            for name in list(inspect.signature(METHODS[method]).parameters)[1:]
+            if name not in {"block", "heads", "row"}
+        )
+        raise ValueError(
+            f"attend and the method {method!r} have no option {unknown[0]!r}: expected {legal or 'none'} of the method's own. What prepares the "
+            "photo goes into preprocess=, arguments of the model's forward into model_kwargs=."
+        )
+    _check_target(method, target, heads)
+    smooth = choose(Interpolation, mode, "mode")
+    with torch.inference_mode(mode=False):  # parameters created in it have no gradients
+        vision = as_vision_model(model, preprocess)
+    module, labels = vision.model, vision.labels
+    name = vision.name if vision.assumed is None else f"{vision.name} (photos prepared as {vision.assumed})"
+    needs = NEEDS[method]
+    capture = AttentionCapture(
+        module,
+        blocks=blocks,
+        rows=_rows_for(method, rows),
+        gradients=needs.gradients,
+        values=needs.values,
+        device="cpu",
+    )
+    results = []
+    for image in each_image(images):
+        photo = read_image(image)
+        prepared = vision.prepare(photo)
+        inputs, geometry = prepared.inputs, prepared.geometry
+        followed = None
+        if needs.gradients:
+            index = run_towards(capture, module, inputs, target, labels, model_kwargs=model_kwargs)
+            followed = index if labels is None else labels[index]
+        else:
+            # Not inference mode: tensors that a model caches could not be used in training afterwards.
+            with torch.no_grad(), capture:
+                run_vision(module, inputs, model_kwargs)
+        maps = capture.maps
+        settings = ResultSettings(name, method, maps[-1].name, heads, rows_in_words(maps), followed, options)
+        patch_map = _mapped(maps, settings)
+        patch_map.area_on(geometry)  # a mismatch is reported now, not when something is drawn
+        results.append(AttentionResult(photo, patch_map, geometry, maps, settings, smooth))
+    return results
+
+
+def _mapped(maps: AttentionMaps, settings: ResultSettings) -> PatchMap:
+    """The first image's map, with the model's name in front of its caption."""
+    options = method_options(settings.method, {"block": settings.block, "heads": settings.heads})
+    patch_map = METHODS[settings.method](maps, **options, **settings.options)[0]
+    return captioned(patch_map, settings.model, settings.target)
+
+
+def _check_target(method: str, target: TargetOption, heads: HeadsOption) -> None:
+    if target is not None and not NEEDS[method].gradients:
+        legal = ", ".join(repr(name) for name, needs in NEEDS.items() if needs.gradients)
+        raise ValueError(
+            f"method {method!r} is the same for every class: expected no target, got {target!r}. Leave it out, or use one of {legal}."
+        )
+    if heads != HeadFusion.MEAN and not method_options(method, {"heads": heads}):
+        raise ValueError(
+            f"method {method!r} takes the mean over heads: expected heads='mean', got {heads!r}. Leave heads out."
+        )
+
+
+def _rows_for(method: str, rows: RowsOption) -> RowsOption:
+    """What to capture: a method that needs whole matrices starts at the readout, so it takes no other row."""
+    if not NEEDS[method].all_rows:
+        return rows
+    if rows not in (Rows.READOUT, Rows.ALL):
+        raise ValueError(
+            f"method {method!r} follows attention to the model's own readout: expected rows='readout' or 'all', got {rows!r}. Leave rows out."
+        )
+    return Rows.ALL
+
+
+def save_image(picture: Image.Image, path: str | Path) -> Path:
+    """Write a picture under a temporary name, then rename it, so that no file is ever half-written.
+
+    Args:
+        picture: The picture.
+        path: The file's path; its suffix gives the format.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If Pillow knows no format with that suffix.
+    """
+    target = Path(path)
+    format_name = Image.registered_extensions().get(target.suffix.lower())
+    if format_name is None:
+        raise ValueError(
+            f"cannot save {target.name!r}: expected a picture's suffix such as .png or .jpg, got {target.suffix!r}. Change the suffix."
+        )
+    with replacing(target) as temporary:
+        picture.save(temporary, format=format_name)
+    return target

@@ -1,0 +1,257 @@
+"""What the viewer holds of one photo: rows of every block at 16 bits, whole matrices of chosen blocks at 8, rollout beside both."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from attnhook.attribution.map_making import placed
+from attnhook.attribution.raw_maps import readout_row
+from attnhook.attribution.readouts import readout_queries
+from attnhook.attribution.rollouts import rollout_by_block
+from attnhook.capture.adapters import choose_blocks
+from attnhook.capture.layout import TokenLayout
+from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.errors import AttnhookError, GeometryError, NoReadoutError, RowsNotKeptError, TokenLayoutError
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.options import BlocksOption, Rows
+from attnhook.pages.quantisation import MATRIX_BITS, ROW_BITS, Payload, quantise
+from attnhook.pages.viewer import packed_html
+
+AUTO = "auto"
+"""As `matrices`: the last block's matrix where all rows were captured, none otherwise. As `matrix_heads`: see `MOST_VALUES`."""
+MOST_VALUES = 6_000_000
+"""Up to how many values a photo's matrices keep every head under `matrix_heads="auto"`; beyond, they keep the mean over heads."""
+_QUALITY = 90
+_READOUT_NAMES = {Rows.CLS: "class token", Rows.POOL: "pooling query", Rows.MEAN: "mean over patches"}
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One photo and its attention.
+
+    Attributes:
+        name: What the photo is called; any text.
+        image: The photo, RGB, upright.
+        geometry: Where the model looked in it.
+        maps: What was captured of it, one image.
+    """
+
+    name: str
+    image: Image.Image
+    geometry: ImageGeometry
+    maps: AttentionMaps
+
+
+def viewer_html(
+    scenes: Sequence[Scene],
+    *,
+    model: str,
+    matrices: BlocksOption = AUTO,
+    matrix_heads: str = AUTO,
+    longest: int = 1280,
+) -> str:
+    """Make the viewer's page.
+
+    Args:
+        scenes: Photos with their attention.
+        model: What the model is called; any text.
+        matrices: The blocks whose whole matrices the file holds, so that patches can be asked where they look; timm's meaning, `()` for
+            none. `"auto"` takes the last block where all rows were captured, none otherwise.
+        matrix_heads: Whether matrices keep `"all"` heads or their `"mean"`; `"auto"` keeps all where that is at most `MOST_VALUES` values a
+            photo.
+        longest: The most pixels that the photos' longer edges keep in the file.
+
+    Returns:
+        The HTML, complete; there must be a scene.
+    """
+    choices: dict[str, Any] = {"matrices": matrices, "matrix_heads": matrix_heads, "longest": longest}
+    return packed_html([pack_scene(scene, **choices) for scene in scenes], model=model)
+
+
+def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longest: int) -> tuple[dict[str, Any], str]:
+    """Write down one photo for the page.
+
+    Args:
+        scene: The photo and its attention.
+        matrices: The blocks whose whole matrices are kept, timm's meaning; `()` for none. Needs a capture with `rows="all"`.
+        matrix_heads: "all", "mean", or "auto", as in `viewer_html`.
+        longest: The most pixels that the photo's longer edge keeps.
+
+    Returns:
+        The header, which is JSON, and the payload's text.
+
+    Raises:
+        TokenLayoutError: If no block's tokens fit a patch grid.
+        RowsNotKeptError: If matrices are asked for that were not captured, or a batch was.
+        ValueError: If `matrix_heads` is none of its choices.
+    """
+    if matrix_heads not in ("all", "mean", AUTO):
+        raise ValueError(f"unknown matrix_heads: expected 'all', 'mean' or 'auto', got {matrix_heads!r}.")
+    maps = scene.maps
+    _check(maps)
+    whole = _chosen(maps, matrices)
+    values = sum(block.shape[1] * block.shape[2] * block.shape[3] for block in maps if block.name in whole)
+    fused = matrix_heads == "mean" or (matrix_heads == AUTO and values > MOST_VALUES)
+    payload = Payload()
+    rollouts, no_rollout = _rollouts(maps)
+    blocks = [
+        _pack_block(maps, block, payload, rolled, full=block.name in whole, fused=fused)
+        for block, rolled in zip(maps, rollouts, strict=True)
+    ]
+    if not any("grid" in block for block in blocks):
+        raise TokenLayoutError(
+            f"no block's tokens lie on one patch grid: expected at least one that does, got {blocks[-1]['refused']}."
+        )
+    text, length = payload.text()
+    header = {
+        "name": scene.name,
+        "named": _names(maps),
+        "blocks": blocks,
+        "no_rollout": no_rollout,
+        "length": length,
+        **_photo(scene, blocks, longest),
+    }
+    return header, text
+
+
+def _check(maps: AttentionMaps) -> None:
+    if not len(maps):
+        raise RowsNotKeptError("nothing to view: expected at least one block, got none.")
+    if all(isinstance(block.token_layout, TokenLayout) for block in maps) and any(
+        block.shape[0] != 1 for block in maps
+    ):
+        raise RowsNotKeptError(
+            f"a scene is one photo: expected a batch of 1, got {maps[0].shape[0]}. Make one result a photo."
+        )
+
+
+def _chosen(maps: AttentionMaps, matrices: BlocksOption) -> set[str]:
+    if matrices == AUTO:
+        kept = [block.name for block in maps if isinstance(block.token_layout, TokenLayout) and not block.pooling]
+        return set(kept[-1:]) if maps.rows is Rows.ALL else set()
+    if isinstance(matrices, Sequence) and not matrices:
+        return set()
+    if maps.rows is not Rows.ALL:
+        raise RowsNotKeptError(
+            "whole matrices were asked for: expected a capture with rows='all', got "
+            f"rows={maps.rows.value if isinstance(maps.rows, Rows) else list(maps.rows)}. Run attend(..., rows='all'), or pass matrices=()."
+        )
+    return {block.name for block in choose_blocks(cast(Any, tuple(maps)), matrices)}
+
+
+def _names(maps: AttentionMaps) -> list[str]:
+    """What the rows kept of every block are."""
+    if not isinstance(maps.rows, Rows):
+        return [f"patch {row}" if isinstance(row, tuple) else f"token {row}" for row in maps.rows]
+    kind = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
+    return [] if kind is None else [_READOUT_NAMES[kind]]
+
+
+def _pack_block(
+    maps: AttentionMaps, block: BlockAttention, payload: Payload, rolled: Tensor | None, *, full: bool, fused: bool
+) -> dict[str, Any]:
+    layout = block.token_layout
+    entry: dict[str, Any] = {"name": block.name}
+    if not isinstance(layout, TokenLayout) or layout.order is not None or layout.frames > 1:
+        return entry | {"refused": layout if isinstance(layout, str) else layout.describe()}
+    square = block.shape[2] == block.shape[3]
+    entry |= {
+        "grid": list(layout.grid),
+        "first": layout.num_prefix_tokens,
+        "specials": special_tokens(layout),
+        "mixing": block.mixing,
+    }
+    rows = _named_rows(maps, block)
+    if rows is not None:
+        entry["rows"] = payload.add(quantise(rows, ROW_BITS))
+    if full and square:
+        dense = block.matrix.dense()[0]
+        entry["matrix"] = payload.add(quantise(dense.mean(dim=0, keepdim=True) if fused else dense, MATRIX_BITS))
+    if rolled is not None:
+        named = _named_rollout(maps, block, rolled[0])
+        if named is not None:
+            entry["rollout_rows"] = payload.add(quantise(named[None], ROW_BITS))
+        if full and square:
+            entry["rollout_matrix"] = payload.add(quantise(rolled, MATRIX_BITS))
+    return entry
+
+
+def special_tokens(layout: TokenLayout) -> list[list[Any]]:
+    """Name the tokens that are no patches.
+
+    Args:
+        layout: What the tokens are.
+
+    Returns:
+        `[index, name]` each.
+    """
+    found: list[list[Any]] = []
+    cls = None if layout.cls is None else layout.class_token()
+    others = [index for index in range(layout.num_prefix_tokens) if index != cls]
+    names = ["distillation token"] if layout.distillation else []
+    names += [f"register {number + 1}" for number in range(len(others) - len(names))]
+    if cls is not None:
+        found.append([cls, "class token"])
+    found += [[index, name] for index, name in zip(others, names, strict=True)]
+    behind = [index for index in range(layout.patch_tokens.stop, layout.num_tokens) if index != cls]
+    return found + [[index, f"token {index}"] for index in behind]
+
+
+def _named_rows(maps: AttentionMaps, block: BlockAttention) -> Tensor | None:
+    """The rows that every block keeps, `(heads, rows, keys)`; None where a block has no such row."""
+    if maps.rows is not Rows.ALL:
+        return block.rows[0]
+    try:
+        return readout_row(maps, block)[0][:, None]
+    except NoReadoutError:
+        return None
+
+
+def _rollouts(maps: AttentionMaps) -> tuple[Iterable[Tensor | None], str | None]:
+    """One rollout a block, of every token up to there; or none, and why."""
+    try:
+        return rollout_by_block(maps), None
+    except AttnhookError as error:
+        return [None] * len(maps), str(error)
+
+
+def _named_rollout(maps: AttentionMaps, block: BlockAttention, rolled: Tensor) -> Tensor | None:
+    """The readout's row of a rollout, `(1, tokens)`; None where a block has no such row."""
+    try:
+        return rolled[readout_queries(maps, block)].mean(dim=0, keepdim=True)
+    except NoReadoutError:
+        return None
+
+
+def _photo(scene: Scene, blocks: Sequence[dict[str, Any]], longest: int) -> dict[str, Any]:
+    photo, geometry = scene.image, scene.geometry
+    if (photo.height, photo.width) != tuple(geometry.image_size):
+        raise GeometryError(
+            f"the photo and its geometry differ: expected {tuple(geometry.image_size)}, got {(photo.height, photo.width)}."
+        )
+    shrink = min(1.0, longest / max(photo.size))
+    shown = (
+        photo
+        if shrink == 1
+        else photo.resize((max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink))))
+    )
+    buffer = io.BytesIO()
+    shown.save(buffer, format="JPEG", quality=_QUALITY, subsampling=0)
+    grid = next(tuple(block["grid"]) for block in blocks if "grid" in block)
+    area = placed(scene.maps, torch.empty(grid, device="cpu")).area_on(geometry)
+    return {
+        "photo": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
+        "photo_bytes": buffer.tell(),
+        "size": [shown.height, shown.width],
+        "original": [photo.height, photo.width],
+        "scale": list(geometry.scale),
+        "offset": list(geometry.offset),
+        "valid": list(geometry.valid),
+        "area": list(area),
+    }

@@ -1,0 +1,1 @@
+"""Running a model over photos: targets, training state, fingerprints, `describe` and `verify`."""

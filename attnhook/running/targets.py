@@ -1,0 +1,125 @@
+"""One class's score run backward, for class-specific maps: on the pixels' behalf, so that nothing of the model gets a gradient.
+
+Which output stands for which class is the model's to say: a classifier's scores are one row an image, by class index. What is no classifier (a
+backbone without its head, a tower of features) is refused.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnhook.capture.session import AttentionCapture
+from attnhook.errors import TargetError
+from attnhook.imaging.input_batches import with_pixels
+from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.running.forward_passes import run_vision
+
+TargetOption = str | int | None
+
+
+def run_towards(
+    capture: AttentionCapture,
+    model: nn.Module,
+    inputs: ModelInputs,
+    target: TargetOption,
+    labels: tuple[str, ...] | None,
+    *,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> int:
+    """Run a model inside a capture, then the score of one class backward.
+
+    The gradient is asked for with respect to the pixels alone: parameters keep their `.grad` and their `requires_grad`, frozen or not.
+
+    Args:
+        capture: A capture of the model with `gradients=True`.
+        model: The model.
+        inputs: What the model is fed for one photo.
+        target: A class, by index or by name; None for the one with the highest score.
+        labels: The classes' names, or None where they are not known.
+        model_kwargs: As in `run_vision`.
+
+    Returns:
+        The class's index.
+
+    Raises:
+        TargetError: If the model gives no class scores, or has no such class.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        leaf = inputs.pixels.detach().clone().requires_grad_()
+        with capture:
+            scores = class_scores(model, run_vision(model, with_pixels(inputs, leaf), model_kwargs))
+        index = int(scores[0].argmax()) if target is None else class_index(target, labels, scores.shape[1])
+        torch.autograd.grad(scores[0, index], leaf, allow_unused=True)
+    return index
+
+
+def class_scores(model: nn.Module, output: Any) -> Tensor:
+    """The scores of a classifier.
+
+    Args:
+        model: The model.
+        output: What it answered.
+
+    Returns:
+        `(batch, classes)`.
+
+    Raises:
+        TargetError: If there are none.
+    """
+    scores = getattr(output, "logits", output)
+    headless = getattr(model, "num_classes", None) == 0 or hasattr(model, "get_image_features")
+    if headless or not isinstance(scores, Tensor) or scores.dim() != 2:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise TargetError(
+            f"{type(model).__name__} has no class scores: expected a classifier's output (batch, classes), got {got}"
+            f"{' of a model without a head' if headless else ''}. Load a model with a classification head, or run a score of your own backward "
+            "inside AttentionCapture(model, gradients=True)."
+        )
+    return scores
+
+
+def class_index(target: str | int, labels: tuple[str, ...] | None, count: int) -> int:
+    """The index of a class.
+
+    Args:
+        target: Its index, or its name: a whole label, or one of the synonyms that a label lists with commas; case does not count.
+        labels: The classes' names, or None where they are not known.
+        count: How many classes there are.
+
+    Returns:
+        An index in `range(count)`.
+
+    Raises:
+        TargetError: If there is no such class, or the name stands for several.
+
+    Example:
+        >>> class_index("tabby cat", ("tabby, tabby cat", "tiger cat"), 2)
+        0
+    """
+    if isinstance(target, int) and not isinstance(target, bool):
+        if not 0 <= target < count:
+            raise TargetError(f"class {target} does not exist: expected an index from 0 to {count - 1}.")
+        return target
+    if labels is None:
+        raise TargetError(
+            f"unknown class {target!r}: the names of this model's classes are not known, expected an index from 0 to {count - 1}. Give one."
+        )
+    wanted = str(target).casefold()
+    names = [label.casefold() for label in labels]
+    found = [i for i, name in enumerate(names) if name == wanted]
+    found = found or [i for i, name in enumerate(names) if wanted in name.split(", ")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{i} {labels[i]!r}" for i in found[:5])
+        raise TargetError(f"class {target!r} is not one class: expected one, got {several}. Give its index.")
+    inside = [i for i, name in enumerate(names) if wanted in name]
+    near = inside or [names.index(name) for name in difflib.get_close_matches(wanted, names, n=5)]
+    hint = ", ".join(f"{i} {labels[i]!r}" for i in near[:5])
+    raise TargetError(
+        f"unknown class {target!r}: expected one of the model's {count} classes{f', such as {hint}' if hint else ''}. Give its index or its "
+        "whole name."
+    )

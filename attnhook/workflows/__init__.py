@@ -1,1 +1,0 @@
-"""The uses: photos in, pictures out."""

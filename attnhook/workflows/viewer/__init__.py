@@ -1,1 +1,0 @@
-"""The viewer: one self-contained HTML file in which people explore the attention of a model over their photos."""

@@ -1,0 +1,41 @@
+"""Three tiny models' attention over one photo: a square grid, a grid of 2:1, and registers."""
+
+import base64
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attnhook import AttentionCapture, ImageGeometry
+from attnhook.results.scenes import Scene
+from tests.models import images, timm
+
+PHOTO = (96, 160)
+INPUTS = {"square": (48, 48), "wide": (32, 64), "registers": (48, 48)}
+MODELS = tuple(INPUTS)
+
+
+def photo(size=PHOTO):
+    """Smooth colours, which JPEG keeps well."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    waves = [120 + 100 * np.sin(rows / 17 + phase) * np.cos(columns / 23 - phase) for phase in (0.0, 1.0, 2.0)]
+    return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+
+
+def scene(kind, rows="all", name="cat.jpg", **settings):
+    registers = {"reg_tokens": 4, "no_embed_class": True} if kind == "registers" else {}
+    size = INPUTS[kind]
+    model = timm("vision_transformer.VisionTransformer", img_size=size, **registers, **settings)()
+    with torch.inference_mode(), AttentionCapture(model, rows=rows) as capture:
+        model(images(1, size=size))
+    geometry = ImageGeometry.identity(PHOTO)
+    geometry = geometry.resize(64).center_crop(size) if kind != "wide" else geometry.resize(size)
+    return Scene(name, photo(), geometry, capture.maps)
+
+
+def photo_of(header):
+    """The photo that a scene's header holds, as the page shows it."""
+    content = base64.b64decode(header["photo"].partition(",")[2])
+    with Image.open(io.BytesIO(content)) as picture:
+        return picture.convert("RGB")

@@ -1,0 +1,60 @@
+"""Quantised rows: within their stated bounds, small, and read back as they were written."""
+
+import base64
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from attnhook.pages.quantisation import LETTERS, Payload, quantise
+
+
+def heavy_tailed(heads=2, queries=7, keys=50):
+    rows = torch.softmax(4 * torch.randn(heads, queries, keys, generator=torch.Generator().manual_seed(0)), dim=-1)
+    rows[0, 0] = torch.tensor([0.9] + [0.1 / (keys - 1)] * (keys - 1))  # a sink
+    rows[1, 0] = 0
+    return rows
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_values_lie_within_the_bounds(bits):
+    rows = heavy_tailed()
+    small = quantise(rows, bits)
+    error = np.abs(small.values() - rows.double().numpy())
+    assert (error <= small.bounds() * (1 + 1e-6)).all()
+    assert error.max() > 0.2 * small.bounds().max()  # the bounds are no excuse
+    assert small.codes.dtype.itemsize == bits // 8
+    assert (small.values()[1, 0] == 0).all()
+
+
+def test_small_values_survive_a_sink():
+    rows = heavy_tailed()
+    assert quantise(rows, 8).values()[0, 0, 5] == pytest.approx(0.1 / 49, rel=0.1)
+
+
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
+def test_what_is_no_softmax_row_is_refused(bad):
+    with pytest.raises(ValueError, match="no softmax rows"):
+        quantise(torch.tensor([[[0.5, bad]]]), 8)
+
+
+def unpacked(text, length):
+    """What the page does in JavaScript: HTML's letters back to Python's, 85 to a byte string, inflated."""
+    return zlib.decompress(base64.b85decode(text.translate(str.maketrans(",.:", "<>&")))[:length])
+
+
+def test_a_payload_is_read_back_where_its_header_says():
+    payload = Payload()
+    written = [quantise(heavy_tailed(), bits) for bits in (8, 16, 8)]
+    places = [payload.add(one) for one in written]
+    text, length = payload.text()
+    assert set(text) <= set(LETTERS)
+    assert not set("<>&\"'\\") & set(LETTERS)
+    content = unpacked(text, length)
+    for place, one in zip(places, written, strict=True):
+        kind = np.dtype("<u1" if place["bits"] == 8 else "<u2")
+        assert place["maxima"] % 4 == 0
+        codes = np.frombuffer(content, kind, one.codes.size, place["codes"]).reshape(one.codes.shape)
+        assert (codes == one.codes).all()
+        assert (np.frombuffer(content, "<f4", one.maxima.size, place["maxima"]) == one.maxima.ravel()).all()

@@ -1,0 +1,219 @@
+"""Figures of a result: what they show is what was captured, and captions say what."""
+
+import base64
+import io
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attnhook import (
+    METHODS,
+    AttentionMaps,
+    BlockAttention,
+    VisionModel,
+    attend,
+    blocks_figure,
+    blocks_heads_figure,
+    heads_figure,
+    methods_figure,
+    photo_figure,
+    query_figure,
+    raw_attention,
+    statistics_figure,
+)
+from attnhook.errors import RowsNotKeptError
+from attnhook.imaging.drawing import overlay
+from attnhook.imaging.wording import scale_in_words, share_in_words
+from attnhook.options import Rows
+from tests.models import TIMM
+from tests.results.test_results import PHOTO, prepare
+
+
+@pytest.fixture(scope="module")
+def model():
+    case = next(case for case in TIMM if case.name == "vit")
+    return VisionModel(case.build(), prepare, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return attend(model, PHOTO, rows="all")[0]
+
+
+def text_of(figure):
+    figure.canvas.draw()
+    titles = [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes]
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    caption = re.sub(r"\s+", " ", figure.get_supxlabel())
+    return " ".join(titles).replace("\n", " "), " ".join(labels).replace("\n", " "), caption
+
+
+def pictures_of(figure):
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+
+
+def outside(patch_map):
+    return f"{share_in_words(1 - float(patch_map.sum()))} outside"
+
+
+@pytest.mark.parametrize("scale", ["minmax", "robust", "uniform", (0.0, 0.1)])
+def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, scale):
+    share = share_in_words(result.outside)
+    for figure in (result.figure(scale=scale), photo_figure(result, scale=scale)):
+        _, labels, caption = text_of(figure)
+        for part in (
+            "tiny",
+            "blocks.1.attn",
+            "mean over 4 heads",
+            "class-token row",
+            f"{share} of the attention outside the patches",
+        ):
+            assert part in caption
+        assert scale_in_words(scale) in caption
+        assert "attention" in labels
+
+
+def test_heads(result):
+    titles, labels, caption = text_of(heads_figure(result))
+    maps = raw_attention(result.maps, heads=None).values[0]
+    for head, one in enumerate(maps):
+        assert f"head {head}, {outside(one)}" in titles
+    for part in (
+        "tiny",
+        "class-token row",
+        "every head of block 2 of 2 (blocks.1.attn)",
+        "tokens that are no patches",
+        "8 times uniform",
+    ):
+        assert part in caption
+    assert "multiples of 1/N" in labels
+    pixels = result.upsample(maps)
+    expected = [overlay(PHOTO, one, scale="uniform", uniform=1 / 16) for one in pixels]
+    for shown, wanted in zip(pictures_of(heads_figure(result))[1:], expected, strict=True):
+        assert (shown == np.asarray(wanted)).all()
+    assert "blocks.0.attn" in text_of(heads_figure(result, block=0))[2]
+    assert "99th percentile of all panels" in text_of(heads_figure(result, scale="robust"))[2]
+
+
+@pytest.mark.parametrize("heads", ["mean", "max", 1])
+def test_blocks(result, heads):
+    titles, _, caption = text_of(blocks_figure(result, heads=heads))
+    for block in range(2):
+        one = raw_attention(result.maps, block=block, heads=heads).values[0]
+        assert f"block {block}" in titles
+        assert (f"block {block}, {outside(one)}" in titles) == (heads != "max")  # a maximum is no share
+    assert ("head 1" if heads == 1 else f"{heads} over 4 heads") in caption
+    assert ("tokens that are no patches" in caption) == (heads != "max")
+
+
+def test_blocks_by_heads_show_the_seen_part_of_the_photo(result):
+    figure = blocks_heads_figure(result)
+    corner = pictures_of(figure)[0]
+    assert (corner == np.asarray(PHOTO)[:, 10:90]).all()
+    assert "of it outside the patches. Colours from 0 to 8 times" in text_of(figure)[2]
+
+
+def test_methods_name_what_they_are_of(result):
+    titles, _, caption = text_of(methods_figure(result))
+    assert "raw attention " + outside(result.attention) in titles
+    assert "rollout" in titles
+    assert "raw_attention: blocks.1.attn; the others: all 2 blocks captured" in caption
+    assert "Not from this capture: value_weighted_attention, gradient_attention, gradient_rollout, legrad." in caption
+    assert "1st to 99th percentile per image, not comparable" in caption
+    with pytest.raises(RowsNotKeptError):
+        methods_figure(attend_rows(result), ["rollout"])
+    with pytest.raises(
+        ValueError, match=r"unknown method: expected one of 'raw_attention', .*got 'grad_cam'. Check the spelling"
+    ):
+        methods_figure(result, ["grad_cam"])
+
+
+def attend_rows(result):
+    rows = [BlockAttention(one.name, one.kernel, one.weights()[:, :, :1], one.layout) for one in result.maps]
+    maps = AttentionMaps(rows, rows=Rows.CLS, readout=result.maps.readout, input_size=result.maps.input_size)
+    return replace(result, maps=maps)
+
+
+def test_all_methods_from_a_capture_with_gradients(model):
+    (one,) = attend(model, PHOTO, method="gradient_rollout")
+    titles = text_of(methods_figure(one))[0]
+    shown = [name for name in METHODS if name.replace("_", " ") in titles]
+    assert set(shown) >= set(METHODS) - {"value_weighted_attention"}
+    label = text_of(one.figure())[1]
+    assert label.strip().startswith("gradient rollout")
+    assert "outside" not in text_of(one.figure())[2]
+
+
+def test_queries(result):
+    row = result.maps[-1].weights()[0, :, 1 + 2 * 5 + 4].mean(0)[1:]
+    titles, labels, caption = text_of(query_figure(result, (2, 4)))
+    assert (
+        f"marked patch in block 2 of 2 (blocks.1.attn), mean over 4 heads, {outside(row)} the patches. Colours"
+        in caption
+    )
+    assert "min-max of this image" in labels
+    several = query_figure(result, [(0, 0), (2, 4)], scale="uniform")
+    titles, labels, caption = text_of(several)
+    assert f"row 2, column 4 {outside(row)}" in titles
+    assert "multiples of 1/N" in labels
+    assert len([axes for axes in several.axes if axes.patches and axes.images]) == 2
+    assert "outside" not in text_of(query_figure(result, (2, 4), heads="min"))[2]
+
+
+def test_statistics(result):
+    titles, _, caption = text_of(statistics_figure(result))
+    for part in ("entropy (nats)", "attention distance (patches)", "largest sink (share)"):
+        assert part in titles
+    assert "tiny, all queries; dots are heads" in caption
+    matrix = result.maps[0].weights()[0].double()
+    entropy = -(matrix * matrix.log()).sum(-1).mean(-1)
+    dots = [line.get_ydata()[0] for line in statistics_figure(result).axes[0].lines[:4]]
+    assert dots == pytest.approx(entropy.tolist(), abs=1e-4)
+    sinks = [line.get_ydata()[0] for line in statistics_figure(result).axes[2].lines[:4]]
+    assert sinks == pytest.approx(matrix.mean(1).amax(-1).tolist(), abs=1e-5)
+    titles, _, caption = text_of(statistics_figure(attend_rows(result)))
+    assert "distance" not in titles
+    assert "tiny, class-token row" in caption
+
+
+def test_a_minimum_over_heads_is_no_share(model):
+    (least,) = attend(model, PHOTO, heads="min")
+    assert math.isnan(least.outside)
+    assert "outside" not in least.caption
+
+
+def test_shares():
+    shares = [0.0, -1e-8, 0.0002, 0.004, 0.07, 0.993, 0.998, 1.0]
+    assert [share_in_words(share) for share in shares] == ["0%", "0%", "<0.1%", "0.4%", "7%", "99%", "99.8%", "100%"]
+
+
+def test_notebooks_get_pictures_of_a_sensible_size(model):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (960, 2000, 3), np.uint8))
+    (large,) = attend(model, noise.resize((100, 48)).resize((2000, 960)))
+    bundle = large._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html", "image/png"}
+    with Image.open(io.BytesIO(bundle["image/png"])) as picture:
+        assert picture.size == (640, 307)
+    page = large._repr_html_()
+    assert len(page) < 200_000
+    data = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.size == (640, 307)
+    assert large.caption.replace("<", "&lt;") in page
+
+
+def test_captions_in_a_notebook_are_text(model):
+    named = VisionModel(model.model, prepare, name="<img src=x onerror=alert(1)>")
+    page = attend(named, PHOTO)[0]._repr_html_()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x" in page
+
+
+def test_captured_maps_in_a_notebook(result):
+    page = result.maps._repr_html_()
+    assert "blocks.1.attn" in page
+    assert len(page) < 100_000
