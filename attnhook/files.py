@@ -11,10 +11,6 @@ from pathlib import Path
 def cache_dir() -> Path:
     """Where attnhook keeps what it has converted.
 
-    Returns:
-        `$ATTNHOOK_CACHE` where it is set; otherwise `attnhook` inside the platform's cache directory (`$XDG_CACHE_HOME`
-        or `~/.cache`, `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows). The directory need not exist.
-
     Example:
         >>> import os
         >>> os.environ["ATTNHOOK_CACHE"] = "somewhere"
@@ -37,14 +33,6 @@ def cache_dir() -> Path:
 def replacing(path: Path, *, mark: str = "", durable: bool = False) -> Iterator[Path]:
     """Write to a temporary name, which takes the file's place once all is written.
 
-    Args:
-        path: The file's path.
-        mark: Part of the temporary name, where several processes may write the same file.
-        durable: Whether the bytes are on the disk before the name is: what a power cut leaves is then whole, too.
-
-    Yields:
-        The path to write to, in the same folder; removed if writing fails.
-
     Example:
         >>> with replacing(Path("numbers.txt")) as temporary:  # doctest: +SKIP
         ...     temporary.write_text("1 2 3")
@@ -63,14 +51,7 @@ def replacing(path: Path, *, mark: str = "", durable: bool = False) -> Iterator[
 
 
 def format_of(folder: Path) -> str | None:
-    """What the `manifest.json` of a folder says that the folder holds.
-
-    Args:
-        folder: Any folder.
-
-    Returns:
-        The name of its format, empty if the manifest names none; None if there is no manifest.
-    """
+    """What the `manifest.json` of a folder says that the folder holds."""
     path = folder / "manifest.json"
     if not path.is_file():
         return None

@@ -75,19 +75,7 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def choose(kind: type[_Choice], value: str, argument: str) -> _Choice:
-    """Turn what a user passed into a member of `kind`.
-
-    Args:
-        kind: The enum of legal choices.
-        value: A member or its value.
-        argument: The argument's name, for the message.
-
-    Returns:
-        The member.
-
-    Raises:
-        ValueError: If `value` is none of the choices; the message lists them.
-    """
+    """Turn what a user passed into a member of `kind`."""
     try:
         return kind(value)
     except ValueError:

@@ -42,16 +42,7 @@ class AlarmThresholds:
 
 
 def raise_alarms(summaries: Sequence[BlockSummary], thresholds: AlarmThresholds) -> dict[str, int]:
-    """Count the blocks and heads that are beyond the thresholds. Only whole matrices are judged: one row may well look at one thing.
-
-    Args:
-        summaries: Of the blocks of one forward; those of single rows, such as a pooling's, count nowhere.
-        thresholds: From where on.
-
-    Returns:
-        `entropy_collapse`, `attention_sink` and `not_finite` in blocks, `dead_heads` in heads. A block in which a head's attention is not
-        finite, as in a model that has diverged, is judged by nothing else.
-    """
+    """Count the blocks and heads that are beyond the thresholds. Only whole matrices are judged: one row may well look at one thing."""
     whole = [summary for summary in summaries if summary.whole and summary.keys > 1]
     finite = [one for one in whole if bool(one.entropy.isfinite().all())]
     collapsed = [float(one.relative_entropy.mean()) < thresholds.entropy for one in finite]

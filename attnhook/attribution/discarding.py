@@ -29,15 +29,7 @@ class Discard:
     layout: TokenLayout
 
     def threshold(self, matrix: SoftmaxMatrix, fusion: str) -> Tensor | None:
-        """The lowest entry that stays, a scalar; None if all stay.
-
-        Args:
-            matrix: Of one image.
-            fusion: How its heads are fused.
-
-        Returns:
-            As said.
-        """
+        """The lowest entry that stays, a scalar; None if all stay."""
         _, _, queries, keys = matrix.shape
         count = int(self.fraction * queries * keys)
         if not count:
@@ -49,8 +41,6 @@ class Discard:
 
         Args:
             fused: Rows `(rows, keys)`.
-            queries: Which rows they are.
-            threshold: What `threshold` gave.
         """
         token = None if self.layout.cls is None else self.layout.class_token()
         own = None
@@ -63,13 +53,6 @@ class Discard:
 
 def ranked_entry(chunks: Callable[[], Iterator[Tensor]], rank: int) -> Tensor:
     """The entry that has `rank` entries before it in ascending order.
-
-    Args:
-        chunks: Gives all entries, not negative, in chunks of any shape, the same each time it is called.
-        rank: From 0 to the number of entries less 1.
-
-    Returns:
-        Scalar float32.
 
     Example:
         >>> ranked_entry(lambda: iter([torch.tensor([0.5, 0.1]), torch.tensor([0.3])]), 1)

@@ -32,16 +32,7 @@ def make_map(
     """Make a `PatchMap` from what a method computed.
 
     Args:
-        maps: What was captured.
         values: `(batch, [heads,] h, w)`.
-        blocks: The blocks that it was computed from, in order of execution.
-        method: What was computed, in words.
-        heads: How heads were fused.
-        row: Whose row, in words; None for the readout's.
-        uniform: 1/N if the values are shares of softmax mass, else None.
-
-    Returns:
-        The map.
     """
     last = blocks[-1]
     framed = getattr(last.token_layout, "frames", 1) > 1
@@ -67,11 +58,7 @@ def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
     """Place values on a patch grid in the model's input.
 
     Args:
-        maps: What was captured.
         values: `(..., h, w)`.
-
-    Returns:
-        The map. Its area is unknown if the covered pixels are not a whole number of patches of this grid.
     """
     area, grid = maps.patch_area, (values.shape[-2], values.shape[-1])
     if maps.input_size is not None and _in_stages(maps):
@@ -90,29 +77,14 @@ def _in_stages(maps: AttentionMaps) -> bool:
 
 
 def heads_in_words(heads: HeadsOption, count: int) -> str:
-    """Say how the heads became one map.
-
-    Args:
-        heads: As in `raw_attention`.
-        count: How many heads the block has.
-
-    Returns:
-        Such as `mean over 6 heads`.
-    """
+    """Say how the heads became one map."""
     if heads is None:
         return f"each of {count} heads"
     return f"head {heads % count}" if isinstance(heads, int) else f"{heads} over {count} heads"
 
 
 def block_in_words(block: BlockAttention) -> str:
-    """Name a block, counting from 1: `block 12 of 12 (blocks.11.attn)`.
-
-    Args:
-        block: The block.
-
-    Returns:
-        Its name, with its place in the model if known.
-    """
+    """Name a block, counting from 1: `block 12 of 12 (blocks.11.attn)`."""
     if block.pooling:
         return f"the attention pooling ({block.name})"
     return (
@@ -121,15 +93,7 @@ def block_in_words(block: BlockAttention) -> str:
 
 
 def row_in_words(maps: AttentionMaps, row: int | None = None) -> str:
-    """Say whose row a map shows.
-
-    Args:
-        maps: What was captured; for whole matrices, the readout's row is shown.
-        row: Which of several kept rows is shown; None for the readout's.
-
-    Returns:
-        The readout, or the chosen tokens and patches.
-    """
+    """Say whose row a map shows."""
     if not isinstance(maps.rows, Rows):
         chosen = maps.rows if row is None else [maps.rows[row]]
         words = [f"patch {tuple(one)}" if isinstance(one, tuple | list) else f"token {one}" for one in chosen]

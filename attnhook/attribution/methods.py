@@ -63,14 +63,7 @@ NEEDS: Mapping[str, MethodNeeds] = MappingProxyType(
 
 
 def check_method(name: str) -> None:
-    """Refuse what is no method.
-
-    Args:
-        name: What the user gave.
-
-    Raises:
-        ValueError: If it is none of `METHODS`; the message lists them.
-    """
+    """Refuse what is no method."""
     if name not in METHODS:
         raise ValueError(
             f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {name!r}. Check the spelling."
@@ -79,13 +72,6 @@ def check_method(name: str) -> None:
 
 def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a method takes, out of those that a workflow has for all methods.
-
-    Args:
-        name: One of `METHODS`.
-        options: By name, such as block and heads.
-
-    Returns:
-        Those that the method has a parameter for.
 
     Example:
         >>> method_options("rollout", {"block": -1, "heads": "max"})

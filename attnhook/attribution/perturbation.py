@@ -41,17 +41,7 @@ def deletion(
 
     Args:
         score: From pixels `(batch, channels, height, width)` to one number an image `(batch,)`, such as a class's probability.
-        pixels: The model's input.
         patch_map: `(batch, h, w)`; each cell covers its part of the pixels. Patches that are NaN go last.
-        baseline: What replaces a pixel: a number in the model's normalised units (0 is mid-grey for most), or pixels to take, such as a
-            blurred copy.
-        steps: In how many steps, at least 1 and at most the number of patches.
-
-    Returns:
-        The curve.
-
-    Raises:
-        ScoreError: If shapes or `steps` do not go together.
 
     Example:
         >>> pixels = torch.ones(1, 3, 4, 4)
@@ -65,21 +55,7 @@ def deletion(
 def insertion(
     score: Score, pixels: Tensor, patch_map: Tensor, *, baseline: Tensor | float = 0.0, steps: int = 20
 ) -> PerturbationCurve:
-    """Begin with the baseline alone and show the highest patches first.
-
-    Args:
-        score: As in `deletion`.
-        pixels: As in `deletion`.
-        patch_map: As in `deletion`.
-        baseline: As in `deletion`; the paper blurs for insertion.
-        steps: As in `deletion`.
-
-    Returns:
-        The curve.
-
-    Raises:
-        ScoreError: If shapes or `steps` do not go together.
-    """
+    """Begin with the baseline alone and show the highest patches first."""
     return _curve(score, pixels, patch_map, baseline, steps, insert=True)
 
 

@@ -55,16 +55,8 @@ def raw_attention(
 def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None = None) -> Tensor:
     """One row a head of a block: the readout's, or the one that was chosen when capturing.
 
-    Args:
-        maps: What `block` belongs to.
-        block: The block.
-        row: Which of several kept rows; None for the readout's: of an attention pooling with several queries their mean.
-
     Returns:
         `(batch, heads, keys)` float32.
-
-    Raises:
-        RowsNotKeptError: If several rows were kept and `row` does not say which, or it does not exist.
     """
     if row is None:
         return _readout(maps, block)
@@ -97,14 +89,9 @@ def fuse_heads(maps: Tensor, heads: HeadsOption, block: str | None = None) -> Te
 
     Args:
         maps: `(batch, heads, ...)`.
-        heads: `"mean"`, `"max"` or `"min"`, one head's index (negative from the end), or None to keep all.
-        block: The block's name, for the message.
 
     Returns:
         `(batch, ...)`, or a copy of `maps` for None.
-
-    Raises:
-        IndexError: If the head does not exist.
     """
     count = maps.shape[1]
     if heads is None:

@@ -16,16 +16,7 @@ from attnhook.options import Rows
 
 
 def check_whole_matrices(maps: AttentionMaps, method: str, wanted: str = "rows='all'") -> None:
-    """Refuse maps that hold some rows only.
-
-    Args:
-        maps: What was captured.
-        method: Who asks, for the message.
-        wanted: What to capture with, for the message.
-
-    Raises:
-        RowsNotKeptError: Unless captured with `rows="all"`.
-    """
+    """Refuse maps that hold some rows only."""
     if maps.rows is not Rows.ALL:
         kept = maps.rows.value if isinstance(maps.rows, Rows) else list(maps.rows)
         raise RowsNotKeptError(
@@ -34,19 +25,7 @@ def check_whole_matrices(maps: AttentionMaps, method: str, wanted: str = "rows='
 
 
 def followed_blocks(maps: AttentionMaps, method: str, start: int | str = 0) -> list[BlockAttention]:
-    """The blocks of tokens from `start` on, poolings left out.
-
-    Args:
-        maps: What was captured.
-        method: Who asks, for the message.
-        start: The first block, by index or name.
-
-    Returns:
-        At least one block.
-
-    Raises:
-        NoReadoutError: If there is none.
-    """
+    """The blocks of tokens from `start` on, poolings left out."""
     first = maps.block_names.index(maps[start].name)
     blocks = [block for block in maps[first:] if not block.pooling]
     if not blocks:
@@ -57,20 +36,7 @@ def followed_blocks(maps: AttentionMaps, method: str, start: int | str = 0) -> l
 
 
 def common_layout(blocks: list[BlockAttention], method: str) -> TokenLayout:
-    """The one layout of the tokens of all blocks.
-
-    Args:
-        blocks: At least one.
-        method: Who asks, for the message.
-
-    Returns:
-        The layout.
-
-    Raises:
-        TokenLayoutError: If a block has another, or the same in another order, or its matrix is not one of all tokens by all tokens; the
-            message names it.
-        UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
-    """
+    """The one layout of the tokens of all blocks."""
     last = blocks[-1]
     for block in blocks:
         check_mixing(block, method)
@@ -101,15 +67,7 @@ def _same_order(first: TokenLayout, second: Layout) -> bool:
 
 
 def check_mixing(block: BlockAttention, method: str) -> None:
-    """Refuse a block that multiplies its values by something else than softmax rows.
-
-    Args:
-        block: The block.
-        method: Who asks, for the message.
-
-    Raises:
-        UnsupportedModelError: If it does; the message says by what.
-    """
+    """Refuse a block that multiplies its values by something else than softmax rows."""
     if block.mixing:
         raise UnsupportedModelError(
             f"{method} cannot follow block {block.name!r}: expected values multiplied by softmax rows, but what multiplies them is not: "
@@ -127,19 +85,11 @@ def first_row(
     """The readout as a row over the tokens of the last block.
 
     Args:
-        maps: What was captured.
-        last: The last block that is followed.
-        layout: Its tokens.
         pooled_row: Gives a pooling's row over the tokens that it reads, `(batch, keys)` float64.
-        method: Who asks, for the message.
 
     Returns:
         The row, `(batch, tokens)` float64, and which token it is where it is one: the unit row of the class token, the same weight for every
         patch, or the pooling's own row.
-
-    Raises:
-        NoReadoutError: If the model's head reads none of the three, or the pooling was not captured.
-        TokenLayoutError: If the pooling reads other tokens.
     """
     batch, _, tokens, _ = last.shape
     row = torch.zeros(batch, tokens, dtype=torch.float64, device=last.matrix.device)
@@ -177,18 +127,7 @@ def _pooling(maps: AttentionMaps, method: str) -> BlockAttention:
 
 
 def readout_queries(maps: AttentionMaps, block: BlockAttention) -> slice:
-    """Which queries of a block are the readout's; where they are several, the readout is their mean.
-
-    Args:
-        maps: What was captured.
-        block: One of its blocks.
-
-    Returns:
-        The class token, the pooling's queries, or the patches.
-
-    Raises:
-        NoReadoutError: If the model's head reads none of the three here.
-    """
+    """Which queries of a block are the readout's; where they are several, the readout is their mean."""
     if block.queries in (Queries.POOL, Queries.CLASS):
         return block.readout_rows or slice(None)
     if maps.readout.rows in (Rows.CLS, Rows.MEAN):

@@ -16,10 +16,6 @@ from attnhook.errors import GradientsNotKeptError
 def relevant_rows(block: BlockAttention, queries: slice) -> Tensor:
     """A few rows of the positive part of A * dA.
 
-    Args:
-        block: A block with its whole matrix and gradient.
-        queries: Which rows.
-
     Returns:
         `(batch, heads, rows, keys)` float64.
     """
@@ -30,7 +26,6 @@ def through_relevance(block: BlockAttention, row: Tensor) -> Tensor:
     """A row times the mean over heads of the positive part of A * dA.
 
     Args:
-        block: A block with its whole matrix and gradient.
         row: `(batch, queries)` float64.
 
     Returns:
@@ -55,9 +50,6 @@ def through_relevance(block: BlockAttention, row: Tensor) -> Tensor:
 
 def positive_gradient(block: BlockAttention) -> Tensor:
     """Mean over heads and queries of the positive part of dA.
-
-    Args:
-        block: A block with its gradient.
 
     Returns:
         `(batch, keys)` float64.

@@ -102,18 +102,8 @@ def rollout_by_block(maps: AttentionMaps, *, residual: float = 0.5) -> Iterator[
 
     With W_l as there, these are the products `W_l ... W_0`, and a pooling's rows times the last of them. Each is a whole matrix.
 
-    Args:
-        maps: Captured with `rows="all"`.
-        residual: As in `rollout`.
-
     Returns:
         For each block `(batch, queries, tokens)` float32; None for a pooling that reads other tokens than the block before it.
-
-    Raises:
-        RowsNotKeptError: Unless captured with `rows="all"`.
-        NoReadoutError: If there is a pooling alone.
-        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens.
-        UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
     """
     check_whole_matrices(maps, "rollout")
     common_layout(followed_blocks(maps, "rollout"), "rollout")

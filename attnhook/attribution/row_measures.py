@@ -19,9 +19,6 @@ def row_entropy(rows: Tensor) -> Tensor:
     Args:
         rows: `(..., keys)`, each summing to 1.
 
-    Returns:
-        `(...)` float64.
-
     Example:
         >>> row_entropy(torch.tensor([0.5, 0.5, 0.0, 0.0])).exp()
         tensor(2.0000, dtype=torch.float64)
@@ -35,13 +32,6 @@ def top_mass(rows: Tensor, k: int) -> Tensor:
 
     Args:
         rows: `(..., keys)`.
-        k: How many, at least 1.
-
-    Returns:
-        `(...)` float64.
-
-    Raises:
-        ValueError: If k is below 1.
     """
     if k < 1:
         raise ValueError(f"top-k mass: expected k of at least 1, got {k}.")
@@ -53,7 +43,6 @@ def token_mass(rows: Tensor, keys: TokenTable) -> Tensor:
 
     Args:
         rows: `(..., keys)`.
-        keys: What the keys are.
 
     Returns:
         `(..., 4)` float64 in the order of `TOKEN_KINDS`; 0 for kinds that there are none of. They sum to the row's sum.
@@ -69,10 +58,6 @@ def effective_patches(rows: Tensor, keys: TokenTable) -> Tensor:
 
     Args:
         rows: `(..., keys)`.
-        keys: What the keys are.
-
-    Returns:
-        `(...)` float64.
     """
     _check(rows, keys)
     patches = rows[..., keys.chosen("patch")]
@@ -91,15 +76,10 @@ def attention_distance(
 
     Args:
         rows: `(..., queries, keys)`.
-        keys: What the keys are.
         places: Row and column of each query on the same grid, `(queries, 2)`, NaN for queries that are no patches.
-        patch_size: Height and width of a patch: 1 and 1 give patches, its pixels give pixels.
 
     Returns:
         `(..., queries)` float64, in units of `patch_size`.
-
-    Raises:
-        TokenLayoutError: If there is not one place a query.
     """
     _check(rows, keys)
     if places.shape != (rows.shape[-2], 2):
@@ -119,10 +99,6 @@ def row_divergence(first: Tensor, second: Tensor) -> Tensor:
 
     Args:
         first: `(..., keys)`.
-        second: Of the same shape.
-
-    Returns:
-        `(...)` float64.
 
     Example:
         >>> row_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).exp()

@@ -29,13 +29,6 @@ def pointing_game(patch_map: Tensor, mask: Any, *, tolerance: float = 0.0) -> Te
     Args:
         patch_map: `(..., h, w)`.
         mask: Boolean (or 0 and 1), True on the object, `(..., h, w)`.
-        tolerance: How far from the object, in cells of the map, still hits; the paper allows 15 pixels.
-
-    Returns:
-        `(...)` float64 in [0, 1].
-
-    Raises:
-        ScoreError: If the shapes do not go together, or a map or an object is empty.
 
     Example:
         >>> pointing_game(torch.tensor([[0.1, 0.7], [0.1, 0.1]]), torch.tensor([[False, True], [False, False]]))
@@ -53,12 +46,6 @@ def energy_in_mask(patch_map: Tensor, mask: Any) -> Tensor:
     Args:
         patch_map: `(..., h, w)`, not negative.
         mask: Boolean, True on the object, `(..., h, w)`.
-
-    Returns:
-        `(...)` float64 in [0, 1]; chance is the object's part of the area.
-
-    Raises:
-        ScoreError: If the shapes do not go together, a map is negative or without mass, or an object is empty.
     """
     values, truth = _pair(patch_map, mask)
     return _each(values, truth, lambda v, m: _distribution(v)[m].sum())
@@ -70,12 +57,6 @@ def auroc(patch_map: Tensor, mask: Any) -> Tensor:
     Args:
         patch_map: `(..., h, w)`, any real numbers.
         mask: Boolean, True on the object, `(..., h, w)`.
-
-    Returns:
-        `(...)` float64; chance is 0.5, also of a flat map.
-
-    Raises:
-        ScoreError: If the shapes do not go together, or a mask is all object or all background.
     """
 
     def of_one(values: Tensor, truth: Tensor) -> Tensor:
@@ -94,13 +75,6 @@ def iou_at_mass(patch_map: Tensor, mask: Any, *, keep: float = 0.6) -> Tensor:
     Args:
         patch_map: `(..., h, w)`, not negative.
         mask: Boolean, True on the object, `(..., h, w)`.
-        keep: Part of the mass, in (0, 1]. Caron et al. 2021 (arXiv 2104.14294) take 0.6.
-
-    Returns:
-        `(...)` float64 in [0, 1].
-
-    Raises:
-        ScoreError: If the shapes do not go together, a map is negative or without mass, or `keep` is not in (0, 1].
     """
 
     def of_one(values: Tensor, truth: Tensor) -> Tensor:
@@ -111,18 +85,7 @@ def iou_at_mass(patch_map: Tensor, mask: Any, *, keep: float = 0.6) -> Tensor:
 
 
 def smallest_region(values: Tensor, keep: float) -> Tensor:
-    """The fewest entries that hold `keep` of the mass, as `mass_mask` chooses them.
-
-    Args:
-        values: One dimension, not negative.
-        keep: Part of the mass, in (0, 1].
-
-    Returns:
-        Boolean, of the same shape.
-
-    Raises:
-        ScoreError: If a value is negative, there is no mass, or `keep` is not in (0, 1].
-    """
+    """The fewest entries that hold `keep` of the mass, as `mass_mask` chooses them."""
     if not 0 < keep <= 1:
         raise ScoreError(f"region by mass: expected keep in (0, 1], got {keep}.")
     return mass_mask(_distribution(values), keep).to(values.device)
@@ -137,9 +100,6 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     Args:
         first: `(..., h, w)`.
         second: `(..., h, w)`.
-
-    Returns:
-        `(...)` float64 in [-1, 1]; NaN where a map is flat.
     """
 
     def of_one(a: Tensor, b: Tensor) -> Tensor:
@@ -155,9 +115,6 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     Args:
         first: `(..., h, w)`, not negative.
         second: `(..., h, w)`, not negative.
-
-    Returns:
-        `(...)` float64 in [0, log 2].
     """
 
     def of_one(a: Tensor, b: Tensor) -> Tensor:
@@ -172,9 +129,6 @@ def cosine(first: Tensor, second: Tensor) -> Tensor:
     Args:
         first: `(..., h, w)`.
         second: `(..., h, w)`.
-
-    Returns:
-        `(...)` float64 in [-1, 1]; NaN where a map is zero.
     """
     return _each(*_two_maps(first, second), _cosine)
 
@@ -206,14 +160,6 @@ def agreement(first: Tensor, second: Tensor, *, shuffles: int = 20, seed: int = 
     Args:
         first: `(..., h, w)`, not negative.
         second: `(..., h, w)`, not negative.
-        shuffles: How many shuffles the baseline is a mean of, at least 1.
-        seed: Of the shuffles; torch's own generators are not touched.
-
-    Returns:
-        The agreement.
-
-    Raises:
-        ScoreError: If the shapes differ, a map is negative or without mass, or `shuffles` is below 1.
 
     Example:
         >>> found = agreement(random_map((14, 14), seed=1), random_map((14, 14), seed=2))
@@ -236,10 +182,6 @@ def agreement(first: Tensor, second: Tensor, *, shuffles: int = 20, seed: int = 
 def centre_prior(size: Size, *, sigma: float = 0.25) -> Tensor:
     """A Gaussian in the middle: what a photographer's habit alone scores.
 
-    Args:
-        size: Height and width of the map.
-        sigma: Standard deviation, in units of height and width.
-
     Returns:
         `(h, w)` float32, summing to 1.
     """
@@ -250,11 +192,6 @@ def centre_prior(size: Size, *, sigma: float = 0.25) -> Tensor:
 
 def random_map(size: Size, *, seed: int = 0, batch: int | None = None) -> Tensor:
     """Independent uniform numbers: what no knowledge scores.
-
-    Args:
-        size: Height and width of the map.
-        seed: Of the numbers; torch's own generators are not touched.
-        batch: How many maps; None gives one without the dimension.
 
     Returns:
         `(h, w)` or `(batch, h, w)` float32, each summing to 1.

@@ -132,10 +132,6 @@ def attention_statistics(
 def entropy(block: BlockAttention, *, relative: bool = False) -> Tensor:
     """Mean entropy over all kept rows.
 
-    Args:
-        block: A block of any capture; with `rows="all"` one fused pass gives it, no part of the matrix is computed.
-        relative: Over `log(keys)` instead of in nats.
-
     Returns:
         `(batch, heads)` float64.
     """
@@ -147,9 +143,6 @@ def entropy(block: BlockAttention, *, relative: bool = False) -> Tensor:
 
 def received_mass(block: BlockAttention) -> Tensor:
     """Mean attention that each key receives, over all kept rows.
-
-    Args:
-        block: A block of any capture.
 
     Returns:
         `(batch, heads, keys)` float64; sums to 1. Windows stand in the batch axis.
@@ -165,13 +158,6 @@ def find_sinks(block: BlockAttention, *, ratio: float = 10.0) -> tuple[Sink, ...
 
     Whether they mean something visual is not looked at: a class token is often among them, and with one kept row its peaks are. Of windows,
     uniform is one window's.
-
-    Args:
-        block: A block of any capture.
-        ratio: In units of uniform attention, 1 / keys.
-
-    Returns:
-        Strongest first.
     """
     received = received_mass(block).mean(dim=1).cpu()
     keys = received.shape[-1]
@@ -200,9 +186,6 @@ def _patch(place: list[float]) -> PatchIndex | None:
 
 def head_diversity(block: BlockAttention) -> Tensor:
     """Mean Jensen-Shannon divergence, in nats, between every two heads' rows, over all kept rows.
-
-    Args:
-        block: A block of any capture.
 
     Returns:
         `(batch,)` float64: 0 where heads look alike, at most log 2; NaN with a single head.

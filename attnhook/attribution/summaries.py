@@ -71,15 +71,7 @@ class BlockSummary:
         return head_divergence(self.readout.double()[:, :, None]).mean()
 
     def live_patch_mass(self, ratio: float, largest: float) -> Tensor:
-        """Share of each head's attention that falls on patches which are no sinks, `(heads,)` float64; NaN where patches are not known.
-
-        Args:
-            ratio: A key is a sink from this many times uniform attention on, received from all heads together.
-            largest: And at the latest from this share on, where there are few keys.
-
-        Returns:
-            The shares.
-        """
+        """Share of each head's attention that falls on patches which are no sinks, `(heads,)` float64; NaN where patches are not known."""
         if self.patches is None:
             return torch.full_like(self.entropy, math.nan)
         sinks = self.received.mean(dim=1) >= min(ratio / self.keys, largest)
@@ -101,16 +93,6 @@ def summarise_block(
     known: "dict[Any, Any] | None" = None,
 ) -> BlockSummary:
     """Sum a block up in one pass over its rows, of which no more than a chunk is ever there.
-
-    Args:
-        block: A block of any capture.
-        readout: What the model's head reads, as `AttentionMaps.readout` says.
-        rows: What was kept, as `AttentionMaps.rows` says.
-        distances: Whether to measure distances.
-        known: Filled with what depends on the tokens alone; give the same to all blocks of one forward, and it is computed once.
-
-    Returns:
-        The summary, on the block's device.
 
     Example:
         >>> import timm

@@ -45,14 +45,6 @@ class TokenTable:
 def token_table(layout: Layout, entry: int = 0, *, of_queries: bool = False) -> TokenTable:
     """Look the tokens of one batch entry up.
 
-    Args:
-        layout: What the tokens are.
-        entry: Index on the batch axis: an image, or one of its windows.
-        of_queries: Whether the queries of windows are meant instead of their keys, where those differ.
-
-    Returns:
-        The table.
-
     Example:
         >>> token_table(TokenLayout(grid=(1, 2), registers=1)).places
         tensor([[nan, nan],
@@ -82,16 +74,7 @@ _NOT_TOKENS = (Queries.POOL, Queries.CLASS)
 
 
 def asking_table(rows: Rows | Sequence[Any], block: BlockAttention, entry: int) -> TokenTable:
-    """Look up what the kept rows of one batch entry are, their places in units of the keys' grid.
-
-    Args:
-        rows: What was kept, as `AttentionMaps.rows` says.
-        block: The block.
-        entry: Index on the batch axis.
-
-    Returns:
-        The table; rows that are no one token are of kind other.
-    """
+    """Look up what the kept rows of one batch entry are, their places in units of the keys' grid."""
     count = block.shape[2]
     nowhere = TokenTable(torch.full((count,), _OTHER, device="cpu"), torch.full((count, 2), math.nan, device="cpu"))
     layout = block.token_layout if block.query_token_layout is None else block.query_token_layout
@@ -107,14 +90,7 @@ def asking_table(rows: Rows | Sequence[Any], block: BlockAttention, entry: int) 
 
 
 def distinct_entries(block: BlockAttention) -> int:
-    """After how many batch entries the same tokens stand at the same places again, among keys and among queries.
-
-    Args:
-        block: The block.
-
-    Returns:
-        1 where all entries are alike or their tokens are not known, the number of windows, or the whole batch.
-    """
+    """After how many batch entries the same tokens stand at the same places again, among keys and among queries."""
     counts = [1]
     for layout in (block.token_layout, block.query_token_layout):
         if isinstance(layout, WindowLayout):

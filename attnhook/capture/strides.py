@@ -7,13 +7,6 @@ def pixels_per_step(pixels: int, positions: int) -> int:
     What is halved and has an odd length is padded, as by convolutions with padding and by Swin: the last position then reaches beyond the image,
     and the step is still a power of two. 240 pixels and 8 positions are steps of 32, not of 30.
 
-    Args:
-        pixels: Length of the image along one axis.
-        positions: Length of the grid.
-
-    Returns:
-        The power of two that makes that many positions, or else the whole number that does exactly; 0 where there is neither.
-
     Example:
         >>> pixels_per_step(240, 8), pixels_per_step(240, 20), pixels_per_step(240, 14)
         (32, 12, 0)

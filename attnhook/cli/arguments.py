@@ -28,18 +28,7 @@ _MODEL_HELP = (
 
 
 def add_command(commands: Any, name: str, line: str, text: str, examples: str) -> argparse.ArgumentParser:
-    """Add a command.
-
-    Args:
-        commands: What `add_subparsers` gave.
-        name: The command.
-        line: What it does, in the list of commands.
-        text: What it does, at length.
-        examples: Printed behind the options.
-
-    Returns:
-        Its parser.
-    """
+    """Add a command."""
     made: argparse.ArgumentParser = commands.add_parser(
         name,
         help=line,
@@ -51,21 +40,13 @@ def add_command(commands: Any, name: str, line: str, text: str, examples: str) -
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which model runs where.
-
-    Args:
-        parser: The command's.
-    """
+    """Add the options that say which model runs where."""
     parser.add_argument("--model", default="demo", metavar="SPEC", help=f"one of {_MODEL_HELP} (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default: %(default)s)")
 
 
 def add_map_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a map is made and coloured.
-
-    Args:
-        parser: The command's.
-    """
+    """Add the options that say how a map is made and coloured."""
     parser.add_argument(
         "--method",
         default="raw_attention",
@@ -132,15 +113,6 @@ def _heads(text: str) -> HeadsOption:
 def blocks_choice(text: str) -> BlocksOption:
     """Read `--blocks`.
 
-    Args:
-        text: `all`, `last:N`, or indices and names with commas between them.
-
-    Returns:
-        What `AttentionCapture` takes.
-
-    Raises:
-        argparse.ArgumentTypeError: If there is no number behind `last:`.
-
     Example:
         >>> [blocks_choice(text) for text in ("all", "last:3", "3", "0,blocks.5.attn,-1")]
         [None, 3, [3], [0, 'blocks.5.attn', -1]]
@@ -156,18 +128,7 @@ def blocks_choice(text: str) -> BlocksOption:
 
 
 def rows_choice(text: str, *, whole: bool = False) -> RowsOption:
-    """Read `--rows`.
-
-    Args:
-        text: A name, or `ROW,COLUMN`.
-        whole: Whether whole matrices may be asked for.
-
-    Returns:
-        What `AttentionCapture` takes.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is neither.
-    """
+    """Read `--rows`."""
     legal = [rows.value for rows in Rows if whole or rows is not Rows.ALL]
     if text in legal:
         return text

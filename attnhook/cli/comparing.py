@@ -25,11 +25,7 @@ examples:
 
 
 def add(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` gave.
-    """
+    """Add the command."""
     compare = add_command(commands, "compare", "several models on the same photos, as a report", _TEXT, _EXAMPLES)
     compare.set_defaults(run=_compare)
     compare.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files")

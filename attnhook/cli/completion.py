@@ -33,11 +33,7 @@ class PrintCompletion(argparse.Action):
 
 
 def add_completion(parser: argparse.ArgumentParser) -> None:
-    """Add the option.
-
-    Args:
-        parser: That of all commands.
-    """
+    """Add the option."""
     parser.add_argument(
         "--print-completion",
         action=PrintCompletion,

@@ -19,11 +19,7 @@ examples:
 
 
 def add(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` gave.
-    """
+    """Add the command."""
     demo = add_command(commands, "demo", "a real backbone on real photos", _TEXT, _EXAMPLES)
     demo.set_defaults(run=_demo)
     demo.add_argument("--out", type=Path, default=Path("attnhook-demo"), help="folder (default: %(default)s)")

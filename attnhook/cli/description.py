@@ -18,11 +18,7 @@ examples:
 
 
 def add(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` gave.
-    """
+    """Add the command."""
     describe = add_command(commands, "describe", "what would be captured from a model", _TEXT, _EXAMPLES)
     describe.set_defaults(run=_describe)
     add_model(describe)

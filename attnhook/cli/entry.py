@@ -25,12 +25,6 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Args:
-        argv: The arguments; None takes them from `sys.argv`.
-
-    Returns:
-        The exit code. Bad arguments and `--help` leave through `SystemExit`, as argparse does.
-
     Example:
         >>> main(["describe", "--model", "no_such_model"])
         2

@@ -30,11 +30,7 @@ examples:
 
 
 def add(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` gave.
-    """
+    """Add the command."""
     extract = add_command(commands, "extract", "attention of a whole data set, into files", _TEXT, _EXAMPLES)
     extract.set_defaults(run=_extract)
     extract.add_argument("source", metavar="SOURCE", help="where the photos are")

@@ -41,11 +41,7 @@ examples:
 
 
 def add(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` gave.
-    """
+    """Add the command."""
     overlay = add_command(commands, "overlay", "attention over your photos", _TEXT, _EXAMPLES)
     overlay.set_defaults(run=_overlay)
     overlay.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")

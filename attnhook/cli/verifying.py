@@ -18,11 +18,7 @@ examples:
 
 
 def add(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` gave.
-    """
+    """Add the command."""
     verify = add_command(commands, "verify", "captured rows against the model's own output", _TEXT, _EXAMPLES)
     verify.set_defaults(run=_verify)
     add_model(verify)

@@ -32,11 +32,7 @@ examples:
 
 
 def add(commands: Any) -> None:
-    """Add the command.
-
-    Args:
-        commands: What `add_subparsers` gave.
-    """
+    """Add the command."""
     view = add_command(commands, "view", "one HTML file to explore attention in", _TEXT, _EXAMPLES)
     view.set_defaults(run=_view)
     view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")

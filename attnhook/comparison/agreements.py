@@ -69,18 +69,7 @@ def photo_agreement(
     """Compare all models' maps of one photo.
 
     Args:
-        lattice: Points of the photo.
         seen: Those that all models saw, `(rows, columns)` bool.
-        measurements: By model.
-        maps: By model: the photo's map, not negative.
-        shuffles: How many random orders the baseline is a mean of.
-        seed: Of the orders.
-
-    Returns:
-        The agreement; None where there is nothing that all saw.
-
-    Raises:
-        ScoreError: If a map is negative.
     """
     drawn = {m: lattice.sample(measurements[m], values)[seen].double() for m, values in maps.items()}
     without = tuple(m for m, values in drawn.items() if len(values) and not values.nansum())
@@ -108,15 +97,7 @@ def photo_agreement(
 
 
 def pair_agreements(photos: "Sequence[PhotoAgreement | None]", models: int) -> tuple[PairAgreement, ...]:
-    """Average over photos.
-
-    Args:
-        photos: What `photo_agreement` gave.
-        models: How many models there are.
-
-    Returns:
-        One a pair that has photos in common.
-    """
+    """Average over photos."""
     known = [photo for photo in photos if photo is not None]
     others = [_other(photo, other) for n, photo in enumerate(known) if (other := _next(known, n)) is not None]
     found = []

@@ -29,17 +29,7 @@ class MeasurementCache:
     def path(
         self, model: Fingerprint | None, photo: Photo, views: tuple[View, ...], settings: tuple[object, ...]
     ) -> Path | None:
-        """Where a measurement stands: by the content of model and photo, what was asked, and the versions of what computed it.
-
-        Args:
-            model: The model's content; None or a model with hooks keeps nothing.
-            photo: The photo.
-            views: The maps asked for.
-            settings: Whatever else changes the result.
-
-        Returns:
-            The file's path, whether or not it exists.
-        """
+        """Where a measurement stands: by the content of model and photo, what was asked, and the versions of what computed it."""
         if self.folder is None or model is None or model.hooked:
             return None
         asked = [(view.method, view.depth) for view in views]
@@ -59,24 +49,12 @@ class MeasurementCache:
 
     @staticmethod
     def get(path: Path | None) -> Measurement | None:
-        """A measurement, if there is a whole one.
-
-        Args:
-            path: What `path` gave.
-
-        Returns:
-            The measurement or None.
-        """
+        """A measurement, if there is a whole one."""
         return None if path is None else Measurement.load(path)
 
     @staticmethod
     def keep(path: Path | None, measurement: Measurement) -> None:
-        """Write a measurement.
-
-        Args:
-            path: What `path` gave.
-            measurement: The measurement.
-        """
+        """Write a measurement."""
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             measurement.save(path)

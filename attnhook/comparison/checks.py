@@ -41,18 +41,7 @@ def make_notes(
     trained: "Sequence[Size | None]",
     view: str,
 ) -> list[Note]:
-    """Compare every two models' grids and maps number by number, and say who ran at another size than it was trained at.
-
-    Args:
-        names: The models.
-        fingerprints: Their contents.
-        measurements: By model and photo.
-        trained: The grids that they were trained with, where that is known.
-        view: Whose maps are compared.
-
-    Returns:
-        The notes.
-    """
+    """Compare every two models' grids and maps number by number, and say who ran at another size than it was trained at."""
     resized = {model: ran for model in range(len(names)) if (ran := _other_grids(model, measurements, trained[model]))}
     notes = []
     for group in _same_weights(fingerprints):

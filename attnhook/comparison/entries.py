@@ -34,15 +34,7 @@ class ModelEntry:
 
 
 def model_entry(subject: Subject, vision: VisionModel) -> ModelEntry:
-    """Describe a model.
-
-    Args:
-        subject: Its name and source.
-        vision: The model.
-
-    Returns:
-        What is said of it.
-    """
+    """Describe a model."""
     model = vision.model
     return ModelEntry(
         name=subject.name,

@@ -37,14 +37,6 @@ class Estimate:
 def estimate(values: "Tensor | list[float]", *, interval: bool = False, seed: int = 0) -> Estimate:
     """Average over photos.
 
-    Args:
-        values: One a photo; NaN is left out.
-        interval: Whether to draw photos with replacement for a 95 % interval.
-        seed: Of the draws; torch's own generators are not touched.
-
-    Returns:
-        The estimate.
-
     Example:
         >>> estimate([1.0, 3.0])
         Estimate(value=2.0, n=2, error=1.0, low=None, high=None)

@@ -49,18 +49,7 @@ def perturb(
     """Areas under the curves of one photo.
 
     Args:
-        vision: A classifier.
         inputs: What the model is fed, pixels `(1, 3, height, width)`; what is taken away becomes 0, mid-grey for most models.
-        patch_map: The photo's map. Pixels that its grid does not cover are no patch's, and stay.
-        target: The class; None for the one with the highest score.
-        steps: In how many steps.
-        seed: Of the random map.
-
-    Returns:
-        The area of each of `CURVES`.
-
-    Raises:
-        TargetError: If the model gives no class scores, or has no such class.
     """
     with torch.no_grad():
         scores = class_scores(vision.model, run_vision(vision.model, inputs))
@@ -91,15 +80,7 @@ def perturb(
 
 
 def mean_faithfulness(model: int, photos: list[dict[str, float]]) -> Faithfulness:
-    """Average over photos.
-
-    Args:
-        model: Index of the model.
-        photos: What `perturb` gave.
-
-    Returns:
-        The means.
-    """
+    """Average over photos."""
     areas = {name: estimate([one[name] for one in photos]) for name in CURVES}
     gains = {
         "deletion": estimate([one["random_deletion"] - one["deletion"] for one in photos], interval=True),

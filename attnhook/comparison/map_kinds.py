@@ -41,12 +41,6 @@ class View:
     def block(self, count: int) -> int:
         """Which block of a model it is.
 
-        Args:
-            count: How many blocks the model has.
-
-        Returns:
-            Its index: the first block at or beyond the relative depth.
-
         Example:
             >>> View("raw_attention", 0.5).block(12), View("raw_attention", 1.0).block(12)
             (5, 11)
@@ -55,19 +49,7 @@ class View:
 
 
 def make_views(methods: "str | Sequence[str]", depths: "float | Sequence[float]") -> tuple[View, ...]:
-    """All methods at all depths.
-
-    Args:
-        methods: One of `METHODS` or several.
-        depths: Relative depths, for methods of one block.
-
-    Returns:
-        The views, in order.
-
-    Raises:
-        ValueError: If there is no method, one is unknown or named twice, or a depth is not above 0 and at most 1, or
-            two are too close to tell apart.
-    """
+    """All methods at all depths."""
     chosen = [methods] if isinstance(methods, str) else list(methods)
     places = sorted({float(depth) for depth in ([depths] if isinstance(depths, int | float) else depths)}, reverse=True)
     for method in chosen:

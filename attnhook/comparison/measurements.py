@@ -54,11 +54,7 @@ class Measurement:
     problems: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write it without its time to a temporary name, then rename.
-
-        Args:
-            path: The file's path.
-        """
+        """Write it without its time to a temporary name, then rename."""
         tensors = {f"map/{name}": found.values for name, found in self.maps.items()}
         tensors |= {f"statistic/{name}": value for name, value in self.statistics.items()}
         plain = {
@@ -80,14 +76,7 @@ class Measurement:
 
     @classmethod
     def load(cls, path: Path) -> "Measurement | None":
-        """Read one back.
-
-        Args:
-            path: The file's path.
-
-        Returns:
-            The measurement; None if there is no such file, it is no whole measurement, or not the one that was kept under this name.
-        """
+        """Read one back."""
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata()
@@ -132,10 +121,6 @@ def _pair(plain: list[int] | None) -> Size | None:
 
 def mean_over_photos(measurements: list[Measurement], statistic: str) -> Tensor | None:
     """A statistic's mean over photos, where all have as many blocks and heads.
-
-    Args:
-        measurements: Of one model.
-        statistic: Its name.
 
     Returns:
         `(blocks, heads)` float64, or None where there is nothing to average.

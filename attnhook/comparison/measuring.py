@@ -38,14 +38,7 @@ STATISTICS = {
 
 
 class Gauge:
-    """Measures one model.
-
-    Args:
-        vision: The model.
-        views: The maps to make.
-        statistics: Whether to measure statistics of all rows, too.
-        faithful: Whether to take patches away and watch the model's score, too.
-    """
+    """Measures one model."""
 
     def __init__(self, vision: VisionModel, views: Sequence[View], *, statistics: bool, faithful: bool = False) -> None:
         self.vision = vision
@@ -58,15 +51,7 @@ class Gauge:
         self._followed = AttentionCapture(vision.model, rows=Rows.ALL, gradients=True) if gradients else None
 
     def measure(self, photo: Image.Image, target: TargetOption = None) -> Measurement:
-        """Measure one photo.
-
-        Args:
-            photo: The photo.
-            target: The class that gradient methods follow; None for the one with the highest score.
-
-        Returns:
-            The measurement, on the CPU; a view that the model has no map of is among its problems.
-        """
+        """Measure one photo."""
         prepared = self.vision.prepare(photo)
         inputs, geometry = prepared.inputs, prepared.geometry
         if not all(points.any() for points in points_seen(geometry)):

@@ -17,21 +17,7 @@ if TYPE_CHECKING:
 
 
 def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scale: Any, **options: Any) -> "Figure":
-    """Photos by models.
-
-    Args:
-        comparison: The comparison.
-        view: Which maps.
-        photos: Indices.
-        scale: As in `overlay`.
-        **options: As in `attnhook.imaging.comparison_figures.photos_by_models`.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If `scale="uniform"` is asked for maps that are no attention.
-    """
+    """Photos by models."""
     check_scale(scale, mass=view.mass, shown=view.label)
     models = range(len(comparison.models))
     heatmaps, uniform = [], []
@@ -57,17 +43,7 @@ def matrix_figure(comparison: Comparison, view: View, photos: list[int], *, scal
 
 
 def depth_figure(comparison: Comparison) -> "Figure":
-    """Every statistic over relative depth, a line a model.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If the comparison was made without statistics.
-    """
+    """Every statistic over relative depth, a line a model."""
     rows = depth_table(comparison).rows
     if not rows:
         raise ValueError("no statistics to draw: expected a comparison made with statistics=True. Compare again.")
@@ -88,14 +64,7 @@ def depth_figure(comparison: Comparison) -> "Figure":
 
 
 def rendered(figure: "Figure") -> Image.Image:
-    """A figure as a picture.
-
-    Args:
-        figure: The figure.
-
-    Returns:
-        RGB.
-    """
+    """A figure as a picture."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     with Image.open(buffer) as picture:

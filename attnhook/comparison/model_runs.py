@@ -65,15 +65,6 @@ def run_model(subject: Subject, photos: Sequence[Photo], settings: RunSettings, 
     """Load a model, measure it on every photo, and let it go.
 
     Whatever a model raises is written down: the others are to finish.
-
-    Args:
-        subject: The model.
-        photos: The photos.
-        settings: What is measured.
-        tick: Called after each photo.
-
-    Returns:
-        What became of it.
     """
     run = ModelRun()
     try:

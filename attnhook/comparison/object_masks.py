@@ -35,20 +35,7 @@ class ObjectMask:
 
 
 def read_mask(source: MaskSource, size: Size, photo: str) -> ObjectMask:
-    """Read a mask from wherever it is.
-
-    Args:
-        source: A mask of the photo's size whose values are 0 and 1, or 0 and 255 (the object), with 128 for what is to be ignored: a file, a
-            PIL image, an array or a tensor. Or boxes.
-        size: The photo's height and width.
-        photo: Its name, for errors.
-
-    Returns:
-        The mask.
-
-    Raises:
-        ImageError: If it cannot be read, is of another size, has other values, holds no object; or a box lies outside the photo.
-    """
+    """Read a mask from wherever it is."""
     if (
         isinstance(source, Tensor | np.ndarray)
         and source.ndim <= 2
@@ -80,14 +67,7 @@ def read_mask(source: MaskSource, size: Size, photo: str) -> ObjectMask:
 
 
 def is_box(source: Any) -> bool:
-    """Tell a box from a list.
-
-    Args:
-        source: Anything.
-
-    Returns:
-        Whether it is four numbers.
-    """
+    """Tell a box from a list."""
     return isinstance(source, tuple | list) and len(source) == 4 and all(isinstance(edge, Real) for edge in source)
 
 

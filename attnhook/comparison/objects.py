@@ -49,15 +49,7 @@ def score_photo(
     """Score a model's map of one photo, and the controls, over the points that all models saw.
 
     Args:
-        lattice: Points of the photo.
         seen: Those that all models saw, `(rows, columns)` bool.
-        mask: The object.
-        measurement: The model's.
-        maps: The map of `"model"`, and of `"random_weights"` where there is one.
-        seed: Of the random map, which is of the model's own grid.
-
-    Returns:
-        By score and by one of `CONTROLS`; NaN where nothing of the object, or nothing else, was seen.
     """
     inside = lattice.nearest(mask.inside)
     counted = seen & ~lattice.nearest(mask.ignored)
@@ -91,15 +83,7 @@ def _pointing(measurement: Measurement, patch_map: PatchMap, counted: Tensor, ma
 
 
 def object_scores(model: int, photos: "Sequence[dict[str, dict[str, float]]]") -> ObjectScores:
-    """Average a model's scores over photos.
-
-    Args:
-        model: Its index.
-        photos: What `score_photo` gave.
-
-    Returns:
-        The means.
-    """
+    """Average a model's scores over photos."""
     table = {
         name: {control: estimate(torch.tensor([one[name][control] for one in photos])) for control in CONTROLS}
         for name in SCORES

@@ -38,14 +38,7 @@ class Photo:
     mask: MaskSource | None = None
 
     def read(self) -> Image.Image:
-        """Read it.
-
-        Returns:
-            The photo, RGB, upright.
-
-        Raises:
-            OSError: If it is no longer the photo that it was.
-        """
+        """Read it."""
         picture = read_image(self.source)
         if _digest(picture) != self.digest:
             raise OSError(
@@ -94,19 +87,7 @@ def read_photos(
     masks: "Sequence[MaskSource | None] | None" = None,
     labels: "Sequence[str | int | None] | None" = None,
 ) -> tuple[tuple[Photo, ...], tuple[Failure, ...]]:
-    """Look at all photos once.
-
-    Args:
-        images: The photos.
-        masks: Where the object of each is, None for those without.
-        labels: What each shows.
-
-    Returns:
-        Those that can be read, and why the others cannot.
-
-    Raises:
-        ValueError: If there is none, or not as many masks or labels as photos.
-    """
+    """Look at all photos once."""
     sources = each_image(images)
     if not sources:
         raise ValueError("nothing to compare on: expected at least one photo, got none.")

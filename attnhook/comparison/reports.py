@@ -38,19 +38,7 @@ _QUALITY = 85
 
 
 def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path:
-    """Write everything, each file under a temporary name first; the manifest comes last.
-
-    Args:
-        comparison: The comparison.
-        folder: Where; made if need be.
-        pictures: Whether to write PNGs.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        ComparisonError: If the folder holds something else.
-    """
+    """Write everything, each file under a temporary name first; the manifest comes last."""
     from attnhook.pages.report import report_html
 
     check_folder(folder)
@@ -80,14 +68,7 @@ def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder whose manifest says that something else is in it.
-
-    Args:
-        folder: Where a report is to be written.
-
-    Raises:
-        ComparisonError: If it holds something else.
-    """
+    """Refuse a folder whose manifest says that something else is in it."""
     found = format_of(folder)
     if found not in (None, FORMAT):
         raise ComparisonError(
@@ -97,14 +78,7 @@ def check_folder(folder: Path) -> None:
 
 
 def manifest(comparison: Comparison) -> dict[str, Any]:
-    """What made the comparison: versions, models and photos by content, settings.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        Plain values.
-    """
+    """What made the comparison: versions, models and photos by content, settings."""
     return {
         "format": FORMAT,
         "attnhook": __version__,
@@ -141,17 +115,7 @@ def manifest(comparison: Comparison) -> dict[str, Any]:
 def page_content(
     comparison: Comparison, photos: Sequence[dict[str, Any]], tables: Sequence[Table], depth: "Figure | None"
 ) -> dict[str, Any]:
-    """Everything that the page shows.
-
-    Args:
-        comparison: The comparison.
-        photos: One a photo, as the page takes them.
-        tables: All.
-        depth: The figure of statistics over depth, if there are any.
-
-    Returns:
-        Plain values, as `pages.report_html` takes them.
-    """
+    """Everything that the page shows."""
     names = [entry.name for entry in comparison.models]
     return {
         "title": f"Where {len(names)} models look: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}",

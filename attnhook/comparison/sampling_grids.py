@@ -30,29 +30,14 @@ class Lattice:
 
     @classmethod
     def of_photo(cls, size: Size, resolution: int | None) -> Self:
-        """The photo's own pixels, or fewer points.
-
-        Args:
-            size: The photo's height and width.
-            resolution: The most points along the longer edge; None for every pixel.
-
-        Returns:
-            The lattice.
-        """
+        """The photo's own pixels, or fewer points."""
         height, width = size
         part = 1.0 if resolution is None else min(1.0, resolution / max(height, width))
         points = max(1, round(height * part)), max(1, round(width * part))
         return cls(points, (0.0, 0.0, float(height), float(width)))
 
     def geometry(self, geometry: ImageGeometry) -> ImageGeometry:
-        """A model's geometry, of these points instead of the photo's pixels.
-
-        Args:
-            geometry: Of the photo's pixels.
-
-        Returns:
-            The same map, from points to the model's input.
-        """
+        """A model's geometry, of these points instead of the photo's pixels."""
         top, left, bottom, right = self.box
         step = (bottom - top) / self.size[0], (right - left) / self.size[1]
         scale, offset = geometry.scale, geometry.offset
@@ -66,10 +51,6 @@ class Lattice:
     def sample(self, measurement: Measurement, patch_map: PatchMap) -> Tensor:
         """A map at these points.
 
-        Args:
-            measurement: Whose map it is.
-            patch_map: The map.
-
         Returns:
             `(..., rows, columns)` float32, NaN where the model did not look.
         """
@@ -79,9 +60,6 @@ class Lattice:
 
     def seen(self, measurement: Measurement) -> Tensor:
         """Which points the model saw.
-
-        Args:
-            measurement: The model's.
 
         Returns:
             `(rows, columns)` bool.
@@ -106,15 +84,7 @@ class Lattice:
 
 
 def points_seen(geometry: ImageGeometry, area: Size | None = None) -> tuple[Tensor, Tensor]:
-    """Which pixels have their middle where a model looked.
-
-    Args:
-        geometry: The model's.
-        area: Input pixels that its grid covers, or None for all.
-
-    Returns:
-        For each row and for each column of pixels, bool.
-    """
+    """Which pixels have their middle where a model looked."""
     area = area or geometry.input_size
     found = []
     for axis, length in enumerate(geometry.image_size):
@@ -127,8 +97,6 @@ def at_patches(measurement: Measurement, patch_map: PatchMap, values: Tensor) ->
     """What lies under the patches' centres.
 
     Args:
-        measurement: The model's.
-        patch_map: A map of its patches.
         values: `(rows, columns)` bool: of points over the whole photo.
 
     Returns:
@@ -146,15 +114,7 @@ def at_patches(measurement: Measurement, patch_map: PatchMap, values: Tensor) ->
 
 
 def between_centres(box: Box, lattice: Lattice) -> Box:
-    """A box of whole cells without its outer half cells, which some model may not have seen.
-
-    Args:
-        box: What `common_box` gave.
-        lattice: The points.
-
-    Returns:
-        From the first point to the last: top, left, bottom, right, in photo pixels; where there is but one, a little around it.
-    """
+    """A box of whole cells without its outer half cells, which some model may not have seen."""
     whole = lattice.box
     ends = []
     for first, last, length, points in zip(
@@ -171,10 +131,6 @@ def common_box(seen: Tensor, lattice: Lattice) -> Box:
 
     Args:
         seen: `(rows, columns)` bool, some of them True.
-        lattice: The points.
-
-    Returns:
-        Top, left, bottom, right, in photo pixels.
     """
     rows, columns = (seen.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
     top, left, bottom, right = lattice.box

@@ -39,17 +39,7 @@ class Subject:
         return self.source if isinstance(self.source, str) else None
 
     def open(self, device: str | None = None) -> VisionModel:
-        """Load it.
-
-        Args:
-            device: Where a model goes that `load` makes; None leaves it on the CPU. Objects stay where they are.
-
-        Returns:
-            The model with its preprocessing.
-
-        Raises:
-            TypeError: If a function returns something else.
-        """
+        """Load it."""
         source: Any = self.source
         if callable(source) and not isinstance(source, nn.Module):
             source = source()
@@ -65,18 +55,7 @@ class Subject:
 
 
 def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | ModelSource") -> tuple[Subject, ...]:
-    """Name the models.
-
-    Args:
-        models: The models in order, or by name.
-
-    Returns:
-        One each; names are unique.
-
-    Raises:
-        TypeError: If one cannot be a model.
-        ValueError: If there is none, two have the same name, or a module does not bring its preprocessing.
-    """
+    """Name the models."""
     if isinstance(models, Mapping):
         named = [
             (str(name), VisionModel(model) if isinstance(model, nn.Module) else model) for name, model in models.items()

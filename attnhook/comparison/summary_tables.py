@@ -17,14 +17,7 @@ from attnhook.comparison.tables import Column, Table
 
 
 def all_tables(comparison: Comparison) -> list[Table]:
-    """Every table that the comparison has numbers for.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        The tables, models first.
-    """
+    """Every table that the comparison has numbers for."""
     tables = [models_table(comparison), agreement_table(comparison, comparison.views), photos_table(comparison)]
     if any(comparison.objects.values()):
         tables.append(objects_table(comparison))
@@ -62,14 +55,7 @@ _MODEL_COLUMNS = (
 
 
 def models_table(comparison: Comparison) -> Table:
-    """One row a model.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        The table.
-    """
+    """One row a model."""
     rows = []
     for index, entry in enumerate(comparison.models):
         own = [one for (model, _), one in sorted(comparison.measurements.items()) if model == index]
@@ -126,14 +112,7 @@ def _mean(own: Sequence[Measurement], statistic: str) -> dict[str, Any] | None:
 
 
 def photos_table(comparison: Comparison) -> Table:
-    """One row a photo: what all models saw of it.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        The table.
-    """
+    """One row a photo: what all models saw of it."""
     rows = []
     for index, photo in enumerate(comparison.photos):
         area = comparison.areas[index]
@@ -162,15 +141,7 @@ _METRIC_WORDS = {
 
 
 def agreement_table(comparison: Comparison, views: Sequence[View]) -> Table:
-    """One row a pair of models and a view.
-
-    Args:
-        comparison: The comparison.
-        views: Which maps.
-
-    Returns:
-        The table.
-    """
+    """One row a pair of models and a view."""
     names = [entry.name for entry in comparison.models]
     rows = []
     for view in views:
@@ -212,14 +183,7 @@ _SCORE_WORDS = {
 
 
 def objects_table(comparison: Comparison) -> Table:
-    """One row a model, a view and a control.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        The table.
-    """
+    """One row a model, a view and a control."""
     rows = [
         {"view": view, "model": comparison.models[scores.model].name, "map": control.replace("_", " ")}
         | {name: scores.estimates[name][control].plain() for name in SCORES}
@@ -246,14 +210,7 @@ def objects_table(comparison: Comparison) -> Table:
 
 
 def faithfulness_table(comparison: Comparison) -> Table:
-    """One row a model and a view.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        The table.
-    """
+    """One row a model and a view."""
     rows = [
         {"view": view, "model": comparison.models[found.model].name}
         | {name: found.areas[name].plain() for name in CURVES}
@@ -284,14 +241,7 @@ def faithfulness_table(comparison: Comparison) -> Table:
 
 
 def depth_table(comparison: Comparison) -> Table:
-    """One row a model and a block: statistics at relative depths.
-
-    Args:
-        comparison: The comparison.
-
-    Returns:
-        The table.
-    """
+    """One row a model and a block: statistics at relative depths."""
     rows = []
     for index, entry in enumerate(comparison.models):
         own = [one for (model, _), one in sorted(comparison.measurements.items()) if model == index]

@@ -78,14 +78,7 @@ class Table:
 
 
 def as_csv(tables: "list[Table]") -> str:
-    """All numbers of several tables, one a line.
-
-    Args:
-        tables: The tables.
-
-    Returns:
-        CSV with the columns table, row, column, value, error, low, high, n; a row is named by its texts.
-    """
+    """All numbers of several tables, one a line."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     parts = ("value", "error", "low", "high", "n")

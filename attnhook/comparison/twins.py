@@ -9,13 +9,6 @@ def randomise(model: nn.Module, *, seed: int = 0) -> nn.Module:
 
     Each tensor keeps its own distribution, so activations keep a sane size in any architecture, and nothing of what was learned is left in where
     the numbers stand. Buffers (position indices, running statistics) stay.
-
-    Args:
-        model: The model; overwritten.
-        seed: Of the order; torch's own generators are not touched.
-
-    Returns:
-        The model.
     """
     generator = torch.Generator().manual_seed(seed)
     done: set[int] = set()

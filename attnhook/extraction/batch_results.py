@@ -50,15 +50,7 @@ class Seen:
 
 
 class BatchForwards:
-    """A model with its hooks in place: batches in, attention out.
-
-    Args:
-        vision: The model with its preprocessing.
-        settings: What is wanted.
-
-    Raises:
-        ExtractionError: If several photos' rows cannot be told apart.
-    """
+    """A model with its hooks in place: batches in, attention out."""
 
     def __init__(self, vision: VisionModel, settings: Settings) -> None:
         self.vision, self.settings = vision, settings
@@ -86,15 +78,7 @@ class BatchForwards:
             yield
 
     def run(self, inputs: ModelInputs, photos: int) -> Seen:
-        """Run the model on a batch; inside `open`.
-
-        Args:
-            inputs: What the model is fed.
-            photos: How many photos that is.
-
-        Returns:
-            What was seen; copies from a GPU may still be under way.
-        """
+        """Run the model on a batch; inside `open`."""
         torch.default_generator.manual_seed(SEED)  # models that draw, draw alike whatever ran before
         self.capture.clear()
         if self._whole is not None:

@@ -80,14 +80,7 @@ class PhotoBatches(Dataset[Batch]):
     _process: int = field(default=0, init=False, repr=False)
 
     def __getitem__(self, chosen: tuple[int, Sequence[int]]) -> Batch:
-        """Read photos.
-
-        Args:
-            chosen: A shard, and rows of it.
-
-        Returns:
-            The batch; photos that cannot be read say why.
-        """
+        """Read photos."""
         if self._listing is None or self._process != os.getpid():
             self._listing, self._process = Listing.read(self.path), os.getpid()
         shard, rows = chosen
@@ -121,15 +114,7 @@ def _reason(error: Exception) -> str:
 
 
 def batches_of(shards: dict[int, range], batch_size: int) -> Iterator[tuple[int, range]]:
-    """The rows of every batch. No batch spans two shards, so that a photo's batch depends on its shard alone.
-
-    Args:
-        shards: The rows of each shard.
-        batch_size: Photos a batch.
-
-    Yields:
-        The shard and the rows.
-    """
+    """The rows of every batch. No batch spans two shards, so that a photo's batch depends on its shard alone."""
     for shard, rows in shards.items():
         for first in range(rows.start, rows.stop, batch_size):
             yield shard, range(first, min(first + batch_size, rows.stop))
@@ -138,18 +123,7 @@ def batches_of(shards: dict[int, range], batch_size: int) -> Iterator[tuple[int,
 def load_batches(
     batches: PhotoBatches, shards: dict[int, range], *, batch_size: int, num_workers: int, pinned: bool
 ) -> "DataLoader[Batch]":
-    """Read batches ahead in worker processes.
-
-    Args:
-        batches: How they are read.
-        shards: The rows of each shard.
-        batch_size: Photos a batch.
-        num_workers: Processes; 0 reads in this one.
-        pinned: Whether pixels go to pinned memory.
-
-    Returns:
-        What to iterate over, once.
-    """
+    """Read batches ahead in worker processes."""
     order = list(batches_of(shards, batch_size))
     return DataLoader(
         batches,
@@ -168,14 +142,7 @@ _WORKER_DIED = ("DataLoader ", "received 0 items of ancillary data")  # how torc
 
 @contextmanager
 def living_workers() -> Iterator[None]:
-    """Say what to do where a worker process dies: torch raises that in whatever line the main thread is at.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ExtractionError: If one dies, or answers no more.
-    """
+    """Say what to do where a worker process dies: torch raises that in whatever line the main thread is at."""
     try:
         try:
             yield

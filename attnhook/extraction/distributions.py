@@ -20,15 +20,6 @@ def over_photos(folder: Path, manifest: Manifest, percentiles: Sequence[float] =
     """Mean and percentiles of every statistic over all photos, by block and head.
 
     They are of the stored numbers themselves, in the order of the shards: the same to the last bit however many processes wrote them.
-
-    Args:
-        folder: The extraction's.
-        manifest: Its manifest.
-        percentiles: Which, 0 to 100.
-
-    Returns:
-        A row a block, head and statistic: `block`, `head`, `statistic`, `photos` (those where it is defined), `mean`, `std`, and `p5` and so on;
-        None where it is defined nowhere.
     """
     found = []
     for block, places in _places(folder).items():
@@ -80,12 +71,7 @@ def _summary(numbers: Any, percentiles: Sequence[float]) -> dict[str, Any]:
 
 
 def write_distributions(folder: Path, manifest: Manifest) -> None:
-    """Write `statistics.json`, if there are any.
-
-    Args:
-        folder: The extraction's; all shards are whole.
-        manifest: Its manifest.
-    """
+    """Write `statistics.json`, if there are any."""
     if not manifest.statistics:
         return
     with replacing(folder / NAME, durable=True) as temporary:

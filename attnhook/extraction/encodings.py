@@ -13,7 +13,6 @@ def encode(rows: Tensor, dtype: StoredType) -> tuple[Tensor, Tensor | None]:
 
     Args:
         rows: `(..., keys)` float32, not negative.
-        dtype: How.
 
     Returns:
         `(..., keys)` of that type; for `uint8` also what one level is worth, `(..., 1)` float32: each row's largest value over 255.
@@ -30,7 +29,6 @@ def decode(stored: Tensor, scales: Tensor | None) -> Tensor:
 
     Args:
         stored: `(..., keys)`.
-        scales: What one level is worth, or None.
 
     Returns:
         `(..., keys)` float32.

@@ -80,14 +80,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def walk(root: Path) -> Iterator[Item]:
-    """All pictures below a folder, by their suffix. Links to folders are followed, but never in circles; hidden ones are left out.
-
-    Args:
-        root: The folder.
-
-    Yields:
-        The photos, and an item with its problem for every folder that cannot be read.
-    """
+    """All pictures below a folder, by their suffix. Links to folders are followed, but never in circles; hidden ones are left out."""
     pending: list[tuple[Path, bytes, frozenset[tuple[int, int]]]] = [(root, b"", frozenset())]
     while pending:
         folder, below, above = pending.pop()

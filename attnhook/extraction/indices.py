@@ -68,13 +68,7 @@ def tensors_path(folder: Path, shard: int) -> Path:
 
 
 def write_fragment(folder: Path, shard: int, rows: list[dict[str, Any]]) -> None:
-    """Write a shard's part of the index: the last thing that is written of a shard, so that what has one is whole.
-
-    Args:
-        folder: The extraction's.
-        shard: The shard, whose tensors are on the disk.
-        rows: What the index says of its photos.
-    """
+    """Write a shard's part of the index: the last thing that is written of a shard, so that what has one is whole."""
     arrow, parquet = require("pyarrow", "pyarrow"), require("pyarrow.parquet", "pyarrow")
     tensors = tensors_path(folder, shard)
     size = _size(tensors)
@@ -84,15 +78,7 @@ def write_fragment(folder: Path, shard: int, rows: list[dict[str, Any]]) -> None
 
 
 def whole_fragment(folder: Path, shard: int) -> Any:
-    """A shard's part of the index, if the shard is whole.
-
-    Args:
-        folder: The extraction's.
-        shard: The shard.
-
-    Returns:
-        The Arrow table, or None if the shard's tensors are missing or cut short.
-    """
+    """A shard's part of the index, if the shard is whole."""
     parquet = require("pyarrow.parquet", "pyarrow")
     path, tensors = fragment_path(folder, shard), tensors_path(folder, shard)
     if not path.exists():
@@ -118,15 +104,7 @@ def fragments(folder: Path) -> Iterator[Path]:
 
 
 def merge_fragments(folder: Path, shards: dict[int, int]) -> tuple[int, int]:
-    """Write the whole index, a few parts at a time.
-
-    Args:
-        folder: The extraction's.
-        shards: Each shard's number, and of how many photos it is.
-
-    Returns:
-        How many photos there are, and how many failed.
-    """
+    """Write the whole index, a few parts at a time."""
     arrow, parquet = require("pyarrow", "pyarrow"), require("pyarrow.parquet", "pyarrow")
     photos = failed = 0
     latest = time.monotonic() + LATE

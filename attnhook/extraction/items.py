@@ -63,26 +63,12 @@ class Item:
 
 
 def readable_name(member: bytes) -> str:
-    r"""A file's name as text, whatever bytes it is made of.
-
-    Args:
-        member: The name.
-
-    Returns:
-        The text; bytes that are not UTF-8 stand there as `\xNN`.
-    """
+    r"""A file's name as text, whatever bytes it is made of."""
     return member.decode("utf-8", "backslashreplace")
 
 
 def readable(text: str) -> str:
-    r"""Text that may hold bytes that are none, as Python reads names from the disk.
-
-    Args:
-        text: The text.
-
-    Returns:
-        The same, with `\xNN` for each of these bytes.
-    """
+    r"""Text that may hold bytes that are none, as Python reads names from the disk."""
     try:
         return readable_name(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:  # halves of characters that came from elsewhere
@@ -90,16 +76,7 @@ def readable(text: str) -> str:
 
 
 def file_item(path: Path, member: bytes, *, label: str | None = None) -> Item:
-    """A file as an item.
-
-    Args:
-        path: The file.
-        member: Its path below the source's root.
-        label: Its class.
-
-    Returns:
-        The item; one that cannot be looked at says why.
-    """
+    """A file as an item."""
     key = readable_name(member)
     try:
         found = path.stat()
@@ -111,17 +88,7 @@ def file_item(path: Path, member: bytes, *, label: str | None = None) -> Item:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file that should be a photo.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        ImageError: If it is no regular file, or too large for a photo.
-    """
+    """Read a file that should be a photo."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
         raise ImageError(f"cannot read {path}: expected an image file, got a directory or device. Pass files.")
@@ -130,46 +97,20 @@ def read_file(path: Path) -> bytes:
 
 
 def check_size(size: int, name: str) -> None:
-    """Refuse what is too large for a photo.
-
-    Args:
-        size: Bytes.
-        name: What it is called.
-
-    Raises:
-        ImageError: If it is.
-    """
+    """Refuse what is too large for a photo."""
     if size > MAX_BYTES:
         raise ImageError(f"cannot read {name}: expected at most {MAX_BYTES:,} bytes, got {size:,}. Shrink it first.")
 
 
 def check_exists(paths: tuple[Path, ...]) -> None:
-    """Refuse archives and tables that are not there.
-
-    Args:
-        paths: The files.
-
-    Raises:
-        ExtractionError: If one is missing.
-    """
+    """Refuse archives and tables that are not there."""
     for path in paths:
         if not path.is_file():
             raise ExtractionError(f"no photos: expected a file at {path}, got none. Check the path.")
 
 
 def require(module: str, package: str) -> ModuleType:
-    """Import an optional package.
-
-    Args:
-        module: What to import.
-        package: What it is installed as.
-
-    Returns:
-        The module.
-
-    Raises:
-        MissingPackageError: If it is not installed.
-    """
+    """Import an optional package."""
     import importlib
 
     try:

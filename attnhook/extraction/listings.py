@@ -32,14 +32,7 @@ class Listing:
 
     @classmethod
     def read(cls, path: Path) -> "Listing":
-        """Map a listing into memory.
-
-        Args:
-            path: What `write_listing` wrote.
-
-        Returns:
-            The listing.
-        """
+        """Map a listing into memory."""
         arrow = require("pyarrow", "pyarrow")
         with arrow.memory_map(os.fspath(path)) as file:
             return cls(arrow.ipc.open_file(file).read_all())
@@ -49,14 +42,7 @@ class Listing:
         return count
 
     def item(self, row: int) -> Item:
-        """One photo.
-
-        Args:
-            row: Its row.
-
-        Returns:
-            The item.
-        """
+        """One photo."""
         return Item(**{name: self.table.column(name)[row].as_py() for name in _FIELDS})
 
     def shards(self) -> dict[int, range]:
@@ -72,18 +58,6 @@ def write_listing(source: Source, path: Path, *, shard_size: int, shards: int | 
 
     A photo's shard is the hash of its key (of its row group, in Parquet files) modulo the number of shards: the same whatever else the source
     holds, and however many processes there are.
-
-    Args:
-        source: The photos.
-        path: The file.
-        shard_size: About how many photos make a shard.
-        shards: How many shards there are; None to choose by the number of photos.
-
-    Returns:
-        The number of shards.
-
-    Raises:
-        ExtractionError: If the source has no photos.
     """
     arrow = require("pyarrow", "pyarrow")
     chunks = [_chunk(arrow, items) for items in _batched(source.items())]

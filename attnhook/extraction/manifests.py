@@ -44,28 +44,14 @@ class Manifest:
         return self.photos is not None
 
     def save(self, folder: Path) -> None:
-        """Write it.
-
-        Args:
-            folder: The extraction's.
-        """
+        """Write it."""
         content = {"format": FORMAT, **vars(self)}
         with replacing(folder / NAME, durable=True) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest | None":
-        """Read a folder's manifest.
-
-        Args:
-            folder: The folder.
-
-        Returns:
-            The manifest, or None if there is none.
-
-        Raises:
-            ExtractionError: If it is of another version, or of something else.
-        """
+        """Read a folder's manifest."""
         path = folder / NAME
         if not path.is_file():
             return None
@@ -86,18 +72,7 @@ class Manifest:
         )
 
     def resumed(self, wanted: "Manifest", folder: Path) -> "Manifest":
-        """Go on with what another run began.
-
-        Args:
-            wanted: What this run would write.
-            folder: Where.
-
-        Returns:
-            The manifest to go on with, not complete.
-
-        Raises:
-            ExtractionError: If anything differs; the message names the first thing.
-        """
+        """Go on with what another run began."""
         for part in ("model", "source", "settings", "blocks", "statistics", "versions"):
             old, new = getattr(self, part), json.loads(json.dumps(getattr(wanted, part)))
             if old != new:

@@ -26,15 +26,7 @@ class OpenFiles:
         return {"_open": OrderedDict(), "_process": 0}
 
     def get(self, number: int, opener: Callable[[], Any]) -> Any:
-        """One of the files.
-
-        Args:
-            number: Which.
-            opener: Opens it.
-
-        Returns:
-            What the opener gave, now or before.
-        """
+        """One of the files."""
         if self._process != os.getpid():
             self._open, self._process = OrderedDict(), os.getpid()
         if number not in self._open:
@@ -46,14 +38,7 @@ class OpenFiles:
 
 
 def names_of(files: Sequence[Path]) -> tuple[str, ...]:
-    """What photos of several files are called by.
-
-    Args:
-        files: The files.
-
-    Returns:
-        Their names; their paths below the folder that holds them all, if two have the same name.
-    """
+    """What photos of several files are called by."""
     names = [path.name for path in files]
     if len(set(names)) < len(names):
         above = os.path.commonpath([path.parent for path in files])

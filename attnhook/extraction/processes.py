@@ -36,14 +36,7 @@ class Team:
     local_size: int = 1
 
     def first_does(self, work: Callable[[], _Result]) -> _Result:
-        """Let one process do something, and tell all what came out; what it raises, all raise.
-
-        Args:
-            work: What to do; its result travels between processes.
-
-        Returns:
-            Its result.
-        """
+        """Let one process do something, and tell all what came out; what it raises, all raise."""
         if self.size == 1:
             return work()
         told: list[Any] = [None, None]
@@ -59,14 +52,7 @@ class Team:
         return result
 
     def share_of(self, shards: dict[int, range]) -> dict[int, range]:
-        """This process's part of the work: largest shards first, each to whoever has least.
-
-        Args:
-            shards: The rows of every shard that is to be done.
-
-        Returns:
-            Those of this process, by number.
-        """
+        """This process's part of the work: largest shards first, each to whoever has least."""
         loads = [0] * self.size
         own = []
         for shard in sorted(shards, key=lambda number: (-len(shards[number]), number)):
@@ -78,11 +64,7 @@ class Team:
 
 @contextmanager
 def team() -> Iterator[Team]:
-    """Join the processes that `torchrun` started, if it did.
-
-    Yields:
-        The team; its process group is closed afterwards if it was opened here.
-    """
+    """Join the processes that `torchrun` started, if it did."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     joined = dist.is_available() and dist.is_initialized()
     if not joined and (size == 1 or "RANK" not in os.environ):
@@ -101,17 +83,7 @@ def team() -> Iterator[Team]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the lock goes with the process, however that ends.
-
-    Args:
-        folder: The folder.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ExtractionError: If another run holds it, or one of its processes has outlived it and still writes.
-    """
+    """Keep other runs out of a folder; the lock goes with the process, however that ends."""
     with _lock(folder, ".lock", alone=True):
         with _lock(folder, ".writing", alone=True):
             pass
@@ -119,14 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def writing(folder: Path) -> AbstractContextManager[None]:
-    """Say that this process writes to a folder, beside the others of its run.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        A context; `locked` fails meanwhile in processes of other runs.
-    """
+    """Say that this process writes to a folder, beside the others of its run."""
     return _lock(folder, ".writing", alone=False)
 
 

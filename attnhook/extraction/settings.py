@@ -33,9 +33,6 @@ class Settings:
         batch_size: Photos a forward; part of the settings because it may change the last bit.
         shard_size: About how many photos make a shard.
         device: `"cpu"`, `"cuda"`.
-
-    Raises:
-        ValueError: If one is none of its choices.
     """
 
     rows: RowsOption
@@ -76,15 +73,6 @@ class Settings:
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """Refuse what is no number of things.
-
-    Args:
-        name: What it is called.
-        value: What was given.
-        least: The smallest that makes sense.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Refuse what is no number of things."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"bad {name}: expected a whole number of at least {least}, got {value!r}.")

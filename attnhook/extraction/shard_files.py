@@ -15,11 +15,7 @@ _AT_ONCE = 16
 
 
 class ShardFiles:
-    """The shards of an extraction. Pickled without its files: mapped memory does not travel to worker processes.
-
-    Args:
-        folder: The extraction's.
-    """
+    """The shards of an extraction. Pickled without its files: mapped memory does not travel to worker processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -29,40 +25,18 @@ class ShardFiles:
         return {**vars(self), "_files": OrderedDict()}
 
     def header(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What a photo's maps say beside their numbers.
-
-        Args:
-            record: The photo's, of the index.
-
-        Returns:
-            As `AttentionMaps.header` gave it, and under `methods` what each stored map is of.
-        """
+        """What a photo's maps say beside their numbers."""
         found: dict[str, Any] = self._open(record)[1][record["group"]]
         return found
 
     def layout(self, record: dict[str, Any]) -> dict[str, Tensor]:
-        """The header's tensors.
-
-        Args:
-            record: The photo's, of the index.
-
-        Returns:
-            The tensors by name.
-        """
+        """The header's tensors."""
         file, _ = self._open(record)
         prefix = f"{record['group']}.layout."
         return {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
 
     def tensors(self, record: dict[str, Any], *wanted: str) -> dict[str, Tensor]:
-        """A photo's tensors.
-
-        Args:
-            record: The photo's, of the index.
-            *wanted: Their names, or what stands before the point in them, such as `rows`.
-
-        Returns:
-            Those that there are, by name, in order of their names.
-        """
+        """A photo's tensors."""
         file, _ = self._open(record)
         prefix, found = f"{record['group']}.", {}
         for stored in sorted(file.keys()):

@@ -20,14 +20,7 @@ _AHEAD = 4
 
 
 class WritingThread:
-    """Writes what it is given, in order; its error is raised where the next batch is given, or at the end.
-
-    Args:
-        folder: The extraction's.
-        listing: All photos.
-        settings: How they are stored.
-        shards: The rows of every shard that will come.
-    """
+    """Writes what it is given, in order; its error is raised where the next batch is given, or at the end."""
 
     def __init__(self, folder: Path, listing: Listing, settings: Settings, shards: dict[int, range]) -> None:
         self._folder, self._listing, self._settings, self._shards = folder, listing, settings, shards
@@ -52,12 +45,7 @@ class WritingThread:
             self._raise()
 
     def give(self, batch: Batch, seen: list[Seen]) -> None:
-        """Hand a batch over; waits while too many are waiting.
-
-        Args:
-            batch: The batch.
-            seen: What was seen of each of its groups.
-        """
+        """Hand a batch over; waits while too many are waiting."""
         nothing = ModelInputs(torch.empty(0))
         groups = [(places, nothing) for places, _ in batch.groups]  # the pixels' memory is free now
         self._put((Batch(batch.shard, batch.photos, groups), seen))

@@ -55,14 +55,7 @@ class _Group:
 
 
 class ShardWriter:
-    """Gathers one shard and writes it.
-
-    Args:
-        folder: The extraction's.
-        shard: Which shard.
-        listing: All photos.
-        settings: How they are stored.
-    """
+    """Gathers one shard and writes it."""
 
     def __init__(self, folder: Path, shard: int, listing: Listing, settings: Settings) -> None:
         self.shard = shard
@@ -74,12 +67,7 @@ class ShardWriter:
         return len(self._rows)
 
     def add(self, batch: Batch, seen: list[Seen]) -> None:
-        """Take over what was seen of a batch.
-
-        Args:
-            batch: The batch.
-            seen: One for each of its groups.
-        """
+        """Take over what was seen of a batch."""
         rows = [self._failed(photo.row, photo.digest, photo.problem) for photo in batch.photos]
         for (places, _), one in zip(batch.groups, seen, strict=True):
             one.wait()
@@ -144,11 +132,7 @@ class ShardWriter:
         return rows if whole else rows.reshape(photos, -1, *rows.shape[1:])
 
     def write(self) -> None:
-        """Write the tensors, then the part of the index that says that they are whole.
-
-        Raises:
-            ExtractionError: If the disk is full, or does not allow it.
-        """
+        """Write the tensors, then the part of the index that says that they are whole."""
         from safetensors import SafetensorError
 
         path = tensors_path(self._folder, self.shard)

@@ -30,18 +30,7 @@ class Source(Protocol):
 
 
 def open_source(source: Any) -> Source:
-    """Find out what kind of source something is.
-
-    Args:
-        source: A folder, a glob, a text list (a path a line, relative to the list; a tab and a class may follow), a `.zip`, `.tar` or
-            `.parquet` file or a glob of them, a sequence of paths, a `datasets.Dataset`, or a `Source`.
-
-    Returns:
-        The source.
-
-    Raises:
-        ExtractionError: If it is none of these, or is not there.
-    """
+    """Find out what kind of source something is."""
     if isinstance(source, str | Path):
         return _of_path(os.fspath(source))
     if type(source).__module__.partition(".")[0] == "datasets":
@@ -55,17 +44,7 @@ def open_source(source: Any) -> Source:
 
 
 def reopen_source(description: dict[str, Any]) -> Source:
-    """Open the source that a manifest speaks of.
-
-    Args:
-        description: What `Source.description` gave.
-
-    Returns:
-        The source.
-
-    Raises:
-        ExtractionError: If it was an object in memory, or is gone.
-    """
+    """Open the source that a manifest speaks of."""
     kind = description["kind"]
     if kind in {"folder", "glob", "list"}:
         return FileSource(Path(description["root"]), kind, description["pattern"])

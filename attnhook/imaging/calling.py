@@ -16,30 +16,12 @@ _PROCESSOR_BASES = frozenset({"ImageProcessingMixin", "BaseImageProcessor"})
 
 
 def run(preprocess: Any, photo: Image.Image) -> ModelInputs:
-    """Run a preprocessing on a photo.
-
-    Args:
-        preprocess: A transform, an image processor, a processor that contains one, a timm data config or model, or any callable.
-        photo: The photo, RGB, upright.
-
-    Returns:
-        What the model is fed.
-    """
+    """Run a preprocessing on a photo."""
     return as_inputs(call_of(preprocess)(photo))
 
 
 def call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
-    """Find out how a preprocessing is called.
-
-    Args:
-        preprocess: As in `run`.
-
-    Returns:
-        A function of one photo.
-
-    Raises:
-        GeometryError: If it cannot be called on a photo.
-    """
+    """Find out how a preprocessing is called."""
     if (processor := image_processor_of(preprocess)) is not None:
         return lambda photo: processor(images=photo, return_tensors="pt")
     if (config := timm_config_of(preprocess)) is not None:
@@ -77,12 +59,6 @@ def colourless_call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
 
     Pix2Struct and Kosmos-2.5 divide every image by its own standard deviation. Llama 4 rounds its pixels to bfloat16 on the way, which keeps
     0..255 apart but not what they are normalised to.
-
-    Args:
-        preprocess: As in `run`.
-
-    Returns:
-        A function of one photo.
     """
     processor = image_processor_of(preprocess)
     if processor is None or not shipped(processor):
@@ -96,14 +72,7 @@ def colourless_call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
 
 
 def image_processor_of(preprocess: Any) -> Any:
-    """Find the image processor of transformers that something is or contains.
-
-    Args:
-        preprocess: Anything.
-
-    Returns:
-        The image processor, or None.
-    """
+    """Find the image processor of transformers that something is or contains."""
     for candidate in (preprocess, getattr(preprocess, "image_processor", None)):
         if any(base.__name__ in _PROCESSOR_BASES for base in type(candidate).__mro__):
             return candidate
@@ -111,27 +80,12 @@ def image_processor_of(preprocess: Any) -> Any:
 
 
 def shipped(processor: Any) -> bool:
-    """Tell a processor of transformers from a subclass of somebody's.
-
-    Args:
-        processor: An image processor.
-
-    Returns:
-        Whether its class is transformers' own.
-    """
+    """Tell a processor of transformers from a subclass of somebody's."""
     return type(processor).__module__.split(".")[0] == "transformers"
 
 
 def timm_config_of(preprocess: Any) -> Mapping[str, Any] | None:
-    """Read timm's data configuration off something.
-
-    Args:
-        preprocess: A timm model, a data config, or anything else.
-
-    Returns:
-        What `timm.data.resolve_model_data_config` returns for the model, at the image size that it was built for; the mapping itself; or
-        None.
-    """
+    """Read timm's data configuration off something."""
     if isinstance(preprocess, torch.nn.Module) and hasattr(preprocess, "pretrained_cfg"):
         import timm.data
 

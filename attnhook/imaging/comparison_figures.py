@@ -53,29 +53,7 @@ def photos_by_models(
     dpi: int = 160,
     ax: "Axes | None" = None,
 ) -> "Figure":
-    """Draw a row a photo and a column a model.
-
-    Args:
-        photos: The photos, RGB.
-        heatmaps: By photo and model: values at the photo's size, or None where there is no map.
-        photo_names: One a photo.
-        model_names: One a model.
-        uniform: With `scale="uniform"`: 1/N of each map.
-        caption: What the figure shows.
-        colormap: As in `overlay`.
-        alpha: As in `overlay`.
-        scale: As in `overlay`.
-        label: What the values are, for the colour bar.
-        cell_width: Of one picture, in inches.
-        dpi: Resolution.
-        ax: Axes whose place the pictures take; None makes a new figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        GeometryError: If the names or maps do not go with photos and models.
-    """
+    """Draw a row a photo and a column a model."""
     wide = len(model_names) + 1
     if not photos or len(photo_names) != len(photos) or any(len(row) != len(model_names) for row in heatmaps):
         raise GeometryError(
@@ -132,22 +110,7 @@ def curves_figure(
     dpi: int = 200,
     ax: "Axes | None" = None,
 ) -> "Figure":
-    """Draw a panel a statistic and a line a model.
-
-    Args:
-        curves: By statistic and model: positions and values.
-        horizontal: What the positions are.
-        caption: What the figure shows.
-        cell_width: Of one panel, in inches.
-        dpi: Resolution.
-        ax: Axes whose place the panels take; None makes a new figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        GeometryError: If there is nothing to draw.
-    """
+    """Draw a panel a statistic and a line a model."""
     names = list(dict.fromkeys(model for lines in curves.values() for model in lines))
     if not names:
         raise GeometryError("cannot draw curves: expected at least one line, got none.")

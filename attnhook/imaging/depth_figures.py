@@ -59,28 +59,6 @@ def map_grid(
 ) -> "Figure":
     """Draw many small maps in rows and columns, all in one range of colours: blocks by heads.
 
-    Args:
-        patch_maps: Values of shape (rows, columns, h, w), on the patch grid.
-        row_labels: One a row.
-        column_labels: One a column.
-        image: What the model saw, for the corner; drawn as it is. None leaves it out.
-        row_name: What rows are.
-        column_name: What columns are.
-        caption: What the figure shows. Wrapped to the figure.
-        colormap: The name of a matplotlib colormap, or a `Colormap`.
-        scale: As in `overlay`, but "minmax" and "robust" stretch all maps together.
-        uniform: With scale="uniform": 1/N.
-        label: What the values are, for the colour bar.
-        cell_width: The width of one map, in inches.
-        dpi: Resolution, in dots per inch.
-        ax: Axes to draw in; None makes a new figure. The photo is then left out.
-
-    Returns:
-        The figure.
-
-    Raises:
-        GeometryError: If the maps are not (rows, columns, h, w), or the labels do not fit.
-
     Example:
         >>> maps = torch.rand(4, 3, 14, 14)
         >>> figure = map_grid(maps, row_labels=list("0123"), column_labels=list("012"))
@@ -175,21 +153,6 @@ def depth_figure(
     ax: "Axes | None" = None,
 ) -> "Figure":
     """Draw statistics over depth: one panel each, a dot for every head, a line through their means.
-
-    Args:
-        statistics: By name with its unit, such as "entropy (nats)": values of shape (blocks, heads) or (blocks,); NaN where there
-            is none, such as the last heads of blocks that have fewer.
-        caption: What the figure shows. Wrapped to the figure.
-        references: A value to mark by a dashed line, by name of the statistic: such as log N for the entropy.
-        cell_width: The width of one panel, in inches.
-        dpi: Resolution, in dots per inch.
-        ax: Axes whose place the panels take; None makes a new figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        GeometryError: If there is no statistic, or one is not (blocks, heads) or (blocks,).
 
     Example:
         >>> figure = depth_figure({"entropy (nats)": torch.rand(12, 6), "mass on special tokens": torch.rand(12)})

@@ -63,24 +63,6 @@ def overlay_figure(
 ) -> "Figure":
     """Draw one overlay with a colour bar and a caption.
 
-    Args:
-        image: The photo, as `read_image` takes it.
-        heatmap: Values of shape (height, width), the photo's size.
-        title: A title above the overlay; wrapped to it.
-        caption: What the figure shows: model, block, head fusion, readout, scale, mass outside the patches. Wrapped to the figure.
-        mark: A box to mark, such as the patch whose attention this is (`PatchMap.box`): top, left, bottom, right, in photo pixels.
-        colormap: The name of a matplotlib colormap, or a `Colormap`.
-        alpha: The heat map's opacity, 0 to 1. The colour bar shows the pure colours.
-        scale: As in `overlay`.
-        uniform: With scale="uniform": 1/N.
-        label: What the values are, for the colour bar.
-        width: The figure's width, in inches; of a new figure.
-        dpi: Resolution, in dots per inch; of a new figure.
-        ax: Axes to draw in; None makes a new figure.
-
-    Returns:
-        The figure; `figure.savefig(path)` writes it.
-
     Example:
         >>> import torch
         >>> figure = overlay_figure(torch.zeros(3, 48, 64), torch.rand(48, 64), caption="ViT-S/16, block 12, mean over 6 heads")
@@ -125,29 +107,7 @@ def triptych(
     dpi: int = 200,
     ax: "Axes | None" = None,
 ) -> "Figure":
-    """Draw the photo, the map in pure colours, and the overlay, with a colour bar that is true of the map.
-
-    Args:
-        image: The photo, as `read_image` takes it.
-        heatmap: Values of shape (height, width), the photo's size. Where they are NaN the map is grey.
-        titles: Of the three panels.
-        caption: As in `overlay_figure`.
-        mark: As in `overlay_figure`.
-        colormap: As in `overlay_figure`.
-        alpha: Of the overlay.
-        scale: As in `overlay`.
-        uniform: With scale="uniform": 1/N.
-        label: What the values are, for the colour bar.
-        cell_width: The width of one panel, in inches.
-        dpi: Resolution, in dots per inch.
-        ax: Axes whose place the three panels take; None makes a new figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        GeometryError: If there are not three titles.
-    """
+    """Draw the photo, the map in pure colours, and the overlay, with a colour bar that is true of the map."""
     if len(titles) != 3:
         raise GeometryError(f"cannot draw photo, map and overlay: expected three titles, got {len(titles)}.")
     photo = read_image(image)
@@ -196,30 +156,6 @@ def sheet(
 
     With scale="minmax" or "robust" each map is stretched on its own, and the figure says so. To stretch all of them together, pass the
     range that `common_range(heatmaps)` of `attnhook.imaging.overlays` gives. Any common range, like scale="uniform", comes with a colour bar.
-
-    Args:
-        image: The photo, as `read_image` takes it. It comes first.
-        heatmaps: The maps, (maps, height, width) at the photo's size, or a sequence of (height, width).
-        titles: One title per map; wrapped to the picture.
-        caption: What the figure shows: model, block, head fusion, readout, scale, mass outside the patches. Wrapped to the figure.
-        marks: A box to mark in each overlay, or None in its place, as in `overlay_figure`.
-        columns: Pictures per row, the photo included. Default: few cells empty, the sheet about twice as wide as high.
-        photo_title: The title of the photo; None leaves the photo out.
-        colormap: The name of a matplotlib colormap, or a `Colormap`.
-        alpha: The heat maps' opacity, 0 to 1.
-        scale: As in `overlay`.
-        uniform: With scale="uniform": 1/N.
-        label: What the values are, for the colour bar.
-        cell_width: The width of one picture, in inches.
-        dpi: Resolution, in dots per inch.
-        ax: Axes whose place the pictures take; None makes a new figure.
-
-    Returns:
-        The figure; `figure.savefig(path)` writes it.
-
-    Raises:
-        GeometryError: If there is no map, or the number of titles or marks differs from the number of maps.
-        ValueError: If `columns` is not positive.
     """
     photo = read_image(image)
     maps = list(heatmaps)

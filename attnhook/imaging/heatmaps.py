@@ -26,20 +26,6 @@ def interpolate(
 ) -> torch.Tensor:
     """Interpolate a map on the patch grid to the pixels of the photo.
 
-    Args:
-        patch_map: One value per patch, of shape (..., h, w). NaN marks patches that the model dropped; it stays within their own pixels.
-        geometry: How the photo became the model's input.
-        area: Height and width, in input pixels from the top left, that the grid covers: less than the input where the patch embedding drops
-            a remainder, more where it pads.
-        mode: "bilinear", "nearest" (numbers that must not be mixed), or "bicubic" (smooth, but overshoots: it makes negative attention).
-
-    Returns:
-        The map at the photo's size, (..., H, W) float32, on the patch map's device. NaN where the model did not look.
-
-    Raises:
-        GeometryError: If the values are not a map, hold infinities, or cover no pixel of the photo.
-        ValueError: If `mode` is unknown.
-
     Example:
         >>> seen = ImageGeometry.identity((428, 640)).resize(248).center_crop(224)
         >>> interpolate(torch.rand(2, 14, 14), seen, (224, 224)).shape
@@ -71,17 +57,7 @@ def interpolate(
 
 
 def checked_map(patch_map: torch.Tensor | NDArray[np.floating]) -> torch.Tensor:
-    """Refuse what is not a map of patches.
-
-    Args:
-        patch_map: Real numbers of shape (..., h, w).
-
-    Returns:
-        The map, float32.
-
-    Raises:
-        GeometryError: If it has another shape or holds infinities.
-    """
+    """Refuse what is not a map of patches."""
     values = patch_map if isinstance(patch_map, torch.Tensor) else torch.as_tensor(patch_map, device="cpu")
     if values.ndim < 2 or 0 in values.shape or values.is_complex():
         raise GeometryError(

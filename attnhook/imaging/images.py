@@ -37,21 +37,6 @@ _WHITE = (255, 255, 255, 255)
 def read_image(source: ImageSource) -> Image.Image:
     """Read an image from wherever it is.
 
-    Args:
-        source: One of
-
-            - the path of an image file, or the bytes of one,
-            - a PIL image of any mode,
-            - a numpy array of shape (height, width) or (height, width, 1 | 3 | 4), uint8, uint16, bool, or floating point in [0, 1],
-            - a torch tensor of shape (height, width) or (1 | 3 | 4, height, width) of the same dtypes, on any device.
-
-    Returns:
-        A new RGB image, upright, with transparency composited on white. The source is neither changed nor closed.
-
-    Raises:
-        ImageError: If there is no such file, it is damaged, no image, or too large; or if the array's shape, dtype or range is not an
-            image's.
-
     Example:
         >>> import numpy as np
         >>> read_image(np.zeros((48, 64, 3), dtype=np.uint8)).size
@@ -77,15 +62,7 @@ def read_image(source: ImageSource) -> Image.Image:
 
 
 def each_image(images: "ImageSource | Iterable[ImageSource]") -> list[ImageSource]:
-    """One image or several, as a list.
-
-    Args:
-        images: What `read_image` takes, or several of it: a list, a generator such as `Path.glob`, anything that can be iterated. Arrays and
-            tensors are one image.
-
-    Returns:
-        The images, unread.
-    """
+    """One image or several, as a list."""
     if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | torch.Tensor) or not isinstance(
         images, Iterable
     ):
@@ -94,17 +71,7 @@ def each_image(images: "ImageSource | Iterable[ImageSource]") -> list[ImageSourc
 
 
 def open_image(source: str | Path) -> Image.Image:
-    """Open an image file that nobody vouches for: its header is read, its pixels are not yet.
-
-    Args:
-        source: The path.
-
-    Returns:
-        The image, to be closed by the caller.
-
-    Raises:
-        ImageError: If there is no such file, it is no image, too large, or one that Pillow hands to another program.
-    """
+    """Open an image file that nobody vouches for: its header is read, its pixels are not yet."""
     if str(source).startswith(("http://", "https://")):
         raise ImageError(
             f"cannot read {source}: expected a local file, got a URL. Download it first; nothing is fetched here."
@@ -120,17 +87,7 @@ def open_image(source: str | Path) -> Image.Image:
 
 
 def orientation_of(source: Any) -> int:
-    """Read which way up a photo is stored.
-
-    Args:
-        source: An image, or the path of an image file; anything else is upright.
-
-    Returns:
-        The EXIF orientation, 1 to 8; 1 is upright, and from 5 on height and width are swapped.
-
-    Raises:
-        ImageError: As `open_image`.
-    """
+    """Read which way up a photo is stored."""
     if isinstance(source, str | Path):
         with open_image(source) as opened:
             return orientation_of(opened)

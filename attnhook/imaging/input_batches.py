@@ -11,42 +11,19 @@ from attnhook.imaging.model_inputs import ModelInputs
 
 
 def pixels_name(inputs: ModelInputs) -> str | None:
-    """Find the keyword under which the pixels are passed.
-
-    Args:
-        inputs: The inputs.
-
-    Returns:
-        The keyword, or None if there are only pixels.
-    """
+    """Find the keyword under which the pixels are passed."""
     return next((name for name, value in (inputs.keywords or {}).items() if value is inputs.pixels), None)
 
 
 def with_pixels(inputs: ModelInputs, pixels: Tensor) -> ModelInputs:
-    """Replace the pixels.
-
-    Args:
-        inputs: The inputs.
-        pixels: The new pixels, of the same shape.
-
-    Returns:
-        New inputs, which share everything else.
-    """
+    """Replace the pixels."""
     name = pixels_name(inputs)
     keywords = inputs.keywords if name is None else {**(inputs.keywords or {}), name: pixels}
     return replace(inputs, pixels=pixels, keywords=keywords)
 
 
 def each_tensor(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> ModelInputs:
-    """Apply a function to every tensor.
-
-    Args:
-        inputs: The inputs.
-        change: The function, from tensor to tensor.
-
-    Returns:
-        New inputs.
-    """
+    """Apply a function to every tensor."""
     pixels = change(inputs.pixels)
     if inputs.keywords is None:
         return replace(inputs, pixels=pixels)
@@ -58,27 +35,13 @@ def each_tensor(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> Mode
 
 
 def batch_key(inputs: ModelInputs) -> tuple[Any, ...]:
-    """Make a key that is the same for inputs that fit into one batch.
-
-    Args:
-        inputs: The inputs of one photo.
-
-    Returns:
-        Type and shape of each tensor, without the batch axis.
-    """
+    """Make a key that is the same for inputs that fit into one batch."""
     tensors = [("", inputs.pixels), *sorted(_tensors(inputs).items())]
     return tuple((name, tuple(tensor.shape[1:]), tensor.dtype) for name, tensor in tensors)
 
 
 def batched(several: Sequence[ModelInputs]) -> ModelInputs:
-    """Put the inputs of several photos into one batch.
-
-    Args:
-        several: The inputs, one per photo, all with the same `batch_key`.
-
-    Returns:
-        The batch: tensors joined along the batch axis, lists concatenated; for other values, the first photo's.
-    """
+    """Put the inputs of several photos into one batch."""
     first = several[0]
     pixels = torch.cat([one.pixels for one in several])
     if first.keywords is None:

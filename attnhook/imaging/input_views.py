@@ -17,14 +17,8 @@ _CHANNELS = (1, 3, 4)
 def views_of(inputs: ModelInputs) -> list[Array]:
     """Split the pixels into the inputs that the model sees.
 
-    Args:
-        inputs: What a preprocessing made of one photo.
-
     Returns:
         One array per input: `(channels, height, width)` for a picture, `(patches, numbers)` for packed patches.
-
-    Raises:
-        GeometryError: If the pixels have neither shape, or hold NaN or infinity.
     """
     pixels = inputs.pixels.detach()
     if pixels.is_complex() or pixels.numel() == 0:
@@ -52,14 +46,7 @@ def views_of(inputs: ModelInputs) -> list[Array]:
 
 
 def grid_of(inputs: ModelInputs) -> tuple[int, int] | None:
-    """Read the grid that packed patches come with.
-
-    Args:
-        inputs: What a preprocessing made of one photo.
-
-    Returns:
-        Rows and columns, or None where nothing says so, or there are several.
-    """
+    """Read the grid that packed patches come with."""
     for name in ("image_grid_thw", "image_grid_hw"):
         grid = (inputs.keywords or {}).get(name)
         if isinstance(grid, Tensor) and grid.dim() == 2 and len(grid) == 1:

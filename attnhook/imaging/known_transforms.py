@@ -38,15 +38,7 @@ _RANDOM = frozenset(
 
 
 def transform_steps(size: Size, transform: Any) -> list[Step] | None:
-    """Read what a transform does to a photo.
-
-    Args:
-        size: The photo's height and width, in pixels.
-        transform: A torchvision or timm transform, or a `Compose` or `nn.Sequential` of them.
-
-    Returns:
-        The steps, in order, or None where some of it is not known here.
-    """
+    """Read what a transform does to a photo."""
     steps: list[Step] = []
     for one in _parts(transform):
         found = _steps(size, one)
@@ -58,14 +50,7 @@ def transform_steps(size: Size, transform: Any) -> list[Step] | None:
 
 
 def check_evaluation(transform: Any) -> None:
-    """Refuse transforms that are random by what they are.
-
-    Args:
-        transform: Anything.
-
-    Raises:
-        GeometryError: If there is a random transform in it; the message names it.
-    """
+    """Refuse transforms that are random by what they are."""
     for one in _parts(transform):
         kind = type(one)
         if kind.__module__.split(".")[0] not in _AUGMENTERS:
@@ -80,14 +65,7 @@ def check_evaluation(transform: Any) -> None:
 
 
 def nearest(interpolation: Any) -> bool:
-    """Tell whether a resize takes the nearest pixel, which some libraries find half an input pixel beside the point: that is for measuring.
-
-    Args:
-        interpolation: An interpolation mode of torchvision, timm or Pillow: a name, a number or a member.
-
-    Returns:
-        Whether it is a nearest mode.
-    """
+    """Tell whether a resize takes the nearest pixel, which some libraries find half an input pixel beside the point: that is for measuring."""
     return "nearest" in str(interpolation).lower() or (isinstance(interpolation, int) and int(interpolation) == 0)
 
 

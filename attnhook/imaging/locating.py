@@ -13,19 +13,7 @@ from attnhook.options import Size
 
 
 def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) -> ImageGeometry:
-    """Find where a model's input lies in a photo.
-
-    Args:
-        where: An `ImageGeometry`, or what turned the photo into pixels.
-        photo: The photo as the user passed it, or its (height, width); None if it was not passed.
-        picture: The photo as it was read, RGB and upright; None if it was not read.
-
-    Returns:
-        The geometry.
-
-    Raises:
-        GeometryError: If the geometry is of another photo, the photo is missing, or it is unclear which way up the model saw it.
-    """
+    """Find where a model's input lies in a photo."""
     if isinstance(where, ImageGeometry):
         if picture is not None and (picture.height, picture.width) != tuple(where.image_size):
             size = (picture.height, picture.width)
@@ -68,12 +56,5 @@ def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) ->
 
 
 def by(size: Size) -> str:
-    """Write a size as in `480 x 640`.
-
-    Args:
-        size: Height and width.
-
-    Returns:
-        Height x width.
-    """
+    """Write a size as in `480 x 640`."""
     return f"{size[0]} x {size[1]}"

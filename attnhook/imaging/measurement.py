@@ -26,21 +26,7 @@ _NO_GAIN = 1e-4  # of the largest pixel: brightness that is standardised per ima
 def measure(
     call: Callable[[Image.Image], Any], size: Size, *, repeats: int = 8, patch_side: int | None = None
 ) -> tuple[Placement | None, ...] | None:
-    """Measure a preprocessing on photos of one size.
-
-    Args:
-        call: The preprocessing, a function of one photo. What it raises passes through.
-        size: The photo's height and width, in pixels.
-        repeats: How often it is run on a small photo, to see whether it does the same every time; 0 where that is known.
-        patch_side: The side of a packed patch in pixels, where the processor names it.
-
-    Returns:
-        A placement for each input that is made of one photo, None for those that show padding only. None in place of all where the
-        preprocessing returns a geometry of its own.
-
-    Raises:
-        GeometryError: If the preprocessing is random, depends on what the photo shows, or does more than resize, crop and pad.
-    """
+    """Measure a preprocessing on photos of one size."""
     with untouched_generators() as drew:
         made = []
         for make, what in ((constant_photo, 0), (constant_photo, 255), (ramp_photo, 0), (ramp_photo, 1)):

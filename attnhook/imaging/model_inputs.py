@@ -72,12 +72,6 @@ def as_inputs(made: Any) -> ModelInputs:
 
     Args:
         made: A tensor or array, with or without a batch axis; a list of them; a dict or BatchFeature; or `(pixels, ImageGeometry)`.
-
-    Returns:
-        The inputs, with a batch axis.
-
-    Raises:
-        GeometryError: If it contains no pixels.
     """
     if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "input_size"):
         inputs = as_inputs(made[0])

@@ -35,20 +35,6 @@ def value_range(
 ) -> tuple[float, float]:
     """Choose the values that get the first and the last colour.
 
-    Args:
-        heatmap: Any number of values, of any shape; NaN is ignored. Several maps at once get one range.
-        scale: "minmax" for the map's own range; "robust" for `ROBUST_PERCENTILES` of its finite values, interpolated linearly between two
-            values (where both percentiles are equal up to rounding, the whole range of the finite values); "uniform" for 0 to `UNIFORM_TOP`
-            times `uniform`; or (lowest, highest) as given.
-        uniform: With "uniform": the attention that each key gets when all get the same, 1/N.
-
-    Returns:
-        The lowest and the highest value. Equal where a map is flat, up to rounding, or all NaN.
-
-    Raises:
-        GeometryError: If the map holds infinities under "minmax".
-        ValueError: If the scale is unknown or empty, or "uniform" comes without `uniform`.
-
     Example:
         >>> value_range(torch.tensor([[0.0, 0.5]]), "uniform", uniform=1 / 196)
         (0.0, 0.04081632653061224)
@@ -86,16 +72,7 @@ def value_range(
 
 
 def check_scale(scale: ScaleOption, *, mass: bool, shown: str) -> None:
-    """Refuse multiples of uniform attention where values are not attention.
-
-    Args:
-        scale: As in `overlay`.
-        mass: Whether the values are shares of a mass of 1.
-        shown: What the map is of, for the message.
-
-    Raises:
-        ValueError: If they are not, and the scale is `"uniform"`.
-    """
+    """Refuse multiples of uniform attention where values are not attention."""
     if isinstance(scale, str) and scale == Scale.UNIFORM and not mass:
         raise ValueError(
             f"scale='uniform' shows multiples of uniform attention: expected a map of attention, got one of {shown}. Use scale='minmax', "
@@ -104,14 +81,7 @@ def check_scale(scale: ScaleOption, *, mass: bool, shown: str) -> None:
 
 
 def value_ends(heatmap: Heatmap) -> tuple[float, float]:
-    """Find the lowest and the highest value.
-
-    Args:
-        heatmap: Any number of values, of any shape; NaN is ignored.
-
-    Returns:
-        Both; NaN if there is no value.
-    """
+    """Find the lowest and the highest value."""
     values = _values(heatmap)
     return _ends(values) if values.size else (float("nan"), float("nan"))
 
@@ -123,18 +93,7 @@ def colorize(
     scale: ScaleOption = Scale.MINMAX,
     uniform: float | None = None,
 ) -> NDArray[np.uint8]:
-    """Turn a heat map into colours.
-
-    Args:
-        heatmap: Values of shape (height, width), floating point or integer.
-        colormap: The name of a matplotlib colormap, or a `Colormap`.
-        scale: As in `value_range`.
-        uniform: As in `value_range`.
-
-    Returns:
-        Colours of shape (height, width, 3), RGB. Values beyond the range get its end colours, NaN the first, and so does a flat map under
-        "minmax" and "robust".
-    """
+    """Turn a heat map into colours."""
     values = _plane(heatmap)
     return np.array(_colored(_levels(values, value_range(values, scale, uniform=uniform)), palette(colormap)))
 
@@ -150,24 +109,6 @@ def blend(
     weighted: bool = False,
 ) -> Image.Image:
     """Blend a heat map over its photo.
-
-    Args:
-        image: The photo, as `read_image` takes it.
-        heatmap: Values of shape (height, width), the photo's size, as `attnhook.heatmap` makes them.
-        colormap: The name of a matplotlib colormap, or a `Colormap`. The default is perceptually uniform.
-        alpha: The heat map's opacity, in steps of 1/255: 0 returns the photo, 1 the pure heat map.
-        scale: "minmax" stretches this map over all colours, "robust" its 1st to 99th percentile, so that a sink does not take them all;
-            "uniform" shows multiples of 1/N on one fixed range (0 to `UNIFORM_TOP`), so that maps can be compared; or (lowest, highest).
-            See `value_range`.
-        uniform: With "uniform": 1/N, one over the number of keys.
-        weighted: Whether opacity follows the value: `alpha` at the top of the range, none at its bottom.
-
-    Returns:
-        An RGB image of the photo's size. Pixels where the heat map is NaN are the photo's own.
-
-    Raises:
-        GeometryError: If heat map and photo differ in size.
-        ValueError: If `alpha` is not in [0, 1], or the colormap's name or the scale is unknown.
 
     Example:
         >>> photo = Image.new("RGB", (64, 48))
@@ -237,17 +178,7 @@ def overlay_batch(
 def common_range(
     heatmaps: Sequence[Heatmap], scale: ScaleOption = Scale.MINMAX, *, uniform: float | None = None
 ) -> ScaleOption:
-    """Choose one range for several maps of any sizes.
-
-    Args:
-        heatmaps: The maps.
-        scale: As in `value_range`.
-        uniform: As in `value_range`.
-
-    Returns:
-        A `scale` for each of them: the range of all values together under "minmax" and "robust" ("minmax" itself if all values are equal,
-        or there is no map), `scale` as it is otherwise.
-    """
+    """Choose one range for several maps of any sizes."""
     if not isinstance(scale, str):
         return scale
     kind = choose(Scale, scale, "scale")
@@ -262,35 +193,14 @@ def common_range(
 
 
 def checked_opacity(alpha: float) -> int:
-    """Turn an opacity into steps of 1/255.
-
-    Args:
-        alpha: 0 to 1.
-
-    Returns:
-        0 to 255.
-
-    Raises:
-        ValueError: If it is no number from 0 to 1.
-    """
+    """Turn an opacity into steps of 1/255."""
     if not (isinstance(alpha, int | float) and 0 <= alpha <= 1):
         raise ValueError(f"unknown alpha: expected one number from 0 (photo only) to 1 (heat map only), got {alpha!r}.")
     return round(alpha * 255)
 
 
 def sized_like(photo: Image.Image, heatmap: Heatmap) -> NDArray[np.float32]:
-    """Hold a heat map against its photo.
-
-    Args:
-        photo: The photo.
-        heatmap: Values of shape (height, width).
-
-    Returns:
-        The values, (height, width).
-
-    Raises:
-        GeometryError: If the sizes differ.
-    """
+    """Hold a heat map against its photo."""
     values = _plane(heatmap)
     if values.shape != (photo.height, photo.width):
         raise GeometryError(

@@ -21,18 +21,7 @@ _GUESS = 0.25  # how far, as a logarithm, rows and columns may be from what the 
 
 
 def patch_side(length: int, known: int | None) -> int:
-    """Find the side of a patch from the length of its vector.
-
-    Args:
-        length: Numbers per patch.
-        known: The side that the processor names, if it does.
-
-    Returns:
-        The side in pixels.
-
-    Raises:
-        GeometryError: If no square patch of three channels has so many numbers.
-    """
+    """Find the side of a patch from the length of its vector."""
     if known and any(length - extra in (3 * known**2, 6 * known**2, known**2) for extra in (0, 2)):
         return known
     for extra in (0, 2):  # Pix2Struct puts row and column in front
@@ -58,17 +47,6 @@ def fitted_patches(
 
     Args:
         black: `(patches, numbers)`: what a black photo became.
-        white: The same of a white photo.
-        ramps: The same of a ramp from top to bottom and of one from left to right.
-        size: The photo's height and width.
-        known_side: The side of a patch that the processor names, if it does.
-        known_grid: Rows and columns that came with the patches. They may count rows and columns of padding below and to the right.
-
-    Returns:
-        The placement, or None where all patches are padding.
-
-    Raises:
-        GeometryError: If the patches are no grid on the photo.
     """
     side = patch_side(black.shape[1], known_side)
     gain = white - black

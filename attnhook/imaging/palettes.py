@@ -21,15 +21,6 @@ BUNDLED = ("viridis", "magma", "inferno", "plasma", "cividis", "gray")
 def palette(colormap: Any) -> NDArray[np.uint8]:
     """Sample a colormap at 256 places.
 
-    Args:
-        colormap: One of matplotlib's names, or a `Colormap`.
-
-    Returns:
-        Colours of shape (256, 3), RGB, read-only.
-
-    Raises:
-        TypeError: If it is neither a name nor callable.
-
     Example:
         >>> palette("viridis")[0].tolist()
         [68, 1, 84]

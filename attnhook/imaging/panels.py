@@ -55,13 +55,6 @@ class Panels:
 def cell_size(photo: Size, width: float) -> tuple[float, float]:
     """Choose the size of a panel that shows a photo: ribbons get wider, towers are shown no higher than a page can take.
 
-    Args:
-        photo: The photo's height and width.
-        width: The width asked for, in inches.
-
-    Returns:
-        Width and height, in inches.
-
     Example:
         >>> cell_size((300, 450), 1.8), cell_size((100, 1000), 1.8)
         ((1.8, 1.2), (5.4, 0.54))
@@ -74,21 +67,7 @@ def cell_size(photo: Size, width: float) -> tuple[float, float]:
 def make_panels(
     shape: tuple[int, int], size: tuple[float, float], *, extra: tuple[float, float], ax: Any | None, dpi: int
 ) -> Panels:
-    """Make panels on a new figure, or inside axes.
-
-    Args:
-        shape: Rows and columns of panels.
-        size: Width and height of all panels together, in inches; of a new figure.
-        extra: What a new figure has beyond that, for a colour bar, a title, a caption.
-        ax: Axes to draw in; None makes a new figure.
-        dpi: Of a new figure.
-
-    Returns:
-        The panels.
-
-    Raises:
-        ValueError: If several panels are to go into axes that stand on no grid.
-    """
+    """Make panels on a new figure, or inside axes."""
     if ax is None:
         figure = _new_figure(size[0] + extra[0], size[1] + extra[1], dpi)
         cells = figure.subplots(*shape, squeeze=False)
@@ -118,14 +97,7 @@ def _new_figure(width: float, height: float, dpi: int) -> "Figure":
 
 
 def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None = None) -> None:
-    """Put a picture into a panel.
-
-    Args:
-        axes: The panel.
-        picture: The picture.
-        title: Its title, wrapped.
-        mark: A box to mark: top, left, bottom, right, in pixels.
-    """
+    """Put a picture into a panel."""
     axes.imshow(picture, interpolation="antialiased")
     axes.set_axis_off()
     if title:
@@ -159,18 +131,7 @@ def add_colorbar(
     axes: Sequence[Any] | None = None,
     width: float | None = None,
 ) -> None:
-    """Draw the colours of one range; arrows at its ends where values lie beyond it, multiples of 1/N under "uniform".
-
-    Args:
-        panels: What the bar stands beside.
-        heatmaps: The values shown.
-        colormap: As in `overlay`.
-        scale: As in `overlay`; one range for all.
-        uniform: As in `overlay`.
-        label: What the values are.
-        axes: The panels that the bar belongs to. Default: all.
-        width: Their width together, in inches. Default: that of all panels.
-    """
+    """Draw the colours of one range; arrows at its ends where values lie beyond it, multiples of 1/N under "uniform"."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import ScalarFormatter
@@ -202,26 +163,12 @@ def add_colorbar(
 
 
 def is_scale(scale: ScaleOption, wanted: Scale) -> bool:
-    """Whether a scale is one of the named ones.
-
-    Args:
-        scale: As in `overlay`.
-        wanted: Which.
-
-    Returns:
-        Whether it is.
-    """
+    """Whether a scale is one of the named ones."""
     return isinstance(scale, str) and choose(Scale, scale, "scale") is wanted
 
 
 def stretch_in_words(scale: ScaleOption) -> str | None:
     """Say how each map is stretched over the colours on its own.
-
-    Args:
-        scale: As in `overlay`.
-
-    Returns:
-        Some words; None where one range holds for all maps.
 
     Example:
         >>> stretch_in_words("robust"), stretch_in_words((0, 1))
@@ -231,16 +178,7 @@ def stretch_in_words(scale: ScaleOption) -> str | None:
 
 
 def wrapped(text: str | None, width: float, points: float = TEXT_POINTS) -> list[str]:
-    """Break a text into lines.
-
-    Args:
-        text: The text.
-        width: Inches that a line may take.
-        points: The size of its letters.
-
-    Returns:
-        The lines. Names that are longer than a line are broken behind a dot, a slash or an underscore where they have one.
-    """
+    """Break a text into lines."""
     columns = max(10, int(width * _CHARACTERS / points))
     unbroken = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text or "")
     unbroken = re.sub(rf"\S{{{columns + 1},}}", lambda name: _parted(name[0], columns), unbroken)
@@ -258,27 +196,12 @@ def _parted(name: str, columns: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading a formula into a text.
-
-    Args:
-        text: The text.
-
-    Returns:
-        The text with its dollar signs escaped.
-    """
+    """Keep matplotlib from reading a formula into a text."""
     return text.replace("$", r"\$")
 
 
 def finish(panels: Panels, lines: Sequence[str]) -> "Figure":
-    """Write the caption below the panels, and see that everything lies inside a new figure.
-
-    Args:
-        panels: The panels.
-        lines: The caption's lines.
-
-    Returns:
-        The figure.
-    """
+    """Write the caption below the panels, and see that everything lies inside a new figure."""
     if lines:
         _add_caption(panels, lines)
     if panels.host is None:

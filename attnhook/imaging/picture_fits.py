@@ -32,16 +32,6 @@ def fitted_picture(black: Array, white: Array, ramps: Sequence[Array], size: Siz
 
     Args:
         black: `(channels, height, width)`: what a black photo became.
-        white: The same of a white photo.
-        ramps: The same of a ramp from top to bottom and of one from left to right.
-        size: The photo's height and width.
-        peak: The largest difference between black and white in all inputs.
-
-    Returns:
-        The placement, or None for a picture that shows padding only.
-
-    Raises:
-        GeometryError: If the picture is not an upright, evenly scaled part of the photo.
     """
     shape: Size = (black.shape[-2], black.shape[-1])
     stride = max(1, max(shape) // _MOST)
@@ -70,29 +60,12 @@ def fitted_picture(black: Array, white: Array, ramps: Sequence[Array], size: Siz
 
 
 def unit_of(slope: float, length: int) -> float:
-    """Say what a ramp resolves.
-
-    Args:
-        slope: Photo pixels per input pixel.
-        length: The photo's length along the ramp.
-
-    Returns:
-        An input pixel, a photo pixel or a grey level, whichever is the coarsest, in input pixels.
-    """
+    """Say what a ramp resolves."""
     return max(1.0, 1 / slope, length / LEVELS / slope)
 
 
 def whole_edges(slope: float, start: float, length: int) -> tuple[float, float]:
-    """Find scale and offset, on whole pixels where both ends of the photo are near those.
-
-    Args:
-        slope: Photo pixels per input pixel.
-        start: The photo coordinate of the input's edge.
-        length: The photo's length.
-
-    Returns:
-        Input pixels per photo pixel, and where the photo begins on the input.
-    """
+    """Find scale and offset, on whole pixels where both ends of the photo are near those."""
     ends = -start / slope, (length - start) / slope
     whole = [round(end) for end in ends]
     if all(abs(end - near) <= _SNAP for end, near in zip(ends, whole, strict=True)) and whole[1] > whole[0]:
@@ -105,9 +78,6 @@ def block_means(values: NDArray[Any]) -> NDArray[Any]:
 
     Args:
         values: `(rows, columns)`.
-
-    Returns:
-        The averages.
     """
     for axis in (0, 1):
         count = max(1, min(_BLOCKS, values.shape[axis] // _FEWEST))

@@ -42,15 +42,7 @@ class Placement:
 
 
 def disagreement(known: Placement, measured: Placement) -> str | None:
-    """Compare the steps that are known with what was measured.
-
-    Args:
-        known: The exact placement.
-        measured: The measured one.
-
-    Returns:
-        What differs, in words, or None where they agree.
-    """
+    """Compare the steps that are known with what was measured."""
     if known.input_size != measured.input_size:
         return f"an input of {measured.input_size} pixels rather than {known.input_size}"
     for axis, name in enumerate(("vertically", "horizontally")):

@@ -26,14 +26,7 @@ _SHIPPED_REPEATS = 1  # transformers' own processors: no random steps unless a g
 
 
 def size_and_photo(photo_or_size: Any) -> tuple[Size, Image.Image | None]:
-    """Tell a photo from a size.
-
-    Args:
-        photo_or_size: Height and width, or what `read_image` takes.
-
-    Returns:
-        Height and width of the upright photo, and the photo, unless a size was given.
-    """
+    """Tell a photo from a size."""
     if isinstance(photo_or_size, tuple | list):
         size: Any = tuple(photo_or_size)  # checked by the caller
         return size, None
@@ -45,18 +38,7 @@ def size_and_photo(photo_or_size: Any) -> tuple[Size, Image.Image | None]:
 
 
 def known_steps(preprocess: Any, size: Size) -> list[Step] | None:
-    """Read the steps of a preprocessing where they are known exactly.
-
-    Args:
-        preprocess: A preprocessing of any kind.
-        size: The photo's height and width.
-
-    Returns:
-        The steps, or None where it has to be measured.
-
-    Raises:
-        GeometryError: If it is random by what it is.
-    """
+    """Read the steps of a preprocessing where they are known exactly."""
     check_evaluation(preprocess)
     if (config := timm_config_of(preprocess)) is not None:
         return None if nearest(config.get("interpolation")) else timm_steps(size, config)
@@ -73,20 +55,7 @@ def known_steps(preprocess: Any, size: Size) -> list[Step] | None:
 def placements_of(
     preprocess: Any, size: Size, photo: Image.Image | None, known: Callable[[], Placement | None]
 ) -> tuple[Placement | None, ...] | Any:
-    """Find where the inputs lie that a preprocessing makes of a photo.
-
-    Args:
-        preprocess: A preprocessing of any kind.
-        size: The photo's height and width.
-        photo: The photo, where there is one.
-        known: A function that returns the placement by its exact steps, or None.
-
-    Returns:
-        The placements, one per input; or the `ImageGeometry` that the preprocessing itself returned.
-
-    Raises:
-        GeometryError: If it cannot be followed.
-    """
+    """Find where the inputs lie that a preprocessing makes of a photo."""
     memory = memory_of(preprocess)
     if memory.answers.get(_OWN):
         return _own_geometry(preprocess, size, photo)
@@ -112,29 +81,13 @@ def placements_of(
 
 
 def follows_no_content(preprocess: Any) -> bool:
-    """Say whether a preprocessing is known to treat all photos of a size alike.
-
-    Args:
-        preprocess: A preprocessing of any kind.
-
-    Returns:
-        Whether its steps are known, or it is an image processor that transformers ships. Of anything else, a photo's pixels are compared with
-        the part of the photo that they should show.
-    """
+    """Say whether a preprocessing is known to treat all photos of a size alike."""
     processor = image_processor_of(preprocess)
     return shipped(processor) if processor is not None else known_steps(preprocess, (64, 64)) is not None
 
 
 def measured_placements(preprocess: Any, size: Size) -> tuple[Placement | None, ...] | Any:
-    """Find where the inputs lie by measuring alone.
-
-    Args:
-        preprocess: A preprocessing of any kind.
-        size: The photo's height and width.
-
-    Returns:
-        As `placements_of`.
-    """
+    """Find where the inputs lie by measuring alone."""
     check_evaluation(preprocess)
     return placements_of(preprocess, size, None, lambda: None)
 
@@ -172,16 +125,7 @@ def _own_geometry(preprocess: Any, size: Size, photo: Image.Image | None) -> Any
 
 
 def check_fit(inputs: ModelInputs, geometry: Any, size: Size) -> None:
-    """Check that a geometry is that of a photo and of the pixels made from it.
-
-    Args:
-        inputs: What a preprocessing made of the photo.
-        geometry: The `ImageGeometry`.
-        size: The photo's height and width.
-
-    Raises:
-        GeometryError: If either size differs.
-    """
+    """Check that a geometry is that of a photo and of the pixels made from it."""
     if tuple(geometry.image_size) != tuple(size):
         raise GeometryError(
             f"preprocess= returned the geometry of another photo: expected image_size {tuple(size)}, got {geometry.image_size}. Start it with "

@@ -32,14 +32,6 @@ def prepare(preprocess: Any, photo: Image.Image) -> Prepared:
 
     Args:
         preprocess: A transform, an image processor, a timm data config, any callable, or a function that returns `(pixels, ImageGeometry)`.
-        photo: The photo, RGB, upright.
-
-    Returns:
-        Inputs and geometry.
-
-    Raises:
-        GeometryError: If the preprocessing makes several inputs from the photo, if attnhook cannot find out where the pixels lie, or if
-            their size differs from the geometry's.
     """
     size = (photo.height, photo.width)  # before the call: a preprocessing may work in place
     alike = follows_no_content(preprocess)
@@ -57,15 +49,7 @@ def prepare(preprocess: Any, photo: Image.Image) -> Prepared:
 
 
 def seen_size(preprocess: Any, size: Size) -> Size | None:
-    """Find the size of the input that a preprocessing makes from a photo.
-
-    Args:
-        preprocess: As in `prepare`.
-        size: The photo's height and width, in pixels.
-
-    Returns:
-        The input's height and width, or None if unknown; `prepare` then raises the reason.
-    """
+    """Find the size of the input that a preprocessing makes from a photo."""
     try:
         return ImageGeometry.of(preprocess, size).input_size
     except Exception:  # whatever a preprocessing raises on a photo it was not made for

@@ -71,18 +71,7 @@ _FOLLOWED = frozenset(
 
 
 def timm_steps(size: Size, data_config: Mapping[str, Any]) -> list[Step]:
-    """Read what `timm.data.create_transform(**data_config, is_training=False)` does to a photo.
-
-    Args:
-        size: The photo's height and width, in pixels.
-        data_config: What `timm.data.resolve_data_config` returns, with `crop_border_pixels` if used.
-
-    Returns:
-        The steps, in order.
-
-    Raises:
-        GeometryError: If the configuration has no input size, or a crop mode or option that is not known here.
-    """
+    """Read what `timm.data.create_transform(**data_config, is_training=False)` does to a photo."""
     unfollowed = [name for name in _TIMM_UNFOLLOWED if data_config.get(name)]
     if unfollowed:
         raise GeometryError(
@@ -122,18 +111,7 @@ def timm_steps(size: Size, data_config: Mapping[str, Any]) -> list[Step]:
 
 
 def processor_steps(size: Size, processor: Any) -> list[Step]:
-    """Read what a transformers image processor does to a photo.
-
-    Args:
-        size: The photo's height and width, in pixels.
-        processor: An image processor, or a processor that has one as `image_processor`.
-
-    Returns:
-        The steps, in order. Padding to the largest photo of a batch is not among them: one photo cannot know it.
-
-    Raises:
-        GeometryError: If the processor has a step, or a method, that is not known here; the message names it.
-    """
+    """Read what a transformers image processor does to a photo."""
     processor = getattr(processor, "image_processor", processor)
     if isinstance(getattr(processor, "data_config", None), Mapping):  # timm's checkpoints in transformers
         return timm_steps(size, processor.data_config)
@@ -159,16 +137,7 @@ def processor_steps(size: Size, processor: Any) -> list[Step]:
 
 
 def centred_crop(size: Size, crop: Size, rounding: CropRounding) -> Crop:
-    """Place a window at the centre of a picture.
-
-    Args:
-        size: The picture's height and width, in pixels.
-        crop: The window's height and width, in pixels.
-        rounding: Whose rule for odd differences.
-
-    Returns:
-        The crop.
-    """
+    """Place a window at the centre of a picture."""
     return Crop((crop_start(size[0], crop[0], rounding), crop_start(size[1], crop[1], rounding)), crop)
 
 

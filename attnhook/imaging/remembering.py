@@ -35,15 +35,7 @@ class Memory:
         self.answers: OrderedDict[Any, Any] = OrderedDict()
 
     def keep(self, key: Any, answer: Any) -> Any:
-        """Remember an answer.
-
-        Args:
-            key: What it answers.
-            answer: Anything.
-
-        Returns:
-            The answer.
-        """
+        """Remember an answer."""
         self.answers[key] = answer
         while len(self.answers) > _SIZES:
             self.answers.popitem(last=False)
@@ -51,14 +43,7 @@ class Memory:
 
 
 def memory_of(preprocess: Any) -> Memory:
-    """Find what is known of a preprocessing.
-
-    Args:
-        preprocess: Anything that is called on photos.
-
-    Returns:
-        Its memory: empty at first, and again after an attribute of it changed.
-    """
+    """Find what is known of a preprocessing."""
     state = state_of(preprocess)
     if isinstance(preprocess, Mapping):  # the same settings are the same preprocessing
         return _held(("mapping", state), preprocess, state)
@@ -88,15 +73,7 @@ def _held(key: Any, owner: Any, state: Any) -> Memory:
 
 
 def state_of(value: Any, depth: int = _DEEP) -> Any:  # noqa: PLR0911 (one return per kind)
-    """Make a fingerprint of something's attributes, cheaply: numbers and words by value, what is large or unknown by identity.
-
-    Args:
-        value: Anything.
-        depth: How far down attributes are read.
-
-    Returns:
-        Something that compares equal as long as nothing changed.
-    """
+    """Make a fingerprint of something's attributes, cheaply: numbers and words by value, what is large or unknown by identity."""
     if isinstance(value, _PLAIN):
         return value
     if depth == 0 or isinstance(value, torch.Tensor | np.ndarray | types.ModuleType):

@@ -27,11 +27,7 @@ _REMEDY = "Take the random step out, or use the evaluation form of the transform
 
 @contextmanager
 def untouched_generators() -> Iterator[Callable[[], bool]]:
-    """Put the states of the global random generators back at the end.
-
-    Yields:
-        A function that says whether any of them has been used since.
-    """
+    """Put the states of the global random generators back at the end."""
     states = _states()
     initialised: Callable[[], bool] = torch.cuda.is_initialized
     on_gpu = torch.cuda.get_rng_state_all() if initialised() else None
@@ -48,17 +44,7 @@ def untouched_generators() -> Iterator[Callable[[], bool]]:
 def check_repeats(
     call: Callable[[Image.Image], ModelInputs], size: Size, *, repeats: int, drew: Callable[[], bool]
 ) -> None:
-    """Run a preprocessing again and again, on a small photo where it takes one.
-
-    Args:
-        call: The preprocessing.
-        size: The photo's height and width.
-        repeats: How often.
-        drew: Whether a global random generator has been used.
-
-    Raises:
-        GeometryError: If it does not do the same every time, or moves pixels depending on what they show.
-    """
+    """Run a preprocessing again and again, on a small photo where it takes one."""
     for small in dict.fromkeys((small_size(size), _SQUARE if max(size) > 2 * min(size) else small_size(size))):
         _check_at(call, small, size, repeats, drew)
 

@@ -22,12 +22,7 @@ def check_resemblance(photo: Image.Image, pixels: Tensor, geometry: Any) -> None
     """Compare pixels with the part of a photo that they should show.
 
     Args:
-        photo: The photo, RGB, upright.
         pixels: `(1, channels, height, width)`, or with more axes of length 1 in front.
-        geometry: The `ImageGeometry`, or a placement, that says which part.
-
-    Raises:
-        GeometryError: If they do not resemble each other. Flat photos are not judged.
     """
     top, left, bottom, right = (round(edge) for edge in geometry.valid)
     y, x = (

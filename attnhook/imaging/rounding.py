@@ -23,16 +23,7 @@ class CropRounding(StrEnum):
 
 
 def crop_start(length: int, crop: int, rounding: CropRounding) -> int:
-    """Find where a centred crop starts along one axis.
-
-    Args:
-        length: The picture's length in pixels.
-        crop: The crop's length in pixels; where it is longer, a border is added around the picture.
-        rounding: Whose rule.
-
-    Returns:
-        The first pixel of the crop; negative where a border comes first.
-    """
+    """Find where a centred crop starts along one axis."""
     if crop > length:
         return -((crop - length + (rounding is CropRounding.SLOW)) // 2)
     if rounding is CropRounding.TORCHVISION:
@@ -41,16 +32,7 @@ def crop_start(length: int, crop: int, rounding: CropRounding) -> int:
 
 
 def shortest_edge_size(size: Size, edge: int, longest: int | None = None) -> Size:
-    """Resize so that the shorter edge has a given length (torchvision `_compute_resized_output_size`; transformers alike).
-
-    Args:
-        size: The size before.
-        edge: The shorter edge afterwards.
-        longest: The most that the longer edge may then have; the shorter one gives way.
-
-    Returns:
-        The size afterwards.
-    """
+    """Resize so that the shorter edge has a given length (torchvision `_compute_resized_output_size`; transformers alike)."""
     short, long = min(size), max(size)
     new_short, new_long = edge, int(edge * long / short)
     if longest is not None and new_long > longest:
@@ -59,17 +41,7 @@ def shortest_edge_size(size: Size, edge: int, longest: int | None = None) -> Siz
 
 
 def detection_size(size: Size, shortest: int, longest: int, *, multiple: int | None = None) -> Size:
-    """Resize within two bounds, as detectors do (transformers `get_size_with_aspect_ratio` and the YOLOS variant of it).
-
-    Args:
-        size: The size before.
-        shortest: The shorter edge aimed at.
-        longest: The most that the longer edge may have.
-        multiple: Round down to multiples of this (YOLOS: 16).
-
-    Returns:
-        The size afterwards.
-    """
+    """Resize within two bounds, as detectors do (transformers `get_size_with_aspect_ratio` and the YOLOS variant of it)."""
     height, width = size
     target: float = shortest
     edge = shortest
@@ -87,46 +59,20 @@ def detection_size(size: Size, shortest: int, longest: int, *, multiple: int | N
 
 
 def fitted_size(size: Size, bounds: Size) -> Size:
-    """Resize to fit exactly inside bounds (transformers `get_image_size_for_max_height_width`).
-
-    Args:
-        size: The size before.
-        bounds: The largest height and width.
-
-    Returns:
-        The size afterwards.
-    """
+    """Resize to fit exactly inside bounds (transformers `get_image_size_for_max_height_width`)."""
     factor = min(bounds[0] / size[0], bounds[1] / size[1])
     return int(size[0] * factor), int(size[1] * factor)
 
 
 def kept_ratio_size(size: Size, target: Size, *, longest: bool) -> Size:
-    """Resize to cover a target, or to fit inside it (timm `ResizeKeepRatio`).
-
-    Args:
-        size: The size before.
-        target: The size to cover or to fit into.
-        longest: True to fit inside, False to cover.
-
-    Returns:
-        The size afterwards.
-    """
+    """Resize to cover a target, or to fit inside it (timm `ResizeKeepRatio`)."""
     ratios = (size[0] / target[0], size[1] / target[1])
     ratio = max(ratios) if longest else min(ratios)
     return round(size[0] / ratio), round(size[1] / ratio)
 
 
 def patch_budget_size(size: Size, patch: int, budget: int) -> Size:
-    """Resize to the most patches within a budget (transformers `get_image_size_for_max_num_patches`, SigLIP2 NaFlex).
-
-    Args:
-        size: The size before.
-        patch: The side of a patch in pixels.
-        budget: The most patches.
-
-    Returns:
-        The size afterwards, both edges multiples of `patch`.
-    """
+    """Resize to the most patches within a budget (transformers `get_image_size_for_max_num_patches`, SigLIP2 NaFlex)."""
 
     def scaled(factor: float) -> Size:
         height, width = (max(patch, math.ceil(edge * factor / patch) * patch) for edge in size)

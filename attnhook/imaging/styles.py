@@ -45,13 +45,6 @@ Line = list[tuple[float, float]]
 def check_style(style: Style, options: Mapping[str, Any]) -> None:
     """Refuse options that a style would ignore.
 
-    Args:
-        style: The style.
-        options: Those of all styles, by name; a default is none that was asked for.
-
-    Raises:
-        ValueError: If one that the style does not take is not its default.
-
     Example:
         >>> check_style(Style.MASK, {"alpha": 0.8, "colormap": "viridis"})
     """
@@ -72,20 +65,6 @@ def draw_contours(
     uniform: float | None = None,
 ) -> Image.Image:
     """Draw lines of equal value over the photo, which stays visible between them.
-
-    Args:
-        image: The photo, as `read_image` takes it.
-        values: A heat map of shape (height, width), the photo's size.
-        levels: How many lines, at even steps inside the range of `scale`; or the values themselves.
-        colormap: As in `overlay`; each line has the colour of its value.
-        scale: As in `overlay`.
-        uniform: As in `overlay`.
-
-    Returns:
-        An RGB image of the photo's size. A flat map has no lines.
-
-    Raises:
-        ValueError: If fewer than one line is asked for.
 
     Example:
         >>> draw_contours(Image.new("RGB", (64, 48)), torch.rand(48, 64)).size
@@ -121,20 +100,7 @@ def draw_patches(
     scale: ScaleOption = Scale.MINMAX,
     uniform: float | None = None,
 ) -> Image.Image:
-    """Paint every patch in one colour, with thin borders: what the model computed, before any interpolation.
-
-    Args:
-        image: The photo, as `read_image` takes it.
-        values: Each pixel's own patch's value, (height, width), the photo's size.
-        edges: Horizontal and vertical borders of the patches, in photo pixels at pixel edges.
-        colormap: As in `overlay`.
-        alpha: As in `overlay`; 0 returns the photo, without borders.
-        scale: As in `overlay`.
-        uniform: As in `overlay`.
-
-    Returns:
-        An RGB image of the photo's size.
-    """
+    """Paint every patch in one colour, with thin borders: what the model computed, before any interpolation."""
     picture = blend(image, values, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform)
     if alpha == 0:
         return picture
@@ -152,17 +118,7 @@ def draw_mask(
     color: tuple[int, int, int] = (255, 176, 0),
     alpha: float = 0.5,
 ) -> Image.Image:
-    """Darken what the model saw outside a mask, and outline the mask.
-
-    Args:
-        image: The photo, as `read_image` takes it.
-        inside: 1 inside the mask, 0 outside, NaN where the model did not look; (height, width), the photo's size.
-        color: The outline's colour.
-        alpha: How dark the rest becomes: 0 returns the photo, 1 black.
-
-    Returns:
-        An RGB image of the photo's size; inside the mask it is the photo.
-    """
+    """Darken what the model saw outside a mask, and outline the mask."""
     opacity = checked_opacity(alpha)
     photo = read_image(image)
     known = sized_like(photo, inside)
@@ -176,16 +132,6 @@ def draw_mask(
 
 def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
     """Choose the fewest patches that hold a share of a map's mass, as the pictures of DINO do (Caron et al., 2021, arXiv 2104.14294).
-
-    Args:
-        patch_map: Of any shape, such as (h, w), none negative; NaN counts as nothing. Of equal values the first come first.
-        keep: The share, over 0 and up to 1.
-
-    Returns:
-        Boolean, of the same shape, on the CPU; patches of value 0 are never among them, so a map without mass has an empty mask.
-
-    Raises:
-        ValueError: If `keep` is not a share, or a value is negative or infinite.
 
     Example:
         >>> mass_mask(torch.tensor([[0.5, 0.2], [0.2, 0.1]])).tolist()

@@ -24,28 +24,12 @@ _SMALL = 64
 
 
 def constant_photo(size: Size, level: int) -> Image.Image:
-    """Make a photo of one grey.
-
-    Args:
-        size: Height and width, in pixels.
-        level: Its brightness, 0 to 255.
-
-    Returns:
-        The photo, RGB.
-    """
+    """Make a photo of one grey."""
     return Image.new("RGB", (size[1], size[0]), (level,) * 3)
 
 
 def ramp_photo(size: Size, axis: int) -> Image.Image:
-    """Make a photo whose brightness says how far along one axis a pixel is.
-
-    Args:
-        size: Height and width, in pixels.
-        axis: 0 for a ramp from top to bottom, 1 from left to right.
-
-    Returns:
-        The photo, RGB.
-    """
+    """Make a photo whose brightness says how far along one axis a pixel is."""
     length, across = size[axis], min(_BAND, size[1 - axis])
     t = (np.arange(length, dtype=np.float32) + 0.5) / length
     levels = _LOW + _SPAN * ((1 - _BEND) * t + _BEND * t * t)
@@ -64,14 +48,7 @@ def ramp_photo(size: Size, axis: int) -> Image.Image:
 
 
 def decoded(brightness: NDArray[Any]) -> NDArray[Any]:
-    """Undo a ramp's brightness.
-
-    Args:
-        brightness: Brightness as a share of the way from a black to a white photo.
-
-    Returns:
-        The share of the way along the ramp's axis.
-    """
+    """Undo a ramp's brightness."""
     level = (brightness * 255 - _LOW) / _SPAN
     root = np.sqrt(np.maximum((1 - _BEND) ** 2 + 4 * _BEND * level, 0))
     found: NDArray[Any] = (root - (1 - _BEND)) / (2 * _BEND)
@@ -79,27 +56,13 @@ def decoded(brightness: NDArray[Any]) -> NDArray[Any]:
 
 
 def small_size(size: Size) -> Size:
-    """Shrink a size for tests that need many photos.
-
-    Args:
-        size: Height and width, in pixels.
-
-    Returns:
-        The same aspect ratio with a longer edge of at most 64 pixels.
-    """
+    """Shrink a size for tests that need many photos."""
     factor = min(1.0, _SMALL / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def coloured_photo(size: Size) -> Image.Image:
-    """Make a photo with a different value everywhere: ramps of colour with a dark, coloured patch off the centre on a bright ground.
-
-    Args:
-        size: Height and width, in pixels.
-
-    Returns:
-        The photo, RGB. Its values stay between 40 and 215, so that sharpening or ringing is not clipped.
-    """
+    """Make a photo with a different value everywhere: ramps of colour with a dark, coloured patch off the centre on a bright ground."""
     y, x = ((np.arange(length) + 0.5) / length for length in size)
     planes = [175 + 40 * np.add.outer(0 * y, x), 175 + 40 * np.add.outer(y, 0 * x), 215 - 20 * np.add.outer(y, x)]
     pixels = np.stack(planes, axis=-1)

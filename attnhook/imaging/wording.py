@@ -12,12 +12,6 @@ _STRETCHES = {
 def share_in_words(share: float) -> str:
     """Write a share so that a small one does not read as zero, or a large one as all.
 
-    Args:
-        share: 0 to 1.
-
-    Returns:
-        In percent: whole numbers, with one decimal below 1 % and above 99.5 %.
-
     Example:
         >>> [share_in_words(share) for share in (0.0, 0.0002, 0.004, 0.07, 0.993, 0.998)]
         ['0%', '<0.1%', '0.4%', '7%', '99%', '99.8%']
@@ -30,13 +24,6 @@ def share_in_words(share: float) -> str:
 
 def scale_in_words(scale: ScaleOption, shown: str = "this picture") -> str:
     """Say what the colours mean.
-
-    Args:
-        scale: As in `overlay`.
-        shown: What the colours are stretched over.
-
-    Returns:
-        A sentence.
 
     Example:
         >>> scale_in_words("minmax", "all panels")

@@ -43,18 +43,7 @@ class ProbeBatch:
 
     @classmethod
     def of_photos(cls, images: "ImageSource | Iterable[ImageSource]", preprocess: Any) -> "ProbeBatch":
-        """Make a batch of photos.
-
-        Args:
-            images: Whatever `read_image` takes, one or several.
-            preprocess: What turns a photo into what the model is fed; see `VisionModel`.
-
-        Returns:
-            The batch.
-
-        Raises:
-            GeometryError: If there is no photo, or the model is fed several sizes.
-        """
+        """Make a batch of photos."""
         photos = tuple(read_image(image) for image in each_image(images))
         if not photos:
             raise GeometryError("no probe images: expected at least one, got none. Pass a few photos, or pixels.")
@@ -74,14 +63,6 @@ class ProbeBatch:
 
         Args:
             pixels: `(batch, 3, height, width)`, copied.
-            mean: What was subtracted from each channel, to draw the pictures.
-            std: What each channel was divided by.
-
-        Returns:
-            The batch. Without mean and std, pixels outside 0 to 1 are drawn stretched from the least to the most of each image.
-
-        Raises:
-            GeometryError: If the shape is another.
         """
         if pixels.dim() != 4 or pixels.shape[1] != 3 or not len(pixels):
             raise GeometryError(
@@ -93,15 +74,7 @@ class ProbeBatch:
         return cls(ModelInputs(own), photos, (ImageGeometry.identity(size),) * len(own), _digest(own))
 
     def sized(self, longest: int, *, smallest: int = 192) -> "ProbeBatch":
-        """The same batch with photos to draw on of a handy size: shrunk to `longest` pixels, or enlarged pixel by pixel up to `smallest`.
-
-        Args:
-            longest: The largest height and width.
-            smallest: What icons are enlarged to, by a whole factor, as far as `longest` allows.
-
-        Returns:
-            The batch; pixels and fingerprint are the same.
-        """
+        """The same batch with photos to draw on of a handy size: shrunk to `longest` pixels, or enlarged pixel by pixel up to `smallest`."""
         pairs = [_sized(*pair, longest, smallest) for pair in zip(self.photos, self.geometries, strict=True)]
         return replace(self, photos=tuple(photo for photo, _ in pairs), geometries=tuple(seen for _, seen in pairs))
 

@@ -48,17 +48,7 @@ Rows = Mapping[str, Tensor]
 def scalars_of(
     summaries: Sequence[BlockSummary], before: Rows | None, thresholds: AlarmThresholds, prefix: str = ""
 ) -> dict[str, float]:
-    """All numbers of one look.
-
-    Args:
-        summaries: Of the blocks, on the CPU.
-        before: The readout rows of the last look at the same images; None for the first, or for other images.
-        thresholds: Of the alarms.
-        prefix: What stands in front of every tag.
-
-    Returns:
-        Finite numbers by tag; alarms only if whole matrices were summed up.
-    """
+    """All numbers of one look."""
     values: dict[str, float] = {}
     for one in summaries:
         start = f"{prefix}attention/{one.name}"
@@ -105,16 +95,7 @@ class Painter:
     def pictures(
         self, maps: AttentionMaps, methods: Sequence[str], prefix: str = ""
     ) -> Iterator[tuple[str, Image.Image]]:
-        """Draw every method's overlay on every photo, and the heads of the last block.
-
-        Args:
-            maps: Of the probe.
-            methods: Names in `METHODS`, or `RECEIVED`.
-            prefix: What stands in front of every tag.
-
-        Yields:
-            Tags and pictures.
-        """
+        """Draw every method's overlay on every photo, and the heads of the last block."""
         for number, method in enumerate(methods):
             found = map_of(method, maps)
             folder = "overlay" if number == 0 else method

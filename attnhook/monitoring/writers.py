@@ -28,12 +28,7 @@ class Writer(Protocol):
 
 
 class WriterGroup:
-    """Several writers as one. One that fails is reported once and does not keep the others, or the training, from going on.
-
-    Args:
-        writers: The writers.
-        strict: Whether what a writer raises is raised on.
-    """
+    """Several writers as one. One that fails is reported once and does not keep the others, or the training, from going on."""
 
     def __init__(self, writers: Sequence[Writer], *, strict: bool = False) -> None:
         for writer in writers:

@@ -27,20 +27,7 @@ def document(
     header: dict[str, Any],
     parts: dict[str, str] | None = None,
 ) -> str:
-    """Fill a page's template.
-
-    Args:
-        package: Where the template, the style and the scripts lie, such as "attnhook.pages".
-        page: The template: a file with the places `title`, `policy`, `style`, `header`, those of `parts` and `script`, in double braces.
-        style: The style sheet's file.
-        scripts: The scripts' files, joined in this order into one function that ends by calling `start()`.
-        title: The title; any text.
-        header: What the script reads: plain JSON. The file's size in bytes is added to it, under `bytes`.
-        parts: Text for the template's own places, put in as it is.
-
-    Returns:
-        The HTML, complete.
-    """
+    """Fill a page's template."""
     room = files(package)
     joined = "\n".join(room.joinpath(name).read_text(encoding="utf-8") for name in scripts)
     script = f'"use strict";\n(() => {{\n{joined}\nstart();\n}})();\n'
@@ -56,11 +43,7 @@ def document(
 
 
 def embedded_palettes() -> dict[str, str]:
-    """Write the bundled colour tables down for a page.
-
-    Returns:
-        By name: 256 RGB colours, base64.
-    """
+    """Write the bundled colour tables down for a page."""
     return {name: base64.b64encode(palette(name).tobytes()).decode("ascii") for name in BUNDLED}
 
 

@@ -57,13 +57,6 @@ def quantise(rows: torch.Tensor, bits: int) -> Quantised:
 
     Args:
         rows: `(heads, queries, keys)`, none negative.
-        bits: 8 or 16.
-
-    Returns:
-        The codes and the rows' maxima.
-
-    Raises:
-        ValueError: If a value is negative or not finite: these are no softmax rows.
 
     Example:
         >>> small = quantise(torch.tensor([[[0.0, 0.25, 1.0]]]), 8)
@@ -95,14 +88,7 @@ class Payload:
         self._length = 0
 
     def add(self, rows: Quantised) -> dict[str, Any]:
-        """Append quantised rows.
-
-        Args:
-            rows: The rows.
-
-        Returns:
-            What the page has to know to read them.
-        """
+        """Append quantised rows."""
         heads, queries, keys = rows.codes.shape
         return {
             "bits": 8 * rows.codes.itemsize,
@@ -121,11 +107,7 @@ class Payload:
         return at
 
     def text(self) -> tuple[str, int]:
-        """Deflate and write in letters.
-
-        Returns:
-            The text, and the number of deflated bytes that it stands for (the rest is padding).
-        """
+        """Deflate and write in letters."""
         packed = zlib.compress(b"".join(self._parts), 9)
         padded = packed + bytes(-len(packed) % 4)
         letters = base64.b85encode(padded).translate(bytes.maketrans(_UNSAFE, _SAFE))

@@ -12,18 +12,7 @@ from attnhook.pages.quantisation import LETTERS, MATRIX_BITS, ROW_BITS
 
 
 def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> str:
-    """Make the viewer's page of photos that are packed already: what was captured of them need not be kept until then.
-
-    Args:
-        packed: What `pack_scene` gave of each photo.
-        model: What the model is called; any text.
-
-    Returns:
-        The HTML, complete.
-
-    Raises:
-        ValueError: If there are no photos.
-    """
+    """Make the viewer's page of photos that are packed already: what was captured of them need not be kept until then."""
     if not packed:
         raise ValueError("cannot make a viewer: expected at least one photo, got none.")
     title = f"{model}: {', '.join(one['name'] for one, _ in packed[:3])}{' …' if len(packed) > 3 else ''}"
@@ -51,15 +40,7 @@ def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> 
 
 
 def save_viewer(page: str, path: str | Path) -> Path:
-    """Write a page to a temporary name, then rename: never half a file.
-
-    Args:
-        page: The HTML.
-        path: The file's path.
-
-    Returns:
-        The path.
-    """
+    """Write a page to a temporary name, then rename: never half a file."""
     target = Path(path)
     with replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")

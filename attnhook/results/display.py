@@ -13,31 +13,14 @@ _JPEG_QUALITY = 88
 
 
 def png_of(picture: Image.Image, longest: int = LONGEST) -> bytes:
-    """Encode a picture, made smaller if need be.
-
-    Args:
-        picture: The picture.
-        longest: Most pixels of its longer edge.
-
-    Returns:
-        PNG.
-    """
+    """Encode a picture, made smaller if need be."""
     buffer = io.BytesIO()
     _fitted(picture, longest).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def html_of(picture: Image.Image, caption: str, longest: int = LONGEST) -> str:
-    """Show a picture above its caption.
-
-    Args:
-        picture: The picture; a JPEG in the page.
-        caption: Any text.
-        longest: Most pixels of its longer edge.
-
-    Returns:
-        HTML that needs nothing else.
-    """
+    """Show a picture above its caption."""
     shown = _fitted(picture, longest)
     buffer = io.BytesIO()
     shown.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
@@ -51,16 +34,7 @@ def html_of(picture: Image.Image, caption: str, longest: int = LONGEST) -> str:
 
 
 def mimebundle(picture: Image.Image, caption: str, text: str) -> dict[str, str | bytes]:
-    """Everything that a notebook may choose from.
-
-    Args:
-        picture: The picture.
-        caption: Below it.
-        text: Where there are no pictures.
-
-    Returns:
-        By MIME type.
-    """
+    """Everything that a notebook may choose from."""
     return {"text/plain": text, "text/html": html_of(picture, caption), "image/png": png_of(picture)}
 
 

@@ -355,18 +355,7 @@ def _rows_for(method: str, rows: RowsOption) -> RowsOption:
 
 
 def save_image(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture under a temporary name, then rename it, so that no file is ever half-written.
-
-    Args:
-        picture: The picture.
-        path: The file's path; its suffix gives the format.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: If Pillow knows no format with that suffix.
-    """
+    """Write a picture under a temporary name, then rename it, so that no file is ever half-written."""
     target = Path(path)
     format_name = Image.registered_extensions().get(target.suffix.lower())
     if format_name is None:

@@ -56,41 +56,13 @@ def viewer_html(
     matrix_heads: str = AUTO,
     longest: int = 1280,
 ) -> str:
-    """Make the viewer's page.
-
-    Args:
-        scenes: Photos with their attention.
-        model: What the model is called; any text.
-        matrices: The blocks whose whole matrices the file holds, so that patches can be asked where they look; timm's meaning, `()` for
-            none. `"auto"` takes the last block where all rows were captured, none otherwise.
-        matrix_heads: Whether matrices keep `"all"` heads or their `"mean"`; `"auto"` keeps all where that is at most `MOST_VALUES` values a
-            photo.
-        longest: The most pixels that the photos' longer edges keep in the file.
-
-    Returns:
-        The HTML, complete; there must be a scene.
-    """
+    """Make the viewer's page."""
     choices: dict[str, Any] = {"matrices": matrices, "matrix_heads": matrix_heads, "longest": longest}
     return packed_html([pack_scene(scene, **choices) for scene in scenes], model=model)
 
 
 def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longest: int) -> tuple[dict[str, Any], str]:
-    """Write down one photo for the page.
-
-    Args:
-        scene: The photo and its attention.
-        matrices: The blocks whose whole matrices are kept, timm's meaning; `()` for none. Needs a capture with `rows="all"`.
-        matrix_heads: "all", "mean", or "auto", as in `viewer_html`.
-        longest: The most pixels that the photo's longer edge keeps.
-
-    Returns:
-        The header, which is JSON, and the payload's text.
-
-    Raises:
-        TokenLayoutError: If no block's tokens fit a patch grid.
-        RowsNotKeptError: If matrices are asked for that were not captured, or a batch was.
-        ValueError: If `matrix_heads` is none of its choices.
-    """
+    """Write down one photo for the page."""
     if matrix_heads not in ("all", "mean", AUTO):
         raise ValueError(f"unknown matrix_heads: expected 'all', 'mean' or 'auto', got {matrix_heads!r}.")
     maps = scene.maps
@@ -183,14 +155,7 @@ def _pack_block(
 
 
 def special_tokens(layout: TokenLayout) -> list[list[Any]]:
-    """Name the tokens that are no patches.
-
-    Args:
-        layout: What the tokens are.
-
-    Returns:
-        `[index, name]` each.
-    """
+    """Name the tokens that are no patches."""
     found: list[list[Any]] = []
     cls = None if layout.cls is None else layout.class_token()
     others = [index for index in range(layout.num_prefix_tokens) if index != cls]

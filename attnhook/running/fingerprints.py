@@ -45,41 +45,20 @@ class Fingerprint:
         return digest([self.weights, self.architecture, self.preprocessing])
 
     def shared(self, other: "Fingerprint") -> float:
-        """How many of the numbers are those of another model, whatever library holds them.
-
-        Args:
-            other: The other model's.
-
-        Returns:
-            The bytes of tensors that both hold, as a part of the smaller model's.
-        """
+        """How many of the numbers are those of another model, whatever library holds them."""
         theirs, own = dict(other.tensors), dict(self.tensors)
         common = sum(size for name, size in own.items() if name in theirs)
         return common / max(min(sum(own.values()), sum(theirs.values())), 1)
 
     def shares_weights(self, other: "Fingerprint") -> bool:
-        """Whether most of the numbers are those of another model, whatever library holds them.
-
-        Args:
-            other: The other model's.
-
-        Returns:
-            Whether tensors that make up half the bytes of both are the same.
-        """
+        """Whether most of the numbers are those of another model, whatever library holds them."""
         theirs, own = dict(other.tensors), dict(self.tensors)
         common = sum(size for name, size in own.items() if name in theirs)
         return common > _SHARED * max(sum(own.values()), sum(theirs.values()), 1)
 
 
 def fingerprint(vision: VisionModel) -> Fingerprint:
-    """Read a model's content.
-
-    Args:
-        vision: The model with its preprocessing.
-
-    Returns:
-        Its fingerprint.
-    """
+    """Read a model's content."""
     weights = hashlib.sha256()
     tensors: dict[str, int] = {}
     for name, tensor in sorted(vision.model.state_dict().items()):
@@ -112,27 +91,13 @@ def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes.
-
-    Args:
-        tensor: Any dense tensor.
-
-    Returns:
-        Hexadecimal.
-    """
+    """SHA-256 of a tensor's bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest() if len(flat) else digest([])
 
 
 def digest(parts: Iterable[Any]) -> str:
-    """SHA-256 of plain values.
-
-    Args:
-        parts: What `json` can write.
-
-    Returns:
-        Hexadecimal.
-    """
+    """SHA-256 of plain values."""
     text = json.dumps(list(parts), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -15,13 +15,8 @@ def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[s
     """Run a model on images alone, in its own dtype and on its own device.
 
     Args:
-        model: The model; of a model with a text tower (CLIP) the image tower runs.
         inputs: Pixels `(batch, 3, height, width)`, or everything that a preprocessing made. Of its keywords the model gets those that its
             forward names.
-        model_kwargs: Further keyword arguments for the forward, such as `{"interpolate_pos_encoding": True}`.
-
-    Returns:
-        What the model returns.
     """
     positional, named = _arguments(model, inputs if isinstance(inputs, ModelInputs) else ModelInputs(inputs))
     like = next((one for one in model.parameters() if one.is_floating_point()), next(model.parameters(), None))

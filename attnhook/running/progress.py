@@ -8,12 +8,7 @@ from typing import Any, Self
 
 
 class Progress:
-    """A bar on stderr, counted in photos.
-
-    Args:
-        total: How many there will be.
-        shown: Whether it is shown; None shows it on terminals, so that logs stay quiet.
-    """
+    """A bar on stderr, counted in photos."""
 
     def __init__(self, total: int, *, shown: bool | None) -> None:
         self._total, self._disable = total, None if shown is None else not shown
@@ -31,27 +26,15 @@ class Progress:
         self._bar.close()
 
     def begin(self, name: str) -> None:
-        """Say what is being done.
-
-        Args:
-            name: A model's.
-        """
+        """Say what is being done."""
         self._bar.set_description(name)
 
     def advance(self, count: int = 1) -> None:
-        """More are done.
-
-        Args:
-            count: How many.
-        """
+        """More are done."""
         self._bar.update(count)
 
     def reach(self, count: int) -> None:
-        """So many are done, or never will be.
-
-        Args:
-            count: Since the beginning.
-        """
+        """So many are done, or never will be."""
         self._bar.update(count - self._bar.n)
 
 

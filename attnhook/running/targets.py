@@ -32,20 +32,6 @@ def run_towards(
     """Run a model inside a capture, then the score of one class backward.
 
     The gradient is asked for with respect to the pixels alone: parameters keep their `.grad` and their `requires_grad`, frozen or not.
-
-    Args:
-        capture: A capture of the model with `gradients=True`.
-        model: The model.
-        inputs: What the model is fed for one photo.
-        target: A class, by index or by name; None for the one with the highest score.
-        labels: The classes' names, or None where they are not known.
-        model_kwargs: As in `run_vision`.
-
-    Returns:
-        The class's index.
-
-    Raises:
-        TargetError: If the model gives no class scores, or has no such class.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = inputs.pixels.detach().clone().requires_grad_()
@@ -59,15 +45,8 @@ def run_towards(
 def class_scores(model: nn.Module, output: Any) -> Tensor:
     """The scores of a classifier.
 
-    Args:
-        model: The model.
-        output: What it answered.
-
     Returns:
         `(batch, classes)`.
-
-    Raises:
-        TargetError: If there are none.
     """
     scores = getattr(output, "logits", output)
     headless = getattr(model, "num_classes", None) == 0 or hasattr(model, "get_image_features")
@@ -83,17 +62,6 @@ def class_scores(model: nn.Module, output: Any) -> Tensor:
 
 def class_index(target: str | int, labels: tuple[str, ...] | None, count: int) -> int:
     """The index of a class.
-
-    Args:
-        target: Its index, or its name: a whole label, or one of the synonyms that a label lists with commas; case does not count.
-        labels: The classes' names, or None where they are not known.
-        count: How many classes there are.
-
-    Returns:
-        An index in `range(count)`.
-
-    Raises:
-        TargetError: If there is no such class, or the name stands for several.
 
     Example:
         >>> class_index("tabby cat", ("tabby, tabby cat", "tiger cat"), 2)

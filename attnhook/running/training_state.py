@@ -24,12 +24,6 @@ SEED = 0
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode, its random numbers fixed; on leaving put everything back, also after an exception.
 
-    Args:
-        model: The model that will run, out of wrappers that record their forwards (DDP).
-
-    Yields:
-        Nothing.
-
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout().eval())
         >>> with untouched(model):

@@ -7,11 +7,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that maps depend on.
-
-    Returns:
-        By name; what is not installed is left out.
-    """
+    """Versions of Python and of the libraries that maps depend on."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

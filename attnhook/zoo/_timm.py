@@ -21,17 +21,7 @@ _FEATURE_NETS = frozenset({"FeatureListNet", "FeatureDictNet", "FeatureHookNet"}
 
 
 def any_model(model: Any) -> ModelAnatomy:
-    """Anatomy of any model that timm builds.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Its anatomy.
-
-    Raises:
-        UnsupportedModelError: If it has no softmax attention between tokens; the message says what it has.
-    """
+    """Anatomy of any model that timm builds."""
     sites = _sites(model)
     if not sites:
         raise UnsupportedModelError(_what_it_does(model))

@@ -61,14 +61,7 @@ _TALKING = (
 
 
 def facts_of(place: Place) -> Facts:
-    """What `AttentionSite` is to be told about a module.
-
-    Args:
-        place: The module where it stands.
-
-    Returns:
-        Keyword arguments; empty for plain attention over the model's tokens.
-    """
+    """What `AttentionSite` is to be told about a module."""
     kind = class_of(place.module)
     key = f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
     rule = _RULES.get(key)

@@ -19,14 +19,7 @@ _STAGES = Readout(
 
 
 def vision_transformer(model: Any) -> ModelAnatomy:
-    """Anatomy of torchvision's `VisionTransformer`.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Its anatomy.
-    """
+    """Anatomy of torchvision's `VisionTransformer`."""
     sites = [
         AttentionSite(name, module)
         for name, module in model.named_modules()
@@ -42,26 +35,12 @@ def vision_transformer(model: Any) -> ModelAnatomy:
 
 
 def swin(model: Any) -> ModelAnatomy:
-    """Anatomy of torchvision's `SwinTransformer`, version 1 and 2.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Its anatomy.
-    """
+    """Anatomy of torchvision's `SwinTransformer`, version 1 and 2."""
     return _hierarchical(model, {"ShiftedWindowAttention": _shifted, "ShiftedWindowAttentionV2": _shifted})
 
 
 def maxvit(model: Any) -> ModelAnatomy:
-    """Anatomy of torchvision's `MaxVit`.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Its anatomy.
-    """
+    """Anatomy of torchvision's `MaxVit`."""
     return _hierarchical(model, {"RelativePositionalMultiHeadAttention": _partitioned})
 
 

@@ -58,17 +58,7 @@ _POOLING = re.compile(r"AttentionPool|AttentivePool|PoolingHead|MgpstrA3Module")
 
 
 def vision_model(model: Any) -> ModelAnatomy:
-    """Anatomy of a `PreTrainedModel` that sees images: a vision tower, bare or inside a task model, or any other model with attention.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Its anatomy. Text towers and decoders beside the vision are left out.
-
-    Raises:
-        UnsupportedModelError: If it has no softmax attention between tokens.
-    """
+    """Anatomy of a `PreTrainedModel` that sees images: a vision tower, bare or inside a task model, or any other model with attention."""
     outside = text_parts(model)
     towers = find_towers(model, outside)
     tower = towers[0] if len(towers) == 1 else None
@@ -234,17 +224,7 @@ def _what_it_does(model: nn.Module, outside: tuple[str, ...]) -> str:
 
 
 def timm_wrapper(model: Any) -> ModelAnatomy:
-    """Anatomy of a timm model in transformers' clothes.
-
-    Args:
-        model: A `TimmWrapperModel` or `TimmWrapperForImageClassification`.
-
-    Returns:
-        The anatomy of the model inside.
-
-    Raises:
-        UnsupportedModelError: If that one has no softmax attention between tokens.
-    """
+    """Anatomy of a timm model in transformers' clothes."""
     inner = find_anatomy(model.timm_model)
     if inner is None:
         raise UnsupportedModelError(f"{type(model).__name__} holds no model of timm: expected one at .timm_model.")

@@ -49,14 +49,7 @@ Facts = dict[str, Any]
 
 
 def not_tokens(kind: str) -> str | None:
-    """What the softmax of a class is if it is not attention between tokens; None if it is, or there is none.
-
-    Args:
-        kind: The class's name.
-
-    Returns:
-        The words.
-    """
+    """What the softmax of a class is if it is not attention between tokens; None if it is, or there is none."""
     if kind.endswith(_DEFORMABLE):
         return "deformable attention, whose weights of sampled points come from the query alone"
     if kind.endswith("MHAttentionMap"):
@@ -71,16 +64,7 @@ def not_tokens(kind: str) -> str | None:
 
 
 def facts_of(model: nn.Module, name: str, module: nn.Module) -> Facts:
-    """What `AttentionSite` is to be told about a module.
-
-    Args:
-        model: The model.
-        name: The module's path in it.
-        module: The module.
-
-    Returns:
-        Keyword arguments.
-    """
+    """What `AttentionSite` is to be told about a module."""
     heads = next((h for a in _HEADS if isinstance(h := getattr(module, a, None), int)), 0)
     facts: Facts = {"arrangement": Arrangement.MERGED_OR_HEADS, "heads": heads} if heads else {}
     kind = class_of(module).__name__

@@ -50,14 +50,7 @@ class Packing:
 
 
 def packing_of(tower: Tower) -> Packing | None:
-    """How a tower packs its images; None if it takes a batch of images.
-
-    Args:
-        tower: The tower.
-
-    Returns:
-        The packing.
-    """
+    """How a tower packs its images; None if it takes a batch of images."""
     module, kind = tower.module, class_of(tower.module).__name__
     names = inspect.signature(class_of(tower.module).forward).parameters
     if not any(name in names for name in _GRIDS):
@@ -80,16 +73,7 @@ def packing_of(tower: Tower) -> Packing | None:
 
 
 def packing_at(packing: Packing, tower: Tower, name: str) -> tuple[Packing, bool]:
-    """How the patches of one block are ordered and cut.
-
-    Args:
-        packing: How the tower packs.
-        tower: The tower.
-        name: The block's path in the model.
-
-    Returns:
-        Its packing, and whether it attends over whole images and not within windows.
-    """
+    """How the patches of one block are ordered and cut."""
     inner = name[len(tower.name) :]
     number = next((int(part) for part in inner.split(".") if part.isdigit()), 0)
     merges_after = getattr(
@@ -114,17 +98,7 @@ def _whole_images(tower: Tower, number: int) -> bool:
 
 
 def tokens_of_call(packing: Packing, special: SpecialTokens, call: SeenCall, *, whole: bool) -> SiteTokens:
-    """What the tokens of one call are.
-
-    Args:
-        packing: How the tower packs.
-        special: The special tokens of each image.
-        call: What was seen; its inputs are the tower's.
-        whole: Whether the block attends over whole images.
-
-    Returns:
-        The layout of the image, frame or window of this call, of all of them, or why it cannot be told.
-    """
+    """What the tokens of one call are."""
     grids = _grids(call.inputs, packing)
     if grids is None:
         return SiteTokens("the images' grids are not known: the tower was called without them.")

@@ -49,14 +49,7 @@ class Tower:
 
 
 def text_parts(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the modules that embed words and see no image: text towers and decoders beside a vision tower.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The outermost of them.
-    """
+    """Paths of the modules that embed words and see no image: text towers and decoders beside a vision tower."""
     parts: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _WORDS:
@@ -82,28 +75,12 @@ def _sees(module: nn.Module) -> bool:
 
 
 def inside(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a path is one of some modules, or in one.
-
-    Args:
-        name: The path.
-        parts: The modules' paths.
-
-    Returns:
-        True if so.
-    """
+    """Whether a path is one of some modules, or in one."""
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def find_towers(model: nn.Module, outside: tuple[str, ...]) -> list[Tower]:
-    """The vision towers of a model, by their patch embeddings.
-
-    Args:
-        model: The model.
-        outside: Modules to leave out.
-
-    Returns:
-        The towers; several for models whose stages embed anew.
-    """
+    """The vision towers of a model, by their patch embeddings."""
     found: dict[str, Tower] = {}
     for name, module in model.named_modules():
         if inside(name, outside) or class_of(module).__module__.startswith("timm."):
@@ -154,14 +131,7 @@ class SpecialTokens:
 
 
 def special_tokens(tower: Tower) -> SpecialTokens:
-    """What a tower puts beside its patches.
-
-    Args:
-        tower: The tower.
-
-    Returns:
-        The special tokens.
-    """
+    """What a tower puts beside its patches."""
     holders = (tower.embeddings, tower.module)
     cls = next((t for h in holders for n in _CLASS_TOKENS if isinstance(t := getattr(h, n, None), Tensor)), None)
     last = class_of(tower.module).__name__ == "Llama4VisionModel"
@@ -186,10 +156,6 @@ Shows = Callable[[tuple[Any, ...], dict[str, Any], Any], SeenTokens]
 
 def shown_tokens(tower: Tower, special: SpecialTokens) -> Shows | None:
     """What tells the grid of a tower from a call of its embeddings, where the convolution's output does not.
-
-    Args:
-        tower: The tower.
-        special: Its special tokens.
 
     Returns:
         A function of `(args, kwargs, output)`; None if nothing is known.

