@@ -198,7 +198,7 @@ GUARDS = (
     Guard(
         "16 the record says what multiplies the values",
         "capture/forward_records.py",
-        "queries, site.mixing, call.gradients",
+        "queries, site.value_multiplier, call.gradients",
         "queries, '', call.gradients",
         "zoo/test_timm_plain.py::test_two_softmaxes_a_block_are_both_kept_and_the_record_says_what_multiplies_values",
     ),

@@ -88,19 +88,21 @@ def block_in_words(block: BlockAttention) -> str:
     if block.pooling:
         return f"the attention pooling ({block.name})"
     return (
-        f"block {block.name}" if block.place is None else f"block {block.place[0]} of {block.place[1]} ({block.name})"
+        f"block {block.name}"
+        if block.number is None
+        else f"block {block.number[0]} of {block.number[1]} ({block.name})"
     )
 
 
 def row_in_words(maps: AttentionMaps, row: int | None = None) -> str:
     """Say whose row a map shows."""
-    if not isinstance(maps.rows, Rows):
-        chosen = maps.rows if row is None else [maps.rows[row]]
+    if not isinstance(maps.selected_rows, Rows):
+        chosen = maps.selected_rows if row is None else [maps.selected_rows[row]]
         words = [f"patch {tuple(one)}" if isinstance(one, tuple | list) else f"token {one}" for one in chosen]
         return f"row of {' or '.join(words)}"
     if row is not None:
-        return f"row of {'token' if maps.rows is Rows.ALL else 'query'} {row}"
-    shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
+        return f"row of {'token' if maps.selected_rows is Rows.ALL else 'query'} {row}"
+    shown = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
     return _ROWS.get(shown, "no readout") if shown is not None else "no readout"
 
 
@@ -109,6 +111,6 @@ def _blocks_in_words(blocks: Sequence[BlockAttention]) -> str:
         return f"of {block_in_words(blocks[0])}"
     first, last = blocks[0], next((block for block in reversed(blocks) if not block.pooling), blocks[-1])
     pooled = " and the attention pooling" if blocks[-1].pooling and last is not blocks[-1] else ""
-    if first.place is not None and last.place is not None:
-        return f"through blocks {first.place[0]} to {last.place[0]} of {last.place[1]}{pooled}"
+    if first.number is not None and last.number is not None:
+        return f"through blocks {first.number[0]} to {last.number[0]} of {last.number[1]}{pooled}"
     return f"through {len(blocks)} blocks, {first.name} to {last.name}{pooled}"

@@ -63,16 +63,16 @@ def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None =
     count = block.shape[2]
     if not -count <= row < count:
         raise RowsNotKeptError(f"row {row} was not kept: expected -{count} to {count - 1} of block {block.name!r}.")
-    whole = maps.rows is Rows.ALL
+    whole = maps.selected_rows is Rows.ALL
     return block.matrix.rows([row % count])[:, :, 0] if whole else block.rows[:, :, row]
 
 
 def _readout(maps: AttentionMaps, block: BlockAttention) -> Tensor:
-    if maps.rows is Rows.ALL:
+    if maps.selected_rows is Rows.ALL:
         queries = readout_queries(maps, block)
         several = len(range(*queries.indices(block.shape[2]))) > 1
         rows = block.matrix.mean_rows(queries) if several else block.matrix.rows(queries)
-    elif block.pooling and maps.rows is Rows.POOL:
+    elif block.pooling and maps.selected_rows is Rows.POOL:
         rows = block.rows.mean(dim=2, keepdim=True)
     else:
         rows = block.rows

@@ -17,8 +17,8 @@ from attnhook.options import Rows
 
 def check_whole_matrices(maps: AttentionMaps, method: str, wanted: str = "rows='all'") -> None:
     """Refuse maps that hold some rows only."""
-    if maps.rows is not Rows.ALL:
-        kept = maps.rows.value if isinstance(maps.rows, Rows) else list(maps.rows)
+    if maps.selected_rows is not Rows.ALL:
+        kept = maps.selected_rows.value if isinstance(maps.selected_rows, Rows) else list(maps.selected_rows)
         raise RowsNotKeptError(
             f"{method} needs whole matrices: expected a capture with {wanted}, got rows={kept!r}. Capture with {wanted}."
         )
@@ -39,7 +39,7 @@ def common_layout(blocks: list[BlockAttention], method: str) -> TokenLayout:
     """The one layout of the tokens of all blocks."""
     last = blocks[-1]
     for block in blocks:
-        check_mixing(block, method)
+        check_rows_multiply_values(block, method)
         layout, (_, _, queries, keys) = block.layout, block.shape
         between_tokens = block.queries in (Queries.TOKENS, Queries.PATCHES) and queries == keys
         if not isinstance(layout, TokenLayout) or not between_tokens or block.query_token_layout is not None:
@@ -66,12 +66,12 @@ def _same_order(first: TokenLayout, second: Layout) -> bool:
     return not orders or (len(orders) == 2 and torch.equal(*orders))
 
 
-def check_mixing(block: BlockAttention, method: str) -> None:
+def check_rows_multiply_values(block: BlockAttention, method: str) -> None:
     """Refuse a block that multiplies its values by something else than softmax rows."""
-    if block.mixing:
+    if block.value_multiplier:
         raise UnsupportedModelError(
             f"{method} cannot follow block {block.name!r}: expected values multiplied by softmax rows, but what multiplies them is not: "
-            f"{block.mixing}. Look at its rows one by one with raw_attention."
+            f"{block.value_multiplier}. Look at its rows one by one with raw_attention."
         )
 
 
@@ -122,7 +122,7 @@ def _pooling(maps: AttentionMaps, method: str) -> BlockAttention:
             f"{method} starts at the attention pooling ({maps.readout.reason}): expected it among the captured blocks, got "
             f"{', '.join(maps.block_names)}. Capture all blocks, or add the pooling to blocks=."
         )
-    check_mixing(poolings[-1], method)
+    check_rows_multiply_values(poolings[-1], method)
     return poolings[-1]
 
 

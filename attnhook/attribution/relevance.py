@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.attention_gradient import AttentionGradient
-from attnhook.capture.operands import quiet_arithmetic
+from attnhook.capture.operands import exact_arithmetic
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.softmax_matrix import BUDGET_BYTES
 from attnhook.errors import GradientsNotKeptError
@@ -35,7 +35,7 @@ def through_relevance(block: BlockAttention, row: Tensor) -> Tensor:
     batch, heads, _, keys = matrix.shape
     total = torch.zeros(batch, keys, dtype=torch.float64, device=row.device)
     memory = _Memory()
-    with quiet_arithmetic(matrix.device.type):
+    with exact_arithmetic(matrix.device.type):
         for head in range(heads):
             for chunk, attention in matrix.head(
                 head
@@ -59,7 +59,7 @@ def positive_gradient(block: BlockAttention) -> Tensor:
     total = torch.zeros(batch, keys, dtype=torch.float64, device=gradient.device)
     step = max(1, BUDGET_BYTES // (2 * gradient.dtype.itemsize * keys))
     memory = _Memory()
-    with quiet_arithmetic(gradient.device.type):
+    with exact_arithmetic(gradient.device.type):
         for image in range(batch):
             for head in range(heads):
                 for first in range(0, queries, step):

@@ -14,14 +14,14 @@ from attnhook.attribution.discarding import Discard
 from attnhook.attribution.map_making import make_map
 from attnhook.attribution.raw_maps import fuse_heads
 from attnhook.attribution.readouts import (
-    check_mixing,
+    check_rows_multiply_values,
     check_whole_matrices,
     common_layout,
     first_row,
     followed_blocks,
 )
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.operands import quiet_arithmetic
+from attnhook.capture.operands import exact_arithmetic
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.imaging.patch_maps import PatchMap
@@ -86,7 +86,7 @@ def rollout(
     fusion = _checked(maps, heads, residual, discard)
     blocks = followed_blocks(maps, "rollout", start)
     layout = common_layout(blocks, "rollout")
-    with quiet_arithmetic(blocks[-1].matrix.device.type):
+    with exact_arithmetic(blocks[-1].matrix.device.type):
         weights = _Weights(fusion, residual, Discard(discard, layout))
         values = layout.patches(_rolled(maps, blocks, layout, heads, weights)).float()
     return make_map(maps, values, _with_pooling(maps, blocks), "rollout", heads=heads, uniform=1 / blocks[0].shape[-1])
@@ -108,7 +108,7 @@ def rollout_by_block(maps: AttentionMaps, *, residual: float = 0.5) -> Iterator[
     check_whole_matrices(maps, "rollout")
     common_layout(followed_blocks(maps, "rollout"), "rollout")
     for block in maps:
-        check_mixing(block, "rollout")
+        check_rows_multiply_values(block, "rollout")
     return _products(maps, residual)
 
 
@@ -128,7 +128,7 @@ def _followed(matrix: SoftmaxMatrix, before: Tensor | None, residual: float) -> 
     batch, _, queries, keys = matrix.shape
     product = torch.empty(batch, queries, keys, device=matrix.device)
     for chunk, fused in matrix.fused_chunks():
-        with quiet_arithmetic(matrix.device.type):
+        with exact_arithmetic(matrix.device.type):
             mixed = (1 - residual) * fused.float()
             if residual:
                 mixed.diagonal(chunk.queries.start).add_(residual)

@@ -21,7 +21,7 @@ from attnhook.attribution.row_measures import (
     token_mass,
     top_mass,
 )
-from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, distinct_entries, token_table
+from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, distinct_entries, query_table, token_table
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import Layout
@@ -135,7 +135,7 @@ def entropy(block: BlockAttention, *, relative: bool = False) -> Tensor:
     Returns:
         `(batch, heads)` float64.
     """
-    kept = block.kept
+    kept = block.captured
     values = kept.entropy() if isinstance(kept, SoftmaxMatrix) else row_entropy(kept)
     mean = values.mean(dim=2, dtype=torch.float64)
     return mean / _log(block.shape[3]) if relative else mean
@@ -147,7 +147,7 @@ def received_mass(block: BlockAttention) -> Tensor:
     Returns:
         `(batch, heads, keys)` float64; sums to 1. Windows stand in the batch axis.
     """
-    kept = block.kept
+    kept = block.captured
     if isinstance(kept, SoftmaxMatrix):
         return kept.column_sums().double() / kept.shape[2]
     return kept.mean(dim=2, dtype=torch.float64)
@@ -204,7 +204,7 @@ def _block_statistics(
     pixel = _patch_pixels(layout, maps)
     count = distinct_entries(block)
     tables = [] if layout is None else [token_table(layout, entry) for entry in range(count)]
-    asking = [asking_table(maps.rows, block, entry) for entry in range(count)]
+    asking = [query_table(maps.selected_rows, block, entry) for entry in range(count)]
 
     def measure(rows: Tensor, chunk: RowChunk) -> Tensor:
         columns = [row_entropy(rows), top_mass(rows, top_k)]
@@ -218,7 +218,7 @@ def _block_statistics(
         apart = head_divergence(rows)[:, None].expand_as(nothing) if diversity else nothing
         return torch.stack([*columns, apart], dim=-1)
 
-    at_once = count == 1 and isinstance(block.kept, Tensor) and block.kept.nbytes <= BUDGET_BYTES
+    at_once = count == 1 and isinstance(block.captured, Tensor) and block.captured.nbytes <= BUDGET_BYTES
     values = measure(block.rows, RowChunk(0, slice(None))) if at_once else _stream(block, measure)
     counted = torch.stack([_counted(block, table, averaged) for table in asking])
     means = _means(values, counted.repeat(len(values) // count, 1).to(values.device), _windows(block))
@@ -250,7 +250,7 @@ def _means(values: Tensor, counted: Tensor, windows: int) -> Tensor:
 
 
 def _stream(block: BlockAttention, measure: Callable[[Tensor, RowChunk], Tensor]) -> Tensor:
-    matrix = block.kept if isinstance(block.kept, SoftmaxMatrix) else SoftmaxMatrix(block.kept)
+    matrix = block.captured if isinstance(block.captured, SoftmaxMatrix) else SoftmaxMatrix(block.captured)
     return matrix.rowwise(measure)
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from attnhook.attribution.row_measures import head_divergence
-from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, asking_table, distinct_entries, token_table
+from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, distinct_entries, query_table, token_table
 from attnhook.capture.adapters import Readout
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.operands import quiet_arithmetic
+from attnhook.capture.operands import exact_arithmetic
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
@@ -103,14 +103,14 @@ def summarise_block(
         >>> summarise_block(capture.maps[-1], capture.maps.readout).received.shape
         torch.Size([2, 3, 197])
     """
-    matrix = block.kept if isinstance(block.kept, SoftmaxMatrix) else SoftmaxMatrix(block.kept)
+    matrix = block.captured if isinstance(block.captured, SoftmaxMatrix) else SoftmaxMatrix(block.captured)
     weights = _weights(block, matrix.device)
     ranges = _known_ranges(block, rows, matrix.device, {} if known is None else known) if distances else None
     entries, heads, _, keys = matrix.shape
     entropy = torch.zeros(heads, dtype=torch.float64, device=matrix.device)
     received = torch.zeros(entries, heads, keys, dtype=torch.float64, device=matrix.device)
     reach = torch.zeros(2, heads, dtype=torch.float64, device=matrix.device)
-    with quiet_arithmetic(matrix.device.type):
+    with exact_arithmetic(matrix.device.type):
         for entry, part, entropies, exponentials, sums, spare in matrix.entropy_chunks():
             weight = weights[entry % len(weights), part.queries]
             entropy[part.heads] += entropies @ weight
@@ -209,7 +209,7 @@ def _ranges(block: BlockAttention, rows: Rows | Sequence[Any], device: torch.dev
     if isinstance(block.token_layout, str):
         return None
     layout = block.token_layout
-    pairs = [(token_table(layout, entry), asking_table(rows, block, entry)) for entry in range(distinct_entries(block))]
+    pairs = [(token_table(layout, entry), query_table(rows, block, entry)) for entry in range(distinct_entries(block))]
     made = [_range(keys, asking, device) for keys, asking in pairs]
     return made if any(bool(one.placed.any()) for one in made) else None
 

@@ -73,7 +73,7 @@ def token_table(layout: Layout, entry: int = 0, *, of_queries: bool = False) -> 
 _NOT_TOKENS = (Queries.POOL, Queries.CLASS)
 
 
-def asking_table(rows: Rows | Sequence[Any], block: BlockAttention, entry: int) -> TokenTable:
+def query_table(rows: Rows | Sequence[Any], block: BlockAttention, entry: int) -> TokenTable:
     """Look up what the kept rows of one batch entry are, their places in units of the keys' grid."""
     count = block.shape[2]
     nowhere = TokenTable(torch.full((count,), _OTHER, device="cpu"), torch.full((count, 2), math.nan, device="cpu"))

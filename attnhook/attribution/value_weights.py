@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnhook.attribution.map_making import make_map
 from attnhook.attribution.raw_maps import fuse_heads, readout_row
-from attnhook.attribution.readouts import check_mixing
+from attnhook.attribution.readouts import check_rows_multiply_values
 from attnhook.capture.records import AttentionMaps
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadsOption
@@ -46,7 +46,7 @@ def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, head
         torch.Size([2, 14, 14])
     """
     chosen = maps[block]
-    check_mixing(chosen, "value_weighted_attention")
+    check_rows_multiply_values(chosen, "value_weighted_attention")
     weights = readout_row(maps, chosen)
     values = chosen.values
     precise = values.dtype if values.dtype is torch.float64 else torch.float32

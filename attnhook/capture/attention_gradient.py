@@ -7,7 +7,7 @@ exactly: no softmax has to be spelt out for it. Pure torch: knows nothing of mod
 import torch
 from torch import Tensor
 
-from attnhook.capture.operands import quiet_arithmetic
+from attnhook.capture.operands import exact_arithmetic
 
 
 class AttentionGradient:
@@ -59,7 +59,7 @@ class AttentionGradient:
             `(batch, heads, rows, keys)` float32, owning its memory.
         """
         chosen = torch.tensor(index, device=self.device, dtype=torch.int64) if isinstance(index, list) else index
-        with quiet_arithmetic(self.device.type):
+        with exact_arithmetic(self.device.type):
             wanted = self._given[:, :, chosen]
             if self._values is None:
                 return wanted.to(dtype=torch.float32, copy=True)
@@ -81,7 +81,7 @@ class AttentionGradient:
         """
         rows, (_, heads, _, keys) = queries.stop - queries.start, self.shape
         out = buffer[: rows * keys].view(rows, keys)
-        with quiet_arithmetic(self.device.type):
+        with exact_arithmetic(self.device.type):
             given = self._given[image, head, queries]
             if self._values is None:
                 return out.copy_(given)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.operands import softmax_rows
-from attnhook.capture.output_gradients import KeptGradients
+from attnhook.capture.output_gradients import CapturedGradients
 from attnhook.capture.sites import SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import RowsNotKeptError
@@ -25,7 +25,7 @@ class CapturedCall:
     scale: float = 1.0  # factor that the logits lack
     masked: bool = False  # whether keys of them may be hidden
     tokens: SiteTokens | None = None  # what its tokens are, where the module itself tells
-    gradients: KeptGradients | None = None
+    gradients: CapturedGradients | None = None
     measured: Any = None
 
     def finished(self) -> Tensor | SoftmaxMatrix:

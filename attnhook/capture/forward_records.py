@@ -36,7 +36,7 @@ class ForwardRecord:
     calls: list[CapturedCall] = field(default_factory=list)  # in the order in which they ran
     ran: set[str] = field(default_factory=set)  # the sites whose forward ran
     errors: dict[str, AttnhookError] = field(default_factory=dict)  # by site, why a call could not be recorded
-    strangers: dict[str, str] = field(
+    unexpected: dict[str, str] = field(
         default_factory=dict
     )  # modules that attended unexpectedly, each with its type's name
     listed: bool = False  # whether it is among those of its capture
@@ -56,7 +56,7 @@ class ForwardRecord:
 
     def is_empty(self) -> bool:
         """Whether no attention module ran."""
-        return not (self.calls or self.ran or self.errors or self.strangers)
+        return not (self.calls or self.ran or self.errors or self.unexpected)
 
     def count(self, site: str) -> int:
         """How often a site has called its kernel."""
@@ -137,7 +137,7 @@ def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
 
 def _found(record: ForwardRecord, plan: CapturePlan) -> list[tuple[AttentionSite, str, CapturedCall]]:
     """All calls of the plan's blocks, each with its name, in the order in which they ran; raises for a block without one."""
-    if record.strangers:
+    if record.unexpected:
         raise BlockNotCapturedError(_why_strange(record, plan))
     sites = plan.site_of
     numbers: dict[str, int] = {}
@@ -172,7 +172,7 @@ def _finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
     found = _found(record, plan)
     if len({site.name for site, *_ in found}) < len(found):
         # How many blocks there are, and which of them a call is, the modules do not tell.
-        found = [(replace(site, place=None), name, call) for site, name, call in found]
+        found = [(replace(site, number=None), name, call) for site, name, call in found]
     finished = finish_together([call for *_, call in found])
     blocks = [make_block(*place, kept, layout, fitting) for place, kept in zip(found, finished, strict=True)]
     return AttentionMaps(
@@ -201,7 +201,16 @@ def make_block(  # noqa: PLR0917 (what one call is, in one order)
             fitting[kind] = _layout_of_block(layout, kind[0], site, name)
         keys = fitting[kind]
     return BlockAttention(
-        name, call.kernel, kept, keys, site.queries, site.readout_rows, queries, site.mixing, call.gradients, site.place
+        name,
+        call.kernel,
+        kept,
+        keys,
+        site.queries,
+        site.readout_rows,
+        queries,
+        site.value_multiplier,
+        call.gradients,
+        site.number,
     )
 
 
@@ -224,8 +233,8 @@ def _layout_of_block(
 
 
 def _why_strange(record: ForwardRecord, plan: CapturePlan) -> str:
-    name, kind = next(iter(record.strangers.items()))
-    attending = {call.site for call in record.calls}.union(record.strangers)
+    name, kind = next(iter(record.unexpected.items()))
+    attending = {call.site for call in record.calls}.union(record.unexpected)
     names = [name for name, _ in plan.model.named_modules() if name in attending]
     return (
         f"module {name!r} ({kind}) called scaled_dot_product_attention, but was not recognised as an attention module: expected every attention "

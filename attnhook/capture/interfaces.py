@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.adapters import class_of
-from attnhook.capture.operands import Operands, quiet_arithmetic
+from attnhook.capture.operands import Operands, exact_arithmetic
 from attnhook.capture.output_gradients import Outcome
 from attnhook.capture.scopes import ModeScope, innermost_of_each
 from attnhook.capture.shared_state import LOCK, ReplacedFunction
@@ -120,7 +120,7 @@ def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: s
     last = call.query.shape[2] - 1
     some = sorted({0, last // 2, last})
     rows = SoftmaxMatrix(call.by_reference()).rows(some)
-    with quiet_arithmetic(value.device.type):
+    with exact_arithmetic(value.device.type):
         groups = rows.shape[1] // value.shape[1]
         expected = (rows @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
         got = (output.detach()[:, some] if output.shape[1] > last else output.detach()).float().flatten()

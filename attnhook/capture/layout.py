@@ -152,9 +152,16 @@ class TokenLayout:
         return grid.scatter(-1, index, patches)
 
     def token_of(self, patch: PatchIndex) -> int:
-        """Index in the sequence of the patch at `(row, column)`, in a video of its first frame; negative numbers count from the end.
+        """Index in the sequence of a patch; in a video, of its first frame.
 
-        Raises `TokenLayoutError` if the patch lies outside the grid, or the model shuffles its patches.
+        Args:
+            patch: Row and column on the grid; negative numbers count from the end.
+
+        Returns:
+            The token's index.
+
+        Raises:
+            TokenLayoutError: If the patch lies outside the grid, or the model shuffles its patches.
         """
         (row, column), (height, width) = patch, self.grid
         if not (-height <= row < height and -width <= column < width):

@@ -82,7 +82,7 @@ def _small_maps(block: Any) -> Tensor | None:
 
 def _row(block: Any, layout: TokenLayout) -> Tensor:
     """One row a head, `(batch, heads, keys)`."""
-    kept: Tensor | SoftmaxMatrix = block.kept
+    kept: Tensor | SoftmaxMatrix = block.captured
     if isinstance(kept, Tensor):
         return kept[:, :, 0]
     if kept.shape[2] != kept.shape[3] or block.pooling:

@@ -16,7 +16,7 @@ from attnhook.errors import UnsupportedModelError
 
 
 @contextmanager
-def quiet_arithmetic(device_type: str) -> Iterator[None]:
+def exact_arithmetic(device_type: str) -> Iterator[None]:
     """Context in which attention is computed: no autograd, no autocast."""
     asked = "cpu" if device_type == "meta" else device_type  # meta has no autocast to ask for
     on = torch.is_autocast_enabled(asked)  # where it is off, leaving it out saves the time of a small product
@@ -93,7 +93,7 @@ class Operands:
         return self.causal or self.mask is not None
 
     def logits(self, index: slice | Tensor) -> Tensor:
-        """Rows of Q K^T * scale + bias, `(batch, heads, rows, keys)` float32 or float64; call it under `quiet_arithmetic`."""
+        """Rows of Q K^T * scale + bias, `(batch, heads, rows, keys)` float32 or float64; call it under `exact_arithmetic`."""
         query, key = self.query[:, :, index], self.key
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         if query.dtype is not torch.float32 and query.dtype is not torch.float64:

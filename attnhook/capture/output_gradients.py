@@ -37,7 +37,7 @@ class Outcome:
     weights: Tensor | None = None  # beside the output: a score that reads them has a gradient which O does not see
 
 
-class KeptGradients:
+class CapturedGradients:
     """The values `(batch, key heads, keys, value_dim)` of one attention call, if seen, and the gradient of its output if `wanted`.
 
     Where `explicit`, the gradient is dA itself, that of a softmax that the model spelt out. It is kept on `device`, None for where it arrives.
@@ -103,7 +103,7 @@ class KeptGradients:
         gradient = self.gradient(block)
         return AttentionGradient(gradient if self.explicit or self.values is None else (gradient, self.values))
 
-    def to(self, device: torch.device | str, block: str) -> "KeptGradients":
+    def to(self, device: torch.device | str, block: str) -> "CapturedGradients":
         """The same on another device: a copy, which no later backward reaches."""
         self._check_arrived(f"block {block!r}")
         moved = copy(self)
@@ -128,21 +128,21 @@ class KeptGradients:
             )
 
 
-def _arrived(known: weakref.ref[KeptGradients], arrange: Arrange, gradient: Tensor) -> None:
+def _arrived(known: weakref.ref[CapturedGradients], arrange: Arrange, gradient: Tensor) -> None:
     """A tensor hook: what comes by is added to what is kept, if anyone still keeps it."""
     kept = known()
     if kept is not None and (arranged := arrange(gradient.detach())) is not None:
         kept.add(arranged)
 
 
-def _passed_by(known: weakref.ref[KeptGradients], gradient: Tensor) -> None:
+def _passed_by(known: weakref.ref[CapturedGradients], gradient: Tensor) -> None:
     """A tensor hook on returned weights: says that a score has read them."""
     kept = known()
     if kept is not None and bool(gradient.any()):
         kept.weights_read = True
 
 
-def follow(output: Tensor, kept: KeptGradients, arrange: Arrange, block: str) -> None:
+def follow(output: Tensor, kept: CapturedGradients, arrange: Arrange, block: str) -> None:
     """Have the gradient of a tensor of the running forward, arranged, added to `kept` in every backward."""
     if current_transform() is not None:
         raise UnsupportedModelError(
@@ -154,7 +154,7 @@ def follow(output: Tensor, kept: KeptGradients, arrange: Arrange, block: str) ->
     output.register_hook(partial(_arrived, weakref.ref(kept), arrange))  # type: ignore[no-untyped-call]
 
 
-def follow_weights(weights: Tensor | None, kept: KeptGradients) -> None:
+def follow_weights(weights: Tensor | None, kept: CapturedGradients) -> None:
     """Have `kept` told if a score reads the weights that a call returned, if any."""
     if weights is not None and weights.requires_grad:
         weights.register_hook(partial(_passed_by, weakref.ref(kept)))  # type: ignore[no-untyped-call]

@@ -122,7 +122,7 @@ def _numbered(anatomy: ModelAnatomy) -> ModelAnatomy:
     numbers = itertools.count(1)
     if any(site.guessed for site in anatomy.sites):
         return anatomy
-    sites = [site if site.pooling else replace(site, place=(next(numbers), count)) for site in anatomy.sites]
+    sites = [site if site.pooling else replace(site, number=(next(numbers), count)) for site in anatomy.sites]
     return replace(anatomy, sites=tuple(sites))
 
 

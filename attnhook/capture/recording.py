@@ -12,9 +12,9 @@ from attnhook.capture.fast_path import FastLogits, is_plain, kind_of
 from attnhook.capture.forward_records import ForwardRecord, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_lengths, multihead_operands, multihead_outcome
-from attnhook.capture.operands import Operands, quiet_arithmetic, sdpa_operands
+from attnhook.capture.operands import Operands, exact_arithmetic, sdpa_operands
 from attnhook.capture.output_gradients import (
-    KeptGradients,
+    CapturedGradients,
     Outcome,
     follow,
     follow_weights,
@@ -98,7 +98,7 @@ class SiteRecorder:
             values = self._values(outcome)
             if values is not None and output is not None:
                 self.saw_outcome(call_name(self.site, record.count(self.site.name)), values, output)
-        with quiet_arithmetic(call.query.device.type):
+        with exact_arithmetic(call.query.device.type):
             self._keep(record, self._of_operands(record, call, kernel), gradients)
 
     def _refuse_transforms(self) -> None:
@@ -129,7 +129,7 @@ class SiteRecorder:
             return
         self._refuse_transforms()
         gradients = self._explicit(weights) if self.plan.values else None
-        with quiet_arithmetic(logits.device.type):
+        with exact_arithmetic(logits.device.type):
             self._keep(record, self._of_logits(record, arranged, rows), gradients)
 
     def ran(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
@@ -153,7 +153,7 @@ class SiteRecorder:
             self._check_sequence(record, *multihead_lengths(module, args, kwargs))
             call = multihead_operands(module, args, kwargs, rows)
             gradients = self._followed(multihead_outcome(module, args, kwargs, output)) if self.plan.values else None
-            with quiet_arithmetic(call.query.device.type):
+            with exact_arithmetic(call.query.device.type):
                 if rows is None:
                     self._keep(record, self._of_operands(record, call, "multihead"), gradients)
                 else:
@@ -168,31 +168,31 @@ class SiteRecorder:
         value = outcome.value.detach()
         return self.site.arranged_outcome(value) if outcome.arrange is None else value
 
-    def _followed(self, outcome: Outcome | None) -> KeptGradients:
+    def _followed(self, outcome: Outcome | None) -> CapturedGradients:
         """Values of a fused call, and the gradient of its output once it arrives."""
         wanted, name = self.plan.gradients, self.site.name
         if outcome is None:
             if wanted:
                 raise unreachable(name)
-            return KeptGradients(None, wanted=False)
+            return CapturedGradients(None, wanted=False)
         values = self._values(outcome)
         if self.device is not None and values is not None:
             values = values.to(self.device)
-        kept = KeptGradients(values, wanted=wanted, device=self.device)
+        kept = CapturedGradients(values, wanted=wanted, device=self.device)
         if wanted:
             refuse_dropout(outcome.dropout, name)
             follow(outcome.output, kept, outcome.arrange or self.site.arranged_outcome, name)
             follow_weights(outcome.weights, kept)
         return kept
 
-    def _explicit(self, weights: Tensor) -> KeptGradients:
+    def _explicit(self, weights: Tensor) -> CapturedGradients:
         """The gradient of a softmax that the model spells out; what it multiplies is not seen."""
-        kept = KeptGradients(None, explicit=True, wanted=self.plan.gradients, device=self.device)
+        kept = CapturedGradients(None, explicit=True, wanted=self.plan.gradients, device=self.device)
         if self.plan.gradients:
             follow(weights, kept, self.site.arranged, self.site.name)
         return kept
 
-    def _keep(self, record: ForwardRecord, call: CapturedCall, gradients: KeptGradients | None) -> None:
+    def _keep(self, record: ForwardRecord, call: CapturedCall, gradients: CapturedGradients | None) -> None:
         call.gradients = gradients
         if self.measure is not None:
             name = call_name(self.site, record.count(self.site.name))

@@ -14,7 +14,7 @@ from torch import Tensor
 from attnhook.capture.adapters import Readout, block_index
 from attnhook.capture.attention_gradient import AttentionGradient
 from attnhook.capture.notebook import blocks_table, contact_sheet
-from attnhook.capture.output_gradients import KeptGradients
+from attnhook.capture.output_gradients import CapturedGradients
 from attnhook.capture.serialization import (
     checked,
     checked_rows,
@@ -43,26 +43,26 @@ class BlockAttention:
         name: The attention module's path; a module's second call in one forward is `"name:1"`.
         kernel: What computed it, for provenance: `"scaled_dot_product_attention"`, `"softmax"`, `"multihead"`, `"encoder layer"`, or the name
             of a function registered at transformers' attention interface.
-        kept: The rows as captured, `(batch, heads, queries, keys)` float32, or the implicit matrix.
+        captured: The rows as captured, `(batch, heads, queries, keys)` float32, or the implicit matrix.
         token_layout: What the keys are, or the reason why no layout is known.
         queries: Who asks: all tokens, the patches, the class token, or learned pooling queries.
         readout_rows: Where the rows of the class token or the pooling stand among all queries, if not where `token_layout` says.
         query_token_layout: What the queries are where that differs from the keys, or why it is not known; None where it does not differ.
-        mixing: What multiplies the values if not these softmax rows themselves, in words; empty otherwise.
-        kept_gradients: Values and the gradient, if they were asked for; read them as `values`, `output_gradient` and `gradient`.
-        place: The block's number among the model's blocks, counted from 1, and how many there are; None for poolings, or if it is not known.
+        value_multiplier: What multiplies the values if not these softmax rows themselves, in words; empty otherwise.
+        captured_gradients: Values and the gradient, if they were asked for; read them as `values`, `output_gradient` and `gradient`.
+        number: The block's number among the model's blocks, counted from 1, and how many there are; None for poolings, or if it is not known.
     """
 
     name: str
     kernel: str
-    kept: Tensor | SoftmaxMatrix
+    captured: Tensor | SoftmaxMatrix
     token_layout: Layout | str
     queries: Queries = Queries.TOKENS
     readout_rows: slice | None = None
     query_token_layout: Layout | str | None = None
-    mixing: str = ""
-    kept_gradients: KeptGradients | None = field(default=None, repr=False)
-    place: tuple[int, int] | None = None
+    value_multiplier: str = ""
+    captured_gradients: CapturedGradients | None = field(default=None, repr=False)
+    number: tuple[int, int] | None = None
 
     @property
     def pooling(self) -> bool:
@@ -72,16 +72,16 @@ class BlockAttention:
     @property
     def rows(self) -> Tensor:
         """The captured rows, `(batch, heads, queries, keys)` float32; with `rows="all"` the same as `weights()`."""
-        return self.kept if isinstance(self.kept, Tensor) else self.kept.dense()
+        return self.captured if isinstance(self.captured, Tensor) else self.captured.dense()
 
     @property
     def matrix(self) -> SoftmaxMatrix:
         """The whole matrix, implicit; raises `RowsNotKeptError` unless captured with `rows="all"`."""
-        if isinstance(self.kept, Tensor):
+        if isinstance(self.captured, Tensor):
             raise RowsNotKeptError(
-                f"block {self.name!r} keeps {self.kept.shape[2]} of the matrix's rows: expected all. Capture with rows='all'."
+                f"block {self.name!r} keeps {self.captured.shape[2]} of the matrix's rows: expected all. Capture with rows='all'."
             )
-        return self.kept
+        return self.captured
 
     def weights(self) -> Tensor:
         """The dense matrix, materialised now.
@@ -129,13 +129,13 @@ class BlockAttention:
         """
         return self._gradients_kept("gradient").attention_gradient(self.name)
 
-    def _gradients_kept(self, what: str) -> KeptGradients:
-        if self.kept_gradients is None:
+    def _gradients_kept(self, what: str) -> CapturedGradients:
+        if self.captured_gradients is None:
             wanted = "values=True or gradients=True" if what == "values" else "gradients=True"
             raise GradientsNotKeptError(
                 f"block {self.name!r} keeps no {what}: expected a capture with {wanted}. Capture with it."
             )
-        return self.kept_gradients
+        return self.captured_gradients
 
     @property
     def layout(self) -> Layout:
@@ -154,13 +154,13 @@ class BlockAttention:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """`(batch, heads, queries, keys)` of what was kept."""
-        batch, heads, queries, keys = self.kept.shape
+        batch, heads, queries, keys = self.captured.shape
         return batch, heads, queries, keys
 
     def to(self, device: torch.device | str) -> "BlockAttention":
         """The same on another device."""
-        beside = None if self.kept_gradients is None else self.kept_gradients.to(device, self.name)
-        return replace(self, kept=self.kept.to(device), kept_gradients=beside)
+        beside = None if self.captured_gradients is None else self.captured_gradients.to(device, self.name)
+        return replace(self, captured=self.captured.to(device), captured_gradients=beside)
 
     def __repr__(self) -> str:
         return f"BlockAttention({self.name!r}, shape={self.shape}, kernel={self.kernel!r})"
@@ -217,7 +217,8 @@ class AttentionMaps(Sequence[BlockAttention]):
         return iter(self._blocks)
 
     def __repr__(self) -> str:
-        rows = self.rows.value if isinstance(self.rows, Rows) else f"{len(self.rows)} chosen"
+        chosen = self.selected_rows
+        rows = chosen.value if isinstance(chosen, Rows) else f"{len(chosen)} chosen"
         shape = self._blocks[-1].shape if self._blocks else ()
         return f"AttentionMaps({len(self)} blocks, rows={rows}, last block {shape})"
 
@@ -243,8 +244,8 @@ class AttentionMaps(Sequence[BlockAttention]):
         return self[-1].layout
 
     @property
-    def rows(self) -> Rows | Sequence[Any]:
-        """What was kept."""
+    def selected_rows(self) -> Rows | Sequence[Any]:
+        """Which rows were captured: a member of `Rows`, or the tokens and patches that were asked for."""
         return self._rows
 
     @property
@@ -285,7 +286,11 @@ class AttentionMaps(Sequence[BlockAttention]):
     def with_blocks(self, blocks: Sequence[BlockAttention]) -> "AttentionMaps":
         """The same forward with other blocks."""
         return AttentionMaps(
-            blocks, rows=self.rows, readout=self.readout, input_size=self.input_size, patch_area=self.patch_area
+            blocks,
+            rows=self.selected_rows,
+            readout=self.readout,
+            input_size=self.input_size,
+            patch_area=self.patch_area,
         )
 
     def save(self, path: str | Path) -> None:
@@ -308,7 +313,7 @@ class AttentionMaps(Sequence[BlockAttention]):
             )
         if not self._blocks:
             raise NothingCapturedError("nothing to save: expected at least one block, got none.")
-        header, tensors = self.header()
+        header, tensors = header_of(self)
         write(Path(path), header, tensors | {f"rows.{i}": b.rows.contiguous() for i, b in enumerate(self)})
 
     @classmethod
@@ -324,38 +329,40 @@ class AttentionMaps(Sequence[BlockAttention]):
         Raises:
             NothingCapturedError: If the file is not one of ours, whatever it contains.
         """
-        return read(Path(path), _FORMAT, cls.from_header)
+        return read(Path(path), _FORMAT, maps_from)
 
-    def header(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All but the rows, as what JSON can hold and the tensors, by their names, that it cannot."""
-        packed = [_packed(block, i) for i, block in enumerate(self)]
-        header = {
-            "format": _FORMAT,
-            "rows": self.rows.value if isinstance(self.rows, Rows) else list(self.rows),
-            "readout": [self.readout.rows, self.readout.reason],
-            "input_size": self.input_size,
-            "patch_area": self.patch_area,
-            "blocks": [entry for entry, _ in packed],
-        }
-        return header, {name: tensor for _, tensors in packed for name, tensor in tensors.items()}
 
-    @classmethod
-    def from_header(cls, header: dict[str, Any], tensors: dict[str, Tensor]) -> "AttentionMaps":
-        """Undo `header`, whose tensors have the rows of block i, `(batch, heads, queries, keys)`, beside them as `rows.i`."""
-        rows, (readout, reason) = checked_rows(header["rows"]), header["readout"]
-        return cls(
-            [_unpacked(entry, i, tensors, implicit=rows is Rows.ALL) for i, entry in enumerate(header["blocks"])],
-            rows=rows,
-            readout=Readout(None if readout is None else Rows(readout), checked(reason, str)),
-            input_size=checked_size(header["input_size"]),
-            patch_area=checked_size(header["patch_area"]),
-        )
+def header_of(maps: AttentionMaps) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All but the rows, as what JSON can hold and the tensors, by their names, that it cannot."""
+    packed = [_packed(block, i) for i, block in enumerate(maps)]
+    rows = maps.selected_rows
+    header = {
+        "format": _FORMAT,
+        "rows": rows.value if isinstance(rows, Rows) else list(rows),
+        "readout": [maps.readout.rows, maps.readout.reason],
+        "input_size": maps.input_size,
+        "patch_area": maps.patch_area,
+        "blocks": [entry for entry, _ in packed],
+    }
+    return header, {name: tensor for _, tensors in packed for name, tensor in tensors.items()}
+
+
+def maps_from(header: dict[str, Any], tensors: dict[str, Tensor]) -> AttentionMaps:
+    """Undo `header_of`; the tensors also hold the rows of block i, `(batch, heads, queries, keys)`, as `rows.i`."""
+    rows, (readout, reason) = checked_rows(header["rows"]), header["readout"]
+    return AttentionMaps(
+        [_unpacked(entry, i, tensors, implicit=rows is Rows.ALL) for i, entry in enumerate(header["blocks"])],
+        rows=rows,
+        readout=Readout(None if readout is None else Rows(readout), checked(reason, str)),
+        input_size=checked_size(header["input_size"]),
+        patch_area=checked_size(header["patch_area"]),
+    )
 
 
 def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     keys, of_keys = packed_layout(block.token_layout, f"keys.{number}")
     queries, of_queries = packed_layout(block.query_token_layout, f"queries.{number}")
-    gradients, beside = packed_gradients(block.kept_gradients, block.name, str(number))
+    gradients, beside = packed_gradients(block.captured_gradients, block.name, str(number))
     rows = block.readout_rows
     entry = {
         "name": block.name,
@@ -364,9 +371,9 @@ def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[st
         "queries": block.queries,
         "query_layout": queries,
         "readout_rows": None if rows is None else [rows.start, rows.stop],
-        "mixing": block.mixing,
+        "mixing": block.value_multiplier,
         "gradients": gradients,
-        "place": block.place,
+        "place": block.number,
     }
     return entry, of_keys | of_queries | beside
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.output_gradients import KeptGradients
+from attnhook.capture.output_gradients import CapturedGradients
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.sites import Layout
 from attnhook.capture.windows import WindowLayout
@@ -146,7 +146,7 @@ def size(pair: Sequence[int] | None) -> Size | None:
     return None if pair is None else (pair[0], pair[1])
 
 
-def packed_gradients(kept: KeptGradients | None, block: str, name: str) -> tuple[Any, dict[str, Tensor]]:
+def packed_gradients(kept: CapturedGradients | None, block: str, name: str) -> tuple[Any, dict[str, Tensor]]:
     """What is kept of a block's values and gradients as what JSON can hold and the tensors; their names end with `name`."""
     if kept is None:
         return None, {}
@@ -156,7 +156,7 @@ def packed_gradients(kept: KeptGradients | None, block: str, name: str) -> tuple
     return {"explicit": kept.explicit, "wanted": kept.wanted}, tensors
 
 
-def unpacked_gradients(entry: Any, rows: Tensor, name: str, tensors: dict[str, Tensor]) -> KeptGradients | None:
+def unpacked_gradients(entry: Any, rows: Tensor, name: str, tensors: dict[str, Tensor]) -> CapturedGradients | None:
     """Undo `packed_gradients` of a block with these rows, `(batch, heads, queries, keys)`."""
     if entry is None:
         return None
@@ -165,7 +165,7 @@ def unpacked_gradients(entry: Any, rows: Tensor, name: str, tensors: dict[str, T
     if values is not None:
         checked_tensor(values, batch, None, keys, None)
         _require(values.shape[1] > 0 and heads % values.shape[1] == 0, f"values of {heads} heads")
-    kept = KeptGradients(values, explicit=bool(entry["explicit"]), wanted=bool(entry["wanted"]))
+    kept = CapturedGradients(values, explicit=bool(entry["explicit"]), wanted=bool(entry["wanted"]))
     if kept.wanted:
         width = keys if kept.explicit or values is None else values.shape[3]
         kept.add(checked_tensor(tensors[f"gradient.{name}"], batch, heads, queries, width))

@@ -358,7 +358,7 @@ _WATCHES: dict[Kernel, tuple[type[Scope], tuple[ReplacedFunction, ...]]] = {
     Kernel.SDPA: (Scope, (SDPA,)),
     Kernel.MULTIHEAD: (Scope, ()),
     Kernel.INTERFACE: (InterfaceScope, ()),
-    Kernel.OPEN: (ModeScope, ()),
+    Kernel.ANY: (ModeScope, ()),
 }
 
 

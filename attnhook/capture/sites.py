@@ -25,14 +25,14 @@ class Kernel(StrEnum):
         MULTIHEAD: Is an `nn.MultiheadAttention`, read from its own inputs and weights.
         ENCODER_LAYER: Is the `nn.MultiheadAttention` of an `nn.TransformerEncoderLayer`, which a hook would drive off its fast path.
         INTERFACE: Calls a function registered at transformers' attention interface.
-        OPEN: Anything else that calls scaled_dot_product_attention or a softmax; every torch call is watched.
+        ANY: Anything else that calls scaled_dot_product_attention or a softmax; every torch call is watched.
     """
 
     SDPA = "sdpa"
     MULTIHEAD = "multihead"
     ENCODER_LAYER = "encoder layer"
     INTERFACE = "interface"
-    OPEN = "open"
+    ANY = "any"
 
 
 class Queries(StrEnum):
@@ -123,29 +123,29 @@ class AttentionSite:
         readout_rows: Where the rows of the class token or the pooling stand among the queries, if not where the model's layout says.
         arrangement: How its tensors are arranged.
         heads: Number of heads, needed where they are merged into the batch; a softmax over others is then not this module's. 0: not known.
-        mixing: What multiplies the values if not the softmax itself, in words; empty otherwise.
+        value_multiplier: What multiplies the values if not the softmax itself, in words; empty otherwise.
         tokens_of: Tells what its tokens are from a call; None where the model's own layout holds.
         seen_module: The module whose inputs `tokens_of` wants to see; None for none.
         holder: The module around it.
         optional: Whether forwards may pass it by (a second encoder, a prompt): it is left out of a forward in which it did not run.
         guessed: Whether nothing but its code says that it attends: it is left out where it turns out to call no attention.
-        place: Its number among the model's blocks, from 1, and how many there are; the capture fills it in.
+        number: Its number among the model's blocks, from 1, and how many there are; the capture fills it in.
     """
 
     name: str
     module: nn.Module
-    kernel: Kernel | Callable[[nn.Module], Kernel] = Kernel.OPEN
+    kernel: Kernel | Callable[[nn.Module], Kernel] = Kernel.ANY
     queries: Queries = Queries.TOKENS
     readout_rows: slice | None = None
     arrangement: Arrangement = Arrangement.HEADS
     heads: int = 0
-    mixing: str = ""
+    value_multiplier: str = ""
     tokens_of: Callable[[SeenCall], SiteTokens] | None = field(default=None, repr=False)
     seen_module: nn.Module | None = field(default=None, repr=False)
     holder: nn.Module | None = field(default=None, repr=False)
     optional: bool = False
     guessed: bool = False
-    place: tuple[int, int] | None = None
+    number: tuple[int, int] | None = None
 
     @property
     def pooling(self) -> bool:

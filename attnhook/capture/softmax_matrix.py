@@ -20,7 +20,7 @@ from attnhook.capture.chunked_softmax import (
     fused_chunks,
     sum_of_products,
 )
-from attnhook.capture.operands import Operands, quiet_arithmetic, softmax_rows, versions
+from attnhook.capture.operands import Operands, exact_arithmetic, softmax_rows, versions
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import HeadFusion, choose
 
@@ -108,7 +108,7 @@ class SoftmaxMatrix:
         """
         chosen = torch.tensor(index, device=self.device, dtype=torch.int64) if isinstance(index, list) else index
         source = self._unchanged()
-        with quiet_arithmetic(self.device.type):
+        with exact_arithmetic(self.device.type):
             if isinstance(source, Operands):
                 return softmax_rows(source.logits(chosen), masked=source.masked)
             return source[:, :, chosen].to(dtype=torch.float32, copy=True)
@@ -136,7 +136,7 @@ class SoftmaxMatrix:
         """
         batch, heads, queries, keys = self.shape
         self._check(r, "r", (batch, heads, None, queries), "(batch, heads or 1, rows, queries)")
-        with quiet_arithmetic(self.device.type):
+        with exact_arithmetic(self.device.type):
             factors = r.expand(-1, heads, -1, -1)
             total = torch.zeros(batch, heads, r.shape[2], keys, dtype=torch.float64, device=self.device)
             for image, part, rows, sums in self._chunks(slice(0, queries)):
@@ -160,7 +160,7 @@ class SoftmaxMatrix:
         """
         batch, heads, queries, keys = self.shape
         self._check(r, "r", (batch, None, queries), "(batch, rows, queries)")
-        with quiet_arithmetic(self.device.type):
+        with exact_arithmetic(self.device.type):
             total = torch.zeros(batch, r.shape[1], keys, dtype=torch.float64, device=self.device)
             if choose(HeadFusion, fusion, "fusion") is HeadFusion.MEAN:
                 for image in range(batch):
@@ -184,7 +184,7 @@ class SoftmaxMatrix:
         """
         batch, heads, queries, keys = self.shape
         self._check(x, "x", (batch, heads, keys, None), "(batch, heads or 1, keys, columns)")
-        with quiet_arithmetic(self.device.type):
+        with exact_arithmetic(self.device.type):
             factors = x.expand(-1, heads, -1, -1)
             result = torch.empty(batch, heads, queries, x.shape[3], dtype=x.dtype, device=self.device)
             for image, part, rows, sums in self._chunks(slice(0, queries)):
@@ -201,7 +201,7 @@ class SoftmaxMatrix:
         for image in range(self.shape[0]):
             found = fused_chunks(self._image_rows(image), kind, self._budget)
             while True:
-                with quiet_arithmetic(self.device.type):  # while they are computed, not while the caller has them
+                with exact_arithmetic(self.device.type):  # while they are computed, not while the caller has them
                     chunk = next(found, None)
                 if chunk is None:
                     break
@@ -227,13 +227,13 @@ class SoftmaxMatrix:
     def entropy(self) -> Tensor:
         """Entropy of every row in nats, without a logarithm of the matrix: `(batch, heads, queries)` float64."""
         result = torch.empty(self.shape[:3], dtype=torch.float64, device=self.device)
-        with quiet_arithmetic(self.device.type):
+        with exact_arithmetic(self.device.type):
             for image, part, entropy, *_ in self.entropy_chunks():
                 result[image, part.heads, part.queries] = entropy
         return result
 
     def entropy_chunks(self) -> Iterator[tuple[int, Part, Tensor, Tensor, Tensor | None, Tensor]]:
-        """All rows with their entropies, a chunk at a time: for several statistics in one pass. Use it under `quiet_arithmetic`.
+        """All rows with their entropies, a chunk at a time: for several statistics in one pass. Use it under `exact_arithmetic`.
 
         Yields:
             The image, which of its rows, their entropies, the rows up to a factor each, their sums or None, and memory to write in.
@@ -289,7 +289,7 @@ class SoftmaxMatrix:
             raise ValueError(
                 f"cannot average rows: expected a slice of at least one of {total} rows and no step, got {queries}."
             )
-        with quiet_arithmetic(self.device.type):
+        with exact_arithmetic(self.device.type):
             mean = torch.zeros(batch, heads, keys, dtype=torch.float64, device=self.device)
             for image, part, rows, sums in self._chunks(slice(start, stop)):
                 ones = rows.new_ones(part.shape) if sums is None else sums.reciprocal()

@@ -25,7 +25,7 @@ class Stranger:
 
     def fused(self, record: ForwardRecord, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Note it; reading the maps is then an error."""
-        record.strangers.setdefault(self._name, self._kind)
+        record.unexpected.setdefault(self._name, self._kind)
 
     def operands(self, *_: Any) -> None:
         """Nothing: only modules of transformers and encoder layers are told of these."""

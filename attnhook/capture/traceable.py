@@ -135,7 +135,7 @@ class TraceableCapture(nn.Module):
                 )
         self._calls = len(everything)
         self._chosen = [everything.block_names.index(block.name) for block in wanted]  # rising
-        self._known = [replace(block, kept=torch.empty(block.shape, device="meta")) for block in wanted]
+        self._known = [replace(block, captured=torch.empty(block.shape, device="meta")) for block in wanted]
         self._frame = wanted[:0]
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Tensor, ...]]:
@@ -212,7 +212,9 @@ class TraceableCapture(nn.Module):
                     "rows, keys) of the eager forward. Pass what this capture's forward returned, and make the capture in the mode (train or "
                     "eval) that the model runs in."
                 )
-        return self._frame.with_blocks([replace(block, kept=row) for row, block in zip(rows, self._known, strict=True)])
+        return self._frame.with_blocks(
+            [replace(block, captured=row) for row, block in zip(rows, self._known, strict=True)]
+        )
 
 
 def _first_parameter(model: nn.Module) -> str | None:

@@ -170,7 +170,7 @@ def _statistics(maps: AttentionMaps) -> dict[str, Tensor]:
 
 
 def _of_block(block: BlockAttention, maps: AttentionMaps, known: dict[Any, Any]) -> dict[str, Tensor]:
-    summary = summarise_block(block, maps.readout, maps.rows, known=known).cpu()
+    summary = summarise_block(block, maps.readout, maps.selected_rows, known=known).cpu()
     layout = block.token_layout
     edge = math.sqrt(math.prod(layout.grid)) if isinstance(layout, TokenLayout) else math.nan
     on_patches = torch.full_like(summary.entropy, math.nan)

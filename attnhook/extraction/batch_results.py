@@ -129,11 +129,11 @@ def _refuse_ordered(maps: AttentionMaps, photos: int) -> None:
 
 def _sent(seen: Seen) -> Seen:
     """Begin to copy to the CPU."""
-    if not any(block.kept.device.type == "cuda" for block in seen.maps):
+    if not any(block.captured.device.type == "cuda" for block in seen.maps):
         # On the CPU whole matrices become dense where they are written.
         methods = {name: found.to("cpu") for name, found in seen.methods.items()}
         return replace(seen, maps=seen.maps.to("cpu"), methods=methods)
-    blocks: list[BlockAttention] = [replace(block, kept=_pinned(block.rows)) for block in seen.maps]
+    blocks: list[BlockAttention] = [replace(block, captured=_pinned(block.rows)) for block in seen.maps]
     maps = seen.maps.with_blocks(blocks)
     methods = {name: replace(found, values=_pinned(found.values)) for name, found in seen.methods.items()}
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from attnhook.attribution.methods import NEEDS
 from attnhook.attribution.raw_maps import raw_attention
 from attnhook.capture.adapters import block_index
-from attnhook.capture.records import AttentionMaps
+from attnhook.capture.records import AttentionMaps, maps_from
 from attnhook.errors import ExtractionError, ImageError
 from attnhook.extraction import indices
 from attnhook.extraction.distributions import PERCENTILES, over_photos
@@ -150,7 +150,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         for i, block in enumerate(header["blocks"]):
             rows = decode(tensors[f"rows.{block['name']}"], tensors.get(f"scales.{block['name']}"))
             found[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
-        return AttentionMaps.from_header(header, found)
+        return maps_from(header, found)
 
     def attention(
         self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None

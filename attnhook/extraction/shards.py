@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnhook.attribution.statistics import attention_statistics
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.records import AttentionMaps, BlockAttention, header_of
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
 from attnhook.extraction.batch_results import Seen
@@ -94,7 +94,7 @@ class ShardWriter:
         return found | unread | {"digest": digest or None, "error": problem, "mark": 0}
 
     def _keep(self, seen: Seen, photos: int) -> tuple[int, int]:
-        header, layout = seen.maps.header()
+        header, layout = header_of(seen.maps)
         header["methods"] = seen.made
         tensors = self._tensors(seen, photos)
         for key, tensor in tensors.items():

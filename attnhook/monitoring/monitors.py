@@ -329,4 +329,4 @@ def _observed(capture: AttentionCapture) -> list[BlockSummary]:
 
 def _summaries(maps: AttentionMaps) -> list[BlockSummary]:
     known: dict[Any, Any] = {}
-    return [summarise_block(block, maps.readout, maps.rows, known=known) for block in maps]
+    return [summarise_block(block, maps.readout, maps.selected_rows, known=known) for block in maps]

@@ -118,7 +118,7 @@ function draw() {
   if (!scene.bytes) return;
   const row = currentRow();
   state.shown = row;
-  $("notice").textContent = row.missing || row.block.mixing || "";
+  $("notice").textContent = row.missing || row.block.value_multiplier || "";
   if (row.missing) {
     context.putImageData(scene.photo, 0, 0);
     $("low").textContent = $("high").textContent = $("bar-text").textContent = "";

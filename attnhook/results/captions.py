@@ -16,9 +16,9 @@ def captioned(patch_map: PatchMap, model: str, target: str | int | None = None) 
 
 def rows_in_words(maps: AttentionMaps) -> str:
     """Name the rows that are shown, for settings and manifests; captions have `row_in_words` of `attnhook.attribution.map_making`."""
-    if not isinstance(maps.rows, Rows):
-        return str(list(maps.rows))
-    shown = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
+    if not isinstance(maps.selected_rows, Rows):
+        return str(list(maps.selected_rows))
+    shown = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
     return "all" if shown is None else shown.value
 
 

@@ -225,7 +225,7 @@ def query_figure(
     layout = chosen.layout
     if not isinstance(layout, TokenLayout):
         raise TokenLayoutError(f"block {chosen.name!r} attends in windows: expected one grid, got {layout.describe()}.")
-    if result.maps.rows is not Rows.ALL:
+    if result.maps.selected_rows is not Rows.ALL:
         raise RowsNotKeptError("rows of single patches were not kept: expected attend(..., rows='all').")
     rows = chosen.matrix.rows([layout.token_of(patch) for patch in several])
     uniform = 1 / chosen.shape[-1]
@@ -268,7 +268,7 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
         "attention distance (patches)": _by_head([block.distance_patches.mean(dim=0) for block in blocks]),
         "largest sink (share)": _by_head([received_mass(block).amax(dim=-1).mean(dim=0) for block in result.maps]),
     }
-    queries = "all queries" if result.maps.rows is Rows.ALL else row_in_words(result.maps)
+    queries = "all queries" if result.maps.selected_rows is Rows.ALL else row_in_words(result.maps)
     one_length = len(keys) == 1
     said: dict[str, Any] = {
         "caption": f"{result.settings.model}, {queries}; dots are heads, lines their means"

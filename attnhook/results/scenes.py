@@ -106,22 +106,22 @@ def _check(maps: AttentionMaps) -> None:
 def _chosen(maps: AttentionMaps, matrices: BlocksOption) -> set[str]:
     if matrices == AUTO:
         kept = [block.name for block in maps if isinstance(block.token_layout, TokenLayout) and not block.pooling]
-        return set(kept[-1:]) if maps.rows is Rows.ALL else set()
+        return set(kept[-1:]) if maps.selected_rows is Rows.ALL else set()
     if isinstance(matrices, Sequence) and not matrices:
         return set()
-    if maps.rows is not Rows.ALL:
+    if (rows := maps.selected_rows) is not Rows.ALL:
         raise RowsNotKeptError(
             "whole matrices were asked for: expected a capture with rows='all', got "
-            f"rows={maps.rows.value if isinstance(maps.rows, Rows) else list(maps.rows)}. Run attend(..., rows='all'), or pass matrices=()."
+            f"rows={rows.value if isinstance(rows, Rows) else list(rows)}. Run attend(..., rows='all'), or pass matrices=()."
         )
     return {block.name for block in choose_blocks(cast(Any, tuple(maps)), matrices)}
 
 
 def _names(maps: AttentionMaps) -> list[str]:
     """What the rows kept of every block are."""
-    if not isinstance(maps.rows, Rows):
-        return [f"patch {row}" if isinstance(row, tuple) else f"token {row}" for row in maps.rows]
-    kind = maps.readout.rows if maps.rows is Rows.ALL else maps.rows
+    if not isinstance(maps.selected_rows, Rows):
+        return [f"patch {row}" if isinstance(row, tuple) else f"token {row}" for row in maps.selected_rows]
+    kind = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
     return [] if kind is None else [_READOUT_NAMES[kind]]
 
 
@@ -137,7 +137,7 @@ def _pack_block(
         "grid": list(layout.grid),
         "first": layout.num_prefix_tokens,
         "specials": special_tokens(layout),
-        "mixing": block.mixing,
+        "value_multiplier": block.value_multiplier,
     }
     rows = _named_rows(maps, block)
     if rows is not None:
@@ -170,7 +170,7 @@ def special_tokens(layout: TokenLayout) -> list[list[Any]]:
 
 def _named_rows(maps: AttentionMaps, block: BlockAttention) -> Tensor | None:
     """The rows that every block keeps, `(heads, rows, keys)`; None where a block has no such row."""
-    if maps.rows is not Rows.ALL:
+    if maps.selected_rows is not Rows.ALL:
         return block.rows[0]
     try:
         return readout_row(maps, block)[0][:, None]

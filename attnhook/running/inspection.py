@@ -22,7 +22,7 @@ _KERNELS = {
     Kernel.MULTIHEAD: "nn.MultiheadAttention",
     Kernel.ENCODER_LAYER: "nn.TransformerEncoderLayer",
     Kernel.INTERFACE: "registered attention function",
-    Kernel.OPEN: "explicit softmax or any",
+    Kernel.ANY: "explicit softmax or any",
 }
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")  # of a repeated module
 

@@ -10,7 +10,7 @@ from attnhook.options import Rows
 def vision_transformer(model: Any) -> ModelAnatomy:
     """Anatomy of open_clip's `VisionTransformer`, bare or as the vision tower of a CLIP or CoCa."""
     sites = tuple(
-        AttentionSite(name, module, Kernel.OPEN, queries=_queries(name))
+        AttentionSite(name, module, Kernel.ANY, queries=_queries(name))
         for name, module in model.named_modules()
         if attends(module)
     )

@@ -57,7 +57,7 @@ def _sites(model: nn.Module) -> tuple[AttentionSite, ...]:
 
 
 def _kernel(module: nn.Module) -> Kernel:
-    return Kernel.SDPA if getattr(module, "fused_attn", False) else Kernel.OPEN
+    return Kernel.SDPA if getattr(module, "fused_attn", False) else Kernel.ANY
 
 
 def _special_tokens(model: Any) -> tuple[bool, bool, int]:

@@ -242,7 +242,7 @@ def _single(place: Place) -> Facts:
 
 
 def _talking_map(place: Place) -> Facts:
-    return {**_shrunk(place), "mixing": _TALKING}
+    return {**_shrunk(place), "value_multiplier": _TALKING}
 
 
 def _with_class_token(place: Place) -> Facts:
@@ -263,7 +263,7 @@ def _mvit(place: Place) -> Facts:
 
 def _differential(place: Place) -> Facts:
     return {
-        "mixing": "differential attention: values are multiplied by the first call's rows minus lambda times the second call's"
+        "value_multiplier": "differential attention: values are multiplied by the first call's rows minus lambda times the second call's"
     }
 
 
@@ -296,11 +296,11 @@ _RULES: dict[str, Callable[[Place], Facts]] = {
     "halo_attn.HaloAttn": _halo,
     "diff_attention.DiffAttention": _differential,
     "vision_transformer.DiffParallelScalingBlock": _differential,
-    "cait.TalkingHeadAttn": lambda _: {"queries": Queries.PATCHES, "mixing": _TALKING},
+    "cait.TalkingHeadAttn": lambda _: {"queries": Queries.PATCHES, "value_multiplier": _TALKING},
     "cait.ClassAttn": _class_attention,
     "convit.GPSA": lambda _: {
         "queries": Queries.PATCHES,
-        "mixing": "gated: values are multiplied by a learned mix of this content attention and this positional attention",
+        "value_multiplier": "gated: values are multiplied by a learned mix of this content attention and this positional attention",
     },
     "volo.ClassAttention": _class_attention,
     "volo.Attention": _shrunk,

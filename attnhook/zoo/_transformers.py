@@ -152,9 +152,9 @@ def _kernel(module: Any) -> Kernel:
     implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
     names = _names_in_forward(module)
     if _INTERFACE not in names or implementation in (None, "eager"):
-        return Kernel.OPEN
+        return Kernel.ANY
     if "getattr" in names and "get_interface" not in names:  # which finds nothing there, and falls back to eager
-        return Kernel.OPEN
+        return Kernel.ANY
     interface = inspect.unwrap(class_of(module).forward).__globals__[_INTERFACE]
     function = interface.get(implementation, None)
     own = getattr(function, "__module__", "") == "transformers.integrations.sdpa_attention"

@@ -19,7 +19,7 @@ from attnhook import (
 )
 from attnhook.capture.adapters import Readout
 from attnhook.capture.operands import Operands
-from attnhook.capture.output_gradients import KeptGradients
+from attnhook.capture.output_gradients import CapturedGradients
 from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import (
@@ -56,7 +56,7 @@ def made_block(
     hidden[:, layout.num_prefix_tokens] = False
     masks = {None: None, "boolean": ~hidden, "additive": drawn(batch, heads, queries, tokens)}
     query, key = 2 * drawn(batch, heads, queries, width), drawn(batch, key_heads, tokens, width)
-    kept = KeptGradients(drawn(batch, key_heads, tokens, width + 1))
+    kept = CapturedGradients(drawn(batch, key_heads, tokens, width + 1))
     kept.add(drawn(batch, heads, queries, width + 1))
     return BlockAttention(
         name,
@@ -64,7 +64,7 @@ def made_block(
         SoftmaxMatrix(Operands(query, key, None, masks[mask])),
         layout,
         Queries.POOL if pooling else Queries.TOKENS,
-        kept_gradients=kept,
+        captured_gradients=kept,
     )
 
 
@@ -356,7 +356,9 @@ def test_a_head_that_reads_none_of_the_three() -> None:
 
 def test_gated_values_are_refused() -> None:
     maps = made(Rows.CLS)
-    mixed = AttentionMaps([replace(block, mixing="a gate") for block in maps], rows=Rows.ALL, readout=maps.readout)
+    mixed = AttentionMaps(
+        [replace(block, value_multiplier="a gate") for block in maps], rows=Rows.ALL, readout=maps.readout
+    )
     for method in (gradient_rollout, value_weighted_attention):
         with pytest.raises(UnsupportedModelError, match=rf"{method.__name__} cannot follow .*: a gate"):
             method(mixed)

@@ -346,7 +346,7 @@ def test_other_sequences_and_other_mixings_are_refused_by_name():
     mixed = AttentionMaps([*first, *second], rows=Rows.ALL, readout=first.readout)
     with pytest.raises(TokenLayoutError, match=r"'b0': expected the tokens of 'b0', 1 class \+ 2x3"):
         rollout(mixed)
-    block = BlockAttention("talks", "softmax", first[0].kept, first[0].layout, mixing="heads are mixed")
+    block = BlockAttention("talks", "softmax", first[0].captured, first[0].layout, value_multiplier="heads are mixed")
     with pytest.raises(UnsupportedModelError, match=r"'talks'.*heads are mixed"):
         rollout(AttentionMaps([block], rows=Rows.ALL, readout=first.readout))
 
@@ -358,7 +358,7 @@ def test_tokens_in_another_order_are_refused_and_dropped_ones_are_nan():
     def ordered(*orders: torch.Tensor | None) -> AttentionMaps:
         layouts = [TokenLayout((2, 3), order=order) for order in orders]
         pairs = zip(whole, layouts, strict=True)
-        blocks = [BlockAttention(b.name, b.kernel, b.kept, layout) for b, layout in pairs]
+        blocks = [BlockAttention(b.name, b.kernel, b.captured, layout) for b, layout in pairs]
         return AttentionMaps(blocks, rows=Rows.ALL, readout=whole.readout)
 
     assert rollout(ordered(far, far.clone())).values[0].isnan().tolist() == [[True, False, False], [True, True, False]]

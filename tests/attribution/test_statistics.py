@@ -232,8 +232,10 @@ def test_tokens_are_looked_up_once_where_they_differ(name: str, distinct: int, m
 @pytest.mark.parametrize("name", ["vit", "ViTMAE"])
 def test_a_dense_matrix_has_the_statistics_of_the_implicit_one(name: str) -> None:
     maps = maps_of(name)
-    dense = [replace(block, kept=block.weights()) for block in maps]
-    whole = attention_statistics(AttentionMaps(dense, rows=maps.rows, readout=maps.readout, input_size=maps.input_size))
+    dense = [replace(block, captured=block.weights()) for block in maps]
+    whole = attention_statistics(
+        AttentionMaps(dense, rows=maps.selected_rows, readout=maps.readout, input_size=maps.input_size)
+    )
     for one, other in zip(whole, attention_statistics(maps), strict=True):
         for field in ("entropy", "distance_patches", "patch_mass", "effective_patches", "top_mass"):
             torch.testing.assert_close(getattr(one, field), getattr(other, field), rtol=1e-6, atol=1e-9, msg=field)
@@ -241,8 +243,8 @@ def test_a_dense_matrix_has_the_statistics_of_the_implicit_one(name: str) -> Non
 
 def test_unknown_layouts_leave_what_needs_none() -> None:
     maps = maps_of("vit")
-    block = type(maps[-1])("block", "softmax", maps[-1].kept, "no grid was seen")
-    found = attention_statistics(AttentionMaps([block], rows=maps.rows, readout=maps.readout))[0]
+    block = type(maps[-1])("block", "softmax", maps[-1].captured, "no grid was seen")
+    found = attention_statistics(AttentionMaps([block], rows=maps.selected_rows, readout=maps.readout))[0]
     assert found.entropy.isfinite().all()
     assert found.patch_mass.isnan().all()
     assert math.isnan(found.means()["distance_pixels"])

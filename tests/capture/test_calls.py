@@ -122,7 +122,7 @@ def test_forwards_past_the_root_are_not_the_last_one_that_was_read() -> None:
 
 
 @pytest.mark.parametrize("rows", ["cls", "all"])
-@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.ANY])
 def test_queries_computed_in_chunks_are_not_taken_for_the_class_token(kind: Kernel, rows: str) -> None:
     def in_chunks(q, k, v):
         return torch.cat([call(q[:, :, i : i + 6], k, v) for i in range(0, 17, 6)], dim=2)
@@ -135,7 +135,7 @@ def test_queries_computed_in_chunks_are_not_taken_for_the_class_token(kind: Kern
 
 
 @pytest.mark.parametrize("rows", ["cls", "all"])
-@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.ANY])
 @pytest.mark.parametrize(
     "part", ["queries of one image", "keys of one image", "queries of one head", "keys of one head"]
 )
@@ -190,7 +190,7 @@ def test_calls_of_a_block_that_is_left_out_are_not_those_of_the_block_around_it(
         torch.testing.assert_close(outer.maps[0].rows[:, :, :1], both.maps["blocks.0"].rows[:, :, :1])
 
 
-@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN, Kernel.MULTIHEAD])
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.ANY, Kernel.MULTIHEAD])
 @pytest.mark.parametrize("blocks", [None, ["blocks.0"]])
 def test_calls_of_a_block_are_not_those_of_the_block_around_it(kind: Kernel, blocks) -> None:
     outer = Nested(nn.MultiheadAttention(32, 4, batch_first=True) if kind is Kernel.MULTIHEAD else None)
@@ -232,7 +232,7 @@ def test_multihead_attention_inside_a_watched_module_keeps_its_fast_path(foreign
             self.seen.append(func(*args, **(kwargs or {})))
             return self.seen[-1]
 
-    sites = {"": Kernel.OPEN, "inner": Kernel.MULTIHEAD}
+    sites = {"": Kernel.ANY, "inner": Kernel.MULTIHEAD}
     register_adapter(
         Around,
         lambda model: ModelAnatomy(tuple(AttentionSite(n, model.get_submodule(n), k) for n, k in sites.items())),
@@ -255,10 +255,10 @@ def fails(*_, **__) -> None:
     "rows, kind, broken",
     [
         ("all", Kernel.SDPA, (Operands, "detached")),
-        ("all", Kernel.OPEN, (Operands, "detached")),
+        ("all", Kernel.ANY, (Operands, "detached")),
         ("cls", Kernel.SDPA, (FastLogits, "keep")),
         ("cls", Kernel.SDPA, (recording, "sdpa_operands")),
-        ("cls", Kernel.OPEN, (AttentionSite, "arranged_operands")),
+        ("cls", Kernel.ANY, (AttentionSite, "arranged_operands")),
     ],
 )
 def test_what_goes_wrong_in_recording_does_not_end_the_forward(
@@ -422,7 +422,7 @@ def test_a_plain_call_of_float32_operands_is_computed_in_float32_under_autocast(
     torch.testing.assert_close(capture.maps[0].rows, explicit(*seen[0])[:, :, :1], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.OPEN])
+@pytest.mark.parametrize("kind", [Kernel.SDPA, Kernel.ANY])
 def test_the_class_tokens_row_is_where_class_attention_has_it(kind: Kernel) -> None:
     """Class attention of two special tokens, the class token second among the queries and first among the keys."""
 
@@ -456,7 +456,7 @@ class Around(Attention):
 
 
 def test_a_module_that_attends_after_one_inside_it_is_told_of_its_own_call() -> None:
-    model, x = tower(spelt_out, kind=Kernel.OPEN), tokens()
+    model, x = tower(spelt_out, kind=Kernel.ANY), tokens()
     model.blocks[0] = Around()
     with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
         model(x)
@@ -473,7 +473,7 @@ def test_a_class_token_that_sees_no_key_has_a_row_of_zeros_also_in_an_explicit_s
         scores = (q @ k.mT).index_fill(2, torch.arange(17), -torch.inf)
         return torch.softmax(scores, dim=-1) @ v
 
-    model = tower(hidden, kind=Kernel.OPEN)
+    model = tower(hidden, kind=Kernel.ANY)
     with torch.no_grad(), AttentionCapture(model, layout=LAYOUT) as capture:
         model(tokens())
     assert (capture.maps[0].rows == 0).all()

@@ -63,7 +63,11 @@ COPIES = {
 
 def assert_equal(copied: AttentionMaps, maps: AttentionMaps) -> None:
     assert copied.block_names == maps.block_names
-    assert (copied.readout, copied.input_size, copied.rows) == (maps.readout, maps.input_size, maps.rows)
+    assert (copied.readout, copied.input_size, copied.selected_rows) == (
+        maps.readout,
+        maps.input_size,
+        maps.selected_rows,
+    )
     for ours, theirs in zip(copied, maps, strict=True):
         assert torch.equal(ours.rows, theirs.rows)
         assert ours.rows.count_nonzero() > 0

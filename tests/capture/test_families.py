@@ -92,7 +92,7 @@ def test_readout_rows_are_those_of_the_full_matrix(case: Case) -> None:
     torch.manual_seed(0)
     with torch.no_grad(), AttentionCapture(model, rows="all") as everything:
         case.feed(model)
-    assert capture.maps.rows == case.readout == capture.maps.readout.rows
+    assert capture.maps.selected_rows == case.readout == capture.maps.readout.rows
     for block in capture.maps:
         full = everything.maps[block.name].weights()
         if case.readout == "cls":

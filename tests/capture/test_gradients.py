@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_eager_attention(name: str) -> None:
     maps = followed(case)
     expected = eager_gradients(lambda: score_of(case.feed(case.build())))
     found = [
-        block for block in maps if block.kept_gradients.arrived and block.kernel != "multihead"
+        block for block in maps if block.captured_gradients.arrived and block.kernel != "multihead"
     ]  # the pooling of SigLIP
     assert len(found) == sum(gradient is not None for gradient in expected) > 0
     for block, gradient in zip(found, [g for g in expected if g is not None], strict=True):
@@ -292,7 +292,7 @@ def test_the_graph_and_the_capture_do_not_keep_each_other() -> None:
     handle.remove()
     with capture:
         output = model(pixels)
-    kept = weakref.ref(capture.maps[0].kept_gradients)
+    kept = weakref.ref(capture.maps[0].captured_gradients)
     capture.clear()
     gc.collect()
     assert kept() is None  # the graph is alive, what was to be filled is not

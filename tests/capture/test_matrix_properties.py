@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnhook.capture import softmax_matrix
-from attnhook.capture.operands import Operands, quiet_arithmetic
+from attnhook.capture.operands import Operands, exact_arithmetic
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from tests.capture.test_softmax_matrix import slow
 
@@ -132,7 +132,7 @@ def test_entropies_come_with_their_rows(call, budget):
     softmax_matrix.BUDGET_BYTES = budget
     matrix, expected = SoftmaxMatrix(call), slow(call)
     seen, entropies = torch.zeros_like(expected), torch.zeros(expected.shape[:3], dtype=torch.float64)
-    with quiet_arithmetic("cpu"):
+    with exact_arithmetic("cpu"):
         for image, part, entropy, rows, sums, free in matrix.entropy_chunks():
             free.fill_(math.nan)  # it is nobody's any more
             seen[image, part.heads, part.queries] += rows if sums is None else rows / sums[..., None]

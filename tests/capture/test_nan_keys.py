@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnhook.capture import softmax_matrix
-from attnhook.capture.operands import Operands, quiet_arithmetic
+from attnhook.capture.operands import Operands, exact_arithmetic
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 
 BATCH, HEADS, TOKENS, DIM, BAD = 2, 4, 7, 8, 3
@@ -88,7 +88,7 @@ def test_every_reading_is_that_of_the_formula(kind, dtype, bad, key_heads, float
             rows[chunk.image, chunk.queries] += found
         close(rows, fused)
     seen, together = torch.zeros_like(wanted), torch.zeros_like(entropy)
-    with quiet_arithmetic("cpu"):
+    with exact_arithmetic("cpu"):
         for image, part, entropies, rows, sums, _ in matrix.entropy_chunks():
             seen[image, part.heads, part.queries] = (rows if sums is None else rows / sums[..., None]).double()
             together[image, part.heads, part.queries] = entropies

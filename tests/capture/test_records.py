@@ -63,7 +63,7 @@ def test_what_is_saved_comes_back(name: str, rows, tmp_path: Path) -> None:
     back = AttentionMaps.load(tmp_path / "maps.safetensors")
     assert back.block_names == maps.block_names
     assert (back.readout, back.input_size, back.patch_area) == (maps.readout, maps.input_size, maps.patch_area)
-    assert back.rows == (rows if isinstance(rows, list) else maps.rows)
+    assert back.selected_rows == (rows if isinstance(rows, list) else maps.selected_rows)
     for ours, theirs in zip(maps, back, strict=True):
         assert torch.equal(ours.rows, theirs.rows)
         assert (ours.layout, ours.kernel, ours.pooling) == (theirs.layout, theirs.kernel, theirs.pooling)

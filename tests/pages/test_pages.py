@@ -114,7 +114,7 @@ def test_the_row_of_a_pooling_is_the_one_that_the_head_reads(monkeypatch):
 def test_a_rollout_that_attribution_refuses_is_left_out_with_the_reason():
     one = synthetic(2, 4, (7, 4), full=True)
     first, last = one.maps
-    talks = replace(last, mixing="heads are mixed")
+    talks = replace(last, value_multiplier="heads are mixed")
     facts = header_of(
         viewer_html(
             [replace(one, maps=AttentionMaps([first, talks], rows=Rows.ALL, readout=one.maps.readout))], model="v"

@@ -113,14 +113,14 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_one_patch_one_head(model):
     (one,) = attend(model, PHOTO, rows=[(2, 4)], heads=1, blocks=[0])
-    assert one.maps.rows == ((2, 4),)
+    assert one.maps.selected_rows == ((2, 4),)
     torch.testing.assert_close(one.attention.flatten(), one.maps[0].rows[0, 1, 0, 1:])
     assert "head 1, row of patch (2, 4)" in one.caption
 
 
 def test_rollout_captures_what_it_needs(model):
     (one,) = attend(model, PHOTO, method="rollout", heads="max", discard=0.5)
-    assert one.maps.rows == "all"
+    assert one.maps.selected_rows == "all"
     torch.testing.assert_close(one.attention, rollout(one.maps, heads="max", discard=0.5).values[0])
     assert one.settings.options == {"discard": 0.5}
     assert one.caption.startswith("tiny: rollout through blocks 1 to 2 of 2, max over 4 heads, class-token row")

@@ -59,7 +59,7 @@ def test_blocks_without_the_class_token_have_no_such_row() -> None:
     model = timm.create_model("cait_xxs24_224", depth=2, img_size=64).eval()
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(torch.randn(1, 3, 64, 64))
-    assert capture.maps[0].mixing.startswith("talking heads")
+    assert capture.maps[0].value_multiplier.startswith("talking heads")
     assert capture.maps[0].layout == TokenLayout((4, 4), cls=None)
     with pytest.raises(NoClassTokenError):
         raw_attention(capture.maps, block=0)
@@ -84,7 +84,7 @@ def test_two_softmaxes_a_block_are_both_kept_and_the_record_says_what_multiplies
         model(torch.randn(1, 3, 64, 64))
     names = capture.maps.block_names
     assert [name.partition(":")[2] for name in names] == ["", "1"] * (len(names) // 2)
-    assert all("values are multiplied by" in block.mixing for block in capture.maps)
+    assert all("values are multiplied by" in block.value_multiplier for block in capture.maps)
 
 
 def test_packed_patches_have_one_grid_or_a_reason() -> None:
