@@ -11,13 +11,13 @@ from attnhook.attribution.received import received_attention as received_attenti
 from attnhook.attribution.rollouts import rollout as rollout
 from attnhook.attribution.statistics import attention_statistics as attention_statistics
 from attnhook.attribution.value_weights import value_weighted_attention as value_weighted_attention
-from attnhook.capture.adapters import ModelAnatomy as ModelAnatomy
-from attnhook.capture.adapters import Readout as Readout
-from attnhook.capture.adapters import register_adapter as register_adapter
+from attnhook.capture.anatomy import ModelAnatomy as ModelAnatomy
+from attnhook.capture.anatomy import Readout as Readout
 from attnhook.capture.layout import TokenLayout as TokenLayout
 from attnhook.capture.packing import PackedLayout as PackedLayout
 from attnhook.capture.records import AttentionMaps as AttentionMaps
 from attnhook.capture.records import BlockAttention as BlockAttention
+from attnhook.capture.registry import register_adapter as register_adapter
 from attnhook.capture.session import AttentionCapture as AttentionCapture
 from attnhook.capture.sites import AttentionSite as AttentionSite
 from attnhook.capture.traceable import TraceableCapture as TraceableCapture

@@ -1,7 +1,8 @@
 """The public names and the modules that hold them, each imported when its name is first used."""
 
 HOMES = {
-    "attnhook.capture.adapters": ("ModelAnatomy", "Readout", "register_adapter"),
+    "attnhook.capture.anatomy": ("ModelAnatomy", "Readout"),
+    "attnhook.capture.registry": ("register_adapter",),
     "attnhook.capture.sites": ("AttentionSite",),
     "attnhook.capture.traceable": ("TraceableCapture",),
     "attnhook.capture.windows": ("WindowLayout",),

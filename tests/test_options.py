@@ -14,7 +14,7 @@ from PIL import Image
 import attnhook
 from attnhook import AttentionCapture, ImageGeometry, attention_statistics, heatmap, overlay, raw_attention, rollout
 from attnhook.attribution.statistics import Averaged
-from attnhook.capture.adapters import Readout
+from attnhook.capture.anatomy import Readout
 from attnhook.capture.operands import Operands
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.imaging.rounding import CropRounding

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnhook.attribution.row_measures import head_divergence
 from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, distinct_entries, query_table, token_table
-from attnhook.capture.adapters import Readout
+from attnhook.capture.anatomy import Readout
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import exact_arithmetic
 from attnhook.capture.records import BlockAttention

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import SeenTokens
+from attnhook.capture.anatomy import SeenTokens
 from attnhook.capture.calls import CapturedCall
 from attnhook.capture.fast_path import FastLogits, finish_together
 from attnhook.capture.layout import TokenLayout

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import class_of
 from attnhook.capture.operands import Operands, exact_arithmetic
 from attnhook.capture.output_gradients import Outcome
+from attnhook.capture.recognition import class_of
 from attnhook.capture.scopes import ModeScope, innermost_of_each
 from attnhook.capture.shared_state import LOCK, ReplacedFunction
 from attnhook.capture.softmax_matrix import SoftmaxMatrix

@@ -10,8 +10,11 @@ from typing import SupportsIndex
 import torch
 from torch import nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, are_names, choose_blocks, find_anatomy, guess_sites
+from attnhook.capture.anatomy import ModelAnatomy, Readout
+from attnhook.capture.block_choice import are_names, choose_blocks
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.recognition import guess_sites
+from attnhook.capture.registry import find_anatomy
 from attnhook.capture.sites import AttentionSite, Queries
 from attnhook.capture.torch_internals import compiled_module
 from attnhook.errors import NoClassTokenError, NoReadoutError, UnsupportedModelError

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import Readout
+from attnhook.capture.anatomy import Readout
 from attnhook.capture.calls import CapturedCall
 from attnhook.capture.fast_path import FastLogits, is_plain, kind_of
 from attnhook.capture.forward_records import ForwardRecord, call_name, make_block

@@ -11,8 +11,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from attnhook.capture.adapters import Readout, block_index
+from attnhook.capture.anatomy import Readout
 from attnhook.capture.attention_gradient import AttentionGradient
+from attnhook.capture.block_choice import block_index
 from attnhook.capture.notebook import blocks_table, contact_sheet
 from attnhook.capture.output_gradients import CapturedGradients
 from attnhook.capture.serialization import (

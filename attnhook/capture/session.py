@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from attnhook.capture.adapters import SeenTokens
+from attnhook.capture.anatomy import SeenTokens
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_log import ForwardLog
 from attnhook.capture.forward_records import ForwardRecord, finish

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import Readout
+from attnhook.capture.anatomy import Readout
 from attnhook.capture.forward_records import measured
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention

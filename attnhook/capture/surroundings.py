@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import class_of
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.multihead import refuse_parametrised
 from attnhook.capture.plan import CapturePlan
+from attnhook.capture.recognition import class_of
 from attnhook.capture.scopes import SDPA, Listener
 from attnhook.capture.shared_state import ReplacedFunction
 from attnhook.capture.sites import AttentionSite

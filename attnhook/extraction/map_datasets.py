@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from attnhook.attribution.methods import NEEDS
 from attnhook.attribution.raw_maps import raw_attention
-from attnhook.capture.adapters import block_index
+from attnhook.capture.block_choice import block_index
 from attnhook.capture.records import AttentionMaps, maps_from
 from attnhook.errors import ExtractionError, ImageError
 from attnhook.extraction import indices

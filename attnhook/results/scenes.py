@@ -14,7 +14,7 @@ from attnhook.attribution.map_making import placed
 from attnhook.attribution.raw_maps import readout_row
 from attnhook.attribution.readouts import readout_queries
 from attnhook.attribution.rollouts import rollout_by_block
-from attnhook.capture.adapters import choose_blocks
+from attnhook.capture.block_choice import choose_blocks
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.errors import AttnhookError, GeometryError, NoReadoutError, RowsNotKeptError, TokenLayoutError

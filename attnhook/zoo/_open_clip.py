@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, attends, register_adapter
+from attnhook.capture.anatomy import ModelAnatomy, Readout
+from attnhook.capture.recognition import attends
+from attnhook.capture.registry import register_adapter
 from attnhook.capture.sites import AttentionSite, Kernel, Queries
 from attnhook.options import Rows
 

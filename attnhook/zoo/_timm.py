@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, SeenTokens, attends, class_of, register_library
+from attnhook.capture.anatomy import ModelAnatomy, Readout, SeenTokens
+from attnhook.capture.recognition import attends, class_of
+from attnhook.capture.registry import register_library
 from attnhook.capture.sites import AttentionSite, Kernel
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows, Size

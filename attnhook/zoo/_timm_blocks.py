@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attnhook.capture.adapters import class_of
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import Arrangement, Queries, SeenCall, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.zoo.stages import class_attention, mask_units, pair, parents, shrunk, windows

@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from attnhook.capture.adapters import ModelAnatomy, Readout, attends, class_of, register_adapter, register_library
+from attnhook.capture.anatomy import ModelAnatomy, Readout
+from attnhook.capture.recognition import attends, class_of
+from attnhook.capture.registry import register_adapter, register_library
 from attnhook.capture.sites import Arrangement, AttentionSite, Queries, SeenCall
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import UnsupportedModelError

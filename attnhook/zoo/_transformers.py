@@ -11,15 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from attnhook.capture.adapters import (
-    ModelAnatomy,
-    Readout,
-    attends,
-    class_of,
-    find_adapter,
-    find_anatomy,
-    register_adapter,
-)
+from attnhook.capture.anatomy import ModelAnatomy, Readout
+from attnhook.capture.recognition import attends, class_of
+from attnhook.capture.registry import find_adapter, find_anatomy, register_adapter
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows

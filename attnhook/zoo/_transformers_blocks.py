@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from attnhook.capture.adapters import class_of
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import Arrangement, Queries, SeenCall, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.zoo._transformers_windows import layer_windows, window_order, windows_with_class_tokens

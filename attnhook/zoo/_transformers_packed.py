@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.capture.adapters import class_of
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
+from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import SeenCall, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import Size

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import SeenTokens, class_of
+from attnhook.capture.anatomy import SeenTokens
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
+from attnhook.capture.recognition import class_of
 from attnhook.options import Size
 from attnhook.zoo.stages import pair
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.adapters import class_of
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import Queries, SeenCall, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import Size

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from torch import nn
 
-from attnhook.capture.adapters import attends, class_of
+from attnhook.capture.recognition import attends, class_of
 from attnhook.zoo._timm_blocks import NOT_TOKENS
 from attnhook.zoo._transformers_blocks import not_tokens
 from attnhook.zoo._transformers_towers import inside

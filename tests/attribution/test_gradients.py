@@ -17,7 +17,7 @@ from attnhook import (
     legrad,
     value_weighted_attention,
 )
-from attnhook.capture.adapters import Readout
+from attnhook.capture.anatomy import Readout
 from attnhook.capture.operands import Operands
 from attnhook.capture.output_gradients import CapturedGradients
 from attnhook.capture.sites import Queries

@@ -10,7 +10,7 @@ from attnhook.attribution.discarding import ranked_entry
 from attnhook.attribution.readouts import readout_queries
 from attnhook.attribution.rollouts import rollout_by_block
 from attnhook.capture import softmax_matrix
-from attnhook.capture.adapters import Readout
+from attnhook.capture.anatomy import Readout
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import Operands
 from attnhook.capture.softmax_matrix import SoftmaxMatrix

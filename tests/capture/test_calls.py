@@ -19,7 +19,7 @@ from attnhook import (
     rollout,
 )
 from attnhook.capture import encoder_layers, recording
-from attnhook.capture.adapters import SeenTokens
+from attnhook.capture.anatomy import SeenTokens
 from attnhook.capture.fast_path import FastLogits
 from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.operands import Operands

@@ -17,7 +17,7 @@ from attnhook import AlarmThresholds, AttentionMonitor, DirectoryWriter, MlflowW
 from attnhook.attribution.alarms import raise_alarms
 from attnhook.attribution.row_measures import row_divergence
 from attnhook.attribution.summaries import summarise_block
-from attnhook.capture.adapters import Readout
+from attnhook.capture.anatomy import Readout
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.softmax_matrix import SoftmaxMatrix

@@ -1,0 +1,84 @@
+"""What an adapter says about a model: its attention modules, its special tokens, its patch grid, and what its head reads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from attnhook.capture.packing import PackedLayout
+from attnhook.capture.sites import AttentionSite
+from attnhook.options import Rows, Size, choose
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the model's head reads.
+
+    Attributes:
+        rows: The class token, the pooling query, the mean over patches; None if none of the three.
+        reason: Why, in words: shown by `describe` and in the error where `rows` is None.
+    """
+
+    rows: Rows | None
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            object.__setattr__(self, "rows", choose(Rows, self.rows, "rows"))
+
+
+@dataclass(frozen=True, eq=False)
+class SeenTokens:
+    """What one call of a model's token module showed of the sequence.
+
+    Attributes:
+        order: Which patches were kept, and in which order: `(batch, kept)` int64; None if all, in order.
+        grid: Patch rows and columns, where no patch embedding shows them; None if one does.
+        area: Pixels that this grid covers.
+        padding: Number of padding tokens behind the patches.
+        packed: The layout of images of several sizes, or None.
+        problem: Why this sequence has no one grid, or None.
+    """
+
+    order: Tensor | None = None
+    grid: Size | None = None
+    area: Size | None = None
+    padding: int = 0
+    packed: PackedLayout | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ModelAnatomy:
+    """An adapter's answer. Only `sites` is needed for rows; the rest makes grids and readouts.
+
+    Attributes:
+        sites: The attention modules in the order in which they run.
+        cls: Index of the class token, or None.
+        registers: Number of register tokens.
+        distillation: Whether there is a distillation token after the class token.
+        suffix: Number of tokens behind the patches.
+        readout: What the head reads.
+        image_module: The module whose first input of four or five dimensions is the image or video batch, `(batch, ..., height, width)`.
+        grid_module: The module whose output is the patch embedding, `(batch, width, h, w)` or `(batch, width, frames, h, w)`.
+        token_module: The module whose call says which patches were kept, or how many there are, where the patch embedding cannot.
+        tokens_of: Turns that call `(args, kwargs, output)` into `SeenTokens`.
+    """
+
+    sites: tuple[AttentionSite, ...]
+    cls: int | None = 0
+    registers: int = 0
+    distillation: bool = False
+    suffix: int = 0
+    readout: Readout = field(default=Readout(None, "nothing is known about what reads its tokens"))
+    image_module: nn.Module | None = None
+    grid_module: nn.Module | None = None
+    token_module: nn.Module | None = None
+    tokens_of: Callable[[tuple[Any, ...], dict[str, Any], Any], SeenTokens] | None = None
+
+    def under(self, prefix: str) -> "ModelAnatomy":
+        """The same anatomy inside a larger model, with the sites' names prefixed."""
+        if not prefix:
+            return self
+        return replace(self, sites=tuple(replace(site, name=f"{prefix}.{site.name}") for site in self.sites))

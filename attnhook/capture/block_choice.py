@@ -1,0 +1,59 @@
+"""Which blocks a selector chooses: timm's meaning of `blocks=`."""
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+from attnhook.capture.sites import AttentionSite
+from attnhook.errors import UnknownBlockError
+from attnhook.options import BlocksOption
+
+
+def are_names(blocks: BlocksOption) -> TypeGuard[str | Sequence[str]]:
+    """Whether a block selector is a name, or names alone."""
+    return isinstance(blocks, str) or (
+        isinstance(blocks, Sequence) and len(blocks) > 0 and all(isinstance(block, str) for block in blocks)
+    )
+
+
+def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple[AttentionSite, ...]:
+    """The sites that a block selector chooses, in the order of the model; `UnknownBlockError`, with the legal ones, if it chooses none.
+
+    It has timm's meaning: None = all, int n = the last n, a name, indices (negative from the end) and names, or a predicate over names.
+    """
+    if blocks is None:
+        return tuple(sites)
+    names = [site.name for site in sites]
+    if callable(blocks):
+        chosen = {i for i, name in enumerate(names) if blocks(name)}
+    elif isinstance(blocks, bool):
+        raise UnknownBlockError(f"unknown block {blocks!r}: expected an index or a name.")
+    elif isinstance(blocks, int):
+        if not 0 < blocks <= len(names):
+            raise UnknownBlockError(
+                f"blocks={blocks} means the last {blocks}: expected 1 to {len(names)}. For one, pass [index]."
+            )
+        chosen = set(range(len(names) - blocks, len(names)))
+    else:
+        chosen = {block_index(names, block) for block in ([blocks] if isinstance(blocks, str) else blocks)}
+    if not chosen:
+        said = f"the predicate blocks={getattr(blocks, '__name__', 'given')}" if callable(blocks) else f"{blocks=}"
+        raise UnknownBlockError(f"{said} selects no block: expected at least one of {_summary(names)}.")
+    return tuple(site for i, site in enumerate(sites) if i in chosen)
+
+
+def block_index(names: Sequence[str], block: int | str) -> int:
+    """Index in `names` of a block given by name or number (negative from the end); `UnknownBlockError` if there is none."""
+    if isinstance(block, str):
+        if block in names:
+            return list(names).index(block)
+        raise UnknownBlockError(f"unknown block {block!r}: expected one of {_summary(names)}.")
+    if isinstance(block, bool) or not -len(names) <= block < len(names):
+        raise UnknownBlockError(
+            f"unknown block {block!r}: expected an index from {-len(names)} to {len(names) - 1}, or one of {_summary(names)}."
+        )
+    return block % len(names)
+
+
+def _summary(names: Sequence[str]) -> str:
+    shown = list(names) if len(names) <= 6 else [*names[:3], "...", names[-1]]
+    return ", ".join(name if name == "..." else repr(name) for name in shown)
