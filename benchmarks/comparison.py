@@ -26,7 +26,6 @@ from peaks import peak_bytes, spawn
 from PIL import Image
 
 from attnhook import VisionModel, compare
-from attnhook.comparison.entries import model_entry
 from attnhook.comparison.photographs import read_photos
 from attnhook.comparison.subjects import Subject
 
@@ -77,7 +76,7 @@ def run_times(models: int, pictures: list[Image.Image]) -> dict[str, float]:
         """Load, time everything that is not `compare`'s own, and hand the model over; what that took is taken off below."""
         begin = time.process_time()
         vision = clock.time("build", partial(model, number))
-        clock.time("prepare", lambda: model_entry(Subject(f"model {number}", "spec"), vision))
+        clock.time("prepare", lambda: Subject(f"model {number}", "spec").describe(vision))
         pixels = clock.time("prepare", lambda: [vision.preprocess(photo.read())[0] for photo in known])
         clock.time("bare", partial(bare, vision, pixels))
         clock.seconds["beside"] = clock.seconds.get("beside", 0.0) + time.process_time() - begin

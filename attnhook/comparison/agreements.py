@@ -1,20 +1,24 @@
-"""How alike the maps of several models are, beside maps with their points shuffled and maps of another photo."""
+"""How similar the maps of several models are, against two baselines: shuffled maps, and maps of another photo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from attnhook.attribution.scores import ranks
-from attnhook.comparison.estimates import Estimate, estimate
 from attnhook.comparison.measurements import Measurement
-from attnhook.comparison.sampling_grids import Lattice, between_centres, common_box
+from attnhook.comparison.sampling_grids import SamplingGrid, between_centres, common_box
+from attnhook.comparison.tables import Estimate, estimate
 from attnhook.errors import ScoreError
 from attnhook.imaging.patch_maps import PatchMap
 
 METRICS = ("spearman", "jensen_shannon", "cosine")
 _BOX_POINTS = (48, 48)
+
+Scores = dict[tuple[int, int], dict[str, float]]
+"""By the indices of two models, then by metric."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,16 +27,16 @@ class PhotoAgreement:
 
     Attributes:
         models: Indices of the models that have a map of it.
-        values: By metric: `(models, models)` float64, of the maps.
-        shuffled: The same, of each map and the others with their points in a random order.
-        without: Indices of the models whose map has nothing in it where all models looked: they are left out.
-        content: What the photo is, so that a copy of it is no other photo.
+        values: Agreement of every two maps.
+        shuffled: The same with the points of one of the two in a random order.
         standardised: By metric: what another photo's maps are compared with, `(models, points of the shared box)`.
+        without: Indices of the models that are left out: their map has nothing in it where all models looked.
+        content: A digest of the photo, so that a copy of it does not count as another photo.
     """
 
     models: tuple[int, ...]
-    values: dict[str, Tensor]
-    shuffled: dict[str, Tensor]
+    values: Scores
+    shuffled: Scores
     standardised: dict[str, Tensor]
     without: tuple[int, ...] = ()
     content: str = ""
@@ -46,7 +50,7 @@ class PairAgreement:
         first: Index of a model.
         second: Index of another.
         values: By metric, with bootstrap intervals over photos.
-        shuffled: By metric: with the second map's points shuffled.
+        shuffled: By metric: with the points of one map shuffled.
         other_photo: By metric: with the second model's map of another photo, over the shared part of each.
     """
 
@@ -58,7 +62,7 @@ class PairAgreement:
 
 
 def photo_agreement(
-    lattice: Lattice,
+    sampling: SamplingGrid,
     seen: Tensor,
     measurements: dict[int, Measurement],
     maps: dict[int, PatchMap],
@@ -66,31 +70,25 @@ def photo_agreement(
     shuffles: int = 3,
     seed: int = 0,
 ) -> PhotoAgreement | None:
-    """Compare all models' maps of one photo.
-
-    Args:
-        seen: Those that all models saw, `(rows, columns)` bool.
-    """
-    drawn = {m: lattice.sample(measurements[m], values)[seen].double() for m, values in maps.items()}
+    """Compare all models' maps of one photo at the points that all models saw, `seen` `(rows, columns)` bool."""
+    drawn = {m: sampling.sample(measurements[m], values)[seen].double() for m, values in maps.items()}
     without = tuple(m for m, values in drawn.items() if len(values) and not values.nansum())
     models = tuple(m for m in maps if m not in without)
     points = torch.stack([drawn[m] for m in models]) if models else torch.empty(0, 0)
     points = points[:, ~points.isnan().any(dim=0)]
-    if not points.numel() and not without:
-        return None
     if not points.numel():
-        nothing = {name: torch.empty(0, 0, dtype=torch.float64) for name in METRICS}
-        return PhotoAgreement((), nothing, nothing, nothing, without)
-    first = _standardised(points)
+        return PhotoAgreement((), {}, {}, {}, without) if without else None
+    maps_here = _standardised(points)
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(points.shape[1], generator=generator) for _ in range(shuffles)]
-    shuffled = [_compared(first, {name: rows[:, order] for name, rows in first.items()}) for order in orders]
-    box = Lattice(_BOX_POINTS, between_centres(common_box(seen, lattice), lattice))
+    shuffled = [_compared(maps_here, {name: rows[:, order] for name, rows in maps_here.items()}) for order in orders]
+    mean = {name: torch.stack([one[name] for one in shuffled]).mean(dim=0) for name in METRICS}
+    box = SamplingGrid(_BOX_POINTS, between_centres(common_box(seen, sampling), sampling))
     boxed = torch.stack([box.sample(measurements[m], maps[m]).flatten() for m in models]).double()
     return PhotoAgreement(
         models,
-        _compared(first, first),
-        {name: torch.stack([one[name] for one in shuffled]).mean(dim=0) for name in METRICS},
+        _by_pair(_compared(maps_here, maps_here), models, models),
+        _by_pair({name: (table + table.mT) / 2 for name, table in mean.items()}, models, models),
         _standardised(torch.nan_to_num(boxed)),
         without,
     )
@@ -98,45 +96,38 @@ def photo_agreement(
 
 def pair_agreements(photos: "Sequence[PhotoAgreement | None]", models: int) -> tuple[PairAgreement, ...]:
     """Average over photos."""
-    known = [photo for photo in photos if photo is not None]
-    others = [_other(photo, other) for n, photo in enumerate(known) if (other := _next(known, n)) is not None]
-    found = []
-    for first in range(models):
-        for second in range(first + 1, models):
-            places = [
-                (p.models.index(first), p.models.index(second), p) for p in known if {first, second} <= set(p.models)
-            ]
-            if not places:
-                continue
-            crossed = [one[first, second] for one in others if (first, second) in one]
-            found.append(
-                PairAgreement(
-                    first,
-                    second,
-                    {m: estimate([float(p.values[m][a, b]) for a, b, p in places], interval=True) for m in METRICS},
-                    {
-                        m: estimate([float((p.shuffled[m][a, b] + p.shuffled[m][b, a]) / 2) for a, b, p in places])
-                        for m in METRICS
-                    },
-                    {m: estimate([one[m] for one in crossed]) for m in METRICS} if crossed else {},
-                )
-            )
-    return tuple(found)
+    known = [photo for photo in photos if photo is not None and photo.models]
+    values, shuffled = [photo.values for photo in known], [photo.shuffled for photo in known]
+    crossed = [_crossed(photo, other) for n, photo in enumerate(known) if (other := _next(known, n)) is not None]
+    return tuple(
+        PairAgreement(*pair, _means(values, pair, interval=True), _means(shuffled, pair), _means(crossed, pair))
+        for pair in combinations(range(models), 2)
+        if any(pair in one for one in values)
+    )
+
+
+def _means(photos: Sequence[Scores], pair: tuple[int, int], *, interval: bool = False) -> dict[str, Estimate]:
+    known = [one[pair] for one in photos if pair in one]
+    return {name: estimate([one[name] for one in known], interval=interval) for name in METRICS} if known else {}
 
 
 def _next(known: list[PhotoAgreement], number: int) -> PhotoAgreement | None:
-    """The next photo that is no copy of this one."""
+    """The next photo that is not a copy of this one."""
     others = [*known[number + 1 :], *known[:number]]
     return next((one for one in others if not one.content or one.content != known[number].content), None)
 
 
-def _other(photo: PhotoAgreement, next_one: PhotoAgreement) -> dict[tuple[int, int], dict[str, float]]:
-    """Each model's map of this photo with each model's map of another one."""
-    compared = _compared(photo.standardised, next_one.standardised)
+def _crossed(photo: PhotoAgreement, other: PhotoAgreement) -> Scores:
+    """Each model's map of this photo against each model's map of another."""
+    return _by_pair(_compared(photo.standardised, other.standardised), photo.models, other.models)
+
+
+def _by_pair(compared: dict[str, Tensor], first: Sequence[int], second: Sequence[int]) -> Scores:
+    plain = {name: table.tolist() for name, table in compared.items()}
     return {
-        (first, second): {name: float(compared[name][a, b]) for name in METRICS}
-        for a, first in enumerate(photo.models)
-        for b, second in enumerate(next_one.models)
+        (one, other): {name: table[a][b] for name, table in plain.items()}
+        for a, one in enumerate(first)
+        for b, other in enumerate(second)
     }
 
 
@@ -158,6 +149,7 @@ def _standardised(points: Tensor) -> dict[str, Tensor]:
 
 
 def _compared(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every row with every row, `(rows, rows)` by metric."""
     products = {name: first[name] @ second[name].mT for name in ("spearman", "cosine")}
     return products | {"jensen_shannon": _divergence(first["jensen_shannon"], second["jensen_shannon"])}
 

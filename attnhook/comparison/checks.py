@@ -1,23 +1,23 @@
-"""What a comparison finds out about itself: models that are the same, and why the same weights may look at other places."""
+"""What a comparison notices about its models: which are the same, and why the same weights may look at different places."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from attnhook.comparison.measurements import Measurement
+from attnhook.comparison.subjects import ModelEntry
 from attnhook.options import Size
-from attnhook.running.fingerprints import Fingerprint
 
 SAME = 1e-6
 """Largest difference of two maps that are called the same: float32 kernels of two libraries differ by less."""
 
 _ALL = 0.97
-"""Part of the bytes that two models share from which on they are said to hold the same weights: position tables may be resampled."""
+"""Two models that share this part of their bytes are said to hold the same weights: position tables may be resampled."""
 
 RESAMPLING = (
-    "timm resamples position embeddings with antialiasing, transformers and torchvision without, so away from its own size the same model "
-    "gives different maps in two libraries (measured for DINOv2-small: class-token rows differ by up to 0.028). Neither is wrong; compare "
-    "at the size of the training, or in one library."
+    "timm resamples position embeddings with antialiasing, transformers and torchvision without. So away from its own size the same model "
+    "gives different maps in two libraries (for DINOv2-small, class-token rows differ by up to 0.028). Neither is wrong; compare at the "
+    "training size, or within one library."
 )
 
 
@@ -27,7 +27,7 @@ class Note:
 
     Attributes:
         level: `"ok"`, `"warning"` or `"info"`.
-        text: In words.
+        text: A sentence or two.
     """
 
     level: str
@@ -35,42 +35,39 @@ class Note:
 
 
 def make_notes(
-    names: Sequence[str],
-    fingerprints: Sequence[Fingerprint],
-    measurements: "dict[tuple[int, int], Measurement]",
-    trained: "Sequence[Size | None]",
-    view: str,
+    entries: Sequence[ModelEntry], measurements: "dict[tuple[int, int], Measurement]", view: str
 ) -> list[Note]:
-    """Compare every two models' grids and maps number by number, and say who ran at another size than it was trained at."""
-    resized = {model: ran for model in range(len(names)) if (ran := _other_grids(model, measurements, trained[model]))}
+    """Compare the grids and maps of models with the same weights, and name models that ran at another size than they were trained at."""
+    resized = {
+        model: grids for model, entry in enumerate(entries) if (grids := _other_grids(model, entry, measurements))
+    }
     notes = []
-    for group in _same_weights(fingerprints):
+    for group in _same_weights(entries):
         others = []
         for first, second in combinations(group, 2):
             both = _in_common(first, second, measurements, view)
-            pair = f"{names[first]} and {names[second]}"
             if both and all(a.maps[view].shape == b.maps[view].shape and a.geometry == b.geometry for a, b in both):
                 resampled = first in resized or second in resized
-                notes.append(
-                    _pair_note(pair, both, view, fingerprints[first], fingerprints[second], resampled=resampled)
-                )
+                notes.append(_pair_note(entries[first], entries[second], both, view, resampled=resampled))
             elif both:
-                others.append(pair)
+                others.append(f"{entries[first].name} and {entries[second].name}")
         if others:
             notes.append(Note("info", f"The same weights at different sizes or crops: {'; '.join(others)}."))
     if resized:
         where = "; ".join(
-            f"{names[model]} {_sizes([trained[model]])}, here {_sizes(grids)}" for model, grids in resized.items()
+            f"{entries[model].name} {_sizes([entries[model].trained_grid])}, here {_sizes(grids)}"
+            for model, grids in resized.items()
         )
         notes.append(Note("info", f"Ran on other grids than they were trained on: {where}. {RESAMPLING}"))
     return notes
 
 
-def _same_weights(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
+def _same_weights(entries: Sequence[ModelEntry]) -> list[list[int]]:
     """Models by weights, groups of at least two."""
     groups: list[list[int]] = []
-    for model, own in enumerate(fingerprints):
-        group = next((one for one in groups if fingerprints[one[0]].shares_weights(own)), None)
+    for model, entry in enumerate(entries):
+        same = (one for one in groups if entries[one[0]].fingerprint.shares_weights(entry.fingerprint))
+        group = next(same, None)
         if group is None:
             groups.append([model])
         else:
@@ -78,11 +75,11 @@ def _same_weights(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
     return [group for group in groups if len(group) > 1]
 
 
-def _other_grids(model: int, measurements: "dict[tuple[int, int], Measurement]", trained: Size | None) -> list[Size]:
+def _other_grids(model: int, entry: ModelEntry, measurements: "dict[tuple[int, int], Measurement]") -> list[Size]:
     own = [set(found.grids) for (m, _), found in measurements.items() if m == model]
-    if trained is None or any(len(grids) > 1 for grids in own):  # grids of later stages are not that of the table
+    if entry.trained_grid is None or any(len(grids) > 1 for grids in own):  # positions are only of the first stage
         return []
-    return sorted(set[Size]().union(*own) - {trained})
+    return sorted(set[Size]().union(*own) - {entry.trained_grid})
 
 
 def _sizes(grids: "Sequence[Size | None]") -> str:
@@ -93,20 +90,20 @@ def _sizes(grids: "Sequence[Size | None]") -> str:
 def _in_common(
     first: int, second: int, measurements: "dict[tuple[int, int], Measurement]", view: str
 ) -> list[tuple[Measurement, Measurement]]:
-    photos = sorted({photo for model, photo in measurements if model == first and (second, photo) in measurements})
+    photos = sorted(photo for model, photo in measurements if model == first and (second, photo) in measurements)
     pairs = [(measurements[first, photo], measurements[second, photo]) for photo in photos]
     return [(a, b) for a, b in pairs if view in a.maps and view in b.maps]
 
 
 def _pair_note(
-    pair: str,
+    first: ModelEntry,
+    second: ModelEntry,
     both: list[tuple[Measurement, Measurement]],
     view: str,
-    first: Fingerprint,
-    second: Fingerprint,
     *,
     resampled: bool,
 ) -> Note:
+    pair = f"{first.name} and {second.name}"
     apart = max(float((a.maps[view].values - b.maps[view].values).abs().max()) for a, b in both)
     if apart <= SAME:
         rows, columns = both[0][0].maps[view].grid
@@ -114,10 +111,11 @@ def _pair_note(
         how = "are equal" if apart == 0 else f"differ by at most {apart:.1e}"
         return Note("ok", f"{pair} give the same maps: they {how} over {photos}, on a grid of {rows} x {columns}.")
     where = f"look at the same part of the photos on the same grid; their maps differ by up to {apart:.1e}"
-    shared = first.shared(second)
+    shared = first.fingerprint.shared(second.fingerprint)
     if shared < _ALL:
         return Note("info", f"{pair} share some {shared:.0%} of their weights and {where}.")
-    reasons = ["positions were resampled, see below"] if resampled else []
-    reasons += ["their preprocessing gives other pixels"] if first.preprocessing != second.preprocessing else []
-    reason = "; ".join(reasons) or "their code or their settings differ"
+    reasons = ["their position embeddings were resampled, see below"] if resampled else []
+    if first.fingerprint.preprocessing != second.fingerprint.preprocessing:
+        reasons.append("their preprocessing gives different pixels")
+    reason = "; ".join(reasons) or "their code or settings differ"
     return Note("warning", f"{pair} hold the same weights and {where}: {reason}.")

@@ -1,9 +1,10 @@
-"""What happens to a model's own score as the highest patches of its map are taken away or shown first, beside random maps.
+"""How a model's score changes as the highest patches of its map are removed, or shown first, compared with random maps.
 
 Deletion and insertion of Petsiuk et al. 2018 (arXiv 1806.07421) on softmax probabilities of one class. They measure how a model reacts to images
-that it never saw the like of; only the distance from the random map says something.
+unlike those it was trained on, so only the difference from the random map means something.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import random_map
-from attnhook.comparison.estimates import Estimate, estimate
+from attnhook.comparison.tables import Estimate, estimate
 from attnhook.imaging.input_batches import with_pixels
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
@@ -29,7 +30,7 @@ class Faithfulness:
     Attributes:
         model: Index of the model.
         areas: By one of `CURVES`: the area under the curve, with its standard error.
-        gains: Deletion's and insertion's distance from the random map's, photo by photo: positive is better than random.
+        gains: By `"deletion"` and `"insertion"`: the difference from the random map, photo by photo; positive is better than random.
     """
 
     model: int
@@ -46,15 +47,14 @@ def perturb(
     steps: int = 20,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Areas under the curves of one photo.
+    """Areas under the `CURVES` of one photo. Removed pixels become 0, which is mid-grey for most models."""
 
-    Args:
-        inputs: What the model is fed, pixels `(1, 3, height, width)`; what is taken away becomes 0, mid-grey for most models.
-    """
-    with torch.no_grad():
-        scores = class_scores(vision.model, run_vision(vision.model, inputs))
-    index = int(scores[0].argmax()) if target is None else class_index(target, vision.labels, scores.shape[1])
+    def scores(given: ModelInputs) -> Tensor:
+        with torch.no_grad():
+            return class_scores(vision.model, run_vision(vision.model, given))
 
+    whole = scores(inputs)
+    index = int(whole[0].argmax()) if target is None else class_index(target, vision.labels, whole.shape[1])
     pixels = inputs.pixels
     height, width = patch_map.area or pixels.shape[-2:]
     covered = pixels[..., :height, :width]
@@ -63,23 +63,20 @@ def perturb(
     covered = torch.nn.functional.pad(covered, (0, width - columns, 0, height - rows))
 
     def score(changed: Tensor) -> Tensor:
-        whole = pixels.clone()
-        whole[..., :rows, :columns] = changed[..., :rows, :columns]
-        with torch.no_grad():
-            scores = class_scores(vision.model, run_vision(vision.model, with_pixels(inputs, whole)))
-        return scores.float().softmax(dim=-1)[:, index].cpu()
+        perturbed = pixels.clone()
+        perturbed[..., :rows, :columns] = changed[..., :rows, :columns]
+        return scores(with_pixels(inputs, perturbed)).float().softmax(dim=-1)[:, index].cpu()
 
     grid = patch_map.grid
     count = min(steps, grid[0] * grid[1])
-    maps = {"": patch_map.values[None], "random_": random_map(grid, seed=seed)[None]}
     areas = {}
-    for prefix, drawn in maps.items():
-        areas[f"{prefix}deletion"] = float(deletion(score, covered, drawn, steps=count).area)
-        areas[f"{prefix}insertion"] = float(insertion(score, covered, drawn, steps=count).area)
+    for prefix, values in {"": patch_map.values[None], "random_": random_map(grid, seed=seed)[None]}.items():
+        areas[f"{prefix}deletion"] = float(deletion(score, covered, values, steps=count).area)
+        areas[f"{prefix}insertion"] = float(insertion(score, covered, values, steps=count).area)
     return areas
 
 
-def mean_faithfulness(model: int, photos: list[dict[str, float]]) -> Faithfulness:
+def mean_faithfulness(model: int, photos: Sequence[dict[str, float]]) -> Faithfulness:
     """Average over photos."""
     areas = {name: estimate([one[name] for one in photos]) for name in CURVES}
     gains = {

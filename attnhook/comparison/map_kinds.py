@@ -1,4 +1,4 @@
-"""The maps that a comparison makes of each photo: a method, and of methods of one block the relative depth at which."""
+"""The kinds of map that a comparison makes of each photo: a method, and the relative depth of the block for methods that read a single block."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from attnhook.results.captions import reads_block
 
 
 @dataclass(frozen=True)
-class View:
+class MapKind:
     """One way to make a map.
 
     Attributes:
         method: One of `METHODS`.
-        depth: The relative depth of the block, above 0 and at most 1, the last; None for methods that follow all blocks.
+        depth: The relative depth of the block, above 0 and at most 1 (the last block); None for methods that follow all blocks.
     """
 
     method: str
@@ -39,16 +39,16 @@ class View:
         return NEEDS[self.method].mass
 
     def block(self, count: int) -> int:
-        """Which block of a model it is.
+        """Index of the block in a model with `count` blocks.
 
         Example:
-            >>> View("raw_attention", 0.5).block(12), View("raw_attention", 1.0).block(12)
+            >>> MapKind("raw_attention", 0.5).block(12), MapKind("raw_attention", 1.0).block(12)
             (5, 11)
         """
         return max(1, math.ceil((self.depth or 1.0) * count - 1e-9)) - 1
 
 
-def make_views(methods: "str | Sequence[str]", depths: "float | Sequence[float]") -> tuple[View, ...]:
+def make_map_kinds(methods: "str | Sequence[str]", depths: "float | Sequence[float]") -> tuple[MapKind, ...]:
     """All methods at all depths."""
     chosen = [methods] if isinstance(methods, str) else list(methods)
     places = sorted({float(depth) for depth in ([depths] if isinstance(depths, int | float) else depths)}, reverse=True)
@@ -58,12 +58,12 @@ def make_views(methods: "str | Sequence[str]", depths: "float | Sequence[float]"
         raise ValueError(f"expected at least one method, each once, got {chosen}.")
     if not places or not all(0 < place <= 1 for place in places):
         raise ValueError(f"expected relative depths above 0 and at most 1 (the last block), got {places}.")
-    views: dict[str, View] = {}
+    views: dict[str, MapKind] = {}
     for method in chosen:
-        for view in [View(method, place) for place in places] if reads_block(method) else [View(method)]:
+        for view in [MapKind(method, place) for place in places] if reads_block(method) else [MapKind(method)]:
             if view.id in views:
                 raise ValueError(
-                    f"two of the relative depths are called {view.id!r}: expected depths further apart, got {places}."
+                    f"two depths are both called {view.id!r}: expected depths further apart, got {places}."
                 )
             views[view.id] = view
     return tuple(views.values())

@@ -1,13 +1,12 @@
-"""What one model made of one photo: maps on its patch grid, statistics by block and head, and where the grid lies in the photo."""
+"""What one model made of one photo: maps on its patch grid, statistics by block and head, and where the grid is in the photo."""
 
 import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,8 +17,6 @@ from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Size
 from attnhook.zoo.demo_weights import fingerprint
 
-_PREFIXES = ("map", "statistic")
-
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
@@ -27,17 +24,17 @@ class Measurement:
 
     Attributes:
         geometry: Where the model looked in the photo.
-        area: Input pixels that the patch grid covers, or None if that was not seen.
+        area: Input pixels that the patch grid covers, or None if unknown.
         blocks: Names of the blocks.
         tokens: Keys of the last block's rows.
-        readout: Whose row the maps are of, in words, or None.
-        seconds: The forward, capture included; None if it was read back: another machine may have taken them.
+        readout: Whose row the maps are, in words, or None.
+        seconds: Time of the forward, capture included; None if it was read from the cache, where another machine may have measured it.
         target: The class that gradient methods followed, by index, or None.
         maps: By view: the photo's map, `(h, w)` float32.
-        grids: Patch grids of the blocks, in order, as far as their tokens lie on one.
+        grids: Patch grids of the blocks, in order, where the tokens form one.
         statistics: By name: `(blocks, heads)` float64, NaN where a block has fewer heads.
-        areas: By view: deletion's and insertion's areas, as `faithfulness.perturb` gives them.
-        problems: By view: why there is no map, and by `VIEW, faithfulness` why there are no areas.
+        areas: By view: deletion's and insertion's areas, as `faithfulness.perturb` returns them.
+        problems: By view: why there is no map; by `VIEW, faithfulness`: why there are no areas.
     """
 
     geometry: ImageGeometry
@@ -54,78 +51,45 @@ class Measurement:
     problems: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write it without its time to a temporary name, then rename."""
-        tensors = {f"map/{name}": found.values for name, found in self.maps.items()}
-        tensors |= {f"statistic/{name}": value for name, value in self.statistics.items()}
-        plain = {
-            "geometry": asdict(self.geometry),
-            "area": self.area,
-            "blocks": self.blocks,
-            "grids": self.grids,
-            "tokens": self.tokens,
-            "readout": self.readout,
-            "target": self.target,
-            "maps": {name: found.facts() for name, found in self.maps.items()},
-            "areas": self.areas,
-            "problems": self.problems,
-        }
-        whole = {name: value.contiguous() for name, value in tensors.items()}
+        """Write everything but the time to a temporary file, then rename it."""
+        tensors = {f"map/{name}": found.values.contiguous() for name, found in self.maps.items()}
+        tensors |= {f"statistic/{name}": value.contiguous() for name, value in self.statistics.items()}
+        maps = {name: found.facts() for name, found in self.maps.items()}
+        plain = vars(self) | {"geometry": asdict(self.geometry), "maps": maps, "statistics": {}, "seconds": None}
+        text = json.dumps(plain)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, mark=f".{os.getpid()}") as temporary:  # two runs may measure the same
-            text = json.dumps(plain)
-            save_file(whole, temporary, {"measurement": text, "seal": _seal(path, text, whole)})
+            save_file(tensors, temporary, {"measurement": text, "seal": _seal(path, text, tensors)})
 
     @classmethod
-    def load(cls, path: Path) -> "Measurement | None":
-        """Read one back."""
+    def load(cls, path: Path) -> "Self | None":
+        """Read one from disk; None if it is missing, damaged, or the file of another."""
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            if header["seal"] != _seal(path, header["measurement"], tensors):
-                return None
-            return cls._unpacked(json.loads(header["measurement"]), tensors)
+            text = header["measurement"]
+            return cls._from(text, tensors) if header["seal"] == _seal(path, text, tensors) else None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
 
     @classmethod
-    def _unpacked(cls, plain: dict[str, Any], tensors: dict[str, Tensor]) -> "Measurement":
-        found: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in _PREFIXES}
-        for name, tensor in tensors.items():
-            prefix, _, rest = name.partition("/")
-            found[prefix][rest] = tensor
-        facts = plain.pop("maps")
+    def _from(cls, text: str, tensors: dict[str, Tensor]) -> Self:
+        plain = json.loads(text)
+        start = "statistic/"
         return cls(
-            geometry=_geometry(plain.pop("geometry")),
-            area=_pair(plain.pop("area")),
-            blocks=tuple(plain.pop("blocks")),
-            seconds=None,
-            maps={name: PatchMap.with_facts(values, facts[name]) for name, values in found["map"].items()},
-            grids=tuple(map(tuple, plain.pop("grids"))),
-            statistics=found["statistic"],
-            **plain,
+            **plain
+            | {
+                "geometry": ImageGeometry(**{name: tuple(value) for name, value in plain["geometry"].items()}),
+                "area": None if plain["area"] is None else tuple(plain["area"]),
+                "blocks": tuple(plain["blocks"]),
+                "grids": tuple(map(tuple, plain["grids"])),
+                "maps": {name: PatchMap.with_facts(tensors[f"map/{name}"], f) for name, f in plain["maps"].items()},
+                "statistics": {n.removeprefix(start): value for n, value in tensors.items() if n.startswith(start)},
+            }
         )
 
 
 def _seal(path: Path, text: str, tensors: dict[str, Tensor]) -> str:
-    """A digest of the content and of the name that it is kept under: damage and files in the wrong place show. It keeps no secret."""
+    """A digest of the content and the file's name: it finds damaged files and files in the wrong place. It is not a secret."""
     return hashlib.sha256(f"{path.name} {fingerprint(tensors)} {text}".encode()).hexdigest()
-
-
-def _geometry(plain: dict[str, Any]) -> ImageGeometry:
-    return ImageGeometry(**{name: tuple(value) for name, value in plain.items()})
-
-
-def _pair(plain: list[int] | None) -> Size | None:
-    return None if plain is None else (plain[0], plain[1])
-
-
-def mean_over_photos(measurements: list[Measurement], statistic: str) -> Tensor | None:
-    """A statistic's mean over photos, where all have as many blocks and heads.
-
-    Returns:
-        `(blocks, heads)` float64, or None where there is nothing to average.
-    """
-    tables = [one.statistics[statistic] for one in measurements if statistic in one.statistics]
-    if not tables or any(table.shape != tables[0].shape for table in tables):
-        return None
-    return torch.stack(tables).nanmean(dim=0)

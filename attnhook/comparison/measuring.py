@@ -1,4 +1,4 @@
-"""How one model is measured on one photo: one forward under capture, and one with a backward where a method needs gradients."""
+"""How a model is measured on a photo: one forward under capture, and one with a backward if a method needs gradients."""
 
 import math
 import time
@@ -16,11 +16,10 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.comparison.faithfulness import perturb
-from attnhook.comparison.map_kinds import View
+from attnhook.comparison.map_kinds import MapKind
 from attnhook.comparison.measurements import Measurement
 from attnhook.comparison.sampling_grids import points_seen
 from attnhook.errors import AttnhookError, GeometryError, ScoreError
-from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Rows
@@ -29,26 +28,28 @@ from attnhook.running.targets import TargetOption, run_towards
 from attnhook.zoo.vision_models import VisionModel
 
 STATISTICS = {
-    "relative_entropy": "entropy of the rows over log N: 1 is uniform",
+    "relative_entropy": "entropy of the rows divided by log N; 1 is uniform attention",
     "distance": "mean attention distance between patches, in units of the grid's edge",
     "sink_mass": "largest share of the attention that one token receives",
     "patch_mass": "share of the attention on patches",
 }
-"""What is kept of each block and head, and its meaning."""
+"""What is measured for each block and head, and what it means."""
 
 
-class Gauge:
+class ModelMeasurer:
     """Measures one model."""
 
-    def __init__(self, vision: VisionModel, views: Sequence[View], *, statistics: bool, faithful: bool = False) -> None:
+    def __init__(
+        self, vision: VisionModel, views: Sequence[MapKind], *, statistics: bool, faithfulness: bool = False
+    ) -> None:
         self.vision = vision
-        self.views = tuple(views)
-        self.statistics, self.faithful = statistics, faithful
-        forward = [NEEDS[view.method] for view in views if not NEEDS[view.method].gradients]
-        everything = statistics or any(needs.all_rows for needs in forward)
-        self._capture = _capture(vision, everything, values=any(needs.values for needs in forward))
-        gradients = len(forward) < len(views)
-        self._followed = AttentionCapture(vision.model, rows=Rows.ALL, gradients=True) if gradients else None
+        self.statistics, self.faithfulness = statistics, faithfulness
+        self._forward = [view for view in views if not NEEDS[view.method].gradients]
+        self._backward = [view for view in views if NEEDS[view.method].gradients]
+        needs = [NEEDS[view.method] for view in self._forward]
+        all_rows, values = statistics or any(one.all_rows for one in needs), any(one.values for one in needs)
+        self._capture = _capture(vision, all_rows=all_rows, values=values)
+        self._gradients = AttentionCapture(vision.model, rows=Rows.ALL, gradients=True) if self._backward else None
 
     def measure(self, photo: Image.Image, target: TargetOption = None) -> Measurement:
         """Measure one photo."""
@@ -59,99 +60,71 @@ class Gauge:
                 f"{self.vision.name} looks at less than one pixel of a photo of {photo.height} x {photo.width}. Crop it."
             )
         begin = time.perf_counter()
-        # No inference mode: models keep tables of their first forward, and want to be trained later.
+        # No inference mode: models cache tables in their first forward, and may be trained later.
         with torch.no_grad(), self._capture:
             run_vision(self.vision.model, inputs)
             _wait(self.vision)
         seconds = time.perf_counter() - begin
         maps = self._capture.maps
-        found: dict[str, PatchMap] = {}
-        problems: dict[str, str] = {}
         with torch.no_grad():
-            self._draw(maps, geometry, found, problems, followed=False)
-            statistics = _statistics(maps) if self.statistics else {}
-        index = self._draw_followed(inputs, geometry, target, found, problems)
+            measurement = Measurement(
+                geometry=geometry,
+                area=maps.patch_area,
+                blocks=maps.block_names,
+                tokens=maps[-1].shape[3],
+                readout=None if maps.readout.rows is None else maps.readout.rows.value,
+                seconds=seconds,
+                grids=tuple(block.token_layout.grid for block in maps if isinstance(block.token_layout, TokenLayout)),
+                statistics=_statistics(maps) if self.statistics else {},
+            )
+            _add_maps(measurement, maps, self._forward)
         self._capture.clear()
-        areas = self._perturbed(inputs, found, target, problems) if self.faithful else {}
-        return Measurement(
-            geometry=geometry,
-            area=maps.patch_area,
-            blocks=maps.block_names,
-            tokens=maps[-1].shape[3],
-            readout=None if maps.readout.rows is None else maps.readout.rows.value,
-            seconds=seconds,
-            target=index,
-            maps=found,
-            grids=tuple(block.token_layout.grid for block in maps if isinstance(block.token_layout, TokenLayout)),
-            statistics=statistics,
-            areas=areas,
-            problems=problems,
-        )
+        if self._gradients is not None:
+            measurement = self._with_gradients(measurement, self._gradients, inputs, target)
+        if self.faithfulness:
+            self._add_areas(measurement, inputs, target)
+        return measurement
 
-    def _perturbed(
-        self,
-        inputs: ModelInputs,
-        found: dict[str, PatchMap],
-        target: TargetOption,
-        problems: dict[str, str],
-    ) -> dict[str, dict[str, float]]:
-        areas = {}
-        for name, patch_map in found.items():
-            try:
-                areas[name] = perturb(self.vision, inputs, patch_map, target)
-            except (AttnhookError, RuntimeError) as error:
-                problems[f"{name}, faithfulness"] = str(error)
-        return areas
-
-    def _draw(
-        self,
-        maps: AttentionMaps,
-        geometry: ImageGeometry,
-        found: dict[str, PatchMap],
-        problems: dict[str, str],
-        *,
-        followed: bool,
-    ) -> None:
-        for view in self.views:
-            if NEEDS[view.method].gradients is not followed:
-                continue
-            try:
-                drawn = _map(maps, view)
-                drawn.area_on(geometry)  # that they do not go together is a problem of this map, not of the comparison
-                found[view.id] = drawn
-            except AttnhookError as error:
-                problems[view.id] = str(error)
-
-    def _draw_followed(
-        self,
-        inputs: ModelInputs,
-        geometry: ImageGeometry,
-        target: TargetOption,
-        found: dict[str, PatchMap],
-        problems: dict[str, str],
-    ) -> int | None:
-        if self._followed is None:
-            return None
+    def _with_gradients(
+        self, measurement: Measurement, capture: AttentionCapture, inputs: ModelInputs, target: TargetOption
+    ) -> Measurement:
         try:
-            index = run_towards(self._followed, self.vision.model, inputs, target, self.vision.labels)
+            index = run_towards(capture, self.vision.model, inputs, target, self.vision.labels)
         except (AttnhookError, RuntimeError) as error:  # also out of memory, or operations that have no gradient
-            problems.update({view.id: str(error) for view in self.views if NEEDS[view.method].gradients})
-            return None
-        self._draw(self._followed.maps, geometry, found, problems, followed=True)
-        self._followed.clear()
-        return index
+            measurement.problems.update(dict.fromkeys([view.id for view in self._backward], str(error)))
+            return measurement
+        _add_maps(measurement, capture.maps, self._backward)
+        capture.clear()
+        return replace(measurement, target=index)
+
+    def _add_areas(self, measurement: Measurement, inputs: ModelInputs, target: TargetOption) -> None:
+        for name, patch_map in measurement.maps.items():
+            try:
+                measurement.areas[name] = perturb(self.vision, inputs, patch_map, target)
+            except (AttnhookError, RuntimeError) as error:
+                measurement.problems[f"{name}, faithfulness"] = str(error)
 
 
-def _capture(vision: VisionModel, everything: bool, *, values: bool) -> AttentionCapture:
-    if not everything:
+def _capture(vision: VisionModel, *, all_rows: bool, values: bool) -> AttentionCapture:
+    if not all_rows:
         try:
             return AttentionCapture(vision.model, rows=Rows.READOUT, values=values)
-        except AttnhookError:  # a head that reads no token: every view says so, all else is measured
+        except AttnhookError:  # no readout token: every view reports that, and the rest is measured
             pass
     return AttentionCapture(vision.model, rows=Rows.ALL, values=values)
 
 
-def _map(maps: AttentionMaps, view: View) -> PatchMap:
+def _add_maps(measurement: Measurement, maps: AttentionMaps, views: Sequence[MapKind]) -> None:
+    for view in views:
+        try:
+            found = _map(maps, view)
+            found.area_on(measurement.geometry)  # a mismatch is a problem of this map, not of the comparison
+            measurement.maps[view.id] = found
+        except AttnhookError as error:
+            measurement.problems[view.id] = str(error)
+
+
+def _map(maps: AttentionMaps, view: MapKind) -> PatchMap:
     options: dict[str, Any] = method_options(view.method, {"block": view.block(len(maps))})
     found = METHODS[view.method](maps, **options)[0]
     found = replace(found, values=found.values.detach().float().cpu().clone())
@@ -166,7 +139,11 @@ def _statistics(maps: AttentionMaps) -> dict[str, Tensor]:
     known: dict[Any, Any] = {}
     rows = [_of_block(block, maps, known) for block in maps]
     heads = max(len(one["relative_entropy"]) for one in rows)
-    return {name: torch.stack([_filled(one[name], heads) for one in rows]) for name in STATISTICS}
+    pad = torch.nn.functional.pad
+    return {
+        name: torch.stack([pad(one[name].double(), (0, heads - len(one[name])), value=math.nan) for one in rows])
+        for name in STATISTICS
+    }
 
 
 def _of_block(block: BlockAttention, maps: AttentionMaps, known: dict[Any, Any]) -> dict[str, Tensor]:
@@ -182,10 +159,6 @@ def _of_block(block: BlockAttention, maps: AttentionMaps, known: dict[Any, Any])
         "sink_mass": summary.sink_mass,
         "patch_mass": on_patches,
     }
-
-
-def _filled(values: Tensor, length: int) -> Tensor:
-    return torch.nn.functional.pad(values.double(), (0, length - len(values)), value=math.nan)
 
 
 def _wait(vision: VisionModel) -> None:

@@ -1,4 +1,4 @@
-"""What is the object in a photo: masks and boxes, at the photo's pixels."""
+"""Where the object is in a photo: masks and boxes, at the photo's pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _OBJECT, _IGNORED = 255, 128
 
 @dataclass(frozen=True, eq=False)
 class ObjectMask:
-    """What is the object, and what counts neither way.
+    """Where the object is, and which pixels are not scored.
 
     Attributes:
         inside: `(height, width)` bool: the object.
@@ -35,14 +35,9 @@ class ObjectMask:
 
 
 def read_mask(source: MaskSource, size: Size, photo: str) -> ObjectMask:
-    """Read a mask from wherever it is."""
-    if (
-        isinstance(source, Tensor | np.ndarray)
-        and source.ndim <= 2
-        and source.shape[-1:] == (4,)
-        and tuple(source.shape) != size
-    ):
-        source = source.tolist()
+    """Read a mask or boxes; `photo` is the name for messages."""
+    if isinstance(source, Tensor | np.ndarray) and source.ndim <= 2 and source.shape[-1:] == (4,):
+        source = source if tuple(source.shape) == size else source.tolist()  # boxes, unless it fits as a mask
     if is_box(source):
         return _from_boxes([source], size, photo)
     if isinstance(source, Sequence) and not isinstance(source, str) and source and all(map(is_box, source)):
@@ -55,19 +50,19 @@ def read_mask(source: MaskSource, size: Size, photo: str) -> ObjectMask:
     found = set(np.unique(values).tolist())
     if not (found <= {0, 1} or found <= {0, _IGNORED, _OBJECT}):
         raise ImageError(
-            f"the mask of {photo} says what it should not: expected 0 and 1, or 0, 128 (ignored) and 255 (object), got values such as "
+            f"the mask of {photo} has other values: expected 0 and 1, or 0, 128 (ignored) and 255 (object), got values such as "
             f"{sorted(found - {0, 1, _IGNORED, _OBJECT})[:3] or sorted(found)}. Choose one object, or threshold it."
         )
     inside = values == (1 if found <= {0, 1} else _OBJECT)
     if not inside.any():
         raise ImageError(
-            f"the mask of {photo} is empty: expected an object, got background everywhere. Leave it out: None."
+            f"the mask of {photo} is empty: expected an object, got background everywhere. Pass None for a photo without a mask."
         )
     return ObjectMask(torch.from_numpy(inside), torch.from_numpy(values == _IGNORED))
 
 
 def is_box(source: Any) -> bool:
-    """Tell a box from a list."""
+    """Whether it is one box, and not a list of them."""
     return isinstance(source, tuple | list) and len(source) == 4 and all(isinstance(edge, Real) for edge in source)
 
 
@@ -78,7 +73,7 @@ def _from_boxes(boxes: Sequence[Any], size: Size, photo: str) -> ObjectMask:
         box = ((rows >= top) & (rows <= bottom))[:, None] & ((columns >= left) & (columns <= right))
         if not box.any():
             raise ImageError(
-                f"a box of {photo} holds no pixel: expected (left, top, right, bottom) within {size[1]} x {size[0]} pixels (width x height), "
+                f"a box of {photo} contains no pixel: expected (left, top, right, bottom) within {size[1]} x {size[0]} pixels (width x height), "
                 f"got {(left, top, right, bottom)}."
             )
         inside |= box
@@ -88,7 +83,7 @@ def _from_boxes(boxes: Sequence[Any], size: Size, photo: str) -> ObjectMask:
 def _values(source: Any, photo: str) -> NDArray[Any]:
     if isinstance(source, str | Path):
         if not Path(source).exists():
-            raise ImageError(f"no mask of {photo}: expected a file, got none at {source}.")
+            raise ImageError(f"no mask of {photo}: expected a file at {source}, got none. Check the path.")
         try:
             with open_image(source) as picture:
                 source = picture.convert("L") if picture.mode in {"1", "LA", "RGB", "RGBA"} else picture.copy()
@@ -103,7 +98,7 @@ def _values(source: Any, photo: str) -> NDArray[Any]:
     values = values[0] if values.ndim == 3 and values.shape[0] == 1 else values
     if values.ndim != 2 or values.dtype == object:
         raise ImageError(
-            f"the mask of {photo} is none: expected (height, width) or boxes (left, top, right, bottom), got {type(source).__name__} of "
+            f"this is not a mask of {photo}: expected (height, width) or boxes (left, top, right, bottom), got {type(source).__name__} of "
             f"shape {values.shape}."
         )
     return values

@@ -1,17 +1,16 @@
-"""How maps score against masks of the object, each score beside what a centre prior, a random map and a model with random weights score."""
+"""How maps score against masks of the object, compared with a centre prior, a random map and the same model with shuffled weights."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from attnhook.attribution.scores import auroc, centre_prior, energy_in_mask, iou_at_mass, pointing_game, random_map
-from attnhook.comparison.estimates import Estimate, estimate
 from attnhook.comparison.measurements import Measurement
 from attnhook.comparison.object_masks import ObjectMask
-from attnhook.comparison.sampling_grids import Lattice, at_patches
+from attnhook.comparison.sampling_grids import SamplingGrid, at_patches
+from attnhook.comparison.tables import Estimate, estimate
 from attnhook.errors import ScoreError
 from attnhook.imaging.patch_maps import PatchMap
 
@@ -38,7 +37,7 @@ class ObjectScores:
 
 
 def score_photo(
-    lattice: Lattice,
+    sampling: SamplingGrid,
     seen: Tensor,
     mask: ObjectMask,
     measurement: Measurement,
@@ -46,21 +45,17 @@ def score_photo(
     *,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """Score a model's map of one photo, and the controls, over the points that all models saw.
-
-    Args:
-        seen: Those that all models saw, `(rows, columns)` bool.
-    """
-    inside = lattice.nearest(mask.inside)
-    counted = seen & ~lattice.nearest(mask.ignored)
+    """Score a model's map of one photo, and the controls, at the points that all models saw, `seen` `(rows, columns)` bool."""
+    inside = sampling.nearest(mask.inside)
+    counted = seen & ~sampling.nearest(mask.ignored)
     patches = {control: patch_map for control, patch_map in maps.items() if patch_map is not None}
     if patches:
         own = next(iter(patches.values()))
         patches["random_map"] = own.like(random_map(own.grid, seed=seed))
-    drawn = {control: lattice.sample(measurement, patch_map) for control, patch_map in patches.items()}
-    drawn["centre_prior"] = centre_prior(lattice.size)
+    sampled = {control: sampling.sample(measurement, patch_map) for control, patch_map in patches.items()}
+    sampled["centre_prior"] = centre_prior(sampling.size)
     scores: dict[str, dict[str, float]] = {name: dict.fromkeys(CONTROLS, math.nan) for name in SCORES}
-    for control, values in drawn.items():
+    for control, values in sampled.items():
         known = values.masked_fill(~counted, math.nan)
         for name, score in SCORES.items():
             if name == "pointing" and control in patches:
@@ -75,17 +70,16 @@ def score_photo(
 
 
 def _pointing(measurement: Measurement, patch_map: PatchMap, counted: Tensor, mask: ObjectMask) -> float:
-    """Whether the centre of the highest patch lies on the object: interpolation has no say in which patch that is. Ties share."""
+    """Whether the centre of the highest patch, before interpolation, is on the object; ties share."""
     known = at_patches(measurement, patch_map, counted) & ~at_patches(measurement, patch_map, mask.ignored)
     values = patch_map.values.masked_fill(~known, -math.inf).nan_to_num(-math.inf)
     highest = values == values.max()
     return float(at_patches(measurement, patch_map, mask.inside)[highest].double().mean()) if known.any() else math.nan
 
 
-def object_scores(model: int, photos: "Sequence[dict[str, dict[str, float]]]") -> ObjectScores:
+def mean_scores(model: int, photos: "Sequence[dict[str, dict[str, float]]]") -> ObjectScores:
     """Average a model's scores over photos."""
     table = {
-        name: {control: estimate(torch.tensor([one[name][control] for one in photos])) for control in CONTROLS}
-        for name in SCORES
+        name: {control: estimate([one[name][control] for one in photos]) for control in CONTROLS} for name in SCORES
     }
     return ObjectScores(model, table)

@@ -1,4 +1,4 @@
-"""The photos of a comparison: named, known by content, read again whenever they are needed."""
+"""The photos of a comparison: named, identified by content, and read again whenever they are needed."""
 
 import hashlib
 from collections import Counter
@@ -22,11 +22,11 @@ class Photo:
     """One photo that could be read.
 
     Attributes:
-        name: What it is called: a file's name, longer where two are alike.
-        source: Where it is read from.
+        name: A file's name, longer where two would be the same.
+        source: What it is read from.
         size: Height and width, upright.
         digest: SHA-256 of its RGB pixels.
-        label: What it shows: a class by name or index, or None.
+        label: The class that it shows, by name or index, or None.
         mask: Where the object is, or None.
     """
 
@@ -47,7 +47,7 @@ class Photo:
         return picture
 
     def object_mask(self) -> ObjectMask | None:
-        """Where the object is; None if nobody said."""
+        """Where the object is; None without a mask."""
         return None if self.mask is None else read_mask(self.mask, self.size, self.name)
 
     def mask_digest(self) -> str | None:
@@ -55,25 +55,25 @@ class Photo:
         try:
             mask = self.object_mask()
         except (AttnhookError, OSError):
-            return None
+            mask = None
         if mask is None:
             return None
         return hashlib.sha256(torch.stack([mask.inside, mask.ignored]).numpy().tobytes()).hexdigest()
 
 
 MEASURING = "measuring"
-"""What failed where a model has no measurement of a photo."""
+"""`Failure.what` of a model without a measurement of a photo."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be done, while the rest went on.
+    """Something that could not be done, while the rest continued.
 
     Attributes:
-        model: The model, or None if it is about a photo alone.
-        photo: The photo, or None if it is about a model alone.
-        what: What was tried.
-        error: Why not.
+        model: The model's name, or None if it concerns a photo alone.
+        photo: The photo's name, or None if it concerns a model alone.
+        what: What was attempted.
+        error: Why it failed.
     """
 
     model: str | None
@@ -87,7 +87,7 @@ def read_photos(
     masks: "Sequence[MaskSource | None] | None" = None,
     labels: "Sequence[str | int | None] | None" = None,
 ) -> tuple[tuple[Photo, ...], tuple[Failure, ...]]:
-    """Look at all photos once."""
+    """Read all photos once, for their size and content."""
     sources = each_image(images)
     if not sources:
         raise ValueError("nothing to compare on: expected at least one photo, got none.")
@@ -109,7 +109,7 @@ def read_photos(
 
 
 def _one_each(what: str, given: Any, count: int) -> Any:
-    """As many as photos: a single one goes with a single photo."""
+    """Check that there are as many as photos; a single one goes with a single photo."""
     alone = isinstance(given, str | Path | int | Image.Image) or is_box(given)
     if alone and count == 1:
         return [given]
@@ -117,12 +117,12 @@ def _one_each(what: str, given: Any, count: int) -> Any:
         if count == 1 and getattr(given, "ndim", 0) >= 2:
             return [given]
         got = repr(given) if alone else len(given)
-        raise ValueError(f"expected one {what} a photo (None for those without), {count} in a list, got {got}.")
+        raise ValueError(f"expected one {what} per photo (None for those without), {count} in a list, got {got}.")
     return given
 
 
 def _plain(label: Any) -> Any:
-    """A class's index, also from arrays and tensors, as Python's own."""
+    """The index of a class as a Python number, also from arrays and tensors."""
     return label.item() if isinstance(label, np.generic | torch.Tensor) and label.ndim == 0 else label
 
 

@@ -1,4 +1,4 @@
-"""A comparison as a folder: one page to read, every number as data, pictures, and what made them."""
+"""A comparison as a folder: a page to read, every number as data, pictures, and a manifest of what made them."""
 
 import base64
 import hashlib
@@ -8,6 +8,7 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +18,24 @@ import torch
 from PIL import Image
 
 from attnhook import __version__
-from attnhook.comparison.comparisons import FIGURE_PHOTOS, Comparison, SharedArea
-from attnhook.comparison.measurements import Measurement
-from attnhook.comparison.photographs import Failure, Photo
+from attnhook.comparison.findings import FIGURE_PHOTOS, Findings, map_of
+from attnhook.comparison.map_kinds import MapKind
+from attnhook.comparison.model_figures import as_png, depth_figure, matrix_figure
+from attnhook.comparison.photographs import Failure
+from attnhook.comparison.summary_tables import all_tables
 from attnhook.comparison.tables import Table, as_csv
 from attnhook.errors import AttnhookError, ComparisonError
 from attnhook.files import format_of, replacing
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.pages.report import report_html
 from attnhook.running.versions import library_versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE_LONGEST = 640
-"""Most pixels of the longer edge of a photo inside the page."""
+"""Longer edge, in pixels, of the largest photo inside the page."""
 
 FORMAT = "attnhook-comparison-1"
 _STEPS = 65534
@@ -37,19 +43,17 @@ _MISSING = 65535
 _QUALITY = 85
 
 
-def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path:
-    """Write everything, each file under a temporary name first; the manifest comes last."""
-    from attnhook.pages.report import report_html
-
+def save_report(findings: Findings, folder: Path, *, pictures: bool) -> Path:
+    """Write everything, each file through a temporary one; the manifest comes last."""
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    photos, lost = _photos(comparison)
-    comparison = replace(comparison, failures=(*comparison.failures, *lost.values()))
-    tables, depth = comparison.tables(), _depth_figure(comparison)
-    metrics = {"tables": [table.plain() for table in tables]}
+    photos, unreadable = _photos(findings)
+    findings = replace(findings, failures=(*findings.failures, *unreadable.values()))
+    tables = all_tables(findings)
+    depth = depth_figure(findings) if any(table.id == "depth" for table in tables) else None
     written = {
-        "report.html": report_html(page_content(comparison, photos, tables, depth)).encode(),
-        "metrics.json": _json(metrics),
+        "report.html": report_html(page_content(findings, photos, tables, depth)).encode(),
+        "metrics.json": _json({"tables": [table.plain() for table in tables]}),
         "metrics.csv": as_csv(tables).encode(),
     }
     earlier = _listed(folder)
@@ -58,33 +62,33 @@ def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path
         _write(folder / name, content)
     names = [*written]
     if pictures:
-        names += _overlays(comparison, folder, lost) + _figures(comparison, folder, lost, depth)
+        names += _overlays(findings, folder, unreadable) + _figures(findings, folder, unreadable, depth)
     for name in earlier.keys() - set(names):
         if _digest(folder / name) == earlier[name]:
             (folder / name).unlink()
     digests = {name: _digest(folder / name) for name in names}
-    _write(folder / "manifest.json", _json(manifest(comparison) | {"files": digests}))
+    _write(folder / "manifest.json", _json(manifest(findings) | {"files": digests}))
     return folder / "report.html"
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder whose manifest says that something else is in it."""
+    """Refuse a folder whose manifest says that it holds something else."""
     found = format_of(folder)
     if found not in (None, FORMAT):
         raise ComparisonError(
-            f"{folder} is of something else: expected an empty folder, or one of a comparison, got a manifest of format {found!r}. Choose "
+            f"{folder} holds something else: expected an empty folder, or one of a comparison, got a manifest of format {found!r}. Choose "
             "another folder."
         )
 
 
-def manifest(comparison: Comparison) -> dict[str, Any]:
+def manifest(findings: Findings) -> dict[str, Any]:
     """What made the comparison: versions, models and photos by content, settings."""
     return {
         "format": FORMAT,
         "attnhook": __version__,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": library_versions(),
-        "settings": comparison.settings | {"views": [view.id for view in comparison.views]},
+        "settings": findings.settings | {"views": [view.id for view in findings.views]},
         "models": [
             {
                 "name": entry.name,
@@ -94,7 +98,7 @@ def manifest(comparison: Comparison) -> dict[str, Any]:
                 "architecture_sha256": entry.fingerprint.architecture,
                 "preprocessing_sha256": entry.fingerprint.preprocessing,
             }
-            for entry in comparison.models
+            for entry in findings.models
         ],
         "photos": [
             {
@@ -105,68 +109,80 @@ def manifest(comparison: Comparison) -> dict[str, Any]:
                 "label": None if photo.label is None else str(photo.label),
                 "mask_sha256": photo.mask_digest(),
             }
-            for photo in comparison.photos
+            for photo in findings.photos
         ],
-        "failures": [vars(failure) for failure in comparison.failures],
-        "notes": [vars(note) for note in comparison.notes],
+        "failures": [vars(failure) for failure in findings.failures],
+        "notes": [vars(note) for note in findings.notes],
     }
 
 
 def page_content(
-    comparison: Comparison, photos: Sequence[dict[str, Any]], tables: Sequence[Table], depth: "Figure | None"
+    findings: Findings, photos: Sequence[dict[str, Any]], tables: Sequence[Table], depth: "Figure | None"
 ) -> dict[str, Any]:
     """Everything that the page shows."""
-    names = [entry.name for entry in comparison.models]
+    names = [entry.name for entry in findings.models]
     return {
         "title": f"Where {len(names)} models look: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}",
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
-        "notes": [vars(note) for note in comparison.notes],
+        "notes": [vars(note) for note in findings.notes],
         "failures": [
-            {
-                "model": failure.model or "every model",
-                "photo": failure.photo,
-                "error": f"{failure.what}: {failure.error}",
-            }
-            for failure in comparison.failures
+            {"model": one.model or "every model", "photo": one.photo, "error": f"{one.what}: {one.error}"}
+            for one in findings.failures
         ],
-        # Statistics block by block are shown as a figure.
-        "tables": [table.plain() for table in tables if table.id != "depth"],
-        "figures": [] if depth is None else [{"title": "Statistics over depth", "png": _base64(_png(depth, dpi=130))}],
+        "tables": [table.plain() for table in tables if table.id != "depth"],  # that one is shown as a figure
+        "figures": []
+        if depth is None
+        else [{"title": "Statistics over depth", "png": _base64(as_png(depth, dpi=130))}],
         "photos": list(photos),
         "models": [{"name": name} for name in names],
-        "views": [{"id": view.id, "label": view.label, "mass": view.mass} for view in comparison.views],
-        "maps": list(_maps(comparison)),
-        "reasons": list(_reasons(comparison)),
+        "views": [{"id": view.id, "label": view.label, "mass": view.mass} for view in findings.views],
+        "maps": list(_maps(findings)),
+        "reasons": list(_reasons(findings)),
     }
 
 
-def _maps(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    for (model, photo), measurement in sorted(comparison.measurements.items()):
-        for number, view in enumerate(comparison.views):
-            if view.id in measurement.maps:
-                yield {"view": number, "model": model, "photo": photo} | _map(measurement, view.id)
+def _places(findings: Findings) -> Iterator[tuple[int, int, int, MapKind]]:
+    """Every model, photo, index of a view and view, photo by photo."""
+    for photo, model in product(range(len(findings.photos)), range(len(findings.models))):
+        for number, view in enumerate(findings.views):
+            yield model, photo, number, view
 
 
-def _reasons(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def _maps(findings: Findings) -> Iterator[dict[str, Any]]:
+    for model, photo, number, view in _places(findings):
+        found = map_of(findings, model, photo, view)
+        if found is not None:
+            yield {"view": number, "model": model, "photo": photo} | _map(*found)
+
+
+def _reasons(findings: Findings) -> Iterator[dict[str, Any]]:
     """Why maps are missing."""
-    for model, photo in product(range(len(comparison.models)), range(len(comparison.photos))):
-        measurement = comparison.measurements.get((model, photo))
-        for number, view in enumerate(comparison.views):
-            if measurement is None or view.id not in measurement.maps:
-                yield {"view": number, "model": model, "photo": photo, "text": comparison.reason(model, photo, view)}
+    for model, photo, number, view in _places(findings):
+        if map_of(findings, model, photo, view) is None:
+            yield {"view": number, "model": model, "photo": photo, "text": findings.reason(model, photo, view)}
 
 
-def _photos(comparison: Comparison) -> tuple[list[dict[str, Any]], dict[int, Failure]]:
+def _photos(findings: Findings) -> tuple[list[dict[str, Any]], dict[int, Failure]]:
     """All photos for the page, and those that can no longer be read: they have no picture."""
-    entries, lost = [], {}
-    for number, photo in enumerate(comparison.photos):
+    entries, unreadable = [], {}
+    for number, (photo, area) in enumerate(zip(findings.photos, findings.areas, strict=True)):
         try:
             jpeg = _jpeg(photo.read())
         except (AttnhookError, OSError) as error:  # gone or changed since the comparison began
-            lost[number], jpeg = Failure(None, photo.name, "reading", str(error)), b""
-        entries.append(_photo(photo, comparison.areas[number], jpeg))
-    return entries, lost
+            unreadable[number], jpeg = Failure(None, photo.name, "reading", str(error)), b""
+        entries.append(
+            {
+                "name": photo.name,
+                "label": None if photo.label is None else str(photo.label),
+                "width": photo.size[1],
+                "height": photo.size[0],
+                "jpeg": _base64(jpeg),
+                "shared": 0.0 if area is None else area.part,
+                "box": [0.0, 0.0, 0.0, 0.0] if area is None else list(area.box),
+            }
+        )
+    return entries, unreadable
 
 
 def _jpeg(picture: Image.Image) -> bytes:
@@ -176,21 +192,8 @@ def _jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _photo(photo: Photo, area: SharedArea | None, jpeg: bytes) -> dict[str, Any]:
-    return {
-        "name": photo.name,
-        "label": None if photo.label is None else str(photo.label),
-        "width": photo.size[1],
-        "height": photo.size[0],
-        "jpeg": _base64(jpeg),
-        "shared": 0.0 if area is None else area.part,
-        "box": [0.0, 0.0, 0.0, 0.0] if area is None else list(area.box),
-    }
-
-
-def _map(measurement: Measurement, view: str) -> dict[str, Any]:
-    """A map at 16 bits, with where it lies in the photo."""
-    found, geometry = measurement.maps[view], measurement.geometry
+def _map(found: PatchMap, geometry: ImageGeometry) -> dict[str, Any]:
+    """A map at 16 bits, and where it is in the photo."""
     values = found.values.double()
     known = ~values.isnan()
     low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
@@ -209,52 +212,37 @@ def _map(measurement: Measurement, view: str) -> dict[str, Any]:
     }
 
 
-def _depth_figure(comparison: Comparison) -> "Figure | None":
-    known = any(one.statistics for one in comparison.measurements.values())
-    return comparison.depth_figure() if known else None
-
-
-def _overlays(comparison: Comparison, folder: Path, lost: Container[int]) -> list[str]:
-    """Overlays of every photo, model and view: names of the files."""
+def _overlays(findings: Findings, folder: Path, unreadable: Container[int]) -> list[str]:
+    """Write an overlay of every photo, model and view; return the files' names."""
     names = []
     (folder / "overlays").mkdir(exist_ok=True)
-    for number, photo in enumerate(comparison.photos):
-        picture = None if number in lost else photo.read()
-        for model, entry in enumerate(comparison.models):
-            measurement = comparison.measurements.get((model, number))
-            for view in comparison.views:
-                if picture is None or measurement is None or view.id not in measurement.maps:
-                    continue
-                name = f"overlays/{number:03}-{_slug(photo.name)}--{model:02}-{_slug(entry.name)}--{_slug(view.id)}.png"
-                drawn = measurement.maps[view.id].overlay(picture, measurement.geometry)
-                buffer = io.BytesIO()
-                drawn.save(buffer, format="PNG", compress_level=1)
-                _write(folder / name, buffer.getvalue())
-                names.append(name)
+    read = lru_cache(maxsize=1)(lambda photo: findings.photos[photo].read())  # one photo in memory at a time
+    for model, photo, _, view in _places(findings):
+        found = map_of(findings, model, photo, view)
+        if found is None or photo in unreadable:
+            continue
+        words = [_slug(findings.photos[photo].name), _slug(findings.models[model].name), _slug(view.id)]
+        name = f"overlays/{photo:03}-{words[0]}--{model:02}-{words[1]}--{words[2]}.png"
+        buffer = io.BytesIO()
+        found[0].overlay(read(photo), found[1]).save(buffer, format="PNG", compress_level=1)
+        _write(folder / name, buffer.getvalue())
+        names.append(name)
     return names
 
 
-def _figures(comparison: Comparison, folder: Path, lost: Container[int], depth: "Figure | None") -> list[str]:
-    """The figures: names of the files."""
-    photos = [number for number in range(len(comparison.photos)) if number not in lost][:FIGURE_PHOTOS]
+def _figures(findings: Findings, folder: Path, unreadable: Container[int], depth: "Figure | None") -> list[str]:
+    """Write the figures; return the files' names."""
+    photos = [number for number in range(len(findings.photos)) if number not in unreadable][:FIGURE_PHOTOS]
     drawn = {} if depth is None else {"depth.png": depth}
-    if photos:
-        drawn |= {
-            f"photos-by-models--{_slug(v.id)}.png": comparison.figure(v.id, photos=photos) for v in comparison.views
-        }
+    for view in findings.views if photos else ():
+        drawn[f"photos-by-models--{_slug(view.id)}.png"] = matrix_figure(findings, view, photos)
     for name, figure in drawn.items():
-        _write(folder / name, _png(figure))
+        _write(folder / name, as_png(figure))
     return [*drawn]
 
 
-def _png(figure: "Figure", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", **options)
-    return buffer.getvalue()
-
-
 def _listed(folder: Path) -> dict[str, str]:
-    """The files that an earlier manifest lists, by name: their digests. None that lies elsewhere."""
+    """Digests of the files in the folder that an earlier manifest lists, by name."""
     try:
         files = json.loads((folder / "manifest.json").read_bytes())["files"]
         return {
@@ -271,7 +259,7 @@ def _digest(path: Path) -> str:
 
 
 def _slug(name: str) -> str:
-    """A name that any file system takes; files are told apart by their numbers."""
+    """A name that any file system accepts; numbers tell the files apart."""
     return re.sub(r"[^A-Za-z0-9_.@-]+", "_", name).strip("._")[:60] or "unnamed"
 
 

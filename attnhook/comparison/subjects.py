@@ -1,4 +1,4 @@
-"""The models of a comparison: named, and loaded one at a time."""
+"""The models of a comparison: named, loaded one at a time, and described."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from attnhook.options import Size
+from attnhook.running.fingerprints import Fingerprint, fingerprint
+from attnhook.zoo.declarations import library_of
 from attnhook.zoo.loading import as_vision_model, load
+from attnhook.zoo.positions import trained_grid
 from attnhook.zoo.vision_models import VisionModel
 
 ModelSource = str | VisionModel | nn.Module | Callable[[], "str | VisionModel | nn.Module"]
@@ -17,11 +21,34 @@ ModelSource = str | VisionModel | nn.Module | Callable[[], "str | VisionModel | 
 
 
 @dataclass(frozen=True)
+class ModelEntry:
+    """One model that could be loaded.
+
+    Attributes:
+        name: Its name in this comparison.
+        spec: What `load` takes, or None for an object.
+        library: The library that it comes from, or None.
+        architecture: The model's class.
+        parameters: The number of its parameters.
+        fingerprint: Its content.
+        trained_grid: The patch grid that its positions were trained for, if known.
+    """
+
+    name: str
+    spec: str | None
+    library: str | None
+    architecture: str
+    parameters: int
+    fingerprint: Fingerprint
+    trained_grid: Size | None
+
+
+@dataclass(frozen=True)
 class Subject:
     """One model of a comparison, not loaded yet.
 
     Attributes:
-        name: What it is called everywhere.
+        name: Its name in this comparison.
         source: Where it comes from.
     """
 
@@ -32,11 +59,6 @@ class Subject:
     def owned(self) -> bool:
         """Whether nobody else holds the model, so that its weights may be overwritten."""
         return isinstance(self.source, str)
-
-    @property
-    def spec(self) -> str | None:
-        """What `load` takes, if it comes from there."""
-        return self.source if isinstance(self.source, str) else None
 
     def open(self, device: str | None = None) -> VisionModel:
         """Load it."""
@@ -53,32 +75,50 @@ class Subject:
             )
         return as_vision_model(source)
 
+    def describe(self, vision: VisionModel) -> ModelEntry:
+        """Describe it, once loaded."""
+        model = vision.model
+        return ModelEntry(
+            name=self.name,
+            spec=self.source if isinstance(self.source, str) else None,
+            library=library_of(model),
+            architecture=type(model).__name__,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            fingerprint=fingerprint(vision),
+            trained_grid=trained_grid(model),
+        )
+
 
 def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | ModelSource") -> tuple[Subject, ...]:
     """Name the models."""
+    given: list[Any]
     if isinstance(models, Mapping):
-        named = [
-            (str(name), VisionModel(model) if isinstance(model, nn.Module) else model) for name, model in models.items()
-        ]
+        names, given = [str(name) for name in models], list(models.values())
     else:
-        several: list[Any] = list(models) if isinstance(models, list | tuple | Iterator) else [models]
-        several = [VisionModel(model) if isinstance(model, nn.Module) else model for model in several]
-        names = [_name(model, number) for number, model in enumerate(several)]
-        short = [
-            _shortened(name) if isinstance(model, str) else name for name, model in zip(names, several, strict=True)
-        ]
-        counted = Counter(short)
-        named = [(s if counted[s] == 1 else n, m) for s, n, m in zip(short, names, several, strict=True)]
-    if not named:
+        names, given = [], list(models) if isinstance(models, list | tuple | Iterator) else [models]
+    sources = [VisionModel(model) if isinstance(model, nn.Module) else model for model in given]
+    names = names or _names(sources)
+    if not sources:
         raise ValueError("nothing to compare: expected at least one model, got none.")
-    for name, count in Counter(name for name, _ in named).items():
+    for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(
-                f"two models are called {name!r}: expected a name of its own for each. Give each once, or a mapping, {{name: model, ...}}."
+                f"two models are called {name!r}: expected different names. Give each model once, or a mapping {{name: model, ...}}."
             )
-    for name, model in named:
-        _check(name, model)
-    return tuple(Subject(name, model) for name, model in named)
+    for name, model in zip(names, sources, strict=True):
+        if not (isinstance(model, str | VisionModel) or callable(model)):
+            raise TypeError(
+                f"model {name!r} cannot be compared: expected a spec, a VisionModel or a function that returns one, got {type(model).__name__}."
+            )
+    return tuple(map(Subject, names, sources))
+
+
+def _names(sources: Sequence[object]) -> list[str]:
+    """A name for each; specs without the folders of their files, unless two would be the same."""
+    names = [_name(model, number) for number, model in enumerate(sources)]
+    short = [_shortened(name) if isinstance(model, str) else name for name, model in zip(names, sources, strict=True)]
+    counted = Counter(short)
+    return [brief if counted[brief] == 1 else name for brief, name in zip(short, names, strict=True)]
 
 
 def _name(model: object, number: int) -> str:
@@ -91,16 +131,8 @@ def _name(model: object, number: int) -> str:
 
 
 def _shortened(name: str) -> str:
-    """A spec without the folders of its files."""
     library, colon, rest = name.partition(":")
     if library == "hf" and Path(rest).expanduser().is_dir():
         return f"hf:{Path(rest).expanduser().resolve().name}"
     model, at, file = rest.rpartition("@")
     return f"{library}{colon}{model}@{Path(file).name}" if at and "/" in file else name
-
-
-def _check(name: str, model: object) -> None:
-    if not (isinstance(model, str | VisionModel) or callable(model)):
-        raise TypeError(
-            f"model {name!r} cannot be compared: expected a spec, a VisionModel or a function that gives one, got {type(model).__name__}."
-        )

@@ -1,30 +1,25 @@
-"""The numbers of a comparison as tables: what a report shows is what `metrics.json` holds."""
+"""The numbers of a comparison as tables, for the report and for `metrics.json`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnhook.comparison.agreements import METRICS
-from attnhook.comparison.comparisons import Comparison
-from attnhook.comparison.estimates import estimate
 from attnhook.comparison.faithfulness import CURVES
-from attnhook.comparison.map_kinds import View
-from attnhook.comparison.measurements import Measurement, mean_over_photos
+from attnhook.comparison.findings import Findings, measurements_of
+from attnhook.comparison.map_kinds import MapKind
+from attnhook.comparison.measurements import Measurement
 from attnhook.comparison.measuring import STATISTICS
 from attnhook.comparison.objects import CONTROLS, SCORES
-from attnhook.comparison.tables import Column, Table
+from attnhook.comparison.tables import Column, Table, estimate
 
 
-def all_tables(comparison: Comparison) -> list[Table]:
+def all_tables(findings: Findings) -> list[Table]:
     """Every table that the comparison has numbers for."""
-    tables = [models_table(comparison), agreement_table(comparison, comparison.views), photos_table(comparison)]
-    if any(comparison.objects.values()):
-        tables.append(objects_table(comparison))
-    if any(comparison.faithful.values()):
-        tables.append(faithfulness_table(comparison))
-    if any(one.statistics for one in comparison.measurements.values()):
-        tables.append(depth_table(comparison))
+    tables = [models_table(findings), agreement_table(findings, findings.views), photos_table(findings)]
+    tables += [objects_table(findings), faithfulness_table(findings), depth_table(findings)]
     return [table for table in tables if table.rows]
 
 
@@ -34,31 +29,36 @@ _MODEL_COLUMNS = (
     Column("model", "model"),
     Column("library", "library"),
     Column("architecture", "class", "the model's class"),
-    Column("parameters", "parameters, M", "millions of parameters", 1),
-    Column("input", "input", "height x width in pixels of what the model is fed, as far as the photos agree"),
+    Column("parameters", "parameters, M", "number of parameters, in millions", 1),
+    Column("input", "input", "height x width of the model's input in pixels, if it is the same for all photos"),
     Column("grid", "grid", "patch rows x columns"),
-    Column("patch", "patch, px", "edge of a patch in pixels of the input", 1),
-    Column("tokens", "tokens", "keys of a row of the last block", 0),
-    Column("readout", "readout", "whose row the maps are of: what the model's head reads"),
+    Column("patch", "patch, px", "edge of a patch in input pixels", 1),
+    Column("tokens", "tokens", "number of keys in the last block", 0),
+    Column("readout", "readout", "the token whose attention is shown: the one that the model's head reads"),
     Column(
         "forward_ms",
         "forward, ms",
-        "median over photos and quartiles: one forward of one photo, capture included, wall clock; over the photos without statistics, which "
-        "capture less, if there are any, and never over measurements from the cache",
+        "wall-clock time of one forward of one photo with capture: median and quartiles over photos; if there are photos without "
+        "statistics, over these alone, because they capture less; cached measurements do not count",
         0,
     ),
-    Column("relative_entropy", "entropy", f"{STATISTICS['relative_entropy']}; mean over blocks, heads and photos"),
-    Column("distance", "distance", f"{STATISTICS['distance']}; mean over blocks, heads and photos"),
-    Column("sink_mass", "sink mass", f"{STATISTICS['sink_mass']}; mean over blocks, heads and photos"),
-    Column("patch_mass", "patch mass", f"{STATISTICS['patch_mass']}; mean over blocks, heads and photos"),
+    *(
+        Column(name, label, f"{STATISTICS[name]}; mean over blocks, heads and photos")
+        for name, label in {
+            "relative_entropy": "entropy",
+            "distance": "distance",
+            "sink_mass": "sink mass",
+            "patch_mass": "patch mass",
+        }.items()
+    ),
 )
 
 
-def models_table(comparison: Comparison) -> Table:
-    """One row a model."""
+def models_table(findings: Findings) -> Table:
+    """One row per model."""
     rows = []
-    for index, entry in enumerate(comparison.models):
-        own = [one for (model, _), one in sorted(comparison.measurements.items()) if model == index]
+    for index, entry in enumerate(findings.models):
+        own = measurements_of(findings, index)
         rows.append(
             {
                 "model": entry.name,
@@ -78,21 +78,21 @@ def models_table(comparison: Comparison) -> Table:
 
 
 def _sizes(own: Sequence[Measurement]) -> dict[str, Any]:
-    inputs = sorted({one.geometry.input_size for one in own})
-    grids = sorted({one.grids[-1] for one in own if one.grids})
-    areas = {(one.area or one.geometry.input_size)[0] / one.grids[-1][0] for one in own if one.grids}
+    inputs = {one.geometry.input_size for one in own}
+    grids = {one.grids[-1] for one in own if one.grids}
+    patches = {(one.area or one.geometry.input_size)[0] / one.grids[-1][0] for one in own if one.grids}
     tokens = {one.tokens for one in own}
     return {
         "input": _shape(inputs),
         "grid": _shape(grids) if grids else None,
-        "patch": areas.pop() if len(areas) == 1 else None,
+        "patch": patches.pop() if len(patches) == 1 else None,
         "tokens": tokens.pop() if len(tokens) == 1 else None,
         "readout": own[0].readout if own else None,
     }
 
 
-def _shape(sizes: Sequence[tuple[int, ...]]) -> str:
-    return " \u00d7 ".join(map(str, sizes[0])) if len(sizes) == 1 else "depends on the photo"
+def _shape(sizes: set[tuple[int, int]]) -> str:
+    return " \u00d7 ".join(map(str, *sizes)) if len(sizes) == 1 else "depends on the photo"
 
 
 def _times(own: Sequence[Measurement]) -> dict[str, Any] | None:
@@ -106,46 +106,50 @@ def _times(own: Sequence[Measurement]) -> dict[str, Any] | None:
 
 
 def _mean(own: Sequence[Measurement], statistic: str) -> dict[str, Any] | None:
-    values = [float(one.statistics[statistic].nanmean()) for one in own if statistic in one.statistics]
-    found = estimate(values)
+    found = estimate([float(one.statistics[statistic].nanmean()) for one in own if statistic in one.statistics])
     return found.plain() if found.n else None
 
 
-def photos_table(comparison: Comparison) -> Table:
-    """One row a photo: what all models saw of it."""
-    rows = []
-    for index, photo in enumerate(comparison.photos):
-        area = comparison.areas[index]
-        models = sum(where[1] == index for where in comparison.measurements)
-        size = f"{photo.size[0]} \u00d7 {photo.size[1]}"
-        rows.append({"photo": photo.name, "size": size, "models": models, "shared": 0.0 if area is None else area.part})
+def photos_table(findings: Findings) -> Table:
+    """One row per photo: what all models saw of it."""
+    rows = tuple(
+        {
+            "photo": photo.name,
+            "size": f"{photo.size[0]} \u00d7 {photo.size[1]}",
+            "models": sum(where[1] == index for where in findings.measurements),
+            "shared": 0.0 if area is None else area.part,
+        }
+        for index, (photo, area) in enumerate(zip(findings.photos, findings.areas, strict=True))
+    )
     columns = (
         Column("photo", "photo"),
         Column("size", "size", "height x width in pixels"),
-        Column("models", "models", "how many models were measured on it", 0),
-        Column("shared", "shared area", "part of the photo that all of them saw: comparisons are over that part alone"),
+        Column("models", "models", "number of models that were measured on it", 0),
+        Column(
+            "shared", "shared area", "share of the photo that all of these models saw; maps are compared there only"
+        ),
     )
-    return Table("photos", "Photos", "Models crop photos differently.", columns, tuple(rows))
+    return Table("photos", "Photos", "Models crop photos differently.", columns, rows)
 
 
 # --- agreement ----------------------------------------------------------------------------------------------------------------------------
 
 _METRIC_WORDS = {
-    "spearman": ("Spearman", "rank correlation of the two maps over the shared area: 1 is the same order"),
+    "spearman": ("Spearman", "rank correlation of the two maps over the shared area; 1 is the same order"),
     "jensen_shannon": (
         "JS divergence",
-        "Jensen-Shannon divergence of the two maps as distributions, in nats: 0 is the same, 0.693 disjoint",
+        "Jensen-Shannon divergence of the two maps as distributions, in nats; 0 is the same, 0.693 is disjoint",
     ),
     "cosine": ("cosine", "cosine of the two maps as vectors; high for any two maps without negative values"),
 }
 
 
-def agreement_table(comparison: Comparison, views: Sequence[View]) -> Table:
-    """One row a pair of models and a view."""
-    names = [entry.name for entry in comparison.models]
+def agreement_table(findings: Findings, views: Sequence[MapKind]) -> Table:
+    """One row per pair of models and view."""
+    names = [entry.name for entry in findings.models]
     rows = []
     for view in views:
-        for pair in comparison.agreements.get(view.id, ()):
+        for pair in findings.agreements.get(view.id, ()):
             row: dict[str, Any] = {"view": view.id, "first": names[pair.first], "second": names[pair.second]}
             for metric in METRICS:
                 row[metric] = pair.values[metric].plain()
@@ -154,122 +158,111 @@ def agreement_table(comparison: Comparison, views: Sequence[View]) -> Table:
                 row[f"{metric}_other_photo"] = None if other is None else other.plain()
             rows.append(row)
     columns = [Column("view", "map"), Column("first", "model"), Column("second", "and model")]
-    for metric in METRICS:
-        label, words = _METRIC_WORDS[metric]
+    for metric, (label, words) in _METRIC_WORDS.items():
+        crossed = (
+            "the same with the second model's map of another photo: what remains is what the models do on any photo"
+        )
         columns += [
             Column(metric, label, f"{words}; mean over photos with a 95 % bootstrap interval over photos"),
-            Column(f"{metric}_shuffled", f"{label}, shuffled", "the same with the points of one map in a random order"),
-            Column(
-                f"{metric}_other_photo",
-                f"{label}, other photo",
-                "the same with the other model's map of another photo: what their habits share",
-            ),
+            Column(f"{metric}_shuffled", f"{label}, shuffled", "the same with the points of one map in random order"),
+            Column(f"{metric}_other_photo", f"{label}, other photo", crossed),
         ]
-    note = "Agreement of two maps makes neither right. Read each number beside its baselines."
+    note = "Two maps that agree may both be wrong. Compare each number with its baselines."
     return Table("agreement", "Agreement between models", note, tuple(columns), tuple(rows))
 
 
 # --- scores -------------------------------------------------------------------------------------------------------------------------------
 
 _SCORE_WORDS = {
-    "pointing": ("pointing game", "part of the photos where the centre of the highest patch lies on the object"),
-    "energy": ("energy in mask", "part of the map's mass on the object"),
-    "auroc": ("AUROC", "the map as a detector of the object's pixels: 0.5 is chance"),
+    "pointing": ("pointing game", "share of the photos where the centre of the highest patch is on the object"),
+    "energy": ("energy in mask", "share of the map's mass on the object"),
+    "auroc": ("AUROC", "the map as a detector of the object's pixels; 0.5 is chance"),
     "iou": (
         "IoU at 60 % mass (weak)",
-        "overlap of the object with the smallest region of 60 % of the mass; weak, because attention need not fill objects",
+        "overlap of the object with the smallest region that holds 60 % of the mass; weak, because attention need not fill objects",
     ),
 }
 
 
-def objects_table(comparison: Comparison) -> Table:
-    """One row a model, a view and a control."""
+def objects_table(findings: Findings) -> Table:
+    """One row per model, view and control."""
     rows = [
-        {"view": view, "model": comparison.models[scores.model].name, "map": control.replace("_", " ")}
+        {"view": view, "model": findings.models[scores.model].name, "map": control.replace("_", " ")}
         | {name: scores.estimates[name][control].plain() for name in SCORES}
-        for view, found in comparison.objects.items()
+        for view, found in findings.objects.items()
         for scores in found
         for control in CONTROLS
         if scores.estimates["energy"][control].n
     ]
-    columns = [
-        Column("view", "maps"),
-        Column("model", "model"),
-        Column(
-            "map",
-            "map",
-            "the model's, or a control: the same architecture with random weights, a Gaussian in the middle, random patches",
-        ),
-        *(
-            Column(name, label, f"{words}; mean over photos and its standard error")
-            for name, (label, words) in _SCORE_WORDS.items()
-        ),
+    maps = (
+        "the model's map, or a control: the same model with shuffled weights, a Gaussian in the middle, random patches"
+    )
+    columns = [Column("view", "maps"), Column("model", "model"), Column("map", "map", maps)]
+    columns += [
+        Column(name, label, f"{words}; mean over photos and its standard error")
+        for name, (label, words) in _SCORE_WORDS.items()
     ]
-    note = "Photographers centre objects: a score counts only by its distance from the centre prior and from random weights."
+    note = "Photographers centre objects, so compare each score with the centre prior and with random weights."
     return Table("objects", "Maps against masks", note, tuple(columns), tuple(rows))
 
 
-def faithfulness_table(comparison: Comparison) -> Table:
-    """One row a model and a view."""
+def faithfulness_table(findings: Findings) -> Table:
+    """One row per model and view."""
     rows = [
-        {"view": view, "model": comparison.models[found.model].name}
+        {"view": view, "model": findings.models[found.model].name}
         | {name: found.areas[name].plain() for name in CURVES}
         | {f"{name}_gain": found.gains[name].plain() for name in found.gains}
-        for view, several in comparison.faithful.items()
+        for view, several in findings.faithful.items()
         for found in several
     ]
+    removed = "area under the model's score while the highest patches are removed; low if the model relied on them"
+    shown = "area under the model's score while the highest patches are shown first; high if they suffice"
     columns = (
         Column("view", "maps"),
         Column("model", "model"),
-        Column(
-            "deletion",
-            "deletion",
-            "area under the score as the highest patches are taken away: low says that the model relied on them",
-        ),
+        Column("deletion", "deletion", removed),
         Column("random_deletion", "deletion, random", "the same for a random map of the same grid"),
         Column(
-            "deletion_gain", "deletion, gain", "random less the map's, photo by photo; positive is better than random"
+            "deletion_gain", "deletion, gain", "random map minus the model's, per photo; positive is better than random"
         ),
-        Column("insertion", "insertion", "area under the score as the highest patches are shown first: high is good"),
-        Column("random_insertion", "insertion, random", "the same for a random map"),
+        Column("insertion", "insertion", shown),
+        Column("random_insertion", "insertion, random", "the same for a random map of the same grid"),
         Column(
-            "insertion_gain", "insertion, gain", "the map's less random, photo by photo; positive is better than random"
+            "insertion_gain", "insertion, gain", "model's map minus random, per photo; positive is better than random"
         ),
     )
-    note = "Each model's own softmax probability of the class; patches become mid-grey, an image that no model was trained on."
+    note = "Softmax probability of the class under each model. Removed patches become mid-grey, which no model was trained on."
     return Table("faithfulness", "Deletion and insertion", note, columns, tuple(rows))
 
 
-def depth_table(comparison: Comparison) -> Table:
-    """One row a model and a block: statistics at relative depths."""
+def depth_table(findings: Findings) -> Table:
+    """One row per model and block: statistics at relative depths."""
     rows = []
-    for index, entry in enumerate(comparison.models):
-        own = [one for (model, _), one in sorted(comparison.measurements.items()) if model == index]
-        found = {name: mean_over_photos(own, name) for name in STATISTICS}
-        first = next((table for table in found.values() if table is not None), None)
-        for block in range(0 if first is None else len(first)):
-            row: dict[str, Any] = {
-                "model": entry.name,
-                "block": own[0].blocks[block],
-                "depth": (block + 1) / len(own[0].blocks),
-            }
-            for name, table in found.items():
-                value = float("nan") if table is None else float(table[block].nanmean())
-                row[name] = None if value != value else value  # noqa: PLR0124 (NaN)
-            rows.append(row)
-    columns = (
+    for index, entry in enumerate(findings.models):
+        own = measurements_of(findings, index)
+        found = {name: _mean_over_photos(own, name) for name in STATISTICS}
+        count = max((len(values) for values in found.values()), default=0)
+        for block in range(count):
+            means = {name: values[block] if values else None for name, values in found.items()}
+            depth = (block + 1) / len(own[0].blocks)
+            rows.append({"model": entry.name, "block": own[0].blocks[block], "depth": depth} | means)
+    columns = [
         Column("model", "model"),
         Column("block", "block"),
-        Column("depth", "relative depth", "of the block: 1 is the last"),
-        *(
-            Column(name, name.replace("_", " "), f"{words}; mean over heads and photos")
-            for name, words in STATISTICS.items()
-        ),
-    )
-    return Table(
-        "depth",
-        "Statistics over depth",
-        "Blocks of different models stand at their relative depth.",
-        columns,
-        tuple(rows),
-    )
+        Column("depth", "relative depth", "1 is the last block"),
+    ]
+    columns += [
+        Column(name, name.replace("_", " "), f"{words}; mean over heads and photos")
+        for name, words in STATISTICS.items()
+    ]
+    note = "Blocks are listed by relative depth, so that models of different depth can be compared."
+    return Table("depth", "Statistics over depth", note, tuple(columns), tuple(rows))
+
+
+def _mean_over_photos(own: Sequence[Measurement], statistic: str) -> list[float | None]:
+    """A statistic by block, mean over photos and heads; empty if the photos' blocks or heads differ in number."""
+    tables: list[Tensor] = [one.statistics[statistic] for one in own if statistic in one.statistics]
+    if len({table.shape for table in tables}) != 1:
+        return []
+    means: list[float] = torch.stack(tables).nanmean(dim=0).nanmean(dim=1).tolist()
+    return [None if value != value else value for value in means]  # noqa: PLR0124 (NaN)

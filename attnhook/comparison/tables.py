@@ -1,13 +1,69 @@
-"""Tables of numbers that know their units: rows of plain values, pandas where it is installed, CSV, and cells with their errors."""
+"""Tables of means over photos: cells that hold a number with its error or interval, data frames, and CSV."""
 
-import csv
-import importlib
-import io
-from dataclasses import dataclass
-from typing import Any
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attnhook.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Cell = Any
 """None, text, a number, or `{"value": ..., "error" | "low" and "high" | "n": ...}`."""
+
+_PARTS = ("value", "error", "low", "high", "n")
+_DRAWS = 2000
+_INTERVAL = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over photos.
+
+    Attributes:
+        value: The mean; None if there is nothing to average.
+        n: The number of photos.
+        error: Standard error of the mean; None below two photos.
+        low: Lower end of the 95 % bootstrap interval over photos; None if not requested, or below two photos.
+        high: Its upper end.
+    """
+
+    value: float | None
+    n: int
+    error: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """The known numbers, as the cell of a table."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def estimate(values: "Tensor | list[float]", *, interval: bool = False, seed: int = 0) -> Estimate:
+    """Average over photos, leaving out NaN.
+
+    Example:
+        >>> estimate([1.0, 3.0])
+        Estimate(value=2.0, n=2, error=1.0, low=None, high=None)
+    """
+    known = torch.as_tensor(values, dtype=torch.float64)
+    known = known[~known.isnan()]
+    count = len(known)
+    if not count:
+        return Estimate(None, 0)
+    mean = float(known.mean())
+    if count < 2:
+        return Estimate(mean, count)
+    error = float(known.std() / math.sqrt(count))
+    if not interval:
+        return Estimate(mean, count, error)
+    drawn = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(seed))
+    low, high = torch.quantile(known[drawn].mean(dim=1), torch.tensor(_INTERVAL, dtype=torch.float64)).tolist()
+    return Estimate(mean, count, error, low, high)
 
 
 @dataclass(frozen=True)
@@ -18,7 +74,7 @@ class Column:
         key: Its name in data.
         label: Its heading.
         help: What it means, with its unit.
-        digits: How many a number is shown with behind the point.
+        digits: Decimal places shown.
     """
 
     key: str
@@ -45,51 +101,46 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[dict[str, Cell], ...]
 
-    def flat(self) -> list[dict[str, Any]]:
-        """Rows of plain values: an estimate takes a column for each of its parts, `auroc`, `auroc_error`, `auroc_n`."""
-        found = []
+    def frame(self) -> "DataFrame":
+        """A data frame with a column for each part of an estimate, such as `auroc`, `auroc_error`, `auroc_n`, and NaN for missing numbers."""
+        flat = []
         for row in self.rows:
             plain: dict[str, Any] = {}
             for column in self.columns:
                 cell = row.get(column.key)
-                if not isinstance(cell, dict):
-                    plain[column.key] = cell
-                    continue
-                plain[column.key] = cell.get("value")
-                plain |= {f"{column.key}_{part}": value for part, value in cell.items() if part != "value"}
-            found.append(plain)
-        return found
-
-    def frame(self) -> Any:
-        """A pandas DataFrame of `flat()`, with NaN where there is no number; the list itself where pandas is not installed."""
-        try:
-            pandas = importlib.import_module("pandas")
-        except ImportError:
-            return self.flat()
-        found = pandas.DataFrame(self.flat())
-        return found.astype(
-            dict.fromkeys(found.columns[found.isna().all()], float)
-        )  # a column of None alone is no number to pandas
+                parts = cell if isinstance(cell, dict) else {"value": cell}
+                plain[column.key] = parts.get("value")
+                plain |= {f"{column.key}_{part}": value for part, value in parts.items() if part != "value"}
+            flat.append(plain)
+        found = require_pandas().DataFrame(flat)
+        return found.astype(dict.fromkeys(found.columns[found.isna().all()], float))  # only None: pandas says object
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        columns = [vars(column) for column in self.columns]
-        return {"id": self.id, "title": self.title, "note": self.note, "columns": columns, "rows": list(self.rows)}
+        return vars(self) | {"columns": [vars(column) for column in self.columns], "rows": list(self.rows)}
 
 
 def as_csv(tables: "list[Table]") -> str:
-    """All numbers of several tables, one a line."""
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    parts = ("value", "error", "low", "high", "n")
-    writer.writerow(["table", "row", "column", *parts])
+    """All numbers of several tables, one per line."""
+    lines = []
     for table in tables:
         for row in table.rows:
             name = " | ".join(str(row[c.key]) for c in table.columns if isinstance(row.get(c.key), str))
             for column in table.columns:
                 cell = row.get(column.key)
-                if isinstance(cell, int | float):
-                    cell = {"value": cell}
-                if isinstance(cell, dict):
-                    writer.writerow([table.id, name, column.key, *(cell.get(part, "") for part in parts)])
-    return written.getvalue()
+                parts = {"value": cell} if isinstance(cell, int | float) else cell
+                if isinstance(parts, dict):
+                    lines.append([table.id, name, column.key, *map(parts.get, _PARTS)])
+    frame = require_pandas().DataFrame(lines, columns=["table", "row", "column", *_PARTS], dtype=object)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def require_pandas() -> Any:
+    """Import pandas, which is an extra."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingPackageError(
+            f'compare needs the package pandas, got {error}. Run `pip install "attnhook[compare]"`.'
+        ) from error
+    return pandas

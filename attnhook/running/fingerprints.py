@@ -1,11 +1,10 @@
-"""What a model is by content: its weights, its architecture, its preprocessing. Names and files say nothing about that."""
+"""A model identified by content: its weights, its architecture, its preprocessing. Names and files say nothing about that."""
 
 import hashlib
 import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from attnhook.zoo.vision_models import VisionModel
 
 _PROBES = ((61, 83), (211, 150), (24, 720), (1500, 1100))
-"""Heights and widths: upright, across, a strip that a limit of the longer edge cuts down, and a large one."""
+"""Heights and widths: portrait, landscape, a strip that a limit on the longer edge shrinks, and a large one."""
 _SHARED = 0.5
 
 
@@ -26,18 +25,18 @@ class Fingerprint:
 
     Attributes:
         weights: Of all parameters and buffers, with their names.
-        architecture: Of all modules' classes with their code, of plain settings, and of buffers that no state dict holds.
-        preprocessing: Of what it makes of two fixed pictures, and of where it says that their pixels went.
-        hooked: Whether somebody's hooks may change what it computes, which no digest can tell.
-        tensors: Of each large tensor's numbers alone, with its size in bytes: the same weights under other names have the same, also where
-            one library keeps queries, keys and values together.
+        architecture: Of the classes of all modules with their source, plain settings, and buffers outside the state dict.
+        preprocessing: Of the pixels and the geometry that it makes of four fixed pictures.
+        tensors: Of each tensor's numbers alone, with its size in bytes. The same weights have the same under other names, and also where one
+            library stores queries, keys and values in one tensor.
+        complete: Whether the digests cover everything that it computes: False if it has hooks, a replaced `forward`, or code without source.
     """
 
     weights: str
     architecture: str
     preprocessing: str
     tensors: tuple[tuple[str, int], ...]
-    hooked: bool = False
+    complete: bool = True
 
     @property
     def key(self) -> str:
@@ -45,16 +44,20 @@ class Fingerprint:
         return digest([self.weights, self.architecture, self.preprocessing])
 
     def shared(self, other: "Fingerprint") -> float:
-        """How many of the numbers are those of another model, whatever library holds them."""
-        theirs, own = dict(other.tensors), dict(self.tensors)
-        common = sum(size for name, size in own.items() if name in theirs)
-        return common / max(min(sum(own.values()), sum(theirs.values())), 1)
+        """The share of the weights, in bytes, that another model has too, whatever library stores them."""
+        common, sizes = self._common(other)
+        return common / max(min(sizes), 1)
 
     def shares_weights(self, other: "Fingerprint") -> bool:
-        """Whether most of the numbers are those of another model, whatever library holds them."""
+        """Whether most of the weights are those of another model, whatever library stores them."""
+        common, sizes = self._common(other)
+        return common > _SHARED * max(*sizes, 1)
+
+    def _common(self, other: "Fingerprint") -> tuple[int, tuple[int, int]]:
+        """Bytes in common, and the bytes of each."""
         theirs, own = dict(other.tensors), dict(self.tensors)
         common = sum(size for name, size in own.items() if name in theirs)
-        return common > _SHARED * max(sum(own.values()), sum(theirs.values()), 1)
+        return common, (sum(own.values()), sum(theirs.values()))
 
 
 def fingerprint(vision: VisionModel) -> Fingerprint:
@@ -69,24 +72,28 @@ def fingerprint(vision: VisionModel) -> Fingerprint:
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {content}\n".encode())
         for part in _parts(tensor) if tensor.numel() > 1 else ():
             tensors[content if part is tensor else tensor_digest(part)] = part.numel() * part.element_size()
+    sources = _sources(vision.model)
     return Fingerprint(
         weights.hexdigest(),
-        _architecture(vision.model),
+        _architecture(vision.model, sources),
         _preprocessing(vision),
         tuple(sorted(tensors.items())),
-        any(
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or "forward" in vars(module)
-            for module in vision.model.modules()
-        ),
+        complete=sources is not None and not any(map(_is_altered, vision.model.modules())),
     )
 
 
+def _is_altered(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in vars(module)
+
+
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values, where they may stand below each other; else the tensor."""
+    """Queries, keys and values, where they may be stacked; else the tensor."""
     return tensor.chunk(3) if tensor.dim() == 2 and tensor.shape[0] == 3 * tensor.shape[1] else (tensor,)
 
 
@@ -102,8 +109,8 @@ def digest(parts: Iterable[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _architecture(model: nn.Module) -> str:
-    """State dicts do not tell the number of heads; modules' plain attributes do."""
+def _architecture(model: nn.Module, sources: list[str] | None) -> str:
+    """Classes, plain attributes (a state dict does not tell the number of heads) and sources."""
     found = []
     for name, module in model.named_modules():
         own = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
@@ -115,28 +122,17 @@ def _architecture(model: nn.Module) -> str:
         config: Any = getattr(module, "config", None)
         settings = config.to_diff_dict() if not name and hasattr(config, "to_diff_dict") else None
         found.append([name, f"{type(module).__module__}.{type(module).__qualname__}", plain, settings])
+    return digest([found, sources])
+
+
+def _sources(model: nn.Module) -> list[str] | None:
+    """The source of all methods, because a class that is still being written keeps its name; None if the source of one is not available."""
     kinds = {kind for module in model.modules() for kind in type(module).__mro__ if kind not in nn.Module.__mro__}
-    return digest([found, sorted(digest(_code_of(kind)) for kind in kinds)])
-
-
-def _code_of(kind: type) -> list[Any]:
-    """What a class does: names alone do not tell a model that is still being written."""
-    functions = {name: getattr(value, "__func__", value) for name, value in sorted(vars(kind).items())}
-    return [
-        [name, _bytecode(code)]
-        for name, function in functions.items()
-        if inspect.isfunction(function) and (code := getattr(inspect.unwrap(function), "__code__", None)) is not None
-    ]
-
-
-def _bytecode(code: CodeType) -> list[Any]:
-    return [code.co_code.hex(), code.co_names, [_constant(value) for value in code.co_consts]]
-
-
-def _constant(value: object) -> Any:
-    if isinstance(value, CodeType):
-        return _bytecode(value)
-    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
+    functions = [getattr(value, "__func__", value) for kind in kinds for value in vars(kind).values()]
+    try:
+        return sorted(f"{one.__qualname__} {inspect.getsource(one)}" for one in functions if inspect.isfunction(one))
+    except OSError:
+        return None
 
 
 def _is_plain(value: object) -> bool:
@@ -151,7 +147,7 @@ def _preprocessing(vision: VisionModel) -> str:
         ramp = np.arange(height * width * 3, dtype=np.uint32).reshape(height, width, 3) * 2654435761 >> 24
         try:
             prepared = vision.prepare(Image.fromarray(ramp.astype(np.uint8)))
-        except Exception as error:  # photos that it refuses, too, say so themselves
+        except Exception as error:  # that it refuses a picture is part of it
             parts.append(type(error).__name__)
         else:
             named = {name: _content(value) for name, value in (prepared.inputs.keywords or {}).items()}

@@ -8,17 +8,12 @@ import torch
 from attnhook.attribution.masks import attention_mask
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import (
-    agreement,
     auroc,
     centre_prior,
-    cosine,
     energy_in_mask,
     iou_at_mass,
-    jensen_shannon,
     pointing_game,
     random_map,
-    smallest_region,
-    spearman,
 )
 from attnhook.errors import ScoreError
 from attnhook.imaging.styles import mass_mask
@@ -50,15 +45,6 @@ def test_a_flat_map_scores_chance() -> None:
     flat = torch.ones(2, 3)
     assert float(pointing_game(flat, MASK)) == pytest.approx(1 / 3)
     assert float(energy_in_mask(flat, MASK)) == pytest.approx(1 / 3)
-    assert spearman(flat, MAP).isnan()
-
-
-def test_pointing_within_a_tolerance() -> None:
-    values, mask = torch.zeros(9, 9), torch.zeros(9, 9, dtype=torch.bool)
-    values[4, 4], mask[4, 7] = 1.0, True
-    assert [float(pointing_game(values, mask, tolerance=t)) for t in (0, 2.9, 3)] == [0.0, 0.0, 1.0]
-    mask[4, 7], mask[6, 6] = False, True
-    assert [float(pointing_game(values, mask, tolerance=t)) for t in (2.8, 2.9)] == [0.0, 1.0]
 
 
 def test_what_the_model_did_not_see_is_left_out() -> None:
@@ -66,46 +52,6 @@ def test_what_the_model_did_not_see_is_left_out() -> None:
     mask = torch.cat([MASK, torch.ones(1, 3, dtype=torch.bool)])
     for score in (pointing_game, energy_in_mask, auroc, iou_at_mass):
         assert torch.equal(score(seen, mask), score(MAP, MASK))
-    other = torch.cat([MAP.flip(0), torch.ones(1, 3)])
-    for measure in (spearman, jensen_shannon, cosine):
-        assert torch.equal(measure(seen, other), measure(MAP, MAP.flip(0)))
-
-
-def test_batches_are_singles() -> None:
-    maps = random_map((4, 5), batch=3)
-    masks = random_map((4, 5), seed=1, batch=3) > 0.05
-    for score in (pointing_game, energy_in_mask, auroc, iou_at_mass):
-        assert torch.equal(score(maps, masks), torch.stack([score(m, t) for m, t in zip(maps, masks, strict=True)]))
-    assert auroc(maps[:, None].expand(3, 2, 4, 5), masks[:, None]).shape == (3, 2)
-    assert auroc(maps, masks[0]).shape == (3,)
-    assert auroc(maps[0], masks[0].numpy()).dim() == 0
-
-
-def test_agreement_by_definition() -> None:
-    a, b = random_map((4, 5), seed=3).double(), random_map((4, 5), seed=4).double()
-    order = [sorted(m.flatten().tolist()).index(v) for m in (a, b) for v in m.flatten().tolist()]
-    ranks = torch.tensor(order, dtype=torch.float64).view(2, -1)
-    assert float(spearman(a, b)) == pytest.approx(float(torch.corrcoef(ranks)[0, 1]))
-    middle = (a + b) / 2
-    by_definition = float((a * (a / middle).log() + b * (b / middle).log()).sum() / 2)
-    assert float(jensen_shannon(a, b)) == pytest.approx(by_definition)
-    assert float(jensen_shannon(a, a * 7)) == pytest.approx(0, abs=1e-12)
-    assert float(jensen_shannon(MASK.float(), (~MASK).float())) == pytest.approx(math.log(2))
-    assert float(cosine(a, 2 * a)) == pytest.approx(1)
-    assert cosine(a, torch.zeros(4, 5)).isnan()
-
-
-def test_the_shuffle_baseline_knows_no_place() -> None:
-    peak = centre_prior((14, 14), sigma=0.1)
-    found = agreement(peak, peak, shuffles=50)
-    assert float(found.spearman) == pytest.approx(1)
-    assert abs(float(found.shuffled_spearman)) < 0.05
-    assert float(found.shuffled_jensen_shannon) > 0.3 > float(found.jensen_shannon)
-    assert float(found.shuffled_cosine) < 0.3
-    state = torch.get_rng_state()
-    again = agreement(peak, peak, shuffles=50)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(found.shuffled_cosine, again.shuffled_cosine)
 
 
 def test_controls() -> None:
@@ -120,7 +66,7 @@ def test_controls() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: auroc(MAP, MASK[:, :2]), r"same \(\.\.\., h, w\), got \(2, 3\) and \(2, 2\).*heatmap"),
+        (lambda: auroc(MAP, MASK[:, :2]), r"same \(h, w\), got \(2, 3\) and \(2, 2\).*heatmap"),
         (lambda: auroc(MAP, torch.ones(2, 3)), "expected some background"),
         (lambda: energy_in_mask(MAP, torch.zeros(2, 3)), "expected an object"),
         (lambda: energy_in_mask(-MAP, MASK), "at least 0 with some mass, got -0.4"),
@@ -129,8 +75,7 @@ def test_controls() -> None:
         (lambda: energy_in_mask(MAP / 0, MASK), "finite"),
         (lambda: auroc(MAP, MAP), "True and False"),
         (lambda: iou_at_mass(MAP, MASK, keep=0), r"keep in \(0, 1\], got 0"),
-        (lambda: agreement(MAP, MAP, shuffles=0), "at least one shuffle"),
-        (lambda: auroc(MAP.expand(2, 2, 3), MASK.expand(3, 2, 3)), "leading dimensions"),
+        (lambda: auroc(MAP.expand(2, 2, 3), MASK.expand(2, 2, 3)), r"same \(h, w\), got \(2, 2, 3\)"),
         (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 4), MAP), "expected pixels"),
         (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 4), MAP[None], steps=7), "1 to 6 steps"),
         (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 6), MAP[None], steps=2), "one number an image"),
@@ -186,14 +131,16 @@ def test_one_rule_chooses_the_fewest_patches_that_hold_a_share(keep: float) -> N
         expected = slow_region(values, keep)
         assert attention_mask(row, keep).tolist() == mass_mask(row, keep).tolist() == expected
         seen = ~row.isnan()
-        assert smallest_region(row[seen], keep).tolist() == torch.tensor(expected)[seen].tolist()
+        region = torch.tensor(expected)
+        assert float(iou_at_mass(row[None], region[None], keep=keep)) == 1.0
+        assert float(iou_at_mass(row[None], seen[None], keep=keep)) == int(region.sum()) / int(seen.sum())
 
 
 def test_a_share_of_no_mass_holds_nothing_and_of_negative_mass_is_refused() -> None:
     assert not mass_mask(torch.zeros(2, 3)).any()
     assert not mass_mask(torch.full((2, 3), math.nan)).any()
     with pytest.raises(ScoreError, match="with some mass"):
-        smallest_region(torch.zeros(6), 0.6)
+        iou_at_mass(torch.zeros(2, 3), MASK)
     for bad in (-0.1, math.inf):
         with pytest.raises(ValueError, match="expected finite values of at least 0"):
             attention_mask(torch.tensor([1.0, bad]))

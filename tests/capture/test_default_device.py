@@ -97,9 +97,9 @@ def test_methods_and_scores_do_not_depend_on_the_default_device() -> None:
             results.append(attnhook.rollout(maps, discard=0.5).values)
             results += [attnhook.rollout(maps, heads=heads).values for heads in ("max", "min", 1)]
             patch_map = results[0]
-            mask = patch_map > patch_map.mean()
-            results += [scores.centre_prior((3, 5)), scores.random_map((3, 5)), scores.pointing_game(patch_map, mask)]
-            results.append(scores.pointing_game(patch_map.numpy(), mask.numpy()))
+            mask = patch_map[0] > patch_map[0].mean()
+            results += [scores.centre_prior((3, 5)), scores.random_map((3, 5))]
+            results += [scores.pointing_game(patch_map[0], one) for one in (mask, mask.numpy())]
             results.append(attnhook.attention_mask(patch_map, keep=0.5))
             with torch.no_grad():
                 curve = perturbation.deletion(lambda x: model(x)[:, 0], pixels, patch_map, steps=3)

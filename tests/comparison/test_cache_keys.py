@@ -1,5 +1,6 @@
 """What changes a result is never answered with what was kept of something else."""
 
+import linecache
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from attnhook import ImageGeometry, VisionModel, compare
-from attnhook.comparison.map_kinds import make_views
+from attnhook.comparison.map_kinds import make_map_kinds
 from attnhook.running.fingerprints import fingerprint
 from tests.comparison.zoo import centre, photo, timm_vit
 
@@ -31,24 +32,33 @@ def test_strides_are_part_of_the_model(tmp_path) -> None:
     assert kept.maps["raw_attention"].shape == new.maps["raw_attention"].shape == (8, 8)
 
 
-def test_what_a_class_does_is_part_of_the_model() -> None:
+def edited(source, name):
+    """A model with a module whose class was defined in a cell of a notebook."""
+    code = f"class Edited(nn.Identity):\n    def forward(self, x):\n        return {source}\n"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    namespace = {"nn": nn, "__name__": "notebook"}
+    exec(compile(code, name, "exec"), namespace)  # noqa: S102
+    vision = timm_vit()
+    vision.model.extra = namespace["Edited"]()
+    return fingerprint(vision)
+
+
+def test_what_a_class_does_is_part_of_the_model(monkeypatch) -> None:
     """A class that was edited in a notebook keeps its name and its weights."""
+    monkeypatch.setattr(linecache, "cache", dict(linecache.cache))
+    again = edited("x * 2", "<cell 2>")
+    assert edited("x * 2", "<cell 1>") == again
+    assert again.complete
+    keys = {edited(source, "<cell 3>").key for source in ("x * 2", "x * 3", "x + 2", "x.relu()", "x.tanh()")}
+    assert len(keys) == 5
 
-    def edited(forward):
-        return type("Edited", (nn.Linear,), {"forward": forward, "__module__": "notebook"})(4, 4)
 
-    def key(forward):
-        vision = timm_vit()
-        vision.model.extra = edited(forward)
-        with torch.no_grad():
-            for parameter in vision.model.extra.parameters():
-                parameter.zero_()
-        return fingerprint(vision).key
-
-    assert key(lambda self, x: x * 2) == key(lambda self, x: x * 2)
-    assert key(lambda self, x: x * 2) != key(lambda self, x: x * 3)
-    assert key(lambda self, x: x * 2) != key(lambda self, x: x + 2)
-    assert key(lambda self, x: x.relu()) != key(lambda self, x: x.tanh())
+def test_what_has_no_source_is_not_kept(tmp_path) -> None:
+    vision = timm_vit()
+    vision.model.extra = type("Generated", (nn.Identity,), {"forward": eval("lambda self, x: x")})()  # noqa: S307
+    assert not fingerprint(vision).complete
+    assert compare([vision], [photo()], cache=tmp_path, progress=False).failures == ()
+    assert not list(tmp_path.iterdir())
 
 
 def test_functions_that_a_module_holds_are_part_of_it() -> None:
@@ -121,7 +131,7 @@ def test_depths_that_take_other_blocks_are_other_maps(tmp_path) -> None:
     maps = [kept_and_new(vision, tmp_path, depths=depth)[0].maps[name].values for depth in (2 / 3, 0.6666667)]
     assert not torch.equal(*maps)
     with pytest.raises(ValueError, match="expected depths further apart"):
-        make_views("raw_attention", [2 / 3, 0.6666667])
+        make_map_kinds("raw_attention", [2 / 3, 0.6666667])
 
 
 @pytest.mark.parametrize("limited", [lambda size: max(size) > 10 * min(size), lambda size: max(size) > 1024])

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -14,14 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from attnhook import Comparison, ImageGeometry, attend, compare, rollout
-from attnhook.attribution.scores import energy_in_mask, spearman
-from attnhook.comparison import measuring
-from attnhook.comparison.caches import MeasurementCache
-from attnhook.comparison.measurements import _seal
+from attnhook.attribution.scores import energy_in_mask
+from attnhook.comparison import measuring, reports
+from attnhook.comparison.measurements import Measurement, _seal
 from attnhook.comparison.model_figures import rendered
 from attnhook.comparison.reports import _reasons
-from attnhook.errors import ComparisonError, ScoreError
+from attnhook.errors import ComparisonError, MissingPackageError, ScoreError
 from attnhook.zoo.presets import PRESETS
+from tests.comparison.slow_metrics import SLOW
 from tests.comparison.zoo import cnn, disc, hf_dinov2, photo, seeing, timm_vit, torchvision_vit
 from tests.zoo.saved_models import save_hf, save_timm
 
@@ -103,7 +104,7 @@ def test_agreement_is_over_what_all_saw(found) -> None:
         maps = [found.heatmap(model, number, "rollout") for model in range(3)]
         unseen = torch.stack(maps).isnan().any(dim=0)
         a, b = (m.masked_fill(unseen, math.nan) for m in maps[:2])
-        expected.append(float(spearman(a, b)))
+        expected.append(SLOW["spearman"](a, b))
         part = 1 - unseen.double().mean()
         assert found.areas[number].part == pytest.approx(float(part))
     assert rows[0]["spearman"] == pytest.approx(np.mean(expected), abs=1e-9)
@@ -167,7 +168,7 @@ def test_what_a_model_has_no_map_of_is_said() -> None:
     assert "no class scores" in reason["text"]
 
 
-def test_each_missing_map_has_its_own_reason(monkeypatch) -> None:
+def test_each_missing_map_has_its_own_reason(tmp_path, monkeypatch) -> None:
     """A view that fails on one photo, a photo that is not measured, and failures that are no map's, all of one model."""
     model, drawn, count = timm_vit("a"), measuring._map, Counter()
 
@@ -187,8 +188,8 @@ def test_each_missing_map_has_its_own_reason(monkeypatch) -> None:
 
     photos = [PHOTOS[0], PHOTOS[2], PHOTOS[1]]
     monkeypatch.setattr(measuring, "_map", draw)
-    monkeypatch.setattr(MeasurementCache, "keep", full)
-    found = compare(model.with_preprocess(look), photos, methods=["raw_attention", "rollout"], cache=None)
+    monkeypatch.setattr(Measurement, "save", full)
+    found = compare(model.with_preprocess(look), photos, methods=["raw_attention", "rollout"], cache=tmp_path)
     raw, rollout = found.views
     assert found.reason(0, 1, rollout) == "no rollout here"
     assert found.reason(0, 2, raw) == found.reason(0, 2, rollout) == "no such pixels"
@@ -245,19 +246,25 @@ def test_one_model_at_a_time() -> None:
     assert most == [0, 0, 0]
 
 
+def test_without_pandas_no_model_is_loaded(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "attnhook\[compare\]"'):
+        compare([lambda: pytest.fail("a model was loaded")], PHOTOS[0], cache=None)
+
+
 # --- cache --------------------------------------------------------------------------------------------------------------------------------
 
 
 def counted(monkeypatch):
     """Count photos that are really measured."""
     measured = []
-    plain = measuring.Gauge.measure
+    plain = measuring.ModelMeasurer.measure
 
     def measure(self, *given):
         measured.append(self.vision.name)
         return plain(self, *given)
 
-    monkeypatch.setattr(measuring.Gauge, "measure", measure)
+    monkeypatch.setattr(measuring.ModelMeasurer, "measure", measure)
     return measured
 
 
@@ -290,7 +297,7 @@ def test_a_second_run_measures_nothing(tmp_path, monkeypatch) -> None:
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch) -> None:
     measured = counted(monkeypatch)
-    plain = measuring.Gauge.measure
+    plain = measuring.ModelMeasurer.measure
 
     def interrupted(self, *given):
         if len(measured) == 4:
@@ -298,7 +305,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch) -> None:
         return plain(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measuring.Gauge, "measure", interrupted)
+        patch.setattr(measuring.ModelMeasurer, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compare(three(), PHOTOS, cache=tmp_path)
     assert not list(tmp_path.rglob("*.partial"))
@@ -493,10 +500,10 @@ def test_figures_of_a_report_are_drawn_once_and_say_of_how_many_photos(tmp_path,
 
         return counts
 
-    for name in ("depth_figure", "tables"):
-        monkeypatch.setattr(Comparison, name, counted(name, getattr(Comparison, name)))
+    for name in ("depth_figure", "all_tables"):
+        monkeypatch.setattr(reports, name, counted(name, getattr(reports, name)))
     found.save(tmp_path)
-    assert drawn == {"depth_figure": 1, "tables": 1}
+    assert drawn == {"depth_figure": 1, "all_tables": 1}
     assert "8 of 9 photos." in found.figure().get_supxlabel()
     assert "photos." not in found.figure(photos=range(9)).get_supxlabel()
 
@@ -516,7 +523,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path) -> None:
     other = tmp_path / "maps"
     other.mkdir()
     (other / "manifest.json").write_text('{"format": "attnhook-extraction-1", "files": {}}')
-    with pytest.raises(ComparisonError, match="is of something else: expected an empty folder, or one of a comparison"):
+    with pytest.raises(ComparisonError, match="holds something else: expected an empty folder, or one of a comparison"):
         found.save(other)
     assert [path.name for path in other.iterdir()] == ["manifest.json"]
 
@@ -552,6 +559,6 @@ def test_naive_stretching_is_worse() -> None:
     from attnhook import heatmap
 
     wide, narrow = scene, scene[:, 4:20]  # what each would see of it
-    honest = spearman(heatmap(wide, whole), heatmap(narrow, crop))
-    naive = spearman(heatmap(wide, whole), heatmap(narrow, whole))
+    honest = SLOW["spearman"](heatmap(wide, whole), heatmap(narrow, crop))
+    naive = SLOW["spearman"](heatmap(wide, whole), heatmap(narrow, whole))
     assert honest > 0.99 > 0.5 > naive

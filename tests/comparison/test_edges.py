@@ -15,7 +15,7 @@ from attnhook.comparison.agreements import METRICS
 from attnhook.comparison.faithfulness import perturb
 from attnhook.comparison.measurements import Measurement
 from attnhook.comparison.photographs import read_photos
-from attnhook.comparison.sampling_grids import Lattice, between_centres, common_box
+from attnhook.comparison.sampling_grids import SamplingGrid, between_centres, common_box
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
 from tests.comparison.zoo import disc, photo, seeing, timm_vit
@@ -49,10 +49,10 @@ def test_the_box_for_maps_of_other_photos_was_seen_by_all() -> None:
     """Half cells at its edge were not, and maps that share their zeros there agree."""
     geometry = ImageGeometry.identity((90, 500)).resize(72).center_crop(64)
     measurement = Measurement(geometry, None, ("a",), 17, "cls", 0.1)
-    lattice = Lattice.of_photo((90, 500), 32)
-    box = between_centres(common_box(lattice.seen(measurement), lattice), lattice)
-    assert not Lattice((48, 48), box).sample(measurement, PatchMap(torch.rand(4, 4))).isnan().any()
-    assert between_centres((0.0, 0.0, 2.0, 2.0), Lattice((1, 1), (0.0, 0.0, 2.0, 2.0))) == pytest.approx(
+    sampling = SamplingGrid.of_photo((90, 500), 32)
+    box = between_centres(common_box(sampling.seen(measurement), sampling), sampling)
+    assert not SamplingGrid((48, 48), box).sample(measurement, PatchMap(torch.rand(4, 4))).isnan().any()
+    assert between_centres((0.0, 0.0, 2.0, 2.0), SamplingGrid((1, 1), (0.0, 0.0, 2.0, 2.0))) == pytest.approx(
         (1, 1, 1, 1), abs=0.01
     )
 
@@ -147,7 +147,7 @@ def test_other_pixels_are_not_called_the_same() -> None:
 
     second = timm_vit("b").with_preprocess(negative)
     (note,) = alone([first, second], [photo()]).notes
-    assert "their preprocessing gives other pixels" in note.text
+    assert "their preprocessing gives different pixels" in note.text
 
 
 def test_the_depth_figure_counts_the_photos_of_its_statistics() -> None:
@@ -155,7 +155,7 @@ def test_the_depth_figure_counts_the_photos_of_its_statistics() -> None:
     assert any("2 photos" in text.get_text() for text in found.depth_figure().texts)
 
 
-def test_a_twin_that_cannot_be_made_is_named_once() -> None:
+def test_a_control_that_cannot_be_made_is_named_once() -> None:
     vision = timm_vit()
     vision.model.kept = torch.ones(2, requires_grad=True) * 2  # deepcopy refuses it
     found = alone([vision], [photo(seed=seed) for seed in range(2)], masks=[disc()] * 2)
@@ -222,9 +222,9 @@ def test_masks_and_boxes_in_other_shapes() -> None:
     assert sizes == {40 * 50}
     for one in (disc(), box):  # one photo, one mask
         assert read_photos(shown, one, "cat")[0][0].object_mask() is not None
-    with pytest.raises(ValueError, match=r"expected one label a photo .* 3 in a list, got 'cat'"):
+    with pytest.raises(ValueError, match=r"expected one label per photo .* 3 in a list, got 'cat'"):
         read_photos([shown] * 3, labels="cat")
-    with pytest.raises(ValueError, match="expected one label a photo"):
+    with pytest.raises(ValueError, match="expected one label per photo"):
         read_photos([shown] * 3, labels=3)
 
 
