@@ -23,42 +23,25 @@ Scores = dict[tuple[int, int], dict[str, float]]
 
 @dataclass(frozen=True, eq=False)
 class PhotoAgreement:
-    """One photo, all models.
-
-    Attributes:
-        models: Indices of the models that have a map of it.
-        values: Agreement of every two maps.
-        shuffled: The same with the points of one of the two in a random order.
-        standardised: By metric: what another photo's maps are compared with, `(models, points of the shared box)`.
-        without: Indices of the models that are left out: their map has nothing in it where all models looked.
-        content: A digest of the photo, so that a copy of it does not count as another photo.
-    """
+    """One photo, all models that have a map of it."""
 
     models: tuple[int, ...]
     values: Scores
-    shuffled: Scores
-    standardised: dict[str, Tensor]
-    without: tuple[int, ...] = ()
-    content: str = ""
+    shuffled: Scores  # with the points of one of the two maps in a random order
+    standardised: dict[str, Tensor]  # to compare with other photos, by metric: (models, points of the shared box)
+    without: tuple[int, ...] = ()  # models that are left out: their map has nothing in it where all models looked
+    content: str = ""  # a digest of the photo: a copy of it does not count as another photo
 
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """Two models over all photos.
-
-    Attributes:
-        first: Index of a model.
-        second: Index of another.
-        values: By metric, with bootstrap intervals over photos.
-        shuffled: By metric: with the points of one map shuffled.
-        other_photo: By metric: with the second model's map of another photo, over the shared part of each.
-    """
+    """Two models, by index, over all photos. Estimates are by metric."""
 
     first: int
     second: int
-    values: dict[str, Estimate]
-    shuffled: dict[str, Estimate]
-    other_photo: dict[str, Estimate] = field(default_factory=dict)
+    values: dict[str, Estimate]  # with bootstrap intervals over photos
+    shuffled: dict[str, Estimate]  # with the points of one map shuffled
+    other_photo: dict[str, Estimate] = field(default_factory=dict)  # with the second model's map of another photo
 
 
 def photo_agreement(

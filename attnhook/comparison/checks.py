@@ -23,14 +23,9 @@ RESAMPLING = (
 
 @dataclass(frozen=True)
 class Note:
-    """One thing to know about a comparison.
+    """One thing to know about a comparison."""
 
-    Attributes:
-        level: `"ok"`, `"warning"` or `"info"`.
-        text: A sentence or two.
-    """
-
-    level: str
+    level: str  # "ok", "warning" or "info"
     text: str
 
 

@@ -1,6 +1,7 @@
 """`compare`: which model looks where, over models of several libraries."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from attnhook.comparison.faithfulness import Faithfulness, mean_faithfulness
 from attnhook.comparison.findings import SharedArea
 from attnhook.comparison.map_kinds import MapKind, make_map_kinds
 from attnhook.comparison.measurements import Measurement
-from attnhook.comparison.model_runs import ModelRun, RunSettings, run_model
-from attnhook.comparison.object_masks import MaskSource, ObjectMask
-from attnhook.comparison.objects import ObjectScores, mean_scores, score_photo
+from attnhook.comparison.model_runs import ModelRun, RunSettings
+from attnhook.comparison.objects import MaskSource, ObjectMask, ObjectScores, mean_scores, score_photo
 from attnhook.comparison.photographs import Failure, Photo, read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, common_box
 from attnhook.comparison.subjects import ModelSource, Subject, as_subjects
@@ -126,7 +126,8 @@ def _run_all(
     with Progress(len(chosen) * each, shown=progress) as bar:
         for number, subject in enumerate(chosen):
             bar.begin(subject.name)
-            runs.append(run_model(subject, photos, settings, bar.advance))
+            runs.append(ModelRun(subject, settings, bar.advance))
+            runs[-1].run(photos)
             bar.reach((number + 1) * each)
     return runs
 
@@ -145,6 +146,12 @@ class _Assembly:
         self.sampling = [SamplingGrid.of_photo(photo.size, resolution) for photo in photos]
         self.seen = [self._seen(number) for number in range(len(photos))]
         self.masks = [self._mask(photo) for photo in photos]
+        # Photos, by the model, what failed, and why.
+        self.problems: dict[tuple[int, str, str], list[int]] = defaultdict(list)
+        for model, run in enumerate(self.runs):
+            for number, measurement in run.measurements.items():
+                for what, error in measurement.problems.items():
+                    self.problems[model, what, error].append(number)
 
     def comparison(self, views: Sequence[MapKind], unread: Sequence[Failure], asked: dict[str, Any]) -> Comparison:
         """Everything together."""
@@ -170,10 +177,9 @@ class _Assembly:
         return {m: run.measurements[photo] for m, run in enumerate(self.runs) if photo in run.measurements}
 
     def _seen(self, photo: int) -> Tensor:
-        seen = torch.ones(self.sampling[photo].size, dtype=torch.bool)
-        for measurement in self._of(photo).values():
-            seen &= self.sampling[photo].seen(measurement)
-        return seen
+        sampling = self.sampling[photo]
+        seen = [sampling.seen(measurement) for measurement in self._of(photo).values()]
+        return torch.stack(seen).all(dim=0) if seen else torch.zeros(sampling.size, dtype=torch.bool)
 
     def _mask(self, photo: Photo) -> ObjectMask | None:
         try:
@@ -184,19 +190,15 @@ class _Assembly:
 
     def _area(self, photo: int) -> SharedArea | None:
         seen = self.seen[photo]
-        if not (self._of(photo) and seen.any()):
-            return None
-        return SharedArea(float(seen.double().mean()), common_box(seen, self.sampling[photo]))
+        part = float(seen.double().mean())
+        return SharedArea(part, common_box(seen, self.sampling[photo])) if part else None
 
     def _agreements(self, view: MapKind) -> tuple[PairAgreement, ...]:
-        photos = [self._photo_agreement(view, p) for p in range(len(self.photos))]
-        empty: dict[int, list[int]] = {}
+        photos = [self._photo_agreement(view, number) for number in range(len(self.photos))]
+        error = "left out, because the map is zero or missing wherever all models looked."
         for number, photo in enumerate(photos):
             for model in () if photo is None else photo.without:
-                empty.setdefault(model, []).append(number)
-        error = "left out, because the map is zero or missing wherever all models looked."
-        for model, without in sorted(empty.items()):
-            self.failures += self._failed(model, without, f"agreement of {view.label}", error)
+                self.problems[model, f"agreement of {view.label}", error].append(number)
         return pair_agreements(photos, len(self.runs))
 
     def _photo_agreement(self, view: MapKind, photo: int) -> PhotoAgreement | None:
@@ -217,15 +219,11 @@ class _Assembly:
             scores = []
             for photo, measurement in run.measurements.items():
                 mask = self.masks[photo]
-                if mask is None or view.id not in measurement.maps:
-                    continue
-                control = run.controls.get(photo)
-                maps = {
-                    "model": measurement.maps[view.id],
-                    "random_weights": None if control is None else control.maps.get(view.id),
-                }
-                at = (self.sampling[photo], self.seen[photo], mask, measurement)
-                scores.append(score_photo(*at, maps, seed=self.seed + photo))
+                if mask is not None and view.id in measurement.maps:
+                    own = {"model": measurement, "random_weights": run.controls.get(photo)}
+                    maps = {name: one.maps[view.id] for name, one in own.items() if one and view.id in one.maps}
+                    at = (self.sampling[photo], self.seen[photo], mask, measurement)
+                    scores.append(score_photo(*at, maps, seed=self.seed + photo))
             if scores:
                 found.append(mean_scores(model, scores))
         return tuple(found)
@@ -234,17 +232,9 @@ class _Assembly:
         areas = [[one.areas[view.id] for one in run.measurements.values() if view.id in one.areas] for run in self.runs]
         return tuple(mean_faithfulness(model, photos) for model, photos in enumerate(areas) if photos)
 
-    def _problems(self) -> list[Failure]:
-        """Maps that models do not have."""
-        found: dict[tuple[int, str, str], list[int]] = {}
-        for model, run in enumerate(self.runs):
-            for photo, measurement in run.measurements.items():
-                for what, error in measurement.problems.items():
-                    found.setdefault((model, what, error), []).append(photo)
-        return [one for (model, *said), photos in found.items() for one in self._failed(model, photos, *said)]
-
-    def _failed(self, model: int, photos: Sequence[int], what: str, error: str) -> list[Failure]:
-        """The same on several photos; listed once if these are all that the model was measured on."""
-        everywhere = len(photos) == len(self.runs[model].measurements)
-        names = [None] if everywhere else [self.photos[photo].name for photo in photos]
-        return [Failure(self.entries[model].name, name, what, error) for name in names]
+    def _problems(self) -> Iterator[Failure]:
+        """What models could not do; listed once if it happened on every photo that the model was measured on."""
+        for (model, what, error), photos in self.problems.items():
+            everywhere = len(photos) == len(self.runs[model].measurements)
+            for photo in [None] if everywhere else [self.photos[number].name for number in photos]:
+                yield Failure(self.entries[model].name, photo, what, error)

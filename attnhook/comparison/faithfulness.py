@@ -25,17 +25,11 @@ CURVES = ("deletion", "random_deletion", "insertion", "random_insertion")
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """One model over all photos.
-
-    Attributes:
-        model: Index of the model.
-        areas: By one of `CURVES`: the area under the curve, with its standard error.
-        gains: By `"deletion"` and `"insertion"`: the difference from the random map, photo by photo; positive is better than random.
-    """
+    """One model, by index, over all photos."""
 
     model: int
-    areas: dict[str, Estimate]
-    gains: dict[str, Estimate]
+    areas: dict[str, Estimate]  # under each of `CURVES`
+    gains: dict[str, Estimate]  # of "deletion" and "insertion" over the random map, per photo; positive is better
 
 
 def perturb(

@@ -24,15 +24,10 @@ FIGURE_PHOTOS = 8
 
 @dataclass(frozen=True)
 class SharedArea:
-    """The part of a photo that every model saw.
+    """The part of a photo that every model saw."""
 
-    Attributes:
-        part: Its share of the photo's area.
-        box: The box around it: top, left, bottom, right, in photo pixels.
-    """
-
-    part: float
-    box: Box
+    part: float  # share of the photo's area
+    box: Box  # around it: top, left, bottom, right, in photo pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,45 +70,15 @@ class Findings:
         return found[0].heatmap(found[1])
 
     def model_index(self, model: "int | str") -> int:
-        """Return the index of a model.
-
-        Args:
-            model: Its name or its index; negative indices count from the end.
-
-        Returns:
-            The index.
-
-        Raises:
-            KeyError: If there is no such model.
-        """
+        """Return the index of a model from its name or index, which may be negative; raise `KeyError` if there is none."""
         return _index(model, [entry.name for entry in self.models], "model")
 
     def photo_index(self, photo: "int | str") -> int:
-        """Return the index of a photo.
-
-        Args:
-            photo: Its name or its index; negative indices count from the end.
-
-        Returns:
-            The index.
-
-        Raises:
-            KeyError: If there is no such photo.
-        """
+        """Return the index of a photo from its name or index, which may be negative; raise `KeyError` if there is none."""
         return _index(photo, [one.name for one in self.photos], "photo")
 
     def view(self, view: "int | str") -> MapKind:
-        """Return one of the views.
-
-        Args:
-            view: Its name or its index; negative indices count from the end.
-
-        Returns:
-            The view.
-
-        Raises:
-            KeyError: If there is no such view.
-        """
+        """Return a view from its name or index, which may be negative; raise `KeyError` if there is none."""
         return self.views[_index(view, [one.id for one in self.views], "view")]
 
     def reason(self, model: int, photo: int, view: MapKind) -> str:

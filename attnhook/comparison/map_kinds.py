@@ -10,15 +10,12 @@ from attnhook.results.captions import reads_block
 
 @dataclass(frozen=True)
 class MapKind:
-    """One way to make a map.
+    """One way to make a map."""
 
-    Attributes:
-        method: One of `METHODS`.
-        depth: The relative depth of the block, above 0 and at most 1 (the last block); None for methods that follow all blocks.
-    """
-
-    method: str
-    depth: float | None = None
+    method: str  # one of `METHODS`
+    depth: float | None = (
+        None  # relative depth of the block, at most 1 (the last); None if the method follows all blocks
+    )
 
     @property
     def id(self) -> str:

@@ -20,35 +20,24 @@ from attnhook.zoo.demo_weights import fingerprint
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """One model, one photo.
+    """One model, one photo. Maps, areas and problems are by view."""
 
-    Attributes:
-        geometry: Where the model looked in the photo.
-        area: Input pixels that the patch grid covers, or None if unknown.
-        blocks: Names of the blocks.
-        tokens: Keys of the last block's rows.
-        readout: Whose row the maps are, in words, or None.
-        seconds: Time of the forward, capture included; None if it was read from the cache, where another machine may have measured it.
-        target: The class that gradient methods followed, by index, or None.
-        maps: By view: the photo's map, `(h, w)` float32.
-        grids: Patch grids of the blocks, in order, where the tokens form one.
-        statistics: By name: `(blocks, heads)` float64, NaN where a block has fewer heads.
-        areas: By view: deletion's and insertion's areas, as `faithfulness.perturb` returns them.
-        problems: By view: why there is no map; by `VIEW, faithfulness`: why there are no areas.
-    """
-
-    geometry: ImageGeometry
-    area: Size | None
+    geometry: ImageGeometry  # where the model looked in the photo
+    area: Size | None  # input pixels that the patch grid covers, if known
     blocks: tuple[str, ...]
-    tokens: int
-    readout: str | None
-    seconds: float | None
-    target: int | None = None
-    maps: dict[str, PatchMap] = field(default_factory=dict)
-    grids: tuple[Size, ...] = ()
-    statistics: dict[str, Tensor] = field(default_factory=dict)
-    areas: dict[str, dict[str, float]] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
+    tokens: int  # keys of the last block's rows
+    readout: str | None  # whose row the maps are
+    seconds: (
+        float | None
+    )  # of the forward with capture; None from the cache, where another machine may have measured it
+    target: int | None = None  # the class that gradient methods followed
+    maps: dict[str, PatchMap] = field(default_factory=dict)  # (h, w) float32
+    grids: tuple[Size, ...] = ()  # of the blocks, in order, where the tokens form one
+    statistics: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # (blocks, heads) float64, NaN where there are fewer heads
+    areas: dict[str, dict[str, float]] = field(default_factory=dict)  # as `faithfulness.perturb` returns them
+    problems: dict[str, str] = field(default_factory=dict)  # why there is no map, or, by "VIEW, faithfulness", no areas
 
     def save(self, path: Path) -> None:
         """Write everything but the time to a temporary file, then rename it."""

@@ -47,8 +47,12 @@ class ModelMeasurer:
         self._forward = [view for view in views if not NEEDS[view.method].gradients]
         self._backward = [view for view in views if NEEDS[view.method].gradients]
         needs = [NEEDS[view.method] for view in self._forward]
-        all_rows, values = statistics or any(one.all_rows for one in needs), any(one.values for one in needs)
-        self._capture = _capture(vision, all_rows=all_rows, values=values)
+        values = any(one.values for one in needs)
+        rows = Rows.ALL if statistics or any(one.all_rows for one in needs) else Rows.READOUT
+        try:
+            self._capture = AttentionCapture(vision.model, rows=rows, values=values)
+        except AttnhookError:  # without a readout token, every view reports that, and the rest is measured
+            self._capture = AttentionCapture(vision.model, rows=Rows.ALL, values=values)
         self._gradients = AttentionCapture(vision.model, rows=Rows.ALL, gradients=True) if self._backward else None
 
     def measure(self, photo: Image.Image, target: TargetOption = None) -> Measurement:
@@ -103,15 +107,6 @@ class ModelMeasurer:
                 measurement.areas[name] = perturb(self.vision, inputs, patch_map, target)
             except (AttnhookError, RuntimeError) as error:
                 measurement.problems[f"{name}, faithfulness"] = str(error)
-
-
-def _capture(vision: VisionModel, *, all_rows: bool, values: bool) -> AttentionCapture:
-    if not all_rows:
-        try:
-            return AttentionCapture(vision.model, rows=Rows.READOUT, values=values)
-        except AttnhookError:  # no readout token: every view reports that, and the rest is measured
-            pass
-    return AttentionCapture(vision.model, rows=Rows.ALL, values=values)
 
 
 def _add_maps(measurement: Measurement, maps: AttentionMaps, views: Sequence[MapKind]) -> None:

@@ -39,17 +39,15 @@ def matrix_figure(
 
 def depth_figure(findings: Findings) -> "Figure":
     """Every statistic over relative depth, with a line per model."""
-    rows = depth_table(findings).rows
-    if not rows:
+    blocks = depth_table(findings).frame()
+    if blocks.empty:
         raise ValueError("no statistics to draw: expected a comparison made with statistics=True. Compare again.")
-    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    curves = {}
     for name, words in STATISTICS.items():
-        lines = curves.setdefault(f"{name.replace('_', ' ')}: {words}", {})
-        for row in rows:
-            if row[name] is not None:
-                positions, values = lines.setdefault(row["model"], ([], []))
-                positions.append(row["depth"])
-                values.append(row[name])
+        models = blocks.dropna(subset=name).groupby("model", sort=False)
+        curves[f"{name.replace('_', ' ')}: {words}"] = {
+            model: (rows["depth"].tolist(), rows[name].tolist()) for model, rows in models
+        }
     count = len({photo for (_, photo), one in findings.measurements.items() if one.statistics})
     caption = f"Means over heads, all queries and {count} photo{'s' if count > 1 else ''}; blocks by relative depth."
     drawn = {name: lines for name, lines in curves.items() if lines}

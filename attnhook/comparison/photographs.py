@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attnhook.comparison.object_masks import MaskSource, ObjectMask, is_box, read_mask
+from attnhook.comparison.objects import MaskSource, ObjectMask, is_box, read_mask
 from attnhook.errors import AttnhookError
 from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.options import Size
@@ -19,22 +19,13 @@ from attnhook.options import Size
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """One photo that could be read.
-
-    Attributes:
-        name: A file's name, longer where two would be the same.
-        source: What it is read from.
-        size: Height and width, upright.
-        digest: SHA-256 of its RGB pixels.
-        label: The class that it shows, by name or index, or None.
-        mask: Where the object is, or None.
-    """
+    """One photo that could be read."""
 
     name: str
     source: ImageSource
-    size: Size
-    digest: str
-    label: str | int | None = None
+    size: Size  # height and width, upright
+    digest: str  # SHA-256 of its RGB pixels
+    label: str | int | None = None  # the class that it shows, by name or index
     mask: MaskSource | None = None
 
     def read(self) -> Image.Image:
@@ -67,18 +58,11 @@ MEASURING = "measuring"
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that could not be done, while the rest continued.
+    """Something that could not be done, while the rest continued."""
 
-    Attributes:
-        model: The model's name, or None if it concerns a photo alone.
-        photo: The photo's name, or None if it concerns a model alone.
-        what: What was attempted.
-        error: Why it failed.
-    """
-
-    model: str | None
-    photo: str | None
-    what: str
+    model: str | None  # its name; None if it concerns a photo alone
+    photo: str | None  # its name; None if it concerns a model alone
+    what: str  # was attempted
     error: str
 
 

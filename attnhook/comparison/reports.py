@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ FORMAT = "attnhook-comparison-1"
 _STEPS = 65534
 _MISSING = 65535
 _QUALITY = 85
+_PARTS = ("weights", "architecture", "preprocessing")
 
 
 def save_report(findings: Findings, folder: Path, *, pictures: bool) -> Path:
@@ -58,15 +59,13 @@ def save_report(findings: Findings, folder: Path, *, pictures: bool) -> Path:
     }
     earlier = _listed(folder)
     (folder / "manifest.json").unlink(missing_ok=True)  # an earlier one would vouch for files that change now
-    for name, content in written.items():
+    digests = {}
+    for name, content in chain(written.items(), _pictures(findings, unreadable, depth) if pictures else ()):
         _write(folder / name, content)
-    names = [*written]
-    if pictures:
-        names += _overlays(findings, folder, unreadable) + _figures(findings, folder, unreadable, depth)
-    for name in earlier.keys() - set(names):
-        if _digest(folder / name) == earlier[name]:
+        digests[name] = hashlib.sha256(content).hexdigest()
+    for name in earlier.keys() - digests.keys():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() == earlier[name]:
             (folder / name).unlink()
-    digests = {name: _digest(folder / name) for name in names}
     _write(folder / "manifest.json", _json(manifest(findings) | {"files": digests}))
     return folder / "report.html"
 
@@ -94,9 +93,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
                 "name": entry.name,
                 "spec": entry.spec,
                 "architecture": entry.architecture,
-                "weights_sha256": entry.fingerprint.weights,
-                "architecture_sha256": entry.fingerprint.architecture,
-                "preprocessing_sha256": entry.fingerprint.preprocessing,
+                **{f"{part}_sha256": getattr(entry.fingerprint, part) for part in _PARTS},
             }
             for entry in findings.models
         ],
@@ -142,15 +139,13 @@ def page_content(
     }
 
 
-def _places(findings: Findings) -> Iterator[tuple[int, int, int, MapKind]]:
-    """Every model, photo, index of a view and view, photo by photo."""
-    for photo, model in product(range(len(findings.photos)), range(len(findings.models))):
-        for number, view in enumerate(findings.views):
-            yield model, photo, number, view
+def _places(findings: Findings) -> "product[tuple[int, int, tuple[int, MapKind]]]":
+    """Every photo, every model, and every view with its index."""
+    return product(range(len(findings.photos)), range(len(findings.models)), enumerate(findings.views))
 
 
 def _maps(findings: Findings) -> Iterator[dict[str, Any]]:
-    for model, photo, number, view in _places(findings):
+    for photo, model, (number, view) in _places(findings):
         found = map_of(findings, model, photo, view)
         if found is not None:
             yield {"view": number, "model": model, "photo": photo} | _map(*found)
@@ -158,7 +153,7 @@ def _maps(findings: Findings) -> Iterator[dict[str, Any]]:
 
 def _reasons(findings: Findings) -> Iterator[dict[str, Any]]:
     """Why maps are missing."""
-    for model, photo, number, view in _places(findings):
+    for photo, model, (number, view) in _places(findings):
         if map_of(findings, model, photo, view) is None:
             yield {"view": number, "model": model, "photo": photo, "text": findings.reason(model, photo, view)}
 
@@ -212,33 +207,21 @@ def _map(found: PatchMap, geometry: ImageGeometry) -> dict[str, Any]:
     }
 
 
-def _overlays(findings: Findings, folder: Path, unreadable: Container[int]) -> list[str]:
-    """Write an overlay of every photo, model and view; return the files' names."""
-    names = []
-    (folder / "overlays").mkdir(exist_ok=True)
+def _pictures(findings: Findings, unreadable: Container[int], depth: "Figure | None") -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the PNGs: an overlay of every photo, model and view, then the figures."""
     read = lru_cache(maxsize=1)(lambda photo: findings.photos[photo].read())  # one photo in memory at a time
-    for model, photo, _, view in _places(findings):
+    for photo, model, (_, view) in _places(findings):
         found = map_of(findings, model, photo, view)
-        if found is None or photo in unreadable:
-            continue
-        words = [_slug(findings.photos[photo].name), _slug(findings.models[model].name), _slug(view.id)]
-        name = f"overlays/{photo:03}-{words[0]}--{model:02}-{words[1]}--{words[2]}.png"
-        buffer = io.BytesIO()
-        found[0].overlay(read(photo), found[1]).save(buffer, format="PNG", compress_level=1)
-        _write(folder / name, buffer.getvalue())
-        names.append(name)
-    return names
-
-
-def _figures(findings: Findings, folder: Path, unreadable: Container[int], depth: "Figure | None") -> list[str]:
-    """Write the figures; return the files' names."""
+        if found is not None and photo not in unreadable:
+            words = [_slug(findings.photos[photo].name), _slug(findings.models[model].name), _slug(view.id)]
+            buffer = io.BytesIO()
+            found[0].overlay(read(photo), found[1]).save(buffer, format="PNG", compress_level=1)
+            yield f"overlays/{photo:03}-{words[0]}--{model:02}-{words[1]}--{words[2]}.png", buffer.getvalue()
+    if depth is not None:
+        yield "depth.png", as_png(depth)
     photos = [number for number in range(len(findings.photos)) if number not in unreadable][:FIGURE_PHOTOS]
-    drawn = {} if depth is None else {"depth.png": depth}
     for view in findings.views if photos else ():
-        drawn[f"photos-by-models--{_slug(view.id)}.png"] = matrix_figure(findings, view, photos)
-    for name, figure in drawn.items():
-        _write(folder / name, as_png(figure))
-    return [*drawn]
+        yield f"photos-by-models--{_slug(view.id)}.png", as_png(matrix_figure(findings, view, photos))
 
 
 def _listed(folder: Path) -> dict[str, str]:
@@ -252,10 +235,6 @@ def _listed(folder: Path) -> dict[str, str]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _slug(name: str) -> str:
@@ -272,5 +251,6 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(content)

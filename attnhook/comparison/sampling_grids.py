@@ -18,15 +18,10 @@ _HALF = 0.5 - 1e-3
 
 @dataclass(frozen=True)
 class SamplingGrid:
-    """Evenly spaced points in a box of a photo, each in the middle of its cell.
+    """Evenly spaced points in a box of a photo, each in the middle of its cell."""
 
-    Attributes:
-        size: Rows and columns of points.
-        box: Top, left, bottom, right, in photo pixels.
-    """
-
-    size: Size
-    box: Box
+    size: Size  # rows and columns of points
+    box: Box  # top, left, bottom, right, in photo pixels
 
     @classmethod
     def of_photo(cls, size: Size, resolution: int | None) -> Self:

@@ -22,35 +22,20 @@ ModelSource = str | VisionModel | nn.Module | Callable[[], "str | VisionModel | 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model that could be loaded.
-
-    Attributes:
-        name: Its name in this comparison.
-        spec: What `load` takes, or None for an object.
-        library: The library that it comes from, or None.
-        architecture: The model's class.
-        parameters: The number of its parameters.
-        fingerprint: Its content.
-        trained_grid: The patch grid that its positions were trained for, if known.
-    """
+    """One model that could be loaded."""
 
     name: str
-    spec: str | None
+    spec: str | None  # what `load` takes; None for an object
     library: str | None
-    architecture: str
+    architecture: str  # the model's class
     parameters: int
     fingerprint: Fingerprint
-    trained_grid: Size | None
+    trained_grid: Size | None  # the patch grid that its positions were trained for, if known
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model of a comparison, not loaded yet.
-
-    Attributes:
-        name: Its name in this comparison.
-        source: Where it comes from.
-    """
+    """One model of a comparison, not loaded yet."""
 
     name: str
     source: ModelSource

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,13 +44,8 @@ _MODEL_COLUMNS = (
         0,
     ),
     *(
-        Column(name, label, f"{STATISTICS[name]}; mean over blocks, heads and photos")
-        for name, label in {
-            "relative_entropy": "entropy",
-            "distance": "distance",
-            "sink_mass": "sink mass",
-            "patch_mass": "patch mass",
-        }.items()
+        Column(name, name.replace("_", " "), f"{words}; mean over blocks, heads and photos")
+        for name, words in STATISTICS.items()
     ),
 )
 
@@ -96,12 +92,11 @@ def _shape(sizes: set[tuple[int, int]]) -> str:
 
 
 def _times(own: Sequence[Measurement]) -> dict[str, Any] | None:
-    timed = [(one.seconds * 1000, bool(one.statistics)) for one in own if one.seconds is not None]
-    if not timed:
+    timed = [(one.seconds * 1000, not one.statistics) for one in own if one.seconds is not None]
+    times = [time for time, fast in timed if fast] or [time for time, _ in timed]
+    if not times:
         return None
-    few = [time for time, statistics in timed if not statistics]
-    times = torch.tensor(few or [time for time, _ in timed], dtype=torch.float64)
-    low, median, high = torch.quantile(times, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    low, median, high = np.percentile(times, [25, 50, 75]).tolist()
     return {"value": median, "low": low, "high": high, "n": len(times)}
 
 
@@ -147,21 +142,17 @@ _METRIC_WORDS = {
 def agreement_table(findings: Findings, views: Sequence[MapKind]) -> Table:
     """One row per pair of models and view."""
     names = [entry.name for entry in findings.models]
-    rows = []
-    for view in views:
-        for pair in findings.agreements.get(view.id, ()):
-            row: dict[str, Any] = {"view": view.id, "first": names[pair.first], "second": names[pair.second]}
-            for metric in METRICS:
-                row[metric] = pair.values[metric].plain()
-                row[f"{metric}_shuffled"] = pair.shuffled[metric].plain()
-                other = pair.other_photo.get(metric)
-                row[f"{metric}_other_photo"] = None if other is None else other.plain()
-            rows.append(row)
+    rows: list[dict[str, Any]] = [
+        {"view": view.id, "first": names[pair.first], "second": names[pair.second]}
+        | {name: pair.values[name].plain() for name in METRICS}
+        | {f"{name}_shuffled": pair.shuffled[name].plain() for name in METRICS}
+        | {f"{name}_other_photo": pair.other_photo[name].plain() if pair.other_photo else None for name in METRICS}
+        for view in views
+        for pair in findings.agreements.get(view.id, ())
+    ]
     columns = [Column("view", "map"), Column("first", "model"), Column("second", "and model")]
     for metric, (label, words) in _METRIC_WORDS.items():
-        crossed = (
-            "the same with the second model's map of another photo: what remains is what the models do on any photo"
-        )
+        crossed = "the same with the second model's map of another photo: what the models have in common on any photo"
         columns += [
             Column(metric, label, f"{words}; mean over photos with a 95 % bootstrap interval over photos"),
             Column(f"{metric}_shuffled", f"{label}, shuffled", "the same with the points of one map in random order"),
@@ -206,6 +197,12 @@ def objects_table(findings: Findings) -> Table:
     return Table("objects", "Maps against masks", note, tuple(columns), tuple(rows))
 
 
+_CURVE_WORDS = {
+    "deletion": "while the highest patches are removed; low if the model relied on them",
+    "insertion": "while the highest patches are shown first; high if they suffice",
+}
+
+
 def faithfulness_table(findings: Findings) -> Table:
     """One row per model and view."""
     rows = [
@@ -215,24 +212,15 @@ def faithfulness_table(findings: Findings) -> Table:
         for view, several in findings.faithful.items()
         for found in several
     ]
-    removed = "area under the model's score while the highest patches are removed; low if the model relied on them"
-    shown = "area under the model's score while the highest patches are shown first; high if they suffice"
-    columns = (
-        Column("view", "maps"),
-        Column("model", "model"),
-        Column("deletion", "deletion", removed),
-        Column("random_deletion", "deletion, random", "the same for a random map of the same grid"),
-        Column(
-            "deletion_gain", "deletion, gain", "random map minus the model's, per photo; positive is better than random"
-        ),
-        Column("insertion", "insertion", shown),
-        Column("random_insertion", "insertion, random", "the same for a random map of the same grid"),
-        Column(
-            "insertion_gain", "insertion, gain", "model's map minus random, per photo; positive is better than random"
-        ),
-    )
+    columns = [Column("view", "maps"), Column("model", "model")]
+    for name, words in _CURVE_WORDS.items():
+        columns += [
+            Column(name, name, f"area under the model's score {words}"),
+            Column(f"random_{name}", f"{name}, random", "the same for a random map of the same grid"),
+            Column(f"{name}_gain", f"{name}, gain", "distance from the random map, per photo; positive is better"),
+        ]
     note = "Softmax probability of the class under each model. Removed patches become mid-grey, which no model was trained on."
-    return Table("faithfulness", "Deletion and insertion", note, columns, tuple(rows))
+    return Table("faithfulness", "Deletion and insertion", note, tuple(columns), tuple(rows))
 
 
 def depth_table(findings: Findings) -> Table:

@@ -12,9 +12,6 @@ from attnhook.errors import MissingPackageError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Cell = Any
-"""None, text, a number, or `{"value": ..., "error" | "low" and "high" | "n": ...}`."""
-
 _PARTS = ("value", "error", "low", "high", "n")
 _DRAWS = 2000
 _INTERVAL = (0.025, 0.975)
@@ -22,18 +19,10 @@ _INTERVAL = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over photos.
-
-    Attributes:
-        value: The mean; None if there is nothing to average.
-        n: The number of photos.
-        error: Standard error of the mean; None below two photos.
-        low: Lower end of the 95 % bootstrap interval over photos; None if not requested, or below two photos.
-        high: Its upper end.
-    """
+    """A mean over photos, with its standard error and the 95 % bootstrap interval over photos, where known."""
 
     value: float | None
-    n: int
+    n: int  # the number of photos
     error: float | None = None
     low: float | None = None
     high: float | None = None
@@ -68,38 +57,23 @@ def estimate(values: "Tensor | list[float]", *, interval: bool = False, seed: in
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """One column."""
 
-    Attributes:
-        key: Its name in data.
-        label: Its heading.
-        help: What it means, with its unit.
-        digits: Decimal places shown.
-    """
-
-    key: str
-    label: str
-    help: str = ""
-    digits: int = 3
+    key: str  # its name in data
+    label: str  # its heading
+    help: str = ""  # what it means, with its unit
+    digits: int = 3  # decimal places shown
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        id: Short name.
-        title: Heading.
-        note: What a reader has to know.
-        columns: The columns.
-        rows: Cells by column.
-    """
+    """A table. Cells are None, text, a number, or an estimate: `{"value": ..., "error" | "low" and "high" | "n": ...}`."""
 
     id: str
     title: str
-    note: str
+    note: str  # what a reader has to know
     columns: tuple[Column, ...]
-    rows: tuple[dict[str, Cell], ...]
+    rows: tuple[dict[str, Any], ...]  # cells by column
 
     def frame(self) -> "DataFrame":
         """A data frame with a column for each part of an estimate, such as `auroc`, `auroc_error`, `auroc_n`, and NaN for missing numbers."""

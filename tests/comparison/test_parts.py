@@ -13,8 +13,7 @@ from attnhook.comparison.agreements import METRICS, pair_agreements, photo_agree
 from attnhook.comparison.map_kinds import MapKind, make_map_kinds
 from attnhook.comparison.measurements import Measurement
 from attnhook.comparison.model_runs import shuffle_weights
-from attnhook.comparison.object_masks import read_mask
-from attnhook.comparison.objects import score_photo
+from attnhook.comparison.objects import read_mask, score_photo
 from attnhook.comparison.photographs import read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, at_patches, common_box
 from attnhook.comparison.subjects import as_subjects
@@ -418,13 +417,10 @@ def test_a_table_is_flat_for_pandas_and_csv() -> None:
 # --- objects ------------------------------------------------------------------------------------------------------------------------------
 
 
-def scored(patch_map, mask, geometry=None, control=None):
+def scored(patch_map, mask, geometry=None):
     one = measured(geometry or ImageGeometry.identity((90, 120)))
     sampling = SamplingGrid.of_photo((90, 120), None)
-    maps = {
-        "model": PatchMap(torch.as_tensor(patch_map)),
-        "random_weights": None if control is None else PatchMap(control),
-    }
+    maps = {"model": PatchMap(torch.as_tensor(patch_map))}
     return score_photo(sampling, sampling.seen(one), read_mask(mask, (90, 120), "x"), one, maps, seed=0)
 
 
