@@ -1,12 +1,12 @@
-"""What a comparison costs beyond the bare forwards of its models, and what memory it holds.
+"""The cost of a comparison beyond the bare forwards of its models, and its peak memory.
 
     python benchmarks/comparison.py                                   # ten models, 100 photos
     python benchmarks/comparison.py --models 3 --photos 10
 
-Models are ViT-S/16 and ViT-B/16 of timm with random weights; photos are 640 x 480 noise with structure, in memory. Taken in one run, of
-one thread, as CPU time: building the models, preparing (photos, pixels, weights' hashes), the bare forwards (inference mode, batch of one),
-`compare` as it comes (statistics of 32 photos, agreement of all pairs with baselines and intervals) without a cache; and `save`. Each model's
-bare forwards run right before `compare` measures it, in the same process. Peak memory is that of fresh processes: one model, and all of them.
+Models are timm's ViT-S/16 and ViT-B/16 with random weights; photos are 640 x 480 structured noise in memory. One run measures CPU time on one
+thread: building the models, preparing (photos, pixels, hashes of the weights), the bare forwards (inference mode, batch of one), `compare` with
+its defaults (statistics of 32 photos, agreement of all pairs with baselines and intervals) without a cache, and `save`. Each model's bare
+forwards run right before `compare` measures it, in the same process. Peak memory is measured in new processes, with one model and with all.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, run: Callable[[], Any]) -> Any:
-        """Run something and add what it took to its name's seconds."""
+        """Run something and add its time under a name."""
         begin = time.process_time()
         result = run()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - begin
@@ -47,7 +47,7 @@ class Clock:
 
 
 def model(number: int) -> VisionModel:
-    """The same architecture with other weights, and its photos' way in."""
+    """The same architectures with different weights."""
     torch.manual_seed(number)
     made = timm.create_model(NAMES[number % len(NAMES)]).eval()
     return VisionModel(made, name=f"model {number}")
@@ -73,13 +73,13 @@ def run_times(models: int, pictures: list[Image.Image]) -> dict[str, float]:
     known, _ = clock.time("prepare", lambda: read_photos(pictures))
 
     def opened(number: int) -> VisionModel:
-        """Load, time everything that is not `compare`'s own, and hand the model over; what that took is taken off below."""
+        """Load a model for `compare`; time the work that is not its own, which is subtracted below."""
         begin = time.process_time()
         vision = clock.time("build", partial(model, number))
         clock.time("prepare", lambda: Subject(f"model {number}", "spec").describe(vision))
         pixels = clock.time("prepare", lambda: [vision.preprocess(photo.read())[0] for photo in known])
         clock.time("bare", partial(bare, vision, pixels))
-        clock.seconds["beside"] = clock.seconds.get("beside", 0.0) + time.process_time() - begin
+        clock.seconds["opened"] = clock.seconds.get("opened", 0.0) + time.process_time() - begin
         return vision
 
     named = {f"model {number}": partial(opened, number) for number in range(models)}
@@ -91,8 +91,8 @@ def run_times(models: int, pictures: list[Image.Image]) -> dict[str, float]:
         raise RuntimeError("a comparison with missing parts")
     with TemporaryDirectory() as folder:
         clock.time("save", lambda: found.save(folder, pictures=False))
-    # Building the models is among "beside", too: what `compare` repeats of `opened`'s work is what "prepare" took.
-    clock.seconds["compare"] -= clock.seconds.pop("beside")
+    # Building the models is part of "opened"; what `compare` does again is what "prepare" took.
+    clock.seconds["compare"] -= clock.seconds.pop("opened")
     return clock.seconds
 
 

@@ -1,1 +1,1 @@
-"""Models beside each other: the same photos, one pixel grid, numbers with controls."""
+"""Comparing models: the same photos, one pixel grid, numbers with controls."""

@@ -61,12 +61,12 @@ def _same_weights(entries: Sequence[ModelEntry]) -> list[list[int]]:
     """Models by weights, groups of at least two."""
     groups: list[list[int]] = []
     for model, entry in enumerate(entries):
-        same = (one for one in groups if entries[one[0]].fingerprint.shares_weights(entry.fingerprint))
-        group = next(same, None)
-        if group is None:
-            groups.append([model])
+        for group in groups:
+            if entries[group[0]].fingerprint.shares_weights(entry.fingerprint):
+                group.append(model)
+                break
         else:
-            group.append(model)
+            groups.append([model])
     return [group for group in groups if len(group) > 1]
 
 

@@ -106,16 +106,16 @@ def compare(
     folder = cache_dir() / "comparisons" if cache == AUTO else None if cache is None else Path(cache)
     controls = controls and any(photo.mask is not None for photo in photos)
     few = _STATISTICS_PHOTOS if statistics is True else int(statistics)
-    settings = RunSettings(views, few, faithfulness, controls, seed, device, folder)
-    runs = _run_all(chosen, photos, settings, progress)
-    asked = {
+    plan = RunSettings(views, few, faithfulness, controls, seed, device, folder)
+    runs = _run_all(chosen, photos, plan, progress)
+    settings = {
         "resolution": resolution,
         "seed": seed,
         "statistics": min(few, len(photos)),
         "faithfulness": faithfulness,
         "controls": controls,
     }
-    return _Assembly(runs, photos, resolution, seed).comparison(views, unread, asked)
+    return _Assembly(runs, photos, resolution, seed).comparison(views, unread, settings)
 
 
 def _run_all(
@@ -153,7 +153,7 @@ class _Assembly:
                 for what, error in measurement.problems.items():
                     self.problems[model, what, error].append(number)
 
-    def comparison(self, views: Sequence[MapKind], unread: Sequence[Failure], asked: dict[str, Any]) -> Comparison:
+    def comparison(self, views: Sequence[MapKind], unread: Sequence[Failure], settings: dict[str, Any]) -> Comparison:
         """Everything together."""
         measurements = {(m, p): one for m, run in enumerate(self.runs) for p, one in run.measurements.items()}
         agreements = {view.id: self._agreements(view) for view in views}
@@ -169,7 +169,7 @@ class _Assembly:
             faithful={view.id: found for view in views if (found := self._faithfulness(view))},
             failures=(*unread, *self.failures, *self._problems()),
             notes=tuple(make_notes(self.entries, measurements, views[0].id)),
-            settings=asked,
+            settings=settings,
         )
 
     def _of(self, photo: int) -> dict[int, Measurement]:

@@ -53,7 +53,7 @@ class Photo:
 
 
 MEASURING = "measuring"
-"""`Failure.what` of a model without a measurement of a photo."""
+"""What failed if a model has no measurement of a photo."""
 
 
 @dataclass(frozen=True)

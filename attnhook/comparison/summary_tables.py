@@ -188,7 +188,7 @@ def objects_table(findings: Findings) -> Table:
     maps = (
         "the model's map, or a control: the same model with shuffled weights, a Gaussian in the middle, random patches"
     )
-    columns = [Column("view", "maps"), Column("model", "model"), Column("map", "map", maps)]
+    columns = [Column("view", "map"), Column("model", "model"), Column("map", "model or control", maps)]
     columns += [
         Column(name, label, f"{words}; mean over photos and its standard error")
         for name, (label, words) in _SCORE_WORDS.items()
@@ -212,7 +212,7 @@ def faithfulness_table(findings: Findings) -> Table:
         for view, several in findings.faithful.items()
         for found in several
     ]
-    columns = [Column("view", "maps"), Column("model", "model")]
+    columns = [Column("view", "map"), Column("model", "model")]
     for name, words in _CURVE_WORDS.items():
         columns += [
             Column(name, name, f"area under the model's score {words}"),
