@@ -50,6 +50,7 @@ def photo_agreement(
     measurements: dict[int, Measurement],
     maps: dict[int, PatchMap],
     *,
+    content: str = "",
     shuffles: int = 3,
     seed: int = 0,
 ) -> PhotoAgreement | None:
@@ -74,6 +75,7 @@ def photo_agreement(
         _by_pair({name: (table + table.mT) / 2 for name, table in mean.items()}, models, models),
         _standardised(torch.nan_to_num(boxed)),
         without,
+        content,
     )
 
 

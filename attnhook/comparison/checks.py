@@ -29,31 +29,31 @@ class Note:
     text: str
 
 
-def make_notes(
-    entries: Sequence[ModelEntry], measurements: "dict[tuple[int, int], Measurement]", view: str
-) -> list[Note]:
-    """Compare the grids and maps of models with the same weights, and name models that ran at another size than they were trained at."""
-    resized = {
-        model: grids for model, entry in enumerate(entries) if (grids := _other_grids(model, entry, measurements))
-    }
+def make_notes(entries: Sequence[ModelEntry], measurements: Sequence[dict[int, Measurement]], view: str) -> list[Note]:
+    """Compare the grids and maps of models with the same weights, and name models that ran at another size than they were trained at.
+
+    Measurements are by the index of the photo, for each model.
+    """
+    grids = [_other_grids(entry, own) for entry, own in zip(entries, measurements, strict=True)]
     notes = []
     for group in _same_weights(entries):
         others = []
         for first, second in combinations(group, 2):
-            both = _in_common(first, second, measurements, view)
+            both = _in_common(measurements[first], measurements[second], view)
             if both and all(a.maps[view].shape == b.maps[view].shape and a.geometry == b.geometry for a, b in both):
-                resampled = first in resized or second in resized
+                resampled = bool(grids[first] or grids[second])
                 notes.append(_pair_note(entries[first], entries[second], both, view, resampled=resampled))
             elif both:
                 others.append(f"{entries[first].name} and {entries[second].name}")
         if others:
             notes.append(Note("info", f"The same weights at different sizes or crops: {'; '.join(others)}."))
+    resized = [
+        f"{entry.name} {_sizes([entry.trained_grid])}, here {_sizes(own)}"
+        for entry, own in zip(entries, grids, strict=True)
+        if own
+    ]
     if resized:
-        where = "; ".join(
-            f"{entries[model].name} {_sizes([entries[model].trained_grid])}, here {_sizes(grids)}"
-            for model, grids in resized.items()
-        )
-        notes.append(Note("info", f"Ran on other grids than they were trained on: {where}. {RESAMPLING}"))
+        notes.append(Note("info", f"Ran on other grids than they were trained on: {'; '.join(resized)}. {RESAMPLING}"))
     return notes
 
 
@@ -70,8 +70,9 @@ def _same_weights(entries: Sequence[ModelEntry]) -> list[list[int]]:
     return [group for group in groups if len(group) > 1]
 
 
-def _other_grids(model: int, entry: ModelEntry, measurements: "dict[tuple[int, int], Measurement]") -> list[Size]:
-    own = [set(found.grids) for (m, _), found in measurements.items() if m == model]
+def _other_grids(entry: ModelEntry, measurements: dict[int, Measurement]) -> list[Size]:
+    """Grids that it ran on and was not trained on."""
+    own = [set(found.grids) for found in measurements.values()]
     if entry.trained_grid is None or any(len(grids) > 1 for grids in own):  # positions are only of the first stage
         return []
     return sorted(set[Size]().union(*own) - {entry.trained_grid})
@@ -83,10 +84,9 @@ def _sizes(grids: "Sequence[Size | None]") -> str:
 
 
 def _in_common(
-    first: int, second: int, measurements: "dict[tuple[int, int], Measurement]", view: str
+    first: dict[int, Measurement], second: dict[int, Measurement], view: str
 ) -> list[tuple[Measurement, Measurement]]:
-    photos = sorted(photo for model, photo in measurements if model == first and (second, photo) in measurements)
-    pairs = [(measurements[first, photo], measurements[second, photo]) for photo in photos]
+    pairs = [(first[photo], second[photo]) for photo in sorted(first.keys() & second.keys())]
     return [(a, b) for a, b in pairs if view in a.maps and view in b.maps]
 
 

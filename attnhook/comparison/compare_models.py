@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +167,7 @@ class _Assembly:
             objects={view.id: self._objects(view) for view in views if masked},
             faithful={view.id: found for view in views if (found := self._faithfulness(view))},
             failures=(*unread, *self.failures, *self._problems()),
-            notes=tuple(make_notes(self.entries, measurements, views[0].id)),
+            notes=tuple(make_notes(self.entries, [run.measurements for run in self.runs], views[0].id)),
             settings=settings,
         )
 
@@ -206,12 +205,12 @@ class _Assembly:
         if len(known) < 2 or not self.seen[photo].any():
             return None
         maps = {m: one.maps[view.id] for m, one in known.items()}
+        at, content, seed = (self.sampling[photo], self.seen[photo]), self.photos[photo].digest, self.seed + photo
         try:
-            found = photo_agreement(self.sampling[photo], self.seen[photo], known, maps, seed=self.seed + photo)
+            return photo_agreement(*at, known, maps, content=content, seed=seed)
         except ScoreError as error:
             self.failures.append(Failure(None, self.photos[photo].name, f"agreement of {view.label}", str(error)))
             return None
-        return None if found is None else replace(found, content=self.photos[photo].digest)
 
     def _objects(self, view: MapKind) -> tuple[ObjectScores, ...]:
         found = []

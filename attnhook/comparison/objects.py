@@ -113,9 +113,6 @@ def _values(source: Any, photo: str) -> NDArray[Any]:
     return values
 
 
-# --- scores -------------------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ObjectScores:
     """One model, by index, over all photos that have a mask."""

@@ -24,8 +24,6 @@ def all_tables(findings: Findings) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-# --- models -------------------------------------------------------------------------------------------------------------------------------
-
 _MODEL_COLUMNS = (
     Column("model", "model"),
     Column("library", "library"),
@@ -127,8 +125,6 @@ def photos_table(findings: Findings) -> Table:
     return Table("photos", "Photos", "Models crop photos differently.", columns, rows)
 
 
-# --- agreement ----------------------------------------------------------------------------------------------------------------------------
-
 _METRIC_WORDS = {
     "spearman": ("Spearman", "rank correlation of the two maps over the shared area; 1 is the same order"),
     "jensen_shannon": (
@@ -161,8 +157,6 @@ def agreement_table(findings: Findings, views: Sequence[MapKind]) -> Table:
     note = "Two maps that agree may both be wrong. Compare each number with its baselines."
     return Table("agreement", "Agreement between models", note, tuple(columns), tuple(rows))
 
-
-# --- scores -------------------------------------------------------------------------------------------------------------------------------
 
 _SCORE_WORDS = {
     "pointing": ("pointing game", "share of the photos where the centre of the highest patch is on the object"),
