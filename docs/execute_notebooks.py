@@ -1,6 +1,6 @@
 """Runs the notebooks of docs/notebooks and stores their output, without Jupyter: cells run in order in one namespace, in a temporary folder.
 
-    python docs/execute_notebooks.py [NAME ...]
+python docs/execute_notebooks.py [NAME ...]
 """
 
 import ast
@@ -44,7 +44,9 @@ def _run(code: str, names: dict[str, Any], where: str, count: int) -> list[dict[
             value = eval(compile(ast.Expression(last.value), where, "eval"), names)  # noqa: S307 (our own notebooks)
     outputs: list[dict[str, Any]] = []
     if printed.getvalue():
-        outputs.append({"output_type": "stream", "name": "stdout", "text": printed.getvalue().splitlines(keepends=True)})
+        outputs.append(
+            {"output_type": "stream", "name": "stdout", "text": printed.getvalue().splitlines(keepends=True)}
+        )
     if value is not None:
         result = {"output_type": "execute_result", "execution_count": count, "metadata": {}, "data": shown(value)}
         outputs.append(result)

@@ -23,7 +23,15 @@ from attnhook.names import HOMES
 from tests.documents import DOCS, PAGES, ROOT, SHELLS, Block, blocks_of, expanded
 from tests.messages import is_in_the_source
 
-SLOW = {"comparing.md", "extracting.md", "index.md", "reading.md", "start.md"}  # real weights, or several models
+SLOW = {
+    "choosing.md",
+    "comparing.md",
+    "extracting.md",
+    "figures.md",
+    "index.md",
+    "reading.md",
+    "start.md",
+}  # real weights, or several models
 WITH_CODE = [page for page in PAGES if any(block.language in {"python", *SHELLS} for block in blocks_of(page))]
 NOT_RUN_AT_MOST = 5
 
@@ -205,7 +213,9 @@ def test_the_figures_of_the_readme_are_those_of_the_docs() -> None:
         assert row in measured
     assert "5,054 MiB" in measured
     coverage = (DOCS / "coverage.md").read_text(encoding="utf-8")
-    assert all(words in coverage for words in ("1,371 architectures | 476 |", "193 vision families (368 classes) | 165 "))
+    assert all(
+        words in coverage for words in ("1,371 architectures | 476 |", "193 vision families (368 classes) | 165 ")
+    )
     assert "476 of 1,371 architectures" in text
     assert "165 of 193 vision families" in text
 
@@ -292,7 +302,9 @@ def test_llms_txt_is_one() -> None:
     assert summary.startswith("> ")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name
+)
 def test_issue_forms_ask_for_describe_and_verify(path: Path) -> None:
     form = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert {"name", "description", "body"} <= form.keys()

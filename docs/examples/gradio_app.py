@@ -26,5 +26,9 @@ def attention_of(photo: Image.Image, block: float = 12, scale: str = "robust") -
 if __name__ == "__main__":
     import gradio as gr
 
-    inputs = [gr.Image(type="pil"), gr.Slider(1, 12, 12, step=1), gr.Radio(["minmax", "robust", "uniform"], value="robust")]
+    inputs = [
+        gr.Image(type="pil"),
+        gr.Slider(1, 12, 12, step=1),
+        gr.Radio(["minmax", "robust", "uniform"], value="robust"),
+    ]
     gr.Interface(attention_of, inputs, [gr.Image(), gr.Textbox(label="caption")], title="Attention maps").launch()
