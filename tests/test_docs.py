@@ -181,6 +181,15 @@ def test_links_and_pictures_are_there(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_pictures_are_small_and_made_by_the_code_beside_them(page: Path) -> None:
+    """Each is what a block of the page writes, or what a linked script logs: `docs/gallery.py` makes them of these."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((?:docs/)?pictures/([\w-]+)\.jpg\)", text):
+        assert (DOCS / "pictures" / f"{name}.jpg").stat().st_size < 150_000
+        assert f'"{name}.png"' in text or (name == "training" and "examples/train_plain.py" in text)
+
+
 def security_rows() -> list[tuple[str, str]]:
     """Guard and test of each threat."""
     rows = re.findall(r"^\| (?!threat|-)(.*) \|$", (DOCS / "security.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -221,9 +230,7 @@ def test_the_figures_of_the_readme_are_those_of_the_docs() -> None:
 
 
 def test_the_command_line_page_is_filled_from_the_parser() -> None:
-    spec = importlib.util.spec_from_file_location("commands", DOCS / "commands.py")
-    commands = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(commands)
+    commands = imported(DOCS / "commands.py")
     page = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
     filled = commands.on_page_markdown(page)
     assert commands.on_page_markdown("another page") == "another page"
