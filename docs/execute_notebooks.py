@@ -8,6 +8,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -55,7 +56,7 @@ def _run(code: str, names: dict[str, Any], where: str, count: int) -> list[dict[
 
 def shown(value: Any) -> dict[str, Any]:
     """What a notebook stores of a value: its text, and its HTML or its picture."""
-    data: dict[str, Any] = {"text/plain": repr(value)}
+    data: dict[str, Any] = {"text/plain": re.sub(r" at 0x\w+", "", repr(value))}  # addresses differ in every run
     if hasattr(value, "_repr_html_") and (page := value._repr_html_()):
         return data | {"text/html": page}
     if hasattr(value, "savefig"):
