@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -31,6 +32,11 @@ def size_of(path: Path) -> tuple[int, int]:
         return picture.size
 
 
+def mean_difference(drawn: Path, shown: Path) -> float:
+    with Image.open(drawn) as one, Image.open(shown) as other:
+        return float(np.abs(np.asarray(one.convert("RGB"), float) - np.asarray(other, float)).mean())
+
+
 @pytest.mark.slow
 def test_all_of_it_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict = {"__name__": "readme", "loader": [(None, None)]}
@@ -38,6 +44,11 @@ def test_all_of_it_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         run(code, names)
     for picture in ("attention.png", "overlay.png", "patches.png"):
         assert size_of(folder / picture) == (600, 400)
+    for name in (
+        "attention",
+        "patches",
+    ):  # docs/gallery.py made the README's pictures of the same code: `make pictures`
+        assert mean_difference(folder / f"{name}.png", ROOT / "docs" / "pictures" / f"{name}.jpg") < 4
     assert names["last"].shape == (1, 6, 1370, 1370)
     printed = capsys.readouterr().out
     assert "raw attention of block 12 of 12" in printed
