@@ -33,7 +33,7 @@ SLOW = {
     "start.md",
 }  # real weights, or several models
 WITH_CODE = [page for page in PAGES if any(block.language in {"python", *SHELLS} for block in blocks_of(page))]
-NOT_RUN_AT_MOST = 5
+NOT_RUN_AT_MOST = 2
 
 
 @pytest.fixture
