@@ -19,7 +19,7 @@ class DigitPairs(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         count: How many canvases.
-        seed: Different seeds give different canvases.
+        seed: Other seeds are other canvases.
     """
 
     def __init__(self, count: int, seed: int = 0) -> None:
@@ -51,7 +51,7 @@ class DigitPairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def small_vit() -> nn.Module:
-    """A ViT with four blocks of four heads each."""
+    """A ViT of four blocks with four heads each."""
     return VisionTransformer(img_size=CANVAS, patch_size=PATCH, num_classes=CLASSES, embed_dim=48, depth=4, num_heads=4)
 
 
@@ -71,7 +71,7 @@ def options_of(description: str, out: str, *, model: bool = False) -> argparse.N
 
     Args:
         description: The script's docstring.
-        out: Folder to write to by default.
+        out: Where it writes if nothing else is said.
         model: Whether there is a choice of models.
 
     Returns:
