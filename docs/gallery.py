@@ -1,20 +1,26 @@
 """Renders every figure, method and style on the demo's photos into one folder with an index page. Look at all of it.
 
-    python docs/gallery.py OUT [--photos chelsea,rocket] [--readme DOCS]
+    python docs/gallery.py OUT [--photos chelsea,rocket]
+    python docs/gallery.py docs/pictures --docs     # the pictures of README and docs instead: `make pictures`
 
 Everything but the `hard-` cases comes from the real backbone of `load("demo")`.
-`--readme` also writes the pictures that the README shows, small, as JPEGs.
 """
 
 import argparse
+import contextlib
 import html
+import io
+import re
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
@@ -49,7 +55,8 @@ from attnhook.results.pictures import (
 from attnhook.results.results import AttentionResult, save_image
 from attnhook.results.scenes import viewer_html
 
-README_WIDTH = 900
+DOCS = Path(__file__).parent
+WIDTH = 900
 COLORMAPS = ("viridis", "magma", "cividis", "turbo")
 
 
@@ -230,36 +237,66 @@ def draw_video(gallery: Gallery, result: AttentionResult) -> None:
         gallery.file(path, f"the blocks as an animation ({suffix})")
 
 
-def write_readme_pictures(results: dict[str, AttentionResult], folder: Path) -> None:
-    """The pictures that the README shows, as small JPEGs."""
-    cat, astronaut = results["chelsea"], results.get("astronaut", results["chelsea"])
-    grid = cat.attention.shape
-    figures = {
-        "photo-map-overlay": photo_figure(cat, scale=Scale.ROBUST),
-        "heads": heads_figure(astronaut),
-        "query": query_figure(
-            cat,
-            [(grid[0] // 3, grid[1] // 3), (grid[0] // 2, grid[1] // 2), (grid[0] - 4, 4)],
-            photo_title=None,
-            scale="uniform",
-        ),
-        "depth": blocks_figure(astronaut),
-    }
-    for name, figure in figures.items():
-        temporary = folder / f"{name}.png"
-        figure.savefig(temporary, dpi=README_WIDTH / figure.get_figwidth())
-        read_image(temporary).save(folder / f"{name}.jpg", quality=82, optimize=True)
-        temporary.unlink()
-        print(f"{folder / name}.jpg: {(folder / f'{name}.jpg').stat().st_size / 1e3:.0f} KB")
+def write_docs_pictures(folder: Path) -> None:
+    """The pictures that README and docs show: the page's own code runs, and the file that it writes is made small."""
+    for page in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        shown = set(re.findall(r"pictures/([\w-]+)\.jpg\)", text))
+        made = {name for name in shown if f'"{name}.png"' in text and not (folder / f"{name}.jpg").exists()}
+        if made:
+            with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
+                run_page(text)
+                for name in made:
+                    _write_small(read_image(f"{name}.png"), folder / f"{name}.jpg")
+    _write_small(training_strip(), folder / "training.jpg")
+
+
+def run_page(text: str) -> None:
+    """Run the Python of a page; in the README, the second block says what the names in the first are."""
+    first, second, *others = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    Image.fromarray(read_photos()["chelsea"]).save("cat.jpg")
+    names: dict[str, Any] = {"__name__": "page", "loader": [(None, None)]}
+    for code in [second, first, *others] if text.startswith("# attnhook") else [first, second, *others]:
+        exec(compile(code, "page", "exec"), names)  # noqa: S102 (our own page)
+
+
+def training_strip() -> Image.Image:
+    """What `docs/examples/train_plain.py` logs of its first image, from left to right."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, DOCS / "examples" / "train_plain.py", "--steps", "600", "--out", out]
+        subprocess.run(command, check=True)  # noqa: S603 (our own script)
+        events = EventAccumulator(out, size_guidance={"images": 0})
+        events.Reload()
+        logged = events.Images("attention/overlay/0")[::3]
+    figure, axes = plt.subplots(1, len(logged), figsize=(9, 9 / len(logged) + 0.3), layout="constrained")
+    for ax, event in zip(axes, logged, strict=True):
+        ax.imshow(Image.open(io.BytesIO(event.encoded_image_string)))
+        ax.set(title=f"step {event.step}", xticks=[], yticks=[])
+    drawn = io.BytesIO()
+    figure.savefig(drawn)
+    return Image.open(drawn)
+
+
+def _write_small(picture: Image.Image, path: Path) -> None:
+    picture = picture.convert("RGB")
+    picture.thumbnail((WIDTH, WIDTH))
+    picture.save(path, quality=82, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} KB", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", default=",".join(PHOTOS), help="names in skimage.data (default: %(default)s)")
-    parser.add_argument("--readme", type=Path, help="folder for the README's pictures")
+    parser.add_argument("--docs", action="store_true", help="write the pictures of README and docs instead")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
+    if arguments.docs:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_docs_pictures(arguments.out.resolve())
+        return 0
     known = read_photos()
     photos = {name: known[name] for name in arguments.photos.split(",")}
     model = load("demo")
@@ -277,9 +314,6 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{gallery.write_index(f'attnhook: {len(gallery.entries)} pictures of {model.name}')}, methods: {', '.join(METHODS)}"
     )
-    if arguments.readme:
-        arguments.readme.mkdir(parents=True, exist_ok=True)
-        write_readme_pictures(results, arguments.readme)
     print(f"{time.perf_counter() - started:.0f} s")
     return 0
 

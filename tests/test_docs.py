@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 import transformers
+import yaml
 from PIL import Image
 from skimage.data import chelsea
 from timm.models.vision_transformer import VisionTransformer
@@ -21,9 +23,17 @@ from attnhook.names import HOMES
 from tests.documents import DOCS, PAGES, ROOT, SHELLS, Block, blocks_of, expanded
 from tests.messages import is_in_the_source
 
-SLOW = {"comparing.md", "extracting.md", "index.md", "reading.md", "start.md"}  # real weights, or several models
+SLOW = {
+    "choosing.md",
+    "comparing.md",
+    "extracting.md",
+    "figures.md",
+    "index.md",
+    "reading.md",
+    "start.md",
+}  # real weights, or several models
 WITH_CODE = [page for page in PAGES if any(block.language in {"python", *SHELLS} for block in blocks_of(page))]
-NOT_RUN_AT_MOST = 5
+NOT_RUN_AT_MOST = 2
 
 
 @pytest.fixture
@@ -105,14 +115,15 @@ def test_commands_are_those_of_the_parser(page: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder")
-def test_commands_of_the_readme_that_need_no_hub_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Image.open("cat.jpg").save("coffee.jpg")
     commands = [command for block in blocks_of(ROOT / "README.md") for command in block.commands]
-    local = [command for command in commands if {"demo", "demo:timm"} & set(command[1:]) and ":vit" not in str(command)]
-    assert sorted(command[0] for command in local) == ["describe", "view"]
-    for command in local:
+    assert [command[0] for command in commands] == ["overlay", "view", "describe", "verify"]
+    for command in commands:
         assert main(list(expanded(command))) == 0
     assert "blocks.11.attn" in capsys.readouterr().out
-    assert Path("cat.html").stat().st_size > 100_000
+    assert Path("overlays/coffee-attention.png").exists()
+    assert Path("coffee.html").stat().st_size > 100_000
 
 
 def test_a_wrong_command_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,11 +171,23 @@ def test_a_heading_that_no_message_has_is_noticed() -> None:
     assert not is_in_the_source("inside the context … nothing captured: expected")
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+TEXTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "llms.txt")), *PAGES]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_links_and_pictures_are_there(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_pictures_are_small_and_made_by_the_code_beside_them(page: Path) -> None:
+    """Each is what a block of the page writes, or what a linked script logs: `docs/gallery.py` makes them of these."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((?:docs/)?pictures/([\w-]+)\.jpg\)", text):
+        assert (DOCS / "pictures" / f"{name}.jpg").stat().st_size < 150_000
+        assert f'"{name}.png"' in text or (name == "training" and "examples/train_plain.py" in text)
 
 
 def security_rows() -> list[tuple[str, str]]:
@@ -190,19 +213,24 @@ def test_the_security_page_has_all_its_tables() -> None:
     assert len(security_rows()) >= 20
 
 
-def test_the_tables_of_readme_stand_in_the_docs() -> None:
-    rows = re.findall(r"^\| .* \|$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    figures = [row for row in rows if re.search(r"\d\.\d{2,3} \(\d|architectures \||classes\) \|", row)]
-    measured = (DOCS / "benchmarks.md").read_text(encoding="utf-8") + (DOCS / "coverage.md").read_text(encoding="utf-8")
-    assert len(figures) >= 11
-    for row in figures:
+def test_the_figures_of_the_readme_are_those_of_the_docs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .*\d\.\d{2,3} \(.* \|$", text, flags=re.MULTILINE)
+    measured = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    assert len(rows) >= 3
+    for row in rows:
         assert row in measured
+    assert "5,054 MiB" in measured
+    coverage = (DOCS / "coverage.md").read_text(encoding="utf-8")
+    assert all(
+        words in coverage for words in ("1,371 architectures | 476 |", "193 vision families (368 classes) | 165 ")
+    )
+    assert "476 of 1,371 architectures" in text
+    assert "165 of 193 vision families" in text
 
 
 def test_the_command_line_page_is_filled_from_the_parser() -> None:
-    spec = importlib.util.spec_from_file_location("commands", DOCS / "commands.py")
-    commands = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(commands)
+    commands = imported(DOCS / "commands.py")
     page = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
     filled = commands.on_page_markdown(page)
     assert commands.on_page_markdown("another page") == "another page"
@@ -218,7 +246,74 @@ def test_examples_are_linked_and_run() -> None:
     scripts = [
         script for script in (DOCS / "examples").glob("*.py") if "__main__" in script.read_text(encoding="utf-8")
     ]
-    assert len(scripts) >= 5
+    assert len(scripts) >= 6
     for script in scripts:
-        assert f"(examples/{script.name})" in texts
-        assert f'"{script.name}"' in tests
+        assert f"(examples/{script.name})" in texts or f"(../examples/{script.name})" in texts
+        assert f'"{script.name}"' in tests or script.name == "gradio_app.py"
+
+
+def imported(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_gradio_example_makes_its_picture() -> None:
+    app = imported(DOCS / "examples" / "gradio_app.py")
+    picture, caption = app.attention_of(Image.fromarray(chelsea()), 4)
+    assert picture.size == (451, 300)
+    assert "block 4 of 12" in caption
+
+
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_with_its_output(path: Path) -> None:
+    assert path.stat().st_size < 1_000_000
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    title, install, *others = notebook["cells"]
+    assert title["cell_type"] == "markdown"
+    assert "%pip install" in "".join(install["source"])
+    assert any(cell.get("outputs") for cell in others)
+    for cell in notebook["cells"]:
+        assert ("outputs" in cell) == ("execution_count" in cell) == (cell["cell_type"] == "code")
+        for link in re.findall(r"\]\(([^):]+)\)", "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""):
+            assert (path.parent / link).exists()
+    assert f"({path.name})" in (DOCS / "notebooks" / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path) -> None:
+    """And gives the same kinds of output as are stored."""
+    stored = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    made = imported(DOCS / "execute_notebooks.py").execute(path)["cells"]
+    for old, new in zip(stored, made, strict=True):
+        assert kinds_of(old) == kinds_of(new)
+
+
+def kinds_of(cell: dict) -> list[tuple[str, list[str]]]:
+    return [(output["output_type"], sorted(output.get("data", {}))) for output in cell.get("outputs", [])]
+
+
+def test_llms_txt_is_one() -> None:
+    """A title, a summary in a quotation, then sections of links: https://llmstxt.org."""
+    title, summary, *_ = (ROOT / "llms.txt").read_text(encoding="utf-8").split("\n\n")
+    assert title == "# attnhook"
+    assert summary.startswith("> ")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name
+)
+def test_issue_forms_ask_for_describe_and_verify(path: Path) -> None:
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= form.keys()
+    asked = {field["id"] for field in form["body"] if field["type"] != "markdown"}
+    assert {"describe", "verify"} <= asked

@@ -75,4 +75,4 @@ def test_pages_on_a_phone(site: Path, browser) -> None:
         )
     context.close()
     assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
-    assert any(url.endswith("demo.jpg") for url in requests)
+    assert any(url.endswith("pictures/attention.jpg") for url in requests)
