@@ -1,4 +1,4 @@
-"""Reads the resizes, crops and borders off torchvision's and timm's transforms, by class names and attributes, so that neither is imported."""
+"""Reads resizes, crops and borders off torchvision's and timm's transforms, by class names and attributes, so that neither is imported."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,31 +6,23 @@ from typing import Any
 import torch
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.preprocessing import Crop, Resize, Step, centred_crop
-from attnhook.imaging.rounding import CropRounding, kept_ratio_size, shortest_edge_size
+from attnhook.imaging.rounding import (
+    Crop,
+    CropRounding,
+    Resize,
+    Step,
+    centred_crop,
+    kept_ratio_size,
+    shortest_edge_size,
+)
 from attnhook.options import Size
 
 _LIBRARIES = ("torchvision.transforms", "timm.data")
 _AUGMENTERS = ("torchvision", "timm", "albumentations", "kornia", "torch")
-_COLOURS = frozenset(
-    {
-        "ConvertImageDtype",
-        "Grayscale",
-        "Identity",
-        "MaybePILToTensor",
-        "MaybeToTensor",
-        "Normalize",
-        "PILToTensor",
-        "RGB",
-        "ToDtype",
-        "ToImage",
-        "ToNumpy",
-        "ToPILImage",
-        "ToPureTensor",
-        "ToTensor",
-    }
+_MOVE_NO_PIXELS = frozenset(
+    {"ConvertImageDtype", "Grayscale", "Identity", "MaybePILToTensor", "MaybeToTensor", "Normalize", "PILToTensor"}
+    | {"RGB", "ToDtype", "ToImage", "ToNumpy", "ToPILImage", "ToPureTensor", "ToTensor"}
 )
-"""Transforms that move no pixels."""
 _RANDOM = frozenset(
     {"AugMix", "AutoAugment", "ColorJitter", "ColorJiggle", "CutMix", "ElasticTransform", "MixUp", "RandAugment"}
     | {"ScaleJitter", "TrivialAugmentWide"}
@@ -38,7 +30,7 @@ _RANDOM = frozenset(
 
 
 def transform_steps(size: Size, transform: Any) -> list[Step] | None:
-    """Read what a transform does to a photo."""
+    """Read what a transform does to a photo; None where it may do more than is known here."""
     steps: list[Step] = []
     for one in _parts(transform):
         found = _steps(size, one)
@@ -50,7 +42,7 @@ def transform_steps(size: Size, transform: Any) -> list[Step] | None:
 
 
 def check_evaluation(transform: Any) -> None:
-    """Refuse transforms that are random by what they are."""
+    """Refuse transforms that are random by their class."""
     for one in _parts(transform):
         kind = type(one)
         if kind.__module__.split(".")[0] not in _AUGMENTERS:
@@ -59,13 +51,13 @@ def check_evaluation(transform: Any) -> None:
         scaled = getattr(one, "random_scale_prob", 0) or getattr(one, "random_aspect_prob", 0)
         if kind.__name__.startswith("Random") or kind.__name__ in _RANDOM or sometimes or scaled:
             raise GeometryError(
-                f"cannot follow the preprocessing: expected the same to be done to every photo, got the random transform {kind.__name__}. "
-                "Take it out, or use the evaluation form of the transform."
+                f"cannot follow the preprocessing: expected the same steps for every photo, got the random transform {kind.__name__}. "
+                "Remove it, or pass the transform that you use for evaluation."
             )
 
 
-def nearest(interpolation: Any) -> bool:
-    """Tell whether a resize takes the nearest pixel, which some libraries find half an input pixel beside the point: that is for measuring."""
+def is_nearest(interpolation: Any) -> bool:
+    """Whether a resize takes the nearest pixel, which some libraries pick half an input pixel off. Only a measurement can tell."""
     return "nearest" in str(interpolation).lower() or (isinstance(interpolation, int) and int(interpolation) == 0)
 
 
@@ -86,86 +78,81 @@ def _parts(transform: Any) -> Iterable[Any]:
 
 def _steps(size: Size, transform: Any) -> list[Step] | None:
     kind = type(transform)
-    if not kind.__module__.startswith(_LIBRARIES):
+    if not kind.__module__.startswith(_LIBRARIES) or is_nearest(getattr(transform, "interpolation", None)):
         return None
-    if kind.__name__ in _COLOURS:
+    if kind.__name__ in _MOVE_NO_PIXELS:
         return []
     read = _READERS.get(kind.__name__)
     return None if read is None else read(size, transform)
 
 
-def _plain_resize(size: Size, transform: Any) -> list[Step] | None:
-    if nearest(transform.interpolation):
-        return None
-    return _resize(size, transform.size, getattr(transform, "max_size", None))
+def _resize(size: Size, transform: Any) -> list[Step] | None:
+    return _resized(size, transform.size, getattr(transform, "max_size", None))
 
 
-def _centre_crop(size: Size, transform: Any) -> list[Step] | None:
-    crop = _pair(transform.size)
-    if crop is None or getattr(transform, "padding_mode", "constant") != "constant":
+def _resized(size: Size, wanted: Any, longest: int | None = None) -> list[Step] | None:
+    numbers = _numbers(wanted)
+    if len(numbers) == 1:
+        return [Resize(shortest_edge_size(size, numbers[0], longest))]
+    return [Resize((numbers[0], numbers[1]))] if len(numbers) == 2 and longest is None else None
+
+
+def _center_crop(size: Size, transform: Any) -> list[Step] | None:
+    if getattr(transform, "padding_mode", "constant") != "constant":
         return None
-    return [centred_crop(size, crop, CropRounding.TORCHVISION)]
+    return _cropped(size, transform.size)
+
+
+def _cropped(size: Size, wanted: Any) -> list[Step] | None:
+    numbers = _numbers(wanted)
+    if len(numbers) not in (1, 2):
+        return None
+    return [centred_crop(size, (numbers[0], numbers[-1]), CropRounding.TORCHVISION)]
 
 
 def _keep_ratio(size: Size, transform: Any) -> list[Step] | None:
-    if (
-        nearest(transform.interpolation)
-        or transform.longest not in (0.0, 1.0)
-        or isinstance(transform.interpolation, list | tuple)
-    ):
+    if transform.longest not in (0.0, 1.0) or isinstance(transform.interpolation, list | tuple):
         return None
     return [Resize(kept_ratio_size(size, transform.size, longest=transform.longest == 1.0))]
 
 
 def _trim(size: Size, transform: Any) -> list[Step] | None:
     border = transform.border_size
-    left = size[0] - 2 * border, size[1] - 2 * border
-    return [Crop((border, border), left)] if min(left) > 0 else None
+    height, width = size[0] - 2 * border, size[1] - 2 * border
+    if min(height, width) < 1:
+        raise GeometryError(
+            f"cannot crop: expected a photo larger than twice crop_border_pixels={border}, got {size[0]} x {size[1]} pixels. "
+            "Use a larger photo."
+        )
+    return [Crop((border, border), (height, width))]
 
 
 def _preset(size: Size, transform: Any) -> list[Step] | None:
-    resized, crop = _resize(size, transform.resize_size, None), _pair(transform.crop_size)
-    if resized is None or crop is None or nearest(transform.interpolation):
-        return None
-    return [*resized, centred_crop(resized[-1].size, crop, CropRounding.TORCHVISION)]
-
-
-def _resize(size: Size, wanted: Any, longest: int | None) -> list[Step] | None:
-    numbers = [wanted] if isinstance(wanted, int) else list(wanted) if isinstance(wanted, list | tuple) else []
-    if len(numbers) == 1:
-        return [Resize(shortest_edge_size(size, int(numbers[0]), longest))]
-    return [Resize((int(numbers[0]), int(numbers[1])))] if len(numbers) == 2 and longest is None else None
+    resized = _resized(size, transform.resize_size)
+    cropped = _cropped(resized[-1].size, transform.crop_size) if resized else None
+    return resized + cropped if resized and cropped else None
 
 
 def _pad(size: Size, transform: Any) -> list[Step] | None:
-    padding = transform.padding
-    if transform.padding_mode != "constant":
-        return None  # measured: what mirrors the photo is no border of one colour
-    numbers = [padding] if isinstance(padding, int) else list(padding) if isinstance(padding, list | tuple) else []
-    if len(numbers) == 1:
-        numbers *= 4
-    elif len(numbers) == 2:
-        numbers *= 2
-    if len(numbers) != 4 or min(numbers) < 0:
-        return None
-    left, top, right, bottom = numbers
+    numbers = _numbers(transform.padding)
+    if transform.padding_mode != "constant" or len(numbers) not in (1, 2, 4) or min(numbers) < 0:
+        return None  # a border that mirrors the photo is left to the measurement
+    left, top, right, bottom = numbers * (4 // len(numbers))
     return [Crop((-top, -left), (size[0] + top + bottom, size[1] + left + right))]
 
 
-def _pair(size: Any) -> Size | None:
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list | tuple) and len(size) in (1, 2):
-        return int(size[0]), int(size[-1])
-    return None
+def _numbers(value: Any) -> list[int]:
+    if isinstance(value, int):
+        return [value]
+    return [int(number) for number in value] if isinstance(value, list | tuple) else []
 
 
 _READERS: dict[str, Callable[[Size, Any], list[Step] | None]] = {
-    "CenterCrop": _centre_crop,
-    "CenterCropOrPad": _centre_crop,
+    "CenterCrop": _center_crop,
+    "CenterCropOrPad": _center_crop,
     "ImageClassification": _preset,
     "Pad": _pad,
-    "Resize": _plain_resize,
+    "Resize": _resize,
     "ResizeKeepRatio": _keep_ratio,
     "TrimBorder": _trim,
 }

@@ -1,0 +1,110 @@
+"""Whether a preprocessing does the same every time, and to every photo."""
+
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from attnhook.errors import GeometryError
+from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.synthetic_photos import coloured_photo, constant_photo, small_size
+from attnhook.options import Size
+
+Array = NDArray[np.float32]
+Call = Callable[[Image.Image], ModelInputs]
+
+_SAME = 1e-4  # of the largest value: what a kernel that sums in another order may leave
+_ALIKE = 0.06  # of the way from black to white: 8-bit rounding, bfloat16
+_MOST_UNLIKE = 0.01  # share of the pixels that may be further off
+_MORE = 128  # repeats where a generator was used: a step that one photo in twenty undergoes is missed once in 700 times
+_SQUARE = (48, 64)  # used as well for a long and narrow photo, in which a random crop may have no room
+_REMEDY = "Remove the random step, or pass the transform that you use for evaluation."
+
+
+@contextmanager
+def untouched_generators() -> Iterator[Callable[[], bool]]:
+    """Put the states of the global random generators back at the end; yields whether one was used since."""
+    states = _states()
+    initialised: Callable[[], bool] = torch.cuda.is_initialized
+    on_gpu = torch.cuda.get_rng_state_all() if initialised() else None
+    try:
+        yield lambda: pickle.dumps(states) != pickle.dumps(_states())
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002 (the global generator, put back)
+        torch.set_rng_state(torch.from_numpy(states[2]))
+        if on_gpu is not None:
+            torch.cuda.set_rng_state_all(on_gpu)
+
+
+def _states() -> tuple[Any, ...]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()  # noqa: NPY002
+
+
+def check_repeats(call: Call, size: Size, *, repeats: int, drew: Callable[[], bool]) -> None:
+    """Run a preprocessing again and again, on a small photo where it takes one."""
+    narrow = max(size) > 2 * min(size)
+    for small in {small_size(size), _SQUARE} if narrow else {small_size(size)}:
+        _check_at(call, small, size, repeats, drew)
+
+
+def _check_at(call: Call, small: Size, size: Size, repeats: int, drew: Callable[[], bool]) -> None:
+    try:
+        first = _pixels(call, coloured_photo(small))
+    except Exception:  # whatever the preprocessing raises on a photo so small
+        small, repeats = size, 2
+        first = _pixels(call, coloured_photo(small))
+    photo = coloured_photo(small)
+    done = 0
+    while done < repeats or (drew() and done < _MORE):
+        done += 1
+        _check_same(first, _pixels(call, photo), done + 1)
+    _check_content(call, photo, first)
+
+
+def _pixels(call: Call, photo: Image.Image) -> Array:
+    pixels: Array = call(photo).pixels.detach().to("cpu", torch.float32).numpy()
+    return pixels
+
+
+def _check_same(first: Array, again: Array, run: int) -> None:
+    seen = None
+    if first.shape != again.shape:
+        seen = f"{first.shape} and then {again.shape}"
+    elif not np.array_equal(first, again):
+        off = float(np.abs(first - again).max())
+        if not off <= _SAME * float(np.abs(first).max()):
+            seen = f"pixels that differ by up to {off:.3g}"
+    if seen is not None:
+        raise GeometryError(
+            f"cannot follow the preprocessing: expected the same input every time, got {seen} from the same photo (run {run}). {_REMEDY}"
+        )
+
+
+def _check_content(call: Call, photo: Image.Image, seen: Array) -> None:
+    """What photo, negative and a photo of half the contrast become must add up, or the preprocessing depends on the photo's content."""
+    size = photo.height, photo.width
+    negative, dull = (photo.point(change) for change in (lambda value: 255 - value, lambda value: value // 2 + 64))
+    others = [_pixels(call, other) for other in (constant_photo(size, 0), constant_photo(size, 255), negative, dull)]
+    if different := next((other.shape for other in others if other.shape != seen.shape), None):
+        raise GeometryError(
+            f"cannot follow the preprocessing: expected an input whose size depends on the photo's size alone, got {seen.shape} and {different} "
+            f"from photos of {size[0]} x {size[1]}. Leave out the step that depends on the photo's content, such as cropping margins."
+        )
+    black, white, inverted, faded = others
+    gain = white - black
+    reach = float(np.abs(gain).max(initial=0))
+    halves = faded - black - gain * (63.75 / 255) - (seen - black) / 2
+    unlike = max(float((np.abs(off) > _ALIKE * reach).mean()) for off in (seen + inverted - black - white, halves))
+    if unlike > _MOST_UNLIKE:
+        raise GeometryError(
+            "cannot follow the preprocessing: expected the same to be done to every photo of a size, got pixels of a photo, of its negative and "
+            f"of a copy with less contrast that do not add up ({unlike:.0%} of them). Leave out the step that depends on the photo's content "
+            "(cropping margins, equalising, stretching contrast), or let your preprocessing return (pixels, ImageGeometry)."
+        )
