@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import image_processor_of, timm_config_of
-from attnhook.imaging.geometry_lookup import check_pixels, known_steps, maps_of, size_and_photo
+from attnhook.imaging.geometry_lookup import check_pixels, maps_of, size_and_photo
+from attnhook.imaging.known_preprocessing import known_steps
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.rounding import Crop, CropRounding, Resize, Step, centred_crop, shortest_edge_size
 from attnhook.options import Size, choose

@@ -7,22 +7,13 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.affine_maps import AffineMap, UnmeasurableError, agree
-from attnhook.imaging.calling import (
-    calibratable_call_of,
-    image_processor_of,
-    is_from_transformers,
-    run,
-    timm_config_of,
-    timm_transform,
-)
+from attnhook.imaging.calling import calibratable_call_of, image_processor_of, is_from_transformers, run
 from attnhook.imaging.geometry_cache import Cache, cache_of
 from attnhook.imaging.images import orientation_of, read_image
-from attnhook.imaging.known_processors import processor_steps
-from attnhook.imaging.known_transforms import check_evaluation, transform_steps
+from attnhook.imaging.known_preprocessing import known_steps
 from attnhook.imaging.measurement import measure
 from attnhook.imaging.model_inputs import ModelInputs
-from attnhook.imaging.resemblance import check_resemblance
-from attnhook.imaging.rounding import Step
+from attnhook.imaging.repeatability import check_resemblance
 from attnhook.imaging.synthetic_photos import constant_photo
 from attnhook.options import Size
 
@@ -37,21 +28,8 @@ def size_and_photo(photo_or_size: Any) -> tuple[Size, Image.Image | None]:
     if isinstance(photo_or_size, tuple | list):
         size: Any = tuple(photo_or_size)  # checked by the caller
         return size, None
-    if isinstance(photo_or_size, Image.Image):
-        width, height = photo_or_size.size
-        return ((height, width) if orientation_of(photo_or_size) < _SWAPPED else (width, height)), photo_or_size
-    photo = read_image(photo_or_size)
-    return (photo.height, photo.width), photo
-
-
-def known_steps(preprocess: Any, size: Size) -> list[Step] | None:
-    """Read the steps of a preprocessing where they are known exactly; refuse those that are random."""
-    check_evaluation(preprocess)
-    if (config := timm_config_of(preprocess)) is not None:
-        preprocess = timm_transform(config)
-    if (processor := image_processor_of(preprocess)) is not None:
-        return processor_steps(size, processor)
-    return transform_steps(size, preprocess)
+    photo = photo_or_size if isinstance(photo_or_size, Image.Image) else read_image(photo_or_size)
+    return (photo.size if orientation_of(photo) >= _SWAPPED else (photo.height, photo.width)), photo
 
 
 def ignores_content(preprocess: Any) -> bool:

@@ -11,6 +11,7 @@ from attnhook.errors import GeometryError
 from attnhook.imaging.affine_maps import (
     REMEDY,
     AffineMap,
+    Array,
     Line,
     UnmeasurableError,
     check_straight,
@@ -20,7 +21,6 @@ from attnhook.imaging.affine_maps import (
 from attnhook.imaging.synthetic_photos import decoded
 from attnhook.options import Size
 
-Array = NDArray[np.float32]
 Grid = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Row and column of every patch."""
 

@@ -13,7 +13,7 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.geometry_lookup import check_pixels, ignores_content
 from attnhook.imaging.images import orientation_of
 from attnhook.imaging.model_inputs import ModelInputs
-from attnhook.imaging.resemblance import check_resemblance
+from attnhook.imaging.repeatability import check_resemblance
 from attnhook.options import Size
 
 

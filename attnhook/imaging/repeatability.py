@@ -1,4 +1,8 @@
-"""Whether a preprocessing does the same every time, and to every photo."""
+"""Whether a preprocessing does the same every time, and to every photo.
+
+A preprocessing is measured on synthetic photos. One that crops around what it finds in a photo, such as a face, finds none in these.
+So the pixels of the real photo, too, are compared with the part of it that the measurement says they show.
+"""
 
 import pickle
 import random
@@ -23,6 +27,9 @@ _SAME = 1e-4  # of the largest value: what a kernel that sums in another order m
 _ALIKE = 0.06  # of the way from black to white: 8-bit rounding, bfloat16
 _MOST_UNLIKE = 0.01  # share of the pixels that may be further off
 _MORE = 128  # repeats where a generator was used: a step that one photo in twenty undergoes is missed once in 700 times
+_CELLS = 16  # per edge: both pictures are averaged over so many cells, which no kind of resampling changes much
+_FLAT = 3.0  # grey levels: a photo that varies less cannot be recognised
+_LEAST = 0.7  # correlation; 0.97 and more of photos through resizes, crops and colour channels in any order
 _SQUARE = (48, 64)  # used as well for a long and narrow photo, in which a random crop may have no room
 _REMEDY = "Remove the random step, or pass the transform that you use for evaluation."
 
@@ -108,3 +115,37 @@ def _check_content(call: Call, photo: Image.Image, seen: Array) -> None:
             f"of a copy with less contrast that do not add up ({unlike:.0%} of them). Leave out the step that depends on the photo's content "
             "(cropping margins, equalising, stretching contrast), or let your preprocessing return (pixels, ImageGeometry)."
         )
+
+
+def check_resemblance(photo: Image.Image, inputs: ModelInputs, geometry: Any) -> None:
+    """Compare a picture with the part of a photo that it should show, by an affine map."""
+    if inputs.pictures != 1 or inputs.geometry is not None:
+        return
+    top, left, bottom, right = (round(edge) for edge in geometry.valid)
+    (y0, y1), (x0, x1) = (
+        [(edge - geometry.offset[axis]) / geometry.scale[axis] for edge in edges]
+        for axis, edges in enumerate(((top, bottom), (left, right)))
+    )
+    box = max(x0, 0.0), max(y0, 0.0), min(x1, photo.width), min(y1, photo.height)
+    if min(bottom - top, right - left, box[2] - box[0], box[3] - box[1]) < _CELLS:
+        return
+    small = photo.resize((_CELLS, _CELLS), Image.Resampling.BOX, box=box, reducing_gap=2.0)
+    expected = [np.asarray(small, np.float64).mean(axis=2), np.asarray(small.convert("L"), np.float64)]
+    if max(one.std() for one in expected) < _FLAT:
+        return
+    pixels = inputs.pixels.detach().to("cpu", torch.float32)
+    seen = pixels.reshape(1, *pixels.shape[-3:]).mean(dim=1)[:, top:bottom, left:right]
+    cells = torch.nn.functional.adaptive_avg_pool2d(seen, _CELLS)[0].double().numpy()
+    alike = max(_correlation(one, cells) for one in expected)
+    if not alike >= _LEAST:
+        raise GeometryError(
+            "the preprocessing treats this photo differently from others of its size: expected pixels that resemble the part of the photo "
+            f"they should show, got a correlation of {alike:.2f}. It crops around what it finds in the photo, is random, or has changed since "
+            "it was measured. Let it return (pixels, ImageGeometry)."
+        )
+
+
+def _correlation(one: Any, other: Any) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    product = float(np.sqrt((one**2).sum() * (other**2).sum()))
+    return float((one * other).sum()) / product if product else 0.0
