@@ -46,7 +46,7 @@ class AffineMap:
         scale: Input pixels per photo pixel, (vertical, horizontal).
         offset: Where the photo's top left corner lies on the input, in input pixels.
         valid: Top, left, bottom, right of the part of the input that shows photo, in input pixels.
-        unit: What the measurement resolves, in input pixels, (vertical, horizontal): see `unit_of`.
+        unit: What the measurement resolves, in input pixels, (vertical, horizontal).
         patches: For packed patches: the centre (y, x) of every patch on the photo, in the order they came; NaN for padding.
         grid: For packed patches: row and column of every patch on the grid, in the order they came; -1 for padding.
     """
@@ -83,13 +83,13 @@ def map_from_lines(
         offset.append(first)
         first_shown.append(max(first, 0.0) if first > low - near else float(low))
         last_shown.append(min(last, float(edge)) if last < high + near else float(high))
-    unit = unit_of(lines[0][0], size[0]), unit_of(lines[1][0], size[1])
+    unit = _unit_of(lines[0][0], size[0]), _unit_of(lines[1][0], size[1])
     valid = first_shown[0], first_shown[1], last_shown[0], last_shown[1]
     return AffineMap(input_size, (scale[0], scale[1]), (offset[0], offset[1]), valid, unit, **patches)
 
 
-def unit_of(slope: float, length: int) -> float:
-    """Say what a ramp resolves, in input pixels: an input pixel, a photo pixel or a grey level, whichever is the coarsest."""
+def _unit_of(slope: float, length: int) -> float:
+    """What a ramp resolves, in input pixels: an input pixel, a photo pixel or a grey level, whichever is the coarsest."""
     return max(1.0, 1 / slope, length / LEVELS / slope)
 
 
@@ -107,18 +107,12 @@ def check_straight(residual: NDArray[Any], slope: float, length: int, axis: int)
         edges = np.linspace(0, residual.shape[along], count + 1).astype(int)
         sums = np.add.reduceat(residual, edges[:-1], axis=along)
         residual = sums / np.expand_dims(np.diff(edges), 1 - along)
-    worst, allowed = float(np.abs(residual).max()) / slope, _tolerance(slope, length)
+    worst, allowed = float(np.abs(residual).max()) / slope, _RESIDUAL * _unit_of(slope, length)
     if not worst <= allowed:
         raise _not_affine(f"points up to {worst:.2f} input pixels off {_AXES[axis]}, more than {allowed:.2f}")
 
 
-def _tolerance(slope: float, length: int) -> float:
-    """How far the average of a block may be off a line, in input pixels."""
-    return _RESIDUAL * unit_of(slope, length)
-
-
 def _not_affine(seen: str) -> GeometryError:
-    """Make the error for a preprocessing that is no affine map."""
     return GeometryError(
         f"cannot follow the preprocessing: expected a straight line per axis between photo and input, got {seen}. It flips, rotates or warps "
         f"the photo, or changes its brightness by more than a factor and an offset. {REMEDY}"
@@ -162,7 +156,12 @@ def fitted_picture(black: Array, white: Array, ramps: Sequence[Array], size: Siz
     dark = black[:, rows, columns]
     gain = white[:, rows, columns] - dark
     power = np.einsum("chw,chw->hw", gain, gain)
-    _check_box(power)
+    share = float((power > _SHOWN**2 * power.max()).mean())
+    if share < _BOXED:
+        raise GeometryError(
+            f"cannot follow the preprocessing: expected the photo in one upright box of the input, got a box of which {share:.0%} shows photo. "
+            f"It rotates, warps or masks the photo. {REMEDY}"
+        )
     power = np.maximum(power, np.float32(np.finfo(np.float32).tiny))
     seen = [
         decoded(np.einsum("chw,chw->hw", gain, ramp[:, rows, columns] - dark) / power) * length
@@ -182,15 +181,6 @@ def _shown_box(black: Array, white: Array, stride: int, peak: float) -> tuple[in
     shares = (across > _SHOWN * own).mean(1), (along > _SHOWN * own).mean(0)
     rows, columns = (np.flatnonzero(share > 0.1 * share.max()) for share in shares)
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-
-
-def _check_box(power: Array) -> None:
-    share = float((power > _SHOWN**2 * float(power.max())).mean())
-    if share < _BOXED:
-        raise GeometryError(
-            f"cannot follow the preprocessing: expected the photo in one upright box of the input, got a box of which {share:.0%} shows photo. "
-            f"It rotates, warps or masks the photo. {REMEDY}"
-        )
 
 
 def _fitted_lines(seen: Sequence[Array], at: Sequence[NDArray[np.float64]], size: Size) -> list[Line]:
@@ -219,16 +209,15 @@ def _check_upright(seen: Sequence[Array], at: Sequence[NDArray[np.float64]], siz
         [_line_along(axis, values, at[axis])[0] for axis in (0, 1)] for values in seen
     )
     reach = [float(centres[-1] - centres[0]) for centres in at]
-    if max(abs(down) * reach[0], abs(down_across) * reach[1]) < 0.1 * size[0] / LEVELS:
-        raise _not_affine("nothing that rises from the photo's top to its bottom")
-    if max(abs(across) * reach[1], abs(across_down) * reach[0]) < 0.1 * size[1] / LEVELS:
-        raise _not_affine("nothing that rises from the photo's left to its right")
+    for rise, length in (([down, down_across], size[0]), ([across_down, across], size[1])):
+        if np.abs(np.multiply(rise, reach)).max() < 0.1 * length / LEVELS:
+            raise _not_affine("brightness that does not change along a ramp")
     if abs(down_across) > abs(down) and abs(across_down) > abs(across):
         raise _not_affine("the photo's rows along the input's columns: it is transposed or turned by about 90 degrees")
     if ways := [way for way, slope in (("top to bottom", down), ("left to right", across)) if slope < 0]:
         raise _not_affine(f"the photo mirrored {' and '.join(ways)}")
     for along, slope, cross, length in ((1, down, down_across, size[0]), (0, across, across_down, size[1])):
-        if slope <= 0 or abs(cross) * reach[along] / 2 > _tolerance(slope, length) * slope:
+        if slope <= 0 or abs(cross) * reach[along] / 2 > _RESIDUAL * _unit_of(slope, length) * slope:
             angle = np.degrees(np.arctan2(abs(cross), slope))
             raise _not_affine(f"the photo turned or sheared by about {angle:.1f} degrees")
 

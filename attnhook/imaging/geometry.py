@@ -18,7 +18,7 @@ from attnhook.imaging.calling import image_processor_of, timm_config_of
 from attnhook.imaging.geometry_lookup import check_pixels, maps_of, size_and_photo
 from attnhook.imaging.known_preprocessing import known_steps
 from attnhook.imaging.model_inputs import ModelInputs
-from attnhook.imaging.rounding import Crop, CropRounding, Resize, Step, centred_crop, shortest_edge_size
+from attnhook.imaging.rounding import Crop, CropRounding, Step, centred_crop, shortest_edge_size
 from attnhook.options import Size, choose
 
 _Geometry = TypeVar("_Geometry")
@@ -232,8 +232,7 @@ class ImageGeometry:
             The geometry after this step.
         """
         wanted = _checked_size((size, size) if isinstance(size, int) else size, "crop")
-        step = centred_crop(self.input_size, wanted, choose(CropRounding, rounding, "rounding"))
-        return self.crop(step.start, step.size)
+        return self.crop(*centred_crop(self.input_size, wanted, choose(CropRounding, rounding, "rounding")))
 
     def crop(self, start: Size, size: Size) -> Self:
         """Cut out a window; where it reaches beyond the picture, it adds a border.
@@ -268,10 +267,7 @@ class ImageGeometry:
         """Add a border.
 
         Args:
-            top: Rows above.
-            left: Columns to the left.
-            bottom: Rows below.
-            right: Columns to the right.
+            top, left, bottom, right: Rows or columns to add on this side.
 
         Returns:
             The geometry after this step.
@@ -311,8 +307,7 @@ class ImageGeometry:
         """Map points of the photo to the model input.
 
         Args:
-            y: Vertical positions, in photo pixels at pixel edges: a number, an array or a tensor.
-            x: Horizontal positions, likewise.
+            y, x: Vertical and horizontal positions, in photo pixels at pixel edges: numbers, arrays or tensors.
 
         Returns:
             The vertical and horizontal positions, in input pixels.
@@ -323,8 +318,7 @@ class ImageGeometry:
         """Map points of the model input to the photo: the inverse of `to_input`.
 
         Args:
-            y: Vertical positions, in input pixels at pixel edges: a number, an array or a tensor.
-            x: Horizontal positions, likewise.
+            y, x: Vertical and horizontal positions, in input pixels at pixel edges: numbers, arrays or tensors.
 
         Returns:
             The vertical and horizontal positions, in photo pixels.
@@ -368,11 +362,7 @@ class ImageGeometry:
             return None
         geometry = self
         for step in steps:
-            match step:
-                case Resize(size):
-                    geometry = geometry._resized(size)
-                case Crop(start, size):
-                    geometry = geometry.crop(start, size)
+            geometry = geometry.crop(*step) if isinstance(step, Crop) else geometry._resized(step.size)
         return geometry
 
 

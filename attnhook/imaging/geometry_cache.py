@@ -18,13 +18,14 @@ _LARGE = 1 << 16  # bytes of an array that are read
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, type(Ellipsis))
 _SETTINGS = (str, int, float, bool, list, tuple, dict)
 _MISSING = object()
+_EMPTY = types.CellType()
 
 _weak: dict[Any, tuple[Any, "Cache"]] = {}
 _strong: dict[Any, tuple[Any, "Cache"]] = {}
 
 
 class Cache(OrderedDict[Any, Any]):
-    """What is known of one preprocessing in one state; the oldest answers go first."""
+    """What is known of a preprocessing in one state; the oldest answers are dropped first."""
 
     def __init__(self, state: Any) -> None:
         super().__init__()
@@ -50,8 +51,8 @@ def cache_of(preprocess: Any) -> Cache:
         reference = weakref.ref(owner, lambda _: _weak.pop(key, None))
     except TypeError:  # no weak references to it
         caches = _strong
-    there, cache = caches.pop(key, (None, None))
-    if there is None or cache is None or there() is not owner or cache.state != state:
+    there, cache = caches.pop(key, (reference, None))
+    if cache is None or there() is not owner or cache.state != state:
         cache = Cache(state)
     caches[key] = reference, cache
     while len(_strong) > _STRONG:
@@ -76,9 +77,9 @@ def state_of(value: Any, depth: int = _DEEP) -> Any:  # noqa: PLR0911 (one retur
     if isinstance(value, types.MethodType):
         return value.__func__, state_of(value.__self__, depth)
     if isinstance(value, types.FunctionType):
-        cells = tuple(_content(cell, depth - 1) for cell in value.__closure__ or ())
-        defaults = (value.__defaults__, value.__kwdefaults__)
-        return id(value), cells, state_of(defaults, depth - 1), tuple(_globals_of(value, depth - 1))
+        held = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+        own = state_of((*held, value.__defaults__, value.__kwdefaults__), depth)
+        return id(value), own, tuple(_globals_of(value, depth - 1))
     if isinstance(value, torch.nn.Module) and any(True for _ in value.parameters()):
         return id(value)  # a model
     if isinstance(value, functools.partial):
@@ -93,18 +94,10 @@ def _globals_of(function: types.FunctionType, depth: int) -> Iterator[Any]:
     for name in names:
         value = scope.get(name, _MISSING)
         if isinstance(value, types.ModuleType):
-            yield from (
-                state_of(vars(value)[one], depth) for one in names if isinstance(vars(value).get(one), _SETTINGS)
-            )
+            own = vars(value)
+            yield from (state_of(own[one], depth) for one in names if isinstance(own.get(one), _SETTINGS))
         elif isinstance(value, types.FunctionType):
             if value is not function and value.__module__ == function.__module__:
                 yield state_of(value, depth)
         elif value is not _MISSING and not callable(value):
             yield name, state_of(value, depth)
-
-
-def _content(cell: Any, depth: int) -> Any:
-    try:
-        return state_of(cell.cell_contents, depth)
-    except ValueError:  # not yet filled
-        return None

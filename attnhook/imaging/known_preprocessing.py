@@ -88,16 +88,11 @@ def _is_nearest(interpolation: Any) -> bool:
 
 
 def _parts(transform: Any) -> Iterable[Any]:
-    inner = getattr(transform, "transforms", None)
-    if isinstance(inner, list | tuple | torch.nn.ModuleList):
+    inner = transform if isinstance(transform, torch.nn.Sequential) else getattr(transform, "transforms", None)
+    if isinstance(inner, list | tuple | torch.nn.ModuleList | torch.nn.Sequential):
         for one in inner:
             yield from _parts(one)
-        if type(transform).__name__ in {"Compose", "ReplayCompose"}:
-            return
-    elif isinstance(transform, torch.nn.Sequential):
-        for one in transform:
-            yield from _parts(one)
-        if type(transform) is torch.nn.Sequential:
+        if type(transform).__name__ in {"Compose", "ReplayCompose"} or type(transform) is torch.nn.Sequential:
             return
     yield transform
 

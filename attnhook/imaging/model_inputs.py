@@ -116,11 +116,11 @@ def batched(several: Sequence[ModelInputs]) -> ModelInputs:
     pixels = torch.cat([one.pixels for one in several])
     if first.keywords is None:
         return ModelInputs(pixels)
-    columns = {name: [(one.keywords or {}).get(name) for one in several] for name in first.keywords}
-    return ModelInputs(
-        pixels,
-        {name: pixels if first.keywords[name] is first.pixels else _joined(values) for name, values in columns.items()},
-    )
+    keywords = {
+        name: pixels if value is first.pixels else _joined([(one.keywords or {}).get(name) for one in several])
+        for name, value in first.keywords.items()
+    }
+    return ModelInputs(pixels, keywords)
 
 
 def _joined(values: list[Any]) -> Any:

@@ -31,7 +31,6 @@ _CELLS = 16  # per edge: both pictures are averaged over so many cells, which no
 _FLAT = 3.0  # grey levels: a photo that varies less cannot be recognised
 _LEAST = 0.7  # correlation; 0.97 and more of photos through resizes, crops and colour channels in any order
 _SQUARE = (48, 64)  # used as well for a long and narrow photo, in which a random crop may have no room
-_REMEDY = "Remove the random step, or pass the transform that you use for evaluation."
 
 
 @contextmanager
@@ -81,17 +80,18 @@ def _pixels(call: Call, photo: Image.Image) -> Array:
 
 
 def _check_same(first: Array, again: Array, run: int) -> None:
-    seen = None
-    if first.shape != again.shape:
-        seen = f"{first.shape} and then {again.shape}"
-    elif not np.array_equal(first, again):
-        off = float(np.abs(first - again).max())
-        if not off <= _SAME * float(np.abs(first).max()):
-            seen = f"pixels that differ by up to {off:.3g}"
-    if seen is not None:
-        raise GeometryError(
-            f"cannot follow the preprocessing: expected the same input every time, got {seen} from the same photo (run {run}). {_REMEDY}"
-        )
+    if first.shape == again.shape and np.allclose(again, first, rtol=0, atol=_SAME * np.abs(first).max()):
+        return
+    alike = first.shape == again.shape
+    seen = (
+        f"pixels that differ by up to {np.abs(first - again).max():.3g}"
+        if alike
+        else f"{first.shape}, then {again.shape}"
+    )
+    raise GeometryError(
+        f"cannot follow the preprocessing: expected the same input every time, got {seen} from the same photo (run {run}). "
+        "Remove the random step, or pass the transform that you use for evaluation."
+    )
 
 
 def _check_content(call: Call, photo: Image.Image, seen: Array) -> None:
