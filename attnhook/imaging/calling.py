@@ -38,7 +38,7 @@ def call_of(preprocess: Any) -> Callable[[Image.Image], Any]:
         return call
     raise GeometryError(
         "cannot preprocess a photo: expected a transform, an image processor, a timm data config or a function of one PIL image, got "
-        f"{kind.__name__}. Pass whatever turns your photo into the model's input."
+        f"{kind.__name__}. Pass what turns your photo into the model's input, not its output."
     )
 
 
@@ -90,7 +90,7 @@ def timm_config_of(preprocess: Any) -> Mapping[str, Any] | None:
         config: dict[str, Any] = timm.data.resolve_model_data_config(preprocess)
         built = getattr(getattr(preprocess, "patch_embed", None), "img_size", None)
         return config if built is None else config | {"input_size": (config["input_size"][0], *built)}
-    return preprocess if isinstance(preprocess, Mapping) else None
+    return preprocess if isinstance(preprocess, Mapping) and "pixel_values" not in preprocess else None
 
 
 def timm_transform(config: Mapping[str, Any]) -> Callable[[Image.Image], Any]:

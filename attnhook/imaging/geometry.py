@@ -108,7 +108,8 @@ class ImageGeometry:
             GeometryError: As in `of`.
         """
         size, photo = size_and_photo(photo_or_size)
-        size = _checked_size(size, "photo")
+        start = cls.identity(size)
+        size = start.image_size
         if isinstance(preprocess, ImageGeometry):
             if preprocess.image_size != size:
                 swapped = "Height and width look swapped: PIL's photo.size is (width, height). "
@@ -118,7 +119,7 @@ class ImageGeometry:
                     "photo = ImageOps.exif_transpose(photo) if the photo has an EXIF rotation."
                 )
             return (cls(**vars(preprocess)),)
-        return cls._each(preprocess, size, photo, cls.identity(size)._after(known_steps(preprocess, size)))
+        return cls._each(preprocess, size, photo, start._after(known_steps(preprocess, size)))
 
     @classmethod
     def measured(cls, preprocess: Any, size: Size) -> Self:

@@ -17,7 +17,6 @@ from attnhook.imaging.repeatability import check_resemblance
 from attnhook.imaging.synthetic_photos import constant_photo
 from attnhook.options import Size
 
-_RETURNS_GEOMETRY = "returns (pixels, ImageGeometry)"
 _SWAPPED = 5  # EXIF orientations from here on swap height and width
 _REPEATS = 8
 _SHIPPED_REPEATS = 1  # transformers' own processors: no random steps unless a generator is used
@@ -45,20 +44,21 @@ def maps_of(preprocess: Any, size: Size, photo: Image.Image | None, exact: Any) 
         exact: The geometry after the steps that are known, or None.
     """
     cache = cache_of(preprocess)
-    if _RETURNS_GEOMETRY not in cache:
-        if exact is not None and _is_confirmed(exact, preprocess, size, cache):
-            return (exact,)
-        found = cache.get(size) or _measured(preprocess, size)
-        cache[_RETURNS_GEOMETRY if found is None else size] = found
-        if found is not None:
-            if photo is not None and len(found) == 1 and not ignores_content(preprocess):
-                upright = read_image(photo)
-                check_resemblance(upright, run(preprocess, upright.copy()), found[0])
+    if exact is not None and _is_confirmed(exact, preprocess, size, cache):
+        return (exact,)
+    found = cache.get(size) or _measured(preprocess, size)
+    if found is not None:
+        cache[size] = found
+        if photo is None or len(found) > 1 or ignores_content(preprocess):
             return found
-    inputs = run(preprocess, constant_photo(size, 128) if photo is None else read_image(photo))
+    upright = constant_photo(size, 128) if photo is None else read_image(photo)
+    inputs = run(preprocess, upright.copy())
+    if found is not None:
+        check_resemblance(upright, inputs, found[0])
+        return found
     if inputs.geometry is None:
         raise GeometryError(
-            "cannot follow the preprocessing: expected (pixels, ImageGeometry) for every photo, as for the first, got pixels alone. Return both."
+            "cannot follow the preprocessing: expected (pixels, ImageGeometry) for every photo, got pixels alone for this one. Return both."
         )
     return inputs
 
@@ -79,8 +79,8 @@ def _measured(preprocess: Any, size: Size, repeats: int | None = None) -> tuple[
     processor = image_processor_of(preprocess)
     if repeats is None:
         repeats = _SHIPPED_REPEATS if processor is not None and is_from_transformers(processor) else _REPEATS
-    side = getattr(processor, "patch_size", None)
-    if side is not None and not isinstance(side, int):
+    side: Any = getattr(processor, "patch_size", None)
+    if not isinstance(side, int):
         side = side.get("height") if hasattr(side, "get") else getattr(side, "height", None)
     return measure(calibratable_call_of(preprocess), size, repeats=repeats, patch_side=side)
 

@@ -16,7 +16,7 @@ would have another program read (PostScript) are not opened.
 import io
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,11 +64,9 @@ def read_image(source: ImageSource) -> Image.Image:
 
 def each_image(images: "ImageSource | Iterable[ImageSource]") -> list[ImageSource]:
     """One image or several, as a list."""
-    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | torch.Tensor) or not isinstance(
-        images, Iterable
-    ):
+    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | torch.Tensor):
         return [images]
-    return list(images)
+    return list(images) if isinstance(images, Iterable) else [images]
 
 
 def open_image(source: str | Path) -> Image.Image:
@@ -177,18 +175,14 @@ def _has_transparency(image: Image.Image) -> bool:
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if profile:
+    if profile := image.info.get("icc_profile"):
         from PIL import ImageCms
 
-        try:
-            converted = ImageCms.profileToProfile(
-                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
-        except (ImportError, OSError, ValueError, ImageCms.PyCMSError):  # no littlecms, or a profile it cannot use
-            converted = None
-        if converted is not None:
-            return converted
+        with suppress(
+            ImportError, OSError, ValueError, ImageCms.PyCMSError
+        ):  # no littlecms, or a profile it cannot use
+            srgb = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, io.BytesIO(profile), srgb, outputMode="RGB") or image.convert("RGB")
     return image.convert("RGB")
 
 
@@ -245,11 +239,9 @@ def _to_uint8(array: NDArray[Any], kind: str) -> NDArray[np.uint8]:
             f"cannot read a {kind} as an image: expected finite values in [0, 1], got NaN or infinity. Replace them first."
         )
     if low < -_ROUNDING_SLACK or high > 1 + _ROUNDING_SLACK:
-        remedy = (
-            "Undo the model's normalisation (x * std + mean), or pass the original photo."
-            if low < 0
-            else "Divide by the largest possible value, or convert to uint8."
-        )
+        remedy = "Divide by the largest possible value, or convert to uint8."
+        if low < 0:
+            remedy = "Undo the model's normalisation (x * std + mean), or pass the original photo."
         raise ImageError(
             f"cannot read a {kind} as an image: expected floating point in [0, 1], got values from {low:.4g} to {high:.4g}. {remedy}"
         )

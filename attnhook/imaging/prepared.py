@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
 from attnhook.errors import GeometryError
@@ -71,13 +69,6 @@ def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) ->
         raise ValueError(
             "cannot draw a patch map over a photo: expected where=, what turned the photo into pixels, got none. Pass the transform or "
             "processor itself, or an ImageGeometry: overlay(photo, patch_map, transform)."
-        )
-    if isinstance(where, Image.Image | torch.Tensor | np.ndarray) or (
-        hasattr(where, "keys") and "pixel_values" in where
-    ):
-        raise GeometryError(
-            f"cannot place a patch map: expected what turned the photo into pixels, got {type(where).__name__}, a picture or the output of a "
-            "preprocessing. Pass the transform or the processor itself."
         )
     if photo is None:
         raise GeometryError(

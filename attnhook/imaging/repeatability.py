@@ -55,27 +55,22 @@ def _states() -> tuple[Any, ...]:
 
 def check_repeats(call: Call, size: Size, *, repeats: int, drew: Callable[[], bool]) -> None:
     """Run a preprocessing again and again, on a small photo where it takes one."""
-    narrow = max(size) > 2 * min(size)
-    for small in {small_size(size), _SQUARE} if narrow else {small_size(size)}:
-        _check_at(call, small, size, repeats, drew)
-
-
-def _check_at(call: Call, small: Size, size: Size, repeats: int, drew: Callable[[], bool]) -> None:
-    try:
-        first = _pixels(call, coloured_photo(small))
-    except Exception:  # whatever the preprocessing raises on a photo so small
-        small, repeats = size, 2
-        first = _pixels(call, coloured_photo(small))
-    photo = coloured_photo(small)
-    done = 0
-    while done < repeats or (drew() and done < _MORE):
-        done += 1
-        _check_same(first, _pixels(call, photo), done + 1)
-    _check_content(call, photo, first)
+    smalls = {small_size(size), _SQUARE} if max(size) > 2 * min(size) else {small_size(size)}
+    for photo in map(coloured_photo, smalls):
+        try:
+            first, wanted = _pixels(call, photo), repeats
+        except Exception:  # whatever the preprocessing raises on a photo so small
+            photo, wanted = coloured_photo(size), 2  # noqa: PLW2901
+            first = _pixels(call, photo)
+        done = 0
+        while done < wanted or (drew() and done < _MORE):
+            done += 1
+            _check_same(first, _pixels(call, photo), done + 1)
+        _check_content(call, photo, first)
 
 
 def _pixels(call: Call, photo: Image.Image) -> Array:
-    pixels: Array = call(photo).pixels.detach().to("cpu", torch.float32).numpy()
+    pixels: Array = call(photo.copy()).pixels.detach().to("cpu", torch.float32).numpy()  # it may work in place
     return pixels
 
 
