@@ -375,7 +375,7 @@ def _checked_size(size: Size, what: str) -> Size:
         whole = False
     if not whole:
         raise GeometryError(
-            f"not a size of a {what}: expected (height, width), whole and positive, got {size!r}. Of a PIL image pass "
+            f"bad size of a {what}: expected (height, width), whole and positive, got {size!r}. For a PIL image, pass "
             "(image.height, image.width); its image.size is (width, height)."
         )
     return int(height), int(width)
