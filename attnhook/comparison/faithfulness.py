@@ -13,8 +13,7 @@ from torch import Tensor
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import random_map
 from attnhook.comparison.tables import Estimate, estimate
-from attnhook.imaging.input_batches import with_pixels
-from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.running.forward_passes import run_vision
 from attnhook.running.targets import TargetOption, class_index, class_scores

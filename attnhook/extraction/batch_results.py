@@ -15,8 +15,7 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
 from attnhook.extraction.settings import Settings
-from attnhook.imaging.input_batches import with_pixels
-from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, Rows
 from attnhook.results.captions import reads_block, rows_in_words

@@ -18,8 +18,7 @@ from attnhook.extraction.listings import Listing
 from attnhook.extraction.sources import Source
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import read_image
-from attnhook.imaging.input_batches import batch_key, batched, each_tensor
-from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.model_inputs import ModelInputs, batch_key, batched, each_tensor
 from attnhook.imaging.prepared import prepare
 
 _STUCK = 1800

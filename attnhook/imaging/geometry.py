@@ -1,4 +1,4 @@
-"""Where the pixels of a photo went on their way into a model: resize, crop and padding as one affine map per axis.
+"""The geometry of a model's input: resize, crop and padding as one affine map per axis between photo and input.
 
 Coordinates are continuous and measured at pixel edges: a picture of height H spans 0..H, and the centre of row i is at i + 0.5. That is
 how Pillow, torchvision and `align_corners=False` resample, so no half pixel is lost on the way. Flips, rotations and random
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import image_processor_of, timm_config_of
-from attnhook.imaging.placements import Placement
-from attnhook.imaging.placing import known_steps, measured_placements, placements_of, size_and_photo
-from attnhook.imaging.preprocessing import Crop, Resize, Step, centred_crop, timm_steps
-from attnhook.imaging.rounding import CropRounding, shortest_edge_size
+from attnhook.imaging.geometry_lookup import check_pixels, maps_of, size_and_photo
+from attnhook.imaging.known_preprocessing import known_steps
+from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.rounding import Crop, CropRounding, Step, centred_crop, shortest_edge_size
 from attnhook.options import Size, choose
 
 _Geometry = TypeVar("_Geometry")
@@ -30,15 +30,15 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """The map between a photo's pixels and a model's input: `input = photo * scale + offset`, for each axis.
+    """The affine map from a photo's pixels to a model's input: `input = photo * scale + offset`, for each axis.
 
-    Every method that does a step returns a new geometry, so steps chain in the order of the preprocessing.
+    `resize`, `center_crop`, `crop`, `pad` and `pad_to` return a new geometry, so steps chain in the order of the preprocessing.
 
     Attributes:
         image_size: The photo's height and width, in pixels, upright.
         input_size: The model input's height and width, in pixels.
         scale: Input pixels per photo pixel, (vertical, horizontal).
-        offset: Where the photo's top left corner lies on the input, (vertical, horizontal), in input pixels.
+        offset: Position of the photo's top left corner on the input, (vertical, horizontal), in input pixels.
         valid: The part of the input that shows photo rather than padding, in input pixels.
 
     Example:
@@ -68,10 +68,10 @@ class ImageGeometry:
 
     @classmethod
     def of(cls, preprocess: Any, photo_or_size: Any) -> Self:
-        """Find where the input lies that a preprocessing makes of a photo.
+        """Find which part of a photo a preprocessing turns into the model's input.
 
-        Where the steps are known exactly (torchvision's and timm's transforms, many image processors of transformers), they are used, once a
-        measurement has confirmed them. Anything else is measured (see `measured`), and the result remembered for this photo size.
+        If the steps are known exactly (torchvision's and timm's transforms, many image processors of transformers), they are used after a
+        measurement has confirmed them. Anything else is measured (see `measured`), and the result is remembered for this photo size.
 
         Args:
             preprocess: Whatever turns the photo into the model's input: a torchvision transform, a timm transform, data config or model, an
@@ -84,7 +84,7 @@ class ImageGeometry:
 
         Raises:
             GeometryError: If the preprocessing is random, does more than resize, crop and pad, or makes several inputs; the message says
-                what was seen.
+                what was found.
 
         Example:
             >>> import numpy as np
@@ -95,7 +95,7 @@ class ImageGeometry:
 
     @classmethod
     def of_each(cls, preprocess: Any, photo_or_size: Any) -> tuple[Self | None, ...]:
-        """Find where each of several inputs lies, such as the tiles that LLaVA-NeXT or Idefics3 cut from one photo.
+        """Find the geometry of each of several inputs, such as the tiles that LLaVA-NeXT or Idefics3 cut from one photo.
 
         Args:
             preprocess: As in `of`.
@@ -108,20 +108,24 @@ class ImageGeometry:
             GeometryError: As in `of`.
         """
         size, photo = size_and_photo(photo_or_size)
-        size = _checked_size(size, "photo")
+        start = cls.identity(size)
+        size = start.image_size
         if isinstance(preprocess, ImageGeometry):
             if preprocess.image_size != size:
+                swapped = "Height and width look swapped: PIL's photo.size is (width, height). "
                 raise GeometryError(
-                    f"the geometry is of another photo: expected image_size {size}, got {preprocess.image_size}. Make one for each photo size."
+                    f"the geometry is of another photo: expected image_size {size}, got {preprocess.image_size}. "
+                    f"{swapped if preprocess.image_size == size[::-1] else ''}Make it from this photo's (photo.height, photo.width), after "
+                    "photo = ImageOps.exif_transpose(photo) if the photo has an EXIF rotation."
                 )
             return (cls(**vars(preprocess)),)
-        return cls._each(placements_of(preprocess, size, photo, lambda: cls._known(preprocess, size)), size)
+        return cls._each(preprocess, size, photo, start._after(known_steps(preprocess, size)))
 
     @classmethod
     def measured(cls, preprocess: Any, size: Size) -> Self:
-        """Find where the input lies only by looking at what a preprocessing does with synthetic photos.
+        """Find the geometry only by looking at what a preprocessing does to synthetic photos.
 
-        It is run on a black photo, a white photo and two ramps of the given size, and several times on a small photo to see whether it does
+        It is run on a black photo, a white photo and two ramps of the given size, and several times on a small photo to check that it does
         the same every time. The result is remembered. The global random generators are left as they were.
 
         Args:
@@ -135,11 +139,12 @@ class ImageGeometry:
             GeometryError: As in `of`.
         """
         size = _checked_size(size, "photo")
-        return cls._only(cls._each(measured_placements(preprocess, size), size))
+        known_steps(preprocess, size)  # refuses random transforms
+        return cls._only(cls._each(preprocess, size))
 
     @classmethod
     def from_timm(cls, size: Size, data_config: Any) -> Self:
-        """Follow `timm.data.create_transform(**data_config, is_training=False)` without running it.
+        """Find the geometry of `timm.data.create_transform(**data_config, is_training=False)` without running it.
 
         Args:
             size: The photo's height and width, in pixels.
@@ -156,16 +161,16 @@ class ImageGeometry:
             (224, 224)
         """
         start = cls.identity(size)
-        if (config := timm_config_of(data_config)) is None:
+        if timm_config_of(data_config) is None:
             raise GeometryError(
                 f"cannot follow timm's preprocessing: expected a data config or a timm model, got {type(data_config).__name__}. Pass what "
                 "timm.data.resolve_model_data_config(model) returns."
             )
-        return start._apply(timm_steps(start.image_size, config))
+        return start._after(known_steps(data_config, start.image_size)) or cls.of(data_config, size)
 
     @classmethod
     def from_processor(cls, size: Size, processor: Any, *, input_size: Size | None = None) -> Self:
-        """Follow an image processor of transformers: the same as `of`.
+        """Find the geometry of an image processor of transformers: the same as `of`.
 
         Args:
             size: The photo's height and width, in pixels.
@@ -181,7 +186,7 @@ class ImageGeometry:
         size = _checked_size(size, "photo")
         if image_processor_of(processor) is None:
             raise GeometryError(
-                f"cannot follow {type(processor).__name__}: expected an image processor of transformers, got something else. For any other "
+                f"cannot follow the preprocessing: expected an image processor of transformers, got {type(processor).__name__}. For any other "
                 "preprocessing use ImageGeometry.of(preprocess, size)."
             )
         geometry = cls.of(processor, size)
@@ -228,8 +233,7 @@ class ImageGeometry:
             The geometry after this step.
         """
         wanted = _checked_size((size, size) if isinstance(size, int) else size, "crop")
-        step = centred_crop(self.input_size, wanted, choose(CropRounding, rounding, "rounding"))
-        return self.crop(step.start, step.size)
+        return self.crop(*centred_crop(self.input_size, wanted, choose(CropRounding, rounding, "rounding")))
 
     def crop(self, start: Size, size: Size) -> Self:
         """Cut out a window; where it reaches beyond the picture, it adds a border.
@@ -264,10 +268,7 @@ class ImageGeometry:
         """Add a border.
 
         Args:
-            top: Rows above.
-            left: Columns to the left.
-            bottom: Rows below.
-            right: Columns to the right.
+            top, left, bottom, right: Rows or columns to add on this side.
 
         Returns:
             The geometry after this step.
@@ -307,8 +308,7 @@ class ImageGeometry:
         """Map points of the photo to the model input.
 
         Args:
-            y: Vertical positions, in photo pixels at pixel edges: a number, an array or a tensor.
-            x: Horizontal positions, likewise.
+            y, x: Vertical and horizontal positions, in photo pixels at pixel edges: numbers, arrays or tensors.
 
         Returns:
             The vertical and horizontal positions, in input pixels.
@@ -319,8 +319,7 @@ class ImageGeometry:
         """Map points of the model input to the photo: the inverse of `to_input`.
 
         Args:
-            y: Vertical positions, in input pixels at pixel edges: a number, an array or a tensor.
-            x: Horizontal positions, likewise.
+            y, x: Vertical and horizontal positions, in input pixels at pixel edges: numbers, arrays or tensors.
 
         Returns:
             The vertical and horizontal positions, in photo pixels.
@@ -328,26 +327,23 @@ class ImageGeometry:
         return (y - self.offset[0]) / self.scale[0], (x - self.offset[1]) / self.scale[1]
 
     @classmethod
-    def _known(cls, preprocess: Any, size: Size) -> Placement | None:
-        steps = known_steps(preprocess, size)
-        if steps is None:
-            return None
-        seen = cls.identity(size)._apply(steps)
-        return Placement(seen.input_size, seen.scale, seen.offset, seen.valid)
-
-    @classmethod
-    def _each(cls, placements: Any, size: Size) -> tuple[Self | None, ...]:
-        if isinstance(placements, ImageGeometry):  # the preprocessing said so itself
-            return (cls(**vars(placements)),)
-        return tuple(one and cls(size, one.input_size, one.scale, one.offset, one.valid) for one in placements)
+    def _each(
+        cls, preprocess: Any, size: Size, photo: Any = None, exact: Self | None = None
+    ) -> tuple[Self | None, ...]:
+        maps = maps_of(preprocess, size, photo, exact)
+        if isinstance(maps, ModelInputs):  # with the geometry that the preprocessing returned
+            geometry = cls.of(maps.geometry, size)
+            check_pixels(maps, geometry)
+            return (geometry,)
+        return tuple(one and cls(size, one.input_size, one.scale, one.offset, one.valid) for one in maps)
 
     @staticmethod
-    def _only(each: "tuple[_Geometry | None, ...]") -> "_Geometry":
+    def _only(each: tuple[_Geometry | None, ...]) -> _Geometry:
         if len(each) == 1 and each[0] is not None:
             return each[0]
         raise GeometryError(
             f"the preprocessing makes several inputs of one photo: expected 1, got {len(each)}. Use ImageGeometry.of_each, which returns one "
-            "geometry for each."
+            "geometry per input."
         )
 
     def _resized(self, size: Size) -> Self:
@@ -362,14 +358,12 @@ class ImageGeometry:
             (top * tall, left * wide, bottom * tall, right * wide),
         )
 
-    def _apply(self, steps: Iterable[Step]) -> Self:
+    def _after(self, steps: Iterable[Step] | None) -> Self | None:
+        if steps is None:
+            return None
         geometry = self
         for step in steps:
-            match step:
-                case Resize(size):
-                    geometry = geometry._resized(size)
-                case Crop(start, size):
-                    geometry = geometry.crop(start, size)
+            geometry = geometry.crop(*step) if isinstance(step, Crop) else geometry._resized(step.size)
         return geometry
 
 
@@ -381,7 +375,7 @@ def _checked_size(size: Size, what: str) -> Size:
         whole = False
     if not whole:
         raise GeometryError(
-            f"not a size of a {what}: expected (height, width), whole and positive, got {size!r}. Of a PIL image pass "
+            f"bad size of a {what}: expected (height, width), whole and positive, got {size!r}. For a PIL image, pass "
             "(image.height, image.width); its image.size is (width, height)."
         )
     return int(height), int(width)

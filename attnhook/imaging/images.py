@@ -1,21 +1,22 @@
-"""Any image in, an upright 8-bit RGB PIL image out.
+"""Reads any image as an upright 8-bit RGB PIL image.
 
-What it decides, so that the photo on screen is the photo that the model saw:
+The photo on screen is the photo that the model saw:
 
 - The EXIF orientation is applied, to PIL images as well as to files.
 - Transparency (alpha channels, transparent palettes, colour keys) is composited on white.
 - 16-bit grey is scaled to 8 bits, not clipped; floats are read as [0, 1].
 - CMYK goes through the file's own ICC profile where it has one. RGB profiles are ignored, as the model libraries do.
-- Of an animation, a path gives the first frame and a PIL image the frame it stands at.
+- Of an animation, a path gives the first frame and a PIL image its current frame.
 
-What it refuses, with an `ImageError`: whatever could be read in two ways, such as a normalised tensor, floats up to 255, a batch, or an
-array with its channels at the wrong end. It downloads nothing, Pillow's limits against decompression bombs stay on, and files that Pillow
+Whatever could be read in two ways is refused with an `ImageError`, such as a normalised tensor, floats up to 255, a batch, or an array
+with its channels at the wrong end. Nothing is downloaded, Pillow's limits against decompression bombs stay on, and files that Pillow
 would have another program read (PostScript) are not opened.
 """
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,26 +64,21 @@ def read_image(source: ImageSource) -> Image.Image:
 
 def each_image(images: "ImageSource | Iterable[ImageSource]") -> list[ImageSource]:
     """One image or several, as a list."""
-    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | torch.Tensor) or not isinstance(
-        images, Iterable
-    ):
+    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | torch.Tensor):
         return [images]
-    return list(images)
+    return list(images) if isinstance(images, Iterable) else [images]
 
 
 def open_image(source: str | Path) -> Image.Image:
-    """Open an image file that nobody vouches for: its header is read, its pixels are not yet."""
+    """Open an image file from an untrusted source: its header is read, its pixels are not yet."""
     if str(source).startswith(("http://", "https://")):
         raise ImageError(
             f"cannot read {source}: expected a local file, got a URL. Download it first; nothing is fetched here."
         )
     path = Path(source).expanduser()
-    if not path.exists():
-        raise ImageError(f"cannot read {path}: expected an image file, got no file at this path. Check the path.")
     if not path.is_file():
-        raise ImageError(
-            f"cannot read {path}: expected an image file, got a directory or device. Pass one file at a time."
-        )
+        got = "a directory or device" if path.exists() else "no file at this path"
+        raise ImageError(f"cannot read {path}: expected an image file, got {got}. Pass the path of one file.")
     return _opened(path, path.stat().st_size, str(path))
 
 
@@ -94,15 +90,13 @@ def orientation_of(source: Any) -> int:
     return int(source.getexif().get(_ORIENTATION, 1)) if isinstance(source, Image.Image) else 1
 
 
-def _opened(file: Path | io.BytesIO, size: int, name: str) -> Image.Image:
-    if size == 0:
-        raise ImageError(
-            f"cannot read {name}: expected an image file, got an empty file (0 bytes). Fetch the file again."
-        )
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on an image into an error that says what to do."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(file)
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"cannot read {name}: expected at most PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS} pixels, got more ({error}). "
@@ -112,8 +106,20 @@ def _opened(file: Path | io.BytesIO, size: int, name: str) -> Image.Image:
         raise ImageError(
             f"cannot read {name}: expected an image file that Pillow knows, got something else. Convert it to PNG or JPEG."
         ) from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged header leads them into
-        raise ImageError(f"cannot read {name}: expected a readable image file, got {_reason(error)}.") from error
+    except Exception as error:  # Pillow's decoders raise whatever damaged data leads them into
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ImageError(
+            f"cannot read {name}: expected an intact image, got {reason}. It is damaged or cut short; fetch it again."
+        ) from error
+
+
+def _opened(file: Path | io.BytesIO, size: int, name: str) -> Image.Image:
+    if size == 0:
+        raise ImageError(
+            f"cannot read {name}: expected an image file, got an empty file (0 bytes). Fetch the file again."
+        )
+    with _readable(name):
+        opened = Image.open(file)
     if opened.format == "EPS":  # whatever the file is called
         opened.close()
         raise ImageError(
@@ -128,16 +134,8 @@ def _from_pil(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(
             f"cannot read {name}: expected at least one pixel, got width x height {image.size}. Check how it was made."
         )
-    try:
+    with _readable(name):
         image.load()
-    except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"cannot read {name}: expected fewer pixels, got more than Pillow's limit ({error}). Shrink it first."
-        ) from error
-    except Exception as error:  # as above: damaged pixel data
-        raise ImageError(
-            f"cannot read {name}: expected complete pixel data, got {_reason(error)}. The file is damaged or cut short; fetch it again."
-        ) from error
     try:
         upright = ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block must not cost the user an intact picture
@@ -155,7 +153,7 @@ def _from_pil(image: Image.Image, name: str) -> Image.Image:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert an upright, loaded image that may be overwritten."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # "I" is what Pillow made of 16-bit PNGs before 11.3, and never says how many of its 32 bits are in use.
+        # Pillow before 11.3 read 16-bit PNGs as "I", which does not say how many of its 32 bits are in use.
         values = np.asarray(image)
         if image.mode == "I" and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
             raise ImageError(
@@ -177,55 +175,46 @@ def _has_transparency(image: Image.Image) -> bool:
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if profile:
+    if profile := image.info.get("icc_profile"):
         from PIL import ImageCms
 
-        try:
-            converted = ImageCms.profileToProfile(
-                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
-        except (ImportError, OSError, ValueError, ImageCms.PyCMSError):  # no littlecms, or a profile it cannot use
-            converted = None
-        if converted is not None:
-            return converted
+        with suppress(
+            ImportError, OSError, ValueError, ImageCms.PyCMSError
+        ):  # no littlecms, or a profile it cannot use
+            srgb = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, io.BytesIO(profile), srgb, outputMode="RGB") or image.convert("RGB")
     return image.convert("RGB")
 
 
 def _from_tensor(tensor: torch.Tensor) -> Image.Image:
-    shape = tuple(tensor.shape)
-    if tensor.ndim == 3 and shape[0] not in (1, 3, 4):
-        remedy = "Use tensor.permute(2, 0, 1)." if shape[-1] in (1, 3, 4) else "Pass one image, channels first."
-        raise ImageError(
-            f"cannot read a torch tensor as an image: expected (1 | 3 | 4, height, width), got shape {shape}. {remedy}"
-        )
-    if tensor.ndim not in (2, 3):
-        remedy = "Pass one image of the batch, such as tensor[0]." if tensor.ndim == 4 else "Reshape it first."
-        raise ImageError(
-            f"cannot read a torch tensor as an image: expected (height, width) or (channels, height, width), got shape {shape}. {remedy}"
-        )
+    _check_shape(tuple(tensor.shape), "torch tensor", channels_first=True)
     values = tensor.detach().cpu()
     if values.is_floating_point():
-        values = values.float()  # numpy knows no bfloat16
+        values = values.float()  # numpy has no bfloat16
     return _from_array((values if values.ndim == 2 else values.permute(1, 2, 0)).numpy(), "torch tensor")
 
 
-def _from_array(array: NDArray[Any], kind: str) -> Image.Image:
-    shape = array.shape
-    if array.ndim == 3 and shape[-1] not in (1, 3, 4):
-        remedy = "Use array.transpose(1, 2, 0)." if shape[0] in (1, 3, 4) else "Pass one image, channels last."
-        raise ImageError(
-            f"cannot read a {kind} as an image: expected (height, width, 1 | 3 | 4), got shape {shape}. {remedy}"
-        )
-    if array.ndim not in (2, 3):
-        remedy = "Pass one image of the batch, such as array[0]." if array.ndim == 4 else "Reshape it first."
-        raise ImageError(
-            f"cannot read a {kind} as an image: expected (height, width) or (height, width, channels), got shape {shape}. {remedy}"
-        )
-    if array.size == 0:
+def _check_shape(shape: tuple[int, ...], kind: str, *, channels_first: bool) -> None:
+    axis = 0 if channels_first else -1
+    if 0 in shape:
         raise ImageError(
             f"cannot read a {kind} as an image: expected at least one pixel, got shape {shape}. Check how it was made."
         )
+    if len(shape) == 2 or (len(shape) == 3 and shape[axis] in (1, 3, 4)):
+        return
+    remedy = "Reshape it first."
+    if len(shape) == 4:
+        remedy = f"Pass one image of the batch, such as {'tensor' if channels_first else 'array'}[0]."
+    elif len(shape) == 3 and shape[-1 - axis] in (1, 3, 4):
+        remedy = f"Use {'tensor.permute(2, 0, 1)' if channels_first else 'array.transpose(1, 2, 0)'}."
+    layout = "(1 | 3 | 4, height, width)" if channels_first else "(height, width, 1 | 3 | 4)"
+    raise ImageError(
+        f"cannot read a {kind} as an image: expected (height, width) or {layout}, got shape {shape}. {remedy}"
+    )
+
+
+def _from_array(array: NDArray[Any], kind: str) -> Image.Image:
+    _check_shape(array.shape, kind, channels_first=False)
     pixels = _to_uint8(array, kind)
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
@@ -250,17 +239,11 @@ def _to_uint8(array: NDArray[Any], kind: str) -> NDArray[np.uint8]:
             f"cannot read a {kind} as an image: expected finite values in [0, 1], got NaN or infinity. Replace them first."
         )
     if low < -_ROUNDING_SLACK or high > 1 + _ROUNDING_SLACK:
-        remedy = (
-            "Undo the model's normalisation (x * std + mean), or pass the original photo."
-            if low < 0
-            else "Divide by the largest possible value, or convert to uint8."
-        )
+        remedy = "Divide by the largest possible value, or convert to uint8."
+        if low < 0:
+            remedy = "Undo the model's normalisation (x * std + mean), or pass the original photo."
         raise ImageError(
             f"cannot read a {kind} as an image: expected floating point in [0, 1], got values from {low:.4g} to {high:.4g}. {remedy}"
         )
     pixels: NDArray[np.uint8] = np.rint(array.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
     return pixels
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

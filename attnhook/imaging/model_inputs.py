@@ -1,8 +1,8 @@
-"""What a preprocessing made from a photo: pixels, and whatever else goes into the model with them."""
+"""What a preprocessing makes of a photo: pixels, and whatever else goes into the model with them."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,35 +11,22 @@ from torch import Tensor
 
 from attnhook.errors import GeometryError
 
+# The names under which libraries return the pixels.
 _PIXELS = (
-    "pixel_values",
-    "flattened_patches",
-    "image_pixel_values",
-    "pixel_values_images",
-    "images",
-    "pixels",
-    "image",
+    *("pixel_values", "flattened_patches", "image_pixel_values", "pixel_values_images"),
+    *("images", "pixels", "image"),
 )
-"""The names under which libraries return the pixels."""
 _CHANNELS = (1, 3)
+# What libraries return next to pixels that are a sequence of patches rather than pictures.
 _PACKED = frozenset(
-    {
-        "flattened_patches",
-        "image_grid_thw",
-        "image_grid_hw",
-        "image_grids",
-        "image_position_ids",
-        "image_token_pooling",
-        "num_soft_tokens_per_image",
-        "spatial_shapes",
-    }
+    {"flattened_patches", "image_grid_thw", "image_grid_hw", "image_grids", "image_position_ids"}
+    | {"image_token_pooling", "num_soft_tokens_per_image", "spatial_shapes"}
 )
-"""What libraries return beside pixels that are a sequence of patches rather than pictures."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelInputs:
-    """A model's input for one photo.
+    """A model's input for one photo, or for a batch of photos.
 
     Attributes:
         pixels: `(inputs, channels, height, width)`, one entry per input that was made from the photo; with more than one leading axis, or as
@@ -74,10 +61,9 @@ def as_inputs(made: Any) -> ModelInputs:
         made: A tensor or array, with or without a batch axis; a list of them; a dict or BatchFeature; or `(pixels, ImageGeometry)`.
     """
     if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "input_size"):
-        inputs = as_inputs(made[0])
-        return ModelInputs(inputs.pixels, inputs.keywords, made[1])
+        return replace(as_inputs(made[0]), geometry=made[1])
     if isinstance(made, Mapping) or (hasattr(made, "keys") and hasattr(made, "__getitem__")):
-        keywords = {str(name): _as_tensor(made[name]) for name in made.keys()}  # noqa: SIM118 (a BatchFeature iterates otherwise)
+        keywords = {str(name): _tensor_if_possible(made[name]) for name in made.keys()}  # noqa: SIM118 (a BatchFeature iterates otherwise)
         name = next((name for name in _PIXELS if isinstance(keywords.get(name), Tensor)), None)
         if name is None:
             raise GeometryError(
@@ -85,13 +71,62 @@ def as_inputs(made: Any) -> ModelInputs:
                 "Return the pixels alone, or a dict with pixel_values."
             )
         if _PACKED.isdisjoint(keywords):
-            keywords[name] = _batched(keywords[name])
+            keywords[name] = _with_batch_axis(keywords[name])
         return ModelInputs(keywords[name], keywords)
-    return ModelInputs(_batched(_tensor(made)))
+    return ModelInputs(_with_batch_axis(_tensor(made)))
 
 
-def _as_tensor(value: Any) -> Any:
-    """The value as a tensor if possible, else unchanged."""
+def pixels_name(inputs: ModelInputs) -> str | None:
+    """Find the keyword under which the pixels are passed."""
+    return next((name for name, value in (inputs.keywords or {}).items() if value is inputs.pixels), None)
+
+
+def with_pixels(inputs: ModelInputs, pixels: Tensor) -> ModelInputs:
+    """Replace the pixels."""
+    return each_tensor(inputs, lambda tensor: pixels if tensor is inputs.pixels else tensor)
+
+
+def each_tensor(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> ModelInputs:
+    """Apply a function to every tensor."""
+    pixels = change(inputs.pixels)
+    if inputs.keywords is None:
+        return replace(inputs, pixels=pixels)
+    keywords = {
+        name: pixels if value is inputs.pixels else change(value) if isinstance(value, Tensor) else value
+        for name, value in inputs.keywords.items()
+    }
+    return replace(inputs, pixels=pixels, keywords=keywords)
+
+
+def batch_key(inputs: ModelInputs) -> tuple[Any, ...]:
+    """Make a key that is the same for inputs that fit into one batch."""
+    others = sorted((inputs.keywords or {}).items())
+    tensors = [(name, value) for name, value in others if isinstance(value, Tensor) and value.dim()]
+    return tuple((name, tensor.shape[1:], tensor.dtype) for name, tensor in [("", inputs.pixels), *tensors])
+
+
+def batched(several: Sequence[ModelInputs]) -> ModelInputs:
+    """Put the inputs of several photos into one batch."""
+    first = several[0]
+    pixels = torch.cat([one.pixels for one in several])
+    if first.keywords is None:
+        return ModelInputs(pixels)
+    keywords = {
+        name: pixels if value is first.pixels else _joined([(one.keywords or {}).get(name) for one in several])
+        for name, value in first.keywords.items()
+    }
+    return ModelInputs(pixels, keywords)
+
+
+def _joined(values: list[Any]) -> Any:
+    if all(isinstance(value, Tensor) and value.dim() for value in values):
+        return torch.cat(values)
+    if all(isinstance(value, list) for value in values):
+        return [item for value in values for item in value]
+    return values[0]
+
+
+def _tensor_if_possible(value: Any) -> Any:
     try:
         return _tensor(value)
     except GeometryError:
@@ -101,10 +136,10 @@ def _as_tensor(value: Any) -> Any:
 def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value.as_subclass(Tensor)  # torchvision's Image is one
-    if isinstance(value, list | tuple) and value and all(hasattr(one, "shape") or _nested(one) for one in value):
+    if isinstance(value, list | tuple) and _holds_arrays(value):
         parts = [_tensor(one) for one in value]
         if len({part.shape for part in parts}) == 1:
-            return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+            return torch.stack(parts)
     elif isinstance(value, np.ndarray | list):
         try:
             array = np.asarray(value)
@@ -120,14 +155,16 @@ def _tensor(value: Any) -> Tensor:
     )
 
 
-def _nested(value: Any) -> bool:
+def _holds_arrays(value: Any) -> bool:
     """Whether a list holds arrays or tensors, as slow processors return them."""
     return (
-        isinstance(value, list | tuple) and bool(value) and all(hasattr(one, "shape") or _nested(one) for one in value)
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(hasattr(one, "shape") or _holds_arrays(one) for one in value)
     )
 
 
-def _batched(pixels: Tensor) -> Tensor:
+def _with_batch_axis(pixels: Tensor) -> Tensor:
     """The pixels with a batch axis, channels first."""
     if pixels.dim() in (3, 4) and pixels.shape[-1] in _CHANNELS and pixels.shape[-3] not in _CHANNELS:
         pixels = pixels.movedim(-1, -3)

@@ -2,36 +2,32 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.picture_fits import REMEDY, RESIDUAL, block_means, unit_of, whole_edges
-from attnhook.imaging.placements import Placement, UnmeasurableError
+from attnhook.imaging.affine_maps import (
+    REMEDY,
+    AffineMap,
+    Array,
+    Line,
+    UnmeasurableError,
+    check_straight,
+    fitted_line,
+    map_from_lines,
+)
 from attnhook.imaging.synthetic_photos import decoded
 from attnhook.options import Size
 
-Array = NDArray[np.float32]
+Grid = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Row and column of every patch."""
 
-_ALIKE = 0.5  # share of the largest gain from which an element of a patch shows photo
+_SHOWN = 0.5  # share of the largest gain from which an element of a patch shows photo
 _PADDING = 0.02  # share of elements below which a patch is padding
 _FULL = 0.999
 _GUESS = 0.25  # how far, as a logarithm, rows and columns may be from what the patches' extent says
-
-
-def patch_side(length: int, known: int | None) -> int:
-    """Find the side of a patch from the length of its vector."""
-    if known and any(length - extra in (3 * known**2, 6 * known**2, known**2) for extra in (0, 2)):
-        return known
-    for extra in (0, 2):  # Pix2Struct puts row and column in front
-        for layers in (3, 6, 1):
-            side = math.isqrt(max((length - extra) // layers, 0))
-            if side and side * side * layers == length - extra:
-                return side
-    raise GeometryError(
-        f"cannot follow the preprocessing: expected packed patches of side * side * 3 numbers, got {length} each. {REMEDY}"
-    )
 
 
 def fitted_patches(
@@ -42,16 +38,16 @@ def fitted_patches(
     *,
     known_side: int | None = None,
     known_grid: Size | None = None,
-) -> Placement | None:
-    """Find where every patch lies, and the grid they tile.
+) -> AffineMap | None:
+    """Find where every patch is in the photo, and the grid they tile; None where they are padding alone.
 
     Args:
         black: `(patches, numbers)`: what a black photo became.
     """
-    side = patch_side(black.shape[1], known_side)
+    side = _patch_side(black.shape[1], known_side)
     gain = white - black
     peak = float(np.abs(gain).max(initial=0))
-    shown = np.abs(gain) > _ALIKE * peak
+    shown = np.abs(gain) > _SHOWN * peak
     counts = shown.sum(1)
     used = np.flatnonzero(counts > _PADDING * counts.max())
     if peak == 0 or not len(used):
@@ -59,55 +55,53 @@ def fitted_patches(
     gain[~shown] = 1
     full = counts[used] >= _FULL * counts.max()
     centres, pitches = [], []
-    for axis, ramp in enumerate(ramps):
-        where = decoded((ramp - black) / gain)[used] * size[axis]
+    for length, ramp in zip(size, ramps, strict=True):
+        where = decoded((ramp - black) / gain)[used] * length
         where[~shown[used]] = 0
         centres.append(where.sum(1, dtype=np.float64) / counts[used])
-        pitches.append(_pitch(where[full], shown[used][full], centres[axis][full], side, size[axis]))
-    places = _places(centres, pitches, size)
+        pitches.append(_pitch(where[full], shown[used][full], centres[-1][full], side, length))
+    grid = _grid_places(centres, pitches, size)
     lines = [
-        _line(centres[axis], places, full, axis=axis, pitch=pitches[axis], side=side, length=size[axis])
+        _line(axis, centres[axis][full], grid, full, pitch=pitches[axis], side=side, length=size[axis])
         for axis in (0, 1)
     ]
-    rows, columns = _whole_grid(places, used, len(black), known_grid)
-    shape = rows * side, columns * side
-    factors, firsts = zip(*(whole_edges(*line, size[axis]) for axis, line in enumerate(lines)), strict=True)
-    ends = [
-        (max(first, 0.0), min(first + factor * length, float(edge)))
-        for first, factor, length, edge in zip(firsts, factors, size, shape, strict=True)
-    ]
-    where_all, index = np.full((len(black), 2), np.nan), np.full((len(black), 2), -1)
-    where_all[used], index[used] = np.stack(centres, axis=1), np.stack(places, axis=1)
-    return Placement(
-        shape,
-        (factors[0], factors[1]),
-        (firsts[0], firsts[1]),
-        (ends[0][0], ends[1][0], ends[0][1], ends[1][1]),
-        (unit_of(lines[0][0], size[0]), unit_of(lines[1][0], size[1])),
-        where_all,
-        index,
+    rows, columns = _whole_grid(grid, used, len(black), known_grid)
+    patches, places = np.full((len(black), 2), np.nan), np.full((len(black), 2), -1)
+    patches[used], places[used] = np.stack(centres, axis=1), np.stack(grid, axis=1)
+    return map_from_lines(lines, (rows * side, columns * side), size, patches=patches, grid=places)
+
+
+def _patch_side(length: int, known: int | None) -> int:
+    """The side of a patch, from the length of its vector."""
+    for extra in (0, 2):  # Pix2Struct puts row and column in front
+        for layers in (3, 6, 1):
+            side = known or math.isqrt(max((length - extra) // layers, 0))
+            if side and side * side * layers == length - extra:
+                return side
+    if known:
+        return _patch_side(length, None)
+    raise GeometryError(
+        f"cannot follow the preprocessing: expected packed patches of side * side * 3 numbers, got {length} numbers each. {REMEDY}"
     )
 
 
 def _pitch(
     where: NDArray[np.float32], shown: NDArray[np.bool_], centres: NDArray[np.float64], side: int, length: int
 ) -> float:
-    """The length of a patch on the photo, from how far its elements lie from its centre, averaged over all patches."""
+    """The length of a patch on the photo, from how far its elements are from its centre, averaged over all patches."""
     elements = shown.all(0)
     off = (where[:, elements] - centres[:, None]).mean(0, dtype=np.float64)
     pitch = float(np.sqrt(off.var() * 12 * side**2 / (side**2 - 1))) if side > 1 and off.size else 0.0
     if not pitch > 0:
         raise UnmeasurableError(
-            "cannot measure where the patches lie in the photo: expected brightness to change within a patch, got none, of a photo "
-            f"{length} pixels long. Use a larger photo, or return (pixels, ImageGeometry)."
+            "cannot measure which part of the photo each patch shows: expected brightness to change within a patch, got no change in a photo "
+            f"{length} pixels long. Use a larger photo, or let your preprocessing return (pixels, ImageGeometry)."
         )
     return pitch
 
 
-def _places(
-    centres: list[NDArray[np.float64]], pitches: list[float], size: Size
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column of every patch: the grid nearest to what the patches' extent and length say, then order alone, along both axes."""
+def _grid_places(centres: Sequence[NDArray[np.float64]], pitches: Sequence[float], size: Size) -> Grid:
+    """Place the patches on the grid nearest to what their extent and length say, then by order alone, along both axes."""
     count = len(centres[0])
     guess = [np.ptp(centres[axis]) / pitches[axis] + 1 for axis in (0, 1)]
     rows = min(
@@ -128,54 +122,41 @@ def _places(
 
 
 def _line(
+    axis: int,
     centres: NDArray[np.float64],
-    places: tuple[NDArray[np.int64], NDArray[np.int64]],
+    grid: Grid,
     full: NDArray[np.bool_],
     *,
-    axis: int,
     pitch: float,
     side: int,
     length: int,
-) -> tuple[float, float]:
-    """Photo pixels per input pixel, and the photo coordinate of the input's edge."""
-    index, values = places[axis][full], centres[full]
+) -> Line:
+    """The line along one axis, from the patches that show nothing but photo."""
+    row, column = grid[0][full], grid[1][full]
+    index = (row, column)[axis]
     if index.max() > index.min():
-        off = index - index.mean()
-        pitch = float(off @ (values - values.mean()) / (off @ off))
-    first = float(values.mean() - pitch * index.mean())
-    slope = pitch / side
-    unit = unit_of(max(slope, 1e-9), length)
-    residual = np.zeros((int(places[0].max()) + 1, int(places[1].max()) + 1))
-    residual[places[0][full], places[1][full]] = values - first - pitch * index
-    worst = float(np.abs(block_means(residual)).max()) / max(slope, 1e-9)
-    if not worst <= RESIDUAL * unit:
-        raise GeometryError(
-            f"cannot follow the preprocessing: expected evenly spaced patches, got some {worst:.2f} input pixels off "
-            f"{('vertically', 'horizontally')[axis]}, more than {RESIDUAL * unit:.2f}. It mirrors, turns or bends the photo, or changes its "
-            f"brightness by more than a factor and an offset. {REMEDY}"
-        )
+        pitch, first = fitted_line(centres, index)
+    else:
+        first = float(centres.mean() - pitch * index.mean())
+    slope = max(pitch / side, 1e-9)
+    residual: NDArray[Any] = np.zeros((int(grid[0].max()) + 1, int(grid[1].max()) + 1))
+    residual[row, column] = centres - first - pitch * index
+    check_straight(residual, slope, length, axis)
     return slope, first - pitch / 2
 
 
-def _whole_grid(
-    places: tuple[NDArray[np.int64], NDArray[np.int64]], used: NDArray[np.int64], total: int, known: Size | None
-) -> Size:
+def _whole_grid(grid: Grid, used: NDArray[np.int64], total: int, known: Size | None) -> Size:
     """The grid with the rows and columns of padding that its own count, or the order of the patches, includes."""
-    grid = int(places[0].max()) + 1, int(places[1].max()) + 1
-    if (
-        known is None and len(used) < total and used[-1] >= len(used)
-    ):  # padding between patches: row by row, or nobody knows
-        row, column = places
-        for columns in range(grid[1], total // grid[0] + 1):
-            if np.array_equal(row * columns + column, used):
-                known = -(-total // columns), columns
-                break
-    padded_first = used[0] != 0
-    if known is not None and not padded_first and known[0] >= grid[0] and known[1] >= grid[1]:
+    (row, column), shape = grid, (int(grid[0].max()) + 1, int(grid[1].max()) + 1)
+    if known is None and used[-1] < len(used):  # all padding comes last, or there is none
+        return shape
+    if known is None:  # padding between patches: row by row, or in an unknown order
+        by_row = range(shape[1], total // shape[0] + 1)
+        width = next((number for number in by_row if np.array_equal(row * number + column, used)), None)
+        known = None if width is None else (-(-total // width), width)
+    if known is not None and used[0] == 0 and known[0] >= shape[0] and known[1] >= shape[1]:
         return known
-    if known is None and used[-1] < len(used):
-        return grid
     raise GeometryError(
-        f"cannot follow the preprocessing: expected padding below and to the right of the photo only, got {total} patches of which "
-        f"{len(used)} show the photo on {grid[0]} x {grid[1]} places, in an order that is not known. {REMEDY}"
+        f"cannot follow the preprocessing: expected padding only below and to the right of the photo, got {total} patches of which "
+        f"{len(used)} show the photo, as {shape[0]} x {shape[1]}, in an unknown order. {REMEDY}"
     )

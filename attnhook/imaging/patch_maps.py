@@ -22,8 +22,8 @@ from attnhook.imaging.figures import overlay_figure
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.locating import by, locate
 from attnhook.imaging.overlays import blend, check_scale
+from attnhook.imaging.prepared import by, locate
 from attnhook.imaging.styles import check_style, draw_contours, draw_mask, draw_patches, mass_mask
 from attnhook.imaging.wording import scale_in_words, share_in_words
 from attnhook.options import Interpolation, PatchIndex, Scale, ScaleOption, Size, Style, choose

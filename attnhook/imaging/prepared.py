@@ -1,4 +1,4 @@
-"""From a photo to the model's input and where that lies in the photo, for any preprocessing."""
+"""From a photo to the model's input and where that is in the photo, for any preprocessing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,10 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import run
 from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.geometry_lookup import check_pixels, ignores_content
+from attnhook.imaging.images import orientation_of
 from attnhook.imaging.model_inputs import ModelInputs
-from attnhook.imaging.placing import check_fit, follows_no_content
-from attnhook.imaging.resemblance import check_resemblance
+from attnhook.imaging.repeatability import check_resemblance
 from attnhook.options import Size
 
 
@@ -20,7 +21,7 @@ class Prepared:
 
     Attributes:
         inputs: The model's input.
-        geometry: Where the input lies in the photo.
+        geometry: Which part of the photo the input shows.
     """
 
     inputs: ModelInputs
@@ -33,24 +34,55 @@ def prepare(preprocess: Any, photo: Image.Image) -> Prepared:
     Args:
         preprocess: A transform, an image processor, a timm data config, any callable, or a function that returns `(pixels, ImageGeometry)`.
     """
-    size = (photo.height, photo.width)  # before the call: a preprocessing may work in place
-    alike = follows_no_content(preprocess)
-    inputs = run(preprocess, photo if alike else photo.copy())  # a function may work in place, as PIL's thumbnail does
+    size = (photo.height, photo.width)
+    known = ignores_content(preprocess)
+    inputs = run(preprocess, photo if known else photo.copy())  # a function may work in place, as PIL's thumbnail does
     if inputs.pictures > 1:
         raise GeometryError(
             f"cannot use preprocess=: expected one input per photo, got {inputs.pictures}, in pixels of shape {tuple(inputs.pixels.shape)}. "
             "Turn tiling off, or pass a function that returns only the input that you want to look at."
         )
-    geometry = ImageGeometry.of(preprocess, size) if inputs.geometry is None else inputs.geometry
-    check_fit(inputs, geometry, size)
-    if inputs.pictures and inputs.geometry is None and not alike:
-        check_resemblance(photo, inputs.pixels, geometry)
+    geometry = ImageGeometry.of(preprocess if inputs.geometry is None else inputs.geometry, size)
+    check_pixels(inputs, geometry)
+    if not known:
+        check_resemblance(photo, inputs, geometry)
     return Prepared(inputs, geometry)
 
 
 def seen_size(preprocess: Any, size: Size) -> Size | None:
-    """Find the size of the input that a preprocessing makes from a photo."""
+    """Find the size of the input that a preprocessing makes of a photo."""
     try:
         return ImageGeometry.of(preprocess, size).input_size
     except Exception:  # whatever a preprocessing raises on a photo it was not made for
         return None
+
+
+def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) -> ImageGeometry:
+    """Turn whatever says where a model looked into a geometry.
+
+    Args:
+        picture: The photo as it was read, if it was.
+    """
+    if isinstance(where, ImageGeometry):
+        return where if picture is None else ImageGeometry.of(where, (picture.height, picture.width))
+    if where is None:
+        raise ValueError(
+            "cannot draw a patch map over a photo: expected where=, what turned the photo into pixels, got none. Pass the transform or "
+            "processor itself, or an ImageGeometry: overlay(photo, patch_map, transform)."
+        )
+    if photo is None:
+        raise GeometryError(
+            f"cannot place a patch map: expected an ImageGeometry, got {type(where).__name__} without the photo. Pass "
+            "ImageGeometry.of(preprocess, photo); heatmap also takes photo=, the photo or its (height, width)."
+        )
+    if (orientation := orientation_of(photo)) != 1:
+        raise GeometryError(
+            f"cannot tell which way up the model saw this photo: expected an upright one, got EXIF orientation {orientation}, which viewers "
+            "apply and transforms ignore. Use photo = ImageOps.exif_transpose(photo) for both the model and the overlay."
+        )
+    return ImageGeometry.of(where, photo if picture is None else picture)
+
+
+def by(size: Size) -> str:
+    """Write a size as in `480 x 640`."""
+    return f"{size[0]} x {size[1]}"

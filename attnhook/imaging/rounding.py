@@ -1,13 +1,29 @@
-"""To which whole pixel each library rounds a resized size and the start of a centred crop.
+"""Resizes and crops, and to which whole pixel each library rounds them.
 
-Plain integer rules, copied from what the libraries do and not from what they say; the sources are named. Nothing here knows of maps or
-of configurations. All sizes are (height, width) in pixels.
+The rules are copied from what the libraries do, not from what they document; the sources are named. Sizes are (height, width) in pixels.
 """
 
 import math
 from enum import StrEnum
+from typing import NamedTuple, TypeAlias
 
 from attnhook.options import Size
+
+
+class Resize(NamedTuple):
+    """A resize of the whole picture to a size."""
+
+    size: Size
+
+
+class Crop(NamedTuple):
+    """A window with its first row and column; where it reaches beyond the picture, it adds a border."""
+
+    start: Size
+    size: Size
+
+
+Step: TypeAlias = Resize | Crop
 
 
 class CropRounding(StrEnum):
@@ -22,8 +38,12 @@ class CropRounding(StrEnum):
     SLOW = "slow"
 
 
-def crop_start(length: int, crop: int, rounding: CropRounding) -> int:
-    """Find where a centred crop starts along one axis."""
+def centred_crop(size: Size, crop: Size, rounding: CropRounding) -> Crop:
+    """Put a window at the centre of a picture."""
+    return Crop((_crop_start(size[0], crop[0], rounding), _crop_start(size[1], crop[1], rounding)), crop)
+
+
+def _crop_start(length: int, crop: int, rounding: CropRounding) -> int:
     if crop > length:
         return -((crop - length + (rounding is CropRounding.SLOW)) // 2)
     if rounding is CropRounding.TORCHVISION:
@@ -44,12 +64,10 @@ def detection_size(size: Size, shortest: int, longest: int, *, multiple: int | N
     """Resize within two bounds, as detectors do (transformers `get_size_with_aspect_ratio` and the YOLOS variant of it)."""
     height, width = size
     target: float = shortest
-    edge = shortest
     if max(size) / min(size) * shortest > longest:
         target = longest * float(min(size)) / float(max(size))
-        edge = round(target)
-    unchanged = (height <= width and height == edge) or (multiple is None and width <= height and width == edge)
-    if unchanged:
+    edge = round(target)
+    if (height <= width and height == edge) or (multiple is None and width <= height and width == edge):
         new = size
     elif width < height:
         new = (int(target * height / width), edge)
@@ -78,9 +96,8 @@ def patch_budget_size(size: Size, patch: int, budget: int) -> Size:
         height, width = (max(patch, math.ceil(edge * factor / patch) * patch) for edge in size)
         return height, width
 
-    tolerance = 1e-5
-    low, high = tolerance / 10, 100.0
-    while high - low >= tolerance:
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
         factor = (low + high) / 2
         height, width = scaled(factor)
         if (height / patch) * (width / patch) <= budget:

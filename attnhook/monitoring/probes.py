@@ -12,8 +12,7 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
-from attnhook.imaging.input_batches import batch_key, batched
-from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.model_inputs import ModelInputs, batch_key, batched
 from attnhook.imaging.prepared import prepare
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attnhook.imaging.input_batches import pixels_name
-from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.model_inputs import ModelInputs, pixels_name
 from attnhook.zoo.declarations import innermost
 
 

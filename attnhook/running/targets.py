@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import TargetError
-from attnhook.imaging.input_batches import with_pixels
-from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.running.forward_passes import run_vision
 
 TargetOption = str | int | None

@@ -1,4 +1,4 @@
-"""Where a marker painted on a photo comes out, found in the pixels alone: the oracle that geometries are held against."""
+"""Where a marker painted on a photo comes out, found in the pixels alone: the oracle that geometries are checked against."""
 
 import math
 
@@ -22,7 +22,7 @@ def photo_of(size, marker=None):
 
 
 def misplaced(preprocess, size, each, rng, *, patch=16, tries=2, mirrors=False):
-    """Hold geometries against markers.
+    """Check geometries against markers.
 
     Returns what is wrong, in words, or None; and how many markers were compared.
     """

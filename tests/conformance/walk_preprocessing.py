@@ -1,9 +1,9 @@
-"""Walks every preprocessing that can be had here, and holds the geometry of each against markers in photos of six sizes.
+"""Walks every preprocessing of the installed libraries, and checks the geometry of each against markers in photos of six sizes.
 
     python -m tests.conformance.walk_preprocessing [--options 20] [--only NAME] [--sizes 0,3] [--part 0/2]
 
-Prints a table and how many were followed, refused, wrong or crashed. Errors of a preprocessing's own, such as a limit on aspect ratios, are
-counted apart.
+Prints a table and how many were followed, refused, wrong or crashed. Errors that a preprocessing raises itself, such as a limit on aspect
+ratios, are counted separately.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SIZES = [(480, 640), (333, 500), (90, 1200), (1200, 90), (61, 40), (2000, 3000)]
 
 
 def outcome(case, size, option):
-    """What becomes of one preprocessing on one size: (word, detail)."""
+    """The outcome of one preprocessing at one size: (word, detail)."""
     seed = zlib.crc32(f"{case.name} {size} {option}".encode())
     rng = np.random.default_rng(seed)
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (*size, 3), np.uint8))

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import run
 from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.geometry_cache import cache_of
 from attnhook.imaging.measurement import measure
-from attnhook.imaging.remembering import memory_of
 from tests.conformance.markers import misplaced
 from tests.conformance.preprocessings import letterboxed, other_cases, subclass, timm_transform
 from tests.conformance.walk_preprocessing import SIZES
@@ -319,7 +319,7 @@ def test_measured_once_per_size_and_again_when_it_changes():
     assert ImageGeometry.of(preprocess, (61, 80)).image_size == (61, 80)
     preprocess.size = (30, 20)
     assert ImageGeometry.of(preprocess, (60, 80)).input_size == (20, 30)
-    assert memory_of(preprocess.__call__) is memory_of(preprocess.__call__)
+    assert cache_of(preprocess.__call__) is cache_of(preprocess.__call__)
     processor = transformers.ViTImageProcessor()
     assert ImageGeometry.of(processor, (60, 80)).input_size == (224, 224)
     processor.size = {"height": 64, "width": 96}
@@ -327,20 +327,20 @@ def test_measured_once_per_size_and_again_when_it_changes():
 
 
 def test_what_is_remembered_goes_with_the_preprocessing():
-    from attnhook.imaging import remembering
+    from attnhook.imaging import geometry_cache
 
     def preprocess(photo):
         return to_tensor(small(photo))
 
-    before = len(remembering._weak)
+    before = len(geometry_cache._weak)
     ImageGeometry.of(preprocess, (60, 80))
-    assert len(remembering._weak) == before + 1
+    assert len(geometry_cache._weak) == before + 1
     del preprocess
     gc.collect()
-    assert len(remembering._weak) <= before
+    assert len(geometry_cache._weak) <= before
     for edge in range(200):
-        memory_of({"input_size": (3, edge, edge)})
-    assert len(remembering._strong) <= 64
+        cache_of({"input_size": (3, edge, edge)})
+    assert len(geometry_cache._strong) <= 64
 
 
 def test_errors_of_the_preprocessing_pass_through():

@@ -104,10 +104,10 @@ def test_a_geometry_of_another_photo_is_refused():
     found = of_heads()[0][0]
     with pytest.raises(
         GeometryError,
-        match=r"expected 96 x 160 pixels \(height x width\), got 160 x 96\. Height and width look swapped",
+        match=r"expected image_size \(160, 96\), got \(96, 160\)\. Height and width look swapped",
     ):
         found.overlay(PHOTO.transpose(Image.Transpose.ROTATE_90), SEEN)
-    with pytest.raises(GeometryError, match=r"expected 96 x 160 .*, got 80 x 160"):
+    with pytest.raises(GeometryError, match=r"expected image_size \(80, 160\), got \(96, 160\)"):
         found.overlay(PHOTO.crop((0, 0, 160, 80)), SEEN)
 
 

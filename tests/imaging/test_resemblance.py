@@ -87,10 +87,31 @@ def test_settings_outside_of_a_function_are_noticed(function, monkeypatch):
     assert [round(edge) for edge in ImageGeometry.of(function, (240, 320)).visible] == [50, 100, 210, 260]
 
 
+class Slotted:
+    __slots__ = ("__weakref__", "box")
+
+    def __call__(self, photo):
+        return to_tensor(photo.crop(self.box).resize((64, 64)))
+
+
+def test_arrays_in_closures_and_slots_are_noticed():
+    box, slotted = np.array(BOX), Slotted()
+    slotted.box = BOX
+
+    def of_an_array(photo):
+        return to_tensor(photo.crop(tuple(box.tolist())).resize((64, 64)))
+
+    for preprocess in (of_an_array, slotted):
+        assert [round(edge) for edge in ImageGeometry.of(preprocess, (240, 320)).visible] == [30, 20, 190, 180]
+    box[:] = slotted.box = (100, 50, 260, 210)
+    for preprocess in (of_an_array, slotted):
+        assert [round(edge) for edge in ImageGeometry.of(preprocess, (240, 320)).visible] == [50, 100, 210, 260]
+
+
 def test_what_was_passed_in_place_of_a_preprocessing():
     patch_map = PatchMap(torch.rand(4, 4))
     for wrong in (PHOTO, torch.rand(1, 3, 64, 64), {"pixel_values": torch.rand(1, 3, 64, 64)}):
-        with pytest.raises(GeometryError, match="expected what turned the photo into pixels, got"):
+        with pytest.raises(GeometryError, match=r"expected a transform, an image processor, .*, not its output"):
             patch_map.overlay(PHOTO, wrong)
     for call in (patch_map.overlay, patch_map.figure):
         with pytest.raises(ValueError, match=r"expected where=.*got none.*overlay\(photo, patch_map, transform\)"):

@@ -16,8 +16,7 @@ from torchvision.models import VisionTransformer, ViT_B_16_Weights
 from attnhook import AttentionMonitor, ImageGeometry, VisionModel, attend, compare, extract
 from attnhook.errors import GeometryError
 from attnhook.imaging import images
-from attnhook.imaging.input_batches import batched, each_tensor, pixels_name, with_pixels
-from attnhook.imaging.model_inputs import ModelInputs, as_inputs
+from attnhook.imaging.model_inputs import ModelInputs, as_inputs, batched, each_tensor, pixels_name, with_pixels
 from attnhook.running.forward_passes import run_vision
 from attnhook.zoo import vision_models
 from tests.comparison.zoo import photo
