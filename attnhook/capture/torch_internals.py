@@ -41,7 +41,7 @@ def in_vmap() -> bool:
 # --- function modes: `with mode` alone cannot close one that an interrupted forward left under others -------------------------------------
 
 
-def take_off(mode: TorchFunctionMode) -> int | None:
+def pop_mode(mode: TorchFunctionMode) -> int | None:
     """Take a mode off this thread's stack, also from under others; says how many were above it, None if it was not there."""
     above: list[Any] = []
     found = False
@@ -55,7 +55,7 @@ def take_off(mode: TorchFunctionMode) -> int | None:
     return len(above) if found else None
 
 
-def put_on(mode: TorchFunctionMode, above: int = 0) -> None:
+def push_mode(mode: TorchFunctionMode, above: int = 0) -> None:
     """Put a mode on this thread's stack; so many of those that are there stay above it."""
     others = [torch._C._pop_torch_function_stack() for _ in range(min(above, torch._C._len_torch_function_stack()))]
     torch._C._push_on_torch_function_stack(mode)

@@ -125,7 +125,7 @@ def test_what_rows_are_made_from_dies_at_once_and_rows_own_their_bytes(freed: st
     try:
         with torch.no_grad(), AttentionCapture(model) as capture:
             model(images(2))
-            logits = weakref.ref(capture._log.seen()[-1].calls[0].logits)
+            logits = weakref.ref(capture._log.records()[-1].calls[0].logits)
         if freed == "clear":
             capture.clear()
         elif freed == "capture":
