@@ -381,6 +381,30 @@ GUARDS = (
         "another stance stays", "capture/shared_state.py", "EagerStance._restore", "choice", "force_eager", NEIGHBOURS
     ),
     Guard(
+        "a context that was left elsewhere holds nothing",
+        "capture/scopes.py",
+        "Entry.close",
+        "statement",
+        "opener",
+        CONTEXTS,
+    ),
+    Guard(
+        "forwards are kept apart",
+        "capture/forward_log.py",
+        "ForwardLog.begin",
+        "operand",
+        "is_empty",
+        f"{CONDITIONS}::test_forwards_that_pass_the_model_by_are_kept_apart",
+    ),
+    Guard(
+        "a forward inside a forward is its own",
+        "capture/session.py",
+        "AttentionCapture._hook_model",
+        "condition",
+        "forward",
+        CONTEXTS,
+    ),
+    Guard(
         "a forward inside a forward ends before it",
         "capture/forward_log.py",
         "ForwardLog.end",

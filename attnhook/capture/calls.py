@@ -72,7 +72,7 @@ class FastLogits:
 
     __slots__ = ("_images", "_logits", "_next", "_rows", "_scale", "full", "kind")
 
-    def __init__(self, kind: tuple[Any, ...], query: Tensor, key: Tensor, rows: slice, calls: int) -> None:
+    def __init__(self, kind: tuple[Any, ...], query: Tensor, key: Tensor, rows: Any, calls: int) -> None:
         self.kind = kind
         batch, heads, queries, head_dim = query.shape
         count = len(range(*rows.indices(queries)))

@@ -18,7 +18,6 @@ from attnhook.capture.layout import TokenLayout, pixels_per_step
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.serialization import size
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutError
@@ -68,7 +67,8 @@ class ForwardRecord:
         """Store what the token module's call said."""
         self.tokens = tokens
         if tokens.grid is not None:
-            self.grid, self.area = size(tokens.grid), size(tokens.area)
+            self.grid = (tokens.grid[0], tokens.grid[1])  # adapters may give lists
+            self.area = None if tokens.area is None else (tokens.area[0], tokens.area[1])
             self.input_size = self.input_size or self.area
 
     def set_grid(self, args: tuple[Any, ...], embedding: Any, module: nn.Module) -> None:

@@ -66,31 +66,23 @@ class SiteRecorder:
 
     def fused(self, record: ForwardRecord, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Record a call of `scaled_dot_product_attention`."""
-        if (
-            self._fast_rows is not None
-            and len(args) == 3
-            and kwargs.get("attn_mask") is None
-            and not kwargs.get("is_causal")
-            and not args[0].is_nested
-            and self._took_fast_path(record, args[0], args[1], self._fast_rows, kwargs.get("scale"))
-        ):
-            return
+        rows = self._fast_rows
+        plain = rows is not None and len(args) == 3 and kwargs.get("attn_mask") is None
+        if plain and not kwargs.get("is_causal") and not args[0].is_nested:
+            query, key, memory = args[0], args[1], record.fast
+            kind = kind_of(query, key, rows, self._whole_sequence)
+            if memory is None or memory.full or memory.kind != kind:
+                memory = None
+                if is_plain(query, key, of_sequence=self._whole_sequence):
+                    expected = len(self.plan.sites) - len(record.calls)
+                    memory = record.fast = FastLogits(kind, query, key, rows, expected)
+            if memory is not None:
+                record.calls.append(memory.add(self.site.name, query, key, kwargs.get("scale")))
+                return
         value = args[2] if len(args) > 2 else kwargs["value"]
         dropout = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
         call = sdpa_operands(*args, **kwargs)
         self.operands(record, call, "scaled_dot_product_attention", CallOutput(value, output, dropout))
-
-    def _took_fast_path(
-        self, record: ForwardRecord, query: Tensor, key: Tensor, rows: slice, scale: float | Tensor | None
-    ) -> bool:
-        kind, memory = kind_of(query, key, rows, self._whole_sequence), record.fast
-        if memory is None or memory.full or memory.kind != kind:
-            if not is_plain(query, key, of_sequence=self._whole_sequence):
-                return False
-            expected = len(self.plan.sites) - len(record.calls)
-            memory = record.fast = FastLogits(kind, query, key, rows, expected)
-        record.calls.append(memory.add(self.site.name, query, key, scale))
-        return True
 
     def operands(self, record: ForwardRecord, call: Operands, kernel: str, result: CallOutput | None = None) -> None:
         """Record a call by its operands, and its output where that was seen."""
@@ -100,8 +92,7 @@ class SiteRecorder:
         gradients = self._output_gradients(result) if self.plan.values else None
         if self.on_output is not None and result is not None:
             output = (result.arrange or self.site.arranged_outcome)(result.output.detach())
-            values = self._values(result)
-            if values is not None and output is not None:
+            if (values := self._values(result)) is not None and output is not None:
                 self.on_output(self._call_name(record), values, output)
         with exact_arithmetic(call.query.device.type):
             self._store(record, self._from_operands(record, call, kernel), gradients)

@@ -13,7 +13,7 @@ are seen. Scopes lie in a context variable, so that every task and every thread 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import torch.nn.functional as F
@@ -23,25 +23,10 @@ from torch.overrides import TorchFunctionMode
 
 from attnhook.capture import torch_internals
 from attnhook.capture.forward_records import ForwardRecord
-from attnhook.capture.operands import Operands
-from attnhook.capture.output_gradients import CallOutput
 from attnhook.capture.shared_state import Call, ReplacedFunction
 
-
-class Listener(Protocol):
-    """Receives attention calls, by reference. Whatever it raises goes to `refused`, never into the model's forward."""
-
-    def operands(self, record: ForwardRecord, call: Operands, kernel: str, result: CallOutput | None = None) -> None:
-        """An attention call ran with these operands; `result` where its output was seen."""
-
-    def fused(self, record: ForwardRecord, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        """A call of `scaled_dot_product_attention` returned `output`."""
-
-    def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:
-        """A softmax over the last dimension of `logits`, `(..., queries, keys)`, returned `weights`."""
-
-    def refused(self, record: ForwardRecord, error: Exception) -> None:
-        """A call could not be recorded."""
+Listener = Any
+"""Receives attention calls, by reference: a `SiteRecorder`, or an object with its methods. Errors go to `refused`, not into the forward."""
 
 
 class Entry:

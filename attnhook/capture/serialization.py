@@ -4,7 +4,7 @@ A file may contain anything, so everything read from it is checked for its type 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,11 +136,6 @@ def checked_tensor(tensor: Tensor, *shape: int | None) -> Tensor:
     floating = tensor.is_floating_point() and tensor.dtype.itemsize > 1
     _require(fits and floating, f"numbers of shape {shape}, got {tuple(tensor.shape)} {tensor.dtype}")
     return tensor
-
-
-def size(pair: Sequence[int] | None) -> Size | None:
-    """Height and width from an adapter's list."""
-    return None if pair is None else (pair[0], pair[1])
 
 
 def packed_gradients(captured: CapturedGradients | None, block: str, name: str) -> tuple[Any, dict[str, Tensor]]:

@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType
 from typing import Any
 
 import torch
@@ -81,7 +80,7 @@ class ReplacedFunction(SharedState):
     def _set(self) -> None:
         if self._active:
             return
-        original = _unwrapped(self._read())
+        original = self._read()
         if self._replacement is None or self._replacement.__wrapped__ is not original:
             self._replacement = self._passing(original)
         self._write(self._replacement)
@@ -118,13 +117,3 @@ class ReplacedFunction(SharedState):
 
         passing.__wrapped__ = original  # type: ignore[attr-defined]
         return passing
-
-
-_PASSING = next(code for code in ReplacedFunction._passing.__code__.co_consts if isinstance(code, CodeType))
-
-
-def _unwrapped(function: Any) -> Any:
-    """The function inside a replacement that someone else has put back after it was removed."""
-    while getattr(function, "__code__", None) is _PASSING:
-        function = function.__wrapped__
-    return function
