@@ -91,7 +91,14 @@ GUARDS = (
         "always_call",
         f"{INVARIANTS}::test_an_exception_closes_its_scope_before_the_context_ends",
     ),
-    Guard("scopes close when the context does", "capture/scopes.py", "Entry.close", "statement", "close", INVARIANTS),
+    Guard(
+        "scopes close when the context does",
+        "capture/scopes.py",
+        "ActiveCapture.close",
+        "statement",
+        "close",
+        INVARIANTS,
+    ),
     Guard(
         "checkpointing repeats the forward in a backward",
         "capture/torch_internals.py",
@@ -134,14 +141,14 @@ GUARDS = (
         "name",
         "innermost",
         CONTEXTS,
-        instead="(lambda entry, opener: innermost(entry, opener) or next(iter(entry.scopes)))",
+        instead="(lambda active, opener: innermost(active, opener) or next(iter(active.scopes)))",
     ),
     Guard(
         "threads of a task have a forward each",
         "capture/forward_log.py",
         "ForwardLog.begin",
         "condition",
-        "entry",
+        "capture",
         CONTEXTS,
     ),
     Guard(
@@ -383,7 +390,7 @@ GUARDS = (
     Guard(
         "a context that was left elsewhere holds nothing",
         "capture/scopes.py",
-        "Entry.close",
+        "ActiveCapture.close",
         "statement",
         "opener",
         CONTEXTS,
@@ -394,7 +401,7 @@ GUARDS = (
         "ForwardLog.begin",
         "operand",
         "is_empty",
-        f"{CONDITIONS}::test_forwards_that_pass_the_model_by_are_kept_apart",
+        f"{CONDITIONS}::test_forwards_inside_another_or_past_the_model_are_kept_apart",
     ),
     Guard(
         "a forward inside a forward is its own",

@@ -29,7 +29,7 @@ class Readout:
 
 
 @dataclass(frozen=True, eq=False)
-class SeenTokens:
+class SequenceInfo:
     """What one call of a model's token module says about the sequence.
 
     Attributes:
@@ -63,7 +63,7 @@ class ModelAnatomy:
         image_module: The module whose first input of four or five dimensions is the image or video batch, `(batch, ..., height, width)`.
         grid_module: The module whose output is the patch embedding, `(batch, width, h, w)` or `(batch, width, frames, h, w)`.
         token_module: The module whose call says which patches are in the sequence, or how many, where the patch embedding cannot.
-        tokens_of: Turns that call `(args, kwargs, output)` into `SeenTokens`.
+        tokens_of: Turns that call `(args, kwargs, output)` into `SequenceInfo`.
     """
 
     sites: tuple[AttentionSite, ...]
@@ -75,7 +75,7 @@ class ModelAnatomy:
     image_module: nn.Module | None = None
     grid_module: nn.Module | None = None
     token_module: nn.Module | None = None
-    tokens_of: Callable[[tuple[Any, ...], dict[str, Any], Any], SeenTokens] | None = None
+    tokens_of: Callable[[tuple[Any, ...], dict[str, Any], Any], SequenceInfo] | None = None
 
     def under(self, prefix: str) -> "ModelAnatomy":
         """The same anatomy inside a larger model, with the sites' names prefixed."""

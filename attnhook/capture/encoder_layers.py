@@ -23,7 +23,7 @@ def _recognised(weight: Tensor | None, bias: Tensor | None) -> Iterator[tuple[Sc
     for scope in innermost_of_each():
         listeners = [
             listener
-            for attention, listener in scope.entry.by_weights.items()
+            for attention, listener in scope.capture.by_weights.items()
             if weight is not None and attention.in_proj_weight is weight and attention.in_proj_bias is bias
         ]
         for listener in filter(None, listeners):
@@ -98,7 +98,7 @@ def _forward_called(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     weight, bias = args[5:7] if len(args) > 6 else (kwargs.get("in_proj_weight"), kwargs.get("in_proj_bias"))
     with ExitStack() as stack:
         for scope, listener in _recognised(weight, bias):
-            inside = Scope(scope.entry, scope.record, listener=listener, holds=(SDPA,))
+            inside = Scope(scope.capture, scope.record, listener=listener, holds=(SDPA,))
             stack.callback(inside.close)
             inside.open()
         return original(*args, **kwargs)

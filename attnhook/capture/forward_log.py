@@ -59,17 +59,17 @@ class ForwardLog:
     def begin(self, scope: Scope, inputs: tuple[Any, ...]) -> None:
         """The first module of a forward runs with these inputs."""
         record = scope.record
-        shared = record.begun and scope.opener is scope.entry  # with other threads that copied the context
+        shared = record.begun and scope.opener is scope.capture  # with other threads that copied the context
         if shared or record.maps is not None or not record.is_empty():
             record = ForwardRecord(inputs=dict(record.inputs))
             needed = {s.name for s in self._plan.sites if not (s.optional or s.guessed)}
             called = {call.site for call in scope.record.calls}
             if called and not needed <= called:
                 record.interrupted = scope.record
-            if scope.opener is scope.entry:
+            if scope.opener is scope.capture:
                 scope.replace(record)
             elif isinstance(scope.listener, SiteRecorder):
-                Scope(scope.entry, record).open()  # it ends with the module that it began in
+                Scope(scope.capture, record).open()  # it ends with the module that it began in
             else:
                 scope.record = record
         record.begun = True

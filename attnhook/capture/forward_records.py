@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.anatomy import SeenTokens
+from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.calls import CapturedCall, FastLogits, finish_together
 from attnhook.capture.layout import TokenLayout, pixels_per_step
 from attnhook.capture.packing import PackedLayout
@@ -23,7 +23,7 @@ from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutError
 from attnhook.options import Size
 
-_NO_TOKENS = SeenTokens()
+_NO_TOKENS = SequenceInfo()
 SequenceLayout = TokenLayout | PackedLayout | str
 """The layout of the whole sequence, or why there is none."""
 
@@ -43,7 +43,7 @@ class ForwardRecord:
     grid: Size | None = None  # patch rows and columns of the patch embedding's output
     frames: int = 1  # its steps in time
     area: Size | None = None  # pixels that the grid covers
-    tokens: SeenTokens = _NO_TOKENS  # what the token module's call said
+    tokens: SequenceInfo = _NO_TOKENS  # what the token module's call said
     fast: FastLogits | None = None  # where the fast path stores logits
     inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # by site, of its `seen_module`, floats as shapes
     interrupted: "ForwardRecord | None" = None  # the forward that was running when this one began
@@ -63,7 +63,7 @@ class ForwardRecord:
         self.inputs.clear()
         self.fast = self.interrupted = None
 
-    def set_tokens(self, tokens: SeenTokens) -> None:
+    def set_tokens(self, tokens: SequenceInfo) -> None:
         """Store what the token module's call said."""
         self.tokens = tokens
         if tokens.grid is not None:

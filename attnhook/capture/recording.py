@@ -22,7 +22,7 @@ from attnhook.capture.output_gradients import (
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.scopes import Scope
-from attnhook.capture.sites import Arrangement, AttentionSite, Layout, Queries, SeenCall, SiteTokens
+from attnhook.capture.sites import Arrangement, AttentionSite, CallContext, Layout, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.torch_internals import current_transform, in_vmap
 from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
@@ -254,7 +254,9 @@ class SiteRecorder:
         if self.site.tokens_of is None:
             return None
         inputs = record.inputs.get(name, ())
-        return self.site.tokens_of(SeenCall(inputs, record.input_size, record.grid, queries, keys, record.count(name)))
+        return self.site.tokens_of(
+            CallContext(inputs, record.input_size, record.grid, queries, keys, record.count(name))
+        )
 
     def _query_index(
         self, record: ForwardRecord, total: int, device: torch.device, own: SiteTokens | None

@@ -29,7 +29,7 @@ Listener = Any
 """Receives attention calls, by reference: a `SiteRecorder`, or an object with its methods. Errors go to `refused`, not into the forward."""
 
 
-class Entry:
+class ActiveCapture:
     """One `with` block of a capture: its open scopes, in every context.
 
     `by_weights` holds the `nn.MultiheadAttention` modules that are recognised by their weights, and the listener of each.
@@ -62,17 +62,17 @@ class Entry:
 class Scope:
     """One run of one module: of which capture, in which forward, opened by what, its listener, and the functions replaced meanwhile."""
 
-    __slots__ = ("__weakref__", "entry", "holds", "listener", "opener", "record")
+    __slots__ = ("__weakref__", "capture", "holds", "listener", "opener", "record")
 
     def __init__(
         self,
-        entry: Entry,
+        capture: ActiveCapture,
         record: ForwardRecord,
         opener: object = None,
         listener: Listener | None = None,
         holds: tuple[ReplacedFunction, ...] = (),
     ) -> None:
-        self.entry = entry
+        self.capture = capture
         self.record = record
         self.opener = opener
         self.listener = listener
@@ -80,14 +80,14 @@ class Scope:
 
     def open(self) -> None:
         """Begin: from now on this is the innermost scope of its capture in this context."""
-        self.entry.scopes.add(self)  # first, so that whatever comes after is undone when the capture is left
+        self.capture.scopes.add(self)  # first, so that whatever comes after is undone when the capture is left
         stack = _open.get()
-        outer = innermost(self.entry)
+        outer = innermost(self.capture)
         if outer is not None:
             outer.suspend()
         self._watch()
         _open.set((*stack, self))
-        if self.entry.closed:  # by another thread, in this moment
+        if self.capture.closed:  # by another thread, in this moment
             self.close()
 
     def close(self) -> None:
@@ -96,21 +96,21 @@ class Scope:
         if stack and stack[-1] is self:
             stack = stack[:-1]
         elif self in stack:
-            inner = [scope for scope in stack[stack.index(self) :] if scope.entry is self.entry]
+            inner = [scope for scope in stack[stack.index(self) :] if scope.capture is self.capture]
             stack = tuple(scope for scope in stack if scope not in inner)
             for scope in inner[1:]:
                 scope._unwatch()
         self._unwatch()
         _open.set(stack)
-        self.entry.scopes.discard(self)
-        outer = innermost(self.entry)
-        if outer is not None and not self.entry.closed:
+        self.capture.scopes.discard(self)
+        outer = innermost(self.capture)
+        if outer is not None and not self.capture.closed:
             outer.resume()
 
     def replace(self, record: ForwardRecord) -> None:
         """Go on with another record in this context; others that share this scope (threads of one task) keep it."""
-        other = type(self)(self.entry, record, self.opener)
-        self.entry.scopes.add(other)
+        other = type(self)(self.capture, record, self.opener)
+        self.capture.scopes.add(other)
         _open.set(tuple(other if scope is self else scope for scope in _open.get()))
 
     def suspend(self) -> None:
@@ -132,28 +132,28 @@ class Scope:
 _open: ContextVar[tuple[Scope, ...]] = ContextVar("attnhook_open_scopes", default=())
 
 
-def innermost(entry: Entry, opener: object = None) -> Scope | None:
+def innermost(capture: ActiveCapture, opener: object = None) -> Scope | None:
     """The innermost scope of a capture in this context, opened by `opener` if given."""
     for scope in reversed(_open.get()):
-        if scope.entry is entry and (opener is None or scope.opener is opener):
+        if scope.capture is capture and (opener is None or scope.opener is opener):
             return scope
     return None
 
 
 def innermost_of_each() -> list[Scope]:
     """The innermost scope of every capture in this context that is not paused."""
-    found: dict[Entry, Scope] = {}
+    found: dict[ActiveCapture, Scope] = {}
     for scope in reversed(_open.get()):
-        found.setdefault(scope.entry, scope)
-    return [scope for entry, scope in found.items() if not entry.paused()]
+        found.setdefault(scope.capture, scope)
+    return [scope for capture, scope in found.items() if not capture.paused()]
 
 
 def forget_closed() -> None:
     """Remove what closed captures left behind in this context, because they were left in another one or by an interrupt."""
-    torch_internals.remove_modes(lambda mode: isinstance(mode, _WatchMode) and mode.scope.entry.closed)
+    torch_internals.remove_modes(lambda mode: isinstance(mode, _WatchMode) and mode.scope.capture.closed)
     stack = _open.get()
-    if any(scope.entry.closed for scope in stack):
-        _open.set(tuple(scope for scope in stack if not scope.entry.closed))
+    if any(scope.capture.closed for scope in stack):
+        _open.set(tuple(scope for scope in stack if not scope.capture.closed))
 
 
 def attribute(home: Any, name: str, call: Call) -> ReplacedFunction:
@@ -230,8 +230,8 @@ class ModeScope(Scope):
 
     def report(self, fused: bool, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> None:
         """Record a call of scaled_dot_product_attention, or of a softmax."""
-        entry, listener = self.entry, self.listener
-        if listener is None or entry.closed or entry.paused():  # closed by another thread than the mode's
+        capture, listener = self.capture, self.listener
+        if listener is None or capture.closed or capture.paused():  # closed by another thread than the mode's
             return
         try:
             if fused:

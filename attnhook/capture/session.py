@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from attnhook.capture.anatomy import SeenTokens
+from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_log import ForwardLog
 from attnhook.capture.forward_records import ForwardRecord, finish
@@ -26,7 +26,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps
-from attnhook.capture.scopes import SDPA, Entry, ModeScope, Scope, forget_closed, innermost
+from attnhook.capture.scopes import SDPA, ActiveCapture, ModeScope, Scope, forget_closed, innermost
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
@@ -111,7 +111,7 @@ class AttentionCapture:
         self._in_layers = {module: recorders.get(module) for module in attention_in_layers(self._plan.model)}
         self._by_weights = self._in_layers | {m: recorder for m, recorder in recorders.items() if overrides_forward(m)}
         self._log = ForwardLog(self._plan)
-        self._entry: Entry | None = None
+        self._active: ActiveCapture | None = None
         self._hooked: list[nn.Module] = []
         self._paused = 0
         self._foreign_calls = 0
@@ -119,7 +119,7 @@ class AttentionCapture:
     # --- the context ------------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        if self._entry is not None:
+        if self._active is not None:
             raise NothingCapturedError(
                 "this capture is already open: expected one `with` at a time. Make a second AttentionCapture."
             )
@@ -143,10 +143,10 @@ class AttentionCapture:
 
     def _open(self) -> None:
         self.clear()
-        entry = self._entry = Entry(readable(self._by_weights), lambda: self._paused > 0)
-        self._run_eagerly(entry)
+        active = self._active = ActiveCapture(readable(self._by_weights), lambda: self._paused > 0)
+        self._run_eagerly(active)
         forget_closed()
-        Scope(entry, ForwardRecord(), entry).open()
+        Scope(active, ForwardRecord(), active).open()
         with LOCK:  # torch numbers hooks without one
             self._hook_model()
             for recorder in self._recorders:
@@ -154,17 +154,17 @@ class AttentionCapture:
 
     def _undo(self) -> None:
         """Undo what entering did, as far as it came; may be repeated."""
-        if self._entry is not None:
-            self._entry.close()
+        if self._active is not None:
+            self._active.close()
             with LOCK:
                 for module in dict.fromkeys(self._hooked):
                     remove_hooks(module, lambda hook: isinstance(hook, CaptureHook) and hook.capture is self)
             forget_closed()
-            _EAGER.release(self._entry)
+            _EAGER.release(self._active)
             self._hooked.clear()
-            self._entry = None
+            self._active = None
 
-    def _run_eagerly(self, entry: Entry) -> None:
+    def _run_eagerly(self, active: ActiveCapture) -> None:
         """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
         compiled = next((module for module in self._compilable if is_compiled(module)), None)
         if compiled is None:
@@ -174,7 +174,7 @@ class AttentionCapture:
                 f"{type(compiled).__name__} is compiled: expected an eager model, because strict=True. Leave strict out to run it eagerly "
                 "inside the context, or compile model and capture together with TraceableCapture."
             )
-        _EAGER.hold(entry)
+        _EAGER.hold(active)
 
     # --- hooks ------------------------------------------------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class AttentionCapture:
             holds = (registered_function(site.module),)
 
         def make(around: Scope, opener: object) -> Scope:
-            return kind(around.entry, self._log.record_for(around, site.name), opener, recorder, holds)
+            return kind(around.capture, self._log.record_for(around, site.name), opener, recorder, holds)
 
         # Before anybody else's hooks, which may call attention themselves.
         with_kwargs = kernel is Kernel.MULTIHEAD and not own_forward
@@ -244,7 +244,7 @@ class AttentionCapture:
                 around: Scope, opener: object, *, watched: WatchedModule = watched, forward: bool = number == 0
             ) -> Scope:
                 record = ForwardRecord(inputs=dict(around.record.inputs)) if forward else around.record
-                return Scope(around.entry, record, opener, watched.listener, watched.holds)
+                return Scope(around.capture, record, opener, watched.listener, watched.holds)
 
             then = None if number else self._log.end
             self._open_scope_during(watched.module, make, then, prepend=watched.listener is not None)
@@ -253,10 +253,10 @@ class AttentionCapture:
 
     def _scope(self, opener: object = None) -> Scope | None:
         """The innermost scope of this capture in this context, opened by `opener` if given; None where nothing is recorded."""
-        entry = self._entry
-        if entry is None or entry.closed or self._paused or in_backward():
+        active = self._active
+        if active is None or active.closed or self._paused or in_backward():
             return None
-        scope = innermost(entry, opener)
+        scope = innermost(active, opener)
         if scope is None and opener is None:
             self._foreign_calls += 1
         return scope
@@ -280,7 +280,7 @@ class AttentionCapture:
                 tokens = tokens_of(args, *rest)
             except Exception as error:  # an adapter's mistake must not end the model's forward
                 problem = f"the adapter's tokens_of failed: {type(error).__name__}: {error}. Fix it, or pass layout=."
-                tokens = SeenTokens(problem=problem)
+                tokens = SequenceInfo(problem=problem)
             scope.record.set_tokens(tokens)
 
     # --- results ----------------------------------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ class AttentionCapture:
         """Forget everything captured so far."""
         self._log.clear()
         self._foreign_calls = 0
-        for scope in () if self._entry is None else self._entry.open_scopes():
+        for scope in () if self._active is None else self._active.open_scopes():
             scope.record = ForwardRecord()
 
     def __getitem__(self, block: object) -> None:
@@ -365,7 +365,7 @@ class AttentionCapture:
         )
 
     def __repr__(self) -> str:
-        state = "open" if self._entry is not None else "closed"
+        state = "open" if self._active is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
 
 

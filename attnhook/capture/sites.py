@@ -77,7 +77,7 @@ _HEADS_FIRST = (Arrangement.HEADS, Arrangement.MERGED_OR_HEADS)
 
 
 @dataclass(frozen=True, eq=False)
-class SeenCall:
+class CallContext:
     """The context of one attention call, from which `tokens_of` tells what its tokens are.
 
     Attributes:
@@ -140,7 +140,7 @@ class AttentionSite:
     arrangement: Arrangement = Arrangement.HEADS
     heads: int = 0
     value_multiplier: str = ""
-    tokens_of: Callable[[SeenCall], SiteTokens] | None = field(default=None, repr=False)
+    tokens_of: Callable[[CallContext], SiteTokens] | None = field(default=None, repr=False)
     seen_module: nn.Module | None = field(default=None, repr=False)
     holder: nn.Module | None = field(default=None, repr=False)
     optional: bool = False

@@ -19,7 +19,7 @@ from attnhook import (
     rollout,
 )
 from attnhook.capture import encoder_layers, recording
-from attnhook.capture.anatomy import SeenTokens
+from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.calls import FastLogits
 from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.operands import Operands
@@ -335,7 +335,7 @@ def test_operands_that_the_model_overwrites_are_missed() -> None:
 
     with torch.no_grad(), AttentionCapture(tower(reusing), rows="all", layout=LAYOUT) as capture:
         capture.plan.model(tokens())
-    with pytest.raises(RowsNotKeptError, match="written into"):
+    with pytest.raises(RowsNotKeptError, match="overwritten"):
         capture.maps[0].weights()
 
 
@@ -505,7 +505,7 @@ def test_behind_a_cnn_that_pads_to_halve_the_grid_reaches_beyond_the_image(pixel
 
 def test_a_grid_that_an_adapter_gives_as_a_list_is_one() -> None:
     record = ForwardRecord()
-    record.set_tokens(SeenTokens(grid=[4, 4], area=[64, 64]))
+    record.set_tokens(SequenceInfo(grid=[4, 4], area=[64, 64]))
     layout = record.layout(make_plan(tower(), None, "all", None))
     assert (layout, record.area, record.input_size) == (LAYOUT, (64, 64), (64, 64))
 

@@ -210,11 +210,24 @@ def test_copies_made_inside_a_context_are_inert(name: str, tmp_path) -> None:
     assert len(capture.forwards) == 1
 
 
-def test_forwards_that_pass_the_model_by_are_kept_apart() -> None:
+class Siamese(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, first, second):
+        return self.inner(first), self.inner(second)
+
+
+@pytest.mark.parametrize("where", ["parts", "siamese"])
+def test_forwards_inside_another_or_past_the_model_are_kept_apart(where: str) -> None:
     model = vit()
-    with torch.no_grad(), AttentionCapture(model) as capture:
-        for batch in (1, 2):
-            model.forward_features(images(batch))
+    with torch.no_grad(), AttentionCapture(model if where == "parts" else (siamese := Siamese(model))) as capture:
+        if where == "parts":
+            model.forward_features(images(1))
+            model.forward_features(images(2))
+        else:
+            siamese(images(1), images(2))
     assert [[len(block.rows) for block in maps] for maps in capture.forwards] == [[1, 1], [2, 2]]
 
 
