@@ -1,7 +1,7 @@
 """One captured attention call, and the fast path for the commonest calls.
 
 The fast path takes a few rows of float32 operands, without mask and autograd, with one product per image. On a small model a row costs what it
-takes to run a few more operations between the model's own, so there are as few as can be. The logits of a forward's blocks lie in one piece of
+takes to run a few more operations between the model's own, so there are as few as can be. The logits of a forward's blocks share one piece of
 memory: a piece for each, taken between the model's own large tensors, would break up the heap. One softmax finishes them all, into memory that
 is the user's; the piece is then dropped.
 """

@@ -212,10 +212,10 @@ def _why_unexpected(record: ForwardRecord, plan: CapturePlan) -> str:
 
 
 def _why_missing(site: AttentionSite, captured: int, record: ForwardRecord, plan: CapturePlan) -> str:
-    block = f"block {site.name!r} ({type(site.module).__name__})"
+    name = f"{site.name!r} ({type(site.module).__name__})"
     if site.name in record.ran:
         return (
-            f"{block} ran, but no attention call was seen in it: expected scaled_dot_product_attention or a softmax over (batch, heads, "
+            f"block {name} ran, but no attention call was seen in it: expected scaled_dot_product_attention or a softmax over (batch, heads, "
             "queries, keys). It ran inside a function that torch.compile compiled (call the model uncompiled, or pass the compiled module), "
             "it uses a kernel of its own (flash-attn, xformers, flex attention), or its settings changed inside the context. Load the model "
             "with attn_implementation='sdpa' (transformers), or leave the block out with blocks=."
@@ -224,7 +224,7 @@ def _why_missing(site: AttentionSite, captured: int, record: ForwardRecord, plan
     uncalled = ", or called no scaled_dot_product_attention" if fused else ""
     changed = ", or its settings changed to another kernel after the context was entered" if fused else ""
     return (
-        f"{block} did not run in the last forward{uncalled}: {captured} of {len(plan.sites)} blocks were captured. The forward ended early "
-        f"(after an exception, call clear() where you catch it), skips this block, or runs it compiled{changed}. Capture the blocks that run "
-        "with blocks=."
+        f"block {name} did not run in the last forward{uncalled}: {captured} of {len(plan.sites)} blocks were captured. The forward ended "
+        f"early (after an exception, call clear() where you catch it), skips this block, or runs it compiled{changed}. Capture the blocks "
+        "that run with blocks=."
     )

@@ -54,7 +54,7 @@ class SiteRecorder:
         return None
 
     def refused(self, record: ForwardRecord, error: Exception) -> None:
-        """Store why a call could not be recorded for whoever reads the maps; the model's forward goes on."""
+        """Store why a call could not be recorded, to be raised when the maps are read; the model's forward goes on."""
         if not isinstance(error, AttnhookError):
             unforeseen = UnsupportedModelError(
                 f"an attention call of block {self.site.name!r} could not be recorded: {type(error).__name__}: {error}. Leave the block out "

@@ -1,6 +1,7 @@
 """Captured attention: `AttentionMaps` of one forward, which hold a `BlockAttention` per block, and no reference to the model."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -268,13 +269,9 @@ class AttentionMaps(Sequence[BlockAttention]):
 
     def with_blocks(self, blocks: Sequence[BlockAttention]) -> "AttentionMaps":
         """The same forward with other blocks."""
-        return AttentionMaps(
-            blocks,
-            rows=self.selected_rows,
-            readout=self.readout,
-            input_size=self.input_size,
-            patch_area=self.patch_area,
-        )
+        other = copy(self)
+        other._blocks = tuple(blocks)
+        return other
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, under a temporary name first, so that a failure leaves no half-written file.

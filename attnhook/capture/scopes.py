@@ -1,7 +1,7 @@
 """Which modules of captured models are running in this context, and what watches the calls that they make.
 
 A scope is one run of one module, opened by a hook before it and closed by one after it; the innermost scope of a capture says whose calls
-are seen. Scopes lie in a context variable, so that every task and every thread has its own. A module's calls are seen in one of these ways:
+are seen. Scopes are in a context variable, so that every task and every thread has its own. A module's calls are seen in one of these ways:
 
 - Functions are replaced while the scope is open by wrappers that pass every call on, above all
   `torch.nn.functional.scaled_dot_product_attention`.

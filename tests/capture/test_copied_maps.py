@@ -174,7 +174,7 @@ def test_values_that_a_model_overwrites_are_missed_also_in_a_copy(around) -> Non
         model(tokens())
     block = capture.maps[0]
     for read in (lambda: block.values, lambda: copy.deepcopy(block), lambda: pickle.dumps(block)):
-        with pytest.raises(GradientsNotKeptError, match=r"values are lost.*written into"):
+        with pytest.raises(GradientsNotKeptError, match=r"values are lost.*overwritten"):
             read()
 
 
