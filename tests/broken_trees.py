@@ -1,4 +1,4 @@
-"""Copies of the tree with one text in one file changed, and whether tests notice: for `break_guards` and `break_lines`.
+"""Copies of the tree with one text in one file changed, and whether tests notice: for `break_lines`.
 
 Each try is a fork of one process that has loaded the libraries, so it takes the tests' own time. That a try could not be made is told from tests
 that failed, and tests are run on the whole copy first: what fails anyway notices nothing.

@@ -161,3 +161,89 @@ def _other(value: float) -> float:
     if isinstance(value, bool):
         return not value
     return value + 1 if isinstance(value, int) or value == 0 else value * 2
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guard of the library, found in the syntax tree, that can be taken out.
+
+    Attributes:
+        trap: What it guards against.
+        file: In `attnhook/`.
+        function: The function that holds it, with its class: `"AttentionCapture._open"`.
+        kind: What is changed, the first that mentions `word`: a `"condition"` is never met, a `"choice"` always; an `"operand"` of `and`, `or`,
+            an `"argument"` of a call and a `"statement"` are left out; a `"name"` becomes `instead`; with `"result"` the function only returns
+            `instead`.
+        word: A name, attribute, keyword or constant.
+        tests: What must fail without it, below `tests/`.
+        instead: An expression.
+    """
+
+    trap: str
+    file: str
+    function: str
+    kind: str
+    word: str
+    tests: str
+    instead: str = "None"
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.trap}"
+
+    def applied(self, source: str) -> str:
+        """The file's text without it; `LookupError` if it is not there."""
+        tree = ast.parse(source)
+        breaker = _Breaker(self)
+        breaker.visit(_function(tree, self.function))
+        if not breaker.done:
+            raise LookupError(f"{self.file}: {self.function} has no {self.kind} that mentions {self.word!r}")
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def _function(tree: ast.Module, path: str) -> ast.FunctionDef:
+    scope: ast.AST = tree
+    for name in path.split("."):
+        found = (node for node in ast.walk(scope) if isinstance(node, ast.FunctionDef | ast.ClassDef))
+        scope = next((node for node in found if node.name == name), None)
+        if scope is None:
+            raise LookupError(f"there is no {path}")
+    return scope
+
+
+class _Breaker(ast.NodeTransformer):
+    def __init__(self, guard: Guard) -> None:
+        self.guard, self.done = guard, False
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if self.done:
+            return node
+        self.done = self._break(node)
+        if self.done:
+            return ast.Pass() if self.guard.kind == "statement" else self._replaced(node)
+        return self.generic_visit(node)
+
+    def _mentioned(self, node: ast.AST) -> bool:
+        found = {getattr(one, field, None) for one in ast.walk(node) for field in ("id", "attr", "arg", "value")}
+        return self.guard.word in {word for word in found if isinstance(word, str)}
+
+    def _replaced(self, node: ast.AST) -> ast.AST:
+        return ast.parse(self.guard.instead, mode="eval").body if self.guard.kind == "name" else node
+
+    def _break(self, node: ast.AST) -> bool:
+        """Change a node in place, if it is of the kind; whether it is."""
+        match self.guard.kind, node:
+            case ("condition" | "choice") as kind, (ast.If(test=test) | ast.IfExp(test=test)) if self._mentioned(test):
+                node.test = ast.Constant(kind == "choice")
+            case "operand", ast.BoolOp(values=values) if any(map(self._mentioned, values)):
+                values.remove(next(filter(self._mentioned, values)))
+            case "argument", ast.Call(keywords=keywords) if self.guard.word in {keyword.arg for keyword in keywords}:
+                node.keywords = [keyword for keyword in keywords if keyword.arg != self.guard.word]
+            case "statement", (ast.Expr(value=ast.Call()) | ast.Assign()) if self._mentioned(node):
+                pass
+            case "name", ast.Name(id=self.guard.word):
+                pass
+            case "result", ast.FunctionDef():
+                node.body = [ast.Return(ast.parse(self.guard.instead, mode="eval").body)]
+            case _:
+                return False
+        return True

@@ -1,13 +1,13 @@
 """The lines that `break_lines` breaks: really broken, one at a time, always the same ones, and enough of them."""
 
 import ast
+from dataclasses import replace
 
 import pytest
 
-from tests.break_guards import GUARDS, Guard
-from tests.break_lines import ALIKE, SUITES, chosen
+from tests.break_lines import ALIKE, GUARDS, SUITES, chosen, pytest_arguments
 from tests.broken_trees import ROOT
-from tests.mutants import all_mutants, mutants_of
+from tests.mutants import Guard, all_mutants, mutants_of
 
 SOURCE = '''\
 def area(size: tuple[int, int] = (1, 2), closed: bool = True) -> int:
@@ -75,6 +75,30 @@ def test_survivors_that_are_excused_are_still_made() -> None:
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.trap)
-def test_every_guard_stands_where_it_is_broken(guard: Guard) -> None:
-    assert (ROOT / "attnhook" / guard.file).read_text().count(guard.line) == 1
-    assert (ROOT / "tests" / guard.tests.split("::")[0].split()[0]).exists()
+def test_every_guard_is_where_it_is_broken(guard: Guard) -> None:
+    source = (ROOT / "attnhook" / guard.file).read_text()
+    assert ast.unparse(ast.parse(source)) != guard.applied(source)
+    assert (ROOT / pytest_arguments(guard.tests)[0].partition("::")[0]).exists()
+
+
+@pytest.mark.parametrize(
+    "kind, word, expected",
+    [
+        ("condition", "closed", "if False:"),
+        ("choice", "size", "if True:"),
+        ("operand", "closed", "if size[0] < 1:"),
+        ("statement", "clear", "    pass\n"),
+        ("name", "max", "return min("),
+        ("result", "", "-> int:\n    return min"),
+    ],
+)
+def test_a_guard_is_taken_out_of_its_function(kind: str, word: str, expected: str) -> None:
+    guard = Guard("a trap", "area.py", "area", kind, word, "test_area.py", instead="min")
+    assert expected in guard.applied(SOURCE)
+    with pytest.raises(LookupError, match="there is no volume"):
+        replace(guard, function="volume").applied(SOURCE)
+
+
+def test_a_guard_that_is_gone_is_an_error() -> None:
+    with pytest.raises(LookupError, match="area has no condition that mentions 'depth'"):
+        Guard("a trap", "area.py", "area", "condition", "depth", "test_area.py").applied(SOURCE)

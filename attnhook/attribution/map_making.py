@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from attnhook.capture.layout import TokenLayout
+from attnhook.capture.layout import TokenLayout, pixels_per_step
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.strides import pixels_per_step
 from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, Rows

@@ -29,16 +29,16 @@ class Readout:
 
 
 @dataclass(frozen=True, eq=False)
-class SeenTokens:
-    """What one call of a model's token module showed of the sequence.
+class SequenceInfo:
+    """What one call of a model's token module says about the sequence.
 
     Attributes:
-        order: Which patches were kept, and in which order: `(batch, kept)` int64; None if all, in order.
+        order: Which patches are in it, and in which order: `(batch, patch tokens)` int64; None if all, in order.
         grid: Patch rows and columns, where no patch embedding shows them; None if one does.
         area: Pixels that this grid covers.
-        padding: Number of padding tokens behind the patches.
+        padding: Number of padding tokens after the patches.
         packed: The layout of images of several sizes, or None.
-        problem: Why this sequence has no one grid, or None.
+        problem: Why this sequence has no single grid, or None.
     """
 
     order: Tensor | None = None
@@ -51,19 +51,19 @@ class SeenTokens:
 
 @dataclass(frozen=True, eq=False)
 class ModelAnatomy:
-    """An adapter's answer. Only `sites` is needed for rows; the rest makes grids and readouts.
+    """An adapter's answer. Rows need only `sites`; the rest is for grids and readouts.
 
     Attributes:
         sites: The attention modules in the order in which they run.
         cls: Index of the class token, or None.
         registers: Number of register tokens.
         distillation: Whether there is a distillation token after the class token.
-        suffix: Number of tokens behind the patches.
+        suffix: Number of tokens after the patches.
         readout: What the head reads.
         image_module: The module whose first input of four or five dimensions is the image or video batch, `(batch, ..., height, width)`.
         grid_module: The module whose output is the patch embedding, `(batch, width, h, w)` or `(batch, width, frames, h, w)`.
-        token_module: The module whose call says which patches were kept, or how many there are, where the patch embedding cannot.
-        tokens_of: Turns that call `(args, kwargs, output)` into `SeenTokens`.
+        token_module: The module whose call says which patches are in the sequence, or how many, where the patch embedding cannot.
+        tokens_of: Turns that call `(args, kwargs, output)` into `SequenceInfo`.
     """
 
     sites: tuple[AttentionSite, ...]
@@ -75,7 +75,7 @@ class ModelAnatomy:
     image_module: nn.Module | None = None
     grid_module: nn.Module | None = None
     token_module: nn.Module | None = None
-    tokens_of: Callable[[tuple[Any, ...], dict[str, Any], Any], SeenTokens] | None = None
+    tokens_of: Callable[[tuple[Any, ...], dict[str, Any], Any], SequenceInfo] | None = None
 
     def under(self, prefix: str) -> "ModelAnatomy":
         """The same anatomy inside a larger model, with the sites' names prefixed."""

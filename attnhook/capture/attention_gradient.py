@@ -1,21 +1,21 @@
-"""The gradient of a score with respect to an attention matrix, as an object that is never stored whole unless asked.
+"""The gradient of a score with respect to an attention matrix, as an object that is never stored whole unless you ask.
 
 With O = A V the output of an attention call and dO the gradient of the score with respect to it, the gradient with respect to A is dA = dO V^T,
-exactly: no softmax has to be spelt out for it. Pure torch: knows nothing of models, hooks or autograd.
+exactly: no softmax has to be computed for it. Pure torch: knows nothing of models, hooks or autograd.
 """
 
 import torch
 from torch import Tensor
 
-from attnhook.capture.operands import exact_arithmetic
+from attnhook.capture.operands import as_index, exact_arithmetic
 
 
 class AttentionGradient:
-    """dA, `(batch, heads, queries, keys)`, computed when and as far as it is asked for.
+    """dA, `(batch, heads, queries, keys)`, computed on demand.
 
     Args:
         source: The gradient of the output `(batch, heads, queries, value_dim)` and the values `(batch, key heads, keys, value_dim)`; with fewer
-            key heads than heads, consecutive heads share one. Or dA itself, of a model that spells its softmax out.
+            key heads than heads, consecutive heads share one. Or dA itself, of a model with an explicit softmax.
 
     Example:
         >>> import torch
@@ -50,23 +50,15 @@ class AttentionGradient:
         return f"AttentionGradient(shape={self.shape}, {kind})"
 
     def rows(self, index: slice | Tensor | list[int]) -> Tensor:
-        """Chosen rows of the gradient.
-
-        Args:
-            index: Which queries: a slice, a list, or int64 indices `(rows,)`.
-
-        Returns:
-            `(batch, heads, rows, keys)` float32, owning its memory.
-        """
-        chosen = torch.tensor(index, device=self.device, dtype=torch.int64) if isinstance(index, list) else index
+        """Chosen rows, `(batch, heads, rows, keys)` float32, owning their memory; `index` says which queries."""
         with exact_arithmetic(self.device.type):
-            wanted = self._given[:, :, chosen]
+            wanted = self._given[:, :, as_index(index, self.device)]
             if self._values is None:
                 return wanted.to(dtype=torch.float32, copy=True)
             values = self._values.to(self.dtype)
             batch, heads, rows, width = wanted.shape
             groups, keys = values.shape[1:3]
-            # Heads that share values, one behind the other.
+            # Heads that share values, one after the other.
             shared = wanted.to(self.dtype).reshape(batch, groups, heads // groups * rows, width)
             return (shared @ values.transpose(2, 3)).view(batch, heads, rows, keys).float()
 
@@ -75,9 +67,9 @@ class AttentionGradient:
         return self.rows(slice(None))
 
     def head_rows(self, image: int, head: int, queries: slice, buffer: Tensor) -> Tensor:
-        """Rows of one head of one image, `(rows, keys)` of this `dtype`, for those who go through it a chunk at a time.
+        """Rows of one head of one image, `(rows, keys)` of this `dtype`, for going through it in chunks.
 
-        `queries` has `start` and `stop` set; `buffer` is memory of at least rows times keys numbers of this `dtype`, and is written over.
+        `queries` has `start` and `stop` set; `buffer` has room for at least rows times keys numbers of this `dtype`, and is overwritten.
         """
         rows, (_, heads, _, keys) = queries.stop - queries.start, self.shape
         out = buffer[: rows * keys].view(rows, keys)

@@ -26,7 +26,9 @@ def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple
     if callable(blocks):
         chosen = {i for i, name in enumerate(names) if blocks(name)}
     elif isinstance(blocks, bool):
-        raise UnknownBlockError(f"unknown block {blocks!r}: expected an index or a name.")
+        raise UnknownBlockError(
+            f"unknown block {blocks!r}: expected an index or a name. Pass one, such as blocks=[-1]."
+        )
     elif isinstance(blocks, int):
         if not 0 < blocks <= len(names):
             raise UnknownBlockError(
@@ -37,7 +39,7 @@ def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple
         chosen = {block_index(names, block) for block in ([blocks] if isinstance(blocks, str) else blocks)}
     if not chosen:
         said = f"the predicate blocks={getattr(blocks, '__name__', 'given')}" if callable(blocks) else f"{blocks=}"
-        raise UnknownBlockError(f"{said} selects no block: expected at least one of {_summary(names)}.")
+        raise UnknownBlockError(f"{said} selects no block: expected at least one of {_summary(names)}. Choose some.")
     return tuple(site for i, site in enumerate(sites) if i in chosen)
 
 

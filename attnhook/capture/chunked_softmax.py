@@ -1,8 +1,8 @@
 """Parts of a softmax matrix before they are divided by their row sums, in chunks that stay in a CPU's cache.
 
 `2 ** (logits / log 2)` replaces `exp(logits)`: the factor goes into the scale of Q K^T, and on CPUs `exp2` takes a third of the time of
-`exp`. The softmax's three passes over a chunk become one in place; whoever uses a chunk divides something small by the sums. Every chunk of
-one image is written into the same memory: it holds until the next one is asked for. Gradients are not followed.
+`exp`. The softmax's three passes over a chunk become one in place; the caller divides something small by the sums. All chunks of one image
+are written into the same memory, so each is valid until the next. Nothing is differentiable.
 """
 
 import math
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from attnhook.capture.operands import Operands
 
-LINE_BYTES = 64
-"""Size of a line of a CPU's cache."""
-
-LOG2_E = math.log2(math.e)
+_CACHE_LINE_BYTES = 64
+_LOG2_E = math.log2(math.e)
 # Between them, sums of a million such rows, and small numbers over a row's sum, are still normal float32 numbers.
 _LEAST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**80
 _HIDDEN = -8192.0  # 2 to the power of this is 0, and 0 times this is 0, which 0 times minus infinity is not
@@ -25,7 +23,7 @@ _HIDDEN = -8192.0  # 2 to the power of this is 0, and 0 times this is 0, which 0
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of one image's matrix a chunk is: some heads and some queries, both slices with `start` and `stop` set."""
+    """A part of one image's matrix: some heads and some queries, both slices with `start` and `stop` set."""
 
     heads: slice
     queries: slice
@@ -64,8 +62,8 @@ class ComputedRows:
         self.device = call.query.device
         self._call = call
         scale: float = call.query.shape[-1] ** -0.5 if call.scale is None else call.scale
-        self._scale = scale * LOG2_E
-        # Whether a row is shifted by its largest logit first. Most need not be, which their sums show; asking them waits for other devices.
+        self._scale = scale * _LOG2_E
+        # Whether a row is shifted by its largest logit first. Most need not be, as their sums show; reading these would stall other devices.
         self._shifted = self.device.type != "cpu" or call.masked
         self._key_of: tuple[slice, Tensor] | None = None
 
@@ -77,15 +75,14 @@ class ComputedRows:
             least, largest = torch.aminmax(sums)
             if least.item() > _LEAST_SUM and largest.item() < _LARGEST_SUM:
                 return rows, sums
-            self._shifted = True  # nor are those of this image that are still to come
+            self._shifted = True  # likewise the rest of this image
         torch.exp2_(self._logits(part, rows, shifted=True))
         return rows, self._nonzero(rows.sum(dim=-1))
 
     def entropy(self, part: Part, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Entropy of rows in nats, `(heads, rows)` float64, and what `exponentials` gives; `logits` and `rows` are written.
 
-        With l the logits less their row's largest, e = exp(l), Z their sum: `H = log Z - sum_j e_j l_j / Z`, both terms small where H is: no
-        logarithm of the matrix.
+        With l the logits minus their row's largest, e = exp(l), Z their sum: `H = log Z - sum_j e_j l_j / Z`, both terms small where H is.
         """
         self._logits(part, logits, shifted=True)
         if self._call.masked:
@@ -94,7 +91,7 @@ class ComputedRows:
         divisors = self._nonzero(rows.sum(dim=-1))
         sums = divisors.double()
         mean = logits.mul_(rows).sum(dim=-1).double() / sums
-        return (sums.log2() - mean) / LOG2_E, rows, divisors
+        return (sums.log2() - mean) / _LOG2_E, rows, divisors
 
     def _logits(self, part: Part, logits: Tensor, *, shifted: bool) -> Tensor:
         call = self._call
@@ -105,15 +102,15 @@ class ComputedRows:
             else:  # the least number times log2 e would be minus infinity, which hides
                 logits.copy_(mask).clamp_(min=torch.finfo(self.dtype).min / 2)
                 logits.masked_fill_(mask == -math.inf, -math.inf)
-        beta = 0.0 if call.mask is None else LOG2_E  # with 0 the buffer's old contents do not count
+        beta = 0.0 if call.mask is None else _LOG2_E  # with 0 the buffer's old contents are ignored
         query, key = call.query[0, part.heads, part.queries].to(self.dtype), self._key(part.heads)
         if len(query) == 1:
             logits[0].addmm_(query[0], key[0].mT, beta=beta, alpha=self._scale)
         else:
             logits.baddbmm_(query, key.mT, beta=beta, alpha=self._scale)
         if call.causal:
-            asking = torch.arange(part.queries.start, part.queries.stop, device=self.device)
-            logits.masked_fill_(torch.arange(self.keys, device=self.device) > asking[:, None], -math.inf)
+            positions = torch.arange(part.queries.start, part.queries.stop, device=self.device)
+            logits.masked_fill_(torch.arange(self.keys, device=self.device) > positions[:, None], -math.inf)
         if shifted:
             peaks = logits.amax(dim=-1, keepdim=True)
             logits.sub_(peaks.clamp_min_(torch.finfo(self.dtype).min) if call.masked else peaks)
@@ -133,7 +130,7 @@ class ComputedRows:
 
 
 class DenseRows:
-    """The matrix of one image, as the model had computed it: softmax rows `(heads, queries, keys)`."""
+    """The matrix of one image, as the model computed it: softmax rows `(heads, queries, keys)`."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.heads, self.queries, self.keys = matrix.shape
@@ -156,7 +153,7 @@ ImageRows = ComputedRows | DenseRows
 
 
 def chunks(image: ImageRows, queries: slice, budget: int) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
-    """All parts of some rows, each of at most `budget` bytes and valid until the next: which, and what `exponentials` gives of it."""
+    """All parts of some rows, each of at most `budget` bytes and valid until the next, with their `exponentials`."""
     cut = parts(image.heads, queries, _row_bytes(image), budget)
     memory = _memory(image, *cut[0].shape)
     for part in cut:
@@ -164,12 +161,12 @@ def chunks(image: ImageRows, queries: slice, budget: int) -> Iterator[tuple[Part
 
 
 def sum_of_products(image: ImageRows, r: Tensor, budget: int) -> Tensor:
-    """What `r`, `(rows, queries)`, times each head's matrix adds up to: `(rows, keys)` float64; parts are multiplied in the image's dtype."""
+    """The sum over heads of `r`, `(rows, queries)`, times each matrix: `(rows, keys)` float64; parts are multiplied in the image's dtype."""
     total = torch.zeros(len(r), image.keys, dtype=torch.float64, device=image.device)
     factors = r.to(image.dtype)
     for part, rows, sums in chunks(image, slice(0, image.queries), budget):
         own = factors[:, part.queries]
-        if len(rows) == 1:  # few operations: at a thousand tokens, they are what can be saved
+        if len(rows) == 1:  # fewer operations, which is what can be saved at a thousand tokens
             total.add_(torch.mm(own if sums is None else own / sums, rows[0]))
         else:
             each = own.expand(len(rows), -1, -1) if sums is None else own / sums[:, None]
@@ -178,7 +175,7 @@ def sum_of_products(image: ImageRows, r: Tensor, budget: int) -> Tensor:
 
 
 def entropy_chunks(image: ImageRows, budget: int) -> Iterator[tuple[Part, Tensor, Tensor, Tensor | None, Tensor]]:
-    """All parts, each valid until the next: which, what `entropy` gives of it, and memory of the rows' shape to write in."""
+    """All parts, each valid until the next, with their `entropy` and a scratch buffer of the rows' shape."""
     cut = parts(image.heads, slice(0, image.queries), _row_bytes(image), budget // 2)
     first, second = _memory(image, *cut[0].shape), _memory(image, *cut[0].shape)
     for part in cut:
@@ -187,7 +184,7 @@ def entropy_chunks(image: ImageRows, budget: int) -> Iterator[tuple[Part, Tensor
 
 
 def fused_chunks(image: ImageRows, fusion: str, budget: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the `"mean"`, `"max"` or `"min"` over heads: which, and `(rows, keys)`, valid until the next; may be overwritten."""
+    """Rows of the `"mean"`, `"max"` or `"min"` over heads, `(rows, keys)`, each valid until the next; may be overwritten."""
     cut = row_parts(slice(0, image.queries), _row_bytes(image), budget // 2)
     memory, fused = (_memory(image, 1, cut[0].stop - cut[0].start) for _ in range(2))
     for queries in cut:
@@ -208,7 +205,7 @@ _JOINS: dict[str, Callable[..., Tensor]] = {"mean": torch.add, "max": torch.maxi
 
 
 def _memory(image: ImageRows, heads: int, rows: int) -> Tensor:
-    """`(heads, rows, keys)` to write in, for one part of an image and any smaller one."""
+    """A buffer `(heads, rows, keys)` for one part of an image and any smaller one."""
     width = _row_bytes(image) // image.dtype.itemsize
     return torch.empty(heads, rows, width, dtype=image.dtype, device=image.device)[..., : image.keys]
 
@@ -220,4 +217,4 @@ def _front(memory: Tensor, part: Part) -> Tensor:
 
 def _row_bytes(image: ImageRows) -> int:
     """Distance of rows in memory: each begins a cache line, or products are a tenth slower (numbers of tokens are odd)."""
-    return -(-image.keys * image.dtype.itemsize // LINE_BYTES) * LINE_BYTES
+    return -(-image.keys * image.dtype.itemsize // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from attnhook.capture.forward_records import ForwardRecord, why_merged, why_mixed
+from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.scopes import Scope
@@ -12,14 +12,14 @@ from attnhook.errors import BlockNotCapturedError
 
 
 class ForwardLog:
-    """The forwards that a capture of `plan` has seen; the last one to end is last."""
+    """The forwards of a capture of `plan`; the last one to end is last."""
 
     def __init__(self, plan: CapturePlan) -> None:
         self._plan = plan
         self._records: list[ForwardRecord] = []
 
-    def seen(self) -> list[ForwardRecord]:
-        """All of them, without those of attention modules that were entered and never got to attend."""
+    def records(self) -> list[ForwardRecord]:
+        """All forwards, except those in which an attention module was entered and none got to attend."""
         return [r for r in self._records if r.begun or r.maps is not None or not r.is_empty()]
 
     def clear(self) -> None:
@@ -35,45 +35,53 @@ class ForwardLog:
     def record_for(self, around: Scope, site: str) -> ForwardRecord:
         """The record of a run of an attention module inside the scope `around`."""
         record = around.record
-        # What comes after maps were read, or after other forwards, past the module at which forwards begin, is of another one.
+        # A call after the maps were read, or after another forward, that did not pass the first module belongs to a new forward.
         past = record.listed and not record.begun and record not in self._records[-1:]
         if past or record.maps is not None:
             record = around.record = ForwardRecord(inputs=dict(record.inputs))
         called = () if record.begun else {call.site for call in record.calls}
         if site in called and len(called) == len(self._plan.sites) > 1:
-            record.errors.setdefault(site, BlockNotCapturedError(why_merged(site)))
+            problem = (
+                f"block {site!r} ran again after all blocks had run, and nothing showed that a new forward began: expected model(images), got "
+                "calls of its parts. Call the model itself, or read the maps (or call clear()) after each forward."
+            )
+            record.errors.setdefault(site, BlockNotCapturedError(problem))
         outer = record.interrupted
         if outer is not None and record.count(site) and not outer.count(site):
-            record.errors.setdefault(site, BlockNotCapturedError(why_mixed(site)))
+            problem = (
+                f"block {site!r} ran twice in one forward, and not at all in one that started earlier and has not finished: expected forwards "
+                "that can be told apart. Call the model itself, model(images), where it runs inside its own forward; after an exception, call "
+                "clear()."
+            )
+            record.errors.setdefault(site, BlockNotCapturedError(problem))
         return self._list(record)
 
-    def begin(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
-        """The module ran at which forwards begin."""
+    def begin(self, scope: Scope, inputs: tuple[Any, ...]) -> None:
+        """The first module of a forward runs with these inputs."""
         record = scope.record
-        shared = record.begun and scope.opener is scope.entry  # with other threads that copied the context
+        shared = record.begun and scope.opener is scope.capture  # with other threads that copied the context
         if shared or record.maps is not None or not record.is_empty():
             record = ForwardRecord(inputs=dict(record.inputs))
             needed = {s.name for s in self._plan.sites if not (s.optional or s.guessed)}
             called = {call.site for call in scope.record.calls}
             if called and not needed <= called:
                 record.interrupted = scope.record
-            if scope.opener is scope.entry:
+            if scope.opener is scope.capture:
                 scope.replace(record)
             elif isinstance(scope.listener, SiteRecorder):
-                Scope(scope.entry, record).open()  # it ends with the module that it began in
+                Scope(scope.capture, record).open()  # it ends with the module that it began in
             else:
                 scope.record = record
         record.begun = True
-        given = (*args, *(kwargs or {}).values())
-        images = next((a for a in given if isinstance(a, Tensor) and a.dim() in (4, 5)), None)
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        images = next((tensor for tensor in tensors if tensor.dim() in (4, 5)), None)
         if images is not None:
             record.input_size = (images.shape[-2], images.shape[-1])
-        tokens = next((a for a in given if isinstance(a, Tensor) and a.dim() in (3, 4)), None)
-        record.batch = None if tokens is None else len(tokens)
+        record.batch = next((len(tensor) for tensor in tensors if tensor.dim() in (3, 4)), None)
         self._list(record)
 
     def end(self, scope: Scope, *_: Any) -> None:
-        """A forward has ended; one that began inside it has ended before, and stands before it."""
+        """A forward has ended; one that began inside it ended before it, and comes before it."""
         record, records = scope.record, self._records
         if record in records and records[-1] is not record:
             records.remove(record)

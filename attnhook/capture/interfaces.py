@@ -1,7 +1,7 @@
-"""Sees the functions registered at transformers' attention interface, and reads those that call neither SDPA nor a softmax.
+"""Watches the functions registered at transformers' attention interface, and reads those that call neither SDPA nor a softmax.
 
-The registered function is replaced while a scope of it is open. A kernel which calls neither (a custom or compiled one) is seen with its
-operands, and those are believed only if they reproduce the kernel's own output at a few queries.
+The registered function is replaced while a scope of it is open. A kernel that calls neither (a custom or compiled one) is read from its
+operands, if they reproduce the kernel's own output at a few queries.
 """
 
 from functools import partial
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.operands import Operands, exact_arithmetic
-from attnhook.capture.output_gradients import Outcome
+from attnhook.capture.output_gradients import CallOutput
 from attnhook.capture.recognition import class_of
 from attnhook.capture.scopes import ModeScope, innermost_of_each
 from attnhook.capture.shared_state import LOCK, ReplacedFunction
@@ -21,12 +21,12 @@ from attnhook.errors import UnsupportedModelError
 
 
 class InterfaceScope(ModeScope):
-    """One run of a module that calls a registered function: a `ModeScope` that holds the function, too."""
+    """One run of a module that calls a registered function: a `ModeScope` that also holds the function."""
 
     __slots__ = ()
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Tell of a call of the registered function, of which nothing else was seen."""
+        """Record a call of the registered function in which no other call was seen."""
         if self.listener is None:
             return
         try:
@@ -34,20 +34,19 @@ class InterfaceScope(ModeScope):
                 given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
                 call, value = _interface_operands(given, name), given["value"]
                 _check_against_output(call, value, output[0], name, given.get("dropout", 0.0))
-                outcome = Outcome(value, output[0], arrange=_heads_first)
-                self.listener.operands(self.record, call, name, outcome)
+                result = CallOutput(value, output[0], arrange=lambda tensor: tensor.transpose(1, 2))
+                self.listener.operands(self.record, call, name, result)
         except Exception as error:
             self.listener.refused(self.record, error)
 
 
 _ARGUMENTS = ("module", "query", "key", "value", "attention_mask")  # of every registered function
-_functions: dict[
-    tuple[int, str], ReplacedFunction
-] = {}  # by interface, of which there is one a file of transformers, and name
+# By interface, of which every file of transformers may have one, and name.
+_functions: dict[tuple[int, str], ReplacedFunction] = {}
 
 
 def registered_function(module: nn.Module) -> ReplacedFunction:
-    """The registered function that a module of transformers calls, to be held; the same each time, so that all captures hold one."""
+    """The registered function that a module of transformers calls; the same each time, so that all captures hold one."""
     interface, name = _interface_of(module)
     key = id(interface), name
     with LOCK:
@@ -66,10 +65,10 @@ def registered_function(module: nn.Module) -> ReplacedFunction:
 
 def _called(key: tuple[int, str], original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     watching = [scope for scope in innermost_of_each() if isinstance(scope, InterfaceScope)]
-    told = [scope.told for scope in watching]
+    reported = [scope.reported for scope in watching]
     output = original(*args, **kwargs)
-    for scope, before in zip(watching, told, strict=True):
-        if scope.told == before and _functions[key] in scope.holds:
+    for scope, before in zip(watching, reported, strict=True):
+        if scope.reported == before and _functions[key] in scope.holds:
             scope.read(key[1], args, kwargs, output)
     return output
 
@@ -81,7 +80,10 @@ def _interface_of(module: nn.Module) -> tuple[Any, str]:
         interface = getattr(forward, "__globals__", {}).get("ALL_ATTENTION_FUNCTIONS")
         forward = getattr(forward, "__wrapped__", None)
     if interface is None:
-        raise UnsupportedModelError(f"{type(module).__name__} does not use transformers' attention interface.")
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not use transformers' attention interface: expected a forward that reads ALL_ATTENTION_FUNCTIONS. "
+            "Leave the block out with blocks=."
+        )
     return interface, module.config._attn_implementation  # type: ignore[union-attr, return-value]
 
 
@@ -93,25 +95,14 @@ def _interface_operands(given: dict[str, Any], name: str) -> Operands:
             "Load the model with attn_implementation='sdpa'."
         )
     bias = given.get("position_bias")
-    if bias is not None:
-        mask = (
-            bias
-            if mask is None
-            else bias.masked_fill(~mask, float("-inf"))
-            if mask.dtype is torch.bool
-            else bias + mask
-        )
+    if bias is not None and mask is not None:
+        mask = bias.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else bias + mask
     causal = bool(given.get("is_causal", False))
-    return Operands(given["query"], given["key"], given.get("scaling"), mask, causal)
-
-
-def _heads_first(tensor: Tensor) -> Tensor:
-    """From what registered functions give, `(batch, queries, heads, value_dim)`."""
-    return tensor.transpose(1, 2)
+    return Operands(given["query"], given["key"], given.get("scaling"), bias if mask is None else mask, causal)
 
 
 def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: str, dropout: float) -> None:
-    """Hold the first, middle and last reconstructed rows against what an unseen kernel returned: row @ V must be its output."""
+    """Check the first, middle and last reconstructed rows against the kernel's output: row @ V must equal it."""
     if dropout:
         raise UnsupportedModelError(
             f"the attention function {name!r} calls neither scaled_dot_product_attention nor softmax and applies dropout, so "
@@ -124,11 +115,9 @@ def _check_against_output(call: Operands, value: Tensor, output: Tensor, name: s
         groups = rows.shape[1] // value.shape[1]
         expected = (rows @ value.detach().float().repeat_interleave(groups, dim=1)).transpose(1, 2).flatten()
         got = (output.detach()[:, some] if output.shape[1] > last else output.detach()).float().flatten()
-        low = torch.finfo(output.dtype).eps > 1e-6
-        if got.shape != expected.shape or not torch.allclose(
-            got, expected, rtol=2e-2 if low else 1e-3, atol=2e-2 if low else 1e-4, equal_nan=True
-        ):
+        rtol, atol = (2e-2, 2e-2) if torch.finfo(output.dtype).eps > 1e-6 else (1e-3, 1e-4)
+        if got.shape != expected.shape or not torch.allclose(got, expected, rtol, atol, equal_nan=True):
             raise UnsupportedModelError(
-                f"the attention function {name!r} does not compute softmax(Q K^T * scale + mask) V of the operands it is given: its "
-                "output differs from that. Load the model with attn_implementation='sdpa' to capture it."
+                f"the attention function {name!r} does not compute softmax(Q K^T * scale + mask) V of its operands: its output differs from "
+                "that. Load the model with attn_implementation='sdpa' to capture it."
             )

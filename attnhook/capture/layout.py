@@ -1,8 +1,4 @@
-"""Which tokens of a sequence are what, and the way between a sequence and the patch grid.
-
-A `TokenLayout` is passive data about one sequence of one forward. It does not look at any model: the zoo says which special tokens a
-model has, and the patch embedding's output says how large the grid was.
-"""
+"""Which tokens of a sequence are what, and the way between a sequence and the patch grid."""
 
 import operator
 from abc import ABC, abstractmethod
@@ -27,9 +23,9 @@ class TokenLayout:
         registers: Number of register tokens between the other prefix tokens and the patches.
         distillation: Whether a distillation token follows the class token (DeiT).
         suffix: Number of tokens after the patches, the class token not counted (YOLOS: its detection tokens).
-        frames: Number of steps in time of a video model; its patches stand frame by frame.
+        frames: Number of steps in time of a video model; its patches come frame by frame.
         order: For models that drop or shuffle patches (MAE): for each patch token its index on the row-major grid, int64,
-            `(batch, kept patches)`. None where all patches stand in order.
+            `(batch, patch tokens)`. None where all patches come in order.
 
     Example:
         >>> import torch
@@ -52,31 +48,30 @@ class TokenLayout:
     def __post_init__(self) -> None:
         if not _is_grid(self.grid):
             raise TokenLayoutError(f"bad patch grid: expected (rows, columns), both at least 1, got {self.grid!r}.")
-        if min(self.registers, self.suffix) < 0:
+        if min(self.registers, self.suffix, self.frames - 1) < 0:
             raise TokenLayoutError(
-                f"bad token counts: expected none below 0, got registers={self.registers}, suffix={self.suffix}."
+                f"bad token counts: expected registers and suffix of at least 0 and frames of at least 1, got registers={self.registers}, "
+                f"suffix={self.suffix}, frames={self.frames}."
             )
-        if self.frames < 1:
-            raise TokenLayoutError(f"bad token counts: expected at least one frame, got frames={self.frames}.")
         if self.cls is not None and not -self.num_suffix_tokens <= self.cls < self.num_prefix_tokens:
             raise TokenLayoutError(
-                f"bad class token: expected the class token in front of the patches or behind them, the others counted, got cls={self.cls} "
-                f"in {self.describe()}. cls=0 is the first token, cls=-1 the last."
+                f"bad class token: expected an index among the tokens before or after the patches, got cls={self.cls} in {self.describe()}. "
+                "cls=0 is the first token, cls=-1 the last."
             )
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of tokens in front of the patches."""
+        """Number of tokens before the patches."""
         return int(self.cls is not None and self.cls >= 0) + int(self.distillation) + self.registers
 
     @property
     def num_suffix_tokens(self) -> int:
-        """Number of tokens behind the patches."""
+        """Number of tokens after the patches."""
         return self.suffix + int(self.cls is not None and self.cls < 0)
 
     @property
     def num_patches(self) -> int:
-        """Number of cells of the grid, of all frames."""
+        """Number of cells of the grid, over all frames."""
         return self.frames * self.grid[0] * self.grid[1]
 
     @property
@@ -91,7 +86,7 @@ class TokenLayout:
 
     @property
     def patch_tokens(self) -> slice:
-        """Where the patches stand in the sequence."""
+        """Where the patches are in the sequence."""
         return slice(self.num_prefix_tokens, self.num_prefix_tokens + self.num_patch_tokens)
 
     def describe(self) -> str:
@@ -106,20 +101,12 @@ class TokenLayout:
         return " + ".join(f"{count} {name}" for count, name in parts if count) + " tokens"
 
     def check(self, num_tokens: int, *, where: str = "the sequence") -> None:
-        """Hold the layout against the length of a real sequence.
-
-        Args:
-            num_tokens: Number of tokens that the attention saw.
-            where: What the sequence belongs to, for the message.
-
-        Raises:
-            TokenLayoutError: If the counts differ.
-        """
+        """Raise `TokenLayoutError` unless a sequence, called `where` in the message, has `num_tokens` tokens."""
         if num_tokens != self.num_tokens:
             raise TokenLayoutError(
                 f"the tokens of {where} do not fit the patch grid: expected {self.num_tokens} = {self.describe()}, "
                 f"got {num_tokens}. The model drops, merges or adds tokens, or a layout that was passed leaves some out (`registers=`, "
-                "`suffix=`): read `.rows` without a grid, or pass `layout=TokenLayout(...)` that describes what is there."
+                "`suffix=`). Read `.rows` without a grid, or pass a `layout=TokenLayout(...)` that counts every token."
             )
 
     def patches(self, row: Tensor) -> Tensor:
@@ -129,7 +116,7 @@ class TokenLayout:
             row: `(..., num_tokens)`, any dtype.
 
         Returns:
-            `(..., h, w)`, or `(..., frames, h, w)` if there are several frames. Patches that the model dropped are NaN (floating dtypes only).
+            `(..., h, w)`, or `(..., frames, h, w)` if there are several frames. Dropped patches are NaN (floating dtypes only).
 
         Raises:
             TokenLayoutError: If the last dimension is not `num_tokens` long.
@@ -152,17 +139,7 @@ class TokenLayout:
         return grid.scatter(-1, index, patches)
 
     def token_of(self, patch: PatchIndex) -> int:
-        """Index in the sequence of a patch; in a video, of its first frame.
-
-        Args:
-            patch: Row and column on the grid; negative numbers count from the end.
-
-        Returns:
-            The token's index.
-
-        Raises:
-            TokenLayoutError: If the patch lies outside the grid, or the model shuffles its patches.
-        """
+        """Index in the sequence of a patch `(row, column)`, negative from the end; in a video, of its first frame. Raises `TokenLayoutError`."""
         (row, column), (height, width) = patch, self.grid
         if not (-height <= row < height and -width <= column < width):
             raise TokenLayoutError(
@@ -171,29 +148,29 @@ class TokenLayout:
         if self.order is not None:
             raise TokenLayoutError(
                 f"patch {tuple(patch)} has no fixed token: this model drops or shuffles its patches per image. "
-                "Ask for token indices, or switch its masking off."
+                "Pass token indices, or switch its masking off."
             )
         return self.num_prefix_tokens + (row % height) * width + column % width
 
     def tokens_of(self, choice: Sequence[int | PatchIndex]) -> list[int]:
-        """Indices in the sequence of a mixed choice of token indices and `(row, column)` patches.
+        """Indices in the sequence of a mixed choice of token indices and `(row, column)` patches, in order.
 
         Args:
             choice: Ints are token indices (negative from the end), pairs are patches.
 
         Returns:
-            One index a choice, all in `range(num_tokens)`.
+            Indices in `range(num_tokens)`.
 
         Raises:
             TokenLayoutError: If a token or a patch does not exist.
         """
-        tokens = [self.token_of(c) if isinstance(c, tuple) else int(c) for c in choice]
+        tokens, count = [self.token_of(c) if isinstance(c, tuple) else int(c) for c in choice], self.num_tokens
         for token in tokens:
-            if not -self.num_tokens <= token < self.num_tokens:
+            if not -count <= token < count:
                 raise TokenLayoutError(
-                    f"token {token} does not exist: expected one of {self.num_tokens}, which are {self.describe()}."
+                    f"token {token} does not exist: expected one of {count}, which are {self.describe()}."
                 )
-        return [token % self.num_tokens for token in tokens]
+        return [token % count for token in tokens]
 
     def class_token(self) -> int:
         """Index in the sequence of the class token, in `range(num_tokens)`; raises `NoClassTokenError` if there is none."""
@@ -204,11 +181,11 @@ class TokenLayout:
         return self.cls % self.num_tokens
 
     def without_special_tokens(self) -> "TokenLayout":
-        """The same grid with patches only: what an attention pooling that skips the prefix tokens reads."""
+        """The same grid with patches only, as an attention pooling reads it that skips the special tokens."""
         return TokenLayout(self.grid, cls=None, frames=self.frames, order=self.order)
 
     def outside(self, row: Tensor) -> Tensor:
-        """Attention mass on tokens that are no patches.
+        """Attention mass on tokens that are not patches.
 
         Args:
             row: `(..., num_tokens)`.
@@ -221,32 +198,50 @@ class TokenLayout:
 
 
 class GridlessLayout(ABC):
-    """Base of layouts of which no row covers one grid: whatever needs one raises `TokenLayoutError`, which says what there is instead."""
+    """Base of layouts whose rows do not cover one grid: the methods that need one raise `TokenLayoutError`."""
 
     @abstractmethod
-    def _why_none(self, what: str) -> str:
-        """Why there is no one grid for something, and what there is instead."""
+    def _without_grid(self, what: str) -> str:
+        """Why there is no single grid for `what`, and what to do instead."""
 
     def patches(self, row: Tensor) -> Tensor:
-        """Refused: a row covers no one grid."""
-        raise TokenLayoutError(self._why_none(f"a row of shape {tuple(row.shape)}"))
+        """Raise `TokenLayoutError`: a row does not cover one grid."""
+        raise TokenLayoutError(self._without_grid(f"a row of shape {tuple(row.shape)}"))
 
     def outside(self, row: Tensor) -> Tensor:
-        """Refused, as `patches` is."""
+        """Raise `TokenLayoutError`, as `patches` does."""
         return self.patches(row)
 
     def tokens_of(self, choice: object) -> list[int]:
-        """Refused: a patch is one of several windows or images."""
-        raise TokenLayoutError(self._why_none(f"the rows {choice}"))
+        """Raise `TokenLayoutError`: a patch is in one of several windows or images."""
+        raise TokenLayoutError(self._without_grid(f"the rows {choice}"))
 
     def class_token(self) -> int:
-        """Refused with `NoClassTokenError`: there is none, or several."""
-        raise NoClassTokenError(self._why_none("a class token"))
+        """Raise `NoClassTokenError`: there is none, or several."""
+        raise NoClassTokenError(self._without_grid("a class token"))
 
     @property
     def patch_tokens(self) -> slice:
-        """Refused: the patches do not stand together."""
-        raise TokenLayoutError(self._why_none("the mean over patches"))
+        """Raise `TokenLayoutError`: the patches are not one range."""
+        raise TokenLayoutError(self._without_grid("the mean over patches"))
+
+
+def pixels_per_step(pixels: int, positions: int) -> int:
+    """Pixels per position of a grid that a CNN or the stages of a model made of an image by halving it repeatedly; 0 if there is no such step.
+
+    Odd lengths are padded before they are halved, as by convolutions with padding and by Swin: the last position then reaches beyond the image,
+    and the step is still a power of two. 240 pixels and 8 positions are steps of 32, not of 30.
+
+    Example:
+        >>> pixels_per_step(240, 8), pixels_per_step(240, 20), pixels_per_step(240, 14)
+        (32, 12, 0)
+    """
+    step = 1
+    while step < pixels:
+        if -(-pixels // step) == positions:
+            return step
+        step *= 2
+    return pixels // positions if pixels % positions == 0 else 0
 
 
 def _is_grid(grid: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from attnhook.capture.operands import Operands
-from attnhook.capture.output_gradients import Outcome
+from attnhook.capture.output_gradients import CallOutput
 from attnhook.capture.torch_internals import shares_projection
 from attnhook.errors import UnsupportedModelError
 
@@ -21,22 +21,24 @@ _WEIGHTS = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", 
 _WEIGHTS_FOR_VALUES = ("v_proj_weight", "out_proj.weight")
 
 
-def multihead_operands(
-    module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice | None
-) -> Operands:
+def multihead_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names."""
+    return {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+
+
+def multihead_operands(module: nn.MultiheadAttention, call: dict[str, Any], rows: slice | None) -> Operands:
     """The operands of a call that has just run; of its queries, and of a mask, only `rows` (None: all).
 
     For a few rows in float32 no key is projected: with q_h the query of head h, q_h (W_k x + b_k)^T equals (q_h W_k) x^T up to a constant per
     row, which the softmax cancels. The returned keys are then the inputs themselves, shared by all heads.
-    What is projected is rounded as the module rounds it.
+    Projections are rounded as the module rounds them.
     """
     refuse_parametrised(module)
     if module.bias_k is not None or module.add_zero_attn:
         raise UnsupportedModelError(
-            "nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are no tokens: expected both off. "
+            "nn.MultiheadAttention with add_bias_kv or add_zero_attn attends to keys that are not tokens: expected both off. "
             "Leave the block out with blocks=."
         )
-    call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     mask = _multihead_mask(module, call)
     if rows is not None and mask is not None and mask.shape[-2] > 1:
         mask = mask[..., rows, :]
@@ -45,22 +47,20 @@ def multihead_operands(
     return Operands(query, key, (module.embed_dim // module.num_heads) ** -0.5, mask)
 
 
-def multihead_lengths(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+def multihead_lengths(module: nn.MultiheadAttention, call: dict[str, Any]) -> tuple[int, int]:
     """Number of queries and of keys of one image in a call."""
-    call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     queries, keys = (_batch_first(module, call[name]).shape[1] for name in ("query", "key"))
     return queries, keys
 
 
-def multihead_outcome(
-    module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, Tensor | None]
-) -> Outcome:
-    """The values `(batch, heads, keys, head_dim)` of a call that has just run, and what makes its output's gradient that of its hidden O.
+def multihead_output(
+    module: nn.MultiheadAttention, call: dict[str, Any], output: tuple[Tensor, Tensor | None]
+) -> CallOutput:
+    """The values `(batch, heads, keys, head_dim)` of a call that has just run, and its output.
 
-    The module gives O W^T + b with its output projection W, so the gradient of O is that of its output times W.
+    The module returns O W^T + b with its output projection W, so the gradient of O is that of its output times W.
     """
     refuse_parametrised(module, values=True)
-    call = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
     value = _batch_first(module, call["value"].detach())
     width, heads = module.embed_dim, module.num_heads
     weight = module.in_proj_weight[2 * width :] if shares_projection(module) else module.v_proj_weight
@@ -74,13 +74,13 @@ def multihead_outcome(
         return _split(torch.matmul(gradient, out.to(gradient.dtype)), heads)
 
     attended, returned = output
-    return Outcome(projected, attended, module.dropout if module.training else 0.0, arrange, returned)
+    return CallOutput(projected, attended, module.dropout if module.training else 0.0, arrange, returned)
 
 
 def refuse_parametrised(module: nn.Module, *, values: bool = False) -> None:
-    """Refuse a module whose weights cannot be read without running a parametrisation once more, which may change what it trains to.
+    """Refuse a module with a parametrised weight; with `values`, also of those that only values and gradients need.
 
-    With `values`, also those that only values and gradients need. None of them is read here.
+    Reading one would run its parametrisation once more, which may change training. None of them is read here.
     """
     for name in _WEIGHTS + (_WEIGHTS_FOR_VALUES if values else ()):
         owner, _, weight = name.rpartition(".")
@@ -100,7 +100,7 @@ def _batch_first(module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
 
 
 def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, rows: slice | None) -> tuple[Tensor, Tensor]:
-    """Queries and keys. In low precision a product of few rows rounds otherwise than the module's own of all: all are projected, then."""
+    """Queries and keys. In low precision a product of few rows rounds differently from the module's product of all, so all are projected."""
     width, heads = module.embed_dim, module.num_heads
     if shares_projection(module):
         weight_q, weight_k = module.in_proj_weight.detach()[: 2 * width].chunk(2)

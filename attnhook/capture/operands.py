@@ -1,7 +1,6 @@
-"""What an attention call is given, and the few products from which its softmax rows are made.
+"""The operands of an attention call, and the few products from which its softmax rows are computed.
 
-All arithmetic is float32 (float64 where the operands are), with autocast and autograd off, so that it is the same whatever the surrounding
-code runs under.
+All arithmetic is float32 (float64 where the operands are), with autocast and autograd off, whatever the caller's settings are.
 """
 
 from collections.abc import Iterator
@@ -18,15 +17,20 @@ from attnhook.errors import UnsupportedModelError
 @contextmanager
 def exact_arithmetic(device_type: str) -> Iterator[None]:
     """Context in which attention is computed: no autograd, no autocast."""
-    asked = "cpu" if device_type == "meta" else device_type  # meta has no autocast to ask for
-    on = torch.is_autocast_enabled(asked)  # where it is off, leaving it out saves the time of a small product
-    with torch.no_grad(), torch.autocast(asked, enabled=False) if on else nullcontext():
+    kind = "cpu" if device_type == "meta" else device_type  # meta has no autocast
+    on = torch.is_autocast_enabled(kind)  # entering autocast takes the time of a small product
+    with torch.no_grad(), torch.autocast(kind, enabled=False) if on else nullcontext():
         yield
+
+
+def as_index(index: slice | Tensor | list[int], device: torch.device) -> slice | Tensor:
+    """A list of queries as a tensor; anything else as it is."""
+    return torch.tensor(index, device=device, dtype=torch.int64) if isinstance(index, list) else index
 
 
 @dataclass(slots=True, eq=False)
 class Operands:
-    """What one attention call was given, by reference.
+    """The operands of one attention call, by reference.
 
     Attributes:
         query: `(batch, heads, queries, head_dim)`.
@@ -49,15 +53,14 @@ class Operands:
         return batch, heads, queries, self.key.shape[-2]
 
     def detached(self, *, with_values: bool = False) -> "Operands":
-        """The same operands without their autograd history: what may be kept.
+        """The same operands without their autograd history, safe to store: by reference, or copied where that would not be safe.
 
-        By reference where that is safe. Queries and keys are copied where their memory holds more than both, as a fused projection's holds
-        values, and where they were made in inference mode: such tensors do not say that they were written to. So is a mask of inference mode
-        that is no larger than the queries; a larger one, which blocks often share, stays the model's, and that it was written to goes unseen.
-        Where values are kept `with_values`, the memory of a fused projection is kept anyway.
+        Queries and keys are copied where their memory holds more than both, as a fused projection's holds values (unless these are stored too,
+        `with_values`), and where they were made in inference mode: such tensors do not count writes. So is a mask of inference mode that is no
+        larger than the queries; a larger one, which blocks often share, stays the model's, and overwriting it goes unnoticed.
         """
         call = self.by_reference()
-        call.query, call.key = _owning(call.query, call.key, with_values), _owning(call.key, call.query, with_values)
+        call.query, call.key = _owned(call.query, call.key, with_values), _owned(call.key, call.query, with_values)
         if call.mask is not None and call.mask.is_inference() and call.mask.numel() <= call.query.numel():
             call.mask = call.mask.clone()
         return call
@@ -68,14 +71,14 @@ class Operands:
         return Operands(self.query.detach(), self.key.detach(), self.scale, mask, self.causal)
 
     def image(self, index: int) -> "Operands":
-        """Those of one image, with a batch of one, by reference."""
+        """The operands of one image, with a batch of one, by reference."""
         one = slice(index, index + 1)
         return Operands(self.query[one], self.key[one], self.scale, self._mask_of(one, slice(None)), self.causal)
 
     def head(self, index: int) -> "Operands":
-        """Those of one head, by reference."""
-        shared = self.query.shape[1] // self.key.shape[1]
-        one, its_key = slice(index, index + 1), slice(index // shared, index // shared + 1)
+        """The operands of one head, by reference."""
+        key_head = index * self.key.shape[1] // self.query.shape[1]
+        one, its_key = slice(index, index + 1), slice(key_head, key_head + 1)
         mask = self._mask_of(slice(None), one)
         return Operands(self.query[:, one], self.key[:, its_key], self.scale, mask, self.causal)
 
@@ -93,7 +96,7 @@ class Operands:
         return self.causal or self.mask is not None
 
     def logits(self, index: slice | Tensor) -> Tensor:
-        """Rows of Q K^T * scale + bias, `(batch, heads, rows, keys)` float32 or float64; call it under `exact_arithmetic`."""
+        """Rows of Q K^T * scale + bias, `(batch, heads, rows, keys)` float32 or float64; call it in `exact_arithmetic`."""
         query, key = self.query[:, :, index], self.key
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         if query.dtype is not torch.float32 and query.dtype is not torch.float64:
@@ -102,10 +105,9 @@ class Operands:
         return self.hide(logits, index) if self.masked else logits
 
     def hide(self, logits: Tensor, index: slice | Tensor | list[int]) -> Tensor:
-        """Add the mask to logits, and hide later keys where it is causal, as the kernels do.
+        """Apply the mask and causality to the logits `(batch, heads, rows, keys)` of the queries `index`, as the kernels do; may overwrite them.
 
-        A boolean mask is added, too, as 0 or minus infinity: a hidden key with a NaN in it gives NaN. A later key does not. The logits are
-        `(batch, heads, rows, keys)`, those of the queries `index`; they may be overwritten.
+        A boolean mask is added as 0 or minus infinity, so a masked key with a NaN in it gives NaN. A later key does not.
         """
         queries, keys = self.shape[2:]
         if self.mask is not None:
@@ -159,7 +161,7 @@ def _scaled_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
     if key_heads != heads:
         query = query.reshape(batch, key_heads, heads // key_heads * rows, dim)
     product = query.new_empty(batch, key_heads, query.shape[2], keys)
-    # One product an image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
+    # One product per image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
     for image in range(batch):
         torch.bmm(query[image], key[image].mT, out=product[image])
     product *= scale
@@ -175,14 +177,14 @@ def softmax_rows(logits: Tensor, *, masked: bool) -> Tensor:
 
 
 def versions(*tensors: Tensor | None) -> tuple[int, ...]:
-    """How often the memory of each tensor was written to; those made in inference mode do not count."""
+    """How often each tensor was written to; those made in inference mode do not count writes and are left out."""
     return tuple(t._version for t in tensors if t is not None and not t.is_inference())
 
 
-def _owning(tensor: Tensor, other: Tensor, with_values: bool) -> Tensor:
-    """Itself if it says that it was written to, and nothing but the other, or values, lies beside it in its memory; else a copy."""
+def _owned(tensor: Tensor, other: Tensor, with_values: bool) -> Tensor:
+    """Itself if it counts writes and shares its memory with nothing but the other, or stored values; else a copy."""
     memory = tensor.untyped_storage()
-    beside = other.nbytes if memory.data_ptr() == other.untyped_storage().data_ptr() else 0
-    if not tensor.is_inference() and (with_values or memory.nbytes() <= tensor.nbytes + beside):
+    shared = other.nbytes if memory.data_ptr() == other.untyped_storage().data_ptr() else 0
+    if not tensor.is_inference() and (with_values or memory.nbytes() <= tensor.nbytes + shared):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,14 +1,13 @@
-"""Follows attention calls into the backward: keeps a call's values, and the gradient of its output once a backward comes by.
+"""Captures the values of an attention call, and the gradient of its output.
 
-The gradient arrives through a tensor hook on the call's output. Such a hook hangs on the autograd graph, not on the model: nothing is left on
-the model, and the hook goes when the graph goes. Neither keeps the other alive: the hook knows what it fills through a weak reference only.
+The gradient arrives through a tensor hook on the call's output. Such a hook belongs to the autograd graph, not to the model, and goes when the
+graph goes. Neither keeps the other alive: the hook holds a weak reference to what it fills.
 """
 
 import weakref
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,25 +22,27 @@ Arrange = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(slots=True, eq=False)
-class Outcome:
-    """What an attention call did, beside its operands; by reference.
+class CallOutput:
+    """The values and the output of an attention call, by reference.
 
     `arrange` turns the gradient of `output` into that of O, `(batch, heads, queries, value_dim)`, where the values are `(batch, key heads, keys,
-    value_dim)`; it is None where both are arranged as the site arranges its queries.
+    value_dim)`; None if the site's own arrangement holds for both.
     """
 
     value: Tensor
     output: Tensor  # in the autograd graph
     dropout: float = 0.0
     arrange: Arrange | None = None
-    weights: Tensor | None = None  # beside the output: a score that reads them has a gradient which O does not see
+    weights: Tensor | None = (
+        None  # returned with the output: a score that reads them has a gradient that O does not get
+    )
 
 
 class CapturedGradients:
     """The values `(batch, key heads, keys, value_dim)` of one attention call, if seen, and the gradient of its output if `wanted`.
 
-    Where `explicit`, the gradient is dA itself, that of a softmax that the model spelt out. It is kept on `device`, None for where it arrives.
-    `weights_read` tells that a backward came through the returned weights, past the output.
+    Where `explicit`, the gradient is dA itself, that of an explicit softmax. It is stored on `device`; None: where it arrives.
+    `weights_read` says that a backward came through the returned weights, past the output.
     """
 
     __slots__ = ("__weakref__", "_device", "_gradient", "_values", "_versions", "explicit", "wanted", "weights_read")
@@ -49,7 +50,7 @@ class CapturedGradients:
     def __init__(
         self, values: Tensor | None, *, explicit: bool = False, wanted: bool = True, device: torch.device | None = None
     ) -> None:
-        # Tensors made in inference mode do not say that they were written to.
+        # Tensors made in inference mode do not count writes.
         self._values = values.clone() if values is not None and values.is_inference() else values
         self._versions = versions(self._values)
         self.explicit = explicit
@@ -60,34 +61,29 @@ class CapturedGradients:
 
     @property
     def values(self) -> Tensor | None:
-        """As given; raises `GradientsNotKeptError` where their memory was written to since."""
+        """As given; raises `GradientsNotKeptError` if the model has overwritten them."""
         if versions(self._values) != self._versions:
             raise GradientsNotKeptError(
-                "the values are lost: expected them as they were in the call, but the model has written into their memory since. Run the "
-                "forward in torch.inference_mode(), where they are copied."
+                "the values are lost: expected them as they were in the call, but the model has overwritten them since. Run the forward in "
+                "torch.inference_mode(), where they are copied."
             )
         return self._values
 
-    @property
-    def arrived(self) -> bool:
-        """Whether a backward has come by."""
-        return self._gradient is not None
-
     def add(self, gradient: Tensor) -> None:
-        """Add what one backward brought, as `.grad` does."""
+        """Add the gradient of one backward, as `.grad` does."""
         gradient = gradient if self._device is None else gradient.to(self._device)
         self._gradient = gradient if self._gradient is None else self._gradient + gradient
 
     def gradient(self, block: str) -> Tensor:
-        """What has arrived: the gradient of the output, or dA where `explicit`, `(batch, heads, queries, value_dim or keys)`."""
+        """The gradient of the output, or dA where `explicit`: `(batch, heads, queries, value_dim or keys)`."""
         if self.weights_read:
             raise GradientsNotKeptError(
-                f"the gradient of block {block!r} is not whole: expected a score that reads the attention's output alone, got one that reads "
-                "the weights which the module returned, too. Leave them out of the score."
+                f"the gradient of block {block!r} is incomplete: expected a score that reads only the attention's output, got one that also "
+                "reads the weights that the module returned. Leave them out of the score."
             )
         if not self.wanted:
             raise GradientsNotKeptError(
-                f"block {block!r} keeps values but no gradient: expected a capture with gradients=True. Capture with it, and call "
+                f"block {block!r} has values but no gradient: expected a capture with gradients=True. Capture with it, and call "
                 "score.backward()."
             )
         if self._gradient is None:
@@ -104,7 +100,7 @@ class CapturedGradients:
         return AttentionGradient(gradient if self.explicit or self.values is None else (gradient, self.values))
 
     def to(self, device: torch.device | str, block: str) -> "CapturedGradients":
-        """The same on another device: a copy, which no later backward reaches."""
+        """A copy on another device, which no later backward reaches."""
         self._check_arrived(f"block {block!r}")
         moved = copy(self)
         moved._values = None if self._values is None else self._values.to(device)
@@ -113,7 +109,7 @@ class CapturedGradients:
         return moved
 
     def __getstate__(self) -> tuple[Any, ...]:
-        self._check_arrived("a block of these maps")  # which would come by the copy
+        self._check_arrived("a block of these maps")  # it would not reach the copy
         return self.values, self.explicit, self.wanted, self._device, self._gradient, self.weights_read
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -121,56 +117,47 @@ class CapturedGradients:
         self._versions = versions(self._values)  # a copy's tensors count anew
 
     def _check_arrived(self, what: str) -> None:
-        if self.wanted and not self.arrived:
+        if self.wanted and self._gradient is None:
             raise GradientsNotKeptError(
                 f"{what} cannot be moved, copied or saved before its gradient has arrived: expected score.backward() first. Call it, then move "
                 "or copy the maps; or capture with device=."
             )
 
 
-def _arrived(known: weakref.ref[CapturedGradients], arrange: Arrange, gradient: Tensor) -> None:
-    """A tensor hook: what comes by is added to what is kept, if anyone still keeps it."""
-    kept = known()
-    if kept is not None and (arranged := arrange(gradient.detach())) is not None:
-        kept.add(arranged)
-
-
-def _passed_by(known: weakref.ref[CapturedGradients], gradient: Tensor) -> None:
-    """A tensor hook on returned weights: says that a score has read them."""
-    kept = known()
-    if kept is not None and bool(gradient.any()):
-        kept.weights_read = True
-
-
-def follow(output: Tensor, kept: CapturedGradients, arrange: Arrange, block: str) -> None:
-    """Have the gradient of a tensor of the running forward, arranged, added to `kept` in every backward."""
+def hook_gradient(output: Tensor, captured: CapturedGradients, arrange: Arrange, block: str) -> None:
+    """Have the gradient of a tensor of the running forward, arranged, added to `captured` in every backward."""
     if current_transform() is not None:
         raise UnsupportedModelError(
             f"the gradient of block {block!r} cannot be captured inside a transform of torch.func: expected a plain forward. Use "
             "score.backward() or torch.autograd.grad."
         )
     if not output.requires_grad:
-        raise unreachable(block)
-    output.register_hook(partial(_arrived, weakref.ref(kept), arrange))  # type: ignore[no-untyped-call]
+        raise no_backward_error(block)
+    reference = weakref.ref(captured)
+
+    def add(gradient: Tensor) -> None:
+        target = reference()
+        if target is not None and (arranged := arrange(gradient.detach())) is not None:
+            target.add(arranged)
+
+    output.register_hook(add)  # type: ignore[no-untyped-call]
 
 
-def follow_weights(weights: Tensor | None, kept: CapturedGradients) -> None:
-    """Have `kept` told if a score reads the weights that a call returned, if any."""
+def hook_weights(weights: Tensor | None, captured: CapturedGradients) -> None:
+    """Have `captured` told if a score reads the weights that a call returned, if any."""
+    reference = weakref.ref(captured)
+
+    def note(gradient: Tensor) -> None:
+        target = reference()
+        if target is not None and bool(gradient.any()):
+            target.weights_read = True
+
     if weights is not None and weights.requires_grad:
-        weights.register_hook(partial(_passed_by, weakref.ref(kept)))  # type: ignore[no-untyped-call]
+        weights.register_hook(note)  # type: ignore[no-untyped-call]
 
 
-def refuse_dropout(dropout: float, block: str) -> None:
-    """Refuse a fused kernel that drops weights: its output is not A V, so that dA is not dO V^T."""
-    if dropout:
-        raise UnsupportedModelError(
-            f"the gradient of block {block!r} cannot be captured: expected no attention dropout, got {dropout} inside a fused kernel, which "
-            "hides what it dropped. Call model.eval(), or set its attention dropout to 0."
-        )
-
-
-def unreachable(block: str) -> GradientsNotKeptError:
-    """The error for an output that is in no autograd graph, and for kernels that run only where none is made."""
+def no_backward_error(block: str) -> GradientsNotKeptError:
+    """The error for an output that is in no autograd graph, and for kernels that run only without one."""
     what = f"no backward can reach block {block!r}: expected an attention output that requires grad"
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
         return GradientsNotKeptError(

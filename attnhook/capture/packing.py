@@ -1,4 +1,4 @@
-"""Layouts of several images of different sizes in one attention call: one behind the other in a sequence, or padded in a batch."""
+"""Layouts of several images of different sizes in one attention call: one after the other in a sequence, or padded in a batch."""
 
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -11,11 +11,11 @@ from attnhook.errors import TokenLayoutError
 
 @dataclass(frozen=True)
 class PackedLayout(GridlessLayout):
-    """Where each image's tokens stand, and what they are: one grid an image.
+    """Where each image's tokens are, and what they are: one grid per image.
 
     Attributes:
         images: The layout of each image's own tokens.
-        entries: The batch entry that each image stands in.
+        entries: The batch entry that holds each image.
         starts: The token at which each image begins.
         num_tokens: Length of the sequence.
 
@@ -34,13 +34,13 @@ class PackedLayout(GridlessLayout):
 
     @classmethod
     def behind_each_other(cls, images: tuple[TokenLayout, ...]) -> "PackedLayout":
-        """Images, of which these are the layouts, one behind the other in one batch entry."""
+        """Images with these layouts, one after the other in one batch entry."""
         *starts, total = accumulate((image.num_tokens for image in images), initial=0)
         return cls(images, (0,) * len(images), tuple(starts), total)
 
     @classmethod
     def padded(cls, images: tuple[TokenLayout, ...], num_tokens: int) -> "PackedLayout":
-        """One image a batch entry, padded behind to `num_tokens` tokens; the images' own layouts leave the padding out."""
+        """One image per batch entry, padded at the end to `num_tokens` tokens; the images' own layouts leave the padding out."""
         return cls(images, tuple(range(len(images))), (0,) * len(images), num_tokens)
 
     def split(self, row: Tensor) -> list[Tensor]:
@@ -50,7 +50,7 @@ class PackedLayout(GridlessLayout):
             row: `(batch, ..., num_tokens)`.
 
         Returns:
-            One tensor `(..., h, w)` an image, in their order.
+            One tensor `(..., h, w)` per image, in order.
 
         Raises:
             TokenLayoutError: If the last dimension is not `num_tokens` long, or a batch entry is missing.
@@ -58,7 +58,8 @@ class PackedLayout(GridlessLayout):
         self.check(row.shape[-1], where="a row")
         if row.shape[0] <= max(self.entries):
             raise TokenLayoutError(
-                f"a row of several images: expected the batch first, {max(self.entries) + 1} entries, got shape {tuple(row.shape)}."
+                f"a row of several images: expected the batch first, {max(self.entries) + 1} entries, got shape {tuple(row.shape)}. Pass whole "
+                "rows, (batch, ..., tokens)."
             )
         return [
             image.patches(row[entry : entry + 1, ..., start : start + image.num_tokens])[0]
@@ -71,15 +72,15 @@ class PackedLayout(GridlessLayout):
         return f"{len(self.images)} images of {grids} patches in {self.num_tokens} tokens"
 
     def check(self, num_tokens: int, *, where: str = "the sequence") -> None:
-        """Hold the layout against the length of a real sequence, as `TokenLayout.check` does."""
+        """Check the length of a real sequence, as `TokenLayout.check` does."""
         if num_tokens != self.num_tokens:
             raise TokenLayoutError(
                 f"the tokens of {where} do not fit the images: expected {self.num_tokens} = {self.describe()}, got {num_tokens}. "
                 "Read `.rows` without a grid."
             )
 
-    def _why_none(self, what: str) -> str:
+    def _without_grid(self, what: str) -> str:
         return (
-            f"no one patch grid for {what}: this call holds {self.describe()}. Cut each image out with layout.split(rows), or run images of "
+            f"no single patch grid for {what}: this call holds {self.describe()}. Cut each image out with layout.split(rows), or run images of "
             "one grid together."
         )

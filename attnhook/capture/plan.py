@@ -1,4 +1,4 @@
-"""What one capture is going to record: `blocks=`, `rows=`, `layout=` resolved against the model's anatomy, before anything runs."""
+"""What a capture will record: `blocks=`, `rows=` and `layout=` resolved against the model's anatomy, before anything runs."""
 
 import itertools
 import operator
@@ -27,14 +27,14 @@ RowsChoice = Rows | tuple[int | PatchIndex, ...]
 class CapturePlan:
     """What to record."""
 
-    model: nn.Module  # out of its wrappers
-    anatomy: ModelAnatomy  # the user's layout applied
+    model: nn.Module  # without its wrappers
+    anatomy: ModelAnatomy  # with the user's layout applied
     sites: tuple[AttentionSite, ...]  # the chosen ones
     rows: RowsChoice  # READOUT resolved to what the head reads
     layout: TokenLayout | None  # the user's; None: the grid is read off each forward
-    guessed: bool = False  # whether the sites are those whose code shows that they attend, so that there may be others
-    gradients: bool = False  # whether backwards are followed
-    values: bool = False  # whether values are kept; always with gradients
+    guessed: bool = False  # whether the sites were recognised by their code, so that there may be others
+    gradients: bool = False  # whether gradients are captured
+    values: bool = False  # whether values are stored; always with gradients
 
     @cached_property
     def site_of(self) -> dict[str, AttentionSite]:
@@ -43,7 +43,7 @@ class CapturePlan:
 
 
 def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: TokenLayout | None) -> CapturePlan:
-    """Resolve what the user asked for, or say why the model has no such attention; `layout` overrides what the zoo says about the tokens."""
+    """Resolve the user's options, or raise an error that says why the model has no such attention."""
     if layout is not None and not isinstance(layout, TokenLayout):
         raise TypeError(f"bad layout={layout!r}: expected a TokenLayout. Write layout=TokenLayout((rows, columns)).")
     inner = unwrapped(model)
@@ -69,8 +69,8 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     if not candidates:
         got = ", ".join(sorted({site.queries for site in anatomy.sites}))
         raise NoReadoutError(
-            f"no attention of {type(inner).__name__} has such rows: rows={rows!r} expects {' or '.join(sorted(_asking(kind)))} as queries, got "
-            f"{got}. Use {_legal_rows(anatomy)}."
+            f"no attention of {type(inner).__name__} has such rows: rows={rows!r} expects {' or '.join(sorted(_queries_with(kind)))} as "
+            f"queries, got {got}. Use {_legal_rows(anatomy)}."
         )
     sites = tuple(_with_holder(inner, site) for site in choose_blocks(candidates, blocks))
     guessed = known is None and layout is not None and not callable(blocks) and not are_names(blocks)
@@ -81,32 +81,33 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside torch.compile and DDP wrappers; `UnsupportedModelError` if its forward cannot run hooks."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(
-            f"cannot capture an object of type {type(model).__name__}: expected a torch.nn.Module. Pass the model itself, as the .model of what "
-            "attnhook.load gives."
+            f"cannot capture an object of type {type(model).__name__}: expected a torch.nn.Module. Pass the model itself, such as "
+            "attnhook.load(...).model."
         )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            f"cannot capture {type(model).__name__}: scripted and traced models run no Python hooks. Capture the eager model."
-        )
-    if isinstance(model, torch.fx.GraphModule):
-        raise UnsupportedModelError(
-            "cannot capture an fx.GraphModule (torch.export, fx feature extraction): it has lost its attention modules. "
-            "Capture the model that it was made from."
-        )
-    if isinstance(model, nn.DataParallel):
-        raise UnsupportedModelError(
-            "cannot capture nn.DataParallel: it runs copies of the model on other threads. Capture model.module on one device, or "
-            "use DistributedDataParallel."
-        )
-    if isinstance(model, nn.TransformerEncoderLayer):
-        raise UnsupportedModelError(
-            "cannot capture an nn.TransformerEncoderLayer on its own: expected a module around it, because hooks on the layer would switch off "
-            "its fast path. Capture model = nn.Sequential(layer), and call that."
-        )
+    for kind, reason in _REFUSED.items():
+        if isinstance(model, kind):
+            raise UnsupportedModelError(reason)
     inner = compiled_module(model)
     if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
         inner = model.module
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+_REFUSED = {
+    torch.jit.ScriptModule: "cannot capture a torch.jit.ScriptModule: scripted and traced models run no Python hooks. Capture the eager model.",
+    torch.fx.GraphModule: (
+        "cannot capture an fx.GraphModule (torch.export, fx feature extraction): it has lost its attention modules. Capture the model that "
+        "it was made from."
+    ),
+    nn.DataParallel: (
+        "cannot capture nn.DataParallel: it runs copies of the model on other threads. Capture model.module on one device, or use "
+        "DistributedDataParallel."
+    ),
+    nn.TransformerEncoderLayer: (
+        "cannot capture an nn.TransformerEncoderLayer on its own: expected a module around it, because hooks on the layer would switch off "
+        "its fast path. Capture model = nn.Sequential(layer), and call that."
+    ),
+}
 
 
 def _with_layout(anatomy: ModelAnatomy, layout: TokenLayout) -> ModelAnatomy:
@@ -120,11 +121,10 @@ def _with_layout(anatomy: ModelAnatomy, layout: TokenLayout) -> ModelAnatomy:
 
 
 def _numbered(anatomy: ModelAnatomy) -> ModelAnatomy:
-    """Give each block its place among the model's blocks, poolings left out. How many there are is not known where they are guessed."""
-    count = sum(not site.pooling for site in anatomy.sites)
-    numbers = itertools.count(1)
+    """Number the blocks, except poolings. Their count is not known where they are guessed."""
     if any(site.guessed for site in anatomy.sites):
         return anatomy
+    count, numbers = sum(not site.pooling for site in anatomy.sites), itertools.count(1)
     sites = [site if site.pooling else replace(site, number=(next(numbers), count)) for site in anatomy.sites]
     return replace(anatomy, sites=tuple(sites))
 
@@ -151,17 +151,17 @@ def _resolve_rows(model: nn.Module, anatomy: ModelAnatomy, rows: RowsOption) -> 
 
 
 def _reason(anatomy: ModelAnatomy, verb: str) -> str:
-    """Why the head reads what it reads, and which rows have a meaning, unless the former says so."""
+    """Why the head reads what it reads, and which rows the model has, unless the reason says so."""
     reason, legal = anatomy.readout.reason, _legal_rows(anatomy)
     return f"{reason}." if reason.endswith(legal) else f"{reason}. {verb} {legal}."
 
 
 def _legal_rows(anatomy: ModelAnatomy) -> str:
-    """The choices of `rows=` that have a meaning for a model, in words."""
-    alike = any(site.tokens_of is None and site.queries in (Queries.TOKENS, Queries.PATCHES) for site in anatomy.sites)
+    """The choices of `rows=` that a model has, in words."""
+    patches = any(s.tokens_of is None and s.queries in (Queries.TOKENS, Queries.PATCHES) for s in anatomy.sites)
     legal = [Rows.READOUT] if anatomy.readout.rows is not None else []
     legal += [Rows.CLS] if anatomy.cls is not None and _candidates(anatomy, Rows.CLS) else []
-    legal += [Rows.MEAN] if alike else []
+    legal += [Rows.MEAN] if patches else []
     return "rows=" + " or ".join(repr(row.value) for row in [*legal, Rows.ALL])
 
 
@@ -182,13 +182,13 @@ def _chosen(rows: Iterable[SupportsIndex | Sequence[SupportsIndex]]) -> tuple[in
                 f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {kinds}."
             ) from None
     if not chosen:
-        raise ValueError("rows=[] keeps nothing: expected at least one token index or (row, column) patch.")
+        raise ValueError("rows=[] is empty: expected at least one token index or (row, column) patch. Pass some.")
     return tuple(chosen)
 
 
 def _token(index: SupportsIndex) -> int:
     if isinstance(index, bool):
-        raise TypeError("a bool is no index")
+        raise TypeError("a bool is not an index")
     return operator.index(index)
 
 
@@ -204,11 +204,11 @@ def _with_holder(model: nn.Module, site: AttentionSite) -> AttentionSite:
 
 def _candidates(anatomy: ModelAnatomy, rows: RowsChoice) -> tuple[AttentionSite, ...]:
     """The sites that have such rows."""
-    return tuple(site for site in anatomy.sites if site.queries in _asking(rows))
+    return tuple(site for site in anatomy.sites if site.queries in _queries_with(rows))
 
 
-def _asking(rows: RowsChoice) -> set[Queries]:
-    """Who asks where there are such rows."""
-    asking = {Rows.ALL: set(Queries), Rows.POOL: {Queries.POOL}, Rows.CLS: {Queries.TOKENS, Queries.CLASS}}
+def _queries_with(rows: RowsChoice) -> set[Queries]:
+    """The kinds of queries that have such rows."""
+    kinds = {Rows.ALL: set(Queries), Rows.POOL: {Queries.POOL}, Rows.CLS: {Queries.TOKENS, Queries.CLASS}}
     patches = {Queries.TOKENS, Queries.PATCHES}
-    return asking.get(rows, patches) if isinstance(rows, Rows) else patches
+    return kinds.get(rows, patches) if isinstance(rows, Rows) else patches

@@ -16,7 +16,7 @@ _FUNCTIONS = (F.scaled_dot_product_attention, F.softmax, torch.softmax, torch.sp
 
 
 def class_of(module: nn.Module) -> type[Any]:
-    """The class that the author of a module wrote: FSDP2 puts one of its own in front."""
+    """The class that the author of a module wrote; FSDP2 puts a subclass in front."""
     return next(
         (kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed")), type(module)
     )
@@ -27,8 +27,8 @@ def attends(
 ) -> bool:
     """Whether a module is an `nn.MultiheadAttention`, or the code of its class, not of a child, names one of `calls`.
 
-    Classes from the one named `base` upwards are not looked at. With `helpers`, code counts, too, that names these functions otherwise
-    (`import ... as sdpa`), or a function outside the class that calls one of them itself.
+    Classes from the one named `base` upwards are ignored. With `helpers`, code also counts if it calls these functions by another name
+    (`import ... as sdpa`), or a function outside the class that calls one of them.
     """
     for kind in class_of(module).__mro__:
         if kind.__module__.startswith("torch.") or kind.__name__ == base:
@@ -40,7 +40,7 @@ def attends(
 
 
 def _calls_helper(function: Any, *, deeper: bool = True) -> bool:
-    """Whether a function calls an attention kernel or a softmax by a name of its file's, or another function of its file's that does."""
+    """Whether a function calls an attention kernel or a softmax by a global name, or another global function that does."""
     named = [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
     others = [inspect.unwrap(one) for one in named if deeper and inspect.isfunction(one)]
     return any(one is kernel for one in named for kernel in _FUNCTIONS) or any(
@@ -51,7 +51,7 @@ def _calls_helper(function: Any, *, deeper: bool = True) -> bool:
 def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tuple[AttentionSite, ...]:
     """The attention modules of a model that no adapter knows, as `named_modules()` orders them: those that the user names, or all recognised.
 
-    Recognised is every `nn.MultiheadAttention` and, `by_code`, what calls a softmax; a predicate that chooses none of those may choose others.
+    Every `nn.MultiheadAttention` is recognised and, `by_code`, what calls a softmax. A predicate that chooses none of those may choose others.
     """
     modules = tuple(AttentionSite(name, module) for name, module in model.named_modules())
     if are_names(blocks):
@@ -62,7 +62,7 @@ def guess_sites(model: nn.Module, blocks: BlocksOption, *, by_code: bool) -> tup
         if isinstance(module, nn.MultiheadAttention) or (by_code and attends(module, helpers=True))
     )
     if len(recognised) > 1 and recognised[0].guessed and not recognised[0].name:
-        recognised = recognised[1:]  # the model's own softmax is that of its classes
-    if callable(blocks) and not any(blocks(site.name) for site in recognised):  # their code does not show it
+        recognised = recognised[1:]  # the model's own softmax is over its classes
+    if callable(blocks) and not any(blocks(site.name) for site in recognised):  # not visible in their code
         return tuple(site for site in modules if site.name)
     return recognised

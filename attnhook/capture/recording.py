@@ -1,4 +1,4 @@
-"""Records the attention calls of one module while the model runs, cut down to what was asked for."""
+"""Records the attention calls of one module while the model runs: the requested rows, matrices, values and gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,51 +7,54 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.anatomy import Readout
-from attnhook.capture.calls import CapturedCall
-from attnhook.capture.fast_path import FastLogits, is_plain, kind_of
+from attnhook.capture.calls import CapturedCall, FastLogits, is_plain, kind_of
 from attnhook.capture.forward_records import ForwardRecord, call_name, make_block
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.multihead import multihead_lengths, multihead_operands, multihead_outcome
+from attnhook.capture.multihead import multihead_arguments, multihead_lengths, multihead_operands, multihead_output
 from attnhook.capture.operands import Operands, exact_arithmetic, sdpa_operands
 from attnhook.capture.output_gradients import (
+    CallOutput,
     CapturedGradients,
-    Outcome,
-    follow,
-    follow_weights,
-    refuse_dropout,
-    unreachable,
+    hook_gradient,
+    hook_weights,
+    no_backward_error,
 )
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.scopes import Scope
-from attnhook.capture.sites import Arrangement, AttentionSite, Layout, Queries, SeenCall, SiteTokens
+from attnhook.capture.sites import Arrangement, AttentionSite, CallContext, Layout, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.capture.torch_internals import current_transform, in_vmap
 from attnhook.errors import AttnhookError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import Rows
 
-_FUSED = "scaled_dot_product_attention"
-
 
 class SiteRecorder:
-    """Records the calls of one attention module; a `Listener` of scopes. Rows are kept on `device`, None for where they are computed."""
+    """Records the calls of one attention module; a `Listener` of scopes. Stores rows on `device`; None: where they are computed."""
 
     def __init__(self, plan: CapturePlan, site: AttentionSite, device: torch.device | None) -> None:
         self.plan = plan
         self.site = site
         self.device = device
-        self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # what is kept instead of rows
-        self.saw_outcome: Callable[[str, Tensor, Tensor], None] | None = (
-            None  # told of values and output of fused calls
-        )
-        self._few = self._few_rows()
-        # The rows if the fast path may keep its calls.
-        self._fast = self._few if site.plain and device is None and not plan.values else None
-        # Whether its queries are the model's tokens.
-        self._of_sequence = site.queries is Queries.TOKENS and site.tokens_of is None
+        self.measure: Callable[[BlockAttention, Readout], Any] | None = None  # its result is stored instead of rows
+        self.on_output: Callable[[str, Tensor, Tensor], None] | None = None  # gets values and output of fused calls
+        self._rows_slice = self._known_rows()
+        # The rows that the fast path may take, if it may.
+        self._fast_rows = self._rows_slice if site.plain and device is None and not plan.values else None
+        self._whole_sequence = site.queries is Queries.TOKENS and site.tokens_of is None
+
+    def _known_rows(self) -> slice | None:
+        """The wanted queries as a slice, if it is known before their number is."""
+        rows, queries = self.plan.rows, self.site.queries
+        if rows is not Rows.ALL and (self.site.pooling or (queries is Queries.CLASS and rows is Rows.CLS)):
+            return self.site.readout_rows or slice(None)
+        if rows is Rows.CLS:
+            cls = self.plan.anatomy.cls or 0
+            return slice(cls, cls + 1 or None)
+        return None
 
     def refused(self, record: ForwardRecord, error: Exception) -> None:
-        """Keep for whoever reads the maps why a call could not be recorded, which must not end the model's forward."""
+        """Store why a call could not be recorded, to be raised when the maps are read; the model's forward goes on."""
         if not isinstance(error, AttnhookError):
             unforeseen = UnsupportedModelError(
                 f"an attention call of block {self.site.name!r} could not be recorded: {type(error).__name__}: {error}. Leave the block out "
@@ -62,47 +65,81 @@ class SiteRecorder:
         record.errors.setdefault(self.site.name, error)
 
     def fused(self, record: ForwardRecord, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        """Keep what the plan asks for of a call of `scaled_dot_product_attention`."""
-        if (
-            self._fast is not None
-            and len(args) == 3
-            and kwargs.get("attn_mask") is None
-            and not kwargs.get("is_causal")
-            and not args[0].is_nested
-            and self._kept_fast(record, args[0], args[1], self._fast, kwargs.get("scale"))
-        ):
-            return
-        self.operands(record, sdpa_operands(*args, **kwargs), _FUSED, _outcome(output, *args, **kwargs))
+        """Record a call of `scaled_dot_product_attention`."""
+        rows = self._fast_rows
+        plain = rows is not None and len(args) == 3 and kwargs.get("attn_mask") is None
+        if plain and not kwargs.get("is_causal") and not args[0].is_nested:
+            query, key, memory = args[0], args[1], record.fast
+            kind = kind_of(query, key, rows, self._whole_sequence)
+            if memory is None or memory.full or memory.kind != kind:
+                memory = None
+                if is_plain(query, key, of_sequence=self._whole_sequence):
+                    expected = len(self.plan.sites) - len(record.calls)
+                    memory = record.fast = FastLogits(kind, query, key, rows, expected)
+            if memory is not None:
+                record.calls.append(memory.add(self.site.name, query, key, kwargs.get("scale")))
+                return
+        value = args[2] if len(args) > 2 else kwargs["value"]
+        dropout = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
+        call = sdpa_operands(*args, **kwargs)
+        self.operands(record, call, "scaled_dot_product_attention", CallOutput(value, output, dropout))
 
-    def _kept_fast(
-        self, record: ForwardRecord, query: Tensor, key: Tensor, rows: slice, scale: float | Tensor | None
-    ) -> bool:
-        """Keep a call by the fast path, if it is of that kind."""
-        kind, memory = kind_of(query, key, self._few, self._of_sequence), record.fast
-        if memory is None or memory.full or memory.kind != kind:
-            if not is_plain(query, key, of_sequence=self._of_sequence):
-                return False
-            expected = len(self.plan.sites) - len(record.calls)
-            memory = record.fast = FastLogits(kind, query, key, rows, expected)
-        record.calls.append(memory.keep(self.site.name, query, key, scale))
-        return True
-
-    def operands(self, record: ForwardRecord, call: Operands, kernel: str, outcome: Outcome | None = None) -> None:
-        """Keep what the plan asks for of a call given by its operands, and what came out, where that was seen."""
+    def operands(self, record: ForwardRecord, call: Operands, kernel: str, result: CallOutput | None = None) -> None:
+        """Record a call by its operands, and its output where that was seen."""
         self._refuse_transforms()
         self._refuse_merged_heads(record, call)
         call = self.site.arranged_operands(call)
-        gradients = self._followed(outcome) if self.plan.values else None
-        if self.saw_outcome is not None and outcome is not None:
-            output = (outcome.arrange or self.site.arranged_outcome)(outcome.output.detach())
-            values = self._values(outcome)
-            if values is not None and output is not None:
-                self.saw_outcome(call_name(self.site, record.count(self.site.name)), values, output)
+        gradients = self._output_gradients(result) if self.plan.values else None
+        if self.on_output is not None and result is not None:
+            output = (result.arrange or self.site.arranged_outcome)(result.output.detach())
+            if (values := self._values(result)) is not None and output is not None:
+                self.on_output(self._call_name(record), values, output)
         with exact_arithmetic(call.query.device.type):
-            self._keep(record, self._of_operands(record, call, kernel), gradients)
+            self._store(record, self._from_operands(record, call, kernel), gradients)
+
+    def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:
+        """Record an explicit softmax, unless its shape is not that of this module's attention."""
+        arranged, rows = self.site.arranged(logits), self.site.arranged(weights.detach())
+        if arranged is None or rows is None or (self.site.heads and arranged.shape[1] != self.site.heads):
+            return
+        self._refuse_transforms()
+        gradients = None
+        if self.plan.values:  # which this softmax multiplies out of sight
+            wanted = self.plan.gradients
+            gradients = CapturedGradients(None, explicit=True, wanted=wanted, device=self.device)
+            if wanted:
+                hook_gradient(weights, gradients, self.site.arranged, self.site.name)
+        with exact_arithmetic(logits.device.type):
+            self._store(record, self._from_softmax(record, arranged, rows), gradients)
+
+    def ran(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        """The module ran, or raised; read an `nn.MultiheadAttention` from its inputs and weights."""
+        record = scope.record
+        record.ran.add(self.site.name)
+        if isinstance(module, nn.MultiheadAttention) and len(rest) == 2 and rest[1] is not None:
+            try:
+                self._multihead(record, module, multihead_arguments(args, rest[0]), rest[1])
+            except Exception as error:
+                self.refused(record, error)
+
+    def _multihead(
+        self, record: ForwardRecord, module: nn.MultiheadAttention, arguments: dict[str, Any], output: Any
+    ) -> None:
+        self._refuse_transforms()
+        rows = self._rows_slice
+        self._check_sequence(record, *multihead_lengths(module, arguments))
+        call = multihead_operands(module, arguments, rows)
+        gradients = self._output_gradients(multihead_output(module, arguments, output)) if self.plan.values else None
+        with exact_arithmetic(call.query.device.type):
+            if rows is None:
+                captured = self._from_operands(record, call, "multihead")
+            else:
+                logits = call.logits(slice(None))
+                captured = CapturedCall(self.site.name, "multihead", logits=logits, masked=call.masked)
+            self._store(record, captured, gradients)
 
     def _refuse_transforms(self) -> None:
-        """Tensors inside a transform of `torch.func` lack the mapped dimension, or die with it: what was kept of them would be wrong then."""
+        """Tensors inside a transform of `torch.func` lack the mapped dimension, or die with it."""
         if in_vmap():
             raise UnsupportedModelError(
                 "cannot capture inside torch.func.vmap: expected a plain forward. Run the model on the whole batch at once."
@@ -113,173 +150,133 @@ class SiteRecorder:
             )
 
     def _refuse_merged_heads(self, record: ForwardRecord, call: Operands) -> None:
-        """Without an axis for heads, a batch that is a multiple of the images' holds heads or windows: rows of them would pass for images'."""
+        """Without an axis for heads, a batch larger than the images' holds heads or windows, whose rows would pass for images'."""
         merged = call.query.dim() == 3 and self.site.arrangement is Arrangement.HEADS
         if merged and record.batch is not None and call.query.shape[0] != record.batch:
             raise UnsupportedModelError(
                 f"block {self.site.name!r} attends with {call.query.shape[0]} sequences for {record.batch} images: expected queries of shape "
-                f"(batch, heads, tokens, head_dim), got {tuple(call.query.shape)}. Say how heads are merged into the batch: register an adapter "
-                "with AttentionSite(..., arrangement=Arrangement.MERGED, heads=n)."
+                f"(batch, heads, tokens, head_dim), got {tuple(call.query.shape)}. Say how heads are merged into the batch: register an "
+                "adapter with AttentionSite(..., arrangement=Arrangement.MERGED, heads=n)."
             )
-
-    def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:
-        """Keep what the plan asks for of an explicit softmax; one whose shape is not that of this module's attention is none."""
-        arranged, rows = self.site.arranged(logits), self.site.arranged(weights.detach())
-        if arranged is None or rows is None or (self.site.heads and arranged.shape[1] != self.site.heads):
-            return
-        self._refuse_transforms()
-        gradients = self._explicit(weights) if self.plan.values else None
-        with exact_arithmetic(logits.device.type):
-            self._keep(record, self._of_logits(record, arranged, rows), gradients)
-
-    def ran(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
-        """The module ran, or raised; read an `nn.MultiheadAttention` from its inputs and weights."""
-        record = scope.record
-        record.ran.add(self.site.name)
-        if isinstance(module, nn.MultiheadAttention) and len(rest) == 2 and rest[1] is not None:
-            self._multihead(record, module, args, *rest)
-
-    def _multihead(
-        self,
-        record: ForwardRecord,
-        module: nn.MultiheadAttention,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: tuple[Tensor, Tensor | None],
-    ) -> None:
-        try:
-            self._refuse_transforms()
-            rows = self._few
-            self._check_sequence(record, *multihead_lengths(module, args, kwargs))
-            call = multihead_operands(module, args, kwargs, rows)
-            gradients = self._followed(multihead_outcome(module, args, kwargs, output)) if self.plan.values else None
-            with exact_arithmetic(call.query.device.type):
-                if rows is None:
-                    self._keep(record, self._of_operands(record, call, "multihead"), gradients)
-                else:
-                    logits = call.logits(slice(None))
-                    found = CapturedCall(self.site.name, "multihead", logits=logits, masked=call.masked)
-                    self._keep(record, found, gradients)
-        except Exception as error:
-            self.refused(record, error)
-
-    def _values(self, outcome: Outcome) -> Tensor | None:
-        """`(batch, key heads, keys, value_dim)`."""
-        value = outcome.value.detach()
-        return self.site.arranged_outcome(value) if outcome.arrange is None else value
-
-    def _followed(self, outcome: Outcome | None) -> CapturedGradients:
-        """Values of a fused call, and the gradient of its output once it arrives."""
-        wanted, name = self.plan.gradients, self.site.name
-        if outcome is None:
-            if wanted:
-                raise unreachable(name)
-            return CapturedGradients(None, wanted=False)
-        values = self._values(outcome)
-        if self.device is not None and values is not None:
-            values = values.to(self.device)
-        kept = CapturedGradients(values, wanted=wanted, device=self.device)
-        if wanted:
-            refuse_dropout(outcome.dropout, name)
-            follow(outcome.output, kept, outcome.arrange or self.site.arranged_outcome, name)
-            follow_weights(outcome.weights, kept)
-        return kept
-
-    def _explicit(self, weights: Tensor) -> CapturedGradients:
-        """The gradient of a softmax that the model spells out; what it multiplies is not seen."""
-        kept = CapturedGradients(None, explicit=True, wanted=self.plan.gradients, device=self.device)
-        if self.plan.gradients:
-            follow(weights, kept, self.site.arranged, self.site.name)
-        return kept
-
-    def _keep(self, record: ForwardRecord, call: CapturedCall, gradients: CapturedGradients | None) -> None:
-        call.gradients = gradients
-        if self.measure is not None:
-            name = call_name(self.site, record.count(self.site.name))
-            block = make_block(self.site, name, call, call.finished(), record.layout(self.plan), {})
-            call = CapturedCall(self.site.name, call.kernel, measured=self.measure(block, self.plan.anatomy.readout))
-        record.calls.append(call if self.device is None else call.to(self.device))
-
-    def _of_operands(self, record: ForwardRecord, call: Operands, kernel: str) -> CapturedCall:
-        name, rows, (_, _, queries, keys) = self.site.name, self.plan.rows, call.shape
-        tokens = self._tokens(record, queries, keys)
-        if rows is Rows.ALL:
-            kept = call if self.measure is not None else call.detached(with_values=self.plan.values)
-            return CapturedCall(name, kernel, SoftmaxMatrix(kept), tokens=tokens)
-        if rows is Rows.MEAN:
-            chosen = self._patch_queries(record, queries, tokens)
-            return CapturedCall(name, kernel, SoftmaxMatrix(call).mean_rows(chosen), tokens=tokens)
-        self._check_sequence(record, queries, keys)
-        index = self._queries(record, queries, call.query.device, tokens)
-        return CapturedCall(name, kernel, logits=call.logits(index), masked=call.masked, tokens=tokens)
-
-    def _of_logits(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> CapturedCall:
-        name, rows, (_, _, queries, keys) = self.site.name, self.plan.rows, logits.shape
-        tokens = self._tokens(record, queries, keys)
-        if rows is Rows.ALL or rows is Rows.MEAN:
-            # A low-precision softmax is repeated in float32, so that its rows sum to 1.
-            exact = weights.dtype in (torch.float32, torch.float64)
-            kept = weights if exact else torch.softmax(logits.float(), dim=-1)
-            # Tensors made in inference mode do not say that they were written to.
-            matrix = SoftmaxMatrix(kept.clone() if kept.is_inference() and rows is Rows.ALL else kept)
-            if rows is Rows.ALL:
-                return CapturedCall(name, "softmax", matrix, tokens=tokens)
-            mean = matrix.mean_rows(self._patch_queries(record, queries, tokens))
-            return CapturedCall(name, "softmax", mean, tokens=tokens)
-        self._check_sequence(record, queries, keys)
-        chosen = logits[:, :, self._queries(record, queries, logits.device, tokens)]
-        copied = chosen.to(torch.float64 if chosen.dtype is torch.float64 else torch.float32, copy=True)
-        return CapturedCall(name, "softmax", logits=copied, masked=True, tokens=tokens)
-
-    def _tokens(self, record: ForwardRecord, queries: int, keys: int) -> SiteTokens | None:
-        """What the site itself tells of the tokens of the call that is being recorded."""
-        if self.site.tokens_of is None:
-            return None
-        inputs = record.inputs.get(self.site.name, ())
-        number = record.count(self.site.name)
-        return self.site.tokens_of(SeenCall(inputs, record.input_size, record.grid, queries, keys, number))
-
-    def _few_rows(self) -> slice | None:
-        """The wanted queries as a slice, if it can be told before their number is known."""
-        if self.plan.rows is Rows.ALL:
-            return None
-        if self.site.pooling or (self.site.queries is Queries.CLASS and self.plan.rows is Rows.CLS):
-            return self.site.readout_rows or slice(None)
-        if self.plan.rows is Rows.CLS:
-            cls = self.plan.anatomy.cls or 0
-            return slice(cls, cls + 1 or None)
-        return None
-
-    def _queries(
-        self, record: ForwardRecord, total: int, device: torch.device, own: SiteTokens | None
-    ) -> slice | Tensor:
-        if self._few is not None:
-            return self._few
-        layout = self._query_layout(record, own)
-        chosen = self.plan.rows if isinstance(self.plan.rows, tuple) else ()
-        patches = any(isinstance(choice, tuple) for choice in chosen)
-        if isinstance(layout, str) or not patches:  # token indices need no grid
-            if patches:
-                raise TokenLayoutError(f"the patches of rows={list(chosen)} have no tokens: {layout}")
-            tokens = [choice for choice in chosen if isinstance(choice, int)]
-        else:
-            layout.check(total, where=f"block {self.site.name!r}")
-            tokens = layout.tokens_of(list(chosen))
-        if any(not -total <= token < total for token in tokens):
-            raise TokenLayoutError(
-                f"a token of rows={tokens} does not exist: block {self.site.name!r} has {total} queries."
-            )
-        return torch.tensor([token % total for token in tokens], device=device)
 
     def _check_sequence(self, record: ForwardRecord, queries: int, keys: int) -> None:
         """Refuse a few rows of a call whose queries are a part of the sequence: row 0 need not be token 0 then."""
         layout = record.layout(self.plan)
         whole = queries in (keys, getattr(layout, "num_tokens", keys))
-        if self._of_sequence and not whole:
+        if self._whole_sequence and not whole:
             raise TokenLayoutError(
                 f"block {self.site.name!r} has {queries} queries over {keys} keys: expected one query per token, because otherwise rows "
                 "cannot be matched to tokens. Capture with rows='all'."
             )
+
+    def _values(self, result: CallOutput) -> Tensor | None:
+        """`(batch, key heads, keys, value_dim)`."""
+        value = result.value.detach()
+        return self.site.arranged_outcome(value) if result.arrange is None else value
+
+    def _output_gradients(self, result: CallOutput | None) -> CapturedGradients:
+        """Values of a fused call, and the gradient of its output once it arrives."""
+        wanted, name = self.plan.gradients, self.site.name
+        if result is None:
+            if wanted:
+                raise no_backward_error(name)
+            return CapturedGradients(None, wanted=False)
+        values = self._values(result)
+        if self.device is not None and values is not None:
+            values = values.to(self.device)
+        gradients = CapturedGradients(values, wanted=wanted, device=self.device)
+        if wanted:
+            if result.dropout:  # the output is not A V then, and dA not dO V^T
+                raise UnsupportedModelError(
+                    f"the gradient of block {name!r} cannot be captured: expected no attention dropout, got {result.dropout} inside a fused "
+                    "kernel, which hides what it dropped. Call model.eval(), or set its attention dropout to 0."
+                )
+            hook_gradient(result.output, gradients, result.arrange or self.site.arranged_outcome, name)
+            hook_weights(result.weights, gradients)
+        return gradients
+
+    def _call_name(self, record: ForwardRecord) -> str:
+        return call_name(self.site.name, record.count(self.site.name))
+
+    def _store(self, record: ForwardRecord, call: CapturedCall, gradients: CapturedGradients | None) -> None:
+        call.gradients = gradients
+        if self.measure is not None:
+            block = make_block(self.site, self._call_name(record), call, call.finished(), record.layout(self.plan))
+            call = CapturedCall(self.site.name, call.kernel, measured=self.measure(block, self.plan.anatomy.readout))
+        record.calls.append(call if self.device is None else call.to(self.device))
+
+    def _from_operands(self, record: ForwardRecord, call: Operands, kernel: str) -> CapturedCall:
+        def matrix() -> SoftmaxMatrix:
+            stored = self.plan.rows is Rows.ALL and self.measure is None
+            return SoftmaxMatrix(call.detached(with_values=self.plan.values) if stored else call)
+
+        return self._captured(record, call.query, call.key.shape[2], kernel, call.masked, matrix, call.logits)
+
+    def _from_softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> CapturedCall:
+        def matrix() -> SoftmaxMatrix:
+            exact = weights.dtype in (torch.float32, torch.float64)
+            # A low-precision softmax is repeated in float32, so that its rows sum to 1.
+            rows = weights if exact else torch.softmax(logits.float(), dim=-1)
+            # Tensors made in inference mode do not count writes.
+            return SoftmaxMatrix(rows.clone() if rows.is_inference() and self.plan.rows is Rows.ALL else rows)
+
+        def chosen(index: slice | Tensor) -> Tensor:
+            rows = logits[:, :, index]
+            return rows.to(torch.float64 if rows.dtype is torch.float64 else torch.float32, copy=True)
+
+        return self._captured(record, logits, logits.shape[3], "softmax", True, matrix, chosen)
+
+    def _captured(  # noqa: PLR0917
+        self,
+        record: ForwardRecord,
+        queries: Tensor,
+        keys: int,
+        kernel: str,
+        masked: bool,
+        matrix: Callable[[], SoftmaxMatrix],
+        logits: Callable[[slice | Tensor], Tensor],
+    ) -> CapturedCall:
+        """What the plan wants of a call with queries `(batch, heads, queries, ...)`: its matrix, its mean row, or the logits of some rows."""
+        name, total = self.site.name, queries.shape[2]
+        tokens = self._tokens(record, total, keys)
+        if self.plan.rows is Rows.ALL:
+            return CapturedCall(name, kernel, matrix(), tokens=tokens)
+        if self.plan.rows is Rows.MEAN:
+            mean = matrix().mean_rows(self._patch_queries(record, total, tokens))
+            return CapturedCall(name, kernel, mean, tokens=tokens)
+        self._check_sequence(record, total, keys)
+        index = self._query_index(record, total, queries.device, tokens)
+        return CapturedCall(name, kernel, logits=logits(index), masked=masked, tokens=tokens)
+
+    def _tokens(self, record: ForwardRecord, queries: int, keys: int) -> SiteTokens | None:
+        """What the site itself says about the tokens of the call being recorded."""
+        name = self.site.name
+        if self.site.tokens_of is None:
+            return None
+        inputs = record.inputs.get(name, ())
+        return self.site.tokens_of(
+            CallContext(inputs, record.input_size, record.grid, queries, keys, record.count(name))
+        )
+
+    def _query_index(
+        self, record: ForwardRecord, total: int, device: torch.device, own: SiteTokens | None
+    ) -> slice | Tensor:
+        if self._rows_slice is not None:
+            return self._rows_slice
+        chosen = list(self.plan.rows) if isinstance(self.plan.rows, tuple) else []
+        tokens = [choice for choice in chosen if isinstance(choice, int)]
+        layout = self._query_layout(record, own)
+        if len(tokens) < len(chosen):
+            if isinstance(layout, str):
+                raise TokenLayoutError(f"the patches of rows={chosen} have no tokens: {layout}")
+            layout.check(total, where=f"block {self.site.name!r}")
+            tokens = layout.tokens_of(chosen)
+        if any(not -total <= token < total for token in tokens):
+            raise TokenLayoutError(
+                f"a token of rows={tokens} does not exist: block {self.site.name!r} has {total} queries. Choose tokens from {-total} to "
+                f"{total - 1}."
+            )
+        return torch.tensor([token % total for token in tokens], device=device)
 
     def _query_layout(self, record: ForwardRecord, own: SiteTokens | None) -> Layout | str:
         if own is not None:
@@ -295,16 +292,3 @@ class SiteRecorder:
             raise TokenLayoutError(f"rows='mean' of block {self.site.name!r}: {layout}")
         layout.check(total, where=f"block {self.site.name!r}")
         return layout.patch_tokens
-
-
-def _outcome(  # noqa: PLR0917 (the arguments of scaled_dot_product_attention)
-    output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    *_: Any,
-    **__: Any,
-) -> Outcome:
-    return Outcome(value, output, dropout_p)

@@ -1,9 +1,7 @@
-"""What was captured: read-only, usable after the context has closed, free of any reference to the model.
-
-`AttentionMaps` holds one forward; its blocks are `BlockAttention`s. Both can be moved, stacked, saved and loaded (safetensors only).
-"""
+"""Captured attention: `AttentionMaps` of one forward, which hold a `BlockAttention` per block, and no reference to the model."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -46,12 +44,12 @@ class BlockAttention:
             of a function registered at transformers' attention interface.
         captured: The rows as captured, `(batch, heads, queries, keys)` float32, or the implicit matrix.
         token_layout: What the keys are, or the reason why no layout is known.
-        queries: Who asks: all tokens, the patches, the class token, or learned pooling queries.
-        readout_rows: Where the rows of the class token or the pooling stand among all queries, if not where `token_layout` says.
-        query_token_layout: What the queries are where that differs from the keys, or why it is not known; None where it does not differ.
+        queries: What the queries are: all tokens, the patches, the class token, or learned pooling queries.
+        readout_rows: Where the rows of the class token or the pooling are among all queries, if not where `token_layout` says.
+        query_token_layout: What the queries are, or why that is not known; None where it is the same as the keys.
         value_multiplier: What multiplies the values if not these softmax rows themselves, in words; empty otherwise.
-        captured_gradients: Values and the gradient, if they were asked for; read them as `values`, `output_gradient` and `gradient`.
-        number: The block's number among the model's blocks, counted from 1, and how many there are; None for poolings, or if it is not known.
+        captured_gradients: Values and the gradient, if captured; read them as `values`, `output_gradient` and `gradient`.
+        number: The block's number among the model's blocks, counted from 1, and how many there are; None for poolings, or if unknown.
     """
 
     name: str
@@ -80,47 +78,40 @@ class BlockAttention:
         """The whole matrix, implicit; raises `RowsNotKeptError` unless captured with `rows="all"`."""
         if isinstance(self.captured, Tensor):
             raise RowsNotKeptError(
-                f"block {self.name!r} keeps {self.captured.shape[2]} of the matrix's rows: expected all. Capture with rows='all'."
+                f"block {self.name!r} has {self.captured.shape[2]} of the matrix's rows: expected all. Capture with rows='all'."
             )
         return self.captured
 
     def weights(self) -> Tensor:
-        """The dense matrix, materialised now.
-
-        Returns:
-            `(batch, heads, queries, keys)` float32.
-
-        Raises:
-            RowsNotKeptError: Unless captured with `rows="all"`.
-        """
+        """The dense matrix, `(batch, heads, queries, keys)` float32; raises `RowsNotKeptError` unless captured with `rows="all"`."""
         return self.matrix.dense()
 
     @property
     def values(self) -> Tensor:
         """What the attention multiplies: `(batch, key heads, keys, value_dim)`, the model's dtype.
 
-        Raises `GradientsNotKeptError` unless captured with `values=True` or `gradients=True`, or where the model spells its softmax out.
+        Raises `GradientsNotKeptError` unless captured with `values=True` or `gradients=True`, or where the model has an explicit softmax.
         """
-        kept = self._gradients_kept("values")
-        if kept.values is None:
+        values = self._gradients_of("values", "values=True or gradients=True").values
+        if values is None:
             raise GradientsNotKeptError(
-                f"block {self.name!r} keeps no values: expected a fused kernel, got {self.kernel!r}, whose product with the values nothing "
-                "sees. Build the model with fused attention on (timm.layers.set_fused_attn, attn_implementation='sdpa')."
+                f"block {self.name!r} has no values: expected a fused kernel, got {self.kernel!r}, whose product with the values is not "
+                "visible. Build the model with fused attention on (timm.layers.set_fused_attn, attn_implementation='sdpa')."
             )
-        return kept.values
+        return values
 
     @property
     def output_gradient(self) -> Tensor:
         """The gradient of the attention output O = A V: `(batch, heads, queries, value_dim)`; several backwards add up, as in `.grad`.
 
-        Raises `GradientsNotKeptError` unless captured with `gradients=True` and after a backward, or where the model spells its softmax out.
+        Raises `GradientsNotKeptError` unless captured with `gradients=True` and after a backward, or where the model has an explicit softmax.
         """
-        kept = self._gradients_kept("gradient")
-        if kept.explicit:
+        captured = self._gradients_of("gradient")
+        if captured.explicit:
             raise GradientsNotKeptError(
-                f"block {self.name!r} spells its softmax out: expected a fused kernel's output, got dA itself. Read `.gradient`."
+                f"block {self.name!r} has an explicit softmax: expected a fused kernel's output, got dA itself. Read `.gradient`."
             )
-        return kept.gradient(self.name)
+        return captured.gradient(self.name)
 
     @property
     def gradient(self) -> AttentionGradient:
@@ -128,13 +119,12 @@ class BlockAttention:
 
         Raises `GradientsNotKeptError` unless captured with `gradients=True` and after a backward.
         """
-        return self._gradients_kept("gradient").attention_gradient(self.name)
+        return self._gradients_of("gradient").attention_gradient(self.name)
 
-    def _gradients_kept(self, what: str) -> CapturedGradients:
+    def _gradients_of(self, what: str, option: str = "gradients=True") -> CapturedGradients:
         if self.captured_gradients is None:
-            wanted = "values=True or gradients=True" if what == "values" else "gradients=True"
             raise GradientsNotKeptError(
-                f"block {self.name!r} keeps no {what}: expected a capture with {wanted}. Capture with it."
+                f"block {self.name!r} has no {what}: expected a capture with {option}. Capture with it."
             )
         return self.captured_gradients
 
@@ -154,14 +144,14 @@ class BlockAttention:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """`(batch, heads, queries, keys)` of what was kept."""
+        """`(batch, heads, queries, keys)` of what was captured."""
         batch, heads, queries, keys = self.captured.shape
         return batch, heads, queries, keys
 
     def to(self, device: torch.device | str) -> "BlockAttention":
         """The same on another device."""
-        beside = None if self.captured_gradients is None else self.captured_gradients.to(device, self.name)
-        return replace(self, captured=self.captured.to(device), captured_gradients=beside)
+        gradients = None if self.captured_gradients is None else self.captured_gradients.to(device, self.name)
+        return replace(self, captured=self.captured.to(device), captured_gradients=gradients)
 
     def __repr__(self) -> str:
         return f"BlockAttention({self.name!r}, shape={self.shape}, kernel={self.kernel!r})"
@@ -174,9 +164,9 @@ class AttentionMaps(Sequence[BlockAttention]):
 
     Args:
         blocks: The blocks.
-        rows: What was kept: one of `Rows`, or the chosen tokens and patches.
+        rows: Which rows were captured: one of `Rows`, or the chosen tokens and patches.
         readout: What the model's head reads.
-        input_size: Height and width in pixels of the images that went in, or None if not seen.
+        input_size: Height and width in pixels of the input images, or None if not seen.
         patch_area: Height and width in pixels that the patch grid covers from the top left, or None if not seen. Differs from `input_size`
             where the model pads its input to whole patches, or drops a remainder.
     """
@@ -246,7 +236,7 @@ class AttentionMaps(Sequence[BlockAttention]):
 
     @property
     def selected_rows(self) -> Rows | Sequence[Any]:
-        """Which rows were captured: a member of `Rows`, or the tokens and patches that were asked for."""
+        """Which rows were captured: a member of `Rows`, or the chosen tokens and patches."""
         return self._rows
 
     @property
@@ -265,14 +255,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         return self._patch_area
 
     def stack(self) -> Tensor:
-        """All blocks in one tensor.
-
-        Returns:
-            `(blocks, batch, heads, queries, keys)` float32.
-
-        Raises:
-            RowsNotKeptError: If the blocks' shapes differ.
-        """
+        """All blocks in one tensor, `(blocks, batch, heads, queries, keys)` float32; raises `RowsNotKeptError` if their shapes differ."""
         shapes = {block.shape for block in self}
         if len(shapes) != 1:
             raise RowsNotKeptError(
@@ -286,25 +269,21 @@ class AttentionMaps(Sequence[BlockAttention]):
 
     def with_blocks(self, blocks: Sequence[BlockAttention]) -> "AttentionMaps":
         """The same forward with other blocks."""
-        return AttentionMaps(
-            blocks,
-            rows=self.selected_rows,
-            readout=self.readout,
-            input_size=self.input_size,
-            patch_area=self.patch_area,
-        )
+        other = copy(self)
+        other._blocks = tuple(blocks)
+        return other
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file: to a temporary name first, so that a failure leaves no half-written file.
+        """Write to a safetensors file, under a temporary name first, so that a failure leaves no half-written file.
 
-        Implicit matrices are written dense; values and gradients, if they were asked for, as they are kept.
+        Implicit matrices are written dense; captured values and gradients are written, too.
 
         Args:
             path: The file's path.
 
         Raises:
             NothingCapturedError: If there are no blocks to save.
-            GradientsNotKeptError: If gradients were asked for, and no backward has come by yet.
+            GradientsNotKeptError: If gradients were requested, and no backward has run yet.
             ValueError: If the suffix is not `.safetensors`.
         """
         if Path(path).suffix != ".safetensors":
@@ -313,7 +292,9 @@ class AttentionMaps(Sequence[BlockAttention]):
                 "np.savez(path, **{block.name: block.rows.numpy() for block in maps})."
             )
         if not self._blocks:
-            raise NothingCapturedError("nothing to save: expected at least one block, got none.")
+            raise NothingCapturedError(
+                "nothing to save: expected at least one block, got none. Save maps that have blocks."
+            )
         header, tensors = header_of(self)
         write(Path(path), header, tensors | {f"rows.{i}": b.rows.contiguous() for i, b in enumerate(self)})
 
@@ -328,13 +309,13 @@ class AttentionMaps(Sequence[BlockAttention]):
             The maps, on the CPU; matrices captured with `rows="all"` are dense.
 
         Raises:
-            NothingCapturedError: If the file is not one of ours, whatever it contains.
+            NothingCapturedError: If `save` did not write the file, whatever it contains.
         """
         return read(Path(path), _FORMAT, maps_from)
 
 
 def header_of(maps: AttentionMaps) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All but the rows, as what JSON can hold and the tensors, by their names, that it cannot."""
+    """Everything but the rows: what JSON can hold, and the tensors by their names."""
     packed = [_packed(block, i) for i, block in enumerate(maps)]
     rows = maps.selected_rows
     header = {
@@ -363,7 +344,7 @@ def maps_from(header: dict[str, Any], tensors: dict[str, Tensor]) -> AttentionMa
 def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     keys, of_keys = packed_layout(block.token_layout, f"keys.{number}")
     queries, of_queries = packed_layout(block.query_token_layout, f"queries.{number}")
-    gradients, beside = packed_gradients(block.captured_gradients, block.name, str(number))
+    gradients, of_gradients = packed_gradients(block.captured_gradients, block.name, str(number))
     rows = block.readout_rows
     entry = {
         "name": block.name,
@@ -376,7 +357,7 @@ def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[st
         "gradients": gradients,
         "place": block.number,
     }
-    return entry, of_keys | of_queries | beside
+    return entry, of_keys | of_queries | of_gradients
 
 
 def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *, implicit: bool) -> BlockAttention:

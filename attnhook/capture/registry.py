@@ -1,12 +1,12 @@
 """The registered adapters, and the way from a model to its anatomy.
 
-Adapters are looked up by the model's type along its MRO. Those of the libraries live in `attnhook.zoo` and are imported when a model of that
+Adapters are looked up by the model's type along its MRO. Those of the libraries are in `attnhook.zoo` and are imported when a model of that
 library turns up, never before; none of them imports its library.
 """
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -17,12 +17,8 @@ from attnhook.errors import UnsupportedModelError
 _LIBRARIES = ("timm", "transformers", "torchvision", "open_clip")
 
 
-class Adapter(Protocol):
-    """A callable that describes the models of one type."""
-
-    def __call__(self, model: Any, /) -> ModelAnatomy:
-        """Describe `model`; raise `UnsupportedModelError` saying what it does instead, if it has no token attention."""
-
+Adapter = Callable[[Any], ModelAnatomy]
+"""Describes the models of one type; raises `UnsupportedModelError`, saying what it does instead, for one without token attention."""
 
 _registry: dict[str, Adapter] = {}
 _libraries: dict[str, tuple[Adapter, Callable[[nn.Module], bool]]] = {}
@@ -34,7 +30,7 @@ def register_adapter(model_type: type | str, adapter: Adapter) -> None:
     Args:
         model_type: The class of the models, or its full name (`"package.module.Class"`), so that registering imports nothing. Subclasses
             are covered; the closest registered class along the MRO wins, and a later registration of the same class replaces the earlier.
-        adapter: Called with the model, answers with its `ModelAnatomy`.
+        adapter: Takes the model and returns its `ModelAnatomy`.
 
     Example:
         >>> from torch import nn
@@ -57,7 +53,7 @@ def _full_name(kind: type) -> str:
 
 
 def register_library(package: str, adapter: Adapter, is_model: Callable[[nn.Module], bool]) -> None:
-    """Teach capture all models of a top-level package that have no adapter of their own; `is_model` tells them from their layers."""
+    """Teach capture all models of a top-level package that have no adapter of their own; `is_model` distinguishes them from their layers."""
     _libraries[package] = (adapter, is_model)
 
 
@@ -69,25 +65,21 @@ def find_adapter(model: nn.Module) -> Adapter | None:
         if package in _LIBRARIES:
             importlib.import_module(f"attnhook.zoo._{package}")  # registers its adapters, once
             packages.append(package)
-        adapter = _registry.get(_full_name(kind))
-        if adapter is not None:
+        if (adapter := _registry.get(_full_name(kind))) is not None:
             return adapter
-    for package in packages:
-        if package in _libraries and _libraries[package][1](model):
-            return _libraries[package][0]
-    return None
+    libraries = [_libraries[package] for package in packages if package in _libraries]
+    return next((adapter for adapter, is_model in libraries if is_model(model)), None)
 
 
 def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
     """The anatomy of a model, or of the one known model inside it (wrappers, `torch.compile`, DDP), with names relative to `model`.
 
-    None if nothing in it is known; `UnsupportedModelError` if several known models stand side by side, or an adapter's answer is none.
+    None if nothing in it is known; `UnsupportedModelError` if it holds several known models, or an adapter's answer is invalid.
     """
     found: list[tuple[str, ModelAnatomy]] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") or not outer for outer, _ in found)
-        adapter = None if inside else find_adapter(module)
-        if adapter is not None:
+        if not inside and (adapter := find_adapter(module)) is not None:
             found.append((name, _checked(adapter(module), module)))
     if len(found) > 1:
         names = ", ".join(repr(name) for name, _ in found)
@@ -99,7 +91,7 @@ def find_anatomy(model: nn.Module) -> ModelAnatomy | None:
 
 
 def _checked(answer: Any, model: nn.Module) -> ModelAnatomy:
-    """An adapter's answer, unless it is none: they are written by users."""
+    """An adapter's answer, checked: users write adapters."""
     said = f"the adapter of {type(model).__name__}"
     if not isinstance(answer, ModelAnatomy):
         raise UnsupportedModelError(
@@ -107,7 +99,7 @@ def _checked(answer: Any, model: nn.Module) -> ModelAnatomy:
         )
     if not isinstance(answer.readout, Readout):
         raise UnsupportedModelError(
-            f"{said} gives no readout: expected a Readout or none, got readout={answer.readout!r}. Pass Readout(rows, reason), as in "
+            f"{said} gives no readout: expected a Readout or none, got readout={answer.readout!r}. Pass Readout(rows, reason), such as "
             'Readout("cls", "its head reads the class token").'
         )
     sites: Any = answer.sites
@@ -115,7 +107,7 @@ def _checked(answer: Any, model: nn.Module) -> ModelAnatomy:
     if not (listed and sites and all(isinstance(site, AttentionSite) for site in sites)):
         got = f"({', '.join(type(site).__name__ for site in sites)})" if listed else repr(sites)
         raise UnsupportedModelError(
-            f"{said} names no attention modules: expected a tuple of AttentionSite, at least one, got sites={got}. Give an "
+            f"{said} names no attention modules: expected a tuple of at least one AttentionSite, got sites={got}. Give an "
             "AttentionSite(name, module) for each module that attends."
         )
     return answer

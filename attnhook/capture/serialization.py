@@ -1,10 +1,10 @@
-"""Layouts, values and gradients as JSON and tensors, and back: how `AttentionMaps` puts them into a safetensors file.
+"""Layouts, values and gradients as JSON and tensors, and back: how `AttentionMaps` stores them in a safetensors file.
 
-A file may hold anything. What is read from it is held against its type and its range here; whatever fails, `read` makes one error of it.
+A file may contain anything, so everything read from it is checked for its type and range; `read` turns any failure into one error.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ _Read = TypeVar("_Read")
 
 
 def write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a header, what JSON can hold, and tensors to a safetensors file: to a temporary name first, so that no half file is left."""
+    """Write a JSON header and tensors to a safetensors file, under a temporary name first."""
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
@@ -34,7 +34,7 @@ def write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Non
 
 
 def read(path: Path, form: str, unpack: Callable[[dict[str, Any], dict[str, Tensor]], _Read]) -> _Read:
-    """`unpack(header, tensors)` of a file of format `form`; a `NothingCapturedError` whatever its contents make go wrong."""
+    """`unpack(header, tensors)` of a file of format `form`; `NothingCapturedError` if that fails for any contents."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -43,21 +43,18 @@ def read(path: Path, form: str, unpack: Callable[[dict[str, Any], dict[str, Tens
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if header.get("format") == form:
             return unpack(header, tensors)
-        problem = f"a file of format {form!r}, got {header.get('format')!r}."
+        problem = f"a file of format {form!r}, got {header.get('format')!r}"
     except OSError:
         raise
     except SafetensorError as error:
-        problem = f"a safetensors file, got {error}."
+        problem = f"a safetensors file, got {error}"
     except Exception as error:
-        problem = (
-            f"a whole file of format {form!r}, got one that does not hold together ({type(error).__name__}: {error}). "
-            "Save the maps again."
-        )
-    raise NothingCapturedError(f"cannot read {str(path)!r}: expected {problem}")
+        problem = f"a complete file of format {form!r}, got a damaged one ({type(error).__name__}: {error})"
+    raise NothingCapturedError(f"cannot read {str(path)!r}: expected {problem}. Save the maps again.")
 
 
 def packed_layout(layout: Layout | str | None, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """A layout, or the reason why there is none, as what JSON can hold and the tensors that it cannot; their names begin with `name`."""
+    """A layout, or the reason why there is none: what JSON can hold, and tensors whose names begin with `name`."""
     if isinstance(layout, TokenLayout):
         order = {} if layout.order is None else {f"{name}.order": _owned(layout.order)}
         return {field: getattr(layout, field) for field in _FIELDS}, order
@@ -81,7 +78,7 @@ def unpacked_layout(entry: Any, name: str, tensors: dict[str, Tensor]) -> Layout
         images = [_token_layout(image, f"{name}.{i}", tensors) for i, image in enumerate(entry["images"])]
         entries, starts = (tuple(checked(number, int) for number in entry[field]) for field in ("entries", "starts"))
         ends = [start + image.num_tokens for start, image in zip(starts, images, strict=True)]
-        _require(len(entries) == len(images) > 0 and min(entries + starts) >= 0, "images where their tokens stand")
+        _require(len(entries) == len(images) > 0 and min(entries + starts) >= 0, "a place for each image")
         _require(max(ends) <= checked(entry["num_tokens"], int), "images inside the sequence")
         return PackedLayout(tuple(images), entries, starts, entry["num_tokens"])
     if "words" not in entry:
@@ -109,18 +106,18 @@ def _require(holds: bool, what: str) -> None:
 
 
 def checked(entry: Any, kind: type[_Read]) -> _Read:
-    """An entry of the header, unless it is of another kind."""
+    """An entry of the header, checked for its type."""
     _require(isinstance(entry, kind), f"a value of type {kind.__name__}, got {type(entry).__name__}")
     return entry  # type: ignore[no-any-return]
 
 
 def checked_size(entry: Any) -> Size | None:
-    """Height and width, or row and column, unless they are none; None stays None."""
+    """A pair of integers, such as height and width; None stays None."""
     return None if entry is None else (checked(entry[0], int), checked(entry[1], int))
 
 
 def checked_rows(entry: Any) -> Rows | list[int | Size | None]:
-    """Which rows were kept: one of `Rows`, or tokens and patches, unless they are none of these."""
+    """Which rows were captured: one of `Rows`, or tokens and patches."""
     if isinstance(entry, str):
         return Rows(entry)
     return [checked_size(row) if isinstance(row, list) else checked(row, int) for row in entry]
@@ -134,26 +131,21 @@ def _checked_index(index: Tensor, least: int, grid: Size) -> Tensor:
 
 
 def checked_tensor(tensor: Tensor, *shape: int | None) -> Tensor:
-    """A tensor of floating numbers of this shape, None for any length, unless it is another."""
+    """A floating-point tensor, checked for its shape; None is any length."""
     fits = len(shape) == tensor.dim() and all(n is None or n == m for n, m in zip(shape, tensor.shape, strict=True))
     floating = tensor.is_floating_point() and tensor.dtype.itemsize > 1
     _require(fits and floating, f"numbers of shape {shape}, got {tuple(tensor.shape)} {tensor.dtype}")
     return tensor
 
 
-def size(pair: Sequence[int] | None) -> Size | None:
-    """Height and width from an adapter's list."""
-    return None if pair is None else (pair[0], pair[1])
-
-
-def packed_gradients(kept: CapturedGradients | None, block: str, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """What is kept of a block's values and gradients as what JSON can hold and the tensors; their names end with `name`."""
-    if kept is None:
+def packed_gradients(captured: CapturedGradients | None, block: str, name: str) -> tuple[Any, dict[str, Tensor]]:
+    """A block's values and gradients: what JSON can hold, and tensors whose names end with `name`."""
+    if captured is None:
         return None, {}
-    tensors = {} if kept.values is None else {f"values.{name}": _owned(kept.values)}
-    if kept.wanted:
-        tensors[f"gradient.{name}"] = _owned(kept.to("cpu", block).gradient(block))
-    return {"explicit": kept.explicit, "wanted": kept.wanted}, tensors
+    tensors = {} if captured.values is None else {f"values.{name}": _owned(captured.values)}
+    if captured.wanted:
+        tensors[f"gradient.{name}"] = _owned(captured.to("cpu", block).gradient(block))
+    return {"explicit": captured.explicit, "wanted": captured.wanted}, tensors
 
 
 def unpacked_gradients(entry: Any, rows: Tensor, name: str, tensors: dict[str, Tensor]) -> CapturedGradients | None:
@@ -165,11 +157,11 @@ def unpacked_gradients(entry: Any, rows: Tensor, name: str, tensors: dict[str, T
     if values is not None:
         checked_tensor(values, batch, None, keys, None)
         _require(values.shape[1] > 0 and heads % values.shape[1] == 0, f"values of {heads} heads")
-    kept = CapturedGradients(values, explicit=bool(entry["explicit"]), wanted=bool(entry["wanted"]))
-    if kept.wanted:
-        width = keys if kept.explicit or values is None else values.shape[3]
-        kept.add(checked_tensor(tensors[f"gradient.{name}"], batch, heads, queries, width))
-    return kept
+    captured = CapturedGradients(values, explicit=bool(entry["explicit"]), wanted=bool(entry["wanted"]))
+    if captured.wanted:
+        width = keys if captured.explicit or values is None else values.shape[3]
+        captured.add(checked_tensor(tensors[f"gradient.{name}"], batch, heads, queries, width))
+    return captured
 
 
 def _owned(tensor: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """`AttentionCapture`: the context manager.
 
-Nothing of the model is changed, replaced or called a second time. On entry a pre-hook and a hook are registered on each attention module, and
-a few more that see where forwards begin; on exit they are removed, and every scope that an aborted forward left open is closed. A capture
-records what runs in the context (the task or thread) that entered it. It records nothing inside a backward, where gradient checkpointing
-repeats the forward. Cleanup is idempotent, so Ctrl-C may come at any point.
+Nothing in the model is changed, replaced or called a second time. Entering registers a pre-hook and a hook on each attention module, and a
+few more that see where forwards begin; leaving removes them, and closes every scope that an aborted forward left open. A capture records what
+runs in the context (the task or thread) that entered it, and nothing inside a backward, where gradient checkpointing repeats the forward.
+Cleanup is idempotent, so Ctrl-C may come at any point.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,29 +16,28 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from attnhook.capture.anatomy import SeenTokens
+from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_log import ForwardLog
 from attnhook.capture.forward_records import ForwardRecord, finish
-from attnhook.capture.hooks import After, Before, Hook, Reports, shapes
+from attnhook.capture.hooks import CaptureHook, shapes
 from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps
-from attnhook.capture.scopes import SDPA, Entry, ModeScope, Scope, forget_closed, innermost
+from attnhook.capture.scopes import SDPA, ActiveCapture, ModeScope, Scope, forget_closed, innermost
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
-from attnhook.capture.surroundings import (
-    Surrounding,
+from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
+from attnhook.capture.watched_modules import (
+    WatchedModule,
+    attention_in_layers,
     compilable,
-    encoder_layers,
-    modules_around,
+    modules_to_watch,
     overrides_forward,
-    own_forwards,
     readable,
 )
-from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
 
@@ -48,7 +47,7 @@ _EAGER = EagerStance()
 class AttentionCapture:
     """Capture attention from an existing model while it runs, without changing one bit of its output.
 
-    Fused kernels stay on. The rows asked for are computed in float32 from the operands of the model's own attention calls, so they include
+    Fused kernels stay on. The requested rows are computed in float32 from the operands of the model's own attention calls, so they include
     its norms, rotary embeddings, biases and masks; they are taken before dropout and sum to 1.
 
     A capture records the forwards of the task or thread that entered it. In a generator, read the maps before you yield.
@@ -58,17 +57,17 @@ class AttentionCapture:
         blocks: Which blocks, with timm's meaning: None = all, int n = the last n, a sequence of indices (negative from the end) or names, or
             a predicate over names.
         rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
-            `"readout"` (the one of the three that the model's head reads), `"all"` (queries and keys are kept by reference and the matrix
-            stays implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).
+            `"readout"` (the one of the three that the model's head reads), `"all"` (stores references to queries and keys; the matrix stays
+            implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).
         layout: The token layout, for models that attnhook does not know; for others it overrides the known layout. Attention modules of an
             unknown model are recognised by the functions that their code calls; name any others with `blocks`. If another module of the
             model calls `scaled_dot_product_attention`, reading the maps raises an error. A call through an alias bound before the context
             was entered is not noticed there.
-        gradients: Whether to follow backwards: each block then keeps its values by reference and gets the gradient dO of its attention output,
-            from which its dA = dO V^T is implicit. Call `score.backward()`, inside the context or after it; several add up, as in `.grad`.
-            Needs whole matrices: `rows="readout"` then means `"all"`, which holds the readout's row too.
-        values: Whether to keep the values by reference; always with `gradients`.
-        device: Where rows are kept; by default where they are computed.
+        gradients: Whether to capture gradients: each block then stores a reference to its values and receives the gradient dO of its
+            attention output, from which dA = dO V^T follows. Call `score.backward()`, inside the context or after it; several add up, as in
+            `.grad`. Needs whole matrices: `rows="readout"` then means `"all"`, which includes the readout's row.
+        values: Whether to store references to the values; always on with `gradients`.
+        device: Where rows are stored; by default where they are computed.
         strict: Whether to refuse a compiled model instead of running it eagerly while the context is open.
 
     Raises:
@@ -101,18 +100,18 @@ class AttentionCapture:
         device: torch.device | str | None = None,
         strict: bool = False,
     ) -> None:
-        plan = make_plan(model, blocks, _rows_followed(rows) if gradients else rows, layout)
+        plan = make_plan(model, blocks, _rows_for_gradients(rows) if gradients else rows, layout)
         self._plan = replace(plan, gradients=gradients, values=values or gradients)
         self._strict = strict
         self._compilable = compilable(model, self._plan)
-        keep_on = None if device is None else torch.device(device)
-        self._recorders = [SiteRecorder(self._plan, site, keep_on) for site in self._plan.sites]
-        self._surroundings = modules_around(self._plan)
-        listeners = {id(r.site.module): r for r in self._recorders}
-        self._layers = encoder_layers(self._plan.model, listeners)
-        self._read_by_weights = list(dict.fromkeys(self._layers + own_forwards(self._recorders)))
+        target = None if device is None else torch.device(device)
+        self._recorders = [SiteRecorder(self._plan, site, target) for site in self._plan.sites]
+        self._watched = modules_to_watch(self._plan)
+        recorders = {r.site.module: r for r in self._recorders}
+        self._in_layers = {module: recorders.get(module) for module in attention_in_layers(self._plan.model)}
+        self._by_weights = self._in_layers | {m: recorder for m, recorder in recorders.items() if overrides_forward(m)}
         self._log = ForwardLog(self._plan)
-        self._entry: Entry | None = None
+        self._active: ActiveCapture | None = None
         self._hooked: list[nn.Module] = []
         self._paused = 0
         self._foreign_calls = 0
@@ -120,13 +119,13 @@ class AttentionCapture:
     # --- the context ------------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        if self._entry is not None:
+        if self._active is not None:
             raise NothingCapturedError(
                 "this capture is already open: expected one `with` at a time. Make a second AttentionCapture."
             )
         try:
             self._open()
-            return self  # noqa: TRY300 (here, where an interrupt is still met)
+            return self  # noqa: TRY300 (here, where Ctrl-C is still caught)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -144,28 +143,28 @@ class AttentionCapture:
 
     def _open(self) -> None:
         self.clear()
-        entry = self._entry = Entry(readable(self._read_by_weights), lambda: self._paused > 0)
-        self._run_eagerly(entry)
+        active = self._active = ActiveCapture(readable(self._by_weights), lambda: self._paused > 0)
+        self._run_eagerly(active)
         forget_closed()
-        Scope(entry, ForwardRecord(), entry).open()
+        Scope(active, ForwardRecord(), active).open()
         with LOCK:  # torch numbers hooks without one
-            self._hook_surroundings()
+            self._hook_model()
             for recorder in self._recorders:
                 self._hook_site(recorder)
 
     def _undo(self) -> None:
         """Undo what entering did, as far as it came; may be repeated."""
-        if self._entry is not None:
-            self._entry.close()
+        if self._active is not None:
+            self._active.close()
             with LOCK:
                 for module in dict.fromkeys(self._hooked):
-                    remove_hooks(module, lambda hook: isinstance(hook, Hook) and hook.follower is self)
+                    remove_hooks(module, lambda hook: isinstance(hook, CaptureHook) and hook.capture is self)
             forget_closed()
-            _EAGER.release(self._entry)
+            _EAGER.release(self._active)
             self._hooked.clear()
-            self._entry = None
+            self._active = None
 
-    def _run_eagerly(self, entry: Entry) -> None:
+    def _run_eagerly(self, active: ActiveCapture) -> None:
         """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
         compiled = next((module for module in self._compilable if is_compiled(module)), None)
         if compiled is None:
@@ -175,38 +174,51 @@ class AttentionCapture:
                 f"{type(compiled).__name__} is compiled: expected an eager model, because strict=True. Leave strict out to run it eagerly "
                 "inside the context, or compile model and capture together with TraceableCapture."
             )
-        _EAGER.hold(entry)
+        _EAGER.hold(active)
 
     # --- hooks ------------------------------------------------------------------------------------------------------------------------
 
-    def _before(self, module: nn.Module, hook: Any, *, with_kwargs: bool = False) -> None:
+    def _add_pre_hook(self, module: nn.Module, function: Callable[..., None], **options: bool) -> None:
         self._hooked.append(module)
-        module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+        module.register_forward_pre_hook(CaptureHook(self, function), **options)
 
-    def _after(self, module: nn.Module, hook: Any, **options: bool) -> None:
+    def _add_hook(self, module: nn.Module, function: Callable[..., None], **options: bool) -> None:
         self._hooked.append(module)
-        module.register_forward_hook(hook, **options)
+        module.register_forward_hook(CaptureHook(self, function), **options)
 
-    def _follow(
+    def _open_scope_during(
         self,
         module: nn.Module,
         make: Callable[[Scope, object], Scope],
         then: Callable[..., None] | None,
         **options: bool,
     ) -> None:
-        """Have a scope open while a module runs."""
-        before = Before(self, make)
-        self._before(module, before)
-        self._after(module, After(before, then), always_call=True, **options)
+        """Have a scope open while a module runs: `make` builds it inside the scope around, `then` receives it with the hook's arguments."""
+        opener = object()
+
+        def before(*_: Any) -> None:
+            around = self._scope()
+            if around is not None:
+                make(around, opener).open()
+
+        def after(*args: Any) -> None:
+            scope = self._scope(opener)
+            if scope is not None:
+                scope.close()
+                if then is not None:
+                    then(scope, *args)
+
+        self._add_pre_hook(module, before)
+        self._add_hook(module, after, always_call=True, **options)
 
     def _hook_site(self, recorder: SiteRecorder) -> None:
         site = recorder.site
         kernel = site.running_kernel()
         if site.seen_module is not None:
-            self._before(site.seen_module, Reports(self, partial(_inputs_seen, site.name)), with_kwargs=True)
-        if any(site.module is attention for attention, _ in self._layers):
-            return  # a hook would switch its layer's fast path off
-        own_forward = kernel is Kernel.MULTIHEAD and overrides_forward(site.module)
+            self._add_pre_hook(site.seen_module, partial(self._record_inputs, site.name), with_kwargs=True)
+        if site.module in self._in_layers:
+            return  # a hook would switch off its layer's fast path
+        own_forward = site.module in self._by_weights
         kind, holds = _WATCHES[kernel]
         if own_forward:  # which may change what it passes on: read from the functions that it calls
             holds = FUNCTIONS
@@ -214,54 +226,62 @@ class AttentionCapture:
             holds = (registered_function(site.module),)
 
         def make(around: Scope, opener: object) -> Scope:
-            return kind(around.entry, self._log.record_for(around, site.name), opener, recorder, holds)
+            return kind(around.capture, self._log.record_for(around, site.name), opener, recorder, holds)
 
-        # In front of hooks of others, which may call attention themselves.
-        self._follow(
-            site.module, make, recorder.ran, prepend=True, with_kwargs=kernel is Kernel.MULTIHEAD and not own_forward
-        )
+        # Before anybody else's hooks, which may call attention themselves.
+        with_kwargs = kernel is Kernel.MULTIHEAD and not own_forward
+        self._open_scope_during(site.module, make, recorder.ran, prepend=True, with_kwargs=with_kwargs)
 
-    def _hook_surroundings(self) -> None:
+    def _hook_model(self) -> None:
         anatomy = self._plan.anatomy
         if anatomy.grid_module is not None:
-            self._after(anatomy.grid_module, Reports(self, _grid_seen))
+            self._add_hook(anatomy.grid_module, self._record_grid)
         if anatomy.token_module is not None:
-            self._after(anatomy.token_module, Reports(self, self._tokens_seen), with_kwargs=True)
-        for number, one in enumerate(self._surroundings):
+            self._add_hook(anatomy.token_module, self._record_tokens, with_kwargs=True)
+        for number, watched in enumerate(self._watched):
 
-            def make(around: Scope, opener: object, *, one: Surrounding = one, forward: bool = number == 0) -> Scope:
+            def make(
+                around: Scope, opener: object, *, watched: WatchedModule = watched, forward: bool = number == 0
+            ) -> Scope:
                 record = ForwardRecord(inputs=dict(around.record.inputs)) if forward else around.record
-                return Scope(around.entry, record, opener, one.listener, one.holds)
+                return Scope(around.capture, record, opener, watched.listener, watched.holds)
 
-            self._follow(one.module, make, None if number else self._log.end, prepend=one.listener is not None)
+            then = None if number else self._log.end
+            self._open_scope_during(watched.module, make, then, prepend=watched.listener is not None)
         first = self._plan.model if anatomy.image_module is None else anatomy.image_module
-        self._before(first, Reports(self, self._log.begin), with_kwargs=True)
+        self._add_pre_hook(first, self._begin, with_kwargs=True)
 
-    def _here(self) -> Scope | None:
-        """The innermost scope of this capture in this context; None where nothing is to be recorded."""
-        entry = self._entry
-        if entry is None or entry.closed or self._paused or in_backward():
+    def _scope(self, opener: object = None) -> Scope | None:
+        """The innermost scope of this capture in this context, opened by `opener` if given; None where nothing is recorded."""
+        active = self._active
+        if active is None or active.closed or self._paused or in_backward():
             return None
-        scope = innermost(entry)
-        if scope is None:
+        scope = innermost(active, opener)
+        if scope is None and opener is None:
             self._foreign_calls += 1
         return scope
 
-    def _opened_by(self, opener: object) -> Scope | None:
-        """The innermost scope of this capture in this context that `opener` has opened; None if there is none."""
-        entry = self._entry
-        return None if entry is None or entry.closed or self._paused or in_backward() else innermost(entry, opener)
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+        if (scope := self._scope()) is not None:
+            self._log.begin(scope, (*args, *(kwargs or {}).values()))
 
-    def _tokens_seen(self, scope: Scope, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
-        tokens_of = self._plan.anatomy.tokens_of
-        if tokens_of is not None and len(rest) == 2:
+    def _record_inputs(self, site: str, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+        if (scope := self._scope()) is not None:
+            scope.record.inputs[site] = shapes((*args, *(kwargs or {}).values()))
+
+    def _record_grid(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if (scope := self._scope()) is not None:
+            scope.record.set_grid(args, output, module)
+
+    def _record_tokens(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        scope, tokens_of = self._scope(), self._plan.anatomy.tokens_of
+        if scope is not None and tokens_of is not None and len(rest) == 2:
             try:
-                seen = tokens_of(args, *rest)
-            except Exception as error:  # an adapter's mistake is no reason to end the model's forward
-                seen = SeenTokens(
-                    problem=f"the model's adapter cannot tell its tokens: {type(error).__name__}: {error}."
-                )
-            scope.record.saw_tokens(seen)
+                tokens = tokens_of(args, *rest)
+            except Exception as error:  # an adapter's mistake must not end the model's forward
+                problem = f"the adapter's tokens_of failed: {type(error).__name__}: {error}. Fix it, or pass layout=."
+                tokens = SequenceInfo(problem=problem)
+            scope.record.set_tokens(tokens)
 
     # --- results ----------------------------------------------------------------------------------------------------------------------
 
@@ -281,9 +301,7 @@ class AttentionCapture:
 
         Raises `NothingCapturedError` with the cause if there are none, `BlockNotCapturedError` if a block is missing.
         """
-        if not self._log.seen():
-            raise NothingCapturedError(self._why_nothing())
-        return self._finish(self._log.seen()[-1])
+        return self._finish(self._last_record())
 
     @property
     def forwards(self) -> tuple[AttentionMaps, ...]:
@@ -291,8 +309,15 @@ class AttentionCapture:
 
         Raises `BlockNotCapturedError` if one of them was left by an exception half-way: call `clear()` where you catch that.
         """
-        whole = [record for record in self._log.seen() if record.maps is not None or not record.is_empty()]
-        return tuple(self._finish(record) for record in whole or self._log.seen())
+        records = self._log.records()
+        whole = [record for record in records if record.maps is not None or not record.is_empty()]
+        return tuple(self._finish(record) for record in whole or records)
+
+    def _last_record(self) -> ForwardRecord:
+        records = self._log.records()
+        if not records or (records[-1].maps is None and records[-1].is_empty()):
+            raise NothingCapturedError(self._why_nothing())
+        return records[-1]
 
     def _finish(self, record: ForwardRecord) -> AttentionMaps:
         if record.maps is None:
@@ -308,13 +333,13 @@ class AttentionCapture:
             return f"{what}, got one on another thread, or in another task. Enter the context where the model runs."
         if self._paused:
             return f"{what}, got none: the capture is paused. Leave `capture.paused()`, then call the model."
-        if self._log.seen():
+        if self._log.records():
             return (
                 f"{what}, got one in which no attention module ran. A compiled copy of the model, a replica, or only a part of it "
-                "ran: pass to AttentionCapture the exact object that you call, and make it after compiling."
+                "ran: pass AttentionCapture the exact object that you call, and create it after compiling."
             )
         return (
-            f"{what}, got none. Call model(images) inside `with AttentionCapture(model) as capture:`. If you did, it was another "
+            f"{what}, got none. Call model(images) inside `with AttentionCapture(model) as capture:`. If you did, you called another "
             "copy of the model, or a compiled one: pass that one to AttentionCapture."
         )
 
@@ -331,7 +356,7 @@ class AttentionCapture:
         """Forget everything captured so far."""
         self._log.clear()
         self._foreign_calls = 0
-        for scope in () if self._entry is None else self._entry.open_scopes():
+        for scope in () if self._active is None else self._active.open_scopes():
             scope.record = ForwardRecord()
 
     def __getitem__(self, block: object) -> None:
@@ -340,15 +365,14 @@ class AttentionCapture:
         )
 
     def __repr__(self) -> str:
-        state = "open" if self._entry is not None else "closed"
+        state = "open" if self._active is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
 
 
-def _rows_followed(rows: RowsOption) -> RowsOption:
-    """Gradients are those of whole matrices."""
+def _rows_for_gradients(rows: RowsOption) -> RowsOption:
     if not isinstance(rows, str) or rows not in (Rows.READOUT, Rows.ALL):
         raise RowsNotKeptError(
-            f"AttentionCapture(gradients=True) follows whole matrices: expected rows='all', got rows={rows!r}. Leave rows out; raw_attention "
+            f"AttentionCapture(gradients=True) needs whole matrices: expected rows='all', got rows={rows!r}. Leave rows out; raw_attention "
             "then still gives the readout's row."
         )
     return Rows.ALL
@@ -360,11 +384,3 @@ _WATCHES: dict[Kernel, tuple[type[Scope], tuple[ReplacedFunction, ...]]] = {
     Kernel.INTERFACE: (InterfaceScope, ()),
     Kernel.ANY: (ModeScope, ()),
 }
-
-
-def _grid_seen(scope: Scope, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    scope.record.saw_grid(args, output, module)
-
-
-def _inputs_seen(site: str, scope: Scope, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
-    scope.record.inputs[site] = shapes((*args, *(kwargs or {}).values()))

@@ -1,13 +1,12 @@
 """Process-wide state that captures change temporarily: the first holder sets it, and the last one to release it restores it.
 
-Every operation is idempotent: Ctrl-C may come between any two lines, and the cleanup then releases again.
+Every operation may be repeated: Ctrl-C may come between any two lines, and the cleanup then releases again.
 """
 
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType
 from typing import Any
 
 import torch
@@ -25,25 +24,22 @@ class SharedState(ABC):
         self._holders: set[object] = set()
 
     def hold(self, holder: object) -> None:
-        """Have the state set until `holder` lets go of it."""
+        """Set the state until `holder` releases it."""
         with LOCK:
             self._holders.add(holder)
             self._set()
 
     def release(self, holder: object) -> None:
-        """Let go; the last one puts the state back. Letting go again changes nothing."""
+        """Release the state; the last holder restores it."""
         with LOCK:
             self._holders.discard(holder)
             if not self._holders:
-                self._put_back()
+                self._restore()
 
     @abstractmethod
-    def _set(self) -> None:
-        """Set the state, if it is not."""
-
+    def _set(self) -> None: ...
     @abstractmethod
-    def _put_back(self) -> None:
-        """Put back what was there, if the state is set."""
+    def _restore(self) -> None: ...
 
 
 class EagerStance(SharedState):
@@ -58,9 +54,9 @@ class EagerStance(SharedState):
             self._before = compiler_stance()
         torch.compiler.set_stance("force_eager")
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         if self._before is not None:
-            if compiler_stance().stance == "force_eager":  # else someone else has chosen another one since
+            if compiler_stance().stance == "force_eager":  # else someone has set another one since
                 set_compiler_stance(self._before)
             self._before = None
 
@@ -78,25 +74,27 @@ class ReplacedFunction(SharedState):
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], call: Call) -> None:
         super().__init__()
         self._read, self._write, self._call = read, write, call
-        self._replacement: Any = None  # kept for the next time: guards of compiled code know it
+        self._replacement: Any = None  # reused: guards of compiled code refer to it
         self._active = False
 
     def _set(self) -> None:
         if self._active:
             return
-        original = _unwrapped(self._read())
+        original = self._read()
         if self._replacement is None or self._replacement.__wrapped__ is not original:
             self._replacement = self._passing(original)
         self._write(self._replacement)
         self._active = True
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         self._active = False
-        if self._replacement is not None and self._read() is self._replacement:
-            self._write(self._replacement.__wrapped__)  # else someone else's is there, which is theirs to take back
+        if (
+            self._replacement is not None and self._read() is self._replacement
+        ):  # else someone replaced it, who will restore it
+            self._write(self._replacement.__wrapped__)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def set_aside(self) -> Iterator[None]:
         """Restore the original for operands that check for it; calls on other threads are missed meanwhile, and reading their maps raises."""
         self._write(self._replacement.__wrapped__)
         try:
@@ -112,20 +110,10 @@ class ReplacedFunction(SharedState):
                 return original(*args, **kwargs)
             if self._active and passing is self._replacement:
                 return self._call(original, args, kwargs)
-            with LOCK:  # somebody who had replaced it in between has put this one back
+            with LOCK:  # someone who had replaced it in between has put this one back
                 if not self._active and self._read() is passing:
                     self._write(original)
             return original(*args, **kwargs)
 
         passing.__wrapped__ = original  # type: ignore[attr-defined]
         return passing
-
-
-_PASSING = next(code for code in ReplacedFunction._passing.__code__.co_consts if isinstance(code, CodeType))
-
-
-def _unwrapped(function: Any) -> Any:
-    """The function inside a replacement that somebody else has put back after it was taken away."""
-    while getattr(function, "__code__", None) is _PASSING:
-        function = function.__wrapped__
-    return function

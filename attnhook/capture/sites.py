@@ -1,4 +1,4 @@
-"""Where attention is computed: one module of a model, how it calls its kernel, how its tensors are arranged, what its tokens are."""
+"""Where attention is computed: a module of a model, how it calls its kernel, how its tensors are arranged, what its tokens are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Kernel(StrEnum):
     Attributes:
         SDPA: Calls `torch.nn.functional.scaled_dot_product_attention` by that attribute.
         MULTIHEAD: Is an `nn.MultiheadAttention`, read from its own inputs and weights.
-        ENCODER_LAYER: Is the `nn.MultiheadAttention` of an `nn.TransformerEncoderLayer`, which a hook would drive off its fast path.
+        ENCODER_LAYER: Is the `nn.MultiheadAttention` of an `nn.TransformerEncoderLayer`, whose fast path a hook would switch off.
         INTERFACE: Calls a function registered at transformers' attention interface.
         ANY: Anything else that calls scaled_dot_product_attention or a softmax; every torch call is watched.
     """
@@ -36,7 +36,7 @@ class Kernel(StrEnum):
 
 
 class Queries(StrEnum):
-    """Who asks in an attention module.
+    """What the queries of an attention module are.
 
     Attributes:
         TOKENS: All tokens of the sequence, special tokens included.
@@ -54,7 +54,7 @@ class Queries(StrEnum):
 
 
 class Arrangement(StrEnum):
-    """Order of the axes of queries, keys and scores, before their last two.
+    """Order of the axes of queries, keys and attention logits, before their last two.
 
     Attributes:
         HEADS: `(batch, heads)`.
@@ -62,7 +62,7 @@ class Arrangement(StrEnum):
         WINDOWS: `(batch, windows, heads)`.
         MERGED: `(batch * heads)` or `(batch * heads, windows)`.
         MERGED_OR_HEADS: `(batch * heads)`, or `(batch, heads)` where the tensor has four dimensions.
-        SINGLE: `(batch)`: one head without an axis of its own.
+        SINGLE: `(batch)`: one head without an axis.
     """
 
     HEADS = "heads"
@@ -77,14 +77,14 @@ _HEADS_FIRST = (Arrangement.HEADS, Arrangement.MERGED_OR_HEADS)
 
 
 @dataclass(frozen=True, eq=False)
-class SeenCall:
-    """What was seen around one attention call, for those who tell what its tokens are.
+class CallContext:
+    """The context of one attention call, from which `tokens_of` tells what its tokens are.
 
     Attributes:
-        inputs: The positional and then the keyword arguments of the site's `seen_module`, floating tensors replaced by their shapes
-            (in tuples, lists and dicts, too).
-        input_size: Pixels of the images that went in, or None.
-        grid: Patch rows and columns that the patch embedding gave, or None.
+        inputs: The positional and then the keyword arguments of the site's `seen_module`, with shapes instead of floating-point tensors
+            (also in tuples, lists and dicts).
+        input_size: Pixels of the input images, or None.
+        grid: Patch rows and columns of the patch embedding's output, or None.
         queries: Number of queries of one batch entry.
         keys: Number of keys.
         number: How many calls of this module came before in this forward.
@@ -113,22 +113,22 @@ class SiteTokens:
 
 @dataclass(frozen=True, eq=False)
 class AttentionSite:
-    """One module that computes token attention once or more a forward.
+    """One module that computes token attention at least once per forward.
 
     Attributes:
         name: Its path in the model, as in `named_modules()`.
         module: The module.
         kernel: How it computes attention, or a function that tells it from the module's present settings.
-        queries: Who asks.
-        readout_rows: Where the rows of the class token or the pooling stand among the queries, if not where the model's layout says.
+        queries: What its queries are.
+        readout_rows: Where the rows of the class token or the pooling are among the queries, if not where the model's layout says.
         arrangement: How its tensors are arranged.
-        heads: Number of heads, needed where they are merged into the batch; a softmax over others is then not this module's. 0: not known.
+        heads: Number of heads, needed where they are merged into the batch; a softmax over another number is then not this module's. 0: unknown.
         value_multiplier: What multiplies the values if not the softmax itself, in words; empty otherwise.
         tokens_of: Tells what its tokens are from a call; None where the model's own layout holds.
-        seen_module: The module whose inputs `tokens_of` wants to see; None for none.
+        seen_module: The module whose inputs `tokens_of` needs, or None.
         holder: The module around it.
-        optional: Whether forwards may pass it by (a second encoder, a prompt): it is left out of a forward in which it did not run.
-        guessed: Whether nothing but its code says that it attends: it is left out where it turns out to call no attention.
+        optional: Whether forwards may skip it (a second encoder, a prompt): it is left out of a forward in which it did not run.
+        guessed: Whether only its code says that it attends: it is left out where it calls no attention.
         number: Its number among the model's blocks, from 1, and how many there are; the capture fills it in.
     """
 
@@ -140,7 +140,7 @@ class AttentionSite:
     arrangement: Arrangement = Arrangement.HEADS
     heads: int = 0
     value_multiplier: str = ""
-    tokens_of: Callable[[SeenCall], SiteTokens] | None = field(default=None, repr=False)
+    tokens_of: Callable[[CallContext], SiteTokens] | None = field(default=None, repr=False)
     seen_module: nn.Module | None = field(default=None, repr=False)
     holder: nn.Module | None = field(default=None, repr=False)
     optional: bool = False
@@ -164,7 +164,7 @@ class AttentionSite:
         return self.kernel if isinstance(self.kernel, Kernel) else self.kernel(self.module)
 
     def arranged(self, tensor: Tensor) -> Tensor | None:
-        """Queries, keys or scores as `(batch * windows, heads, rows, columns)`; None if they are not arranged so, or have other heads."""
+        """Queries, keys or logits as `(batch * windows, heads, rows, columns)`; None if their shape or number of heads does not fit."""
         dim, kind = tensor.dim(), self.arrangement
         if (kind is Arrangement.MERGED and dim in (3, 4)) or (kind is Arrangement.MERGED_OR_HEADS and dim == 3):
             if tensor.shape[0] % self.heads:
@@ -185,19 +185,19 @@ class AttentionSite:
         return self.arranged(tensor)
 
     def arranged_operands(self, call: Operands) -> Operands:
-        """The operands of a fused call with four dimensions; `UnsupportedModelError` if this module is not known to have their shape."""
+        """The operands of a fused call with four dimensions; `UnsupportedModelError` if their shape does not fit this module."""
         query, key, mask = call.query, call.key, call.mask
         if self.arrangement in _HEADS_FIRST and query.dim() == 4:
             return call
         if self.arrangement is Arrangement.HEADS and query.dim() == 3:  # heads unknown: one
             mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
             return Operands(query.unsqueeze(1), key.unsqueeze(1), call.scale, mask, call.causal)
-        common, keys = self.arranged(query), self.arranged(key)
-        if common is None or keys is None:
+        queries, keys = self.arranged(query), self.arranged(key)
+        if queries is None or keys is None:
             raise UnsupportedModelError(
                 f"an attention call of block {self.name!r} cannot be recorded: expected queries of shape (batch, heads, tokens, "
                 f"head_dim), got {tuple(query.shape)}. Capture other blocks with `blocks=`."
             )
         if mask is not None:
             mask = self.arranged(mask.expand(*query.shape[:-1], key.shape[-2]))
-        return Operands(common, keys, call.scale, mask, call.causal)
+        return Operands(queries, keys, call.scale, mask, call.causal)

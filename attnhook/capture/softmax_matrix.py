@@ -1,7 +1,7 @@
-"""The attention matrix softmax(Q K^T * scale + bias) as an object that is never stored whole unless asked.
+"""The attention matrix softmax(Q K^T * scale + bias) as an object that is never stored whole unless you ask.
 
-Pure torch: knows nothing of models or hooks. No dropout: a softmax row sums to 1. What is computed at once stays within a stated budget, one
-row of one head being the least; how, says `exponentials`. Gradients are not followed.
+Pure torch: knows nothing of models or hooks. No dropout: a softmax row sums to 1. Rows are computed in chunks within a stated budget, at
+least one row of one head at a time; see `chunked_softmax`. Nothing is differentiable.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,16 +20,15 @@ from attnhook.capture.chunked_softmax import (
     fused_chunks,
     sum_of_products,
 )
-from attnhook.capture.operands import Operands, exact_arithmetic, softmax_rows, versions
+from attnhook.capture.operands import Operands, as_index, exact_arithmetic, softmax_rows, versions
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import HeadFusion, choose
 
 BUDGET_BYTES = 9 * 2**19
-"""Largest size of what is computed of a matrix at once on a CPU, where two buffers are needed, of both: 4.5 MiB, one head of 1,025 tokens, which
-stay in a cache."""
+"""Largest size of a chunk on a CPU, or of both buffers where two are needed: 4.5 MiB, one head of 1,025 tokens, which stays in a cache."""
 
 ACCELERATOR_BUDGET_BYTES = 2**27
-"""The same on other devices, where every chunk costs the start of its kernels: 128 MiB."""
+"""The same on other devices, where every chunk costs kernel launches: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,12 @@ class RowChunk:
 
 
 class SoftmaxMatrix:
-    """An attention matrix `(batch, heads, queries, keys)`, computed when and as far as it is asked for.
-
-    Built from the operands of an attention call, or around a matrix that the model had computed itself.
+    """An attention matrix `(batch, heads, queries, keys)`, computed on demand.
 
     Args:
-        source: `Operands`, or a dense matrix of softmax rows `(batch, heads, queries, keys)`. Kept by reference: where their memory is written
-            to later, reading and copying raise `RowsNotKeptError`. (Tensors made in inference mode do not say so; that they were written to
-            goes unseen.)
+        source: `Operands`, or a dense matrix of softmax rows `(batch, heads, queries, keys)` that the model computed itself. Kept by reference:
+            once they are overwritten, reading and copying raise `RowsNotKeptError`. (Tensors made in inference mode do not count writes, so
+            overwriting those goes unnoticed.)
 
     Example:
         >>> import torch
@@ -58,22 +55,21 @@ class SoftmaxMatrix:
         ((1, 2, 5, 5), torch.Size([1, 2, 1, 5]))
     """
 
-    def __init__(self, source: "Operands | Tensor") -> None:
-        self._source = source
-        self._versions = _versions(source)
+    def __init__(self, source: Operands | Tensor) -> None:
+        self.__setstate__(source)
 
-    def __getstate__(self) -> "Operands | Tensor":
+    def __getstate__(self) -> Operands | Tensor:
         return self._unchanged()
 
-    def __setstate__(self, source: "Operands | Tensor") -> None:
+    def __setstate__(self, source: Operands | Tensor) -> None:
         self._source, self._versions = source, _versions(source)  # a copy's tensors count anew
 
-    def _unchanged(self) -> "Operands | Tensor":
-        """The source, if nobody has written into its memory since."""
+    def _unchanged(self) -> Operands | Tensor:
+        """The source; raises if it was overwritten."""
         if _versions(self._source) != self._versions:
             raise RowsNotKeptError(
-                "the attention matrix is lost: expected queries, keys and mask as they were in the call, but the model has written into their "
-                "memory since. Capture the rows that you need instead of rows='all'."
+                "the attention matrix is lost: expected queries, keys and mask as they were in the call, but the model has overwritten them "
+                "since. Capture the rows that you need instead of rows='all'."
             )
         return self._source
 
@@ -85,12 +81,12 @@ class SoftmaxMatrix:
 
     @property
     def device(self) -> torch.device:
-        """Where the operands live."""
+        """Where the operands are."""
         return self._source.query.device if isinstance(self._source, Operands) else self._source.device
 
     @property
     def normalised(self) -> bool:
-        """Whether every row sums to 1 for sure: no key is hidden, and no model computed it."""
+        """Whether every row certainly sums to 1: no key is hidden, and no model computed it."""
         return isinstance(self._source, Operands) and not self._source.masked
 
     def __repr__(self) -> str:
@@ -98,16 +94,8 @@ class SoftmaxMatrix:
         return f"SoftmaxMatrix(shape={self.shape}, {kind})"
 
     def rows(self, index: slice | Tensor | list[int]) -> Tensor:
-        """Chosen rows of the matrix.
-
-        Args:
-            index: Which queries: a slice, a list, or int64 indices `(rows,)`.
-
-        Returns:
-            `(batch, heads, rows, keys)` float32, owning its memory.
-        """
-        chosen = torch.tensor(index, device=self.device, dtype=torch.int64) if isinstance(index, list) else index
-        source = self._unchanged()
+        """Chosen rows, `(batch, heads, rows, keys)` float32, owning their memory; `index` says which queries."""
+        source, chosen = self._unchanged(), as_index(index, self.device)
         with exact_arithmetic(self.device.type):
             if isinstance(source, Operands):
                 return softmax_rows(source.logits(chosen), masked=source.masked)
@@ -118,21 +106,10 @@ class SoftmaxMatrix:
         return self.rows(slice(None))
 
     def left_multiply(self, r: Tensor) -> Tensor:
-        """The product r A, of which no more than a chunk of A is ever there.
+        """The product r A, `(batch, heads, rows, keys)` of r's dtype, computed a chunk of A at a time.
 
-        Args:
-            r: `(batch, heads or 1, rows, queries)` float32 or float64; with 1 the same for all heads.
-
-        Returns:
-            `(batch, heads, rows, keys)` of r's dtype: chunks are multiplied in float32 (float64 where the operands are) and added in float64.
-
-        Raises:
-            ValueError: If r has another shape.
-
-        Example:
-            >>> q, k = torch.randn(2, 1, 2, 5, 4).unbind(0)
-            >>> SoftmaxMatrix(Operands(q, k)).left_multiply(torch.ones(1, 1, 1, 5)).shape
-            torch.Size([1, 2, 1, 5])
+        `r` is `(batch, heads or 1, rows, queries)` float32 or float64; with 1 the same for all heads. Chunks are multiplied in float32 (float64
+        where the operands are) and added in float64.
         """
         batch, heads, queries, keys = self.shape
         self._check(r, "r", (batch, heads, None, queries), "(batch, heads or 1, rows, queries)")
@@ -145,18 +122,10 @@ class SoftmaxMatrix:
             return total.to(r.dtype)
 
     def fused_left_multiply(self, r: Tensor, fusion: str = "mean") -> Tensor:
-        """The product of r with the matrix that the heads make together.
+        """The product of r, `(batch, rows, queries)` float32 or float64, with the `"mean"`, `"max"` or `"min"` over heads.
 
-        Args:
-            r: `(batch, rows, queries)` float32 or float64.
-            fusion: `"mean"`, `"max"` or `"min"` over heads.
-
-        Returns:
-            `(batch, rows, keys)` of r's dtype. With `"mean"` no fused row is ever formed: r, over each head's row sums, meets the rows of all
-            heads in one sum.
-
-        Raises:
-            ValueError: If r has another shape, or the fusion is none.
+        It is `(batch, rows, keys)` of r's dtype. `"mean"` forms no fused row: r, over each head's row sums, meets the rows of all heads in one
+        sum.
         """
         batch, heads, queries, keys = self.shape
         self._check(r, "r", (batch, None, queries), "(batch, rows, queries)")
@@ -171,16 +140,9 @@ class SoftmaxMatrix:
             return total.to(r.dtype)
 
     def right_multiply(self, x: Tensor) -> Tensor:
-        """The product A x.
+        """The product A x, `(batch, heads, queries, columns)` of x's dtype.
 
-        Args:
-            x: `(batch, heads or 1, keys, columns)` float32 or float64; with 1 the same for all heads.
-
-        Returns:
-            `(batch, heads, queries, columns)` of x's dtype.
-
-        Raises:
-            ValueError: If x has another shape.
+        `x` is `(batch, heads or 1, keys, columns)` float32 or float64; with 1 the same for all heads.
         """
         batch, heads, queries, keys = self.shape
         self._check(x, "x", (batch, heads, keys, None), "(batch, heads or 1, keys, columns)")
@@ -193,7 +155,7 @@ class SoftmaxMatrix:
             return result
 
     def fused_chunks(self, fusion: str = "mean") -> Iterator[tuple[RowChunk, Tensor]]:
-        """The rows of the matrix that the heads make together (by `"mean"`, `"max"` or `"min"`), a chunk at a time.
+        """The rows of the `"mean"`, `"max"` or `"min"` over heads, a chunk at a time.
 
         Yields which rows, and `(rows, keys)` float32 (float64 where the operands are), valid until the next; may be overwritten.
         """
@@ -210,8 +172,8 @@ class SoftmaxMatrix:
     def rowwise(self, measure: Callable[[Tensor, RowChunk], Tensor]) -> Tensor:
         """Reduce every row to something small, in chunks of at most `BUDGET_BYTES`.
 
-        `measure` takes rows `(1, heads, rows, keys)` float32 and which they are, gives `(1, heads or 1, rows, ...)`; what it gave is joined to
-        `(batch, heads or 1, queries, ...)`.
+        `measure` takes rows `(1, heads, rows, keys)` float32 and which they are, and returns `(1, heads or 1, rows, ...)`; results are joined
+        to `(batch, heads or 1, queries, ...)`.
         """
         batch, heads, queries, keys = self.shape
         if not batch:
@@ -233,10 +195,9 @@ class SoftmaxMatrix:
         return result
 
     def entropy_chunks(self) -> Iterator[tuple[int, Part, Tensor, Tensor, Tensor | None, Tensor]]:
-        """All rows with their entropies, a chunk at a time: for several statistics in one pass. Use it under `exact_arithmetic`.
+        """All rows with their entropies, a chunk at a time: for several statistics in one pass. Use it in `exact_arithmetic`.
 
-        Yields:
-            The image, which of its rows, their entropies, the rows up to a factor each, their sums or None, and memory to write in.
+        Yields the image, which of its rows, their entropies, the rows up to a factor each, their sums or None, and a scratch buffer.
         """
         for index in range(self.shape[0]):
             for chunk in entropy_chunks(self._image_rows(index), self._budget):
@@ -254,17 +215,7 @@ class SoftmaxMatrix:
         return SoftmaxMatrix(source.image(index) if isinstance(source, Operands) else source[index : index + 1])
 
     def head(self, index: int) -> "SoftmaxMatrix":
-        """The matrix of one head: `(batch, 1, queries, keys)`, by reference.
-
-        Args:
-            index: Which head, negative from the end.
-
-        Returns:
-            Its matrix.
-
-        Raises:
-            IndexError: If the head does not exist.
-        """
+        """The matrix of one head, negative from the end: `(batch, 1, queries, keys)`, by reference."""
         count = self.shape[1]
         if not -count <= index < count:
             raise IndexError(f"head {index} does not exist: expected -{count} to {count - 1}.")
@@ -272,17 +223,7 @@ class SoftmaxMatrix:
         return SoftmaxMatrix(source.head(head) if isinstance(source, Operands) else source[:, head : head + 1])
 
     def mean_rows(self, queries: slice) -> Tensor:
-        """Mean over some rows, computed in chunks of at most `BUDGET_BYTES`: what a mean readout attends to.
-
-        Args:
-            queries: Which rows the mean is over, one behind the other.
-
-        Returns:
-            `(batch, heads, 1, keys)` float32.
-
-        Raises:
-            ValueError: If there is no such row, or some are left out.
-        """
+        """The mean over consecutive rows, `(batch, heads, 1, keys)` float32: what a mean readout attends to."""
         batch, heads, total, keys = self.shape
         start, stop, step = queries.indices(total)
         if step != 1 or not start < stop:
@@ -300,8 +241,6 @@ class SoftmaxMatrix:
         """The same matrix with its operands on another device."""
         return SoftmaxMatrix(self._unchanged().to(device))
 
-    # --- chunks ---------------------------------------------------------------------------------------------------------------------------
-
     @property
     def _budget(self) -> int:
         return BUDGET_BYTES if self.device.type == "cpu" else ACCELERATOR_BUDGET_BYTES
@@ -311,25 +250,25 @@ class SoftmaxMatrix:
         return ComputedRows(source.image(index)) if isinstance(source, Operands) else DenseRows(source[index])
 
     def _chunks(self, queries: slice) -> Iterator[tuple[int, Part, Tensor, Tensor | None]]:
-        """All parts of some rows, image by image, as `exponentials.chunks` gives them."""
+        """All parts of some rows, image by image, as `chunked_softmax.chunks` yields them."""
         for index in range(self.shape[0]):
             for chunk in chunks(self._image_rows(index), queries, self._budget):
                 yield index, *chunk
 
     def _check(self, given: Tensor, name: str, wanted: tuple[int | None, ...], words: str) -> None:
-        """Hold a factor's shape against the matrix; None is any length, and one head stands for all."""
+        """Check a factor's shape; None is any length, and the heads may be 1."""
         shape = tuple(given.shape)
-        alike = len(shape) == len(wanted) and all(
+        fits = len(shape) == len(wanted) and all(
             need is None or got == need or (axis == 1 and len(wanted) == 4 and got == 1)
             for axis, (got, need) in enumerate(zip(shape, wanted, strict=True))
         )
-        if not alike or not given.is_floating_point():
+        if not fits or not given.is_floating_point():
             lengths = ", ".join("any" if length is None else str(length) for length in wanted)
             raise ValueError(
                 f"cannot multiply {self!r}: expected a floating {name} of shape {words} = ({lengths}), got {shape} {given.dtype}. "
-                "Bring it to that shape."
+                "Reshape or convert it."
             )
 
 
-def _versions(source: "Operands | Tensor") -> tuple[int, ...]:
+def _versions(source: Operands | Tensor) -> tuple[int, ...]:
     return versions(source.query, source.key, source.mask) if isinstance(source, Operands) else versions(source)

@@ -1,4 +1,4 @@
-"""Private functions of torch, all of them: why each is needed, and what happens where it is missing.
+"""All private functions of torch that attnhook uses, and why each is needed.
 
 Checked on torch 2.6, 2.13 and 2.14. Where a name below is missing, importing or using `attnhook.capture` fails with that name; nothing goes
 wrong silently.
@@ -15,20 +15,20 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 SDPA = torch._C._nn.scaled_dot_product_attention
-"""The kernel itself, whatever `torch.nn.functional` points to when this file is imported. A function mode is given this one."""
+"""The kernel itself, as a function mode receives it, whatever `torch.nn.functional` points to when this file is imported."""
 
 SOFTMAXES = frozenset({torch.softmax, F.softmax, torch.Tensor.softmax, torch.special.softmax})
-"""All softmaxes as a function mode is given them (public; beside `SDPA` because they are compared together)."""
+"""All softmaxes as a function mode receives them (public)."""
 
 torch_functions_disabled = torch._C.DisableTorchFunction
-"""Context in which no function mode and no tensor subclass sees calls of torch. The public ones see to subclasses only."""
+"""Context in which no function mode and no tensor subclass sees calls of torch. The public ones cover subclasses only."""
 
 current_transform = torch._C._functorch.peek_interpreter_stack
-"""The innermost running transform of `torch.func`, or None. Tensors in one lack its dimension; no public function tells."""
+"""The innermost running transform of `torch.func`, or None. Tensors in one lack its dimension. There is no public function."""
 
 
 def in_backward() -> bool:
-    """Whether this thread runs a backward: gradient checkpointing repeats forwards there. No public function tells."""
+    """Whether this thread runs a backward: gradient checkpointing repeats forwards there. There is no public function."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -38,11 +38,11 @@ def in_vmap() -> bool:
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
-# --- function modes: `with mode` alone cannot close one that an interrupted forward left under others -------------------------------------
+# Function modes: `with mode` alone cannot remove one that an interrupted forward left under others.
 
 
-def take_off(mode: TorchFunctionMode) -> int | None:
-    """Take a mode off this thread's stack, also from under others; says how many were above it, None if it was not there."""
+def pop_mode(mode: TorchFunctionMode) -> int | None:
+    """Remove a mode from this thread's stack, also from under others; returns how many were above it, None if it was not there."""
     above: list[Any] = []
     found = False
     while not found and torch._C._len_torch_function_stack() > 0:
@@ -55,26 +55,25 @@ def take_off(mode: TorchFunctionMode) -> int | None:
     return len(above) if found else None
 
 
-def put_on(mode: TorchFunctionMode, above: int = 0) -> None:
-    """Put a mode on this thread's stack; so many of those that are there stay above it."""
+def push_mode(mode: TorchFunctionMode, above: int = 0) -> None:
+    """Push a mode on this thread's stack, with `above` of the present ones above it."""
     others = [torch._C._pop_torch_function_stack() for _ in range(min(above, torch._C._len_torch_function_stack()))]
-    torch._C._push_on_torch_function_stack(mode)
-    for other in reversed(others):
+    for other in (mode, *reversed(others)):
         torch._C._push_on_torch_function_stack(other)
 
 
-def remove_modes(mine: Callable[[Any], bool]) -> None:
-    """Take modes off this thread's stack by what they are."""
+def remove_modes(remove: Callable[[Any], bool]) -> None:
+    """Remove the modes for which `remove` is true from this thread's stack."""
     modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
     for mode in reversed(modes):
-        if not mine(mode):
+        if not remove(mode):
             torch._C._push_on_torch_function_stack(mode)
 
 
 def finish_interrupted_functions(trace: TracebackType | None) -> None:
-    """Have torch put back the modes that it had taken off for a function in which Ctrl-C came.
+    """Have torch restore the modes that it had removed for a function that Ctrl-C interrupted.
 
-    It does so as soon as its frames are dropped, which the traceback would put off until nobody expects it. Frames of others are left alone.
+    It does so when its frames are dropped, which the traceback would delay. No other frames are touched.
     """
     inside = False
     while trace is not None:
@@ -85,19 +84,19 @@ def finish_interrupted_functions(trace: TracebackType | None) -> None:
         trace = trace.tb_next
 
 
-def remove_hooks(module: nn.Module, mine: Callable[[Any], bool]) -> None:
-    """Remove forward hooks of a module by what they are.
+def remove_hooks(module: nn.Module, remove: Callable[[Any], bool]) -> None:
+    """Remove the forward hooks of a module for which `remove` is true.
 
-    A `RemovableHandle` would do, but for Ctrl-C: it may come after a hook is there and before its handle has been returned.
+    A `RemovableHandle` is not enough: Ctrl-C may come after a hook is registered and before its handle has been returned.
     """
     for hooks, more in (
         (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
         (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
     ):
-        for number in [number for number, hook in list(hooks.items()) if mine(hook)]:
+        for number in [number for number, hook in list(hooks.items()) if remove(hook)]:
             for flags in more:
                 flags.pop(number, None)
-            hooks.pop(number, None)  # last: what is left of an interrupted removal is found again
+            hooks.pop(number, None)  # last, so that a repeated call finishes an interrupted one
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -111,11 +110,11 @@ def compiled_module(module: nn.Module) -> nn.Module | None:
 
 
 def shares_projection(module: nn.MultiheadAttention) -> bool:
-    """Whether queries, keys and values are projected by one weight; the public attributes would have to be read, which may recompute them."""
+    """Whether queries, keys and values are projected by one weight. Reading the public attributes may recompute them."""
     return bool(module._qkv_same_embed_dim)
 
 
-# --- the compiler's stance: the public context puts back what it found, also where someone else has set another one in between -------------
+# The compiler's stance: the public context restores what it found, even if someone else has set another one in between.
 
 
 def compiler_stance() -> Any:
@@ -126,7 +125,7 @@ def compiler_stance() -> Any:
 
 
 def set_compiler_stance(stance: Any) -> None:
-    """Set what `compiler_stance` gave."""
+    """Set what `compiler_stance` returned."""
     import torch._dynamo.eval_frame
 
     torch._dynamo.eval_frame._set_stance(stance)

@@ -2,7 +2,7 @@
 
 `AttentionCapture` runs compiled modules eagerly, because hooks registered after compiling never fire. Here the capture is compiled too:
 Dynamo traces a function mode that sees the fused calls, and the graph returns the rows along with the output. This works for plain fused
-models and a few rows; whatever needs hooks on modules, or whole matrices, needs `AttentionCapture`.
+models and a few rows; anything that needs hooks on modules, or whole matrices, needs `AttentionCapture`.
 """
 
 import inspect
@@ -24,21 +24,24 @@ from attnhook.capture.torch_internals import SDPA
 from attnhook.errors import NothingCapturedError, TokenLayoutError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
 
+_EAGER = "Use AttentionCapture, which runs the model eagerly."
 
-class _KeepsRows(TorchFunctionMode):
+
+class _RowMode(TorchFunctionMode):
+    """Computes rows of the `chosen` calls of scaled_dot_product_attention."""
+
     def __init__(self, queries: slice | list[int], chosen: Sequence[int]) -> None:
         super().__init__()
-        self.queries = queries
-        self.chosen = chosen
-        self.seen = 0
-        self.kept: list[Tensor] = []
+        self.queries, self.chosen = queries, chosen
+        self.calls = 0
+        self.rows: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func is SDPA:
-            if self.seen in self.chosen:
-                self.kept.append(_rows(self.queries, *args, **(kwargs or {})))
-            self.seen += 1
+            if self.calls in self.chosen:
+                self.rows.append(_rows(self.queries, *args, **(kwargs or {})))
+            self.calls += 1
         return output
 
 
@@ -58,14 +61,14 @@ class TraceableCapture(nn.Module):
     """A model and the capture of its attention in one module, which compiles into one graph.
 
     Args:
-        model: A model whose attention modules all call `scaled_dot_product_attention`, once each a forward and in their order.
-        pixels: `(batch, channels, height, width)`, or with an axis of frames: what one eager forward is run on, to learn which calls there
-            are and what their tokens are. Later forwards must be of the same shape, apart from the batch.
+        model: A model whose attention modules all call `scaled_dot_product_attention`, in order and once per forward.
+        pixels: `(batch, channels, height, width)`, or with an axis of frames. One eager forward runs on them, to learn which calls there are
+            and what their tokens are. Later forwards must have the same shape, apart from the batch.
         blocks: Which blocks, as for `AttentionCapture`.
         rows: `"cls"`, `"pool"`, `"readout"` if it is one of them, or token indices.
 
     Raises:
-        UnsupportedModelError: If the model's attention is not of that kind, it drops or shuffles patches, or `rows` needs whole matrices.
+        UnsupportedModelError: If the model attends in another way, drops or shuffles patches, or `rows` needs whole matrices.
         TypeError: If `pixels` is not a tensor.
 
     Example:
@@ -94,49 +97,46 @@ class TraceableCapture(nn.Module):
         self._argument = _first_parameter(model)
         wanted = AttentionCapture(model, blocks=blocks, rows=rows)
         everything = AttentionCapture(model, rows="all")
-        kept = wanted.plan.rows
-        if kept in (Rows.ALL, Rows.MEAN) or (isinstance(kept, tuple) and not all(isinstance(t, int) for t in kept)):
+        chosen = wanted.plan.rows
+        self._queries: slice | list[int] = slice(None)  # every query of a pooling
+        if chosen is Rows.CLS:
+            self._queries = [wanted.plan.anatomy.cls or 0]
+        elif isinstance(chosen, tuple):
+            self._queries = [token for token in chosen if isinstance(token, int)]
+        if chosen in (Rows.ALL, Rows.MEAN) or (isinstance(chosen, tuple) and self._queries != [*chosen]):
             raise UnsupportedModelError(
-                f"rows={rows!r} cannot be captured inside a compiled graph: expected 'cls', 'pool' or token indices. Use AttentionCapture, "
-                "which runs the model eagerly."
+                f"rows={rows!r} cannot be captured inside a compiled graph: expected 'cls', 'pool' or token indices. {_EAGER}"
             )
         others = [s.name for s in everything.plan.sites if s.running_kernel() is not Kernel.SDPA or not s.plain]
         if others:
             raise UnsupportedModelError(
-                f"block {others[0]!r} cannot be captured inside a compiled graph: expected a plain call of scaled_dot_product_attention. Use "
-                "AttentionCapture, which runs the model eagerly."
+                f"block {others[0]!r} cannot be captured inside a compiled graph: expected a plain call of scaled_dot_product_attention. "
+                f"{_EAGER}"
             )
-        mode = _KeepsRows(slice(0), ())
+        mode = _RowMode(slice(0), ())
         with torch.no_grad(), everything, wanted, mode:
             model(pixels)
         self._learn(everything.maps, wanted.maps)
-        if mode.seen != self._calls:
+        if mode.calls != self._calls:
             raise UnsupportedModelError(
                 f"the model cannot be captured inside a compiled graph: expected calls of scaled_dot_product_attention in its {self._calls} "
-                f"attention modules only, got {mode.seen}. Use AttentionCapture, which runs the model eagerly."
+                f"attention modules only, got {mode.calls}. {_EAGER}"
             )
-        self._queries: slice | list[int] = slice(None)  # every query of a pooling
-        if kept is Rows.CLS:
-            self._queries = [wanted.plan.anatomy.cls or 0]
-        elif isinstance(kept, tuple):
-            self._queries = [token for token in kept if isinstance(token, int)]
 
     def _learn(self, everything: AttentionMaps, wanted: AttentionMaps) -> None:
         if len(everything) != len({block.name.partition(":")[0] for block in everything}):
-            raise UnsupportedModelError(
-                "a module attends several times in one forward: expected once. Use AttentionCapture, which runs the model eagerly."
-            )
+            raise UnsupportedModelError(f"a module attends several times in one forward: expected once. {_EAGER}")
         for block in everything:
             layout = block.token_layout
             if not isinstance(layout, str) and (not isinstance(layout, TokenLayout) or layout.order is not None):
                 raise UnsupportedModelError(
                     f"block {block.name!r} cannot be captured inside a compiled graph: expected all patches in order in every forward, got a "
-                    "model that drops or shuffles them. Use AttentionCapture, which runs the model eagerly."
+                    f"model that drops or shuffles them. {_EAGER}"
                 )
         self._calls = len(everything)
-        self._chosen = [everything.block_names.index(block.name) for block in wanted]  # rising
-        self._known = [replace(block, captured=torch.empty(block.shape, device="meta")) for block in wanted]
-        self._frame = wanted[:0]
+        self._chosen = [everything.block_names.index(block.name) for block in wanted]  # ascending
+        self._blocks = [replace(block, captured=torch.empty(block.shape, device="meta")) for block in wanted]
+        self._no_blocks = wanted[:0]
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """Run the model.
@@ -149,22 +149,22 @@ class TraceableCapture(nn.Module):
             The model's output, and the chosen blocks' rows, each `(batch, heads, rows, keys)` float32, detached.
 
         Raises:
-            TokenLayoutError: If the images are not of the shape of `pixels`, apart from the batch: their patches would lie on another grid.
+            TokenLayoutError: If the images do not have the shape of `pixels`, apart from the batch: their patches would be on another grid.
             NothingCapturedError: If the number of attention calls differs from the eager forward's: rows could not be matched to blocks.
         """
         self._check_shape(self._images(args, kwargs))
-        mode = _KeepsRows(self._queries, self._chosen)
+        mode = _RowMode(self._queries, self._chosen)
         with mode:
             output = self.model(*args, **kwargs)
-        if mode.seen != self._calls:
+        if mode.calls != self._calls:
             raise NothingCapturedError(
-                f"this forward called scaled_dot_product_attention {mode.seen} times: expected {self._calls}, as for the pixels that the "
-                "capture was made with. Make another TraceableCapture, in the mode and with the arguments that the model runs with."
+                f"this forward called scaled_dot_product_attention {mode.calls} times: expected {self._calls}, as for the pixels that the "
+                "capture was created with. Create another TraceableCapture, in the mode and with the arguments that the model runs with."
             )
-        return output, tuple(mode.kept)
+        return output, tuple(mode.rows)
 
     def _images(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model gets where `pixels` went; among keywords that its signature does not name, the first image or video."""
+        """The argument that takes `pixels`; among keywords that the signature does not name, the first image or video."""
         if args:
             return args[0]
         if self._argument in kwargs:
@@ -184,8 +184,8 @@ class TraceableCapture(nn.Module):
         shape = tuple(operator.index(length) for length in images.shape[1:])  # numbers, where Dynamo has symbols
         if shape != self._shape:
             raise TokenLayoutError(
-                f"the images have shape {_batch_of(shape)}: expected {expected}, as the pixels that the capture was made with. Make another "
-                "TraceableCapture for the size of these images; only the batch may differ."
+                f"the images have shape {_batch_of(shape)}: expected {expected}, as the pixels that the capture was created with. Create "
+                "another TraceableCapture for this size; only the batch may differ."
             )
 
     def maps(self, rows: tuple[Tensor, ...]) -> AttentionMaps:
@@ -201,20 +201,19 @@ class TraceableCapture(nn.Module):
             NothingCapturedError: If the number of blocks differs.
             TokenLayoutError: If their shape is not that of the eager forward's rows: another capture made them, or the model dropped tokens.
         """
-        if len(rows) != len(self._known):
+        if len(rows) != len(self._blocks):
             raise NothingCapturedError(
-                f"rows of {len(rows)} blocks: expected {len(self._known)}. Pass what forward returned."
+                f"rows of {len(rows)} blocks: expected {len(self._blocks)}. Pass what forward returned."
             )
-        for row, block in zip(rows, self._known, strict=True):
+        pairs = list(zip(rows, self._blocks, strict=True))
+        for row, block in pairs:
             if tuple(row.shape[1:]) != block.shape[1:]:
                 raise TokenLayoutError(
                     f"block {block.name!r} has rows {_batch_of(row.shape[1:])}: expected {_batch_of(block.shape[1:])}, that is (batch, heads, "
-                    "rows, keys) of the eager forward. Pass what this capture's forward returned, and make the capture in the mode (train or "
+                    "rows, keys) of the eager forward. Pass what this capture's forward returned, and create the capture in the mode (train or "
                     "eval) that the model runs in."
                 )
-        return self._frame.with_blocks(
-            [replace(block, captured=row) for row, block in zip(rows, self._known, strict=True)]
-        )
+        return self._no_blocks.with_blocks([replace(block, captured=row) for row, block in pairs])
 
 
 def _first_parameter(model: nn.Module) -> str | None:

@@ -1,7 +1,7 @@
-"""Layouts of attention that looks at a part of the image at a time: windows, strided grids, mask units, halos.
+"""Layouts of attention over a part of the image at a time: windows, strided grids, mask units, halos.
 
-A window is one entry of the batch axis: image 0's windows come first, then image 1's. What position of the stage's grid each key and each
-query of a window is, stands in two index tables; with them any such attention is put back onto the grid by one scatter.
+A window is one entry of the batch axis: image 0's windows come first, then image 1's. Two index tables say which position of the stage's grid
+each key and each query of a window is; with them one scatter puts any such attention back onto the grid.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from attnhook.options import Size
 
 @dataclass(frozen=True)
 class WindowLayout(GridlessLayout):
-    """Which positions of a grid the windows of one image hold.
+    """Which positions of a grid are in each window of one image.
 
     Attributes:
         grid: Rows and columns of the stage's positions, `(h, w)`.
@@ -51,7 +51,7 @@ class WindowLayout(GridlessLayout):
             window: Rows and columns of a window (with `strided`: of the grid of positions that attend to each other).
             shift: Cyclic shift towards the top left before cutting.
             strided: Whether a window gathers positions a stride apart (MaxViT's grid attention) instead of neighbours.
-            pad: Whether the padding, at the right and the bottom, is put on `"after"` or `"before"` the shift, or to all sides (`"center"`).
+            pad: Whether the right and the bottom are padded `"after"` or `"before"` the shift, or all sides (`"center"`).
 
         Returns:
             The layout.
@@ -74,7 +74,7 @@ class WindowLayout(GridlessLayout):
 
     @property
     def num_windows(self) -> int:
-        """Number of windows an image."""
+        """Number of windows per image."""
         return self.positions.shape[0]
 
     @property
@@ -87,21 +87,21 @@ class WindowLayout(GridlessLayout):
         return f"{self.num_windows} {self.words} on a grid of {self.grid[0]}x{self.grid[1]}"
 
     def check(self, num_tokens: int, *, where: str = "a window") -> None:
-        """Hold the layout against the number of keys of one window that the attention saw, as `TokenLayout.check` does."""
+        """Check the number of keys of one window, as `TokenLayout.check` does."""
         if num_tokens != self.num_tokens:
             raise TokenLayoutError(
                 f"the keys of {where} do not fit its windows: expected {self.num_tokens} ({self.describe()}), got {num_tokens}. "
                 "Read `.rows` without a grid."
             )
 
-    def _why_none(self, what: str) -> str:
+    def _without_grid(self, what: str) -> str:
         return (
             f"no map of the whole image for {what}: this block attends within {self.describe()}. Read each window's rows with "
             "rows='all', or use received_attention(maps, block), the mass that each position receives."
         )
 
     def scatter(self, mass: Tensor) -> Tensor:
-        """Put what keys of windows received back onto the grid; padding is dropped, positions in several windows are added up.
+        """Put values of windows' keys back onto the grid; padding is dropped, positions in several windows are summed.
 
         Args:
             mass: `(batch * windows, ..., keys)`.
@@ -114,12 +114,12 @@ class WindowLayout(GridlessLayout):
         mass = mass.movedim(1, -2).flatten(-2)
         index = self.positions.flatten().to(mass.device)
         cells = self.grid[0] * self.grid[1]
-        onto = mass.new_zeros(*mass.shape[:-1], cells + 1)  # the last one takes the padding
-        onto.index_add_(-1, torch.where(index < 0, cells, index), mass)
-        return onto[..., :cells].reshape(*mass.shape[:-1], *self.grid)
+        padded = mass.new_zeros(*mass.shape[:-1], cells + 1)  # the last cell takes the padding
+        padded.index_add_(-1, torch.where(index < 0, cells, index), mass)
+        return padded[..., :cells].reshape(*mass.shape[:-1], *self.grid)
 
     def real_queries(self, num_queries: int) -> Tensor:
-        """Which of the `num_queries` queries of each window are positions and not padding: `(windows, queries)` bool."""
+        """Which of the `num_queries` queries of each window are not padding: `(windows, queries)` bool."""
         positions = self.positions if self.query_positions is None else self.query_positions
         if positions.shape[1] != num_queries:
             return torch.ones(self.num_windows, num_queries, dtype=torch.bool, device=positions.device)

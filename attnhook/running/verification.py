@@ -176,7 +176,7 @@ def _outputs(model: nn.Module, pixels: Tensor, layout: TokenLayout | None) -> di
     def keep(block: str, values: Tensor, output: Tensor) -> None:
         found[block] = values, output
 
-    with MeasuringCapture(model, lambda *_: None, saw_outcome=keep, layout=layout):
+    with MeasuringCapture(model, lambda *_: None, on_output=keep, layout=layout):
         _run(model, pixels)
     return found
 

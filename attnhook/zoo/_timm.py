@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.anatomy import ModelAnatomy, Readout, SeenTokens
+from attnhook.capture.anatomy import ModelAnatomy, Readout, SequenceInfo
 from attnhook.capture.recognition import attends, class_of
 from attnhook.capture.registry import register_library
 from attnhook.capture.sites import AttentionSite, Kernel
@@ -134,14 +134,14 @@ def _packed(
     )
 
 
-def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
+def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
     given = {**dict(zip(("patches", "patch_coord", "patch_valid"), args, strict=False)), **kwargs}
     patches, places = given.get("patches", given.get("x")), given.get("patch_coord")
     if not isinstance(patches, Tensor) or (places is None and patches.dim() != 4):
-        return SeenTokens(problem="the patch grid is not known: expected images, or patches and their coordinates.")
+        return SequenceInfo(problem="the patch grid is not known: expected images, or patches and their coordinates.")
     if places is None:
         grid = (patches.shape[2] // patch[0], patches.shape[3] // patch[1])
-        return SeenTokens(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]))
+        return SequenceInfo(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]))
     valid = given.get("patch_valid")
     counts = {places.shape[1]} if valid is None else set(valid.sum(dim=1).tolist())
     count = max(counts)
@@ -150,18 +150,18 @@ def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], o
     grid = grids.pop()
     rows_first = torch.cartesian_prod(*(torch.arange(length, device=places.device) for length in grid)).to(places)
     if grids or len(counts) > 1 or count != grid[0] * grid[1] or not bool((places[:, :count] == rows_first).all()):
-        return SeenTokens(
+        return SequenceInfo(
             problem="the images of this batch have different patch grids, or their patches are not in order: expected one grid. Run "
             "images of one grid together, or read the rows without a grid."
         )
-    return SeenTokens(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]), padding=places.shape[1] - count)
+    return SequenceInfo(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]), padding=places.shape[1] - count)
 
 
-def _kept_patches(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
+def _kept_patches(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
     """`PatchDropoutWithIndices` answers (tokens, indices); indices are None outside training."""
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor):
-        return SeenTokens(order=output[1].detach())
-    return SeenTokens()
+        return SequenceInfo(order=output[1].detach())
+    return SequenceInfo()
 
 
 def _what_it_does(model: nn.Module) -> str:

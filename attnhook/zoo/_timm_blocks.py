@@ -13,7 +13,7 @@ from torch import nn
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.recognition import class_of
-from attnhook.capture.sites import Arrangement, Queries, SeenCall, SiteTokens
+from attnhook.capture.sites import Arrangement, CallContext, Queries, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.zoo.stages import class_attention, mask_units, pair, parents, shrunk, windows
 
@@ -71,14 +71,14 @@ def facts_of(place: Place) -> Facts:
 def _swin(place: Place) -> Facts:
     block = place.holder()
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         grid = (call.inputs[0][1], call.inputs[0][2])
         return WindowLayout.partition(grid, window=pair(block.window_size), shift=pair(block.shift_size))
 
     return _windowed(block, cut)
 
 
-def _windowed(seen: nn.Module, cut: Callable[[SeenCall], WindowLayout], **more: Any) -> Facts:
+def _windowed(seen: nn.Module, cut: Callable[[CallContext], WindowLayout], **more: Any) -> Facts:
     return {"queries": Queries.PATCHES, "tokens_of": windows(cut), "seen_module": seen, **more}
 
 
@@ -86,7 +86,7 @@ def _maxvit(place: Place) -> Facts:
     block = place.holder()
     strided = getattr(block, "partition_block", None) is False or place.name.endswith("attn_grid")
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         grid = (call.inputs[0][1], call.inputs[0][2])
         return WindowLayout.partition(grid, window=pair(block.partition_size), strided=strided)
 
@@ -99,7 +99,7 @@ def _local(axis: int, attribute: str = "window_size", **more: Any) -> Callable[[
     def rule(place: Place) -> Facts:
         block = place.holder()
 
-        def cut(call: SeenCall) -> WindowLayout:
+        def cut(call: CallContext) -> WindowLayout:
             grid = (call.inputs[0][axis], call.inputs[0][axis + 1])
             window = getattr(block, attribute)
             return WindowLayout.partition(grid, window=pair(window) if window else grid)
@@ -112,7 +112,7 @@ def _local(axis: int, attribute: str = "window_size", **more: Any) -> Callable[[
 def _msra(place: Place) -> Facts:
     block = place.holder()
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         grid = (call.inputs[0][2], call.inputs[0][3])
         side = getattr(place.module, "resolution", min(block.window_resolution, *grid))
         return WindowLayout.partition(grid, window=pair(side))
@@ -123,7 +123,7 @@ def _msra(place: Place) -> Facts:
 def _sam2(place: Place) -> Facts:
     block = place.holder()
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         grid = (call.inputs[0][1], call.inputs[0][2])
         window = pair(block.window_size) if block.is_windowed else grid
         keys = WindowLayout.partition(grid, window=window)
@@ -138,7 +138,7 @@ def _sam2(place: Place) -> Facts:
 
 
 def _twins(place: Place) -> Facts:
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         return WindowLayout.partition(pair(call.inputs[1]), window=pair(place.module.ws))
 
     return _windowed(place.module, cut, arrangement=Arrangement.WINDOWS)
@@ -147,9 +147,9 @@ def _twins(place: Place) -> Facts:
 def _nest(place: Place) -> Facts:
     level = place.holder(2)
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         blocks, keys = call.inputs[0][1], call.inputs[0][2]
-        layout = shrunk()(SeenCall((), call.input_size, None, blocks * keys, blocks * keys, 0)).keys
+        layout = shrunk()(CallContext((), call.input_size, None, blocks * keys, blocks * keys, 0)).keys
         grid = layout.grid if isinstance(layout, TokenLayout) else (blocks, keys)
         return WindowLayout.partition(grid, window=pair(level.block_size))
 
@@ -162,7 +162,7 @@ def _mobilevit(place: Place) -> Facts:
     if block is None:
         return _shrunk(place)
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         patch = pair(block.patch_size)
         rows, columns = -(-call.inputs[0][2] // patch[0]), -(-call.inputs[0][3] // patch[1])
         grid = (rows * patch[0], columns * patch[1])
@@ -174,7 +174,7 @@ def _mobilevit(place: Place) -> Facts:
 def _halo(place: Place) -> Facts:
     module = place.module
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         height, width = call.inputs[0][2:4]
         size, halo = module.block_size, module.halo_size
         index = torch.arange(1.0, height * width + 1, device="cpu").reshape(1, 1, height, width)
@@ -193,7 +193,7 @@ def _bottleneck(place: Place) -> Facts:
     return {**facts, "arrangement": Arrangement.MERGED, "heads": place.module.num_heads}
 
 
-def _own_map(call: SeenCall) -> SiteTokens:
+def _own_map(call: CallContext) -> SiteTokens:
     grid = tuple(call.inputs[0][2:4])
     if grid[0] * grid[1] != call.keys:
         return SiteTokens(f"{call.keys} keys are not the {grid[0]}x{grid[1]} positions of the module's input.")
@@ -203,7 +203,7 @@ def _own_map(call: SeenCall) -> SiteTokens:
 def _hiera(place: Place) -> Facts:
     model, module = place.model, place.module
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         return mask_units(model.unroll.size, model.unroll.schedule, call.inputs[0][1], call)
 
     return _windowed(module, cut, arrangement=Arrangement.HEADS_WINDOWS)
@@ -212,7 +212,7 @@ def _hiera(place: Place) -> Facts:
 def _tnt_inner(place: Place) -> Facts:
     embed = place.model.pixel_embed
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         inner = pair(embed.new_patch_size)
         grid = pair(embed.grid_size)
         return WindowLayout.partition((grid[0] * inner[0], grid[1] * inner[1]), window=inner)
@@ -226,7 +226,7 @@ def _latent_pool(place: Place) -> Facts:
 
 
 def _clip_pool(place: Place) -> Facts:
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         return SiteTokens(TokenLayout(tuple(call.inputs[0][2:4]), cls=0))
 
     facts = {"queries": Queries.POOL, "readout_rows": slice(0, 1)}

@@ -7,7 +7,7 @@ from torch import nn
 from attnhook.capture.anatomy import ModelAnatomy, Readout
 from attnhook.capture.recognition import attends, class_of
 from attnhook.capture.registry import register_adapter, register_library
-from attnhook.capture.sites import Arrangement, AttentionSite, Queries, SeenCall
+from attnhook.capture.sites import Arrangement, AttentionSite, CallContext, Queries
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows
@@ -57,7 +57,7 @@ def _hierarchical(model: nn.Module, rules: dict[str, Any]) -> ModelAnatomy:
 
 
 def _shifted(model: nn.Module, name: str, module: Any) -> AttentionSite:
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         grid, window = (call.inputs[0][1], call.inputs[0][2]), tuple(module.window_size)
         # one window that holds the whole padded side is not shifted along it
         rows, columns = (
@@ -71,7 +71,7 @@ def _shifted(model: nn.Module, name: str, module: Any) -> AttentionSite:
 def _partitioned(model: nn.Module, name: str, module: Any) -> AttentionSite:
     layer: Any = parents(model, name)[1]
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         grid = (call.inputs[0][2], call.inputs[0][3])
         strided = layer.partition_type == "grid"
         side = layer.g if strided else layer.p

@@ -11,7 +11,7 @@ from torch import nn
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.recognition import class_of
-from attnhook.capture.sites import Arrangement, Queries, SeenCall, SiteTokens
+from attnhook.capture.sites import Arrangement, CallContext, Queries, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.zoo._transformers_windows import layer_windows, window_order, windows_with_class_tokens
 from attnhook.zoo.stages import mask_units, pair, parents, shrunk, shrunk_grid, windows
@@ -78,7 +78,7 @@ _HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
 def _swin(model: nn.Module, name: str, module: Any) -> Facts:
     layer: Any = next(holder for holder in parents(model, name) if hasattr(holder, "shift_size"))
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         window, shift = pair(layer.window_size), pair(layer.shift_size)  # set by the layer as it runs
         return WindowLayout.partition(pair(call.inputs[1]), window=window, shift=shift, pad="before")
 
@@ -100,7 +100,7 @@ def _hiera(model: Any, name: str, module: Any) -> Facts:
     stage = int(name.split("stages.")[1].split(".", maxsplit=1)[0])
     rows, columns = encoder.schedule[max(stage - (module.query_stride > 1), 0)][1]
 
-    def cut(call: SeenCall) -> WindowLayout | str:
+    def cut(call: CallContext) -> WindowLayout | str:
         tokens = call.inputs[0][1]
         if tokens != rows * columns:
             return f"{tokens} tokens are not the {rows}x{columns} of its stage: mask units are hidden. Read `.rows` without a grid."
@@ -130,7 +130,7 @@ def _pvt(model: Any, name: str, module: Any) -> Facts:
 def _mobilevit(model: nn.Module, name: str, module: Any) -> Facts:
     layer: Any = next(holder for holder in parents(model, name) if hasattr(holder, "patch_width"))
 
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         if call.input_size is None:
             return SiteTokens("the size of the images is not known.")
         cut = shrunk_grid(call.input_size, call.keys)
@@ -176,10 +176,10 @@ def _videoprism(model: nn.Module, name: str, module: Any) -> Facts:
     return {"tokens_of": _with_suffix(None)} if "spatial_layers" in name else {}
 
 
-def _with_suffix(cls: int | None) -> Callable[[SeenCall], SiteTokens]:
+def _with_suffix(cls: int | None) -> Callable[[CallContext], SiteTokens]:
     """Patches of one frame, and whatever the model puts behind them."""
 
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         if call.grid is None:
             return SiteTokens("the patch grid is not known: no patch embedding was seen in this forward.")
         more = call.keys - call.grid[0] * call.grid[1] - (cls is not None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.recognition import class_of
-from attnhook.capture.sites import SeenCall, SiteTokens
+from attnhook.capture.sites import CallContext, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import Size
 from attnhook.zoo._transformers_towers import SpecialTokens, Tower
@@ -97,7 +97,7 @@ def _whole_images(tower: Tower, number: int) -> bool:
     return kinds is None or kinds[number] == "full_attention"
 
 
-def tokens_of_call(packing: Packing, special: SpecialTokens, call: SeenCall, *, whole: bool) -> SiteTokens:
+def tokens_of_call(packing: Packing, special: SpecialTokens, call: CallContext, *, whole: bool) -> SiteTokens:
     """What the tokens of one call are."""
     grids = _grids(call.inputs, packing)
     if grids is None:

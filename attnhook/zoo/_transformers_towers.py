@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnhook.capture.anatomy import SeenTokens
+from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.recognition import class_of
@@ -152,7 +152,7 @@ def _count(holders: tuple[Any, ...], name: str) -> int:
 
 # --- what a call of the embeddings shows ---------------------------------------------------------------------------------------------------
 
-Shows = Callable[[tuple[Any, ...], dict[str, Any], Any], SeenTokens]
+Shows = Callable[[tuple[Any, ...], dict[str, Any], Any], SequenceInfo]
 
 
 def shown_tokens(tower: Tower, special: SpecialTokens) -> Shows | None:
@@ -188,46 +188,46 @@ def _patch_size(tower: Tower) -> Size | None:
     return next((pair(size) for holder in holders if (size := getattr(holder, "patch_size", None)) is not None), None)
 
 
-def _masked(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SeenTokens:
+def _masked(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
     """MAE's embeddings answer (kept tokens, mask, ids_restore): patches are shuffled even when none is masked."""
     if not (isinstance(output, tuple) and len(output) == 3 and all(isinstance(part, Tensor) for part in output)):
-        return SeenTokens()
+        return SequenceInfo()
     tokens, _, restore = output
     kept = tokens.shape[1] - 1
-    return SeenTokens(order=torch.argsort(restore.detach(), dim=1)[:, :kept])
+    return SequenceInfo(order=torch.argsort(restore.detach(), dim=1)[:, :kept])
 
 
-def _of_image(args: tuple[Any, ...], kwargs: dict[str, Any], patch: Size | None) -> SeenTokens:
+def _of_image(args: tuple[Any, ...], kwargs: dict[str, Any], patch: Size | None) -> SequenceInfo:
     """Embeddings that cut an image themselves."""
     image = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4), None)
     if image is None or patch is None:
-        return SeenTokens(
+        return SequenceInfo(
             problem="the patch grid is not known: the patches came cut already, without their rows and columns. Pass "
             "layout=TokenLayout(...)."
         )
     grid = (image.shape[2] // patch[0], image.shape[3] // patch[1])
-    return SeenTokens(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]))
+    return SequenceInfo(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]))
 
 
-def _shaped(shapes: Any, tokens: int, special: SpecialTokens, patch: Size | None) -> SeenTokens:
+def _shaped(shapes: Any, tokens: int, special: SpecialTokens, patch: Size | None) -> SequenceInfo:
     """Patches that are cut already, `(batch, patches, pixels)`, padded behind, with each image's `(rows, columns)`."""
     if shapes is None:
-        return SeenTokens(
+        return SequenceInfo(
             problem="the patch grid is not known: the embeddings got no spatial_shapes. Pass layout=TokenLayout(...)."
         )
     grids = [(int(rows), int(columns)) for rows, columns in torch.as_tensor(shapes, device="cpu").tolist()]
     return _padded(grids, tokens, special, patch)
 
 
-def _padded(grids: list[Size], tokens: int, special: SpecialTokens, patch: Size | None) -> SeenTokens:
+def _padded(grids: list[Size], tokens: int, special: SpecialTokens, patch: Size | None) -> SequenceInfo:
     if len(set(grids)) > 1:
-        return SeenTokens(packed=PackedLayout.padded(tuple(special.layout(grid) for grid in grids), tokens))
+        return SequenceInfo(packed=PackedLayout.padded(tuple(special.layout(grid) for grid in grids), tokens))
     grid = grids[0]
     area = None if patch is None else (grid[0] * patch[0], grid[1] * patch[1])
-    return SeenTokens(grid=grid, area=area, padding=tokens - special.layout(grid).num_tokens)
+    return SequenceInfo(grid=grid, area=area, padding=tokens - special.layout(grid).num_tokens)
 
 
-def _positioned(places: Any, special: SpecialTokens) -> SeenTokens:
+def _positioned(places: Any, special: SpecialTokens) -> SequenceInfo:
     """Patches with their columns and rows, `(batch, patches, 2)`; -1 for padding."""
     columns, rows = places.unbind(-1)
     real = (columns >= 0) & (rows >= 0)
@@ -238,7 +238,7 @@ def _positioned(places: Any, special: SpecialTokens) -> SeenTokens:
         cells = torch.arange(count, device=places.device)
         straight = (rows[image, :count] == cells // grid[1]) & (columns[image, :count] == cells % grid[1])
         if count != grid[0] * grid[1] or not bool(straight.all()):
-            return SeenTokens(
+            return SequenceInfo(
                 problem=f"the patches of image {image} are not row by row on one grid: expected {grid[0]}x{grid[1]}, got {count} patches. "
                 "Read the rows without a grid."
             )

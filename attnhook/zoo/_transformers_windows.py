@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.recognition import class_of
-from attnhook.capture.sites import Queries, SeenCall, SiteTokens
+from attnhook.capture.sites import CallContext, Queries, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import Size
 from attnhook.zoo.stages import pair, parents, windows
@@ -34,7 +34,7 @@ def layer_windows(model: nn.Module, name: str, axis: int = 1) -> Facts | None:
         return None
     stride = getattr(layer, "query_stride", None)
 
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         grid = (call.inputs[0][axis], call.inputs[0][axis + 1])
         size = pair(layer.window_size) if layer.window_size else grid
         keys = WindowLayout.partition(grid, window=size)
@@ -45,7 +45,7 @@ def layer_windows(model: nn.Module, name: str, axis: int = 1) -> Facts | None:
     return {"queries": Queries.PATCHES, "tokens_of": tokens_of, "seen_module": layer}
 
 
-def _pooled_queries(call: SeenCall, keys: WindowLayout, window: Size, stride: Size) -> SiteTokens:
+def _pooled_queries(call: CallContext, keys: WindowLayout, window: Size, stride: Size) -> SiteTokens:
     """Windows whose queries are pooled, so that they stand on a coarser grid."""
     grid = (keys.grid[0] // stride[0], keys.grid[1] // stride[1])
     asking = WindowLayout.partition(grid, window=(window[0] // stride[0], window[1] // stride[1]))
@@ -61,7 +61,7 @@ def window_order(model: nn.Module, name: str, module: Any) -> Facts:
     layer: Any = next(holder for holder in parents(model, name) if hasattr(holder, "window"))
     side = int(module.config.num_windows_side)
 
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         if call.grid is None:
             return _UNKNOWN_GRID
         size = (call.grid[0] // side, call.grid[1] // side)
@@ -81,7 +81,7 @@ def windows_with_class_tokens(model: nn.Module, name: str, module: Any) -> Facts
     layer: Any = next(holder for holder in parents(model, name) if hasattr(holder, "global_attention"))
     side = int(layer.num_windows)
 
-    def cut(call: SeenCall) -> WindowLayout:
+    def cut(call: CallContext) -> WindowLayout:
         grid = call.grid or (1, 1)
         positions = nn.functional.pad(_their_windows(grid, side), (1, 0), value=-1)
         if layer.global_attention:
@@ -90,7 +90,7 @@ def windows_with_class_tokens(model: nn.Module, name: str, module: Any) -> Facts
             )
         return WindowLayout(grid, positions, words=f"windows of {positions.shape[1] - 1} patches and a class token")
 
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         return _UNKNOWN_GRID if call.grid is None else windows(cut)(call)
 
     return {"queries": Queries.PATCHES, "tokens_of": tokens_of}

@@ -1,6 +1,6 @@
 """What the tokens of hierarchical and windowed models are: the rules that several libraries' models share.
 
-A rule is a function from a `SeenCall` to `SiteTokens`. Grids come from the size of the images and the number of tokens: a model that shrinks
+A rule is a function from a `CallContext` to `SiteTokens`. Grids come from the size of the images and the number of tokens: a model that shrinks
 height and width by one factor has, for one number of tokens, one grid that fits, or the rule says that it cannot tell.
 """
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.sites import SeenCall, SiteTokens
+from attnhook.capture.sites import CallContext, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import Size
 
-TokensOf = Callable[[SeenCall], SiteTokens]
+TokensOf = Callable[[CallContext], SiteTokens]
 
 
 def shrunk_grid(area: Size, cells: int) -> Size | str:
@@ -52,7 +52,7 @@ def _layout(area: Size | None, tokens: int, prefix: int, cls: int | None) -> Tok
 def shrunk(prefix: int = 0, cls: int | None = None) -> TokensOf:
     """Rule of a stage whose positions are the image shrunk by one factor, row by row, keys perhaps further than queries."""
 
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         keys = _layout(call.input_size, call.keys, prefix, cls)
         same = call.queries == call.keys
         return SiteTokens(keys, None if same else _layout(call.input_size, call.queries, prefix, cls))
@@ -63,17 +63,17 @@ def shrunk(prefix: int = 0, cls: int | None = None) -> TokensOf:
 def class_attention(prefix: int = 1) -> TokensOf:
     """Rule of a block where only the class token asks, over itself and the positions."""
 
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         keys = _layout(call.input_size, call.keys, prefix, 0)
         return SiteTokens(keys, "the only query is the class token")
 
     return tokens_of
 
 
-def windows(cut: Callable[[SeenCall], WindowLayout | str]) -> TokensOf:
+def windows(cut: Callable[[CallContext], WindowLayout | str]) -> TokensOf:
     """Rule of a block that attends within windows."""
 
-    def tokens_of(call: SeenCall) -> SiteTokens:
+    def tokens_of(call: CallContext) -> SiteTokens:
         layout = cut(call)
         if isinstance(layout, str):
             return SiteTokens(layout)
@@ -84,7 +84,7 @@ def windows(cut: Callable[[SeenCall], WindowLayout | str]) -> TokensOf:
     return tokens_of
 
 
-def mask_units(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: int, call: SeenCall) -> WindowLayout:
+def mask_units(size: Sequence[int], schedule: Sequence[Sequence[int]], tokens: int, call: CallContext) -> WindowLayout:
     """The mask units of Hiera (Ryali et al. 2023, arXiv:2306.00989), whose tokens stand a number of units apart."""
     positions, grid = _unrolled(size, schedule, tokens)
     units = positions.numel() // call.keys

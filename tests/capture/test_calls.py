@@ -19,8 +19,8 @@ from attnhook import (
     rollout,
 )
 from attnhook.capture import encoder_layers, recording
-from attnhook.capture.anatomy import SeenTokens
-from attnhook.capture.fast_path import FastLogits
+from attnhook.capture.anatomy import SequenceInfo
+from attnhook.capture.calls import FastLogits
 from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.operands import Operands
 from attnhook.capture.plan import make_plan
@@ -256,7 +256,7 @@ def fails(*_, **__) -> None:
     [
         ("all", Kernel.SDPA, (Operands, "detached")),
         ("all", Kernel.ANY, (Operands, "detached")),
-        ("cls", Kernel.SDPA, (FastLogits, "keep")),
+        ("cls", Kernel.SDPA, (FastLogits, "add")),
         ("cls", Kernel.SDPA, (recording, "sdpa_operands")),
         ("cls", Kernel.ANY, (AttentionSite, "arranged_operands")),
     ],
@@ -335,7 +335,7 @@ def test_operands_that_the_model_overwrites_are_missed() -> None:
 
     with torch.no_grad(), AttentionCapture(tower(reusing), rows="all", layout=LAYOUT) as capture:
         capture.plan.model(tokens())
-    with pytest.raises(RowsNotKeptError, match="written into"):
+    with pytest.raises(RowsNotKeptError, match="overwritten"):
         capture.maps[0].weights()
 
 
@@ -490,14 +490,14 @@ def test_a_class_token_that_sees_no_key_has_a_row_of_zeros_also_in_an_explicit_s
 )
 def test_the_grid_is_read_off_what_the_patch_embedding_gives(embedding, module, grid, frames, area) -> None:
     record = ForwardRecord(input_size=(65, 41))
-    record.saw_grid((torch.zeros(2, 3, 65, 41),), torch.zeros(embedding), module)
+    record.set_grid((torch.zeros(2, 3, 65, 41),), torch.zeros(embedding), module)
     assert (record.grid, record.frames, record.area) == (grid, frames, area)
 
 
 @pytest.mark.parametrize("pixels, features, area", [(224, 7, 224), (240, 8, 256), (225, 15, 240), (240, 14, None)])
 def test_behind_a_cnn_that_pads_to_halve_the_grid_reaches_beyond_the_image(pixels, features, area) -> None:
     record = ForwardRecord(input_size=(pixels, pixels))
-    record.saw_grid(
+    record.set_grid(
         (torch.zeros(1, 64, features, features),), torch.zeros(1, 8, features, features), nn.Conv2d(64, 8, 1)
     )
     assert record.area == (None if area is None else (area, area))
@@ -505,7 +505,7 @@ def test_behind_a_cnn_that_pads_to_halve_the_grid_reaches_beyond_the_image(pixel
 
 def test_a_grid_that_an_adapter_gives_as_a_list_is_one() -> None:
     record = ForwardRecord()
-    record.saw_tokens(SeenTokens(grid=[4, 4], area=[64, 64]))
+    record.set_tokens(SequenceInfo(grid=[4, 4], area=[64, 64]))
     layout = record.layout(make_plan(tower(), None, "all", None))
     assert (layout, record.area, record.input_size) == (LAYOUT, (64, 64), (64, 64))
 

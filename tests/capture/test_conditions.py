@@ -210,6 +210,27 @@ def test_copies_made_inside_a_context_are_inert(name: str, tmp_path) -> None:
     assert len(capture.forwards) == 1
 
 
+class Siamese(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, first, second):
+        return self.inner(first), self.inner(second)
+
+
+@pytest.mark.parametrize("where", ["parts", "siamese"])
+def test_forwards_inside_another_or_past_the_model_are_kept_apart(where: str) -> None:
+    model = vit()
+    with torch.no_grad(), AttentionCapture(model if where == "parts" else (siamese := Siamese(model))) as capture:
+        if where == "parts":
+            model.forward_features(images(1))
+            model.forward_features(images(2))
+        else:
+            siamese(images(1), images(2))
+    assert [[len(block.rows) for block in maps] for maps in capture.forwards] == [[1, 1], [2, 2]]
+
+
 def test_a_part_of_the_model_still_shows_the_grid() -> None:
     model = vit()
     with torch.no_grad(), AttentionCapture(model) as capture:
@@ -243,16 +264,36 @@ def test_three_contexts_in_a_row_on_a_warm_compiled_model(how: str, kind: str) -
         assert dict(torch._dynamo.utils.counters["stats"]) == compiled
 
 
+class Token:
+    """Lives as long as the autograd graph that holds it."""
+
+
+class Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, token):
+        ctx.token = token
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
 @pytest.mark.parametrize("name", ["vit", "ViTModel"])
 def test_results_die_with_clear_and_hold_no_graph(name: str) -> None:
-    model = CASES[name].build()
+    model, token = CASES[name].build(), Token()
+    graph = weakref.ref(token)
     with AttentionCapture(model, rows="all") as capture:
-        model(images())
+        output = model(Held.apply(images().requires_grad_(), token))
+    del token
     maps = capture.maps
     rows = maps[0].rows
     assert not rows.requires_grad
-    assert not maps[0].matrix._source.query.requires_grad  # a graph would keep the whole forward alive
-    alive = [weakref.ref(maps), weakref.ref(maps[0].matrix._source.query)]
+    assert graph() is not None
+    del output
+    gc.collect()
+    assert graph() is None
+    alive = [weakref.ref(maps), weakref.ref(maps[0].matrix)]
     del maps, rows
     capture.clear()
     gc.collect()

@@ -184,6 +184,20 @@ def test_a_generator_that_is_never_finished_leaves_nothing() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_a_context_left_elsewhere_holds_nothing_of_a_part_that_ran_in_it() -> None:
+    model = CASES["vit"].build()
+    capture = AttentionCapture(model, blocks=[0])
+    entered = contextvars.copy_context()
+    entered.run(capture.__enter__)
+    entered.run(model.blocks[0], torch.randn(1, 16, 32))
+    capture.__exit__(None, None, None)
+    rows = weakref.ref(capture.maps)
+    del capture
+    gc.collect()
+    assert rows() is None
+    assert len(entered) > 0  # and it is still there
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_context_may_be_left_in_another_one_than_it_was_entered_in(kind: str) -> None:
     """As an asynchronous generator's clean-up, or a fixture that runs in a pool of threads."""
@@ -344,6 +358,26 @@ def test_a_part_of_the_model_that_runs_inside_its_forward_is_no_part_of_it_or_is
     with torch.no_grad(), capture:
         model(photo)
     assert same(capture.maps.stack(), rows_of(model, photo))
+
+
+class CallsItself(nn.Module):
+    """Runs itself on other tokens before it attends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor, inner: torch.Tensor | None = None) -> torch.Tensor:
+        if inner is not None:
+            self(inner)
+        return self.attention(x, x, x)[0]
+
+
+def test_a_forward_inside_a_forward_that_has_not_attended_yet_is_its_own() -> None:
+    model, outer, inner = CallsItself().eval(), torch.randn(2, 5, 8), torch.randn(1, 5, 8)
+    with torch.no_grad(), AttentionCapture(model, layout=TokenLayout((2, 2))) as capture:
+        model(outer, inner)
+    assert [[block.shape[0] for block in maps] for maps in capture.forwards] == [[1], [2]]
 
 
 def test_a_forward_after_one_that_raised_half_way_is_whole() -> None:

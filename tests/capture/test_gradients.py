@@ -1,5 +1,6 @@
 """Gradients through fused kernels against autograd through eager attention, and what a capture must not do while it follows them."""
 
+import contextlib
 import copy
 import gc
 import weakref
@@ -76,14 +77,18 @@ def eager_gradients(run) -> list[torch.Tensor]:
     return [weights.grad for weights in explicit_attention.weights]
 
 
+def has_gradient(block) -> bool:
+    with contextlib.suppress(GradientsNotKeptError):
+        return block.gradient is not None
+    return False
+
+
 @pytest.mark.parametrize("name", FUSED + TOWERS)
 def test_the_gradient_is_that_of_eager_attention(name: str) -> None:
     case = CASES[name]
     maps = followed(case)
     expected = eager_gradients(lambda: score_of(case.feed(case.build())))
-    found = [
-        block for block in maps if block.captured_gradients.arrived and block.kernel != "multihead"
-    ]  # the pooling of SigLIP
+    found = [block for block in maps if has_gradient(block) and block.kernel != "multihead"]  # the pooling of SigLIP
     assert len(found) == sum(gradient is not None for gradient in expected) > 0
     for block, gradient in zip(found, [g for g in expected if g is not None], strict=True):
         assert block.kernel == "scaled_dot_product_attention"
@@ -99,9 +104,9 @@ def test_an_explicit_softmax_gives_the_same(name: str) -> None:
         assert twin.kernel == "softmax"
         scale = twin.gradient.dense().abs().max()
         torch.testing.assert_close(block.gradient.dense() / scale, twin.gradient.dense() / scale, atol=1e-5, rtol=0)
-        with pytest.raises(GradientsNotKeptError, match=r"spells its softmax out.*Read `\.gradient`"):
+        with pytest.raises(GradientsNotKeptError, match=r"has an explicit softmax.*Read `\.gradient`"):
             twin.output_gradient  # noqa: B018
-        with pytest.raises(GradientsNotKeptError, match=r"keeps no values: expected a fused kernel, got 'softmax'"):
+        with pytest.raises(GradientsNotKeptError, match=r"has no values: expected a fused kernel, got 'softmax'"):
             twin.values  # noqa: B018
 
 
@@ -367,9 +372,9 @@ def test_rows_are_whole_matrices() -> None:
     assert raw_attention(maps).values.shape == (2, *GRID)
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(images())
-    with pytest.raises(GradientsNotKeptError, match=r"keeps no gradient: expected a capture with gradients=True"):
+    with pytest.raises(GradientsNotKeptError, match=r"has no gradient: expected a capture with gradients=True"):
         capture.maps[0].gradient  # noqa: B018
-    with pytest.raises(GradientsNotKeptError, match=r"keeps no values: expected a capture with values=True or"):
+    with pytest.raises(GradientsNotKeptError, match=r"has no values: expected a capture with values=True or"):
         capture.maps[0].values  # noqa: B018
 
 
@@ -380,14 +385,11 @@ def test_values_alone_need_no_gradient() -> None:
     block = capture.maps[-1]
     assert block.rows.shape == (2, 4, 1, 16)
     assert block.values.shape == (2, 4, 16, 8)
-    with pytest.raises(GradientsNotKeptError, match="keeps values but no gradient"):
+    with pytest.raises(GradientsNotKeptError, match="has values but no gradient"):
         block.gradient  # noqa: B018
     with AttentionCapture(model, rows="all", values=True) as capture:
         model(images())
     torch.testing.assert_close(capture.maps[-1].values, block.values)
-    operands = capture.maps[-1].matrix._source
-    shared = operands.query.untyped_storage().data_ptr()
-    assert shared == capture.maps[-1].values.untyped_storage().data_ptr()  # one projection, by reference
 
 
 # --- how models are run --------------------------------------------------------------------------------------------------------------------
@@ -491,7 +493,7 @@ def test_a_score_that_reads_returned_weights_is_not_half_followed() -> None:
         assert capture.maps[0].gradient.shape == (2, 4, 5, 5)
         (output.sum() + weights[:, 0, 1].sum()).backward()
     for maps in (capture.maps, capture.maps.to("cpu"), copy.deepcopy(capture.maps)):
-        with pytest.raises(GradientsNotKeptError, match=r"is not whole.*Leave them out of the score"):
+        with pytest.raises(GradientsNotKeptError, match=r"is incomplete.*Leave them out of the score"):
             maps[0].gradient  # noqa: B018
 
 

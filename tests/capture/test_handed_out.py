@@ -5,17 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from attnhook import AttentionCapture
-from attnhook.capture.operands import Operands
 from tests.models import TIMM, images
 
 CASES = {case.name: case for case in TIMM}
 MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode, "enable_grad": torch.enable_grad}
-
-
-def operands_of(maps) -> list[Tensor]:
-    """What is kept of whole matrices."""
-    sources = [block.matrix._source for block in maps]
-    return [t for s in sources for t in ((s.query, s.key) if isinstance(s, Operands) else (s,))]
 
 
 def shared(tensors: list[Tensor]) -> list[Tensor]:
@@ -26,36 +19,15 @@ def arrays(tensors: list[Tensor]) -> list[Tensor]:
     return [torch.from_numpy(tensor.numpy()) for tensor in tensors]
 
 
-def through_dlpack(tensors: list[Tensor]) -> list[Tensor]:
-    return [torch.from_dlpack(tensor) for tensor in tensors]
-
-
-def views(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor[:, 1:3] for tensor in tensors]
-
-
-def storages(tensors: list[Tensor]) -> list[Tensor]:
-    return [torch.empty(0).set_(tensor.untyped_storage()) for tensor in tensors]
-
-
 HOLDERS = {  # what is held of the maps while they are dropped, as tensors
     "maps": lambda maps: maps.stack(),
     "rows": lambda maps: [block.rows for block in maps],
     "arrays of rows": lambda maps: arrays([block.rows for block in maps]),
     "shared rows": lambda maps: shared([block.rows for block in maps]),
-    "operands": operands_of,
-    "views of operands": lambda maps: views(operands_of(maps)),
-    "arrays of operands": lambda maps: arrays(operands_of(maps)),
-    "operands through dlpack": lambda maps: through_dlpack(operands_of(maps)),
-    "shared operands": lambda maps: shared(operands_of(maps)),
-    "storages of operands": lambda maps: storages(operands_of(maps)),
-    "an image": lambda maps: operands_of([Block(block.matrix.image(0)) for block in maps]),
+    "rows through dlpack": lambda maps: [torch.from_dlpack(block.rows) for block in maps],
+    "views of rows": lambda maps: [block.rows[:, 1:3] for block in maps],
+    "an image": lambda maps: [block.matrix.image(0).dense() for block in maps],
 }
-
-
-class Block:
-    def __init__(self, matrix) -> None:
-        self.matrix = matrix
 
 
 @pytest.fixture(params=["sdpa", "eager"])

@@ -63,12 +63,12 @@ def test_words_and_counts() -> None:
     ],
 )
 def test_what_needs_one_grid_is_refused(use, words: str) -> None:
-    with pytest.raises(TokenLayoutError, match=rf"no one patch grid for {words}: .*layout\.split"):
+    with pytest.raises(TokenLayoutError, match=rf"no single patch grid for {words}: .*layout\.split"):
         use()
 
 
 def test_no_image_is_the_one_with_the_class_token() -> None:
-    with pytest.raises(NoClassTokenError, match="no one patch grid for a class token"):
+    with pytest.raises(NoClassTokenError, match="no single patch grid for a class token"):
         BEHIND.class_token()
 
 

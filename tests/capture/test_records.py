@@ -97,7 +97,7 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
 )
 def test_a_header_that_lies_is_one_error(header: str, tmp_path: Path) -> None:
     save_file({"rows.0": torch.ones(1)}, tmp_path / "maps.safetensors", metadata={"attnhook": header})
-    with pytest.raises(NothingCapturedError, match="does not hold together"):
+    with pytest.raises(NothingCapturedError, match="got a damaged one"):
         AttentionMaps.load(tmp_path / "maps.safetensors")
 
 

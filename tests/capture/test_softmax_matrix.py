@@ -77,7 +77,6 @@ def test_chosen_rows_are_those_of_the_dense_matrix(call: Operands) -> None:
     for index in ([0], [2, 0], [-1], slice(1, 3)):
         rows = matrix.rows(index)
         torch.testing.assert_close(rows, dense[:, :, index], atol=1e-6, rtol=0)
-        assert rows.untyped_storage().nbytes() == rows.numel() * 4
 
 
 @pytest.mark.parametrize("budget", [1, 640, 641, 2**22])

@@ -78,7 +78,9 @@ def test_rows_of_another_forward_are_refused() -> None:
 
 
 TALL = IMAGE[::-1]  # as many patches as IMAGE, on another grid
-BOTH_SIZES = r"shape \(batch, 3, 40, 24\): expected \(batch, 3, 24, 40\).* Make another TraceableCapture for the size"
+BOTH_SIZES = (
+    r"shape \(batch, 3, 40, 24\): expected \(batch, 3, 24, 40\).* Create another TraceableCapture for this size"
+)
 HOW = [
     (backend, full, dynamic) for backend in ("eager", "inductor") for full in (True, False) for dynamic in (None, True)
 ]
