@@ -15,8 +15,8 @@ from attnhook.comparison.estimates import Estimate, estimate
 from attnhook.imaging.input_batches import with_pixels
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.running.forward_passes import run_vision
 from attnhook.running.targets import TargetOption, class_index, class_scores
+from attnhook.running.vision_forward import run_vision
 from attnhook.zoo.vision_models import VisionModel
 
 CURVES = ("deletion", "random_deletion", "insertion", "random_insertion")

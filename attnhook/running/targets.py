@@ -15,7 +15,7 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.errors import TargetError
 from attnhook.imaging.input_batches import with_pixels
 from attnhook.imaging.model_inputs import ModelInputs
-from attnhook.running.forward_passes import run_vision
+from attnhook.running.vision_forward import run_vision
 
 TargetOption = str | int | None
 
