@@ -24,7 +24,7 @@ from attnhook.comparison.subjects import ModelSource, Subject, as_subjects
 from attnhook.errors import AttnhookError, ComparisonError, ScoreError
 from attnhook.files import cache_dir
 from attnhook.imaging.images import ImageSource
-from attnhook.running.progress import Progress
+from attnhook.running.progress import progress_bar
 
 AUTO = "auto"
 _STATISTICS_PHOTOS = 32
@@ -119,11 +119,11 @@ def _run_all(
 ) -> list[ModelRun]:
     each = len(photos) + sum(photo.mask is not None for photo in photos) * settings.twins
     runs = []
-    with Progress(len(chosen) * each, shown=progress) as bar:
+    with progress_bar(len(chosen) * each, shown=progress) as bar:
         for number, subject in enumerate(chosen):
-            bar.begin(subject.name)
-            runs.append(run_model(subject, photos, settings, bar.advance))
-            bar.reach((number + 1) * each)
+            bar.set_description(subject.name)
+            runs.append(run_model(subject, photos, settings, bar.update))
+            bar.update((number + 1) * each - bar.n)
     return runs
 
 

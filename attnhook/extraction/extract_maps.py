@@ -28,7 +28,7 @@ from attnhook.extraction.shards import STATISTICS, BackgroundWriter
 from attnhook.extraction.sources import Source, open_source
 from attnhook.options import BlocksOption, RowsOption, choose
 from attnhook.running.fingerprints import fingerprint
-from attnhook.running.progress import Progress
+from attnhook.running.progress import progress_bar
 from attnhook.running.training_state import untouched
 from attnhook.running.versions import library_versions
 from attnhook.zoo.loading import as_vision_model, load
@@ -136,8 +136,9 @@ def extract(
             shards = listing.shards()
             own = processes.share_of({shard: shards[shard] for shard in pending})
             batches = PhotoBatches(photos, listing, vision.preprocessing)
-            with Progress(sum(map(len, own.values())), shown=False if processes.rank else progress) as bar:
-                bar.begin(vision.name if processes.size == 1 else f"{vision.name}, 1 of {processes.size} processes")
+            with progress_bar(sum(map(len, own.values())), shown=False if processes.rank else progress) as bar:
+                others = "" if processes.size == 1 else f", 1 of {processes.size} processes"
+                bar.set_description(f"{vision.name}{others}")
                 _run(folder, forwards, batches, own, num_workers=num_workers, bar=bar)
             processes.wait()
             processes.on_first(lambda: _end(folder, manifest))
@@ -251,7 +252,7 @@ def _run(
     shards: dict[int, range],
     *,
     num_workers: int,
-    bar: Progress,
+    bar: Any,
 ) -> None:
     settings = forwards.settings
     loader = load_batches(
@@ -266,7 +267,7 @@ def _run(
     with explained_worker_deaths(), writer, untouched(forwards.vision.model), forwards.hooked():
         for batch in loaded:
             writer.add(batch, [forwards.run(inputs, len(places)) for places, inputs in batch.groups])
-            bar.advance(len(batch.photos))
+            bar.update(len(batch.photos))
 
 
 def _end(folder: Path, manifest: Manifest) -> None:
