@@ -16,23 +16,7 @@ _LONGEST_LABEL = 4096
 _CHUNK = 2**20
 
 
-class _Archives(ContainerSource):
-    def items(self) -> Iterator[Item]:
-        """List the pictures of all archives."""
-        for number, path in enumerate(self.files):
-            try:
-                yield from self._items(number, path)
-            except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-                yield self._damaged(number, f"expected a whole {self.kind} file, got {error}.")
-
-    def _items(self, number: int, path: Path) -> Iterator[Item]:
-        raise NotImplementedError
-
-    def _key(self, number: int, name: str) -> str:
-        return f"{self._names[number]}/{readable(name)}" if len(self.files) > 1 else readable(name)
-
-
-class ZipSource(_Archives):
+class ZipSource(ContainerSource):
     """Pictures in zip files; the first folder of a member's path is its class."""
 
     kind = "zip"
@@ -65,7 +49,7 @@ class ZipSource(_Archives):
         return archive
 
 
-class TarSource(_Archives):
+class TarSource(ContainerSource):
     """Pictures in uncompressed tar files. `NAME.cls` next to `NAME.jpg` holds its class (WebDataset); else the first folder is its class."""
 
     kind = "tar"

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,6 +57,20 @@ class ContainerSource:
     def description(self) -> dict[str, Any]:
         """Describe the source for the manifest."""
         return {"kind": self.kind, "files": [str(path) for path in self.files]}
+
+    def items(self) -> Iterator[Item]:
+        """List all photos."""
+        for number, path in enumerate(self.files):
+            try:
+                yield from self._items(number, path)
+            except Exception as error:  # damaged: every library has its own classes
+                yield self._damaged(number, f"expected a whole {self.kind} file, got {error}.")
+
+    def _items(self, number: int, path: Path) -> Iterator[Item]:
+        raise NotImplementedError
+
+    def _key(self, number: int, name: str) -> str:
+        return f"{self._names[number]}/{readable(name)}" if len(self.files) > 1 else readable(name)
 
     def _damaged(self, container: int, problem: str) -> Item:
         """An item for a container, or the rest of one, that cannot be read."""

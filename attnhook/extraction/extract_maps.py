@@ -12,14 +12,11 @@ from torch import nn
 
 from attnhook import __version__
 from attnhook.errors import ExtractionError
-from attnhook.extraction import indices
+from attnhook.extraction import distributions, indices, manifests
 from attnhook.extraction.batch_attention import BatchForwards
 from attnhook.extraction.batches import PhotoBatches, explained_worker_deaths, load_batches
-from attnhook.extraction.distributions import NAME as STATISTICS_NAME
-from attnhook.extraction.distributions import write_distributions
 from attnhook.extraction.encodings import StoredType
 from attnhook.extraction.listings import Listing, write_listing
-from attnhook.extraction.manifests import NAME as MANIFEST_NAME
 from attnhook.extraction.manifests import Manifest
 from attnhook.extraction.map_datasets import ExtractedMaps, open_maps
 from attnhook.extraction.processes import ProcessGroup, locked, process_group, writing
@@ -35,7 +32,7 @@ from attnhook.zoo.loading import as_vision_model, load
 from attnhook.zoo.vision_models import VisionModel
 
 _LISTING = ".listing.arrow"
-_PARTIAL = tuple(f"{name}.partial" for name in (_LISTING, MANIFEST_NAME, indices.NAME, STATISTICS_NAME))
+_PARTIAL = tuple(f"{name}.partial" for name in (_LISTING, manifests.NAME, indices.NAME, distributions.NAME))
 """Files that a killed run may leave in the folder."""
 
 
@@ -146,9 +143,9 @@ def extract(
 
 
 def _device_type(spec: "str | VisionModel", device: str | None) -> str:
-    if device is not None:
-        return torch.device(device).type
-    return _devices(spec)[0].type if isinstance(spec, VisionModel) else "cpu"
+    if device is None and isinstance(spec, VisionModel):
+        return _devices(spec)[0].type
+    return torch.device(device or "cpu").type
 
 
 def _devices(vision: VisionModel) -> list[torch.device]:
@@ -211,7 +208,7 @@ def _begin(folder: Path, wanted: Manifest, source: Source, settings: Settings) -
     if pending or obsolete or known is None or not known.complete:
         # First the manifest, which is no longer complete: a run that is killed from here on begins here again.
         manifest.save(folder)
-        for path in (folder / indices.NAME, folder / STATISTICS_NAME, *obsolete):
+        for path in (folder / indices.NAME, folder / distributions.NAME, *obsolete):
             path.unlink(missing_ok=True)
     return manifest, pending
 
@@ -274,6 +271,6 @@ def _end(folder: Path, manifest: Manifest) -> None:
     if not (folder / indices.NAME).exists():  # it does if there was nothing to do
         shards = {shard: len(rows) for shard, rows in Listing(folder / _LISTING).shards().items()}
         photos, failed = indices.merge_fragments(folder, shards)
-        write_distributions(folder, manifest)
+        distributions.write_distributions(folder, manifest)
         replace(manifest, photos=photos, failed=failed).save(folder)
     (folder / _LISTING).unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +29,18 @@ class ParquetSource(ContainerSource):
 
     kind = "parquet"
 
-    def items(self) -> Iterator[Item]:
-        """List all rows."""
-        for number in range(len(self.files)):
+    def _items(self, number: int, path: Path) -> Iterator[Item]:
+        table, name, stamp = self._table(number), self._names[number], path.stat().st_mtime_ns
+        for group, (first, end) in enumerate(pairwise(table.starts)):
+            problem = None
             try:
-                table = self._table(number)
+                labels = table.labels(group)
             except Exception as error:  # pyarrow's own classes
-                yield self._damaged(number, f"expected a Parquet file, got {error}.")
-                continue
-            for group in range(len(table.starts) - 1):
-                yield from self._rows(number, table, group)
-
-    def _rows(self, number: int, table: "_Table", group: int) -> Iterator[Item]:
-        name, first, last = self._names[number], table.starts[group], table.starts[group + 1]
-        stamp = self.files[number].stat().st_mtime_ns
-        problem = None
-        try:
-            labels = table.labels(group)
-        except Exception as error:  # pyarrow's own classes
-            labels = [None] * (last - first)
-            problem = f"expected whole labels in its row group, got {readable(str(error))}. Fetch the file again."
-        for row, label in enumerate(labels, first):
-            together = f"{name}/{group}/{(row - first) // ROWS_TOGETHER}"
-            yield Item(f"{name}/{row:07d}", b"", number, row, -1, stamp, label, group=together, problem=problem)
+                labels = [None] * (end - first)
+                problem = f"expected whole labels in its row group, got {readable(str(error))}. Fetch the file again."
+            for row, label in enumerate(labels, first):
+                together = f"{name}/{group}/{(row - first) // ROWS_TOGETHER}"
+                yield Item(f"{name}/{row:07d}", b"", number, row, -1, stamp, label, group=together, problem=problem)
 
     def read(self, item: Item) -> bytes:
         """Read a photo's bytes."""

@@ -59,8 +59,6 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         failed = compute.is_valid(table.column("error"))
         self._index, self._failed = table.filter(compute.invert(failed)), table.filter(failed)
 
-    # --- which photos -----------------------------------------------------------------------------------------------------------------
-
     def __len__(self) -> int:
         count: int = self._index.num_rows
         return count
@@ -123,19 +121,18 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         """The index as a pandas data frame, with the photos that failed at its end."""
         return self.to_arrow().to_pandas()
 
-    # --- what was stored --------------------------------------------------------------------------------------------------------------
-
     def __getitem__(self, photo: int | str) -> dict[str, Any]:
         record = self.record(photo)
-        tensors = self._files.tensors(record, "rows", "scales", "statistics", "maps")
-        found: dict[str, Any] = {"key": record["key"], "label": record["label"] or ""}
-        for name, tensor in tensors.items():
-            kind, _, block = name.partition(".")
-            if kind == "rows":
-                found[name] = decode(tensor, tensors.get(f"scales.{block}"))
-            elif kind != "scales":
-                found[name] = tensor
-        return found
+        tensors = self._tensors(record, "rows", "statistics", "maps")
+        return {"key": record["key"], "label": record["label"] or "", **tensors}
+
+    def _tensors(self, record: dict[str, Any], *wanted: str) -> dict[str, Tensor]:
+        """A photo's tensors, by name or kind; rows are decoded."""
+        stored = self._files.tensors(record, "scales", *wanted)
+        scales = {
+            name.replace("scales.", "rows.", 1): stored.pop(name) for name in list(stored) if name.startswith("scales.")
+        }
+        return {n: decode(t, scales.get(n)) if n.startswith("rows.") else t for n, t in stored.items()}
 
     def maps(self, photo: int | str) -> AttentionMaps:
         """Read a photo's rows, as a capture returns them (within the precision of `dtype`).
@@ -147,12 +144,12 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             The maps of the stored blocks, with a batch of one.
         """
         record = self.record(photo)
-        tensors, header = self._files.tensors(record, "rows", "scales"), self._files.header(record)
-        found = self._files.layout(record)
+        tensors, header = self._tensors(record, "rows"), self._files.header(record)
+        by_number = self._files.layout(record)
         for i, block in enumerate(header["blocks"]):
-            rows = decode(tensors[f"rows.{block['name']}"], tensors.get(f"scales.{block['name']}"))
-            found[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
-        return maps_from(header, found)
+            rows = tensors[f"rows.{block['name']}"]
+            by_number[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
+        return maps_from(header, by_number)
 
     def attention(
         self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None
@@ -178,7 +175,8 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
                 )
             return raw_attention(self.maps(photo), block=block, heads=heads)[0]
         facts, record = self._stored_facts(photo, method, block, heads), self.record(photo)
-        return PatchMap.with_facts(self._files.tensors(record, f"maps.{method}")[f"maps.{method}"], facts["map"])
+        values = self._files.tensors(record, f"maps.{method}")
+        return PatchMap.with_facts(values[f"maps.{method}"], facts["map"])
 
     def _stored_facts(self, photo: int | str, method: str, block: int | str, heads: HeadsOption) -> dict[str, Any]:
         """What is stored about a method's map, which has to be of this block and these heads."""
@@ -202,15 +200,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         return facts
 
     def heatmap(self, photo: int | str, **options: Any) -> Tensor:
-        """A photo's map at the photo's size; the photo itself is not read.
-
-        Args:
-            photo: Its key or number.
-            **options: As in `attention`; one head or their mean.
-
-        Returns:
-            `(H, W)` float32, NaN where the model did not look.
-        """
+        """A photo's map at the photo's size, `(H, W)` float32, NaN where the model did not look; options as in `attention`, for one map."""
         return self.attention(photo, **options).heatmap(indices.geometry_from_numbers(self.record(photo)["geometry"]))
 
     def statistics(self, percentiles: Sequence[float] = PERCENTILES) -> list[dict[str, Any]]:
@@ -228,8 +218,6 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         if not self.manifest.statistics:
             raise ExtractionError("no statistics: expected an extraction with statistics=True. Extract again with it.")
         return over_photos(self.folder, self.manifest, percentiles)
-
-    # --- pictures ---------------------------------------------------------------------------------------------------------------------
 
     def photo(self, photo: int | str) -> Image.Image:
         """Fetch a photo from its source again.
@@ -263,17 +251,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
     def result(
         self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None
     ) -> AttentionResult:
-        """A photo with its map, as `attend` returns it: overlays, figures, captions.
-
-        Args:
-            photo: Its key or number.
-            block: As in `attention`.
-            heads: As in `attention`, but not None.
-            method: As in `attention`.
-
-        Returns:
-            The result.
-        """
+        """A photo with its map, as `attend` returns it: overlays, figures, captions. Options as in `attention`, for one map."""
         attention = self.attention(photo, block=block, heads=heads, method=method)
         maps, record, model = self.maps(photo), self.record(photo), self.manifest.model["spec"]
         if method in (None, _RAW):
@@ -295,18 +273,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         method: str | None = None,
         **options: Any,
     ) -> Image.Image:
-        """A photo, fetched again, with its map over it.
-
-        Args:
-            photo: Its key or number.
-            block: As in `attention`.
-            heads: As in `attention`, but not None.
-            method: As in `attention`.
-            **options: As in `PatchMap.overlay`.
-
-        Returns:
-            An RGB image of the photo's size.
-        """
+        """A photo, fetched again, with its map over it. Options as in `attention`, for one map, and as in `PatchMap.overlay`."""
         return self.result(photo, block=block, heads=heads, method=method).overlay(**options)
 
     def _why_empty(self) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from PIL import Image
 from torch import Tensor, nn
 
 from attnhook.attribution.alarms import AlarmThresholds
@@ -132,8 +131,6 @@ class AttentionMonitor:
         """SHA-256 of the probe's pixels."""
         return self._probe.digest
 
-    # --- the probe --------------------------------------------------------------------------------------------------------------------------
-
     def step(self, step: int) -> bool:
         """Run the probe if this step is due. Call it in every process, between steps (after `optimizer.step()`).
 
@@ -195,16 +192,10 @@ class AttentionMonitor:
             summaries = [summary.cpu() for summary in _summaries(maps)]
             values = scalars_of(summaries, self._last_rows.get(prefix), self._thresholds, prefix)
             self._last_rows[prefix] = {block.name: block.readout for block in summaries}
-            self._write_scalars(values, step)
+            self._writers.call("scalars", values, step)
         if len(self._writers):
             for tag, image in pictures_of(maps, self._drawn, self._methods, scale=self._scale, sheets=self._sheets):
-                self._write_image(f"{prefix}{tag}", image, step)
-
-    def _write_scalars(self, values: Mapping[str, float], step: int) -> None:
-        self._writers.each(lambda writer: writer.scalars(values, step), f"step {step}")
-
-    def _write_image(self, tag: str, image: Image.Image, step: int) -> None:
-        self._writers.each(lambda writer: writer.image(tag, image, step), f"step {step}")
+                self._writers.call("image", f"{prefix}{tag}", image, step)
 
     def _describe(self, step: int) -> None:
         """Log once which images the probe consists of."""
@@ -212,7 +203,7 @@ class AttentionMonitor:
             return
         self._described = True
         text = f"{self._images_in_words(', ')}, sha256 of the pixels {self.digest}"
-        self._writers.each(lambda writer: writer.text("attention/probe", text, step), f"step {step}")
+        self._writers.call("text", "attention/probe", text, step)
 
     def _images_in_words(self, separator: str = " ") -> str:
         prepared = "" if self._assumed is None else f"{separator}prepared as {self._assumed}"
@@ -226,8 +217,6 @@ class AttentionMonitor:
                 "are not reported. strict=True raises instead.",
                 stacklevel=4,
             )
-
-    # --- the live batch ---------------------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def observe(self, step: int, *, rows: str = "all") -> Iterator[None]:
@@ -273,9 +262,8 @@ class AttentionMonitor:
         self._schedule.last_observed = step
         measured = capture.measured if isinstance(capture, MeasuringCapture) else None
         summaries = _summaries(capture.maps) if measured is None else [summary for _, summary in measured]
-        self._write_scalars(scalars_of([block.cpu() for block in summaries], None, self._thresholds, LIVE), step)
-
-    # --- state ------------------------------------------------------------------------------------------------------------------------------
+        values = scalars_of([block.cpu() for block in summaries], None, self._thresholds, LIVE)
+        self._writers.call("scalars", values, step)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, in tensors and plain values: which steps were logged, and the rows that the next change is measured from."""
@@ -283,11 +271,7 @@ class AttentionMonitor:
         return {**self._schedule.state_dict(), "rows": rows, "digest": self.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where another run stopped. Rows of other probe images are ignored.
-
-        Args:
-            state: What `state_dict` returned.
-        """
+        """Continue from what `state_dict` returned in another run. Rows of other probe images are ignored."""
         self._schedule.load_state_dict(state)
         self._described = state["digest"] == self.digest
         self._last_rows = {
@@ -298,7 +282,7 @@ class AttentionMonitor:
     def close(self) -> None:
         """Close the writers."""
         if is_first_process():
-            self._writers.each(lambda writer: writer.close(), "closing")
+            self._writers.call("close")
 
     def __repr__(self) -> str:
         return f"AttentionMonitor({type(self._model).__name__}, {self._images_in_words()}, {self._schedule})"

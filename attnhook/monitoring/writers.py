@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
@@ -46,11 +46,12 @@ class WriterGroup:
     def __len__(self) -> int:
         return len(self._writers)
 
-    def each(self, write: Callable[[Writer], Any], when: str) -> None:
-        """Let every writer write something."""
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of every writer; the last argument is the step."""
+        when = f"step {arguments[-1]}" if arguments else "closing"
         for writer in self._writers:
             try:
-                write(writer)
+                getattr(writer, method)(*arguments)
             except Exception as error:
                 if self._strict:
                     raise

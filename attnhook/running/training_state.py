@@ -47,9 +47,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         yield
 
 
-# --- attributes and buffers ---------------------------------------------------------------------------------------------------------------
-
-
 def _restored_later(module: nn.Module) -> Callable[[], None]:
     """Remember a module's attributes and buffers; the function that is returned puts them back."""
     if _is_wrapper(module):
@@ -89,9 +86,6 @@ def _is_wrapper(module: nn.Module) -> bool:
     )
 
 
-# --- random numbers -----------------------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _own_random_numbers(model: nn.Module) -> Iterator[None]:
     python, array = random.getstate(), np.random.get_state()  # noqa: NPY002 (the state that others draw from)
@@ -120,9 +114,6 @@ def _device_modules(model: nn.Module) -> list[Any]:
 
 def _device_types(model: nn.Module) -> list[str]:
     return sorted({parameter.device.type for parameter in model.parameters()} - {"meta"} | {"cpu"})
-
-
-# --- FSDP2 --------------------------------------------------------------------------------------------------------------------------------
 
 
 def _fsdp_module() -> Any:
