@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from attnhook.errors import AttnhookError, ExtractionError
+from attnhook.extraction.indices import geometry_to_numbers
 from attnhook.extraction.items import Item, readable
 from attnhook.extraction.listings import Listing
 from attnhook.extraction.sources import Source
-from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import read_image
 from attnhook.imaging.input_batches import batch_key, batched, each_tensor
 from attnhook.imaging.model_inputs import ModelInputs
@@ -25,24 +25,15 @@ _TIMEOUT = 1800
 
 
 @dataclass(slots=True)
-class ReadPhoto:
-    """A photo after reading."""
-
-    row: int  # in the listing
-    digest: str = ""  # SHA-256 of its file's bytes; empty if it could not be read
-    geometry: ImageGeometry | None = None  # where the model looks in it
-    problem: str | None = None  # why it has no pixels
-
-
-@dataclass(slots=True)
 class Batch:
     """Some photos of one shard, in its order.
 
-    `groups` holds the model's inputs for the photos that could be read, one group per size, each with the positions of its photos in `photos`.
+    `photos` holds their rows of the index, as far as they are known. `groups` holds the model's inputs for the photos that could be read, one
+    group per size, each with the positions of its photos in `photos`.
     """
 
     shard: int
-    photos: list[ReadPhoto]
+    photos: list[dict[str, Any]]
     groups: list[tuple[list[int], ModelInputs]] = field(default_factory=list)
 
     def pin_memory(self) -> "Batch":
@@ -65,29 +56,30 @@ class PhotoBatches(Dataset[Batch]):
         photos = []
         by_size: dict[tuple[Any, ...], dict[int, ModelInputs]] = {}
         for place, row in enumerate(rows):
-            photo, inputs = self._read(self.listing.item(row), row)
-            photos.append(photo)
+            item = self.listing.item(row)
+            photos.append(asdict(item) | {"shard": shard, "group": -1, "offset": -1, "digest": None, "error": None})
+            inputs = self._read(item, photos[-1])
             if inputs is not None:
                 by_size.setdefault(batch_key(inputs), {})[place] = inputs
         groups = [(list(places), batched(list(places.values()))) for places in by_size.values()]
         return Batch(shard, photos, groups)
 
-    def _read(self, item: Item, row: int) -> tuple[ReadPhoto, ModelInputs | None]:
-        photo = ReadPhoto(row)
+    def _read(self, item: Item, photo: dict[str, Any]) -> ModelInputs | None:
         if item.problem is not None:
-            photo.problem = f"cannot read {item.key}: {item.problem}"
-            return photo, None
+            photo["error"] = f"cannot read {item.key}: {item.problem}"
+            return None
         try:
             content = self.source.read(item)
-            photo.digest = hashlib.sha256(content).hexdigest()
+            photo["digest"] = hashlib.sha256(content).hexdigest()
             prepared = prepare(self.preprocess, read_image(content))
         except Exception as error:  # one photo must not end a run of millions
             message = readable(" ".join(str(error).split()))
             is_own = isinstance(error, AttnhookError) and message
-            photo.problem = message if is_own else f"{type(error).__name__}: {message}"
-            return photo, None
-        photo.geometry = prepared.geometry
-        return photo, prepared.inputs
+            photo["error"] = message if is_own else f"{type(error).__name__}: {message}"
+            return None
+        if prepared.geometry is not None:
+            photo["geometry"] = geometry_to_numbers(prepared.geometry)
+        return prepared.inputs
 
 
 def load_batches(

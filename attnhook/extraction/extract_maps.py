@@ -15,12 +15,11 @@ from attnhook.errors import ExtractionError
 from attnhook.extraction import distributions, indices, manifests
 from attnhook.extraction.batch_attention import BatchForwards
 from attnhook.extraction.batches import PhotoBatches, explained_worker_deaths, load_batches
-from attnhook.extraction.encodings import StoredType
 from attnhook.extraction.listings import Listing, write_listing
 from attnhook.extraction.manifests import Manifest
 from attnhook.extraction.map_datasets import ExtractedMaps, open_maps
 from attnhook.extraction.processes import ProcessGroup, locked, process_group, writing
-from attnhook.extraction.settings import Settings, check_count
+from attnhook.extraction.settings import Settings, StoredType, check_count
 from attnhook.extraction.shards import STATISTICS, BackgroundWriter
 from attnhook.extraction.sources import Source, open_source
 from attnhook.options import BlocksOption, RowsOption, choose
@@ -260,7 +259,7 @@ def _run(
         pinned=settings.device == "cuda",
     )
     loaded = iter(loader)  # starts the worker processes, before there is a thread whose locks they would inherit
-    writer = BackgroundWriter(folder, batches.listing, settings, shards)
+    writer = BackgroundWriter(folder, settings, shards)
     with explained_worker_deaths(), writer, untouched(forwards.vision.model), forwards.hooked():
         for batch in loaded:
             writer.add(batch, [forwards.run(inputs, len(places)) for places, inputs in batch.groups])

@@ -18,9 +18,9 @@ from attnhook.capture.records import AttentionMaps, maps_from
 from attnhook.errors import ExtractionError, ImageError
 from attnhook.extraction import indices
 from attnhook.extraction.distributions import PERCENTILES, over_photos
-from attnhook.extraction.encodings import decode
 from attnhook.extraction.items import Item, require
 from attnhook.extraction.manifests import Manifest
+from attnhook.extraction.settings import decode
 from attnhook.extraction.shard_files import ShardFiles
 from attnhook.extraction.sources import open_source, reopen_source
 from attnhook.imaging.images import read_image
@@ -129,10 +129,12 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
     def _tensors(self, record: dict[str, Any], *wanted: str) -> dict[str, Tensor]:
         """A photo's tensors, by name or kind; rows are decoded."""
         stored = self._files.tensors(record, "scales", *wanted)
-        scales = {
-            name.replace("scales.", "rows.", 1): stored.pop(name) for name in list(stored) if name.startswith("scales.")
-        }
-        return {n: decode(t, scales.get(n)) if n.startswith("rows.") else t for n, t in stored.items()}
+        tensors = {}
+        for name, tensor in stored.items():
+            kind, _, block = name.partition(".")
+            if kind != "scales":
+                tensors[name] = decode(tensor, stored.get(f"scales.{block}")) if kind == "rows" else tensor
+        return tensors
 
     def maps(self, photo: int | str) -> AttentionMaps:
         """Read a photo's rows, as a capture returns them (within the precision of `dtype`).

@@ -50,14 +50,9 @@ class ProcessGroup:
             dist.barrier()
 
     def share_of(self, shards: dict[int, range]) -> dict[int, range]:
-        """This process's shards: the largest first, each to the process with the fewest photos."""
-        loads = [0] * self.size
-        own = []
-        for shard in sorted(shards, key=lambda number: (-len(shards[number]), number)):
-            rank = loads.index(min(loads))
-            loads[rank] += len(shards[shard])
-            own += [shard] if rank == self.rank else []
-        return {shard: shards[shard] for shard in sorted(own)}
+        """This process's shards: dealt in turns, the largest first, so that shares differ by at most one shard."""
+        by_size = sorted(shards, key=lambda number: (-len(shards[number]), number))
+        return {shard: shards[shard] for shard in sorted(by_size[self.rank :: self.size])}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,11 +18,9 @@ from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
 from attnhook.extraction.batch_attention import BatchAttention
 from attnhook.extraction.batches import Batch
-from attnhook.extraction.encodings import encode
-from attnhook.extraction.indices import fragment_path, geometry_to_numbers, tensors_path, write_fragment
-from attnhook.extraction.listings import Listing
+from attnhook.extraction.indices import fragment_path, tensors_path, write_fragment
 from attnhook.extraction.manifests import NAME
-from attnhook.extraction.settings import Settings
+from attnhook.extraction.settings import Settings, encode
 from attnhook.files import replacing
 from attnhook.imaging.model_inputs import ModelInputs
 
@@ -37,8 +35,8 @@ _MAX_WAITING = 5
 class BackgroundWriter:
     """Writes batches in order in one thread, each shard once its last photo is in. Errors are raised by the next `add`, or at the end."""
 
-    def __init__(self, folder: Path, listing: Listing, settings: Settings, shards: dict[int, range]) -> None:
-        self._target = (folder, listing, settings)
+    def __init__(self, folder: Path, settings: Settings, shards: dict[int, range]) -> None:
+        self._target = (folder, settings)
         self._sizes = {number: len(rows) for number, rows in shards.items()}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="attnhook extraction")
         self._waiting: deque[Future[None]] = deque()
@@ -88,30 +86,23 @@ class _Group:
 class _Shard:
     """Gathers one shard and writes it."""
 
-    def __init__(self, number: int, folder: Path, listing: Listing, settings: Settings) -> None:
+    def __init__(self, number: int, folder: Path, settings: Settings) -> None:
         self.number = number
         self.rows: list[dict[str, Any]] = []  # of the index
-        self._folder, self._listing, self._settings = folder, listing, settings
+        self._folder, self._settings = folder, settings
         self._groups: dict[str, _Group] = {}
 
     def add(self, batch: Batch, attentions: list[BatchAttention]) -> None:
         """Take over the attention of a batch."""
-        rows = [
-            asdict(self._listing.item(photo.row))
-            | {"shard": self.number, "group": -1, "offset": -1, "digest": photo.digest or None, "error": photo.problem}
-            for photo in batch.photos
-        ]
         for (places, _), attention in zip(batch.groups, attentions, strict=True):
             attention.wait()
             group, first = self._add_tensors(attention, len(places))
             grid = _grid(attention.maps)
             for i, place in enumerate(places):
-                rows[place] |= {"group": group, "offset": first + i, "grid": grid, "error": None}
-                if (geometry := batch.photos[place].geometry) is not None:
-                    rows[place]["geometry"] = geometry_to_numbers(geometry)
+                batch.photos[place] |= {"group": group, "offset": first + i, "grid": grid}
                 if attention.targets is not None:
-                    rows[place]["target"] = attention.targets[i]
-        self.rows += rows
+                    batch.photos[place]["target"] = attention.targets[i]
+        self.rows += batch.photos
 
     def _add_tensors(self, attention: BatchAttention, photos: int) -> tuple[int, int]:
         """Add to the group of photos like these; returns its number, and the place of the first photo in it."""
