@@ -1,18 +1,4 @@
-"""What a monitor logs each time: scalars by tag, and pictures. Tags are part of the interface: they do not change.
-
-By tag, NaN left out; `<block>` is the attention module's path, `<k>` a head, `<i>` an image of the probe:
-
-- `attention/<block>/entropy` in nats and `/relative_entropy` over `log(keys)`, means over queries, heads and images;
-- `attention/<block>/distance`: mean attention distance of patches, in patches;
-- `attention/<block>/sink_mass`: the largest share of the attention that one key receives from all heads together;
-- `attention/<block>/head_diversity`: mean Jensen-Shannon divergence between the heads' readout rows, in nats;
-- `attention/<block>/change`: mean Jensen-Shannon divergence of the readout rows from those at the last logged step, in nats;
-- `attention/<block>/head<k>/entropy`, `/distance`, `/sink_mass`, `/change`: the same of one head;
-- `attention/alarms/entropy_collapse`, `/dead_heads`, `/attention_sink`, `/not_finite`: see `attnhook.attribution.alarms`;
-- pictures `attention/overlay/<i>`, `attention/<method>/<i>` of further methods, `attention/heads/<i>`.
-
-Tags of `observe` begin with `live/`, those of a model given in `also` with its name.
-"""
+"""What a monitor logs each time: scalars by tag, without NaN, and pictures. `docs/monitoring.md` lists the tags, which do not change."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -113,7 +113,12 @@ class AttentionMonitor:
         self._strict = strict
         self._schedule = Schedule(every_n_steps, every_n_epochs)
         self._writers = WriterGroup(writers, strict=strict)
-        self._probe, self._assumed = _probe_of(model, images, preprocess, mean, std)
+        self._assumed: str | None = None  # the preprocessing that was assumed, in words
+        if isinstance(images, Tensor):
+            self._probe = ProbeBatch.of_pixels(images, mean, std)
+        else:
+            vision = as_vision_model(model, preprocess)
+            self._probe, self._assumed = ProbeBatch.of_photos(images, vision.preprocessing), vision.assumed
         self._drawn, self._scale, self._sheets = self._probe.resized(picture_size), scale, sheets
         self._last_rows: dict[str, dict[str, Tensor]] = {}
         self._described = self._probed = self._warned = False
@@ -286,20 +291,6 @@ class AttentionMonitor:
 
     def __repr__(self) -> str:
         return f"AttentionMonitor({type(self._model).__name__}, {self._images_in_words()}, {self._schedule})"
-
-
-def _probe_of(
-    model: nn.Module | VisionModel,
-    images: "ImageSource | Iterable[ImageSource]",
-    preprocess: Any,
-    mean: Any,
-    std: Any,
-) -> tuple[ProbeBatch, str | None]:
-    """The probe, and a description of the preprocessing that was assumed."""
-    if isinstance(images, Tensor):
-        return ProbeBatch.of_pixels(images, mean, std), None
-    vision = as_vision_model(model, preprocess)
-    return ProbeBatch.of_photos(images, vision.preprocessing), vision.assumed
 
 
 def _check(capture: AttentionCapture, methods: Sequence[str], scale: ScaleOption) -> None:
