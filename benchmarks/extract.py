@@ -67,8 +67,8 @@ def bare(vision: VisionModel, photos: Path, scratch: Path, *, batch_size: int, w
     """The loop without attnhook's capture, over the same batches."""
     source = open_source(photos)
     write_listing(source, scratch / "listing.arrow", shard_size=SHARD)
-    batches = PhotoBatches(source, scratch / "listing.arrow", vision.preprocessing)
-    shards = Listing.read(scratch / "listing.arrow").shards()
+    listing = Listing(scratch / "listing.arrow")
+    batches, shards = PhotoBatches(source, listing, vision.preprocessing), listing.shards()
     seen = 0
     with torch.inference_mode():
         for batch in load_batches(batches, shards, batch_size=batch_size, num_workers=workers, pinned=False):

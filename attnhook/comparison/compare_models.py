@@ -24,7 +24,7 @@ from attnhook.comparison.tables import require_pandas
 from attnhook.errors import AttnhookError, ComparisonError, ScoreError
 from attnhook.files import cache_dir
 from attnhook.imaging.images import ImageSource
-from attnhook.running.progress import Progress
+from attnhook.running.progress import progress_bar
 
 AUTO = "auto"
 _STATISTICS_PHOTOS = 32
@@ -122,12 +122,12 @@ def _run_all(
 ) -> list[ModelRun]:
     each = len(photos) + sum(photo.mask is not None for photo in photos) * settings.controls
     runs = []
-    with Progress(len(chosen) * each, shown=progress) as bar:
+    with progress_bar(len(chosen) * each, shown=progress) as bar:
         for number, subject in enumerate(chosen):
-            bar.begin(subject.name)
-            runs.append(ModelRun(subject, settings, bar.advance))
+            bar.set_description(subject.name)
+            runs.append(ModelRun(subject, settings, bar.update))
             runs[-1].run(photos)
-            bar.reach((number + 1) * each)
+            bar.update((number + 1) * each - bar.n)
     return runs
 
 

@@ -15,8 +15,8 @@ from attnhook.attribution.scores import random_map
 from attnhook.comparison.tables import Estimate, estimate
 from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.running.forward_passes import run_vision
 from attnhook.running.targets import TargetOption, class_index, class_scores
+from attnhook.running.vision_forward import run_vision
 from attnhook.zoo.vision_models import VisionModel
 
 CURVES = ("deletion", "random_deletion", "insertion", "random_insertion")

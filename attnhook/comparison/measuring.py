@@ -23,8 +23,8 @@ from attnhook.errors import AttnhookError, GeometryError, ScoreError
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Rows
-from attnhook.running.forward_passes import run_vision
 from attnhook.running.targets import TargetOption, run_towards
+from attnhook.running.vision_forward import run_vision
 from attnhook.zoo.vision_models import VisionModel
 
 STATISTICS = {

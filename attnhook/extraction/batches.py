@@ -1,11 +1,9 @@
 """Photos on their way to the model: read, hashed, decoded and preprocessed in worker processes, a batch at a time."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,153 +11,124 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from attnhook.errors import AttnhookError, ExtractionError
+from attnhook.extraction.indices import geometry_to_numbers
 from attnhook.extraction.items import Item, readable
 from attnhook.extraction.listings import Listing
 from attnhook.extraction.sources import Source
-from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import read_image
 from attnhook.imaging.model_inputs import ModelInputs, batch_key, batched, each_tensor
 from attnhook.imaging.prepared import prepare
 
-_STUCK = 1800
-"""Seconds after which a batch will not come any more: a worker that finds no shared memory says nothing, and would be waited for for ever."""
-
-
-@dataclass(slots=True)
-class ReadPhoto:
-    """A photo after reading.
-
-    Attributes:
-        row: Its row in the listing.
-        digest: SHA-256 of its file's bytes; empty if it could not be read.
-        geometry: Where the model looks in it, or None.
-        problem: Why there are no pixels of it, or None.
-    """
-
-    row: int
-    digest: str = ""
-    geometry: ImageGeometry | None = None
-    problem: str | None = None
+_TIMEOUT = 1800
+"""Seconds to wait for a batch: a worker that runs out of shared memory hangs without a word."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """Some photos of one shard.
+    """Some photos of one shard, in its order.
 
-    Attributes:
-        shard: The shard.
-        photos: The photos, in the shard's order.
-        groups: What the model is fed for those that could be read, by size, each with the places of its photos in `photos`.
+    `photos` holds their rows of the index, as far as they are known. `groups` holds the model's inputs for the photos that could be read, one
+    group per size, each with the positions of its photos in `photos`.
     """
 
     shard: int
-    photos: list[ReadPhoto]
+    photos: list[dict[str, Any]]
     groups: list[tuple[list[int], ModelInputs]] = field(default_factory=list)
 
     def pin_memory(self) -> "Batch":
-        """What `DataLoader` calls so that a GPU can fetch the pixels while it computes."""
+        """Called by `DataLoader`, so that a GPU can fetch the pixels while it computes."""
         self.groups = [(places, each_tensor(inputs, Tensor.pin_memory)) for places, inputs in self.groups]
         return self
 
 
 @dataclass
 class PhotoBatches(Dataset[Batch]):
-    """Batches by the rows of a listing; what a worker process needs, and no model.
-
-    Attributes:
-        source: The photos.
-        path: The listing's file; every process maps it itself.
-        preprocess: What turns a photo into what the model is fed.
-    """
+    """Batches by the rows of a listing: all that a worker process needs, which does not include the model."""
 
     source: Source
-    path: Path
-    preprocess: Any
-    _listing: Listing | None = field(default=None, init=False, repr=False)
-    _process: int = field(default=0, init=False, repr=False)
+    listing: Listing
+    preprocess: Any  # turns a photo into the model's input
 
-    def __getitem__(self, chosen: tuple[int, Sequence[int]]) -> Batch:
+    def __getitem__(self, shard_and_rows: tuple[int, Sequence[int]]) -> Batch:
         """Read photos."""
-        if self._listing is None or self._process != os.getpid():
-            self._listing, self._process = Listing.read(self.path), os.getpid()
-        shard, rows = chosen
-        read = [self._read(self._listing.item(row), row) for row in rows]
+        shard, rows = shard_and_rows
+        photos = []
         by_size: dict[tuple[Any, ...], dict[int, ModelInputs]] = {}
-        for place, (_, inputs) in enumerate(read):
+        for place, row in enumerate(rows):
+            item = self.listing.item(row)
+            photos.append(asdict(item) | {"shard": shard, "group": -1, "offset": -1, "digest": None, "error": None})
+            inputs = self._read(item, photos[-1])
             if inputs is not None:
                 by_size.setdefault(batch_key(inputs), {})[place] = inputs
         groups = [(list(places), batched(list(places.values()))) for places in by_size.values()]
-        return Batch(shard, [photo for photo, _ in read], groups)
+        return Batch(shard, photos, groups)
 
-    def _read(self, item: Item, row: int) -> tuple[ReadPhoto, ModelInputs | None]:
-        photo = ReadPhoto(row)
+    def _read(self, item: Item, photo: dict[str, Any]) -> ModelInputs | None:
         if item.problem is not None:
-            photo.problem = f"cannot read {item.key}: {item.problem}"
-            return photo, None
+            photo["error"] = f"cannot read {item.key}: {item.problem}"
+            return None
         try:
             content = self.source.read(item)
-            photo.digest = hashlib.sha256(content).hexdigest()
+            photo["digest"] = hashlib.sha256(content).hexdigest()
             prepared = prepare(self.preprocess, read_image(content))
         except Exception as error:  # one photo must not end a run of millions
-            photo.problem = _reason(error)
-            return photo, None
-        photo.geometry = prepared.geometry
-        return photo, prepared.inputs
-
-
-def _reason(error: Exception) -> str:
-    said = readable(" ".join(str(error).split()))
-    return said if isinstance(error, AttnhookError) and said else f"{type(error).__name__}: {said}"
-
-
-def batches_of(shards: dict[int, range], batch_size: int) -> Iterator[tuple[int, range]]:
-    """The rows of every batch. No batch spans two shards, so that a photo's batch depends on its shard alone."""
-    for shard, rows in shards.items():
-        for first in range(rows.start, rows.stop, batch_size):
-            yield shard, range(first, min(first + batch_size, rows.stop))
+            message = readable(" ".join(str(error).split()))
+            is_own = isinstance(error, AttnhookError) and message
+            photo["error"] = message if is_own else f"{type(error).__name__}: {message}"
+            return None
+        if prepared.geometry is not None:
+            photo["geometry"] = geometry_to_numbers(prepared.geometry)
+        return prepared.inputs
 
 
 def load_batches(
     batches: PhotoBatches, shards: dict[int, range], *, batch_size: int, num_workers: int, pinned: bool
 ) -> "DataLoader[Batch]":
-    """Read batches ahead in worker processes."""
-    order = list(batches_of(shards, batch_size))
+    """Read batches ahead in worker processes. No batch spans two shards, so that a photo's batch depends on its shard alone."""
+    order = [
+        (shard, rows[first : first + batch_size])
+        for shard, rows in shards.items()
+        for first in range(0, len(rows), batch_size)
+    ]
     return DataLoader(
         batches,
         batch_size=None,
         sampler=order,
         num_workers=num_workers,
         pin_memory=pinned,
-        collate_fn=_as_is,
-        timeout=_STUCK if num_workers else 0,
-        generator=torch.Generator(),  # its own: else a number is drawn from everyone's
+        collate_fn=_identity,
+        timeout=_TIMEOUT if num_workers else 0,
+        generator=torch.Generator(),  # otherwise torch draws a number from the global one
     )
 
 
-_WORKER_DIED = ("DataLoader ", "received 0 items of ancillary data")  # how torch and multiprocessing begin to say it
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+_WORKER_DIED = (
+    "DataLoader ",
+    "received 0 items of ancillary data",
+)  # how the messages of torch and multiprocessing begin
 
 
 @contextmanager
-def living_workers() -> Iterator[None]:
+def explained_worker_deaths() -> Iterator[None]:
     """Say what to do where a worker process dies: torch raises that in whatever line the main thread is at."""
     try:
         try:
             yield
-        except (ConnectionError, EOFError) as error:  # torch's own word may still come, in any of these lines
-            raise _dead(error) from error
+        except (ConnectionError, EOFError) as error:  # torch's own error may still come, in any of these lines
+            raise _worker_died(error) from error
     except RuntimeError as error:
         if not str(error).startswith(_WORKER_DIED):
             raise
-        raise _dead(error) from error
+        raise _worker_died(error) from error
 
 
-def _dead(error: Exception) -> ExtractionError:
-    said = str(error) or "a message that was cut off"
+def _worker_died(error: Exception) -> ExtractionError:
+    got = str(error) or "a message that was cut off"
     return ExtractionError(
-        f"photos can be read no further: expected worker processes that live, got {said}. If memory is short, take fewer workers or a "
-        "smaller batch; then run the same again."
+        f"cannot read more photos: expected worker processes that stay alive, got {got}. If memory is short, take fewer workers or a smaller "
+        "batch; then run the same again."
     )
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

@@ -12,32 +12,27 @@ from torch import nn
 
 from attnhook import __version__
 from attnhook.errors import ExtractionError
-from attnhook.extraction import indices
-from attnhook.extraction.batch_results import BatchForwards
-from attnhook.extraction.batches import PhotoBatches, living_workers, load_batches
-from attnhook.extraction.distributions import NAME as STATISTICS_NAME
-from attnhook.extraction.distributions import write_distributions
-from attnhook.extraction.items import Item
+from attnhook.extraction import distributions, indices, manifests
+from attnhook.extraction.batch_attention import BatchForwards
+from attnhook.extraction.batches import PhotoBatches, explained_worker_deaths, load_batches
 from attnhook.extraction.listings import Listing, write_listing
-from attnhook.extraction.manifests import NAME as MANIFEST_NAME
 from attnhook.extraction.manifests import Manifest
 from attnhook.extraction.map_datasets import ExtractedMaps, open_maps
-from attnhook.extraction.processes import Team, locked, team, writing
+from attnhook.extraction.processes import ProcessGroup, locked, process_group, writing
 from attnhook.extraction.settings import Settings, StoredType, check_count
-from attnhook.extraction.shard_writing import WritingThread
-from attnhook.extraction.shards import STATISTICS
+from attnhook.extraction.shards import STATISTICS, BackgroundWriter
 from attnhook.extraction.sources import Source, open_source
 from attnhook.options import BlocksOption, RowsOption, choose
 from attnhook.running.fingerprints import fingerprint
-from attnhook.running.progress import Progress
+from attnhook.running.progress import progress_bar
 from attnhook.running.training_state import untouched
 from attnhook.running.versions import library_versions
 from attnhook.zoo.loading import as_vision_model, load
 from attnhook.zoo.vision_models import VisionModel
 
 _LISTING = ".listing.arrow"
-_LEFT = tuple(f"{name}.partial" for name in (_LISTING, MANIFEST_NAME, indices.NAME, STATISTICS_NAME))
-"""What a killed run may leave beside the shards."""
+_PARTIAL = tuple(f"{name}.partial" for name in (_LISTING, manifests.NAME, indices.NAME, distributions.NAME))
+"""Files that a killed run may leave in the folder."""
 
 
 def extract(
@@ -59,10 +54,9 @@ def extract(
 ) -> ExtractedMaps:
     """Extract the attention of all photos of a data set into a folder.
 
-    Run it again to go on where it stopped: what is whole is not done again; photos that are new, have changed, or can be read now and could
-    not before, are, with their shards. Under `torchrun` every
-    process takes a part; the files are the same, byte for byte, however many there are. What cannot be read stands in the index with its
-    error, and the others are done.
+    Run it again to continue where it stopped: shards that are whole are kept, unless one of their photos is new, has changed, or has become
+    readable. Under `torchrun` every process takes a part; the files are the same, byte for byte, however many processes there are. A photo that
+    cannot be read is listed in the index with its error, and the run goes on.
 
     The folder gets `shards/*.safetensors` (rows, statistics, maps), `index.parquet` (which photo is where), `statistics.json` (means and
     percentiles over the photos) and `manifest.json` (what made them). Each is written whole or not at all. `open_maps` reads them, also while
@@ -70,21 +64,21 @@ def extract(
 
     Args:
         spec: A spec as `load` takes it, a `VisionModel`, or a timm model, whose own `pretrained_cfg` then prepares the photos.
-        source: A folder (the first folder below it is a photo's class), a glob, a text list (a path a line, relative to the list; a tab and a
-            class may follow), a zip, tar (WebDataset) or Parquet file or a glob of them, a sequence of paths, or a `datasets.Dataset`.
-        out: The folder; made if missing.
-        rows: Whose rows, as in `AttentionCapture`: `"readout"`, `"cls"`, `"pool"`, `"mean"`, `"all"`, or tokens and patches.
+        source: A folder (the first folder below it is a photo's class), a glob, a text list (one path per line, relative to the list; a tab and
+            a class may follow), a zip, tar (WebDataset) or Parquet file or a glob of them, a sequence of paths, or a `datasets.Dataset`.
+        out: The folder; created if missing.
+        rows: Which rows, as in `AttentionCapture`: `"readout"`, `"cls"`, `"pool"`, `"mean"`, `"all"`, or tokens and patches.
         blocks: Which blocks, as in `AttentionCapture`: None for all, n for the last n, indices, names, or a predicate over names.
         heads: `"mean"` stores the mean over heads, None each head.
-        methods: Names of `METHODS`: their maps are stored, too, always as float32. Those of one block are of the last of `blocks`,
-            class-specific ones of each photo's highest score.
-        statistics: Whether to store `attention_statistics` of the rows, one number a photo, block and head.
+        methods: Names of `METHODS` whose maps are stored, too, always as float32. Methods of one block read the last of `blocks`,
+            class-specific ones explain each photo's highest score.
+        statistics: Whether to store `attention_statistics` of the rows, one number per photo, block and head.
         dtype: How rows are stored: `"float16"` (within 1 in 2,048), `"float32"` (exact) or `"uint8"` (within 1/510 of a row's largest).
-        batch_size: Photos a forward. Other sizes may change the last bit, so a resumed run needs the same.
-        num_workers: Processes that read photos ahead, of each process that runs a model; None for those cores that are left.
-        shard_size: About how many photos make a shard: what is lost at most when a run is killed.
-        device: Where the model runs; `"cuda"` is one GPU a process. None: a model of yours where it is, one that is loaded on the CPU. A model
-            of yours goes back afterwards, and is in eval mode meanwhile.
+        batch_size: Photos per forward. It may change the last bit, so a resumed run needs the same.
+        num_workers: Processes that read photos ahead, for each process that runs a model; None for the remaining cores.
+        shard_size: About how many photos make a shard: the most that a killed run loses.
+        device: Where the model runs; `"cuda"` is one GPU per process. None: your model stays where it is, a loaded one runs on the CPU. Your
+            model is moved back afterwards, and is in eval mode meanwhile.
         progress: Whether a bar shows rate and time left; None shows it on terminals.
 
     Returns:
@@ -92,8 +86,8 @@ def extract(
 
     Raises:
         ExtractionError: If there are no photos, the folder holds something else, another run writes to it, this run differs from the one
-            that began it, or the disk is full (what is whole stays).
-        ValueError: If an option is none of its choices, or a module does not bring its preprocessing.
+            that began it, or the disk is full (shards that are whole are kept).
+        ValueError: If an option has an unknown value, or a module does not bring its preprocessing.
 
     Example:
         >>> from attnhook import extract
@@ -119,33 +113,38 @@ def extract(
     if folder.exists() and not folder.is_dir():
         raise ExtractionError(f"cannot write to {folder}: expected a folder, got a file. Choose another name.")
     photos = open_source(source)
-    with ExitStack() as stack, team() as processes:
+    with ExitStack() as stack, process_group() as processes:
         if num_workers is None:
             num_workers = max(0, min(8, (os.cpu_count() or 1) // processes.local_size - 1))
         vision = stack.enter_context(_on_device(spec, device, processes))
         forwards = BatchForwards(vision, settings)
-        wanted = _manifest(vision, photos, settings, forwards.capture.block_names)
+        own_manifest = _manifest(vision, photos, settings, forwards.capture.block_names)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder) if processes.rank == 0 else nullcontext():
-            manifest, pending = processes.first_does(lambda: _begin(folder, wanted, photos, settings))
+            manifest, pending = processes.on_first(lambda: _begin(folder, own_manifest, photos, settings))
             stack.enter_context(writing(folder))
-            _check_same_model(manifest, wanted, processes)
-            listing = Listing.read(folder / _LISTING)
-            every = listing.shards()
-            own = processes.share_of({shard: every[shard] for shard in pending})
-            batches = PhotoBatches(photos, folder / _LISTING, vision.preprocessing)
-            with Progress(sum(map(len, own.values())), shown=False if processes.rank else progress) as bar:
-                bar.begin(vision.name if processes.size == 1 else f"{vision.name}, 1 of {processes.size} processes")
-                _run(folder, listing, forwards, batches, own, num_workers=num_workers, bar=bar)
-            _meet(processes)
-            processes.first_does(lambda: _end(folder, manifest))
+            if (manifest.model, manifest.versions) != (own_manifest.model, own_manifest.versions):
+                raise ExtractionError(
+                    f"process {processes.rank} cannot take part: expected the model and the versions of the first process, got others. Install "
+                    "the same everywhere."
+                )
+            listing = Listing(folder / _LISTING)
+            shards = listing.shards()
+            own = processes.share_of({shard: shards[shard] for shard in pending})
+            batches = PhotoBatches(photos, listing, vision.preprocessing)
+            with progress_bar(sum(map(len, own.values())), shown=False if processes.rank else progress) as bar:
+                others = "" if processes.size == 1 else f", 1 of {processes.size} processes"
+                bar.set_description(f"{vision.name}{others}")
+                _run(folder, forwards, batches, own, num_workers=num_workers, bar=bar)
+            processes.wait()
+            processes.on_first(lambda: _end(folder, manifest))
     return open_maps(folder, source=photos)
 
 
 def _device_type(spec: "str | VisionModel", device: str | None) -> str:
-    if device is not None:
-        return torch.device(device).type
-    return _devices(spec)[0].type if isinstance(spec, VisionModel) else "cpu"
+    if device is None and isinstance(spec, VisionModel):
+        return _devices(spec)[0].type
+    return torch.device(device or "cpu").type
 
 
 def _devices(vision: VisionModel) -> list[torch.device]:
@@ -154,13 +153,13 @@ def _devices(vision: VisionModel) -> list[torch.device]:
 
 
 @contextmanager
-def _on_device(spec: "str | VisionModel", device: str | None, processes: Team) -> Iterator[VisionModel]:
-    where = torch.device("cuda", processes.local_rank) if device == "cuda" else torch.device(device or "cpu")
-    if not isinstance(spec, VisionModel):
-        yield load(spec, device=where)
+def _on_device(spec: "str | VisionModel", device: str | None, processes: ProcessGroup) -> Iterator[VisionModel]:
+    wanted = torch.device("cuda", processes.local_rank) if device == "cuda" else torch.device(device or "cpu")
+    if isinstance(spec, str):
+        yield load(spec, device=wanted)
         return
     before = _devices(spec)
-    if device is None or before == [where]:
+    if device is None or before == [wanted]:
         yield spec
         return
     if len(before) > 1:
@@ -168,7 +167,7 @@ def _on_device(spec: "str | VisionModel", device: str | None, processes: Team) -
         raise ExtractionError(
             f"cannot move {spec.name}: expected a model on one device, got {found}. Leave device out."
         )
-    spec.model.to(where)
+    spec.model.to(wanted)
     try:
         yield spec
     finally:
@@ -177,13 +176,9 @@ def _on_device(spec: "str | VisionModel", device: str | None, processes: Team) -
 
 def _manifest(vision: VisionModel, source: Source, settings: Settings, blocks: tuple[str, ...]) -> Manifest:
     content = fingerprint(vision)
+    hashes = {name: getattr(content, name) for name in ("weights", "architecture", "preprocessing")}
     return Manifest(
-        model={
-            "spec": vision.name,
-            "weights": content.weights,
-            "architecture": content.architecture,
-            "preprocessing": content.preprocessing,
-        },
+        model={"spec": vision.name, **hashes},
         source=source.description(),
         settings=settings.as_json(),
         blocks=list(blocks),
@@ -196,32 +191,29 @@ def _manifest(vision: VisionModel, source: Source, settings: Settings, blocks: t
 def _begin(folder: Path, wanted: Manifest, source: Source, settings: Settings) -> tuple[Manifest, list[int]]:
     """What one process does for all: the manifest, the listing, and which shards are still to be done."""
     known = Manifest.load(folder)
-    if known is None and any(path.name[0] != "." and path.name not in _LEFT for path in folder.iterdir()):
+    if known is None and any(path.name[0] != "." and path.name not in _PARTIAL for path in folder.iterdir()):
         raise ExtractionError(
             f"cannot write to {folder}: expected an empty folder, or one of an extraction, got other files. Choose another folder."
         )
-    for left in (*(folder / name for name in _LEFT), *folder.glob(f"{indices.SHARDS}/[!.]*.partial")):
-        left.unlink(missing_ok=True)
+    for partial in (*(folder / name for name in _PARTIAL), *folder.glob(f"{indices.SHARDS}/[!.]*.partial")):
+        partial.unlink(missing_ok=True)
     manifest = wanted if known is None else known.resumed(wanted, folder)
     count = write_listing(source, folder / _LISTING, shard_size=settings.shard_size, shards=manifest.shards or None)
     manifest = replace(manifest, shards=count)
-    listing = Listing.read(folder / _LISTING)
+    listing = Listing(folder / _LISTING)
     shards = listing.shards()
-    pending = [shard for shard, rows in shards.items() if not _whole(folder, shard, source, listing, rows)]
-    gone = _gone(folder, shards)
-    if pending or gone or known is None or not known.complete:
-        manifest.save(
-            folder
-        )  # not complete any more: first of all, so that whoever is killed from here on begins here again
-        for name in (indices.NAME, STATISTICS_NAME):
-            (folder / name).unlink(missing_ok=True)
-        for path in gone:
-            path.unlink()
+    pending = [shard for shard, rows in shards.items() if not _is_done(folder, shard, source, listing, rows)]
+    obsolete = _obsolete_files(folder, shards)
+    if pending or obsolete or known is None or not known.complete:
+        # First the manifest, which is no longer complete: a run that is killed from here on begins here again.
+        manifest.save(folder)
+        for path in (folder / indices.NAME, folder / distributions.NAME, *obsolete):
+            path.unlink(missing_ok=True)
     return manifest, pending
 
 
-def _whole(folder: Path, shard: int, source: Source, listing: Listing, rows: range) -> bool:
-    """Whether a shard is on the disk with just these photos, none of which has changed since, or can be read now and could not before."""
+def _is_done(folder: Path, shard: int, source: Source, listing: Listing, rows: range) -> bool:
+    """Whether a shard is on the disk with exactly these photos, and none of them has changed or has become readable since."""
     fragment = indices.whole_fragment(folder, shard)
     if fragment is None or len(fragment) != len(rows):
         return False
@@ -229,47 +221,34 @@ def _whole(folder: Path, shard: int, source: Source, listing: Listing, rows: ran
     same = ("key", "container", "number", "size", "stamp", "label")
     if any(fragment.column(name).to_pylist() != listed.column(name).to_pylist() for name in same):
         return False
-    outcomes = zip(*(fragment.column(name).to_pylist() for name in ("error", "digest")), strict=True)
-    unread = [row for row, (error, digest) in zip(rows, outcomes, strict=True) if error and not digest]
-    return not any(_readable(source, listing.item(row)) for row in unread)
+    errors, digests = (fragment.column(name).to_pylist() for name in ("error", "digest"))
+    unread = [row for row, error, digest in zip(rows, errors, digests, strict=True) if error and not digest]
+    return not any(_is_readable(source, listing, row) for row in unread)
 
 
-def _readable(source: Source, item: Item) -> bool:
-    if item.problem is not None:
-        return False
+def _is_readable(source: Source, listing: Listing, row: int) -> bool:
+    item = listing.item(row)
     try:
-        source.read(item)
-    except Exception:  # whatever it is, it is still so
+        return item.problem is None and source.read(item) is not None
+    except Exception:  # whatever it is, the photo still cannot be read
         return False
-    return True
 
 
-def _gone(folder: Path, shards: dict[int, range]) -> list[Path]:
-    """Files of shards of which the source has no photo any more: what the index says of them before their tensors."""
+def _obsolete_files(folder: Path, shards: dict[int, range]) -> list[Path]:
+    """Files of shards of which the source has no photo any more: their parts of the index, then their tensors."""
     listed = {indices.fragment_path(folder, shard).stem for shard in shards}
-    found = [
-        path for suffix in ("parquet", "safetensors") for path in (folder / indices.SHARDS).glob(f"[!.]*.{suffix}")
-    ]
-    return [path for path in found if path.stem not in listed]
-
-
-def _check_same_model(manifest: Manifest, own: Manifest, processes: Team) -> None:
-    if manifest.model != own.model or manifest.versions != own.versions:
-        raise ExtractionError(
-            f"process {processes.rank} cannot take part: expected the model and the versions of the first process, got others. Install the "
-            "same everywhere."
-        )
+    files = [path for kind in ("parquet", "safetensors") for path in (folder / indices.SHARDS).glob(f"[!.]*.{kind}")]
+    return [path for path in files if path.stem not in listed]
 
 
 def _run(
     folder: Path,
-    listing: Listing,
     forwards: BatchForwards,
     batches: PhotoBatches,
     shards: dict[int, range],
     *,
     num_workers: int,
-    bar: Progress,
+    bar: Any,
 ) -> None:
     settings = forwards.settings
     loader = load_batches(
@@ -279,25 +258,18 @@ def _run(
         num_workers=num_workers if shards else 0,
         pinned=settings.device == "cuda",
     )
-    read = iter(loader)  # worker processes begin before the thread does: a forked copy of it would hold its locks
-    thread = WritingThread(folder, listing, settings, shards)
-    with living_workers(), thread, untouched(forwards.vision.model), forwards.open():
-        for batch in read:
-            thread.give(batch, [forwards.run(inputs, len(places)) for places, inputs in batch.groups])
-            bar.advance(len(batch.photos))
-
-
-def _meet(processes: Team) -> None:
-    if processes.size > 1:
-        torch.distributed.barrier()
+    loaded = iter(loader)  # starts the worker processes, before there is a thread whose locks they would inherit
+    writer = BackgroundWriter(folder, settings, shards)
+    with explained_worker_deaths(), writer, untouched(forwards.vision.model), forwards.hooked():
+        for batch in loaded:
+            writer.add(batch, [forwards.run(inputs, len(places)) for places, inputs in batch.groups])
+            bar.update(len(batch.photos))
 
 
 def _end(folder: Path, manifest: Manifest) -> None:
-    if (folder / indices.NAME).exists():  # nothing was to be done
-        (folder / _LISTING).unlink(missing_ok=True)
-        return
-    shards = {shard: len(rows) for shard, rows in Listing.read(folder / _LISTING).shards().items()}
-    photos, failed = indices.merge_fragments(folder, shards)
-    write_distributions(folder, manifest)
-    replace(manifest, photos=photos, failed=failed).save(folder)
+    if not (folder / indices.NAME).exists():  # it does if there was nothing to do
+        shards = {shard: len(rows) for shard, rows in Listing(folder / _LISTING).shards().items()}
+        photos, failed = indices.merge_fragments(folder, shards)
+        distributions.write_distributions(folder, manifest)
+        replace(manifest, photos=photos, failed=failed).save(folder)
     (folder / _LISTING).unlink(missing_ok=True)

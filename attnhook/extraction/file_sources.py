@@ -1,7 +1,7 @@
-"""Photos that are files: a folder tree, a glob, a list."""
+"""Photos that are files of their own: a folder, a glob, a list."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,37 +9,28 @@ from typing import Any
 from attnhook.errors import ExtractionError
 from attnhook.extraction.items import PICTURE_SUFFIXES, Item, file_item, read_file, readable, readable_name
 
-_NO_PHOTOS = frozenset({"__MACOSX"})
-
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files below a root.
-
-    Attributes:
-        root: What their keys are relative to.
-        kind: `"folder"`, `"glob"` or `"list"`.
-        pattern: The glob, relative to the root, or the list's file; empty for a folder.
-        paths: Of a list in memory.
-    """
+    """Files below a root, which their keys are relative to."""
 
     root: Path
-    kind: str
-    pattern: str = ""
-    paths: tuple[str, ...] = ()
+    kind: str  # "folder", "glob" or "list"
+    pattern: str = ""  # the glob, relative to the root, or the list's file
+    paths: tuple[str, ...] = ()  # of a list in memory
 
     def description(self) -> dict[str, Any]:
-        """What the manifest says."""
+        """Describe the source for the manifest."""
         return {"kind": self.kind, "root": str(self.root), "pattern": self.pattern}
 
     def items(self) -> Iterator[Item]:
-        """All photos, in no particular order."""
+        """List all photos, in no particular order."""
         if self.kind == "folder":
             return walk(self.root)
         return self._matches() if self.kind == "glob" else self._listed()
 
     def read(self, item: Item) -> bytes:
-        """The bytes of a photo."""
+        """Read a photo's bytes."""
         return read_file(self.root / os.fsdecode(item.member))
 
     def _matches(self) -> Iterator[Item]:
@@ -59,15 +50,13 @@ class FileSource:
 def _lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            for line in file:
-                if line.strip():
-                    yield line.rstrip("\r\n")
+            yield from (line.rstrip("\r\n") for line in file if line.strip())
     except OSError as error:
         raise ExtractionError(f"cannot read the list {path}: expected a text file, got {error.strerror}.") from error
 
 
 def _first_folder(member: bytes) -> str | None:
-    """The class that a tree of one folder a class says."""
+    """The class, in a tree with one folder per class."""
     folder, slash, _ = member.partition(b"/")
     return readable_name(folder) if slash else None
 
@@ -75,29 +64,29 @@ def _first_folder(member: bytes) -> str | None:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in circles, or one that leads where nobody may look: as a file it says so
+    except OSError:  # a circular link, or one into a folder that may not be read: listed as a file with this problem
         return False
 
 
 def walk(root: Path) -> Iterator[Item]:
-    """All pictures below a folder, by their suffix. Links to folders are followed, but never in circles; hidden ones are left out."""
+    """List the pictures below a folder, by suffix. Follows links to folders, but never in circles; skips hidden ones."""
     pending: list[tuple[Path, bytes, frozenset[tuple[int, int]]]] = [(root, b"", frozenset())]
     while pending:
-        folder, below, above = pending.pop()
+        folder, below, parents = pending.pop()
         try:
-            found = folder.stat()
-            entries: Iterable[os.DirEntry[str]] = list(os.scandir(folder))
+            status = folder.stat()
+            entries = list(os.scandir(folder))
         except OSError as error:
             yield Item(readable_name(below) or ".", below, problem=f"expected a folder, got {error.strerror}.")
             continue
-        here = (found.st_dev, found.st_ino)
-        if here in above:
+        identity = (status.st_dev, status.st_ino)
+        if identity in parents:
             continue
         for entry in entries:
-            if entry.name.startswith(".") or entry.name in _NO_PHOTOS:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
-            member = b"/".join([*([below] if below else []), os.fsencode(entry.name)])
+            member = below + (b"/" if below else b"") + os.fsencode(entry.name)
             if _is_folder(entry):
-                pending.append((Path(entry.path), member, above | {here}))
+                pending.append((Path(entry.path), member, parents | {identity}))
             elif Path(entry.name).suffix.lower() in PICTURE_SUFFIXES:
                 yield file_item(Path(entry.path), member, label=_first_folder(member))

@@ -4,194 +4,141 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from attnhook.errors import ExtractionError, ImageError
-from attnhook.extraction.items import Item, check_exists, read_file, readable, require
-from attnhook.extraction.open_files import OpenFiles, names_of
+from attnhook.extraction.containers import ContainerSource, OpenFiles
+from attnhook.extraction.items import Item, read_file, readable, require
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")
-TOGETHER = 512
-"""Rows of one row group that go into the same shard: a row group may hold a million, and a shard is what a kill loses."""
 _LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
+ROWS_TOGETHER = 512
+"""Rows of one row group that go into the same shard. A row group may hold a million rows, and a killed run loses whole shards."""
 
 
 @dataclass
-class ParquetSource:
-    """Rows of Parquet files; a column holds the bytes of an image file, or a struct of `bytes` and `path` as `datasets` writes it.
+class ParquetSource(ContainerSource):
+    """Rows of Parquet files. A column holds the bytes of an image file, or a struct of `bytes` and `path` as `datasets` writes it.
 
-    Rows of a row group that stand together go into the same shard: such a group is read as a whole, and kept until another is wanted.
-
-    Attributes:
-        files: The files.
+    A row group is read as a whole and kept until a row of another one is wanted, so neighbouring rows go into the same shard.
     """
 
-    files: tuple[Path, ...]
-    _open: OpenFiles = field(default_factory=OpenFiles, init=False, repr=False, compare=False)
-    _group: tuple[Any, Any] = field(default=(None, None), init=False, repr=False, compare=False)  # the last one read
+    _last_group: OpenFiles = field(default_factory=lambda: OpenFiles(limit=1), init=False, repr=False, compare=False)
 
     kind = "parquet"
 
-    def __post_init__(self) -> None:
-        check_exists(self.files)
-        self._names = names_of(self.files)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_group": (None, None)}
-
-    def description(self) -> dict[str, Any]:
-        """What the manifest says."""
-        return {"kind": self.kind, "files": [str(path) for path in self.files]}
-
-    def items(self) -> Iterator[Item]:
-        """All rows."""
-        for number in range(len(self.files)):
+    def _items(self, number: int, path: Path) -> Iterator[Item]:
+        table, name, stamp = self._table(number), self._names[number], path.stat().st_mtime_ns
+        for group, (first, end) in enumerate(pairwise(table.starts)):
+            problem = None
             try:
-                table = self._table(number)
+                labels = table.labels(group)
             except Exception as error:  # pyarrow's own classes
-                problem = f"expected a Parquet file, got {readable(str(error))}. Fetch it again."
-                yield Item(self._names[number], container=number, number=-1, problem=problem)
-                continue
-            for group in range(len(table.starts) - 1):
-                yield from self._rows(number, table, group)
-
-    def _rows(self, number: int, table: "_Table", group: int) -> Iterator[Item]:
-        name, first, last = self._names[number], table.starts[group], table.starts[group + 1]
-        stamp = self.files[number].stat().st_mtime_ns
-        problem = None
-        try:
-            labels = table.labels(group)
-        except Exception as error:  # as above
-            labels = [None] * (last - first)
-            problem = f"expected whole labels in its row group, got {readable(str(error))}. Fetch the file again."
-        for row, label in enumerate(labels, first):
-            together = f"{name}/{group}/{(row - first) // TOGETHER}"
-            yield Item(f"{name}/{row:07d}", b"", number, row, -1, stamp, label, group=together, problem=problem)
+                labels = [None] * (end - first)
+                problem = f"expected whole labels in its row group, got {readable(str(error))}. Fetch the file again."
+            for row, label in enumerate(labels, first):
+                together = f"{name}/{group}/{(row - first) // ROWS_TOGETHER}"
+                yield Item(f"{name}/{row:07d}", b"", number, row, -1, stamp, label, group=together, problem=problem)
 
     def read(self, item: Item) -> bytes:
-        """The bytes of a photo."""
-        table = self._table(item.container)
+        """Read a photo's bytes."""
+        table, path = self._table(item.container), self.files[item.container]
         group = bisect_right(table.starts, item.number) - 1
-        where = (item.container, group)
-        if self._group[0] != where:
-            column = _image_column(table.file.schema_arrow, self.files[item.container])
-            self._group = (where, table.file.read_row_group(group, columns=[column]).column(0))
-        value = self._group[1][item.number - table.starts[group]].as_py()
-        return _bytes_of(value, item.key, self.files[item.container].parent)
+        images = self._last_group.get(
+            (item.container, group), lambda: table.column(group, _image_column(table.file.schema_arrow, path))
+        )
+        return _bytes_of(images[item.number - table.starts[group]].as_py(), item.key, path.parent)
 
     def _table(self, number: int) -> "_Table":
-        table: _Table = self._open.get(number, lambda: _Table.open(self.files[number]))
+        table: _Table = self._open.get(number, lambda: _Table(self.files[number]))
         return table
 
 
-@dataclass(frozen=True)
 class _Table:
-    """An open Parquet file.
+    """An open Parquet file; `starts` holds the first row of every row group, and the number of rows."""
 
-    Attributes:
-        file: The file.
-        starts: The first row of every row group, and the number of rows.
-    """
+    def __init__(self, path: Path) -> None:
+        self.file = require("pyarrow.parquet").ParquetFile(path, memory_map=True)
+        counts = (self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups))
+        self.starts = list(accumulate(counts, initial=0))
 
-    file: Any
-    starts: list[int]
-
-    @classmethod
-    def open(cls, path: Path) -> "_Table":
-        """Open a file."""
-        file = require("pyarrow.parquet", "pyarrow").ParquetFile(path, memory_map=True)
-        counts = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
-        return cls(file, list(accumulate(counts, initial=0)))
+    def column(self, group: int, name: str) -> Any:
+        """Read a column of a row group."""
+        return self.file.read_row_group(group, columns=[name]).column(0)
 
     def labels(self, group: int) -> list[str | None]:
-        """The labels of a row group, None for each row if there are none; by their names, where `datasets` left these in the file."""
+        """Read the labels of a row group, as class names if `datasets` stored them in the file."""
         schema = self.file.schema_arrow
-        column = _column(schema.names, _LABEL_COLUMNS)
-        if column is None:
+        name = _first_of(_LABEL_COLUMNS, schema.names)
+        if name is None:
             return [None] * (self.starts[group + 1] - self.starts[group])
         try:
-            known = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-        except (KeyError, TypeError, ValueError):  # other writers'
-            known = None
-        values = self.file.read_row_group(group, columns=[column]).column(0).to_pylist()
-        return [_label(value, known) for value in values]
-
-    def close(self) -> None:
-        """Close it."""
-        self.file.close()
+            classes = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][name]["names"]
+        except (KeyError, TypeError, ValueError):  # not written by datasets
+            classes = None
+        return [_label(value, classes) for value in self.column(group, name).to_pylist()]
 
 
-@dataclass
 class DatasetSource:
-    """A `datasets.Dataset` with an image column; its rows are read undecoded.
-
-    Attributes:
-        dataset: The data set.
-    """
-
-    dataset: Any
-    _undecoded: Any = field(default=None, init=False, repr=False, compare=False)
-    _names: tuple[str, str | None] = field(default=("", None), init=False, repr=False, compare=False)
+    """A `datasets.Dataset` with an image column, whose rows are read undecoded."""
 
     kind = "datasets"
 
-    def __post_init__(self) -> None:
-        datasets = require("datasets", "datasets")
-        if not isinstance(self.dataset, datasets.Dataset):
+    def __init__(self, dataset: Any) -> None:
+        datasets = require("datasets")
+        if not isinstance(dataset, datasets.Dataset):
             raise ExtractionError(
-                f"no photos: expected a datasets.Dataset, got {type(self.dataset).__name__}. Choose one split, and load it without streaming."
+                f"no photos: expected a datasets.Dataset, got {type(dataset).__name__}. Choose one split, and load it without streaming."
             )
-        features = self.dataset.features
-        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        image = images[0] if images else _column(list(features), _IMAGE_COLUMNS)
+        images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+        image = images[0] if images else _first_of(_IMAGE_COLUMNS, dataset.features)
         if image is None:
-            raise ExtractionError(f"no photos: expected a column of datasets.Image, got {', '.join(features)}.")
-        label = _column(list(features), _LABEL_COLUMNS)
-        chosen = self.dataset.with_format(None).select_columns([image, *([label] if label else [])])
-        self._undecoded = chosen.cast_column(image, datasets.Image(decode=False)) if images else chosen
-        self._names = (image, label)
+            raise ExtractionError(f"no photos: expected a column of datasets.Image, got {', '.join(dataset.features)}.")
+        self.dataset, self._image = dataset, image
+        self._label = _first_of(_LABEL_COLUMNS, dataset.features)
+        columns = dataset.with_format(None).select_columns([image, *([self._label] if self._label else [])])
+        self._undecoded = columns.cast_column(image, datasets.Image(decode=False)) if images else columns
 
     def description(self) -> dict[str, Any]:
-        """What the manifest says."""
+        """Describe the source for the manifest."""
         return {"kind": self.kind, "fingerprint": self.dataset._fingerprint, "rows": len(self.dataset)}
 
     def items(self) -> Iterator[Item]:
-        """All rows."""
-        label = self._names[1]
-        names = getattr(self.dataset.features.get(label), "names", None) if label else None
-        known = self._undecoded[label] if label else [None] * len(self.dataset)
-        for row, value in enumerate(known):
-            yield Item(f"{row:09d}", number=row, label=_label(value, names))
+        """List all rows."""
+        labels = self._undecoded[self._label] if self._label else [None] * len(self.dataset)
+        classes = getattr(self.dataset.features.get(self._label), "names", None)
+        for row, value in enumerate(labels):
+            yield Item(f"{row:09d}", number=row, label=_label(value, classes))
 
     def read(self, item: Item) -> bytes:
-        """The bytes of a photo."""
-        return _bytes_of(self._undecoded[item.number][self._names[0]], item.key, Path())
+        """Read a photo's bytes."""
+        return _bytes_of(self._undecoded[item.number][self._image], item.key, Path())
 
 
-def _label(value: Any, names: Any) -> str | None:
+def _label(value: Any, classes: Any) -> str | None:
     if value is None:
         return None
-    named = isinstance(names, list) and isinstance(value, int) and 0 <= value < len(names)
-    return readable(str(names[value] if named else value))
+    named = isinstance(classes, list) and isinstance(value, int) and 0 <= value < len(classes)
+    return readable(str(classes[value] if named else value))
 
 
-def _column(names: list[str], wanted: tuple[str, ...]) -> str | None:
+def _first_of(wanted: tuple[str, ...], names: Any) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
 def _image_column(schema: Any, path: Path) -> str:
-    name = _column(schema.names, _IMAGE_COLUMNS)
+    name = _first_of(_IMAGE_COLUMNS, schema.names)
     if name is None:
-        types = require("pyarrow", "pyarrow").types
-        holds = [field.name for field in schema if types.is_struct(field.type) or types.is_binary(field.type)]
-        name = holds[0] if len(holds) == 1 else None
-    if name is None:
-        raise ImageError(
-            f"no images in {path}: expected a column named {' or '.join(_IMAGE_COLUMNS)}, got {schema.names}."
-        )
-    return str(name)
+        types = require("pyarrow").types
+        binary = [field.name for field in schema if types.is_struct(field.type) or types.is_binary(field.type)]
+        if len(binary) != 1:
+            raise ImageError(
+                f"no images in {path}: expected a column named {' or '.join(_IMAGE_COLUMNS)}, got {schema.names}."
+            )
+        name = str(binary[0])
+    return name
 
 
 def _bytes_of(value: Any, key: str, folder: Path) -> bytes:

@@ -1,121 +1,88 @@
-"""One photo of a source before anyone has read it: its name, and where its bytes are."""
+"""One photo of a source that nobody has read yet: its name, and where its bytes are."""
 
+import importlib
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from attnhook.errors import ExtractionError, ImageError, MissingPackageError
+from attnhook.errors import ImageError, MissingPackageError
 
 MAX_BYTES = 2**30
-"""Files above this are no photos: they are refused unread."""
+"""Larger files are refused unread."""
 
-PICTURE_SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
-"""What a folder or an archive is searched for. Lists and globs say themselves what they want."""
+# fmt: off
+PICTURE_SUFFIXES = frozenset({
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+})
+# fmt: on
+"""The files that are taken from folders and archives. Lists and globs may name any file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One photo, unread.
+    """One photo, unread."""
 
-    Attributes:
-        key: Its name in the source, unique there.
-        member: Its path below the source's root, or its name in the archive.
-        container: Which of the source's archives or tables holds it.
-        number: Where in that: the offset of its bytes, its place in the directory, or its row.
-        size: Bytes, or -1 where they are not known.
-        stamp: When it was last written, in nanoseconds; with `size` it tells a photo that has changed.
-        label: Its class, or None.
-        group: Photos of the same group go into the same shard: the rows of a Parquet file are read a group at a time. Empty: its key.
-        problem: Why it cannot be read, where that is known already.
-    """
-
-    key: str
-    member: bytes = b""
-    container: int = 0
-    number: int = 0
-    size: int = -1
-    stamp: int = 0
+    key: str  # its name, unique in the source
+    member: bytes = b""  # its path below the source's root
+    container: int = 0  # which of the source's archives or tables holds it
+    number: int = 0  # where in the container: the offset of its bytes, its place in the directory, or its row
+    size: int = -1  # in bytes; -1 if unknown
+    stamp: int = 0  # modification time in nanoseconds; a photo whose size or stamp differs has changed
     label: str | None = None
-    group: str = ""
-    problem: str | None = None
+    group: str = (
+        ""  # photos of one group go into the same shard: rows of a Parquet file are read together. Empty: its own
+    )
+    problem: str | None = None  # why it cannot be read, if that is known already
 
 
-def readable_name(member: bytes) -> str:
-    r"""A file's name as text, whatever bytes it is made of."""
-    return member.decode("utf-8", "backslashreplace")
+def readable_name(name: bytes) -> str:
+    r"""Decode a file name, whatever bytes it consists of."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 def readable(text: str) -> str:
-    r"""Text that may hold bytes that are none, as Python reads names from the disk."""
+    r"""Replace the surrogates that Python reads file names into."""
     try:
         return readable_name(text.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:  # halves of characters that came from elsewhere
+    except UnicodeEncodeError:  # surrogates that stand for no byte
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def file_item(path: Path, member: bytes, *, label: str | None = None) -> Item:
-    """A file as an item."""
+    """Make the item of a file."""
     key = readable_name(member)
     try:
-        found = path.stat()
-    except (OSError, ValueError) as error:  # no name holds a byte 0
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         return Item(key, member, label=label, problem=f"expected a file, got {getattr(error, 'strerror', error)}.")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return Item(key, member, label=label, problem="expected a file, got a directory or device.")
-    return Item(key, member, size=found.st_size, stamp=found.st_mtime_ns, label=label)
+    return Item(key, member, size=status.st_size, stamp=status.st_mtime_ns, label=label)
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file that should be a photo."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
+    """Read an image file."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
         raise ImageError(f"cannot read {path}: expected an image file, got a directory or device. Pass files.")
-    check_size(found.st_size, os.fspath(path))
+    check_size(status.st_size, os.fspath(path))
     return path.read_bytes()
 
 
 def check_size(size: int, name: str) -> None:
-    """Refuse what is too large for a photo."""
+    """Refuse what is too large to be a photo."""
     if size > MAX_BYTES:
         raise ImageError(f"cannot read {name}: expected at most {MAX_BYTES:,} bytes, got {size:,}. Shrink it first.")
 
 
-def check_exists(paths: tuple[Path, ...]) -> None:
-    """Refuse archives and tables that are not there."""
-    for path in paths:
-        if not path.is_file():
-            raise ExtractionError(f"no photos: expected a file at {path}, got none. Check the path.")
-
-
-def require(module: str, package: str) -> ModuleType:
-    """Import an optional package."""
-    import importlib
-
+def require(module: str) -> ModuleType:
+    """Import an optional module."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
         raise MissingPackageError(
             f'extraction needs the package {package}, got {error}. Run `pip install "attnhook[extract]"`.'
         ) from error

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,44 +23,39 @@ _FIELDS = ("key", "member", "container", "number", "size", "stamp", "label", "pr
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The photos, sorted by shard, and inside a shard by where they are.
+    """The photos, sorted by shard, and within a shard by where they are. Pickled as its path: every process maps the file itself."""
 
-    Attributes:
-        table: An Arrow table in mapped memory: what an `Item` says, and its shard.
-    """
+    path: Path
 
-    table: Any
+    @cached_property
+    def table(self) -> Any:
+        """An Arrow table in mapped memory: the fields of an `Item`, and its shard."""
+        arrow = require("pyarrow")
+        with arrow.memory_map(os.fspath(self.path)) as file:
+            return arrow.ipc.open_file(file).read_all()
 
-    @classmethod
-    def read(cls, path: Path) -> "Listing":
-        """Map a listing into memory."""
-        arrow = require("pyarrow", "pyarrow")
-        with arrow.memory_map(os.fspath(path)) as file:
-            return cls(arrow.ipc.open_file(file).read_all())
-
-    def __len__(self) -> int:
-        count: int = self.table.num_rows
-        return count
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
 
     def item(self, row: int) -> Item:
         """One photo."""
         return Item(**{name: self.table.column(name)[row].as_py() for name in _FIELDS})
 
     def shards(self) -> dict[int, range]:
-        """The rows of every shard that has any, by its number."""
+        """The rows of every shard that is not empty, by its number."""
         numbers = self.table.column("shard").to_numpy()
-        found, first = np.unique(numbers, return_index=True)
-        ends = [*first[1:].tolist(), len(numbers)]
-        return {int(shard): range(int(a), b) for shard, a, b in zip(found, first, ends, strict=True)}
+        shards, starts = np.unique(numbers, return_index=True)
+        ends = [*starts[1:], len(numbers)]
+        return {int(shard): range(int(a), int(b)) for shard, a, b in zip(shards, starts, ends, strict=True)}
 
 
 def write_listing(source: Source, path: Path, *, shard_size: int, shards: int | None = None) -> int:
-    """List a source into a file.
+    """List a source into a file, and return the number of shards.
 
-    A photo's shard is the hash of its key (of its row group, in Parquet files) modulo the number of shards: the same whatever else the source
-    holds, and however many processes there are.
+    A photo's shard is the hash of its key (of its row group, in Parquet files) modulo the number of shards, whatever else the source holds, and
+    however many processes there are.
     """
-    arrow = require("pyarrow", "pyarrow")
+    arrow = require("pyarrow")
     chunks = [_chunk(arrow, items) for items in _batched(source.items())]
     if not chunks:
         raise ExtractionError(
@@ -69,9 +65,8 @@ def write_listing(source: Source, path: Path, *, shard_size: int, shards: int | 
     count = shards or -(-table.num_rows // shard_size)
     shard = (table.column("hash").to_numpy() % np.uint64(count)).astype(np.int32)
     table = table.drop_columns(["hash"]).append_column("shard", arrow.array(shard))
-    order = [("shard", "ascending"), ("container", "ascending"), ("number", "ascending"), ("key", "ascending")]
-    order.append(("member", "ascending"))
-    table = _unique(arrow, table.sort_by(order))
+    order = ("shard", "container", "number", "key", "member")
+    table = _with_unique_keys(arrow, table.sort_by([(name, "ascending") for name in order]))
     with (
         replacing(path) as temporary,
         arrow.OSFile(os.fspath(temporary), "wb") as file,
@@ -81,7 +76,7 @@ def write_listing(source: Source, path: Path, *, shard_size: int, shards: int | 
     return count
 
 
-def _batched(items: Iterator[Item]) -> Iterator[list[Item]]:
+def _batched(items: Iterator[Item]) -> Iterator[list[Item]]:  # itertools.batched is of Python 3.12
     while chunk := list(islice(items, _CHUNK)):
         yield chunk
 
@@ -89,24 +84,23 @@ def _batched(items: Iterator[Item]) -> Iterator[list[Item]]:
 def _chunk(arrow: Any, items: list[Item]) -> Any:
     columns = {name: [getattr(item, name) for item in items] for name in _FIELDS}
     columns["hash"] = [_hash(item.group or item.key) for item in items]
-    kinds = {"member": arrow.binary(), "container": arrow.int32(), "number": arrow.int64(), "size": arrow.int64()}
-    kinds |= {"stamp": arrow.int64(), "hash": arrow.uint64()}
-    return arrow.table({name: arrow.array(column, kinds.get(name, arrow.string())) for name, column in columns.items()})
+    types = dict.fromkeys(columns, arrow.string()) | dict.fromkeys(("number", "size", "stamp"), arrow.int64())
+    types |= {"member": arrow.binary(), "container": arrow.int32(), "hash": arrow.uint64()}
+    return arrow.table({name: arrow.array(column, types[name]) for name, column in columns.items()})
 
 
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _unique(arrow: Any, table: Any) -> Any:
-    """Names that stand there twice get a number; `//` is in no path of a file."""
+def _with_unique_keys(arrow: Any, table: Any) -> Any:
+    """Number keys that occur more than once, after `//`, which no file's path contains."""
     keys = table.column("key")
-    compute = require("pyarrow.compute", "pyarrow")
-    if compute.count_distinct(keys).as_py() == len(keys):
+    if require("pyarrow.compute").count_distinct(keys).as_py() == len(keys):
         return table
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     names = []
     for key in keys.to_pylist():
-        seen[key] += 1
-        names.append(key if seen[key] == 1 else f"{key}//{seen[key]}")
+        counts[key] += 1
+        names.append(key if counts[key] == 1 else f"{key}//{counts[key]}")
     return table.set_column(table.schema.get_field_index("key"), "key", arrow.array(names, arrow.string()))

@@ -1,4 +1,4 @@
-"""What made the files of a folder: the model by its content, the source, the settings, the versions. A run that differs may not add to it."""
+"""What made the files of a folder: the model by its content, source, settings, versions. A run that differs must not add to it."""
 
 import json
 from dataclasses import dataclass, replace
@@ -14,29 +14,17 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """A folder's manifest.
+    """A folder's manifest."""
 
-    Attributes:
-        model: The spec, and what its content is: weights, architecture, preprocessing, each as SHA-256.
-        source: Which photos.
-        settings: What was asked for.
-        blocks: Names of the blocks whose rows are stored.
-        statistics: Names of the statistics that are stored.
-        versions: Of Python, attnhook and the libraries that numbers depend on.
-        shards: How many there are.
-        photos: How many were extracted; None before the end.
-        failed: How many could not be; None before the end.
-    """
-
-    model: dict[str, Any]
+    model: dict[str, Any]  # its spec, and SHA-256 of its weights, architecture and preprocessing
     source: dict[str, Any]
     settings: dict[str, Any]
-    blocks: list[str]
-    statistics: list[str]
-    versions: dict[str, str]
+    blocks: list[str]  # names of the blocks whose rows are stored
+    statistics: list[str]  # names of the statistics that are stored
+    versions: dict[str, str]  # of Python, attnhook and the libraries that numbers depend on
     shards: int
-    photos: int | None = None
-    failed: int | None = None
+    photos: int | None = None  # how many were extracted; None before the end
+    failed: int | None = None  # likewise
 
     @property
     def complete(self) -> bool:
@@ -44,14 +32,14 @@ class Manifest:
         return self.photos is not None
 
     def save(self, folder: Path) -> None:
-        """Write it."""
+        """Write the manifest to a folder."""
         content = {"format": FORMAT, **vars(self)}
         with replacing(folder / NAME, durable=True) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest | None":
-        """Read a folder's manifest."""
+        """Read a folder's manifest, or None."""
         path = folder / NAME
         if not path.is_file():
             return None
@@ -61,7 +49,9 @@ class Manifest:
             if found == FORMAT:
                 return cls(**content)
         except (ValueError, TypeError, AttributeError) as error:
-            raise ExtractionError(f"cannot read {path}: expected a manifest, got {error}.") from error
+            raise ExtractionError(
+                f"cannot read {path}: expected a manifest, got {error}. Restore it, or extract again."
+            ) from error
         if str(found).startswith(FORMAT.rstrip("2")):
             raise ExtractionError(
                 f"cannot read {path}: expected format {FORMAT}, got {found}. Use the version of attnhook that wrote it."
@@ -72,7 +62,7 @@ class Manifest:
         )
 
     def resumed(self, wanted: "Manifest", folder: Path) -> "Manifest":
-        """Go on with what another run began."""
+        """The manifest with which a run continues what this one describes; a run that differs is refused."""
         for part in ("model", "source", "settings", "blocks", "statistics", "versions"):
             old, new = getattr(self, part), json.loads(json.dumps(getattr(wanted, part)))
             if old != new:

@@ -2,6 +2,7 @@
 
 import hashlib
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from attnhook.capture.records import AttentionMaps, maps_from
 from attnhook.errors import ExtractionError, ImageError
 from attnhook.extraction import indices
 from attnhook.extraction.distributions import PERCENTILES, over_photos
-from attnhook.extraction.encodings import decode
 from attnhook.extraction.items import Item, require
 from attnhook.extraction.manifests import Manifest
+from attnhook.extraction.settings import decode
 from attnhook.extraction.shard_files import ShardFiles
-from attnhook.extraction.sources import Source, open_source, reopen_source
+from attnhook.extraction.sources import open_source, reopen_source
 from attnhook.imaging.images import read_image
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption
@@ -32,19 +33,19 @@ _RAW = "raw_attention"
 
 
 class ExtractedMaps(Dataset[dict[str, Any]]):
-    """What `extract` wrote: a photo's rows, statistics and maps by its key or number.
+    """What `extract` wrote: a photo's rows, statistics and maps by its key or number. Made by `open_maps`.
 
-    A torch `Dataset` of dictionaries that `DataLoader` makes batches of: `key`, `label` (empty if there is none), `rows.BLOCK` of each
-    block that was stored, `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.BLOCK` likewise,
+    A torch `Dataset` of dictionaries that `DataLoader` can batch: `key`, `label` (empty if there is none), `rows.BLOCK` of each stored
+    block, `(heads, queries, keys)` float32 (windowed models: `(windows, heads, queries, keys)`), `statistics.BLOCK` likewise,
     `(heads, statistics)`, `maps.METHOD` `(h, w)`. BLOCK is the block's name in the model; `manifest.blocks` lists the stored ones. Only what is
-    asked for is read. Made by `open_maps`.
+    asked for is read from the disk.
 
     Attributes:
-        folder: The extraction's.
-        manifest: What made it.
+        folder: The folder of the extraction.
+        manifest: Its manifest.
 
     Args:
-        folder: The extraction's.
+        folder: The folder of the extraction.
         manifest: Its manifest.
         source: Where the photos are; None for where the manifest says.
     """
@@ -53,12 +54,10 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         self.folder, self.manifest = folder, manifest
         self._source = source
         self._files = ShardFiles(folder)
-        compute = require("pyarrow.compute", "pyarrow")
+        compute = require("pyarrow.compute")
         table = _read_index(folder)
         failed = compute.is_valid(table.column("error"))
         self._index, self._failed = table.filter(compute.invert(failed)), table.filter(failed)
-
-    # --- which photos -----------------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         count: int = self._index.num_rows
@@ -72,17 +71,17 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
     @property
     def errors(self) -> dict[str, str]:
-        """Why there is nothing of a photo, by its key."""
+        """The errors of the photos that failed, by key."""
         columns = (self._failed.column(name).to_pylist() for name in ("key", "error"))
         return dict(zip(*columns, strict=True))
 
     @property
     def complete(self) -> bool:
-        """Whether the run had come to its end when this was opened, and everything it wrote was there."""
+        """Whether the run had ended when this was opened, and everything it wrote was there."""
         return (self.manifest.photos, self.manifest.failed) == (len(self), self._failed.num_rows)
 
     def record(self, photo: int | str) -> dict[str, Any]:
-        """What the index says of a photo.
+        """Read a photo's row of the index.
 
         Args:
             photo: Its key or number.
@@ -93,50 +92,52 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         Raises:
             ExtractionError: If there is no such photo, or it failed.
         """
-        found: dict[str, Any] = self._index.slice(self._number(photo), 1).to_pylist()[0]
-        return found
+        row: dict[str, Any] = self._index.slice(self._number(photo), 1).to_pylist()[0]
+        return row
 
     def _number(self, photo: int | str) -> int:
         if hasattr(photo, "__index__") and not isinstance(photo, bool):
             photo = operator.index(photo)
             if not -len(self) <= photo < len(self):
-                raise IndexError(f"photo {photo} does not exist: expected -{len(self)} to {len(self) - 1}.")
+                problem = f"expected -{len(self)} to {len(self) - 1}" if len(self) else self._why_empty()
+                raise IndexError(f"photo {photo} does not exist: {problem}.")
             return photo % len(self)
-        compute = require("pyarrow.compute", "pyarrow")
-        number: int = compute.index(self._index.column("key"), str(photo)).as_py()
+        number: int = require("pyarrow.compute").index(self._index.column("key"), str(photo)).as_py()
         if number >= 0:
             return number
-        if (why := self.errors.get(str(photo))) is not None:
+        if (error := self.errors.get(str(photo))) is not None:
             raise ExtractionError(
-                f"there is nothing of {photo!r}: expected a photo that could be read, got an error. {why}"
+                f"no attention of {photo!r}: expected a photo that could be read, got an error. {error}"
             )
         some = ", ".join(map(repr, self.keys[:3]))
-        raise ExtractionError(f"unknown photo {photo!r}: expected one of the {len(self)} keys, such as {some}.")
+        problem = f"expected one of the {len(self)} keys, such as {some}" if len(self) else self._why_empty()
+        raise ExtractionError(f"unknown photo {photo!r}: {problem}.")
 
     def to_arrow(self) -> Any:
-        """The index as an Arrow table, photos that failed at its end."""
-        return require("pyarrow", "pyarrow").concat_tables([self._index, self._failed])
+        """The index as an Arrow table, with the photos that failed at its end."""
+        return require("pyarrow").concat_tables([self._index, self._failed])
 
     def to_pandas(self) -> Any:
-        """The index as a pandas data frame, photos that failed at its end."""
+        """The index as a pandas data frame, with the photos that failed at its end."""
         return self.to_arrow().to_pandas()
-
-    # --- what was stored --------------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, photo: int | str) -> dict[str, Any]:
         record = self.record(photo)
-        tensors = self._files.tensors(record, "rows", "scales", "statistics", "maps")
-        found: dict[str, Any] = {"key": record["key"], "label": record["label"] or ""}
-        for name, tensor in tensors.items():
-            kind, _, which = name.partition(".")
-            if kind == "rows":
-                found[name] = decode(tensor, tensors.get(f"scales.{which}"))
-            elif kind != "scales":
-                found[name] = tensor
-        return found
+        tensors = self._tensors(record, "rows", "statistics", "maps")
+        return {"key": record["key"], "label": record["label"] or "", **tensors}
+
+    def _tensors(self, record: dict[str, Any], *wanted: str) -> dict[str, Tensor]:
+        """A photo's tensors, by name or kind; rows are decoded."""
+        stored = self._files.tensors(record, "scales", *wanted)
+        tensors = {}
+        for name, tensor in stored.items():
+            kind, _, block = name.partition(".")
+            if kind != "scales":
+                tensors[name] = decode(tensor, stored.get(f"scales.{block}")) if kind == "rows" else tensor
+        return tensors
 
     def maps(self, photo: int | str) -> AttentionMaps:
-        """A photo's rows as a capture gives them, within what `dtype` keeps.
+        """Read a photo's rows, as a capture returns them (within the precision of `dtype`).
 
         Args:
             photo: Its key or number.
@@ -145,12 +146,12 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             The maps of the stored blocks, with a batch of one.
         """
         record = self.record(photo)
-        tensors, header = self._files.tensors(record, "rows", "scales"), self._files.header(record)
-        found = self._files.layout(record)
+        tensors, header = self._tensors(record, "rows"), self._files.header(record)
+        by_number = self._files.layout(record)
         for i, block in enumerate(header["blocks"]):
-            rows = decode(tensors[f"rows.{block['name']}"], tensors.get(f"scales.{block['name']}"))
-            found[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
-        return maps_from(header, found)
+            rows = tensors[f"rows.{block['name']}"]
+            by_number[f"rows.{i}"] = rows if rows.dim() == 4 else rows[None]
+        return maps_from(header, by_number)
 
     def attention(
         self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None
@@ -159,70 +160,59 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
         Args:
             photo: Its key or number.
-            block: Of the stored blocks, by index or name; maps of other methods are there of one block only.
-            heads: As in `raw_attention`; where only a mean over heads was stored, that.
-            method: One of the stored methods; None is raw attention, which is made of the stored rows.
+            block: One of the stored blocks, by index or name; maps of other methods are stored for one block only.
+            heads: As in `raw_attention`; if only the mean over heads was stored, that.
+            method: One of the stored methods; None is raw attention, computed from the stored rows.
 
         Returns:
             A map of `(h, w)` float32, unnormalised, or of `(heads, h, w)` for `heads=None`.
 
         Raises:
-            ExtractionError: If the method's maps were not stored, or others were than are asked for.
+            ExtractionError: If the method's maps were not stored, or not those of this block or these heads.
         """
         if method in (None, _RAW):
-            self._check_heads(heads)
+            if heads != HeadFusion.MEAN and self.manifest.settings["heads"] == HeadFusion.MEAN:
+                raise ExtractionError(
+                    f"the heads are not stored: expected heads='mean', which is, got {heads!r}. Extract with heads=None to keep each."
+                )
             return raw_attention(self.maps(photo), block=block, heads=heads)[0]
-        self._check_stored(photo, method, block, heads)
-        record = self.record(photo)
-        values = self._files.tensors(record, f"maps.{method}")[f"maps.{method}"]
-        return PatchMap.with_facts(values, self._files.header(record)["methods"][method]["map"])
+        facts, record = self._stored_facts(photo, method, block, heads), self.record(photo)
+        values = self._files.tensors(record, f"maps.{method}")
+        return PatchMap.with_facts(values[f"maps.{method}"], facts["map"])
 
-    def _check_heads(self, heads: HeadsOption) -> None:
-        if heads != HeadFusion.MEAN and self.manifest.settings["heads"] == HeadFusion.MEAN:
-            raise ExtractionError(
-                f"the heads are not stored: expected heads='mean', which is, got {heads!r}. Extract with heads=None to keep each."
-            )
-
-    def _check_stored(self, photo: int | str, method: str, block: int | str, heads: HeadsOption) -> None:
+    def _stored_facts(self, photo: int | str, method: str, block: int | str, heads: HeadsOption) -> dict[str, Any]:
+        """What is stored about a method's map, which has to be of this block and these heads."""
         if method not in self.manifest.settings["methods"]:
             stored = ", ".join(map(repr, self.manifest.settings["methods"])) or "none"
             raise ExtractionError(
                 f"no maps of {method!r}: expected a method that was stored ({stored}). Extract with methods=[{method!r}]."
             )
         header = self._files.header(self.record(photo))
-        made = header["methods"][method]
-        if block != -1:
-            names = [entry["name"] for entry in header["blocks"]]
-            if block != made["block"] and names[block_index(names, block)] != made["block"]:
-                raise ExtractionError(
-                    f"no maps of {method!r} for block {block!r}: expected the one that was stored, {made['block']!r}. Leave block out, or "
-                    "extract the block as the last of blocks."
-                )
-        if heads != made["heads"]:
+        facts: dict[str, Any] = header["methods"][method]
+        names = [entry["name"] for entry in header["blocks"]]
+        if block not in (-1, facts["block"]) and names[block_index(names, block)] != facts["block"]:
             raise ExtractionError(
-                f"no maps of {method!r} with heads={heads!r}: expected heads={made['heads']!r}, which was stored. Leave heads out."
+                f"no maps of {method!r} for block {block!r}: expected the one that was stored, {facts['block']!r}. Leave block out, or extract "
+                "the block as the last of blocks."
             )
+        if heads != facts["heads"]:
+            raise ExtractionError(
+                f"no maps of {method!r} with heads={heads!r}: expected heads={facts['heads']!r}, which was stored. Leave heads out."
+            )
+        return facts
 
     def heatmap(self, photo: int | str, **options: Any) -> Tensor:
-        """A photo's map at the photo's size; the photo itself is not read.
-
-        Args:
-            photo: Its key or number.
-            **options: As in `attention`; one head or their mean.
-
-        Returns:
-            `(H, W)` float32, NaN where the model did not look.
-        """
-        return self.attention(photo, **options).heatmap(indices.geometry_of(self.record(photo)["geometry"]))
+        """A photo's map at the photo's size, `(H, W)` float32, NaN where the model did not look; options as in `attention`, for one map."""
+        return self.attention(photo, **options).heatmap(indices.geometry_from_numbers(self.record(photo)["geometry"]))
 
     def statistics(self, percentiles: Sequence[float] = PERCENTILES) -> list[dict[str, Any]]:
-        """Mean and percentiles of every statistic over all photos, exact.
+        """Exact mean and percentiles of every statistic over all photos.
 
         Args:
-            percentiles: Which, 0 to 100.
+            percentiles: Which ones, 0 to 100.
 
         Returns:
-            A row a block, head and statistic, as in `statistics.json`.
+            One row per block, head and statistic, as in `statistics.json`.
 
         Raises:
             ExtractionError: If no statistics were stored.
@@ -230,8 +220,6 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         if not self.manifest.statistics:
             raise ExtractionError("no statistics: expected an extraction with statistics=True. Extract again with it.")
         return over_photos(self.folder, self.manifest, percentiles)
-
-    # --- pictures ---------------------------------------------------------------------------------------------------------------------
 
     def photo(self, photo: int | str) -> Image.Image:
         """Fetch a photo from its source again.
@@ -243,12 +231,14 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             The photo, RGB, upright.
 
         Raises:
-            ImageError: If it is gone, or no longer the one that the attention is of.
+            ImageError: If it is gone or has changed.
         """
         record = self.record(photo)
+        if self._source is None:
+            self._source = reopen_source(self.manifest.source)
         names = ("key", "member", "container", "number", "size", "stamp")
         try:
-            content = self._photos().read(Item(**{name: record[name] for name in names}))
+            content = self._source.read(Item(**{name: record[name] for name in names}))
         except OSError as error:
             raise ImageError(
                 f"cannot fetch {record['key']!r} again: expected it where it was, got {error}. If the photos have moved, pass "
@@ -263,27 +253,18 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
     def result(
         self, photo: int | str, *, block: int | str = -1, heads: HeadsOption = "mean", method: str | None = None
     ) -> AttentionResult:
-        """A photo with its map, as `attend` gives it: overlays, figures, captions.
-
-        Args:
-            photo: Its key or number.
-            block: As in `attention`.
-            heads: As in `attention`, but not None.
-            method: As in `attention`.
-
-        Returns:
-            The result.
-        """
+        """A photo with its map, as `attend` returns it: overlays, figures, captions. Options as in `attention`, for one map."""
         attention = self.attention(photo, block=block, heads=heads, method=method)
         maps, record, model = self.maps(photo), self.record(photo), self.manifest.model["spec"]
         if method in (None, _RAW):
             settings = ResultSettings(model, _RAW, maps[block].name, heads, rows_in_words(maps))
         else:
-            made = self._files.header(record)["methods"][method]
+            facts = self._files.header(record)["methods"][method]
             target = record["target"] if NEEDS[method].gradients else None
-            settings = ResultSettings(model, method, made["block"], made["heads"], made["rows"], target)
-        shown = captioned(attention, model, settings.target)
-        return AttentionResult(self.photo(photo), shown, indices.geometry_of(record["geometry"]), maps, settings)
+            settings = ResultSettings(model, method, facts["block"], facts["heads"], facts["rows"], target)
+        geometry = indices.geometry_from_numbers(record["geometry"])
+        described = captioned(attention, model, settings.target)
+        return AttentionResult(self.photo(photo), described, geometry, maps, settings)
 
     def overlay(
         self,
@@ -294,38 +275,27 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         method: str | None = None,
         **options: Any,
     ) -> Image.Image:
-        """A photo, fetched again, with its map over it.
-
-        Args:
-            photo: Its key or number.
-            block: As in `attention`.
-            heads: As in `attention`, but not None.
-            method: As in `attention`.
-            **options: As in `PatchMap.overlay`.
-
-        Returns:
-            An RGB image of the photo's size.
-        """
+        """A photo, fetched again, with its map over it. Options as in `attention`, for one map, and as in `PatchMap.overlay`."""
         return self.result(photo, block=block, heads=heads, method=method).overlay(**options)
 
-    def _photos(self) -> Source:
-        if self._source is None:
-            self._source = reopen_source(self.manifest.source)
-        source: Source = self._source
-        return source
+    def _why_empty(self) -> str:
+        if not self._failed.num_rows:
+            return "no photo has been extracted yet"
+        ((error, count),) = Counter(self._failed.column("error").to_pylist()).most_common(1)
+        return f"all {self._failed.num_rows} photos failed, {count} of them with {error!r}"
 
     def __repr__(self) -> str:
         state = "" if self.complete else ", still running or stopped"
-        return (
-            f"ExtractedMaps({len(self)} photos, {self._failed.num_rows} failed, {self.manifest.model['spec']}{state})"
-        )
+        counts = f"{len(self)} photos, {self._failed.num_rows} failed"
+        reason = f": {self._why_empty()}" if self._failed.num_rows and not len(self) else ""
+        return f"ExtractedMaps({counts}, {self.manifest.model['spec']}{state}){reason}"
 
 
 def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
-    """Open what `extract` wrote; also while it is still running, as far as shards are whole.
+    """Open what `extract` wrote; while it is still running, the shards that are whole.
 
     Args:
-        folder: The extraction's.
+        folder: The folder of the extraction.
         source: Where the photos are now; None for where they were. Only pictures need them.
 
     Returns:
@@ -354,12 +324,10 @@ def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
 
 
 def _read_index(folder: Path) -> Any:
-    parquet = require("pyarrow.parquet", "pyarrow")
     try:
-        return parquet.read_table(folder / indices.NAME, partitioning=None)
+        return require("pyarrow.parquet").read_table(folder / indices.NAME, partitioning=None)
     except FileNotFoundError:  # not yet, or not any more
         pass
-    whole = [indices.whole_fragment(folder, int(path.stem)) for path in indices.fragments(folder)]
-    tables = [table.replace_schema_metadata(None) for table in whole if table is not None]
-    empty = indices.schema().empty_table()
-    return require("pyarrow", "pyarrow").concat_tables([empty, *tables])
+    fragments = [indices.whole_fragment(folder, int(path.stem)) for path in indices.fragments(folder)]
+    tables = [table.replace_schema_metadata(None) for table in fragments if table is not None]
+    return require("pyarrow").concat_tables([indices.schema().empty_table(), *tables])

@@ -14,68 +14,63 @@ import torch.distributed as dist
 
 from attnhook.errors import ExtractionError
 
-_LONG = timedelta(days=365)
-"""Processes wait for the slowest, however long that takes."""
+_TIMEOUT = timedelta(days=365)
+"""Processes wait for the slowest one, however long it takes."""
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes of one run.
-
-    Attributes:
-        rank: Which of them this one is.
-        size: How many there are.
-        local_rank: Which of those of this machine.
-        local_size: How many on this machine.
-    """
+class ProcessGroup:
+    """The processes of one run, and which of them this one is; `local` ones are those of this machine."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
 
-    def first_does(self, work: Callable[[], _Result]) -> _Result:
-        """Let one process do something, and tell all what came out; what it raises, all raise."""
+    def on_first(self, work: Callable[[], _Result]) -> _Result:
+        """Let the first process do something, and return its result in all; an error is raised in all."""
         if self.size == 1:
             return work()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
-                told[0] = work()
-            except Exception as error:  # told to the others, then raised again
-                told[1] = error
-        dist.broadcast_object_list(told, src=0)
-        if told[1] is not None:
-            raise told[1]
-        result: _Result = told[0]
+                outcome[0] = work()
+            except Exception as error:  # sent to the others, then raised
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: _Result = outcome[0]
         return result
 
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
     def share_of(self, shards: dict[int, range]) -> dict[int, range]:
-        """This process's part of the work: largest shards first, each to whoever has least."""
-        loads = [0] * self.size
-        own = []
-        for shard in sorted(shards, key=lambda number: (-len(shards[number]), number)):
-            rank = loads.index(min(loads))
-            loads[rank] += len(shards[shard])
-            own += [shard] if rank == self.rank else []
-        return {shard: shards[shard] for shard in sorted(own)}
+        """This process's shards: dealt in turns, the largest first, so that shares differ by at most one shard."""
+        by_size = sorted(shards, key=lambda number: (-len(shards[number]), number))
+        return {shard: shards[shard] for shard in sorted(by_size[self.rank :: self.size])}
 
 
 @contextmanager
-def team() -> Iterator[Team]:
+def process_group() -> Iterator[ProcessGroup]:
     """Join the processes that `torchrun` started, if it did."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     joined = dist.is_available() and dist.is_initialized()
     if not joined and (size == 1 or "RANK" not in os.environ):
-        yield Team()
+        yield ProcessGroup()
         return
     if not joined:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=_LONG)
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    local_rank, local_size = (
+        int(os.environ.get(name, n)) for name, n in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
     try:
-        yield Team(dist.get_rank(), dist.get_world_size(), local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank, local_size)
     finally:
         if not joined:
             dist.destroy_process_group()
@@ -83,35 +78,35 @@ def team() -> Iterator[Team]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the lock goes with the process, however that ends."""
-    with _lock(folder, ".lock", alone=True):
-        with _lock(folder, ".writing", alone=True):
+    """Keep other runs out of a folder. The lock is released with the process, however it ends."""
+    with _lock(folder, ".lock", exclusive=True):
+        with _lock(folder, ".writing", exclusive=True):
             pass
         yield
 
 
 def writing(folder: Path) -> AbstractContextManager[None]:
-    """Say that this process writes to a folder, beside the others of its run."""
-    return _lock(folder, ".writing", alone=False)
+    """Mark that this process, like the others of its run, writes to a folder."""
+    return _lock(folder, ".writing", exclusive=False)
 
 
 @contextmanager
-def _lock(folder: Path, name: str, *, alone: bool) -> Iterator[None]:
+def _lock(folder: Path, name: str, *, exclusive: bool) -> Iterator[None]:
     try:
         import fcntl
-    except ImportError:  # no such locks on Windows
+    except ImportError:  # Windows has no such locks
         yield
         return
     with (folder / name).open("a+", encoding="utf-8") as file:
         try:
-            # Not flock: worker processes would keep that one.
-            fcntl.lockf(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            # Not flock: worker processes would inherit that lock.
+            fcntl.lockf(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in {errno.EACCES, errno.EAGAIN}:
+            if error.errno in {errno.EACCES, errno.EAGAIN}:
                 raise ExtractionError(
-                    f"cannot lock {folder}: expected a file system with locks, got {error.strerror}. Write to another one."
+                    f"cannot write to {folder}: expected no other run there, got one ({error.strerror}). Wait for it, or choose another folder."
                 ) from error
             raise ExtractionError(
-                f"cannot write to {folder}: expected no other run there, got one ({error.strerror}). Wait for it, or write to another folder."
+                f"cannot lock {folder}: expected a file system with locks, got {error.strerror}. Write to another one."
             ) from error
         yield

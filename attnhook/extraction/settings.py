@@ -1,15 +1,20 @@
-"""What was asked of an extraction: everything that changes a number that it writes."""
+"""The settings of an extraction, everything that changes a number that it writes, and how rows are stored."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from attnhook.attribution.methods import check_method
 from attnhook.options import BlocksOption, HeadFusion, RowsOption
 
+_LEVELS = 255
+
 
 class StoredType(StrEnum):
-    """How rows are stored.
+    """The type that rows are stored in.
 
     `FLOAT16` is within 1 in 2,048 of each value (and within 3e-8 of the smallest), `FLOAT32` exact, `UINT8` within 1/510 of each row's largest.
     """
@@ -21,18 +26,9 @@ class StoredType(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one extraction.
+    """Settings of one extraction, as in `extract`.
 
-    Attributes:
-        rows: Whose rows, as in `AttentionCapture`.
-        blocks: Which blocks, as in `AttentionCapture`.
-        heads: `"mean"` fuses the heads, None keeps them.
-        methods: Names of `METHODS` whose maps are stored, too.
-        statistics: Whether statistics of the rows are stored.
-        dtype: How rows are stored.
-        batch_size: Photos a forward; part of the settings because it may change the last bit.
-        shard_size: About how many photos make a shard.
-        device: `"cpu"`, `"cuda"`.
+    `batch_size` is one of them because it may change the last bit; `device` is `"cpu"` or `"cuda"`.
     """
 
     rows: RowsOption
@@ -54,25 +50,28 @@ class Settings:
             raise ValueError(f"unknown heads: expected 'mean' or None to keep all, got {self.heads!r}.")
 
     def as_json(self) -> dict[str, Any]:
-        """What the manifest says; blocks are named there apart."""
-        rows = (
-            self.rows
-            if isinstance(self.rows, str)
-            else [list(row) if isinstance(row, tuple) else row for row in self.rows]
-        )
-        return {
-            "rows": rows,
-            "heads": self.heads,
-            "methods": list(self.methods),
-            "statistics": self.statistics,
-            "dtype": self.dtype,
-            "batch_size": self.batch_size,
-            "shard_size": self.shard_size,
-            "device": self.device,
-        }
+        """The settings in the manifest, which lists the blocks by name elsewhere."""
+        return {name: value for name, value in vars(self).items() if name != "blocks"}
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """Refuse what is no number of things."""
+    """Refuse what is not a whole number, or too small."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"bad {name}: expected a whole number of at least {least}, got {value!r}.")
+
+
+def encode(rows: Tensor, dtype: StoredType) -> tuple[Tensor, Tensor | None]:
+    """Convert rows `(..., keys)`, float32 and not negative, to the stored type.
+
+    For `uint8`, also returns the value of one level, `(..., 1)` float32: each row's largest value over 255.
+    """
+    if dtype is not StoredType.UINT8:
+        return rows.to(torch.float16 if dtype is StoredType.FLOAT16 else torch.float32), None
+    scales = rows.amax(dim=-1, keepdim=True) / _LEVELS
+    levels = torch.where(scales > 0, rows / scales, 0.0)
+    return levels.round_().clamp_(max=_LEVELS).to(torch.uint8), scales
+
+
+def decode(stored: Tensor, scales: Tensor | None) -> Tensor:
+    """Undo `encode`, in float32."""
+    return stored.float() if scales is None else stored.float() * scales

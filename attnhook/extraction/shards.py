@@ -1,10 +1,12 @@
-"""One shard: what was seen of its photos, gathered in memory, then written whole."""
+"""Writing shards: attention is gathered in memory, then written whole, in a thread that runs next to the model."""
 
 import hashlib
 import json
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,138 +16,147 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention, header_of
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
-from attnhook.extraction.batch_results import Seen
+from attnhook.extraction.batch_attention import BatchAttention
 from attnhook.extraction.batches import Batch
-from attnhook.extraction.encodings import encode
-from attnhook.extraction.indices import fragment_path, numbers_of, tensors_path, write_fragment
-from attnhook.extraction.listings import Listing
+from attnhook.extraction.indices import fragment_path, tensors_path, write_fragment
 from attnhook.extraction.manifests import NAME
-from attnhook.extraction.settings import Settings
+from attnhook.extraction.settings import Settings, encode
 from attnhook.files import replacing
+from attnhook.imaging.model_inputs import ModelInputs
 
-STATISTICS = (
-    "entropy",
-    "relative_entropy",
-    "distance_patches",
-    "class_mass",
-    "register_mass",
-    "patch_mass",
-    "other_mass",
-    "top_mass",
-    "effective_patches",
-)
-"""What is stored of `attention_statistics`, in this order: one number a photo, block and head."""
+_MASSES = ("class_mass", "register_mass", "patch_mass", "other_mass", "top_mass")
+STATISTICS = ("entropy", "relative_entropy", "distance_patches", *_MASSES, "effective_patches")
+"""The fields of `attention_statistics` that are stored, in this order: one number per photo, block and head."""
+
+_MAX_WAITING = 5
+"""Batches that are being written or wait for it: where the disk is slower than the model, the model waits."""
+
+
+class BackgroundWriter:
+    """Writes batches in order in one thread, each shard once its last photo is in. Errors are raised by the next `add`, or at the end."""
+
+    def __init__(self, folder: Path, settings: Settings, shards: dict[int, range]) -> None:
+        self._target = (folder, settings)
+        self._sizes = {number: len(rows) for number, rows in shards.items()}
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="attnhook extraction")
+        self._waiting: deque[Future[None]] = deque()
+        self._shard: _Shard | None = None
+        self._failed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._executor.shutdown(cancel_futures=kind is not None)
+        while kind is None and self._waiting:
+            self._waiting.popleft().result()
+
+    def add(self, batch: Batch, attentions: list[BatchAttention]) -> None:
+        """Hand a batch over; waits while too many are waiting."""
+        while self._waiting and (len(self._waiting) >= _MAX_WAITING or self._waiting[0].done()):
+            self._waiting.popleft().result()
+        nothing = ModelInputs(torch.empty(0))
+        without_pixels = Batch(batch.shard, batch.photos, [(places, nothing) for places, _ in batch.groups])
+        self._waiting.append(self._executor.submit(self._write, without_pixels, attentions))
+
+    @torch.no_grad()
+    def _write(self, batch: Batch, attentions: list[BatchAttention]) -> None:
+        if self._failed:  # what follows an error is not written
+            return
+        self._failed = True
+        if self._shard is None or self._shard.number != batch.shard:
+            self._shard = _Shard(batch.shard, *self._target)
+        self._shard.add(batch, attentions)
+        if len(self._shard.rows) == self._sizes[batch.shard]:
+            self._shard.write()
+            self._shard = None
+        self._failed = False
 
 
 @dataclass
 class _Group:
-    """Photos of a shard whose tensors are alike.
+    """Photos of a shard whose tensors have the same shapes."""
 
-    Attributes:
-        header: What the maps say beside their rows.
-        layout: The header's tensors.
-        parts: Of each tensor, a piece a forward.
-        count: How many photos.
-    """
-
-    header: dict[str, Any]
-    layout: dict[str, Tensor]
-    parts: dict[str, list[Tensor]] = field(default_factory=dict)
-    count: int = 0
+    header: dict[str, Any]  # as header_of returns it, and the facts of methods
+    layout: dict[str, Tensor]  # the header's tensors
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)  # by name, one piece per forward
+    count: int = 0  # photos
 
 
-class ShardWriter:
+class _Shard:
     """Gathers one shard and writes it."""
 
-    def __init__(self, folder: Path, shard: int, listing: Listing, settings: Settings) -> None:
-        self.shard = shard
-        self._folder, self._listing, self._settings = folder, listing, settings
+    def __init__(self, number: int, folder: Path, settings: Settings) -> None:
+        self.number = number
+        self.rows: list[dict[str, Any]] = []  # of the index
+        self._folder, self._settings = folder, settings
         self._groups: dict[str, _Group] = {}
-        self._rows: list[dict[str, Any]] = []
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def add(self, batch: Batch, seen: list[Seen]) -> None:
-        """Take over what was seen of a batch."""
-        rows = [self._failed(photo.row, photo.digest, photo.problem) for photo in batch.photos]
-        for (places, _), one in zip(batch.groups, seen, strict=True):
-            one.wait()
-            number, first = self._keep(one, len(places))
-            grid = _grid(one.maps)
+    def add(self, batch: Batch, attentions: list[BatchAttention]) -> None:
+        """Take over the attention of a batch."""
+        for (places, _), attention in zip(batch.groups, attentions, strict=True):
+            attention.wait()
+            group, first = self._add_tensors(attention, len(places))
+            grid = _grid(attention.maps)
             for i, place in enumerate(places):
-                geometry = batch.photos[place].geometry
-                rows[place] |= {
-                    "group": number,
-                    "offset": first + i,
-                    "grid": grid,
-                    "geometry": None if geometry is None else numbers_of(geometry),
-                    "target": None if one.targets is None else one.targets[i],
-                    "error": None,
-                }
-        self._rows += rows
+                batch.photos[place] |= {"group": group, "offset": first + i, "grid": grid}
+                if attention.targets is not None:
+                    batch.photos[place]["target"] = attention.targets[i]
+        self.rows += batch.photos
 
-    def _failed(self, row: int, digest: str, problem: str | None) -> dict[str, Any]:
-        item = self._listing.item(row)
-        found = {
-            name: getattr(item, name) for name in ("key", "label", "member", "container", "number", "size", "stamp")
-        }
-        unread = {"shard": self.shard, "group": -1, "offset": -1, "grid": None, "geometry": None, "target": None}
-        return found | unread | {"digest": digest or None, "error": problem, "mark": 0}
-
-    def _keep(self, seen: Seen, photos: int) -> tuple[int, int]:
-        header, layout = header_of(seen.maps)
-        header["methods"] = seen.made
-        tensors = self._tensors(seen, photos)
+    def _add_tensors(self, attention: BatchAttention, photos: int) -> tuple[int, int]:
+        """Add to the group of photos like these; returns its number, and the place of the first photo in it."""
+        header, layout = header_of(attention.maps)
+        header["methods"] = attention.method_facts
+        tensors = self._tensors(attention, photos)
         for key, tensor in tensors.items():
             if len(tensor) != photos:
                 raise ExtractionError(
-                    f"{key} of a batch cannot be told apart by photo: expected {photos} entries, one a photo, got {len(tensor)}. Extract other "
+                    f"{key} of a batch cannot be separated by photo: expected {photos} entries, one per photo, got {len(tensor)}. Extract other "
                     "blocks, or without statistics or methods."
                 )
-        name = _content(header, layout, {key: tuple(tensor.shape[1:]) for key, tensor in tensors.items()})
-        group = self._groups.setdefault(name, _Group(header, layout))
+        kind = _content(header, layout, {key: tuple(tensor.shape[1:]) for key, tensor in tensors.items()})
+        group = self._groups.setdefault(kind, _Group(header, layout))
         first = group.count
         group.count += photos
         for key, tensor in tensors.items():
             group.parts.setdefault(key, []).append(tensor)
-        return list(self._groups).index(name), first
+        return list(self._groups).index(kind), first
 
-    def _tensors(self, seen: Seen, photos: int) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for block in seen.maps:
-            rows, scales = encode(self._fused(block, photos), self._settings.dtype)
-            found[f"rows.{block.name}"] = rows
+    def _tensors(self, attention: BatchAttention, photos: int) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for block in attention.maps:
+            rows, scales = encode(self._rows_of(block, photos), self._settings.dtype)
+            tensors[f"rows.{block.name}"] = rows
             if scales is not None:
-                found[f"scales.{block.name}"] = scales
+                tensors[f"scales.{block.name}"] = scales
         if self._settings.statistics:
-            for block, one in zip(seen.maps, attention_statistics(seen.maps, diversity=False), strict=True):
-                found[f"statistics.{block.name}"] = torch.stack(
-                    [getattr(one, name) for name in STATISTICS], dim=-1
-                ).float()
-        return found | {f"maps.{name}": one.values for name, one in seen.methods.items()}
+            statistics = attention_statistics(attention.maps, diversity=False)
+            for block, numbers in zip(attention.maps, statistics, strict=True):
+                columns = [getattr(numbers, name) for name in STATISTICS]
+                tensors[f"statistics.{block.name}"] = torch.stack(columns, dim=-1).float()
+        return tensors | {f"maps.{name}": patch_map.values for name, patch_map in attention.methods.items()}
 
-    def _fused(self, block: BlockAttention, photos: int) -> Tensor:
-        rows = block.rows
-        rows = rows if self._settings.heads is None else rows.mean(dim=1, keepdim=True)
-        whole = len(rows) == photos and not isinstance(block.token_layout, WindowLayout)
-        return rows if whole else rows.reshape(photos, -1, *rows.shape[1:])
+    def _rows_of(self, block: BlockAttention, photos: int) -> Tensor:
+        rows = block.rows if self._settings.heads is None else block.rows.mean(dim=1, keepdim=True)
+        one_entry = len(rows) == photos and not isinstance(block.token_layout, WindowLayout)
+        return rows if one_entry else rows.reshape(photos, -1, *rows.shape[1:])
 
     def write(self) -> None:
         """Write the tensors, then the part of the index that says that they are whole."""
         from safetensors import SafetensorError
 
-        path = tensors_path(self._folder, self.shard)
+        path = tensors_path(self._folder, self.number)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fragment_path(self._folder, self.shard).unlink(missing_ok=True)
+            fragment_path(self._folder, self.number).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-            mark = _mark(self._rows)
-            for row in self._rows:
+            mark = _mark(self.rows)
+            for row in self.rows:
                 row["mark"] = mark
             if self._groups:
                 self._write_tensors(path, mark)
-            write_fragment(self._folder, self.shard, self._rows)
+            write_fragment(self._folder, self.number, self.rows)
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)
             raise ExtractionError(
@@ -164,11 +175,11 @@ class ShardWriter:
         header = {"mark": mark, "groups": [group.header for group in self._groups.values()]}
         with replacing(path, durable=True) as temporary:
             save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
-            temporary.chmod((self._folder / NAME).stat().st_mode)  # safetensors lets nobody else read
+            temporary.chmod((self._folder / NAME).stat().st_mode)  # safetensors makes it readable by its owner alone
 
 
 def _content(header: dict[str, Any], layout: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> str:
-    """What a group's photos have in common."""
+    """A hash of what the photos of a group have in common."""
     content = hashlib.sha256(json.dumps([header, shapes], sort_keys=True).encode())
     for name, tensor in sorted(layout.items()):
         content.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -176,12 +187,12 @@ def _content(header: dict[str, Any], layout: dict[str, Tensor], shapes: dict[str
 
 
 def _mark(rows: list[dict[str, Any]]) -> int:
-    """Of which photos a shard is, and where in it they are: the index of another state of the shard has another."""
+    """A hash of a shard's photos and their places in it, by which a reader notices that the shard was written again."""
     content = json.dumps([[row[name] for name in ("key", "digest", "group", "offset")] for row in rows])
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big", signed=True)
 
 
 def _grid(maps: AttentionMaps) -> list[int] | None:
-    """The grid of the last block's keys, where there is one."""
+    """The grid of the last block's keys, if it has one."""
     layout = maps[-1].token_layout
     return list(layout.grid) if isinstance(layout, TokenLayout | WindowLayout) else None

@@ -1,4 +1,4 @@
-"""Where photos come from: which kind of source something is."""
+"""Where photos come from: find out what kind of source something is."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from attnhook.extraction.image_tables import DatasetSource, ParquetSource
 from attnhook.extraction.items import PICTURE_SUFFIXES, Item
 
 _LISTS = frozenset({".txt", ".lst", ".list", ".tsv"})
-_HOLDERS: dict[str, Any] = {".zip": ZipSource, ".tar": TarSource, ".parquet": ParquetSource}
+_CONTAINERS: dict[str, Any] = {".zip": ZipSource, ".tar": TarSource, ".parquet": ParquetSource}
 _FORMS = "a folder, a glob, a text list, a .zip, .tar or .parquet file, a sequence of paths, or a datasets.Dataset"
 
 
@@ -20,17 +20,17 @@ class Source(Protocol):
     """Photos by name, read one at a time, from any process."""
 
     def description(self) -> dict[str, Any]:
-        """What the manifest says: which source this is, in what JSON can hold."""
+        """Describe the source for the manifest, in values that JSON can hold."""
 
     def items(self) -> Iterator[Item]:
-        """All photos, unread."""
+        """List all photos, unread."""
 
     def read(self, item: Item) -> bytes:
-        """The bytes of a photo's file."""
+        """Read a photo's bytes."""
 
 
 def open_source(source: Any) -> Source:
-    """Find out what kind of source something is."""
+    """Open whatever `extract` takes as a source."""
     if isinstance(source, str | Path):
         return _of_path(os.fspath(source))
     if type(source).__module__.partition(".")[0] == "datasets":
@@ -38,19 +38,18 @@ def open_source(source: Any) -> Source:
     if isinstance(source, Sequence) and source and all(isinstance(path, str | Path) for path in source):
         return FileSource(Path.cwd(), "list", paths=tuple(os.fspath(path) for path in source))
     if all(hasattr(source, name) for name in ("description", "items", "read")):
-        found: Source = source
-        return found
+        custom: Source = source
+        return custom
     raise ExtractionError(f"no photos: expected {_FORMS}, got {type(source).__name__}.")
 
 
 def reopen_source(description: dict[str, Any]) -> Source:
-    """Open the source that a manifest speaks of."""
+    """Open the source that a manifest describes."""
     kind = description["kind"]
     if kind in {"folder", "glob", "list"}:
         return FileSource(Path(description["root"]), kind, description["pattern"])
-    if f".{kind}" in _HOLDERS:
-        holder: Source = _HOLDERS[f".{kind}"](tuple(map(Path, description["files"])))
-        return holder
+    if f".{kind}" in _CONTAINERS:
+        return _containers(f".{kind}", map(Path, description["files"]))
     raise ExtractionError(
         f"the photos cannot be fetched again: expected a source on disk, got one of kind {kind!r}. Pass it: open_maps(folder, source=...)."
     )
@@ -60,50 +59,56 @@ def _of_path(text: str) -> Source:
     path = Path(text).expanduser()
     if path.is_dir():
         return _of_folder(path.resolve())
-    if not path.exists() and any(sign in text for sign in "*?["):
-        return _of_glob(path)
     if not path.exists():
+        if _is_pattern(text):
+            return _of_glob(path)
         raise ExtractionError(f"no photos: expected {_FORMS}, got nothing at {text!r}. Check the path.")
     path = path.resolve()
-    if path.suffix.lower() in _HOLDERS:
-        return _held([path])
-    if path.suffix.lower() in _LISTS:
+    suffix = path.suffix.lower()
+    if suffix in _CONTAINERS:
+        return _containers(suffix, [path])
+    if suffix in _LISTS:
         return FileSource(path.parent, "list", str(path))
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if suffix in PICTURE_SUFFIXES:
         return FileSource(path.parent, "list", paths=(path.name,))
-    again = " Unpack it first: compressed tar files cannot be read from the middle." if ".t" in path.name else ""
-    raise ExtractionError(f"no photos: expected {_FORMS}, got {path.name!r}.{again}")
+    advice = " Unpack it first: compressed tar files do not allow random access." if ".t" in path.name else ""
+    raise ExtractionError(f"no photos: expected {_FORMS}, got {path.name!r}.{advice}")
 
 
 def _of_folder(path: Path) -> Source:
     """A folder of pictures, or else of archives or tables."""
     if next(walk(path), None) is None:
-        held = {suffix: sorted(path.rglob(f"[!.]*{suffix}")) for suffix in _HOLDERS}
-        kinds = [suffix for suffix, files in held.items() if files]
+        files = {suffix: sorted(path.rglob(f"[!.]*{suffix}")) for suffix in _CONTAINERS}
+        kinds = [suffix for suffix in files if files[suffix]]
         if len(kinds) > 1:
             raise ExtractionError(
                 f"no photos in {str(path)!r}: expected pictures, or one kind of archive or table, got {', '.join(kinds)}. Pass a glob of one "
                 "kind."
             )
         if kinds:
-            return _held(held[kinds[0]])
+            return _containers(kinds[0], files[kinds[0]])
     return FileSource(path, "folder")
 
 
 def _of_glob(path: Path) -> Source:
     pattern = path if path.is_absolute() else Path.cwd() / path
     fixed = 1
-    while not any(sign in pattern.parts[fixed] for sign in "*?[") or Path(*pattern.parts[: fixed + 1]).is_dir():
-        fixed += 1  # folders may have such signs in their names
+    while not _is_pattern(pattern.parts[fixed]) or Path(*pattern.parts[: fixed + 1]).is_dir():
+        fixed += 1  # names of folders may contain these characters
     root, below = Path(*pattern.parts[:fixed]), str(Path(*pattern.parts[fixed:]))
-    if pattern.suffix.lower() in _HOLDERS:
-        found = sorted(root.glob(below))
-        if not found:
-            raise ExtractionError(f"no photos: expected files that match {str(path)!r}, got none. Check the glob.")
-        return _held(found)
-    return FileSource(root, "glob", below)
+    suffix = pattern.suffix.lower()
+    if suffix not in _CONTAINERS:
+        return FileSource(root, "glob", below)
+    files = sorted(root.glob(below))
+    if not files:
+        raise ExtractionError(f"no photos: expected files that match {str(path)!r}, got none. Check the glob.")
+    return _containers(suffix, files)
 
 
-def _held(paths: list[Path]) -> Source:
-    holder: Source = _HOLDERS[paths[0].suffix.lower()](tuple(paths))
-    return holder
+def _is_pattern(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def _containers(suffix: str, files: Any) -> Source:
+    source: Source = _CONTAINERS[suffix](tuple(files))
+    return source

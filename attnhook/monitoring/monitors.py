@@ -1,15 +1,15 @@
-"""Attention while training: `AttentionMonitor` looks at fixed images every so many steps, or at the training's own batches.
+"""Attention while training: `AttentionMonitor` runs a few fixed images through the model every n steps, or reads the training's own batches.
 
-Between the steps that are logged nothing is attached to the model. On those that are, a probe runs the model as it is in eval mode, out of its
-DDP or compile wrapper, and everything that training could notice is put back (`untouched`). Every process runs the probe, as FSDP needs;
-the first one writes. What is logged under which tag, `reports` says.
+Between logged steps nothing is attached to the model. At a logged step the probe runs the model in eval mode, without its DDP or compile
+wrapper, and everything that training could notice is put back (`untouched`). Every process runs the probe, because FSDP needs that; the first
+one writes.
 
-Limits: methods that need a backward are not offered. `observe` sees the batch of the first process only, and refuses compiled models.
+Limits: methods that need a backward are not offered. `observe` reads the batch of the first process only, and refuses compiled models.
 """
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,16 +22,16 @@ from attnhook.capture.plan import unwrapped
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.streaming import MeasuringCapture
-from attnhook.errors import NoReadoutError
+from attnhook.errors import NoReadoutError, UnsupportedModelError
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale
+from attnhook.monitoring.logged_values import RECEIVED, pictures_of, scalars_of
 from attnhook.monitoring.probes import ProbeBatch
 from attnhook.monitoring.schedules import Schedule, is_first_process
-from attnhook.monitoring.tags import RECEIVED, Painter, scalars_of
 from attnhook.monitoring.writers import Writer, WriterGroup
 from attnhook.options import BlocksOption, Rows, ScaleOption
-from attnhook.running.forward_passes import run_vision
 from attnhook.running.training_state import untouched
+from attnhook.running.vision_forward import run_vision
 from attnhook.zoo.loading import as_vision_model
 from attnhook.zoo.vision_models import VisionModel
 
@@ -39,34 +39,34 @@ LIVE = "live/"
 
 
 class AttentionMonitor:
-    """Logs attention while a model trains, without changing the training by a bit.
+    """Logs attention while a model trains, without changing the training by a single bit.
 
     Args:
-        model: The model that trains, wrapped (DDP, FSDP2, `torch.compile`, PEFT) or not; or what `load` gives.
+        model: The model that trains, wrapped (DDP, FSDP2, `torch.compile`, PEFT) or not; or what `load` returns.
         images: The probe: photos, or pixels `(batch, 3, height, width)`.
-        preprocess: For photos: what turns one into what the model is fed, as in `attend`. None: what the `VisionModel` brings, or a timm
-            model's own `pretrained_cfg`, which `repr` and the text "attention/probe" then say.
-        mean: Of pixels: what was subtracted from each channel, to draw them.
-        std: Of pixels: what each channel was divided by.
-        every_n_steps: `step` and `observe` log when the step is a multiple; with neither this nor the next, whenever they are called.
-        every_n_epochs: `end_epoch` logs when the number of epochs done is a multiple; without `every_n_steps`, `step` then does nothing, and
+        preprocess: For photos: what turns one into the model's input, as in `attend`. None: what the `VisionModel` brings, or a timm model's own
+            `pretrained_cfg`, which `repr` and the text "attention/probe" then name.
+        mean: For pixels: what was subtracted from each channel, to draw them.
+        std: For pixels: what each channel was divided by.
+        every_n_steps: `step` and `observe` log at multiples of it; with neither this nor `every_n_epochs`, whenever they are called.
+        every_n_epochs: `end_epoch` logs when the number of finished epochs is a multiple; without `every_n_steps`, `step` then does nothing, and
             `observe` logs whenever it is entered.
         blocks: Which blocks, as in `AttentionCapture`.
         layout: What the tokens are, for models that attnhook does not know.
-        methods: What overlays show: names in `METHODS`, or `"received_attention"`; nothing for no pictures.
+        methods: What overlays show: names in `METHODS`, or `"received_attention"`; empty for no pictures.
         statistics: Whether to log numbers and alarms.
-        writers: Where to; see `attnhook.monitoring.writers.Writer`.
-        also: Further models to look at with the same probe, such as `{"ema": averaged}`; their names stand in front of their tags.
-        thresholds: From where on an alarm is raised.
-        scale: Of pictures, as in `overlay`; the default is the same at every step.
-        picture_size: Pictures are no larger than this.
-        sheets: Of how many images a sheet of all heads is drawn.
-        strict: Whether errors of writers and of probes are raised. If not, each is reported once and training goes on; only an error of the
-            first probe, which shows that something is not set up right, is always raised.
+        writers: Where to log; see `attnhook.monitoring.writers.Writer`.
+        also: Further models to run the same probe on, such as `{"ema": averaged}`; their tags begin with their names.
+        thresholds: When alarms are raised.
+        scale: The scale of pictures, as in `overlay`; the default is the same at every step.
+        picture_size: The largest side of a picture.
+        sheets: The number of images for which a sheet of all heads is drawn.
+        strict: Whether errors of writers and probes are raised. If not, each is reported once and training goes on; only an error of the
+            first probe, which means that something is not set up correctly, is always raised.
 
     Raises:
-        ValueError: If a method is unknown, needs gradients, or is no attention while `scale` is `"uniform"`, photos need
-            `preprocess` and come without it, or a name in `also` is taken.
+        ValueError: If a method is unknown, needs gradients, or does not return attention while `scale` is `"uniform"`, photos come without the
+            `preprocess` they need, or a name in `also` is taken.
         NoReadoutError: If a method needs a readout that the model does not have.
         UnsupportedModelError: If a model has no attention that can be captured.
 
@@ -105,7 +105,7 @@ class AttentionMonitor:
         self._also = dict(also or {})
         if LIVE.removesuffix("/") in self._also:
             raise ValueError(
-                "a model in also= cannot be called 'live': that is in front of what observe logs. Choose another name."
+                "a model in also= cannot be called 'live': the tags of observe begin with that. Choose another name."
             )
         self._blocks, self._layout = blocks, layout
         self._methods, self._statistics = tuple(methods), statistics
@@ -113,18 +113,22 @@ class AttentionMonitor:
         self._strict = strict
         self._schedule = Schedule(every_n_steps, every_n_epochs)
         self._writers = WriterGroup(writers, strict=strict)
-        self._probe, self._assumed = _probe_of(model, images, preprocess, mean, std)
-        shown = self._probe.sized(picture_size)
-        self._painter = Painter(shown.photos, shown.geometries, scale, sheets)
-        self._rows: dict[str, dict[str, Tensor]] = {}
-        self._described = self._looked = self._warned = False
+        self._assumed: str | None = None  # the preprocessing that was assumed, in words
+        if isinstance(images, Tensor):
+            self._probe = ProbeBatch.of_pixels(images, mean, std)
+        else:
+            vision = as_vision_model(model, preprocess)
+            self._probe, self._assumed = ProbeBatch.of_photos(images, vision.preprocessing), vision.assumed
+        self._drawn, self._scale, self._sheets = self._probe.resized(picture_size), scale, sheets
+        self._last_rows: dict[str, dict[str, Tensor]] = {}
+        self._described = self._probed = self._warned = False
         self._observing: AttentionCapture | None = None
-        for each in self.models.values():
-            _check(self._capture(each), self._methods, scale)
+        for monitored in self.models.values():
+            _check(self._capture(monitored), self._methods, scale)
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        """The models that are looked at, by the prefix of their tags."""
+        """The monitored models, by the prefix of their tags."""
         return {"": self._model} | {f"{name}/": model for name, model in self._also.items()}
 
     @property
@@ -132,17 +136,14 @@ class AttentionMonitor:
         """SHA-256 of the probe's pixels."""
         return self._probe.digest
 
-    # --- the probe --------------------------------------------------------------------------------------------------------------------------
-
     def step(self, step: int) -> bool:
-        """Look at the probe if this step is one to log. Call it in every process, between steps (after `optimizer.step()`).
+        """Run the probe if this step is due. Call it in every process, between steps (after `optimizer.step()`).
 
         Args:
             step: The number of the step, counted on from epoch to epoch.
 
         Returns:
-            Whether it was logged. A step at or before the last one that was logged is not logged again; a warning says so if numbers start
-            over.
+            Whether it was logged. Steps at or before the last logged one are not logged again; a warning says so if numbers start over.
         """
         if not self._schedule.due(step):
             return False
@@ -150,11 +151,11 @@ class AttentionMonitor:
         return True
 
     def end_epoch(self, epoch: int, step: int) -> bool:
-        """Look at the probe if this epoch is one to log.
+        """Run the probe if this epoch is due.
 
         Args:
             epoch: Its number, counted from 0.
-            step: The number of the step that ended it, under which it is logged.
+            step: The number of its last step, under which it is logged.
 
         Returns:
             Whether it was logged.
@@ -165,25 +166,24 @@ class AttentionMonitor:
         return True
 
     def _log(self, step: int) -> None:
-        self._schedule.logged(step)
+        self._schedule.last_step = step
         self._describe(step)
         for prefix, model in self.models.items():
             try:
-                maps = self._look(model)
-                self._write(prefix, maps, step)
+                self._write(prefix, self._run_probe(model), step)
             except Exception as error:
-                if self._strict or not self._looked:
+                if self._strict or not self._probed:
                     raise
-                self._report(error, step)
-        self._looked = True
+                self._warn(error, step)
+        self._probed = True
 
-    def _look(self, model: nn.Module) -> AttentionMaps:
-        """Run the probe: in every process."""
-        runner = unwrapped(model)  # but still in FSDP, without which it has no parameters
-        capture = self._capture(runner)
-        aside = nullcontext() if self._observing is None else self._observing.paused()
-        with aside, untouched(runner), capture:
-            run_vision(runner, self._probe.inputs)
+    def _run_probe(self, model: nn.Module) -> AttentionMaps:
+        """Run the probe, in every process."""
+        inner = unwrapped(model)  # but still in FSDP, without which it has no parameters
+        capture = self._capture(inner)
+        paused = nullcontext() if self._observing is None else self._observing.paused()
+        with paused, untouched(inner), capture:
+            run_vision(inner, self._probe.inputs)
         return capture.maps
 
     def _capture(self, model: nn.Module) -> AttentionCapture:
@@ -195,23 +195,26 @@ class AttentionMonitor:
             return
         if self._statistics:
             summaries = [summary.cpu() for summary in _summaries(maps)]
-            self._writers.scalars(scalars_of(summaries, self._rows.get(prefix), self._thresholds, prefix), step)
-            self._rows[prefix] = {one.name: one.readout for one in summaries}
-        if not len(self._writers):
-            return
-        for tag, picture in self._painter.pictures(maps, self._methods, prefix):
-            self._writers.image(tag, picture, step)
+            values = scalars_of(summaries, self._last_rows.get(prefix), self._thresholds, prefix)
+            self._last_rows[prefix] = {block.name: block.readout for block in summaries}
+            self._writers.call("scalars", values, step)
+        if len(self._writers):
+            for tag, image in pictures_of(maps, self._drawn, self._methods, scale=self._scale, sheets=self._sheets):
+                self._writers.call("image", f"{prefix}{tag}", image, step)
 
     def _describe(self, step: int) -> None:
-        """Say once what is logged, and which images are looked at."""
+        """Log once which images the probe consists of."""
         if self._described or not is_first_process():
             return
         self._described = True
-        images = len(self._probe)
-        words = "" if self._assumed is None else f", prepared as {self._assumed}"
-        self._writers.text("attention/probe", f"{images} images{words}, sha256 of the pixels {self.digest}", step)
+        text = f"{self._images_in_words(', ')}, sha256 of the pixels {self.digest}"
+        self._writers.call("text", "attention/probe", text, step)
 
-    def _report(self, error: Exception, step: int) -> None:
+    def _images_in_words(self, separator: str = " ") -> str:
+        prepared = "" if self._assumed is None else f"{separator}prepared as {self._assumed}"
+        return f"{len(self._probe)} images{prepared}"
+
+    def _warn(self, error: Exception, step: int) -> None:
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -220,94 +223,78 @@ class AttentionMonitor:
                 stacklevel=4,
             )
 
-    # --- the live batch ---------------------------------------------------------------------------------------------------------------------
-
     @contextmanager
     def observe(self, step: int, *, rows: str = "all") -> Iterator[None]:
         """Context around the training's own forward: numbers of the live batch, without another forward.
 
-        Each block is summed up while its attention runs; no matrix, no query and no key is kept. What the forward computes is the same to the
-        last bit. On steps that are not logged, in all processes but the first, and inside itself it does nothing. Of several forwards the last
-        one counts; probes are none of them.
+        Each block is summarised while its attention runs; no matrix, query or key is kept. The output of the forward is the same to the last
+        bit. At steps that are not due, in all processes but the first, and inside itself it does nothing. Of several forwards the last one
+        counts; probes do not count.
 
         Args:
             step: The number of the step.
-            rows: `"all"` sums up whole matrices. `"readout"` keeps the readout's row of each block (class token, pooling), which costs next
-                to nothing; alarms judge whole matrices and are then left out.
+            rows: `"all"` summarises whole matrices. `"readout"` keeps the readout's row of each block (class token, pooling), which costs next
+                to nothing; alarms need whole matrices and are left out.
 
         Yields:
             Nothing.
 
         Raises:
-            UnsupportedModelError: If the model is compiled: observed, it would run eagerly and train on other roundings. `step` can look at it.
+            UnsupportedModelError: If the model is compiled: observed, it would run eagerly, and training would round differently. `step` accepts
+                compiled models.
             NothingCapturedError: If the model did not run inside.
         """
         if self._observing is not None or not self._schedule.observation_due(step) or not is_first_process():
             yield
             return
-        if rows == Rows.ALL:
-            capture: AttentionCapture = MeasuringCapture(
-                self._model, summarise_block, blocks=self._blocks, layout=self._layout, strict=True
-            )
-        else:
-            capture = AttentionCapture(self._model, blocks=self._blocks, rows=rows, layout=self._layout, strict=True)
-        self._observing = capture
-        try:
-            with capture:
-                yield
-        finally:
-            self._observing = None
-        self._schedule.observed(step)
-        values = scalars_of([one.cpu() for one in _observed(capture)], None, self._thresholds, LIVE)
-        self._writers.scalars(values, step)
-
-    # --- state ------------------------------------------------------------------------------------------------------------------------------
+        options: dict[str, Any] = {"blocks": self._blocks, "layout": self._layout, "strict": True}
+        capture = (
+            MeasuringCapture(self._model, summarise_block, **options)
+            if rows == Rows.ALL
+            else AttentionCapture(self._model, rows=rows, **options)
+        )
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_observing", None)
+            self._observing = capture
+            try:
+                stack.enter_context(capture)
+            except UnsupportedModelError:
+                raise UnsupportedModelError(
+                    f"cannot observe {type(self._model).__name__}: expected an eager model, got one that is compiled, in whole or in part, and "
+                    "would run eagerly here, with other roundings. Call monitor.step(step) instead: its probe accepts compiled models."
+                ) from None
+            yield
+        self._schedule.last_observed = step
+        measured = capture.measured if isinstance(capture, MeasuringCapture) else None
+        summaries = _summaries(capture.maps) if measured is None else [summary for _, summary in measured]
+        values = scalars_of([block.cpu() for block in summaries], None, self._thresholds, LIVE)
+        self._writers.call("scalars", values, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: which steps were logged, and the rows that the next change is measured from. Tensors and plain values."""
-        rows = {prefix: dict(blocks) for prefix, blocks in self._rows.items()}
+        """What a resumed run needs, in tensors and plain values: which steps were logged, and the rows that the next change is measured from."""
+        rows = {prefix: dict(blocks) for prefix, blocks in self._last_rows.items()}
         return {**self._schedule.state_dict(), "rows": rows, "digest": self.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another run stopped. Rows of other probe images are left out.
-
-        Args:
-            state: What `state_dict` gave.
-        """
+        """Continue from what `state_dict` returned in another run. Rows of other probe images are ignored."""
         self._schedule.load_state_dict(state)
-        same = state["digest"] == self.digest
-        rows = state["rows"] if same else {}
-        self._rows = {
-            prefix: {name: row.cpu() for name, row in blocks.items()} for prefix, blocks in rows.items()
-        }  # a checkpoint may have been read onto a GPU
-        self._described = same
+        self._described = state["digest"] == self.digest
+        self._last_rows = {
+            prefix: {name: row.cpu() for name, row in blocks.items()}  # a checkpoint may have been read onto a GPU
+            for prefix, blocks in (state["rows"] if self._described else {}).items()
+        }
 
     def close(self) -> None:
         """Close the writers."""
         if is_first_process():
-            self._writers.close()
+            self._writers.call("close")
 
     def __repr__(self) -> str:
-        words = "" if self._assumed is None else f" prepared as {self._assumed}"
-        return f"AttentionMonitor({type(self._model).__name__}, {len(self._probe)} images{words}, {self._schedule})"
-
-
-def _probe_of(
-    model: nn.Module | VisionModel,
-    images: "ImageSource | Iterable[ImageSource]",
-    preprocess: Any,
-    mean: Any,
-    std: Any,
-) -> tuple[ProbeBatch, str | None]:
-    """The probe, and the preprocessing that was assumed, in words."""
-    if isinstance(images, Tensor):
-        return ProbeBatch.of_pixels(images, mean, std), None
-    vision = as_vision_model(model, preprocess)
-    return ProbeBatch.of_photos(images, vision.preprocessing), vision.assumed
+        return f"AttentionMonitor({type(self._model).__name__}, {self._images_in_words()}, {self._schedule})"
 
 
 def _check(capture: AttentionCapture, methods: Sequence[str], scale: ScaleOption) -> None:
-    """Refuse at construction what would fail at the first step that is logged."""
+    """Refuse at construction what would fail at the first logged step."""
     legal = [name for name in METHODS if not NEEDS[name].gradients] + [RECEIVED]
     for method in methods:
         if method not in legal:
@@ -319,12 +306,6 @@ def _check(capture: AttentionCapture, methods: Sequence[str], scale: ScaleOption
             f"{type(capture.plan.model).__name__} has no readout to draw: {readout.reason}. Use methods=({RECEIVED!r},), or methods=() for "
             "numbers alone."
         )
-
-
-def _observed(capture: AttentionCapture) -> list[BlockSummary]:
-    if isinstance(capture, MeasuringCapture):
-        return [summary for _, summary in capture.measured]
-    return _summaries(capture.maps)
 
 
 def _summaries(maps: AttentionMaps) -> list[BlockSummary]:

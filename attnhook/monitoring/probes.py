@@ -1,4 +1,4 @@
-"""The images that a monitor looks at again and again: pixels for the model, photos to draw on, and a fingerprint."""
+"""The images that a monitor runs the model on again and again: pixels for the model, photos to draw on, and a fingerprint."""
 
 import hashlib
 from collections.abc import Iterable
@@ -18,24 +18,12 @@ from attnhook.imaging.prepared import prepare
 
 @dataclass(frozen=True, eq=False)
 class ProbeBatch:
-    """A fixed batch of images.
+    """A fixed batch of images."""
 
-    Attributes:
-        inputs: What the model is fed, on the CPU.
-        photos: What overlays are drawn on, RGB.
-        geometries: Where the model looks in each photo.
-        digest: SHA-256 of the pixels, their shape and type.
-    """
-
-    inputs: ModelInputs
-    photos: tuple[Image.Image, ...]
-    geometries: tuple[ImageGeometry, ...]
-    digest: str
-
-    @property
-    def pixels(self) -> Tensor:
-        """The pixels, `(batch, 3, height, width)`."""
-        return self.inputs.pixels
+    inputs: ModelInputs  # on the CPU
+    photos: tuple[Image.Image, ...]  # what overlays are drawn on, RGB
+    geometries: tuple[ImageGeometry, ...]  # where the model looks in each photo
+    digest: str  # SHA-256 of the pixels, their shape and type
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -46,64 +34,61 @@ class ProbeBatch:
         photos = tuple(read_image(image) for image in each_image(images))
         if not photos:
             raise GeometryError("no probe images: expected at least one, got none. Pass a few photos, or pixels.")
-        made = [prepare(preprocess, photo) for photo in photos]
-        if len({batch_key(one.inputs) for one in made}) != 1:
-            sizes = {tuple(one.inputs.pixels.shape[-2:]) for one in made}
+        prepared = [prepare(preprocess, photo) for photo in photos]
+        if len({batch_key(one.inputs) for one in prepared}) != 1:
+            sizes = {tuple(one.inputs.pixels.shape[-2:]) for one in prepared}
             raise GeometryError(
-                f"the probe images do not make one batch: expected one size of pixels, got {sorted(sizes)}. Take photos of one shape, "
+                f"the probe images do not fit into one batch: expected one size of pixels, got {sorted(sizes)}. Take photos of one shape, "
                 "or a preprocess that resizes to one."
             )
-        inputs = batched([one.inputs for one in made])
-        return cls(inputs, photos, tuple(one.geometry for one in made), _digest(inputs.pixels))
+        inputs = batched([one.inputs for one in prepared])
+        return cls(inputs, photos, tuple(one.geometry for one in prepared), _digest(inputs.pixels))
 
     @classmethod
     def of_pixels(cls, pixels: Tensor, mean: Any = None, std: Any = None) -> "ProbeBatch":
-        """Make a batch of pixels as they come out of a data loader.
-
-        Args:
-            pixels: `(batch, 3, height, width)`, copied.
-        """
+        """Make a batch of pixels `(batch, 3, height, width)` as a data loader returns them; they are copied."""
         if pixels.dim() != 4 or pixels.shape[1] != 3 or not len(pixels):
             raise GeometryError(
                 f"bad probe images: expected pixels (batch, 3, height, width), got {tuple(pixels.shape)}."
             )
         own = pixels.detach().cpu().clone()
-        size = (own.shape[2], own.shape[3])
+        geometry = ImageGeometry.identity((own.shape[2], own.shape[3]))
         photos = tuple(_photo(image, mean, std) for image in own.float())
-        return cls(ModelInputs(own), photos, (ImageGeometry.identity(size),) * len(own), _digest(own))
+        return cls(ModelInputs(own), photos, (geometry,) * len(own), _digest(own))
 
-    def sized(self, longest: int, *, smallest: int = 192) -> "ProbeBatch":
-        """The same batch with photos to draw on of a handy size: shrunk to `longest` pixels, or enlarged pixel by pixel up to `smallest`."""
-        pairs = [_sized(*pair, longest, smallest) for pair in zip(self.photos, self.geometries, strict=True)]
-        return replace(self, photos=tuple(photo for photo, _ in pairs), geometries=tuple(seen for _, seen in pairs))
+    def resized(self, longest: int, *, smallest: int = 192) -> "ProbeBatch":
+        """Shrink the photos to draw on to `longest` pixels, or enlarge them pixel by pixel up to `smallest`."""
+        pairs = [_resized(*pair, longest, smallest) for pair in zip(self.photos, self.geometries, strict=True)]
+        return replace(self, photos=tuple(photo for photo, _ in pairs), geometries=tuple(one for _, one in pairs))
 
 
 def _photo(image: Tensor, mean: Any, std: Any) -> Image.Image:
-    def of_channels(value: Any, default: float) -> Tensor:
-        return torch.as_tensor(default if value is None else value, dtype=torch.float32).reshape(-1, 1, 1)
-
-    seen = image * of_channels(std, 1.0) + of_channels(mean, 0.0)
-    low, high = float(seen.min()), float(seen.max())
+    """Undo normalisation; without `mean` and `std`, stretch values outside 0 to 1."""
+    scale, offset = (
+        torch.as_tensor(default if value is None else value, dtype=torch.float32).reshape(-1, 1, 1)
+        for value, default in ((std, 1.0), (mean, 0.0))
+    )
+    image = image * scale + offset
+    low, high = float(image.min()), float(image.max())
     if mean is None and std is None and (low < 0 or high > 1):
-        seen = (seen - low) / max(high - low, 1e-12)
-    bytes_ = (seen.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    return Image.fromarray(bytes_.numpy())
+        image = (image - low) / max(high - low, 1e-12)
+    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def _sized(
+def _resized(
     photo: Image.Image, geometry: ImageGeometry, longest: int, smallest: int
 ) -> tuple[Image.Image, ImageGeometry]:
     side = max(photo.size)
     factor = min(1.0, longest / side) if side >= smallest else max(1, min(-(-smallest // side), longest // side))
     if factor == 1:
         return photo, geometry
-    size = (max(1, round(photo.width * factor)), max(1, round(photo.height * factor)))
-    smaller = photo.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
-    scale = (geometry.scale[0] * photo.height / size[1], geometry.scale[1] * photo.width / size[0])
-    return smaller, replace(geometry, image_size=(size[1], size[0]), scale=scale)
+    width, height = max(1, round(photo.width * factor)), max(1, round(photo.height * factor))
+    resample = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+    scale = (geometry.scale[0] * photo.height / height, geometry.scale[1] * photo.width / width)
+    return photo.resize((width, height), resample), replace(geometry, image_size=(height, width), scale=scale)
 
 
 def _digest(pixels: Tensor) -> str:
-    whole = hashlib.sha256(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
-    whole.update(pixels.contiguous().view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
+    content = hashlib.sha256(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
+    content.update(pixels.contiguous().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()

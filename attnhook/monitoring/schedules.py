@@ -10,13 +10,7 @@ import torch
 
 @dataclass
 class Schedule:
-    """Which steps are logged; none twice, also after a resume.
-
-    Attributes:
-        every_n_steps: Multiples of this; None for all, unless epochs are counted.
-        every_n_epochs: Multiples of this, counted from 1; None for none.
-        last_step: The last step that was logged.
-        last_observed: The last step whose own batch was.
+    """Which steps are logged. None is logged twice, also after a resume.
 
     Example:
         >>> schedule = Schedule(every_n_steps=10)
@@ -24,10 +18,10 @@ class Schedule:
         (True, False)
     """
 
-    every_n_steps: int | None = None
+    every_n_steps: int | None = None  # None: every step, unless epochs are counted
     every_n_epochs: int | None = None
-    last_step: int | None = None
-    last_observed: int | None = None
+    last_step: int | None = None  # the last step that was logged
+    last_observed: int | None = None  # the last step whose own batch was logged
     _resumed_after: int = field(default=-1, init=False, repr=False)
     _warned: bool = field(default=False, init=False, repr=False)
 
@@ -38,43 +32,35 @@ class Schedule:
                 raise ValueError(f"bad {name}: expected at least 1, or None, got {value}.")
 
     def due(self, step: int) -> bool:
-        """Whether the probe is to be looked at after this step."""
+        """Whether the probe runs after this step."""
         wanted = self.every_n_epochs is None if self.every_n_steps is None else step % self.every_n_steps == 0
-        return wanted and self._later(step, self.last_step)
+        return wanted and self._is_new(step, self.last_step)
 
     def observation_due(self, step: int) -> bool:
-        """Whether this step's own batch is to be looked at."""
-        return step % (self.every_n_steps or 1) == 0 and self._later(step, self.last_observed)
+        """Whether this step's own batch is observed."""
+        return step % (self.every_n_steps or 1) == 0 and self._is_new(step, self.last_observed)
 
     def epoch_due(self, epoch: int, step: int) -> bool:
-        """Whether the probe is to be looked at after this epoch, the first being 0."""
+        """Whether the probe runs after this epoch, the first being 0."""
         wanted = self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0
-        return wanted and self._later(step, self.last_step)
-
-    def logged(self, step: int) -> None:
-        """This step was logged."""
-        self.last_step = step
-
-    def observed(self, step: int) -> None:
-        """This step's own batch was."""
-        self.last_observed = step
+        return wanted and self._is_new(step, self.last_step)
 
     def state_dict(self) -> dict[str, Any]:
         """What was logged."""
         return {"last_step": self.last_step, "last_observed": self.last_observed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a state."""
         self.last_step, self.last_observed = state["last_step"], state["last_observed"]
         self._resumed_after = max(-1 if last is None else last for last in (self.last_step, self.last_observed))
 
-    def _later(self, step: int, last: int | None) -> bool:
-        """Whether a step comes after the last one; says once if numbers start over, unless a resumed run repeats what the other one did."""
+    def _is_new(self, step: int, last: int | None) -> bool:
+        """Whether a step comes after the last one. Warns once if numbers start over, except where a resumed run repeats steps."""
         if last is not None and self._resumed_after < last and step < last and not self._warned:
             self._warned = True
             warnings.warn(
                 f"step {step} comes after step {last}, and is not logged: expected numbers that grow. Count steps on from epoch to epoch; for "
-                "another run make another AttentionMonitor.",
+                "another run create another AttentionMonitor.",
                 stacklevel=4,
             )
         return last is None or step > last

@@ -1,17 +1,20 @@
 """Where a monitor's scalars, pictures and texts go: the protocol of writers, and what happens when one fails."""
 
+import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
+from attnhook.errors import MissingPackageError
+
 
 @runtime_checkable
 class Writer(Protocol):
-    """Somewhere to write. Tags are paths such as `attention/overlay/0`; a tag and a step are written at most once by one monitor.
+    """Somewhere to write. Tags are paths such as `attention/overlay/0`; a monitor writes a tag at most once per step.
 
-    A writer opens its files at the first call, not when it is made: of several processes only the first ever writes.
+    A writer opens its files at the first call, not when it is created: of several processes only the first one ever writes.
     """
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -28,7 +31,7 @@ class Writer(Protocol):
 
 
 class WriterGroup:
-    """Several writers as one. One that fails is reported once and does not keep the others, or the training, from going on."""
+    """Several writers. One that fails is reported once, and stops neither the others nor the training."""
 
     def __init__(self, writers: Sequence[Writer], *, strict: bool = False) -> None:
         for writer in writers:
@@ -37,45 +40,36 @@ class WriterGroup:
                     f"cannot write to a {type(writer).__name__}: expected a writer with scalars, image, text and close, such as "
                     "attnhook.DirectoryWriter or attnhook.TensorBoardWriter."
                 )
-        self._writers = tuple(writers)
-        self._strict = strict
+        self._writers, self._strict = tuple(writers), strict
         self._reported: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._writers)
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write finite numbers by tag."""
-        self._each(lambda writer: writer.scalars(values, step), step)
-
-    def image(self, tag: str, picture: Image.Image, step: int) -> None:
-        """Write a picture."""
-        self._each(lambda writer: writer.image(tag, picture, step), step)
-
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Write a text."""
-        self._each(lambda writer: writer.text(tag, text, step), step)
-
-    def close(self) -> None:
-        """Close all."""
-        self._each(lambda writer: writer.close(), None)
-
-    def _each(self, write: Callable[[Writer], Any], step: int | None) -> None:
+    def call(self, method: str, *arguments: Any) -> None:
+        """Call a method of every writer; the last argument is the step."""
+        when = f"step {arguments[-1]}" if arguments else "closing"
         for writer in self._writers:
             try:
-                write(writer)
+                getattr(writer, method)(*arguments)
             except Exception as error:
                 if self._strict:
                     raise
-                self._report(writer, error, step)
+                if id(writer) in self._reported:
+                    continue
+                self._reported.add(id(writer))
+                warnings.warn(
+                    f"{type(writer).__name__} could not write at {when}: {type(error).__name__}: {error}. Training goes on, later steps are "
+                    "tried again, further failures of this writer are not reported. strict=True raises instead.",
+                    stacklevel=2,
+                )
 
-    def _report(self, writer: Writer, error: Exception, step: int | None) -> None:
-        if id(writer) in self._reported:
-            return
-        self._reported.add(id(writer))
-        when = "closing" if step is None else f"step {step}"
-        warnings.warn(
-            f"{type(writer).__name__} could not write at {when}: {type(error).__name__}: {error}. Training goes on, later steps are tried "
-            "again, further failures of this writer are not reported. strict=True raises instead.",
-            stacklevel=2,
-        )
+
+def import_library(module: str, *, needed_by: str, extra: str) -> Any:
+    """Import what a writer needs."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{needed_by} needs the package {extra}, got {error}. Install it: pip install 'attnhook[{extra}]'."
+        ) from None

@@ -30,8 +30,8 @@ from attnhook.options import (
 from attnhook.results.captions import captioned, reads_block, rows_in_words
 from attnhook.results.display import html_of, mimebundle, png_of
 from attnhook.results.scenes import Scene
-from attnhook.running.forward_passes import run_vision
 from attnhook.running.targets import TargetOption, run_towards
+from attnhook.running.vision_forward import run_vision
 from attnhook.zoo.loading import as_vision_model
 from attnhook.zoo.vision_models import VisionModel
 

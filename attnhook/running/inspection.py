@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel
 from attnhook.options import Size
-from attnhook.running.forward_passes import run_vision
+from attnhook.running.vision_forward import run_vision
 from attnhook.zoo.uncaptured import uncaptured_attention
 
 _KERNELS = {
@@ -24,49 +25,36 @@ _KERNELS = {
     Kernel.INTERFACE: "registered attention function",
     Kernel.ANY: "explicit softmax or any",
 }
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")  # of a repeated module
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")  # of repeated modules, in a path
 
 
 @dataclass(frozen=True)
 class BlockDescription:
-    """One attention module.
+    """One attention module."""
 
-    Attributes:
-        name: Its path.
-        type_name: Its class.
-        kernel: How it computes attention, or, after a forward, what was seen to.
-        pooling: Whether its queries are learned pooling queries.
-        shape: After a forward: `(batch, heads, queries, keys)`.
-    """
-
-    name: str
-    type_name: str
-    kernel: str
-    pooling: bool
-    shape: tuple[int, int, int, int] | None = None
+    name: str  # its path
+    type_name: str  # its class
+    kernel: str  # how it computes attention; after a forward, the kernel that ran
+    pooling: bool  # whether its queries are learned pooling queries
+    shape: tuple[int, int, int, int] | None = None  # after a forward: (batch, heads, queries, keys)
 
 
 @dataclass(frozen=True)
 class PartDescription:
-    """A part of a model that has attention.
+    """A part of a model that has attention."""
 
-    Attributes:
-        name: Its path; empty for the whole model. `*` stands for the numbers of repeated modules.
-        num_modules: How many attention modules it has.
-    """
-
-    name: str
-    num_modules: int
+    name: str  # its path; empty for the whole model; `*` stands for the numbers of repeated modules
+    num_modules: int  # attention modules in it
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What attnhook knows of a model; `str()` of it is a table.
+    """What attnhook knows about a model; `str()` of it is a table.
 
     Attributes:
         type_name: The model's class.
         blocks: Its attention modules, in order.
-        tokens: The special tokens in words.
+        tokens: The tokens in words.
         readout: What the head reads (`"cls"`, `"pool"`, `"mean"`), or None.
         readout_reason: Why.
         grid: After a forward: patch rows and columns.
@@ -101,23 +89,28 @@ class ModelDescription:
             kind = f"{block.type_name} (pooling)" if block.pooling else block.type_name
             shape = "" if block.shape is None else ", ".join(map(str, block.shape))
             rows.append((f"{number:>2}  {block.name}", kind, block.kernel, shape))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*(f"{name:<8} {value}" for name, value in head), "", *table])
+        return "\n".join([*(f"{name:<8} {value}" for name, value in head), "", *aligned(rows)])
 
     def _captured_in_words(self) -> str:
-        words = [_in_words(self.captured, "block")]
-        words += [f"not captured: {_in_words(self.not_captured, 'attention module')}"] if self.not_captured else []
-        return "; ".join(words)
+        words = _in_words(self.captured, "block")
+        return (
+            f"{words}; not captured: {_in_words(self.not_captured, 'attention module')}" if self.not_captured else words
+        )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose columns are aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription:
-    """Say what would be captured from a model, what would not, and why.
+    """Describe what would be captured from a model, what would not, and why.
 
     Args:
         model: The model.
-        pixels: `(batch, 3, height, width)`: one forward is run on them, and the description then says which kernel ran, the shapes and
-            the grid. None runs nothing.
+        pixels: `(batch, 3, height, width)`: runs one forward, after which the description has the kernels that ran, the shapes and the
+            grid. None runs nothing.
 
     Returns:
         The description.
@@ -133,12 +126,14 @@ def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription
         (12, 'cls')
     """
     plan = make_plan(model, None, "all", None)
-    maps = None if pixels is None else _run(model, pixels)
-    layout = (
-        None if maps is None else next((b.token_layout for b in maps if isinstance(b.token_layout, TokenLayout)), None)
-    )
-    readout = plan.anatomy.readout
-    blocks = _from_plan(plan) if maps is None else _from_maps(plan, maps)
+    maps = None
+    if pixels is not None:
+        with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
+            run_vision(model, pixels)
+        maps = capture.maps
+    layouts = () if maps is None else (block.token_layout for block in maps)
+    grid = next((layout.grid for layout in layouts if isinstance(layout, TokenLayout)), None)
+    readout, blocks = plan.anatomy.readout, _blocks(plan, maps)
     hooked = [site.name for site in plan.sites]
     others = uncaptured_attention(plan.model, hooked)
     return ModelDescription(
@@ -147,28 +142,20 @@ def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription
         tokens=_tokens_in_words(plan),
         readout=None if readout.rows is None else readout.rows.value,
         readout_reason=readout.reason,
-        grid=None if layout is None else layout.grid,
+        grid=grid,
         input_size=None if maps is None else maps.input_size,
-        captured=_parts([*dict.fromkeys(block.name.partition(":")[0] for block in blocks)], beside=others),
-        not_captured=_parts(others, beside=hooked),
+        captured=_parts([*dict.fromkeys(block.name.partition(":")[0] for block in blocks)], without=others),
+        not_captured=_parts(others, without=hooked),
     )
 
 
-def _run(model: nn.Module, pixels: Tensor) -> AttentionMaps:
-    with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
-        run_vision(model, pixels)
-    return capture.maps
-
-
-def _from_plan(plan: CapturePlan) -> tuple[BlockDescription, ...]:
-    return tuple(
-        BlockDescription(site.name, type(site.module).__name__, _KERNELS[site.running_kernel()], site.pooling)
-        for site in plan.sites
-    )
-
-
-def _from_maps(plan: CapturePlan, maps: AttentionMaps) -> tuple[BlockDescription, ...]:
+def _blocks(plan: CapturePlan, maps: AttentionMaps | None) -> tuple[BlockDescription, ...]:
     types = {site.name: type(site.module).__name__ for site in plan.sites}
+    if maps is None:
+        return tuple(
+            BlockDescription(site.name, types[site.name], _KERNELS[site.running_kernel()], site.pooling)
+            for site in plan.sites
+        )
     return tuple(
         BlockDescription(block.name, types[block.name.partition(":")[0]], block.kernel, block.pooling, block.shape)
         for block in maps
@@ -176,34 +163,30 @@ def _from_maps(plan: CapturePlan, maps: AttentionMaps) -> tuple[BlockDescription
 
 
 def _tokens_in_words(plan: CapturePlan) -> str:
-    known = plan.anatomy
-    counts = (
-        (int(known.cls is not None), "class token"),
-        (int(known.distillation), "distillation token"),
-        (known.registers, "register tokens"),
-    )
-    words = [f"{count} {name}" for count, name in counts if count] + ["patches"]
-    words += [f"{known.suffix} tokens behind them"] if known.suffix else []
+    anatomy = plan.anatomy
+    counts = {"class token": anatomy.cls is not None, "distillation token": anatomy.distillation}
+    words = [f"1 {name}" for name, present in counts.items() if present]
+    words += [f"{anatomy.registers} register tokens"] if anatomy.registers else []
+    words += ["patches"]
+    words += [f"{anatomy.suffix} tokens after them"] if anatomy.suffix else []
     return ", ".join(words)
 
 
-def _parts(names: Sequence[str], *, beside: Sequence[str]) -> tuple[PartDescription, ...]:
-    """The outermost modules that hold some of the named modules, and none of those beside them."""
-    shared = {path for name in beside for path in _paths(name)}
+def _parts(names: Sequence[str], *, without: Sequence[str]) -> tuple[PartDescription, ...]:
+    """The outermost modules that hold some of the named modules, and none of the others."""
+    shared = {path for name in without for path in _paths(name)}
     own = (next((path for path in _paths(name) if path not in shared), name) for name in names)
     counts = Counter(_NUMBER.sub("*", path) for path in own)
     return tuple(PartDescription(path, count) for path, count in counts.items())
 
 
 def _paths(name: str) -> list[str]:
-    """The paths of a module and of all that hold it, the whole model's first."""
-    steps = name.split(".")
-    return ["", *(".".join(steps[: depth + 1]) for depth in range(len(steps)))]
+    """The paths of a module and of all that contain it, beginning with the whole model's."""
+    return ["", *accumulate(name.split("."), "{}.{}".format)]
 
 
 def _in_words(parts: Sequence[PartDescription], what: str) -> str:
-    words = []
-    for part in parts:
-        count = f"{part.num_modules} {what}" + ("" if part.num_modules == 1 else "s")
-        words.append(f"{part.name} ({count})" if part.name else count)
-    return ", ".join(words)
+    counts = [f"{part.num_modules} {what}{'' if part.num_modules == 1 else 's'}" for part in parts]
+    return ", ".join(
+        f"{part.name} ({count})" if part.name else count for part, count in zip(parts, counts, strict=True)
+    )

@@ -1,7 +1,6 @@
-"""One class's score run backward, for class-specific maps: on the pixels' behalf, so that nothing of the model gets a gradient.
+"""Runs the score of one class backward, for class-specific maps, with respect to the pixels only: no parameter gets a gradient.
 
-Which output stands for which class is the model's to say: a classifier's scores are one row an image, by class index. What is no classifier (a
-backbone without its head, a tower of features) is refused.
+The scores are a classifier's output, one row per image, by class index. A backbone without its head or a tower of features is refused.
 """
 
 import difflib
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import TargetError
 from attnhook.imaging.model_inputs import ModelInputs, with_pixels
-from attnhook.running.forward_passes import run_vision
+from attnhook.running.vision_forward import run_vision
 
 TargetOption = str | int | None
 
@@ -28,10 +27,7 @@ def run_towards(
     *,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> int:
-    """Run a model inside a capture, then the score of one class backward.
-
-    The gradient is asked for with respect to the pixels alone: parameters keep their `.grad` and their `requires_grad`, frozen or not.
-    """
+    """Run a model inside a capture, then the score of one class backward. Parameters keep their `.grad` and `requires_grad`."""
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = inputs.pixels.detach().clone().requires_grad_()
         with capture:
@@ -42,18 +38,14 @@ def run_towards(
 
 
 def class_scores(model: nn.Module, output: Any) -> Tensor:
-    """The scores of a classifier.
-
-    Returns:
-        `(batch, classes)`.
-    """
+    """The scores of a classifier, `(batch, classes)`."""
     scores = getattr(output, "logits", output)
     headless = getattr(model, "num_classes", None) == 0 or hasattr(model, "get_image_features")
     if headless or not isinstance(scores, Tensor) or scores.dim() != 2:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise TargetError(
             f"{type(model).__name__} has no class scores: expected a classifier's output (batch, classes), got {got}"
-            f"{' of a model without a head' if headless else ''}. Load a model with a classification head, or run a score of your own backward "
+            f"{' of a model without a head' if headless else ''}. Load a model with a classification head, or run your own score backward "
             "inside AttentionCapture(model, gradients=True)."
         )
     return scores
@@ -72,7 +64,7 @@ def class_index(target: str | int, labels: tuple[str, ...] | None, count: int) -
         return target
     if labels is None:
         raise TargetError(
-            f"unknown class {target!r}: the names of this model's classes are not known, expected an index from 0 to {count - 1}. Give one."
+            f"unknown class {target!r}: the names of this model's classes are not known, expected an index from 0 to {count - 1}. Pass one."
         )
     wanted = str(target).casefold()
     names = [label.casefold() for label in labels]
@@ -82,11 +74,11 @@ def class_index(target: str | int, labels: tuple[str, ...] | None, count: int) -
         return found[0]
     if found:
         several = ", ".join(f"{i} {labels[i]!r}" for i in found[:5])
-        raise TargetError(f"class {target!r} is not one class: expected one, got {several}. Give its index.")
+        raise TargetError(f"class {target!r} is not one class: expected one, got {several}. Pass its index.")
     inside = [i for i, name in enumerate(names) if wanted in name]
     near = inside or [names.index(name) for name in difflib.get_close_matches(wanted, names, n=5)]
     hint = ", ".join(f"{i} {labels[i]!r}" for i in near[:5])
     raise TargetError(
-        f"unknown class {target!r}: expected one of the model's {count} classes{f', such as {hint}' if hint else ''}. Give its index or its "
+        f"unknown class {target!r}: expected one of the model's {count} classes{f', such as {hint}' if hint else ''}. Pass its index or its "
         "whole name."
     )

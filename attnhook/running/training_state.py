@@ -1,15 +1,13 @@
-"""Runs a model in between, in eval mode, such that a training which goes on afterwards does not notice.
+"""Runs a model in eval mode in the middle of a training that must not notice.
 
-What is put back: each module's `training` flag and other attributes, buffers that the forward wrote to or replaced, the random numbers of
-torch (CPU and accelerators), NumPy and Python, the state of FSDP2's parameters. What is kept from happening: autograd, and autocast, whose
-cache of cast weights would hold casts without a graph. What cannot be seen: changes inside lists and other objects that a module holds, and
-what hooks of others do.
+Put back are each module's `training` flag and other attributes, buffers that the forward wrote to or replaced, the random numbers of torch (CPU
+and accelerators), NumPy and Python, and the state of FSDP2's parameters. Autograd is off, and so is autocast, whose cache of cast weights would
+hold casts without a graph. Changes inside lists and other objects that a module holds, and what hooks of others do, are not undone.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 SEED = 0
-"""Of the random numbers that the model sees: one that masks at random (MAE) masks alike at every step."""
+"""For the random numbers that the model draws: one that masks at random (MAE) masks the same patches at every step."""
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, its random numbers fixed; on leaving put everything back, also after an exception.
+    """Put a model into eval mode with fixed random numbers; on leaving put everything back, also after an exception.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout().eval())
@@ -33,82 +31,59 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         modules = list(model.modules())
-        stack.callback(_restore_flags, [(module, module.training) for module in modules])
-        stack.callback(_restore, [_Found.of(module) for module in modules if _is_ours_to_restore(module)])
+        for module in modules:
+            stack.callback(_restored_later(module))
         stack.callback(_reshard, model)
         stack.enter_context(_own_random_numbers(model))
-        for kind in _device_types(model):
-            stack.enter_context(torch.autocast(kind, enabled=False))
+        for device_type in _device_types(model):
+            stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(torch.no_grad())  # not inference mode: what a module caches now must serve its training
         for module in modules:
-            module.training = False  # not eval(): a module may have its own idea of train()
+            module.training = False  # not eval(): a module may override train()
+            if "_original_forward" in vars(module) and not _is_wrapper(module):
+                vars(module)["forward"] = (
+                    module._original_forward
+                )  # accelerate replaced it by one that turns autocast on
         yield
 
 
-def _restore_flags(flags: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in flags:
-        module.training = training
+def _restored_later(module: nn.Module) -> Callable[[], None]:
+    """Remember a module's attributes and buffers; the function that is returned puts them back."""
+    if _is_wrapper(module):
+        return lambda training=module.training: setattr(module, "training", training)  # type: ignore[misc]
+    attributes = dict(vars(module))
+    with torch.no_grad():
+        buffers = {name: (buffer, *_copied(buffer)) for name, buffer in module._buffers.items()}
 
-
-# --- attributes and buffers ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """One module as it was found.
-
-    Attributes:
-        module: The module.
-        attributes: Everything in its `__dict__`, by reference: `training`, and whatever it remembers in plain attributes.
-        buffers: By name the buffer, its version, and a copy of what it held.
-    """
-
-    module: nn.Module
-    attributes: dict[str, Any]
-    buffers: dict[str, tuple[Tensor | None, int, Tensor | None]]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> "_Found":
-        """Look at a module."""
+    def restore() -> None:
+        for now, before in ((vars(module), attributes), (module._buffers, buffers)):
+            for name in now.keys() - before.keys():
+                del now[name]
+        vars(module).update(attributes)
         with torch.no_grad():
-            return cls(module, dict(vars(module)), {name: _saved(buffer) for name, buffer in module._buffers.items()})
-
-    def restore(self) -> None:
-        """Put back what was replaced, added or written to; buffers that nobody touched are not written, so graphs that hold them stay valid."""
-        now = vars(self.module)
-        for name in [name for name in now if name not in self.attributes]:
-            del now[name]
-        now.update(self.attributes)
-        for name in [name for name in self.module._buffers if name not in self.buffers]:
-            del self.module._buffers[name]
-        with torch.no_grad():
-            for name, (buffer, version, copy) in self.buffers.items():
-                self.module._buffers[name] = buffer
+            for name, (buffer, version, copy) in buffers.items():
+                module._buffers[name] = buffer
+                # A buffer that nobody wrote to is not written either: a graph that holds it stays valid.
                 if buffer is not None and copy is not None and buffer._version != version:
                     buffer.copy_(copy)
 
+    return restore
 
-def _saved(buffer: Tensor | None) -> tuple[Tensor | None, int, Tensor | None]:
+
+def _copied(buffer: Tensor | None) -> tuple[int, Tensor | None]:
+    """The version and a copy of a buffer."""
     if buffer is None or buffer.is_inference():
-        return buffer, 0, None
-    return buffer, buffer._version, buffer.detach().clone()
+        return 0, None
+    return buffer._version, buffer.detach().clone()
 
 
-def _restore(found: list[_Found]) -> None:
-    for one in found:
-        one.restore()
-
-
-def _is_ours_to_restore(module: nn.Module) -> bool:
-    """Wrappers of torch.distributed set themselves up in their first forward, whoever asks for it; FSDP2 wraps nothing, it adds a base class."""
+def _is_wrapper(module: nn.Module) -> bool:
+    """Whether this is a wrapper of torch.distributed, which sets itself up in its first forward. FSDP2 does not wrap: it adds a base class."""
     if isinstance(module, _fsdp_module()):
-        return True
-    return not type(module).__module__.startswith("torch.distributed") and not isinstance(
+        return False
+    return type(module).__module__.startswith("torch.distributed") or isinstance(
         module, nn.parallel.DistributedDataParallel
     )
-
-
-# --- random numbers -----------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -131,37 +106,27 @@ def _own_random_numbers(model: nn.Module) -> Iterator[None]:
 
 def _device_modules(model: nn.Module) -> list[Any]:
     """The modules such as `torch.cuda` whose generators the model may draw from."""
-    found = []
-    for kind in _device_types(model):
-        module = getattr(torch, kind, None)
-        started = getattr(module, "is_initialized", lambda: False)
-        if kind != "cpu" and started() and hasattr(module, "get_rng_state_all"):
-            found.append(module)
-    return found
+    modules: list[Any] = [getattr(torch, name, None) for name in _device_types(model) if name != "cpu"]
+    return [
+        m for m in modules if hasattr(m, "get_rng_state_all") and hasattr(m, "is_initialized") and m.is_initialized()
+    ]
 
 
 def _device_types(model: nn.Module) -> list[str]:
-    kinds = {parameter.device.type for parameter in model.parameters()} | {"cpu"}
-    return sorted(kinds - {"meta"})
-
-
-# --- FSDP2 --------------------------------------------------------------------------------------------------------------------------------
+    return sorted({parameter.device.type for parameter in model.parameters()} - {"meta"} | {"cpu"})
 
 
 def _fsdp_module() -> Any:
-    """FSDP2's base class, for `isinstance`; nothing where no process group is."""
+    """FSDP2's base class, for `isinstance`; empty without a process group."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return ()
-    try:
-        from torch.distributed.fsdp import FSDPModule
-    except ImportError:  # before torch 2.6
-        return ()
+    from torch.distributed.fsdp import FSDPModule
+
     return FSDPModule
 
 
 def _reshard(model: nn.Module) -> None:
     """Free the gathered parameters: the root of FSDP2 keeps its own after a forward, and would not gather again after an optimizer's step."""
-    kind = _fsdp_module()
     for module in model.modules():
-        if isinstance(module, kind):
+        if isinstance(module, _fsdp_module()):
             module.reshard()

@@ -1,7 +1,7 @@
-"""Does the capture tell the truth about *this* model? Its rows against what the model itself computed, on the user's own input.
+"""Checks the capture on *this* model: its rows against what the model itself computed, on the user's own input.
 
-Two checks a block, neither of which uses the code that computes captured rows: softmax rows times the values that the kernel was given must be
-what the kernel returned, and the rows must be those of the same model with its explicit softmax, where the library offers one.
+There are two checks per block, neither of which uses the code that computes captured rows: softmax rows times the kernel's values must be what
+the kernel returned, and the rows must be those of the same model with its explicit softmax, where the library offers one.
 """
 
 import copy
@@ -17,45 +17,40 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel
 from attnhook.capture.streaming import MeasuringCapture
-from attnhook.running.forward_passes import run_vision
+from attnhook.running.inspection import aligned
+from attnhook.running.vision_forward import run_vision
 
 TOLERANCE = 2e-5
 """Largest error of rows times values, relative to the largest value: float32 kernels differ by less over 4,097 tokens."""
 EXPLICIT_TOLERANCE = 1e-3
-"""Largest error against the explicit twin, whose own activations drift away from the fused model's block by block (4e-5 after 12)."""
+"""Largest error against the eager reference, whose own activations drift away from the fused model's block by block (4e-5 after 12)."""
 
 
 @dataclass(frozen=True)
 class BlockVerification:
-    """The errors of one block. Where both sides are NaN they agree.
-
-    Attributes:
-        name: The block.
-        kernel: What computed its attention.
-        output_error: Largest difference of rows times values from what the kernel returned, over the largest value; None where the kernel
-            shows neither (explicit softmax: the rows are the model's own).
-        sum_error: Largest difference of a row's sum from 1 (rows of fully masked queries sum to 0 and are left out, as are `nan_rows`).
-        explicit_error: Largest difference from the rows of the model with explicit softmax; None where there is no such twin.
-        nan_rows: Number of rows that are NaN, as the kernel's output for them is.
-    """
+    """The errors of one block, as largest absolute differences. NaN on both sides counts as equal."""
 
     name: str
-    kernel: str
-    output_error: float | None
-    sum_error: float
-    explicit_error: float | None
-    nan_rows: int = 0
+    kernel: str  # what computed the attention
+    output_error: (
+        float | None
+    )  # rows times values from the kernel's output, over the largest value; None for an explicit softmax
+    sum_error: (
+        float  # a row's sum from 1, without the rows of fully masked queries, which sum to 0, and without `nan_rows`
+    )
+    explicit_error: float | None  # from the rows of the model with explicit softmax; None if the library offers none
+    nan_rows: int = 0  # rows that are NaN, as the kernel's output for them is
 
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What `verify` found; `str()` of it is a table.
+    """The result of `verify`; `str()` of it is a table.
 
     Attributes:
         type_name: The model's class.
         blocks: Errors by block.
         output_unchanged: Whether the model's output was the same bit for bit with and without capture.
-        tolerance: What `output_error` was held against, in the model's precision; sums of rows, which are float32, are within 1e-5.
+        tolerance: The limit of `output_error`, in the model's precision; sums of rows, which are float32, must be within 1e-5.
     """
 
     type_name: str
@@ -66,41 +61,31 @@ class VerificationReport:
     @property
     def passed(self) -> bool:
         """Whether every error is within its tolerance and the output was unchanged."""
-        return self.output_unchanged and all(self._good(block) for block in self.blocks)
+        return self.output_unchanged and all(map(self._is_good, self.blocks))
 
-    def _good(self, block: BlockVerification) -> bool:
+    def _is_good(self, block: BlockVerification) -> bool:
         explicit = max(EXPLICIT_TOLERANCE, 50 * self.tolerance)
         limits = ((block.output_error, self.tolerance), (block.sum_error, 1e-5), (block.explicit_error, explicit))
         return all(error is None or error <= limit for error, limit in limits)
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("block", "kernel", "rows x values", "sum of rows", "explicit twin", "")]
-        rows += [
-            (
-                block.name,
-                block.kernel,
-                *(_number(e) for e in (block.output_error, block.sum_error, block.explicit_error)),
-                ("ok" if self._good(block) else "OVER TOLERANCE")
-                + (f", {block.nan_rows} rows are NaN, in the kernel's output too" if block.nan_rows else ""),
-            )
-            for block in self.blocks
-        ]
-        widths = [max(len(row[column]) for row in rows) for column in range(6)]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        rows: list[tuple[str, ...]] = [("block", "kernel", "rows x values", "sum of rows", "explicit softmax", "")]
+        for block in self.blocks:
+            errors = (block.output_error, block.sum_error, block.explicit_error)
+            numbers = ["-" if error is None else f"{error:.1e}" for error in errors]
+            nan_rows = f", {block.nan_rows} rows are NaN, in the kernel's output too" if block.nan_rows else ""
+            verdict = ("ok" if self._is_good(block) else "OVER TOLERANCE") + nan_rows
+            rows.append((block.name, block.kernel, *numbers, verdict))
         unchanged = "unchanged, bit for bit" if self.output_unchanged else "CHANGED by the capture"
-        verdict = "passed" if self.passed else "FAILED"
-        return "\n".join([f"model   {self.type_name}", f"output  {unchanged}", f"result  {verdict}", "", *table])
-
-
-def _number(error: float | None) -> str:
-    return "-" if error is None else f"{error:.1e}"
+        result = "passed" if self.passed else "FAILED"
+        return "\n".join([f"model   {self.type_name}", f"output  {unchanged}", f"result  {result}", "", *aligned(rows)])
 
 
 def verify(model: nn.Module, pixels: Tensor, *, layout: TokenLayout | None = None) -> VerificationReport:
-    """Hold captured attention against the model's own output, and against its explicit attention.
+    """Check captured attention against the model's own output, and against its explicit attention.
 
     Runs four forwards, one of them on a copy of the model with its explicit softmax (timm, transformers), without gradients and in the
-    model's present mode; with dropout active the first check has no meaning, so call `model.eval()` before.
+    model's current mode. With dropout the first check is meaningless, so call `model.eval()` first.
 
     Args:
         model: The model.
@@ -126,37 +111,33 @@ def verify(model: nn.Module, pixels: Tensor, *, layout: TokenLayout | None = Non
         with capture:
             output = _run(model, pixels)
         maps = capture.maps
-        kernels = _outputs(model, pixels, layout)
+        kernels = _fused_calls(model, pixels, layout)
         explicit = _explicit(model, pixels, capture)
     parameter = next(model.parameters(), pixels)
     eps = torch.finfo(parameter.dtype).eps if parameter.dtype.is_floating_point else 1e-7
     return VerificationReport(
         f"{type(capture.plan.model).__module__}.{type(capture.plan.model).__qualname__}",
-        tuple(_errors(block, _seen_of(block, kernels), explicit) for block in maps),
+        tuple(_errors(block, kernels.get(block.name), explicit) for block in maps),
         _identical(expected, output),
         max(TOLERANCE, 4 * eps),
     )
 
 
-def _seen_of(block: BlockAttention, kernels: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
-    return None if block.kernel == "softmax" else kernels.get(block.name)
-
-
 def _errors(
-    block: BlockAttention, seen: tuple[Tensor, Tensor] | None, explicit: AttentionMaps | None
+    block: BlockAttention, fused_call: tuple[Tensor, Tensor] | None, explicit: AttentionMaps | None
 ) -> BlockVerification:
     rows = block.rows
     sums = rows.sum(dim=-1)
-    left_out = sums == 0
+    skipped = sums == 0
     output_error, nan_rows = None, 0
-    if seen is not None:
-        values, output = (t.double() for t in seen)
+    if fused_call is not None and block.kernel != "softmax":
+        values, output = (t.double() for t in fused_call)
         values = values.repeat_interleave(rows.shape[1] // values.shape[1], dim=1)
         largest = torch.where(values.isfinite(), values.abs(), 0.0).max().clamp_min(1e-30)
         output_error = _difference(rows.double() @ values, output) / float(largest)
-        unknown = sums.isnan() & output.isnan().all(dim=-1)
-        left_out, nan_rows = left_out | unknown, int(unknown.sum())
-    sum_error = float(torch.where(left_out, 0, (sums - 1).abs()).max())
+        is_nan = sums.isnan() & output.isnan().all(dim=-1)
+        skipped, nan_rows = skipped | is_nan, int(is_nan.sum())
+    sum_error = float(torch.where(skipped, 0, (sums - 1).abs()).max())
     explicit_error = None
     if explicit is not None and block.name in explicit.block_names:
         explicit_error = _difference(rows, explicit[block.name].rows.to(rows.device))
@@ -164,48 +145,48 @@ def _errors(
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest; NaN at the same places is none, at others NaN."""
-    alike = (ours == theirs) | (ours.isnan() & theirs.isnan())
-    return float(torch.where(alike, 0, (ours - theirs).abs()).max())
+    """The largest difference: 0 where both are NaN, NaN where one is."""
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    return float(torch.where(same, 0, (ours - theirs).abs()).max())
 
 
-def _outputs(model: nn.Module, pixels: Tensor, layout: TokenLayout | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """Values and outputs of the fused calls, by the names that blocks have."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+def _fused_calls(model: nn.Module, pixels: Tensor, layout: TokenLayout | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Values and outputs of the fused calls, by block."""
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def keep(block: str, values: Tensor, output: Tensor) -> None:
-        found[block] = values, output
+    def record(block: str, values: Tensor, output: Tensor) -> None:
+        calls[block] = values, output
 
-    with MeasuringCapture(model, lambda *_: None, on_output=keep, layout=layout):
+    with MeasuringCapture(model, lambda *_: None, on_output=record, layout=layout):
         _run(model, pixels)
-    return found
+    return calls
 
 
 def _run(model: nn.Module, pixels: Tensor) -> Any:
-    """One forward; all draw the same random numbers (MAE's masks), and none that the caller would have drawn."""
+    """One forward. All draw the same random numbers (MAE's masks), and leave the caller's generator alone."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return run_vision(model, pixels)
 
 
 def _explicit(model: nn.Module, pixels: Tensor, capture: AttentionCapture) -> AttentionMaps | None:
-    """The maps of a copy of the model that spells its softmax out; None where the library has no such switch."""
+    """The maps of a copy of the model with an explicit softmax (the eager reference); None if the library has no such switch."""
     fused = [s.name for s in capture.plan.sites if s.running_kernel() in (Kernel.SDPA, Kernel.INTERFACE)]
     if not fused:
         return None
-    twin = copy.deepcopy(capture.plan.model)
-    switch = getattr(twin, "set_attn_implementation", None)
+    reference = copy.deepcopy(capture.plan.model)
+    switch = getattr(reference, "set_attn_implementation", None)
     if isinstance(switch, MethodType):
         switch("eager")
-    modules = dict(twin.named_modules())
+    modules = dict(reference.named_modules())
     for name in fused:
         if hasattr(modules[name], "fused_attn"):
             modules[name].fused_attn = False
-    explicit = AttentionCapture(twin, rows="all", layout=capture.plan.layout)
+    explicit = AttentionCapture(reference, rows="all", layout=capture.plan.layout)
     if any(s.running_kernel() is Kernel.SDPA for s in explicit.plan.sites if s.name in fused):
         return None
     with explicit:
-        _run(twin, pixels)
+        _run(reference, pixels)
     return explicit.maps
 
 

@@ -15,11 +15,11 @@ MEAN = 0.5
 
 
 class DigitPairs(Dataset[tuple[Tensor, Tensor]]):
-    """Canvases with two digits of different classes, each in a quarter of its own, on whole patches.
+    """Canvases with two digits of different classes, each in its own quarter, aligned to patches.
 
     Args:
         count: How many canvases.
-        seed: Other seeds are other canvases.
+        seed: Another seed gives other canvases.
     """
 
     def __init__(self, count: int, seed: int = 0) -> None:
@@ -56,7 +56,7 @@ def small_vit() -> nn.Module:
 
 
 def probe_pixels(count: int = 4) -> Tensor:
-    """Canvases that are in no training batch, to look at again and again: `(count, 3, 32, 32)`."""
+    """Canvases that are in no training batch, for the monitor's probe: `(count, 3, 32, 32)`."""
     pairs = DigitPairs(count, seed=1)
     return torch.stack([pairs[index][0] for index in range(count)])
 
@@ -71,8 +71,8 @@ def options_of(description: str, out: str, *, model: bool = False) -> argparse.N
 
     Args:
         description: The script's docstring.
-        out: Where it writes if nothing else is said.
-        model: Whether there is a choice of models.
+        out: The default folder for its output.
+        model: Whether to offer a choice of models.
 
     Returns:
         `steps`, `out`, and `every`, a tenth of the steps.

@@ -1,4 +1,4 @@
-"""A loop of your own, with the attention of four fixed images in TensorBoard.
+"""A plain training loop, with the attention of four fixed images in TensorBoard.
 
 python docs/examples/train_plain.py --out runs/plain
 python docs/examples/train_plain.py --out runs/demo --model demo --steps 20    # fine-tunes DINOv2-small; needs attnhook's demo weights

@@ -58,7 +58,7 @@ def test_stored_types_keep_what_they_say(photos, vision, tmp_path, dtype, share)
 def test_whichever_rows_are_wanted(photos, vision, tmp_path, rows):
     maps = extract(vision, photos, tmp_path / "out", rows=rows, blocks=2, dtype="float32", num_workers=0)
     stored, alone = maps.maps(4), rows_of(vision, photos / maps.keys[4], rows=rows, blocks=2)
-    assert list(stored.rows) == list(alone.rows)
+    assert list(stored.selected_rows) == list(alone.selected_rows)
     for one, other in zip(stored, alone, strict=True):
         torch.testing.assert_close(one.rows, other.rows, atol=BATCHED, rtol=0)
     assert rows_in(maps[4], 1).shape == alone[1].rows.shape[1:]
@@ -216,7 +216,7 @@ def test_by_key_by_number_and_not_at_all(photos, vision, tmp_path):
         maps[21]
     with pytest.raises(ExtractionError, match=r"unknown photo 'cats/no\.png': expected one of the 21 keys"):
         maps["cats/no.png"]
-    with pytest.raises(ExtractionError, match=r"nothing of 'broken\.png'.*Pillow knows"):
+    with pytest.raises(ExtractionError, match=r"no attention of 'broken\.png'.*Pillow knows"):
         maps["broken.png"]
     with pytest.raises(ExtractionError, match=r"no maps of 'rollout'.*stored \(none\)"):
         maps.attention(0, method="rollout")

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from attnhook import extract, open_maps
 from attnhook.errors import ExtractionError
 from attnhook.extraction.processes import locked
+from attnhook.extraction.shards import BackgroundWriter
 from tests.comparison.zoo import timm_vit
 from tests.extraction.holding import held
 from tests.extraction.photographs import files_of, make_folder, photo_bytes, rows_in
@@ -159,6 +161,46 @@ def test_two_runs_never_write_to_one_folder(photos, vision, tmp_path):
     with held(locked, tmp_path), pytest.raises(ExtractionError, match="expected no other run there"):
         extract(vision, photos, tmp_path / "out", **SMALL)
     assert len(extract(vision, photos, tmp_path / "out", **SMALL)) == 21
+
+
+def test_nothing_is_written_after_the_first_error(photos, vision, tmp_path, monkeypatch):
+    written = []
+
+    def fails(shard, batch, attentions):
+        written.append(batch.shard)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("attnhook.extraction.shards._Shard.add", fails)
+    with pytest.raises(ZeroDivisionError):
+        extract(vision, photos, tmp_path / "out", **SMALL)
+    assert len(written) == 1
+    assert not list((tmp_path / "out" / "shards").glob("*"))
+    monkeypatch.undo()
+    assert len(extract(vision, photos, tmp_path / "out", **SMALL)) == 21
+
+
+def test_the_model_waits_for_a_slow_disk(photos, vision, tmp_path, monkeypatch):
+    """Or the memory would fill with what waits to be written."""
+    forwards, released, counts = [], threading.Event(), []
+    real = BackgroundWriter._write
+
+    def slow(writer, batch, attentions):
+        released.wait(60)
+        real(writer, batch, attentions)
+
+    def release():
+        counts.append(len(forwards))
+        released.set()
+
+    monkeypatch.setattr(BackgroundWriter, "_write", slow)
+    handle = vision.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    timer = threading.Timer(2.0, release)
+    timer.start()
+    maps = extract(vision, photos, tmp_path / "out", shard_size=4, batch_size=1, num_workers=0)
+    handle.remove()
+    timer.join()
+    assert len(maps) == len(forwards) == 21
+    assert counts[0] <= 6
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from torch import nn
 from attnhook import AttentionCapture, VisionModel, extract
 from attnhook.errors import ExtractionError
 from attnhook.extraction import extract_maps as runs
-from attnhook.extraction.batches import living_workers
-from attnhook.extraction.processes import Team
+from attnhook.extraction.batches import explained_worker_deaths
+from attnhook.extraction.processes import ProcessGroup
 from tests.comparison.zoo import centre, seeing, timm_vit
 from tests.extraction.photographs import rows_in
 from tests.models import TRANSFORMERS, sharpen
@@ -65,7 +65,7 @@ def own(**settings):
 
 def test_pieces_of_photos_in_the_batch_axis(photos, tmp_path):
     vision = own(pieces=4)
-    with pytest.raises(ExtractionError, match=r"cannot be told apart by photo: .*batch_size=1"):
+    with pytest.raises(ExtractionError, match=r"cannot be separated by photo: .*batch_size=1"):
         extract(vision, photos, tmp_path / "many", rows="all", batch_size=4, **EXACT)
     maps = extract(vision, photos, tmp_path / "one", rows="all", batch_size=1, statistics=False, **EXACT)
     assert rows_in(maps[0], 0).shape == (4, 2, 4, 4)
@@ -115,11 +115,11 @@ def test_a_model_in_training_is_run_in_eval_mode_and_does_not_notice(photos, tmp
 def test_a_model_on_several_devices_stays_there():
     vision = timm_vit()
     vision.model.register_buffer("elsewhere", torch.zeros(1, device="meta"))
-    with runs._on_device(vision, None, Team()) as same:
+    with runs._on_device(vision, None, ProcessGroup()) as same:
         assert same is vision
     with (
         pytest.raises(ExtractionError, match="expected a model on one device, got cpu, meta"),
-        runs._on_device(vision, "cpu", Team()),
+        runs._on_device(vision, "cpu", ProcessGroup()),
     ):
         pass
     assert vision.model.elsewhere.device.type == "meta"
@@ -159,12 +159,12 @@ def test_a_death_that_torch_tells_of_while_another_sign_of_it_is_handled_is_one_
             raise RuntimeError("DataLoader worker (pid 912) is killed by signal: Killed.")
 
     with (
-        pytest.raises(ExtractionError, match=r"processes that live, got DataLoader worker \(pid 912\)"),
-        living_workers(),
+        pytest.raises(ExtractionError, match=r"processes that stay alive, got DataLoader worker \(pid 912\)"),
+        explained_worker_deaths(),
     ):
         raise Reset
     for other in (RuntimeError("of the model"), ValueError("of a photo")):
-        with pytest.raises(type(other), match=r"^of "), living_workers():
+        with pytest.raises(type(other), match=r"^of "), explained_worker_deaths():
             raise other
 
 
@@ -172,7 +172,7 @@ def test_a_death_that_torch_tells_of_while_another_sign_of_it_is_handled_is_one_
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_is_killed_says_what_to_do(photos, tmp_path):
     vision = timm_vit().with_preprocess(dies_in_a_worker)
-    with pytest.raises(ExtractionError, match=r"expected worker processes that live, got .*fewer workers"):
+    with pytest.raises(ExtractionError, match=r"expected worker processes that stay alive, got .*fewer workers"):
         extract(vision, photos, tmp_path / "out", num_workers=1, batch_size=2, shard_size=4)
     with warnings.catch_warnings():  # torch does not close what the dead one had opened
         warnings.simplefilter("ignore", ResourceWarning)

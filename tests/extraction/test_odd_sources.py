@@ -12,7 +12,7 @@ from attnhook import extract
 from attnhook.errors import ExtractionError
 from attnhook.extraction.archives import TarSource
 from attnhook.extraction.file_sources import FileSource
-from attnhook.extraction.image_tables import TOGETHER, ParquetSource
+from attnhook.extraction.image_tables import ROWS_TOGETHER, ParquetSource
 from attnhook.extraction.sources import open_source
 from tests.extraction.photographs import add_member, make_tar, make_zip, photo_bytes
 
@@ -180,7 +180,7 @@ def test_a_parquet_file_of_one_huge_row_group_is_several_shards(tmp_path):
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    rows = 3 * TOGETHER + 1
+    rows = 3 * ROWS_TOGETHER + 1
     parquet.write_table(arrow.table({"image": [b"x"] * rows}), tmp_path / "a.parquet")
     items = list(ParquetSource((tmp_path / "a.parquet",)).items())
     assert len({item.group for item in items}) == 4

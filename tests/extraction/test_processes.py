@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attnhook import open_maps
-from attnhook.extraction.processes import Team
+from attnhook.extraction.processes import ProcessGroup
 from tests.extraction.photographs import files_of, make_folder, photo_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_shares_are_whole_and_even():
     shards = {number: range(number % 5 + 1) for number in range(23)}
-    shares = [Team(rank, 4).share_of(shards) for rank in range(4)]
+    shares = [ProcessGroup(rank, 4).share_of(shards) for rank in range(4)]
     assert sorted(shard for share in shares for shard in share) == list(range(23))
     loads = [sum(map(len, share.values())) for share in shares]
     assert max(loads) - min(loads) <= 5

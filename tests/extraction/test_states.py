@@ -1,6 +1,7 @@
 """What a run finds: whatever another one left at any line, and whoever reads meanwhile."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -83,7 +84,7 @@ def test_no_index_or_statistics_of_before_stay_while_a_run_goes_on(photos, visio
 
 def test_an_end_without_all_shards_is_none(photos, vision, tmp_path, monkeypatch):
     """Another machine's shards that have not arrived: a folder that is not shared, or a file system that is late."""
-    monkeypatch.setattr(indices, "LATE", 0.2)
+    monkeypatch.setattr(indices, "TIMEOUT", 0.2)
     real = runs._run
 
     def loses_one(folder, *rest, **more):
@@ -170,8 +171,11 @@ def test_a_folder_without_one_good_photo(vision, tmp_path):
     maps = extract(vision, tmp_path / "photos", tmp_path / "out", **SMALL)
     assert (len(maps), len(maps.errors), maps.statistics(), maps.complete) == (0, 5, [], True)
     assert json.loads((tmp_path / "out" / "statistics.json").read_text()) == []
-    with pytest.raises(IndexError, match="photo 0 does not exist"):
-        maps[0]
+    reason = r"all 5 photos failed, 5 of them with 'cannot read an image of 10 bytes: .*Pillow knows"
+    assert re.search(reason, repr(maps))
+    for photo, error in ((0, IndexError), ("a.png", ExtractionError)):
+        with pytest.raises(error, match=reason):
+            maps[photo]
 
 
 def test_a_file_where_the_folder_should_be(photos, vision, tmp_path):

@@ -111,7 +111,7 @@ class Photos(torch.utils.data.Dataset):
         return {"pixel_values": pixels[index % 8], "labels": labels[index % 8]}
 
 
-def transformers_fit(folder: Path, *writers, steps: int, watched: bool = True, resume: bool = False):
+def transformers_fit(folder: Path, *writers, steps: int, watched: bool = True, resume: bool = False, **options):
     import transformers
 
     from attnhook.monitoring.integrations.transformers import TransformersMonitor
@@ -120,6 +120,8 @@ def transformers_fit(folder: Path, *writers, steps: int, watched: bool = True, r
     config = transformers.ViTConfig(**sizes, image_size=SIZE, patch_size=8, num_labels=CLASSES)
     transformers.set_seed(0)
     model = transformers.ViTForImageClassification(config)
+    model.classifier.register_forward_hook(lambda module, _, logits: model.seen.add((module.training, logits.dtype)))
+    model.seen = set()
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -129,6 +131,7 @@ def transformers_fit(folder: Path, *writers, steps: int, watched: bool = True, r
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
+        **options,
     )
     callbacks = [TransformersMonitor(monitor_of(model, *writers))] if watched else []
     trainer = transformers.Trainer(model, arguments, train_dataset=Photos(), callbacks=callbacks)
@@ -150,6 +153,21 @@ def test_transformers(tmp_path: Path) -> None:
     transformers_fit(tmp_path / "run", later, steps=30, resume=True)
     assert sorted(later.numbers) == [30]
     assert f"{global_tag}/change" in later.numbers[30]
+
+
+def test_the_probe_runs_in_float32_where_the_trainer_wraps_the_forward_in_autocast(tmp_path: Path) -> None:
+    """accelerate replaces `model.forward` by one that turns autocast on, inside of which the probe has to turn it off."""
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(True)
+    writer = MemoryWriter()
+    try:
+        watched = transformers_fit(tmp_path / "run", writer, steps=11, bf16=True)
+        bare = transformers_fit(tmp_path / "bare", steps=11, watched=False, bf16=True)
+    finally:
+        accelerate.state.AcceleratorState._reset_state(True)
+    assert sorted(writer.numbers) == [10]
+    assert watched.seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert same(watched.state_dict(), bare.state_dict())
 
 
 @pytest.mark.parametrize("sized", [True, False])

@@ -17,7 +17,7 @@ from attnhook import AttentionMonitor, ImageGeometry, VisionModel, attend, compa
 from attnhook.errors import GeometryError
 from attnhook.imaging import images
 from attnhook.imaging.model_inputs import ModelInputs, as_inputs, batched, each_tensor, pixels_name, with_pixels
-from attnhook.running.forward_passes import run_vision
+from attnhook.running.vision_forward import run_vision
 from attnhook.zoo import vision_models
 from tests.comparison.zoo import photo
 
@@ -134,7 +134,7 @@ def test_every_form_in_attend_and_in_a_vision_model(form, make):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_in_a_monitor(form):
     monitor = AttentionMonitor(timm_vit(), [PHOTO, photo(seed=1)], preprocess=FORMS[form], every_n_steps=1)
-    assert torch.equal(monitor._probe.pixels[:1], fed(FORMS[form]))
+    assert torch.equal(monitor._probe.inputs.pixels[:1], fed(FORMS[form]))
     assert monitor.step(0)
     assert AttentionMonitor(hf_vit(), PHOTO, preprocess=FORMS[form], every_n_steps=1, strict=True).step(0)
 

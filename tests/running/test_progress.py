@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from attnhook.running.progress import Progress
+from attnhook.running.progress import progress_bar
 
 
 def _run():
-    with Progress(3, shown=None) as bar:
-        bar.begin("a model")
-        bar.reach(3)
+    with progress_bar(3, shown=None) as bar:
+        bar.set_description("a model")
+        bar.update(3)
 
 
 def _read_line(terminal):

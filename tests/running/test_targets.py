@@ -117,7 +117,7 @@ def test_options_that_do_not_go_together(options, words) -> None:
         ("dog", None, "the names of this model's classes are not known, expected an index from 0 to 5"),
         ("cat", LABELS, "unknown class 'cat': .* such as 0 'tabby, tabby cat', 1 'tiger cat', 2 'Egyptian cat'"),
         ("doog", LABELS, "such as 3 'dog'"),
-        ("zebra", LABELS, r"one of the model's 6 classes\. Give its index"),
+        ("zebra", LABELS, r"one of the model's 6 classes\. Pass its index"),
         ("a", ("a", "A", "b", "c", "d", "e"), "is not one class: expected one, got 0 'a', 1 'A'"),
     ],
 )

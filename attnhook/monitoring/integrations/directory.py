@@ -12,13 +12,13 @@ from attnhook.results.results import save_image
 
 
 class DirectoryWriter:
-    r"""A directory with one line of JSON a step, and one picture a tag and step: `attention/overlay/0/step-00000100.png`.
+    r"""A directory with one line of JSON per step, and one picture per tag and step: `attention/overlay/0/step-00000100.png`.
 
-    Lines are on disk before `scalars` returns; one that could not be written whole is taken back. Pictures appear whole or not at all. A run
-    that is resumed appends; where it repeats a step, the later line holds.
+    Lines are on disk before `scalars` returns; a line that could not be written whole is removed. Pictures appear whole or not at all. A
+    resumed run appends; where it repeats a step, the later line is valid.
 
     Args:
-        directory: Where; made when something is written.
+        directory: Where; created when something is written.
 
     Example:
         >>> import tempfile

@@ -2,26 +2,20 @@
 
 from typing import Any
 
-from attnhook.errors import MissingPackageError
 from attnhook.monitoring.monitors import AttentionMonitor
+from attnhook.monitoring.writers import import_library
 
 try:
     from lightning.pytorch.callbacks import Callback
 except ImportError:
-    try:
-        from pytorch_lightning.callbacks import Callback
-    except ImportError as error:
-        raise MissingPackageError(
-            f"the callback needs Lightning: expected the package lightning or pytorch_lightning, got {error}. "
-            "Install it: pip install 'attnhook[lightning]'."
-        ) from None
+    Callback = import_library("pytorch_lightning", needed_by="LightningMonitor", extra="lightning").Callback
 
 
 class LightningMonitor(Callback):  # type: ignore[misc]
-    """Steps a monitor after every optimizer step and at the end of every epoch, and keeps its state in checkpoints.
+    """Steps a monitor after every optimizer step and at the end of every epoch, and stores its state in checkpoints.
 
     Args:
-        monitor: Made of the model inside your `LightningModule`, or of that module.
+        monitor: A monitor of the model inside your `LightningModule`, or of that module.
 
     Example:
         >>> from lightning.pytorch import Trainer  # doctest: +SKIP
@@ -49,5 +43,5 @@ class LightningMonitor(Callback):  # type: ignore[misc]
         return self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint stopped."""
+        """Continue where a checkpoint stopped."""
         self.monitor.load_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""Writes TensorBoard event files, through the writer that PyTorch brings."""
+"""Writes TensorBoard event files, through `torch.utils.tensorboard`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,37 +7,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attnhook.errors import MissingPackageError
+from attnhook.monitoring.writers import import_library
 
 
 class TensorBoardWriter:
     """TensorBoard: scalars, images and texts under their tags.
 
     Args:
-        log_dir: Where event files go, or a `SummaryWriter` of your own, which stays open on `close`.
+        log_dir: Where event files go, or your own `SummaryWriter`, which `close` leaves open.
 
     Raises:
         MissingPackageError: If TensorBoard is not installed.
     """
 
     def __init__(self, log_dir: Any) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingPackageError(
-                f"TensorBoardWriter needs TensorBoard: expected the package tensorboard, got {error}. "
-                "Install it: pip install 'attnhook[tensorboard]'."
-            ) from None
-        self._make = SummaryWriter
-        self._given = not isinstance(log_dir, str | Path)
-        self._log_dir = log_dir
-        self._open: Any = log_dir if self._given else None
+        self._library = import_library("torch.utils.tensorboard", needed_by="TensorBoardWriter", extra="tensorboard")
+        self._log_dir, self._is_own = log_dir, isinstance(log_dir, str | Path)
+        self._summary_writer: Any = None if self._is_own else log_dir
 
     @property
     def _writer(self) -> Any:
-        if self._open is None:
-            self._open = self._make(str(self._log_dir))
-        return self._open
+        if self._summary_writer is None:
+            self._summary_writer = self._library.SummaryWriter(str(self._log_dir))
+        return self._summary_writer
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write numbers and flush them to disk."""
@@ -57,6 +49,6 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         """Close the files that this writer opened."""
-        if self._open is not None and not self._given:
-            self._open.close()
-            self._open = None
+        if self._summary_writer is not None and self._is_own:
+            self._summary_writer.close()
+            self._summary_writer = None

@@ -18,10 +18,10 @@ STATE_FILE = "attention_monitor.safetensors"
 
 
 class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
-    """Steps a monitor after every optimizer step and at the end of every epoch, and keeps its state in checkpoints.
+    """Steps a monitor after every optimizer step and at the end of every epoch, and stores its state in checkpoints.
 
     Args:
-        monitor: Made of the model that the trainer trains.
+        monitor: A monitor of the model that the trainer trains.
 
     Example:
         >>> from transformers import Trainer  # doctest: +SKIP
@@ -32,7 +32,7 @@ class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
         self.monitor = monitor
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on where the checkpoint stopped that training is resumed from."""
+        """Continue where the checkpoint stopped that training resumes from."""
         folders = [Path(args.output_dir) / f"checkpoint-{state.global_step}"]
         if isinstance(args.resume_from_checkpoint, str):
             folders.insert(0, Path(args.resume_from_checkpoint))
@@ -45,11 +45,11 @@ class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
         self.monitor.step(state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After an epoch, whose number is a fraction if it was cut short or if nobody knew how long the data is."""
+        """After an epoch, whose number is a fraction if it was cut short or the length of the data is unknown."""
         self.monitor.end_epoch(max(0, math.ceil(state.epoch or 1) - 1), state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Beside the checkpoint that was just written."""
+        """Into the checkpoint that was just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if is_first_process() and folder.is_dir():
             _write(self.monitor.state_dict(), folder / STATE_FILE)

@@ -1,40 +1,31 @@
-"""Writes to a run of Weights & Biases, online or offline."""
+"""Writes to a Weights & Biases run, online or offline."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
-from attnhook.errors import MissingPackageError
+from attnhook.monitoring.writers import import_library
 
 
 class WandbWriter:
     """Weights & Biases: scalars, images and texts under their tags, over an axis of their own, `attention/step`.
 
-    W&B drops what is logged with `step=` behind its own step, so this writer takes no step of a run in which you log: what it writes waits for
-    your next `run.log`, and comes in the same row. Only when nothing was logged in between is a row closed for the next look; so do not
-    log with a `step=` that counts more slowly than looks, such as epochs.
+    W&B drops what is logged with a `step=` below its own step, so this writer does not advance the step of a run in which you log: its values
+    wait for your next `run.log`, and share its row. If you logged nothing in between, a row is closed for the next logged step; so do not
+    log with a `step=` that counts more slowly than the monitor logs, such as epochs.
 
     Args:
-        run: A run of yours, which stays open on `close`; None takes the one that is active at the first write, or starts one.
-        **settings: Of `wandb.init`, if one is started: `project`, `dir`, `mode="offline"`.
+        run: Your run, which `close` leaves open; None takes the one that is active at the first write, or starts one.
+        **settings: Arguments of `wandb.init`, if a run is started: `project`, `dir`, `mode="offline"`.
 
     Raises:
         MissingPackageError: If wandb is not installed.
     """
 
     def __init__(self, run: Any = None, **settings: Any) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise MissingPackageError(
-                f"WandbWriter needs Weights & Biases: expected the package wandb, got {error}. "
-                "Install it: pip install 'attnhook[wandb]'."
-            ) from None
-        self._wandb = wandb
-        self._settings = settings
-        self._run = run
-        self._started = False
+        self._wandb = import_library("wandb", needed_by="WandbWriter", extra="wandb")
+        self._settings, self._run, self._started = settings, run, False
         self._prefixes: set[str] = set()
         self._waiting: tuple[int, int] | None = None
 
@@ -51,7 +42,7 @@ class WandbWriter:
         self._opened().summary[tag] = text
 
     def close(self) -> None:
-        """Finish the run that this writer started."""
+        """Finish the run if this writer started it."""
         if self._started:
             self._run.finish()
             self._run, self._started, self._waiting = None, False, None
@@ -62,7 +53,7 @@ class WandbWriter:
             run.define_metric(f"{prefix}attention/*", step_metric="attention/step")
             self._prefixes.add(prefix)
         if self._waiting is not None and self._waiting[0] == run.step and self._waiting[1] != step:
-            run.log({}, commit=True)  # else this look would take the place of the last one in the same row
+            run.log({}, commit=True)  # or these values would replace the previous ones in the same row
         run.log({**values, "attention/step": step}, commit=False)
         self._waiting = (run.step, step)
 

@@ -1,4 +1,4 @@
-"""How a model is run on images alone, for workflows that run it themselves."""
+"""Runs a model on images alone."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,18 +14,14 @@ def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[s
     """Run a model on images alone, in its own dtype and on its own device.
 
     Args:
-        inputs: Pixels `(batch, 3, height, width)`, or everything that a preprocessing made. Of its keywords the model gets those that its
+        inputs: Pixels `(batch, 3, height, width)`, or everything that a preprocessing returned. Of its keywords the model gets those that its
             forward names.
     """
-    positional, named = _arguments(model, inputs if isinstance(inputs, ModelInputs) else ModelInputs(inputs))
+    arguments, keywords = _arguments(model, inputs if isinstance(inputs, ModelInputs) else ModelInputs(inputs))
     like = next((one for one in model.parameters() if one.is_floating_point()), next(model.parameters(), None))
-    arguments = [_moved(value, like) for value in positional]
-    keywords = {name: _moved(value, like) for name, value in {**named, **(model_kwargs or {})}.items()}
-    return _image_forward(model)(*arguments, **keywords)
-
-
-def _image_forward(model: Any) -> Any:
-    return model.get_image_features if hasattr(model, "get_image_features") else model
+    forward = getattr(model, "get_image_features", model)
+    moved = {name: _moved(value, like) for name, value in {**keywords, **(model_kwargs or {})}.items()}
+    return forward(*(_moved(value, like) for value in arguments), **moved)
 
 
 def _arguments(model: Any, inputs: ModelInputs) -> tuple[list[Any], dict[str, Any]]:
@@ -37,12 +33,12 @@ def _arguments(model: Any, inputs: ModelInputs) -> tuple[list[Any], dict[str, An
     names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
     if not names and any(one.kind is one.VAR_KEYWORD for one in parameters):  # forward(**kwargs) passes everything on
         return [], dict(inputs.keywords)
-    named = {name: value for name, value in inputs.keywords.items() if name in names}
-    return ([] if pixels_name(inputs) in named else [inputs.pixels]), named
+    keywords = {name: value for name, value in inputs.keywords.items() if name in names}
+    return ([] if pixels_name(inputs) in keywords else [inputs.pixels]), keywords
 
 
 def _moved(value: Any, like: Tensor | None) -> Any:
-    """A tensor where the model's parameters are, and in their type; integers and masks keep theirs."""
+    """A tensor on the device and in the dtype of the parameters; integers and masks keep theirs."""
     if like is None or not isinstance(value, Tensor):
         return value
     return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
