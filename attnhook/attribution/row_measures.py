@@ -66,32 +66,31 @@ def effective_patches(rows: Tensor, keys: TokenTable) -> Tensor:
     return torch.exp(row_entropy(patches) / mass + torch.log(mass))
 
 
-def attention_distance(
-    rows: Tensor, keys: TokenTable, places: Tensor, *, patch_size: tuple[float, float] = (1.0, 1.0)
-) -> Tensor:
+def attention_distance(rows: Tensor, patches: slice | Tensor, distances: Tensor, spare: Tensor | None = None) -> Tensor:
     """Mean distance between a query patch and the patches that it attends to.
 
-    With d_ij the distance between the centres of patches i and j: `sum_j A_ij d_ij / sum_j A_ij`, j over patches only (Dosovitskiy et al.
-    2020, arXiv 2010.11929, figure 7). NaN for a row that has no place or no mass on patches.
+    With d_ij the distance between the centres of patches i and j: `sum_j A_ij d_ij / sum_j A_ij`, j over patches only (Dosovitskiy et al.,
+    An Image is Worth 16x16 Words, 2020, arXiv 2010.11929, figure 7). NaN for a row without a position or without mass on patches.
 
     Args:
-        rows: `(..., queries, keys)`.
-        places: Row and column of each query on the same grid, `(queries, 2)`, NaN for queries that are no patches.
+        rows: `(..., queries, keys)`; each may be multiplied by a factor of its own.
+        patches: Where the patches are among the keys.
+        distances: `(queries, patches)`, as `patch_distances` returns them.
+        spare: Memory to write in, of the shape of `rows`.
 
     Returns:
-        `(..., queries)` float64, in units of `patch_size`.
+        `(..., queries)` float64.
     """
-    _check(rows, keys)
-    if places.shape != (rows.shape[-2], 2):
-        raise TokenLayoutError(
-            f"attention distance: expected a (row, column) for each of {rows.shape[-2]} queries, got shape {tuple(places.shape)}."
-        )
-    patches = keys.chosen("patch")
-    unit = torch.tensor(patch_size, device="cpu")
-    apart = (places.cpu().float()[:, None] - keys.places[patches]) * unit
-    between = apart.square().sum(dim=-1).sqrt().to(rows.device)
     seen = rows[..., patches]
-    return (seen * between).sum(dim=-1, dtype=torch.float64) / seen.sum(dim=-1, dtype=torch.float64)
+    weighted = torch.mul(seen, distances, out=None if spare is None else spare[..., : seen.shape[-1]])
+    return weighted.sum(dim=-1).double() / seen.sum(dim=-1)  # sums of float32 lose no more than the products have lost
+
+
+def patch_distances(queries: Tensor, keys: Tensor, patch_size: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """Distance between the centres of patches, `(queries, keys)` float32, from their `(row, column)` in units of `patch_size`."""
+    unit = torch.tensor(patch_size, device=queries.device)
+    # By differences: the default of more than 25 patches, a product of matrices, loses half of the digits.
+    return torch.cdist(queries * unit, keys * unit, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def row_divergence(first: Tensor, second: Tensor) -> Tensor:
