@@ -1,54 +1,28 @@
-"""Which entries of a matrix are its lowest, without the matrix: the rank of an entry is found by counting, in two passes over chunks.
+"""The lowest entries of a matrix that is never stored: the rank of an entry is found by counting, in two passes over chunks.
 
-Non-negative float32 numbers are in the order of their bits, so the upper half of the bits of the wanted entry comes from one histogram, the
-lower half from a second one over the entries that share the upper half.
+Non-negative float32 numbers sort like their bits. So the upper half of the bits of the wanted entry comes from one histogram, and the lower half
+from a second one, over the entries that share the upper half.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from attnhook.capture.layout import TokenLayout
-from attnhook.capture.softmax_matrix import SoftmaxMatrix
-
 _HALF = 16
 
 
-@dataclass(frozen=True, eq=False)
-class Discard:
-    """vit-explain's convention: the lowest fraction of a flattened fused matrix becomes 0, the class token's attention to itself never.
+def discard_below(threshold: Tensor, rows: Tensor, queries: slice, token: int | None) -> None:
+    """Set entries below the threshold to 0 in place, except the attention of `token` to itself.
 
-    Attributes:
-        fraction: Which fraction, 0 to below 1.
-        layout: What the tokens are.
+    Args:
+        rows: `(rows, keys)`, those of `queries`.
     """
-
-    fraction: float
-    layout: TokenLayout
-
-    def threshold(self, matrix: SoftmaxMatrix, fusion: str) -> Tensor | None:
-        """The lowest entry that stays, a scalar; None if all stay."""
-        _, _, queries, keys = matrix.shape
-        count = int(self.fraction * queries * keys)
-        if not count:
-            return None
-        return ranked_entry(lambda: (fused for _, fused in matrix.fused_chunks(fusion)), count)
-
-    def apply(self, fused: Tensor, queries: slice, threshold: Tensor) -> None:
-        """Discard in place.
-
-        Args:
-            fused: Rows `(rows, keys)`.
-        """
-        token = None if self.layout.cls is None else self.layout.class_token()
-        own = None
-        if token is not None and queries.start <= token < queries.stop:
-            own = fused[token - queries.start, token].clone()
-        fused.masked_fill_(fused.float() < threshold, 0.0)  # ranked in float32
-        if own is not None and token is not None:
-            fused[token - queries.start, token] = own
+    discarded = rows.float() < threshold  # ranked in float32
+    if token is not None and queries.start <= token < queries.stop:
+        discarded[token - queries.start, token] = False
+    rows.masked_fill_(discarded, 0.0)
 
 
 def ranked_entry(chunks: Callable[[], Iterator[Tensor]], rank: int) -> Tensor:
@@ -72,13 +46,8 @@ def _lower_half(bits: Tensor, upper: int) -> Tensor:
 
 
 def _bucket(numbers: Iterator[Tensor], rank: int) -> tuple[int, int]:
-    """In which of 2 ** 16 buckets the entry of this rank is, and how many entries are in those before."""
-    counts: Tensor | None = None
-    for part in numbers:
-        counted = torch.bincount(part, minlength=2**_HALF)
-        counts = counted if counts is None else counts.add_(counted)
-    if counts is None:
-        raise ValueError("no entry has a rank: expected at least one chunk, got none.")
-    upto = counts.cumsum(0)
-    bucket = int(torch.searchsorted(upto, rank, right=True))
-    return bucket, int(upto[bucket] - counts[bucket])
+    """The bucket, out of 2 ** 16, of the entry of this rank, and the number of entries in the buckets before it."""
+    counts: Tensor = reduce(torch.add, (torch.bincount(part, minlength=2**_HALF) for part in numbers))
+    up_to = counts.cumsum(0)
+    bucket = int(torch.searchsorted(up_to, rank, right=True))
+    return bucket, int(up_to[bucket] - counts[bucket])

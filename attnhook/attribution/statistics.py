@@ -150,8 +150,8 @@ def find_sinks(block: BlockAttention, received: Tensor, *, ratio: float = 10.0) 
 def _patch_indices(block: BlockAttention, entry: int) -> list[PatchIndex | None]:
     if isinstance(block.token_layout, str):
         return [None] * block.shape[3]
-    places = token_table(block.token_layout, entry).places.tolist()
-    return [None if math.isnan(row) else (int(row), int(column)) for row, column in places]
+    coordinates = token_table(block.token_layout, entry).coordinates.tolist()
+    return [None if math.isnan(row) else (int(row), int(column)) for row, column in coordinates]
 
 
 def _block_statistics(

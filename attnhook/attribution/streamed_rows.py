@@ -120,18 +120,18 @@ def _distances(
     shared = selected_rows is Rows.ALL and isinstance(block.token_layout, TokenLayout) and len(keys) == 1
     if shared and name in known:
         return known[name]
-    places = [query_table(selected_rows, block, entry).places for entry in range(len(keys))]
+    coordinates = [query_table(selected_rows, block, entry).coordinates for entry in range(len(keys))]
     found = None
-    if not all(bool(one.isnan().all()) for one in places):
-        found = [_between(*pair, patch_sizes, device) for pair in zip(places, keys, strict=True)]
+    if not all(bool(one.isnan().all()) for one in coordinates):
+        found = [_between(*pair, patch_sizes, device) for pair in zip(coordinates, keys, strict=True)]
     if shared:
         known[name] = found
     return found
 
 
 def _between(
-    places: Tensor, keys: TokenTable, patch_sizes: Sequence[tuple[float, float]], device: torch.device
+    coordinates: Tensor, keys: TokenTable, patch_sizes: Sequence[tuple[float, float]], device: torch.device
 ) -> Distances:
     patches = keys.chosen("patch")
-    apart = torch.stack([patch_distances(places, keys.places[patches], size) for size in patch_sizes])
+    apart = torch.stack([patch_distances(coordinates, keys.coordinates[patches], size) for size in patch_sizes])
     return patches.to(device) if isinstance(patches, Tensor) else patches, apart.to(device)

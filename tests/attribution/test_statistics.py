@@ -183,9 +183,9 @@ def test_entropy_of_one_hot_and_of_uniform_rows() -> None:
 def test_distance_of_known_rows() -> None:
     keys = token_table(TokenLayout((2, 2)))
     rows = torch.tensor([[0.5, 0.0, 0.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
-    places = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    coordinates = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     patches = keys.chosen("patch")
-    distances = patch_distances(places, keys.places[patches], (16.0, 8.0))
+    distances = patch_distances(coordinates, keys.coordinates[patches], (16.0, 8.0))
     found = attention_distance(rows, patches, distances)
     assert found[:2].tolist() == pytest.approx([math.hypot(16, 8), 8.0])
     assert found[2].isnan()
@@ -197,9 +197,9 @@ def test_distance_of_known_rows() -> None:
 
 
 def test_distances_are_exact_on_large_grids() -> None:
-    places = torch.cartesian_prod(torch.arange(64.0), torch.arange(64.0)) + 0.3  # a coarser grid's centres
-    found = patch_distances(places[:70], places[:70])
-    expected = (places[:70, None].double() - places[:70].double()).square().sum(-1).sqrt()
+    coordinates = torch.cartesian_prod(torch.arange(64.0), torch.arange(64.0)) + 0.3  # a coarser grid's centres
+    found = patch_distances(coordinates[:70], coordinates[:70])
+    expected = (coordinates[:70, None].double() - coordinates[:70].double()).square().sum(-1).sqrt()
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
 
 
