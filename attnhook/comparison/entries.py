@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from attnhook.comparison.subjects import Subject
 from attnhook.options import Size
 from attnhook.running.fingerprints import Fingerprint, fingerprint
-from attnhook.zoo.declarations import library_of
-from attnhook.zoo.positions import trained_grid
+from attnhook.zoo.model_metadata import library_of, trained_grid
 from attnhook.zoo.vision_models import VisionModel
 
 

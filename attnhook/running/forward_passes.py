@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnhook.imaging.input_batches import pixels_name
 from attnhook.imaging.model_inputs import ModelInputs
-from attnhook.zoo.declarations import innermost
+from attnhook.zoo.model_metadata import innermost
 
 
 def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[str, Any] | None = None) -> Any:
