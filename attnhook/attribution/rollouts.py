@@ -4,13 +4,13 @@ Values, MLPs and norms are left out, and head fusion and the weight of the resid
 carried patches to the readout. It knows nothing of classes, and it does not measure importance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from attnhook.attribution.discarding import discard_below, ranked_entry
 from attnhook.attribution.map_making import make_map
 from attnhook.attribution.propagation import (
     blocks_from,
@@ -27,6 +27,8 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, choose
+
+_HALF = 16  # bits
 
 
 def rollout(
@@ -189,7 +191,7 @@ def _propagate_image(matrix: SoftmaxMatrix, row: Tensor, layout: TokenLayout, we
     shares, attended = torch.zeros_like(row), torch.zeros_like(row)
     for chunk, fused in matrix.fused_chunks(fusion):
         if threshold is not None:
-            discard_below(threshold, fused, chunk.queries, None if layout.cls is None else layout.class_token())
+            _discard_below(threshold, fused, chunk.queries, None if layout.cls is None else layout.class_token())
         total = residual + (1 - residual) * fused.sum(dim=-1, dtype=torch.float64)
         shares[chunk.queries] = share = row[chunk.queries] / _nonzero(total)
         attended += torch.mv(fused.T, share.to(fused.dtype))
@@ -198,3 +200,45 @@ def _propagate_image(matrix: SoftmaxMatrix, row: Tensor, layout: TokenLayout, we
 
 def _nonzero(total: Tensor) -> Tensor:
     return total.masked_fill(total == 0, 1.0)
+
+
+# --- the lowest entries of a matrix that is never stored -----------------------------------------------------------------------------------
+
+
+def _discard_below(threshold: Tensor, rows: Tensor, queries: slice, token: int | None) -> None:
+    """Set entries below the threshold to 0 in place, except the attention of `token` to itself.
+
+    Args:
+        rows: `(rows, keys)`, those of `queries`.
+    """
+    discarded = rows.float() < threshold  # ranked in float32
+    if token is not None and queries.start <= token < queries.stop:
+        discarded[token - queries.start, token] = False
+    rows.masked_fill_(discarded, 0.0)
+
+
+def ranked_entry(chunks: Callable[[], Iterator[Tensor]], rank: int) -> Tensor:
+    """The entry that has `rank` entries before it in ascending order, found by counting in two passes over the chunks.
+
+    Non-negative float32 numbers sort like their bits. So the upper half of the bits of the wanted entry comes from one histogram, and the lower
+    half from a second one, over the entries that share the upper half.
+    """
+    upper, before = _bucket(((_bits(chunk) >> _HALF).flatten() for chunk in chunks()), rank)
+    lower, _ = _bucket((_lower_half(_bits(chunk), upper) for chunk in chunks()), rank - before)
+    return torch.tensor((upper << _HALF) | lower, dtype=torch.int32, device="cpu").view(torch.float32)
+
+
+def _bits(chunk: Tensor) -> Tensor:
+    return chunk.float().view(torch.int32)
+
+
+def _lower_half(bits: Tensor, upper: int) -> Tensor:
+    return bits.masked_select(bits >> _HALF == upper).bitwise_and_(2**_HALF - 1)
+
+
+def _bucket(numbers: Iterator[Tensor], rank: int) -> tuple[int, int]:
+    """The bucket, out of 2 ** 16, of the entry of this rank, and the number of entries in the buckets before it."""
+    counts: Tensor = reduce(torch.add, (torch.bincount(part, minlength=2**_HALF) for part in numbers))
+    up_to = counts.cumsum(0)
+    bucket = int(torch.searchsorted(up_to, rank, right=True))
+    return bucket, int(up_to[bucket] - counts[bucket])

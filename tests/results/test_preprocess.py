@@ -301,6 +301,7 @@ def test_names_and_labels_are_the_models():
         == "dog"
     )
     assert vision.with_model(hf_vit()).labels == ("one", "two")
+    assert vision.with_preprocess(CONFIG).name == "mine"
 
 
 def test_another_model_keeps_what_was_assumed(caplog):
@@ -314,7 +315,6 @@ def test_another_model_keeps_what_was_assumed(caplog):
     assert vision.with_preprocess(lambda photo: photo).assumed is None
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got VisionModel"):
         vision.with_model(vision)
-    assert vision.with_preprocess(CONFIG).name == "mine"
 
 
 def test_a_models_keywords_and_no_others():
