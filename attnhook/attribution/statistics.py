@@ -120,7 +120,7 @@ def attention_statistics(
 
 
 def received_mass(block: BlockAttention) -> Tensor:
-    """Mean attention that each key receives, `(batch * windows, heads, keys)` float64; sums to 1."""
+    """Mean attention that each key receives, `(batch * windows, heads, keys)` float64; sums to 1. Queries that are padding do not count."""
     return stream_rows(block).received
 
 
@@ -158,11 +158,12 @@ def _block_statistics(
     chosen = [_chosen_queries(maps, block, rows.real[entry % windows], entry, averaged) for entry in range(count)]
     counted = torch.stack(chosen).to(rows.real.device)
     means = dict(zip(values, _means(torch.stack([*values.values()]), counted, windows), strict=True))
+    head_diversity = means.pop("head_diversity")[:, 0]
     return BlockStatistics(
         name=block.name,
         queries=int(counted.sum()) * windows // count,
         relative_entropy=means["entropy"] / (math.log(keys) if keys > 1 else math.nan),
-        head_diversity=means.pop("head_diversity")[:, 0],
+        head_diversity=head_diversity,
         sinks=find_sinks(rows, ratio=sink_ratio),
         **means,
     )
