@@ -1,50 +1,51 @@
-"""Class-specific maps: attention weighted by the gradient of a score, from fused kernels, in linear memory.
+"""Class-specific maps: attention weighted by the gradient of a score, in linear memory.
 
-Raw attention and rollout are read off the forward pass: they are the same for every class that one could ask for. Here the score of one class
-runs backward, and what raises it stands out. These are explanations of a score, with the limits of every gradient: they hold near this very
-input, saturated scores give small gradients, and MLPs and norms are left out of the products. With A a block's attention matrix and dA the
-gradient of the score with respect to it, `(.)+` is the positive part, elementwise. Maps are unnormalised: they scale with the score.
+Raw attention and rollout are read off the forward pass and are the same for every class. Here the score of one class is backpropagated, and
+what raises it stands out. These maps explain a score, with the limits of any gradient: they hold near this input, saturated scores have small
+gradients, and MLPs and norms are left out of the products. A is a block's attention matrix, dA the gradient of the score with respect to it,
+and `(.)+` the positive part, elementwise. Maps are unnormalised: they scale with the score.
 
-All need a capture with `gradients=True` and a backward; a score summed over the batch gives each image its own map, because images do not
-meet in a Vision Transformer.
+All of them need a capture with `gradients=True` and a backward pass. A score summed over the batch gives each image its own map, because the
+images of a batch do not interact in a Vision Transformer.
 """
 
 import torch
 from torch import Tensor
 
 from attnhook.attribution.map_making import make_map
-from attnhook.attribution.readouts import (
-    check_whole_matrices,
-    common_layout,
-    first_row,
-    followed_blocks,
+from attnhook.attribution.propagation import (
+    blocks_from,
+    initial_row,
     readout_queries,
+    require_all_rows,
+    shared_layout,
+    with_pooling,
 )
-from attnhook.attribution.relevance import positive_gradient, relevant_rows, through_relevance
+from attnhook.attribution.relevance import left_multiply_relevance, mean_positive_gradient, relevance_rows
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import Queries
 from attnhook.errors import TokenLayoutError
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import Rows
 
 
 def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> PatchMap:
     """The readout's attention row of one block, weighted by the gradient of the score.
 
-    With r the readout, the map is `mean_heads((A * dA)+[r, patches])`: Grad-CAM's weighting (Selvaraju et al., 2017, arXiv 1610.02391), entry by
-    entry, on the attention of one block, as Chefer et al. (2021, arXiv 2103.15679) use it for one layer. For a mean readout it is the mean over
-    the patches' rows; for an attention pooling, over its queries.
+    With r the readout, the map is `mean_heads((A * dA)+[r, patches])`: the weighting of Grad-CAM (Selvaraju et al., Grad-CAM: Visual
+    Explanations from Deep Networks via Gradient-based Localization, 2017, arXiv 1610.02391), entry by entry, on the attention of one block, as
+    Chefer et al. (2021, arXiv 2103.15679) use it for one layer. For a mean readout it is the mean over the patches' rows; for an attention
+    pooling, over its queries.
 
     Args:
-        maps: Captured with `gradients=True`, after a backward.
+        maps: Captured with `gradients=True`, after a backward pass.
         block: Index (negative from the end) or name.
 
     Returns:
         A map of `(batch, h, w)` float32, not negative.
 
     Raises:
-        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
+        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward pass.
         NoReadoutError: If the model's head reads no class token, pooling or mean in this block.
         TokenLayoutError: If the block's queries or keys are not the tokens of one image (windows, pooled keys, packed images).
 
@@ -57,22 +58,22 @@ def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> PatchMa
         >>> gradient_attention(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    check_whole_matrices(maps, "gradient_attention", "gradients=True")
+    require_all_rows(maps, "gradient_attention", "gradients=True")
     chosen = maps[block]
     layout = _layout(chosen, "gradient_attention")
     queries = readout_queries(maps, chosen)
     begin, end, _ = queries.indices(chosen.shape[2])
     if end - begin == 1:
-        relevance = relevant_rows(chosen, queries)[:, :, 0].mean(dim=1)
+        relevance = relevance_rows(chosen, queries)[:, :, 0].mean(dim=1)
     else:
         row = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.float64, device=chosen.matrix.device)
         row[:, queries] = 1.0 / (end - begin)
-        relevance = through_relevance(chosen, row)
+        relevance = left_multiply_relevance(chosen, row)
     return make_map(maps, layout.patches(relevance).float(), [chosen], "gradient attention")
 
 
 def gradient_rollout(maps: AttentionMaps) -> PatchMap:
-    """Relevance of the patches for the readout, followed through all blocks.
+    """Relevance of the patches for the readout, propagated through all blocks.
 
     Chefer, Gur and Wolf, Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers, ICCV 2021,
     arXiv 2103.15679. With `R = I` at the start, each self-attention block does `R <- R + E_heads[(A * dA)+] R`, from the first block to the
@@ -93,11 +94,11 @@ def gradient_rollout(maps: AttentionMaps) -> PatchMap:
         A map of `(batch, h, w)` float32, not negative; NaN at patches that the model dropped before the first block.
 
     Raises:
-        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
+        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward pass.
         NoReadoutError: If the model's head reads no class token, pooling or mean, or the pooling was not captured.
-        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images), or the blocks'
-            tokens differ (dropped on the way, in another order).
-        UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
+        TokenLayoutError: If a block's matrix is not all tokens by all tokens (windows, pooled keys, packed images), or the blocks' tokens
+            differ (dropped in between, in another order).
+        UnsupportedModelError: If a block does not multiply its values by softmax rows alone.
 
     Example:
         >>> import timm, torch
@@ -108,21 +109,20 @@ def gradient_rollout(maps: AttentionMaps) -> PatchMap:
         >>> gradient_rollout(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    check_whole_matrices(maps, "gradient_rollout", "gradients=True")
-    blocks = followed_blocks(maps, "gradient_rollout")
-    layout = common_layout(blocks, "gradient_rollout")
-    row, token = first_row(maps, blocks[-1], layout, _pooled_relevance, "gradient_rollout")
+    require_all_rows(maps, "gradient_rollout", "gradients=True")
+    blocks = blocks_from(maps, "gradient_rollout")
+    layout = shared_layout(blocks, "gradient_rollout")
+    row, token = initial_row(maps, blocks[-1], layout, _pooling_relevance, "gradient_rollout")
     for block in reversed(blocks):
         if token is None:
-            row = row + through_relevance(block, row)
+            row = row + left_multiply_relevance(block, row)
         else:
-            row, token = row + relevant_rows(block, slice(token, token + 1))[:, :, 0].mean(dim=1), None
-    shown = [*blocks, *(block for block in maps if block.pooling and maps.readout.rows is Rows.POOL)]
-    return make_map(maps, layout.patches(row).float(), shown, "gradient rollout")
+            row, token = row + relevance_rows(block, slice(token, token + 1))[:, :, 0].mean(dim=1), None
+    return make_map(maps, layout.patches(row).float(), with_pooling(maps, blocks), "gradient rollout")
 
 
-def _pooled_relevance(pooling: BlockAttention) -> Tensor:
-    return relevant_rows(pooling, pooling.readout_rows or slice(None)).mean(dim=(1, 2))
+def _pooling_relevance(pooling: BlockAttention) -> Tensor:
+    return relevance_rows(pooling, pooling.readout_rows or slice(None)).mean(dim=(1, 2))
 
 
 def legrad(maps: AttentionMaps) -> PatchMap:
@@ -147,7 +147,7 @@ def legrad(maps: AttentionMaps) -> PatchMap:
         A map of `(batch, h, w)` float32, not negative.
 
     Raises:
-        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward.
+        GradientsNotKeptError: Unless captured with `gradients=True` and after a backward pass.
         TokenLayoutError: If a block's queries or keys are not the tokens of one image (windows, pooled keys, packed images), or the blocks'
             grids differ.
 
@@ -160,7 +160,7 @@ def legrad(maps: AttentionMaps) -> PatchMap:
         >>> legrad(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    check_whole_matrices(maps, "legrad", "gradients=True")
+    require_all_rows(maps, "legrad", "gradients=True")
     grid = _layout(maps[-1], "legrad").grid
     found = []
     for block in maps:
@@ -170,12 +170,12 @@ def legrad(maps: AttentionMaps) -> PatchMap:
                 f"legrad cannot average block {block.name!r} with the others: expected a grid of {grid[0]}x{grid[1]}, got "
                 f"{layout.grid[0]}x{layout.grid[1]}. Capture blocks of one grid with blocks=."
             )
-        found.append(layout.patches(positive_gradient(block)))
+        found.append(layout.patches(mean_positive_gradient(block)))
     return make_map(maps, torch.stack(found).mean(dim=0).float(), list(maps), "legrad", row="all queries")
 
 
 def _layout(block: BlockAttention, method: str) -> TokenLayout:
-    """The tokens of a block whose queries and keys are those of one image; raises an error that names the block otherwise."""
+    """The token layout of a block whose keys, and queries unless they are a pooling's, are the tokens of one image."""
     layout, (_, _, queries, keys) = block.layout, block.shape
     pooled = block.queries in (Queries.TOKENS, Queries.PATCHES) and (
         queries != keys or block.query_token_layout is not None
@@ -183,6 +183,6 @@ def _layout(block: BlockAttention, method: str) -> TokenLayout:
     if not isinstance(layout, TokenLayout) or block.queries is Queries.OTHER or pooled:
         raise TokenLayoutError(
             f"{method} has no map of block {block.name!r}: expected attention to the tokens of one image, got {queries} queries by {keys} keys "
-            f"({block.queries} to {layout.describe()}). Read `.gradient.rows(...)` and `.matrix.rows(...)` themselves."
+            f"({block.queries} to {layout.describe()}). Read `.gradient.rows(...)` and `.matrix.rows(...)`."
         )
     return layout

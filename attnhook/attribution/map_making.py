@@ -1,4 +1,4 @@
-"""From a method's values to a `PatchMap`: where the grid lies, what uniform attention would be, and the caption's words."""
+"""From a method's values to a `PatchMap`: the position of the grid, the uniform share, and the caption."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,40 +27,32 @@ def make_map(
     heads: HeadsOption = HeadFusion.MEAN,
     row: str | None = None,
     uniform: float | None = None,
+    adds_up: bool | None = None,
 ) -> PatchMap:
-    """Make a `PatchMap` from what a method computed.
+    """Make a `PatchMap` of what a method computed.
 
     Args:
         values: `(batch, [heads,] h, w)`.
+        adds_up: Whether a map sums to 1 with the mass outside the patches; None: if values are softmax weights of one head or the mean of all.
     """
     last = blocks[-1]
-    framed = getattr(last.token_layout, "frames", 1) > 1
-    whole = isinstance(heads, int) or heads in (
-        None,
-        HeadFusion.MEAN,
-    )  # the maximum or minimum over heads does not add up to 1
-    words = [
-        f"{method} {_blocks_in_words(blocks)}",
-        heads_in_words(heads, last.shape[1]),
-        row_in_words(maps) if row is None else row,
-    ]
+    if adds_up is None:
+        adds_up = uniform is not None and (isinstance(heads, int) or heads in (None, HeadFusion.MEAN))
+    video = getattr(last.token_layout, "frames", 1) > 1
+    shown_row = row_in_words(maps) if row is None else row
     return replace(
         placed(maps, values),
         uniform=uniform,
-        adds_up=uniform is not None and whole and not framed,
-        description=", ".join(words),
+        adds_up=adds_up and not video,
+        description=f"{method} {_blocks_in_words(blocks)}, {heads_in_words(heads, last.shape[1])}, {shown_row}",
         quantity="attention" if method in ("raw attention", "received attention") else method,
     )
 
 
 def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
-    """Place values on a patch grid in the model's input.
-
-    Args:
-        values: `(..., h, w)`.
-    """
+    """A `PatchMap` of values `(..., h, w)` at their position in the model's input."""
     area, grid = maps.patch_area, (values.shape[-2], values.shape[-1])
-    if maps.input_size is not None and _in_stages(maps):
+    if maps.input_size is not None and _is_hierarchical(maps):
         steps = [pixels_per_step(*axis) for axis in zip(maps.input_size, grid, strict=True)]
         area = (steps[0] * grid[0], steps[1] * grid[1]) if all(steps) else None
     elif area is not None and any(pixels % patches for pixels, patches in zip(area, grid, strict=True)):
@@ -68,33 +60,31 @@ def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
     return PatchMap(values, input_size=maps.input_size, area=area)
 
 
-def _in_stages(maps: AttentionMaps) -> bool:
-    """Whether the image shrinks from block to block, so that a grid may reach beyond it: an odd number of positions is padded to be halved."""
+def _is_hierarchical(maps: AttentionMaps) -> bool:
+    """Whether the model is hierarchical: its grids may reach beyond the image, because odd sizes are padded before they are halved."""
     layouts = [block.token_layout for block in maps]
     grids = {layout.grid for layout in layouts if isinstance(layout, TokenLayout | WindowLayout)}
     return len(grids) > 1 or any(isinstance(layout, WindowLayout) for layout in layouts)
 
 
 def heads_in_words(heads: HeadsOption, count: int) -> str:
-    """Say how the heads became one map."""
+    """How the heads were fused."""
     if heads is None:
         return f"each of {count} heads"
     return f"head {heads % count}" if isinstance(heads, int) else f"{heads} over {count} heads"
 
 
 def block_in_words(block: BlockAttention) -> str:
-    """Name a block, counting from 1: `block 12 of 12 (blocks.11.attn)`."""
+    """A block's number, counted from 1, and its name: `block 12 of 12 (blocks.11.attn)`."""
     if block.pooling:
         return f"the attention pooling ({block.name})"
-    return (
-        f"block {block.name}"
-        if block.number is None
-        else f"block {block.number[0]} of {block.number[1]} ({block.name})"
-    )
+    if block.number is None:
+        return f"block {block.name}"
+    return f"block {block.number[0]} of {block.number[1]} ({block.name})"
 
 
 def row_in_words(maps: AttentionMaps, row: int | None = None) -> str:
-    """Say whose row a map shows."""
+    """Whose attention a map shows."""
     if not isinstance(maps.selected_rows, Rows):
         chosen = maps.selected_rows if row is None else [maps.selected_rows[row]]
         words = [f"patch {tuple(one)}" if isinstance(one, tuple | list) else f"token {one}" for one in chosen]

@@ -1,4 +1,4 @@
-"""The methods by name, for the command line and `attend(method=...)`, and what each needs to have been captured."""
+"""All methods by name, for `attend(method=...)` and the command line, and what each needs from the capture."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -22,18 +22,18 @@ METHODS: Mapping[str, Callable[..., PatchMap]] = MappingProxyType(
         "legrad": legrad,
     }
 )
-"""Each takes `AttentionMaps` and gives a `PatchMap` of `(batch, h, w)` float32, unnormalised."""
+"""Each takes `AttentionMaps` and returns a `PatchMap` of `(batch, h, w)` float32, unnormalised."""
 
 
 @dataclass(frozen=True)
 class MethodNeeds:
-    """What a method needs beyond the rows of a readout, and what its map is of.
+    """What a method needs besides the row of the readout.
 
     Attributes:
-        all_rows: Whole matrices: a capture with `rows="all"`.
-        gradients: A capture with `gradients=True`, and the score of a class run backward.
+        all_rows: A capture with `rows="all"`.
+        gradients: A capture with `gradients=True`, and a backward pass from a class score.
         values: A capture with `values=True`.
-        readout: Whose map it is: the readout's, or (False) that of all queries.
+        readout: Whether the map is the readout's; False: of all queries.
     """
 
     all_rows: bool = False
@@ -43,19 +43,17 @@ class MethodNeeds:
 
     @property
     def mass(self) -> bool:
-        """Whether the map is a share of a mass of 1, of which the rest lies outside the patches."""
+        """Whether map and mass outside the patches sum to 1."""
         return not (self.gradients or self.values)
 
-
-_FOLLOWED_BACKWARD = MethodNeeds(all_rows=True, gradients=True)
 
 NEEDS: Mapping[str, MethodNeeds] = MappingProxyType(
     {
         "raw_attention": MethodNeeds(),
         "rollout": MethodNeeds(all_rows=True),
         "value_weighted_attention": MethodNeeds(values=True),
-        "gradient_attention": _FOLLOWED_BACKWARD,
-        "gradient_rollout": _FOLLOWED_BACKWARD,
+        "gradient_attention": MethodNeeds(all_rows=True, gradients=True),
+        "gradient_rollout": MethodNeeds(all_rows=True, gradients=True),
         "legrad": MethodNeeds(all_rows=True, gradients=True, readout=False),
     }
 )
@@ -63,7 +61,7 @@ NEEDS: Mapping[str, MethodNeeds] = MappingProxyType(
 
 
 def check_method(name: str) -> None:
-    """Refuse what is no method."""
+    """Raise an error for an unknown method."""
     if name not in METHODS:
         raise ValueError(
             f"unknown method: expected one of {', '.join(map(repr, METHODS))}, got {name!r}. Check the spelling."
@@ -71,7 +69,7 @@ def check_method(name: str) -> None:
 
 
 def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a method takes, out of those that a workflow has for all methods.
+    """Of all options, those that the method takes.
 
     Example:
         >>> method_options("rollout", {"block": -1, "heads": "max"})

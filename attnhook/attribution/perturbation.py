@@ -1,7 +1,8 @@
-"""Deletion and insertion: how a model's score falls as the highest patches are taken away, and rises as they are put back.
+"""Deletion and insertion: how a model's score falls as the highest patches are removed, and rises as they are inserted.
 
-Petsiuk et al. 2018, RISE (arXiv 1806.07421). These measure how much a model relies on where a map is high, for whatever baseline the removed
-pixels are replaced by; a removed patch is itself an unusual image. Compare with `random_map` and `centre_prior` under the same baseline.
+Petsiuk et al., RISE: Randomized Input Sampling for Explanation of Black-box Models, 2018, arXiv 1806.07421. These measure how much a model
+relies on patches with high values. They depend on the baseline that replaces removed pixels, and images with removed patches are unusual.
+Compare with `random_map` and `centre_prior` under the same baseline.
 """
 
 import math
@@ -18,10 +19,10 @@ Score = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class PerturbationCurve:
-    """A model's score against the part of the patches that were removed (deletion) or shown (insertion).
+    """A model's score against the fraction of patches that are removed (deletion) or shown (insertion).
 
     Attributes:
-        parts: `(steps + 1,)` float64, from 0 to 1.
+        parts: The fractions, `(steps + 1,)` float64, from 0 to 1.
         scores: `(batch, steps + 1)` float64.
     """
 
@@ -30,18 +31,18 @@ class PerturbationCurve:
 
     @property
     def area(self) -> Tensor:
-        """Area under the curve by trapezoids, `(batch,)` float64: low is good for deletion, high for insertion."""
+        """Area under the curve, `(batch,)` float64: low is good for deletion, high for insertion."""
         return torch.trapezoid(self.scores, self.parts)
 
 
 def deletion(
     score: Score, pixels: Tensor, patch_map: Tensor, *, baseline: Tensor | float = 0.0, steps: int = 20
 ) -> PerturbationCurve:
-    """Replace the highest patches first, a few at a time.
+    """Replace the patches by the baseline, highest first, in `steps` steps.
 
     Args:
-        score: From pixels `(batch, channels, height, width)` to one number an image `(batch,)`, such as a class's probability.
-        patch_map: `(batch, h, w)`; each cell covers its part of the pixels. Patches that are NaN go last.
+        score: Maps pixels `(batch, channels, height, width)` to one number per image `(batch,)`, such as the probability of a class.
+        patch_map: `(batch, h, w)`; patches that are NaN go last.
 
     Example:
         >>> pixels = torch.ones(1, 3, 4, 4)
@@ -55,7 +56,7 @@ def deletion(
 def insertion(
     score: Score, pixels: Tensor, patch_map: Tensor, *, baseline: Tensor | float = 0.0, steps: int = 20
 ) -> PerturbationCurve:
-    """Begin with the baseline alone and show the highest patches first."""
+    """Start from the baseline and show the patches, highest first, in `steps` steps."""
     return _curve(score, pixels, patch_map, baseline, steps, insert=True)
 
 
@@ -64,21 +65,16 @@ def _curve(
 ) -> PerturbationCurve:
     if pixels.dim() != 4 or patch_map.dim() != 3 or patch_map.shape[0] != pixels.shape[0]:
         raise ScoreError(
-            "deletion and insertion: expected pixels (batch, channels, height, width) and a map (batch, h, w) of the same batch, got "
-            f"{tuple(pixels.shape)} and {tuple(patch_map.shape)}."
+            "cannot perturb: expected pixels (batch, channels, height, width) and a map (batch, h, w) of the same batch, got "
+            f"{tuple(pixels.shape)} and {tuple(patch_map.shape)}. Pass one map per image."
         )
     batch, height, width = patch_map.shape
     patches = height * width
     if not 1 <= steps <= patches:
-        raise ScoreError(f"deletion and insertion: expected 1 to {patches} steps, one a patch, got {steps}.")
-    order = (
-        torch.nan_to_num(patch_map.detach().double(), nan=-math.inf)
-        .flatten(1)
-        .argsort(dim=1, descending=True, stable=True)
-    )
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(patches, device=order.device).expand(batch, -1))
-    owners = _owner_of_pixels(pixels, height, width)
-    rank = rank[:, owners].unsqueeze(1).to(pixels.device)
+        raise ScoreError(f"cannot perturb: expected 1 to {patches} steps, at most one per patch, got steps={steps}.")
+    values = torch.nan_to_num(patch_map.detach().double(), nan=-math.inf).flatten(1)
+    rank = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    rank = rank[:, _patch_of_pixels(pixels, height, width)].unsqueeze(1).to(pixels.device)
     other = torch.as_tensor(baseline, dtype=pixels.dtype, device=pixels.device).expand_as(pixels)
     counts = [round(patches * step / steps) for step in range(steps + 1)]
     scores = []
@@ -87,15 +83,16 @@ def _curve(
             shown = (rank < count) if insert else (rank >= count)
             value = score(torch.where(shown, pixels, other))
             if value.shape != (batch,):
-                raise ScoreError(f"score: expected one number an image, ({batch},), got shape {tuple(value.shape)}.")
+                raise ScoreError(
+                    f"bad score: expected one number per image, shape ({batch},), got {tuple(value.shape)}. Take one class's output."
+                )
             scores.append(value.double())
-    return PerturbationCurve(
-        torch.tensor(counts, dtype=torch.float64, device=pixels.device) / patches, torch.stack(scores, dim=1)
-    )
+    parts = torch.tensor(counts, dtype=torch.float64, device=pixels.device) / patches
+    return PerturbationCurve(parts, torch.stack(scores, dim=1))
 
 
-def _owner_of_pixels(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Which patch each pixel belongs to: `(height, width)` int64."""
+def _patch_of_pixels(pixels: Tensor, height: int, width: int) -> Tensor:
+    """The patch that each pixel belongs to: `(height, width)` int64."""
     rows, columns = (
         torch.arange(size, device="cpu") * patches // size
         for size, patches in zip(pixels.shape[-2:], (height, width), strict=True)

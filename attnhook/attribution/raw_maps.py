@@ -1,14 +1,14 @@
-"""Raw attention: the row of what the model reads out, on the patch grid.
+"""Raw attention: the row of the readout in one block, on the patch grid.
 
-It says where a readout's attention went in one block. It is no gradient saliency and not importance: what a patch contributes also
-depends on its value vector and on every other block.
+It is read off the forward pass. It is not a gradient, and it does not measure importance: what a patch contributes also depends on its value
+vector and on all other blocks.
 """
 
 import torch
 from torch import Tensor
 
 from attnhook.attribution.map_making import make_map, row_in_words
-from attnhook.attribution.readouts import readout_queries
+from attnhook.attribution.propagation import readout_queries
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.errors import RowsNotKeptError
 from attnhook.imaging.patch_maps import PatchMap
@@ -20,21 +20,21 @@ def raw_attention(
 ) -> PatchMap:
     """The readout's attention row of one block, on the patch grid.
 
-    With A the block's attention matrix `(batch, heads, queries, keys)` and r the readout (class token, pooling query, or the mean over the
-    patches' rows; of a pooling with several queries, the mean over them), the map is `fuse_heads(A[:, :, r, patches])`. Values are softmax
-    weights: with `heads="mean"` they sum to 1 minus the attention that goes to special tokens.
+    With A the block's attention matrix `(batch, heads, queries, keys)` and r the readout (the class token, the pooling query or the mean of
+    several, or the mean over the patches' rows), the map is `fuse_heads(A[:, :, r, patches])`. Values are softmax weights: with `heads="mean"`
+    they sum to 1 minus the attention on special tokens.
 
     Args:
-        maps: What was captured; any `rows`.
+        maps: The captured attention, with any `rows`.
         block: Index (negative from the end) or name.
         heads: `"mean"`, `"max"` or `"min"` over heads, one head's index, or None to keep all heads.
-        row: Which of several kept rows; needed only if `rows` chose several tokens.
+        row: Index among the captured rows; needed only if `rows` chose several tokens.
 
     Returns:
         A map of `(batch, h, w)` float32, or of `(batch, heads, h, w)` for `heads=None`.
 
     Raises:
-        RowsNotKeptError: If several rows were kept and `row` does not say which.
+        RowsNotKeptError: If several rows were captured and `row` is None, or if there is no such row.
 
     Example:
         >>> import timm, torch
@@ -53,16 +53,14 @@ def raw_attention(
 
 
 def readout_row(maps: AttentionMaps, block: BlockAttention, *, row: int | None = None) -> Tensor:
-    """One row a head of a block: the readout's, or the one that was chosen when capturing.
-
-    Returns:
-        `(batch, heads, keys)` float32.
-    """
+    """One row per head of a block, `(batch, heads, keys)` float32: the readout's, or the captured row with the index `row`."""
     if row is None:
         return _readout(maps, block)
     count = block.shape[2]
     if not -count <= row < count:
-        raise RowsNotKeptError(f"row {row} was not kept: expected -{count} to {count - 1} of block {block.name!r}.")
+        raise RowsNotKeptError(
+            f"row {row} of block {block.name!r} was not captured: expected -{count} to {count - 1}. Pass one of these, or use rows='all'."
+        )
     whole = maps.selected_rows is Rows.ALL
     return block.matrix.rows([row % count])[:, :, 0] if whole else block.rows[:, :, row]
 
@@ -78,24 +76,17 @@ def _readout(maps: AttentionMaps, block: BlockAttention) -> Tensor:
         rows = block.rows
     if rows.shape[2] != 1:
         raise RowsNotKeptError(
-            f"block {block.name!r} keeps {rows.shape[2]} rows: expected one. Say which with row=0 to {rows.shape[2] - 1}, or capture with "
-            "rows='readout'."
+            f"cannot choose a row of block {block.name!r}: expected one captured row, got {rows.shape[2]}. Pass row=0 to "
+            f"{rows.shape[2] - 1}, or capture with rows='readout'."
         )
     return rows[:, :, 0]
 
 
 def fuse_heads(maps: Tensor, heads: HeadsOption, block: str | None = None) -> Tensor:
-    """Make one map of the heads' maps.
-
-    Args:
-        maps: `(batch, heads, ...)`.
-
-    Returns:
-        `(batch, ...)`, or a copy of `maps` for None.
-    """
+    """Fuse `(batch, heads, ...)` to `(batch, ...)`; None returns a copy of all heads."""
     count = maps.shape[1]
     if heads is None:
-        return maps.clone()  # never a view of what was captured
+        return maps.clone()  # not a view of the captured rows
     if isinstance(heads, int):
         if not -count <= heads < count:
             of_block = "" if block is None else f" of block {block!r}"

@@ -1,27 +1,23 @@
-"""Received attention: how much every position of a block is looked at, whoever looks.
+"""Received attention: how much attention each position of a block receives from all queries.
 
 It needs no readout, so it is defined for models without a class token, for windows and for pooled keys. It says nothing about what a
-classifier reads: do not call it the class token's map.
+classifier reads: it is not the class token's map.
 """
-
-from torch import Tensor
 
 from attnhook.attribution.map_making import make_map
 from attnhook.attribution.raw_maps import fuse_heads
-from attnhook.capture.layout import TokenLayout
-from attnhook.capture.packing import PackedLayout
-from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.records import AttentionMaps
 from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadsOption
 
 
 def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: HeadsOption = "mean") -> PatchMap:
-    """The mass that each position of a block's key grid receives, averaged over all queries of the image.
+    """The attention that each position of a block's key grid receives, averaged over all queries of the image.
 
-    With A the block's attention matrix and q its queries (padding of windows left out), the map is `fuse_heads(mean_q A[:, :, q, j])` at the
-    grid position of key j. Windows are put back where they were cut, shifts undone; what falls on padding and on special tokens is left out,
-    so a map sums to 1 minus that. Positions that stand in several windows (halos) add up what they receive in each.
+    With A the block's attention matrix and q its queries (without the padding of windows), the map is `fuse_heads(mean_q A[:, :, q, j])` at the
+    grid position of key j. Windows are put back in their place, with shifts undone. Attention on padding and special tokens is left out, so a
+    map sums to 1 minus that. A position in several windows (halos) gets the sum of what it receives in each.
 
     Args:
         maps: Captured with `rows="all"`.
@@ -34,7 +30,7 @@ def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: Hea
 
     Raises:
         RowsNotKeptError: Unless captured with `rows="all"`.
-        TokenLayoutError: If the keys' positions are not known.
+        TokenLayoutError: If the positions of the keys are unknown.
 
     Example:
         >>> import timm, torch
@@ -48,31 +44,15 @@ def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: Hea
         torch.Size([1, 56, 56])
     """
     chosen = maps[block]
-    layout = chosen.layout
+    layout, matrix = chosen.layout, chosen.matrix
     if isinstance(layout, WindowLayout):
-        found = _unwindowed(chosen, layout)
-        # A window's keys share the mass of its own queries alone: uniformly attended, every position of the grid receives the same.
+        real = layout.real_queries(matrix.shape[2]).to(matrix.device)
+        counted = real.repeat(matrix.shape[0] // len(real), 1)[:, None, None].double()
+        received = layout.scatter(matrix.left_multiply(counted)[:, :, 0] / int(real.sum()))
+        # Keys share the attention of their own window only: if it is uniform, every position of the grid receives the same.
         uniform = 1 / (layout.grid[0] * layout.grid[1])
     else:
-        found, uniform = _global(chosen, layout), 1 / chosen.shape[-1]
-    values = fuse_heads(found, heads, chosen.name)
+        received = layout.patches(matrix.column_sums() / matrix.shape[2])
+        uniform = 1 / matrix.shape[3]
+    values = fuse_heads(received.float(), heads, chosen.name)
     return make_map(maps, values, [chosen], "received attention", heads=heads, row="all queries", uniform=uniform)
-
-
-def _global(block: BlockAttention, layout: TokenLayout | PackedLayout) -> Tensor:
-    queries = block.matrix.shape[2]
-    return layout.patches(_column_sums(block, None) / queries).float()
-
-
-def _unwindowed(block: BlockAttention, layout: WindowLayout) -> Tensor:
-    real = layout.real_queries(block.matrix.shape[2])
-    return layout.scatter(_column_sums(block, real) / int(real.sum())).float()
-
-
-def _column_sums(block: BlockAttention, real: Tensor | None) -> Tensor:
-    """Sum over queries, `(batch * windows, heads, keys)` float64; only the real queries of `(windows, queries)`."""
-    matrix = block.matrix
-    if real is None:
-        return matrix.column_sums()
-    counted = real.to(matrix.device).repeat(matrix.shape[0] // real.shape[0], 1)
-    return matrix.left_multiply(counted[:, None, None].double())[:, :, 0]

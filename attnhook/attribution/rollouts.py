@@ -1,31 +1,34 @@
-"""Attention rollout: where a readout's attention leads when it is followed through all blocks, down to the patches.
+"""Attention rollout: the product of the attention matrices of all blocks, from the readout down to the patches.
 
-It multiplies attention matrices; values, MLPs and norms are left out, and head fusion and the residual's weight are conventions. It says how
-attention could have carried patches to the readout. It knows no class, and it is not importance.
+Values, MLPs and norms are left out, and head fusion and the weight of the residual are conventions. Rollout shows how attention could have
+carried patches to the readout. It knows nothing of classes, and it does not measure importance.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from attnhook.attribution.discarding import Discard
 from attnhook.attribution.map_making import make_map
-from attnhook.attribution.raw_maps import fuse_heads
-from attnhook.attribution.readouts import (
-    check_rows_multiply_values,
-    check_whole_matrices,
-    common_layout,
-    first_row,
-    followed_blocks,
+from attnhook.attribution.propagation import (
+    blocks_from,
+    initial_row,
+    require_all_rows,
+    require_softmax_weights,
+    shared_layout,
+    with_pooling,
 )
+from attnhook.attribution.raw_maps import fuse_heads
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import exact_arithmetic
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import HeadFusion, HeadsOption, Rows, choose
+from attnhook.options import HeadFusion, HeadsOption, choose
+
+_HALF = 16  # bits
 
 
 def rollout(
@@ -36,32 +39,32 @@ def rollout(
     discard: float = 0.0,
     start: int | str = 0,
 ) -> PatchMap:
-    """Attention rollout towards the readout, on the patch grid.
+    """Attention rollout to the readout, on the patch grid.
 
     Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020, arXiv 2005.00928.
 
-    With F_l the matrix that the heads of block l make together, rows are `W_l = rows_sum_to_1(residual * I + (1 - residual) * F_l)`, and the map
-    is the patches' part of `r W_L ... W_(start + 1) W_start`. The readout r is, as the model's head has it,
+    With F_l the fused matrix of the heads of block l, `W_l = rows_sum_to_1(residual * I + (1 - residual) * F_l)`, and the map is
+    `r W_L ... W_(start + 1) W_start` at the patches. The readout r depends on the model's head:
 
     - class token: the unit row of that token;
-    - attention pooling: the pooling query's own row, heads fused, over the tokens that it reads; nothing is residual there, and a pooling's
-      rows are fused, never discarded from;
+    - attention pooling: the pooling query's own row, heads fused, over the tokens that it reads; without a residual, and nothing is discarded
+      from it;
     - mean: the same weight for every patch.
 
-    So a row times a matrix is all that is ever computed, from the last block to the first: memory is linear in the tokens, and a class token
-    needs one row of the last block. Values sum to 1 minus what leads to special tokens.
+    Only a row times a matrix is ever computed, from the last block to the first: memory is linear in the number of tokens, and a class token
+    needs one row of the last block. Values sum to 1 minus the attention that leads to special tokens (`.outside`), whatever `heads` is.
 
-    `discard` follows vit-explain: of each image's fused matrix, flattened, that fraction of the entries, the lowest, becomes 0, except the class
-    token's attention to itself; then the residual is added and rows are made to sum to 1. (Its own code divides columns by the row sums, which
-    for a batch of one is an error of the convention, and for more images of the shape; here rows are divided.) Where entries tie for the last
-    place, none of those is discarded.
+    `discard` follows vit-explain: in each image's fused, flattened matrix, that fraction of the entries, the lowest, becomes 0, except the class
+    token's attention to itself; then the residual is added and rows are made to sum to 1. (vit-explain itself divides columns by the row sums,
+    which for a batch of one is a mistake in the convention, and for larger batches an error of shape; here rows are divided.) If entries tie for
+    the last place, none of them is discarded.
 
     Args:
-        maps: Captured with `rows="all"`; the blocks that were captured are those that are followed.
+        maps: Captured with `rows="all"`. Rollout passes through the captured blocks.
         heads: `"mean"`, `"max"` or `"min"` over heads, or one head's index.
-        residual: Share of the residual connection, 0 to 1; Abnar and Zuidema take 0.5.
-        discard: Fraction of each fused matrix to discard, 0 to below 1; vit-explain takes 0.9. Every matrix is then gone through three times.
-        start: The first block that is followed, by index or name; earlier ones are left out.
+        residual: Weight of the residual connection, 0 to 1; Abnar and Zuidema use 0.5.
+        discard: Fraction of each fused matrix to discard, from 0 to below 1; vit-explain uses 0.9. Reads every matrix three times.
+        start: The first block, by index or name; earlier ones are left out.
 
     Returns:
         A map of `(batch, h, w)` float32; NaN at patches that the model dropped before the first block.
@@ -69,10 +72,10 @@ def rollout(
     Raises:
         RowsNotKeptError: Unless captured with `rows="all"`.
         NoReadoutError: If the model's head reads no class token, pooling or mean, or the pooling was not captured.
-        TokenLayoutError: If a block's matrix is not one of all tokens by all tokens (windows, pooled keys, packed images), or the blocks'
-            tokens differ (dropped on the way, in another order).
-        UnsupportedModelError: If a block multiplies its values by something else than softmax rows.
-        ValueError: If an option is out of its range.
+        TokenLayoutError: If a block's matrix is not all tokens by all tokens (windows, pooled keys, packed images), or the blocks' tokens
+            differ (dropped in between, in another order).
+        UnsupportedModelError: If a block does not multiply its values by softmax rows alone.
+        ValueError: If an option is out of range.
 
     Example:
         >>> import timm, torch
@@ -83,32 +86,31 @@ def rollout(
         >>> rollout(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    fusion = _checked(maps, heads, residual, discard)
-    blocks = followed_blocks(maps, "rollout", start)
-    layout = common_layout(blocks, "rollout")
+    weights = _weights(maps, heads, residual, discard)
+    blocks = blocks_from(maps, "rollout", start)
+    layout = shared_layout(blocks, "rollout")
     with exact_arithmetic(blocks[-1].matrix.device.type):
-        weights = _Weights(fusion, residual, Discard(discard, layout))
-        values = layout.patches(_rolled(maps, blocks, layout, heads, weights)).float()
-    return make_map(maps, values, _with_pooling(maps, blocks), "rollout", heads=heads, uniform=1 / blocks[0].shape[-1])
-
-
-def _with_pooling(maps: AttentionMaps, blocks: list[BlockAttention]) -> list[BlockAttention]:
-    """The blocks that were followed, and the pooling from which."""
-    return [*blocks, *(block for block in maps if block.pooling and maps.readout.rows is Rows.POOL)]
+        row, token = initial_row(maps, blocks[-1], layout, lambda pooling: _pooled_row(pooling, heads), "rollout")
+        for block in reversed(blocks):
+            matrix = block.matrix.head(heads) if isinstance(heads, int) else block.matrix
+            row, token = _propagate(matrix, row, token, layout, weights), None
+    # Without a residual, a row of which nothing is left stays 0.
+    adds_up = bool((row.sum(dim=1) - 1).abs().lt(1e-4).all())
+    shown = with_pooling(maps, blocks)
+    values, uniform = layout.patches(row).float(), 1 / blocks[0].shape[-1]
+    return make_map(maps, values, shown, "rollout", heads=heads, uniform=uniform, adds_up=adds_up)
 
 
 def rollout_by_block(maps: AttentionMaps, *, residual: float = 0.5) -> Iterator[Tensor | None]:
-    """Rollout of every token through the blocks up to each, by the rules of `rollout`: the mean over heads, nothing discarded.
-
-    With W_l as there, these are the products `W_l ... W_0`, and a pooling's rows times the last of them. Each is a whole matrix.
+    """Rollout from every token of each block, with the mean over heads: `W_l ... W_0` for each l, or a pooling's rows times the last product.
 
     Returns:
-        For each block `(batch, queries, tokens)` float32; None for a pooling that reads other tokens than the block before it.
+        For each block `(batch, queries, tokens)` float32; None for a pooling that reads other tokens than those of the block before it.
     """
-    check_whole_matrices(maps, "rollout")
-    common_layout(followed_blocks(maps, "rollout"), "rollout")
+    require_all_rows(maps, "rollout")
+    shared_layout(blocks_from(maps, "rollout"), "rollout")
     for block in maps:
-        check_rows_multiply_values(block, "rollout")
+        require_softmax_weights(block, "rollout")
     return _products(maps, residual)
 
 
@@ -116,58 +118,49 @@ def _products(maps: AttentionMaps, residual: float) -> Iterator[Tensor | None]:
     product: Tensor | None = None
     for block in maps:
         if not block.pooling:
-            product = _followed(block.matrix, product, residual)
+            product = _multiplied(block.matrix, product, residual)
             yield product
         else:
             fits = product is not None and product.shape[2] == block.shape[3]
-            yield _followed(block.matrix, product, residual=0.0) if fits else None
+            yield _multiplied(block.matrix, product, residual=0.0) if fits else None
 
 
-def _followed(matrix: SoftmaxMatrix, before: Tensor | None, residual: float) -> Tensor:
-    """W of a block times the product before it."""
+def _multiplied(matrix: SoftmaxMatrix, product: Tensor | None, residual: float) -> Tensor:
+    """W of a block times a product."""
     batch, _, queries, keys = matrix.shape
-    product = torch.empty(batch, queries, keys, device=matrix.device)
+    result = torch.empty(batch, queries, keys, device=matrix.device)
     for chunk, fused in matrix.fused_chunks():
         with exact_arithmetic(matrix.device.type):
-            mixed = (1 - residual) * fused.float()
+            weights = (1 - residual) * fused.float()
             if residual:
-                mixed.diagonal(chunk.queries.start).add_(residual)
-            mixed /= _nonzero(mixed.sum(dim=-1, keepdim=True))
-            product[chunk.image, chunk.queries] = mixed if before is None else mixed @ before[chunk.image]
-    return product
+                weights.diagonal(chunk.queries.start).add_(residual)
+            weights /= _nonzero(weights.sum(dim=-1, keepdim=True))
+            result[chunk.image, chunk.queries] = weights if product is None else weights @ product[chunk.image]
+    return result
 
 
-def _rolled(
-    maps: AttentionMaps, blocks: list[BlockAttention], layout: TokenLayout, heads: HeadsOption, weights: "_Weights"
-) -> Tensor:
-    """The readout's row times every block's W, from the last to the first: `(batch, tokens)` float64."""
-    row, token = first_row(maps, blocks[-1], layout, lambda pooling: _pooled_row(pooling, heads), "rollout")
-    for block in reversed(blocks):
-        matrix = block.matrix.head(heads) if isinstance(heads, int) else block.matrix
-        row, token = _through(matrix, row, token, weights), None
-    return row
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Weights:
-    """How a block's matrix becomes W: head fusion, the residual's share, what is discarded."""
+    """How a block's matrix becomes W."""
 
     fusion: HeadFusion
     residual: float
-    discard: Discard
+    discard: float
 
 
-def _checked(maps: AttentionMaps, heads: HeadsOption, residual: float, discard: float) -> HeadFusion:
+def _weights(maps: AttentionMaps, heads: HeadsOption, residual: float, discard: float) -> _Weights:
     if heads is None:
         raise ValueError(
-            "rollout multiplies one matrix a block: expected heads='mean', 'max', 'min' or one head's index, got None. Choose one."
+            "rollout multiplies one matrix per block: expected heads='mean', 'max', 'min' or one head's index, got None. Choose one."
         )
     if not 0 <= residual <= 1:
-        raise ValueError(f"rollout cannot weigh the residual: expected 0 <= residual <= 1, got {residual}.")
+        raise ValueError(f"bad weight of the residual: expected 0 <= residual <= 1, got {residual}. 0.5 is usual.")
     if not 0 <= discard < 1:
-        raise ValueError(f"rollout cannot discard: expected a fraction, 0 <= discard < 1, got {discard}.")
-    check_whole_matrices(maps, "rollout")
-    return HeadFusion.MEAN if isinstance(heads, int) else choose(HeadFusion, heads, "heads")
+        raise ValueError(f"bad fraction to discard: expected 0 <= discard < 1, got {discard}. 0 discards nothing.")
+    require_all_rows(maps, "rollout")
+    return _Weights(
+        HeadFusion.MEAN if isinstance(heads, int) else choose(HeadFusion, heads, "heads"), residual, discard
+    )
 
 
 def _pooled_row(pooling: BlockAttention, heads: HeadsOption) -> Tensor:
@@ -177,36 +170,75 @@ def _pooled_row(pooling: BlockAttention, heads: HeadsOption) -> Tensor:
     return fused / fused.sum(dim=-1, keepdim=True)
 
 
-def _through(matrix: SoftmaxMatrix, row: Tensor, token: int | None, weights: _Weights) -> Tensor:
-    """The row times one block's W: `(batch, tokens)` float64. With `token` the row is that token's unit row."""
-    keeps_all = not weights.discard.fraction
-    if token is not None and keeps_all:
-        attended = fuse_heads(matrix.rows([token]).double(), weights.fusion)[:, 0]
-        total = weights.residual + (1 - weights.residual) * attended.sum(dim=-1, keepdim=True)
-        return _joined(row, attended, weights.residual) / _nonzero(total)
-    if matrix.normalised and weights.fusion is HeadFusion.MEAN and keeps_all:
-        return _joined(row, matrix.fused_left_multiply(row[:, None])[:, 0], weights.residual)
-    images = [_image_through(matrix.image(i), row[i], weights) for i in range(len(row))]
+def _propagate(matrix: SoftmaxMatrix, row: Tensor, token: int | None, layout: TokenLayout, weights: _Weights) -> Tensor:
+    """The row times one block's W: `(batch, tokens)` float64. If `token` is given, the row is that token's unit row."""
+    fusion, residual = weights.fusion, weights.residual
+    if token is not None and not weights.discard:
+        attended = fuse_heads(matrix.rows([token]).double(), fusion)[:, 0]
+        total = residual + (1 - residual) * attended.sum(dim=-1, keepdim=True)
+        return (residual * row + (1 - residual) * attended) / _nonzero(total)
+    if matrix.normalised and fusion is HeadFusion.MEAN and not weights.discard:
+        return residual * row + (1 - residual) * matrix.fused_left_multiply(row[:, None])[:, 0]
+    images = [_propagate_image(matrix.image(i), row[i], layout, weights) for i in range(len(row))]
     return torch.stack(images) if images else row
 
 
-def _image_through(matrix: SoftmaxMatrix, row: Tensor, weights: _Weights) -> Tensor:
-    """The same for one image, `(tokens,)`, where rows of the fused matrix need not sum to 1."""
-    fusion, residual, discard = weights.fusion, weights.residual, weights.discard
-    threshold = discard.threshold(matrix, fusion)
+def _propagate_image(matrix: SoftmaxMatrix, row: Tensor, layout: TokenLayout, weights: _Weights) -> Tensor:
+    """The same for one image, `(tokens,)`, when rows of the fused matrix need not sum to 1."""
+    fusion, residual = weights.fusion, weights.residual
+    count = int(weights.discard * row.numel() ** 2)
+    threshold = ranked_entry(lambda: (fused for _, fused in matrix.fused_chunks(fusion)), count) if count else None
     shares, attended = torch.zeros_like(row), torch.zeros_like(row)
     for chunk, fused in matrix.fused_chunks(fusion):
         if threshold is not None:
-            discard.apply(fused, chunk.queries, threshold)
+            _discard_below(threshold, fused, chunk.queries, None if layout.cls is None else layout.class_token())
         total = residual + (1 - residual) * fused.sum(dim=-1, dtype=torch.float64)
         shares[chunk.queries] = share = row[chunk.queries] / _nonzero(total)
         attended += torch.mv(fused.T, share.to(fused.dtype))
-    return _joined(shares, attended, residual)
-
-
-def _joined(row: Tensor, attended: Tensor, residual: float) -> Tensor:
-    return residual * row + (1 - residual) * attended
+    return residual * shares + (1 - residual) * attended
 
 
 def _nonzero(total: Tensor) -> Tensor:
     return total.masked_fill(total == 0, 1.0)
+
+
+# --- the lowest entries of a matrix that is never stored -----------------------------------------------------------------------------------
+
+
+def _discard_below(threshold: Tensor, rows: Tensor, queries: slice, token: int | None) -> None:
+    """Set entries below the threshold to 0 in place, except the attention of `token` to itself.
+
+    Args:
+        rows: `(rows, keys)`, those of `queries`.
+    """
+    discarded = rows.float() < threshold  # ranked in float32
+    if token is not None and queries.start <= token < queries.stop:
+        discarded[token - queries.start, token] = False
+    rows.masked_fill_(discarded, 0.0)
+
+
+def ranked_entry(chunks: Callable[[], Iterator[Tensor]], rank: int) -> Tensor:
+    """The entry that has `rank` entries before it in ascending order, found by counting in two passes over the chunks.
+
+    Non-negative float32 numbers sort like their bits. So the upper half of the bits of the wanted entry comes from one histogram, and the lower
+    half from a second one, over the entries that share the upper half.
+    """
+    upper, before = _bucket(((_bits(chunk) >> _HALF).flatten() for chunk in chunks()), rank)
+    lower, _ = _bucket((_lower_half(_bits(chunk), upper) for chunk in chunks()), rank - before)
+    return torch.tensor((upper << _HALF) | lower, dtype=torch.int32, device="cpu").view(torch.float32)
+
+
+def _bits(chunk: Tensor) -> Tensor:
+    return chunk.float().view(torch.int32)
+
+
+def _lower_half(bits: Tensor, upper: int) -> Tensor:
+    return bits.masked_select(bits >> _HALF == upper).bitwise_and_(2**_HALF - 1)
+
+
+def _bucket(numbers: Iterator[Tensor], rank: int) -> tuple[int, int]:
+    """The bucket, out of 2 ** 16, of the entry of this rank, and the number of entries in the buckets before it."""
+    counts: Tensor = reduce(torch.add, (torch.bincount(part, minlength=2**_HALF) for part in numbers))
+    up_to = counts.cumsum(0)
+    bucket = int(torch.searchsorted(up_to, rank, right=True))
+    return bucket, int(up_to[bucket] - counts[bucket])

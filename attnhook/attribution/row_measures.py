@@ -1,7 +1,7 @@
-"""Numbers of attention rows: how spread a row is, what it falls on, how far it reaches.
+"""Measures of attention rows: their entropy, the tokens that they fall on, how far they reach.
 
-Every function takes softmax rows `(..., keys)` and gives one number a row, in float64: a row of 4,097 keys has entries of 2e-4, and sums of
-them are compared with each other. Nothing here knows of blocks or models; `statistics` streams these over whole matrices.
+Every function takes softmax rows `(..., keys)` and returns one float64 number per row: the entries of a row of 4,097 keys are about 2e-4, and
+their sums are compared with each other.
 """
 
 import math
@@ -16,48 +16,31 @@ from attnhook.errors import TokenLayoutError
 def row_entropy(rows: Tensor) -> Tensor:
     """Shannon entropy in nats, `-sum_j p_j log p_j`: 0 for one-hot rows, `log(keys)` for uniform ones.
 
-    Args:
-        rows: `(..., keys)`, each summing to 1.
-
     Example:
         >>> row_entropy(torch.tensor([0.5, 0.5, 0.0, 0.0])).exp()
         tensor(2.0000, dtype=torch.float64)
     """
-    spread: Tensor = torch.special.entr(rows)
-    return spread.sum(dim=-1, dtype=torch.float64)
+    entropy: Tensor = torch.special.entr(rows)
+    return entropy.sum(dim=-1, dtype=torch.float64)
 
 
 def top_mass(rows: Tensor, k: int) -> Tensor:
-    """Mass of the k largest entries; of all where there are fewer.
-
-    Args:
-        rows: `(..., keys)`.
-    """
+    """Mass of the k largest entries, or of all if there are fewer."""
     if k < 1:
         raise ValueError(f"top-k mass: expected k of at least 1, got {k}.")
     return rows.topk(min(k, rows.shape[-1]), dim=-1, sorted=False).values.sum(dim=-1, dtype=torch.float64)
 
 
 def token_mass(rows: Tensor, keys: TokenTable) -> Tensor:
-    """Mass on class, register, patch and other (distillation, suffix, padding) tokens.
-
-    Args:
-        rows: `(..., keys)`.
-
-    Returns:
-        `(..., 4)` float64 in the order of `TOKEN_KINDS`; 0 for kinds that there are none of. They sum to the row's sum.
-    """
+    """Mass on each of `TOKEN_KINDS`, `(..., 4)`; they sum to the row's sum."""
     _check(rows, keys)
     return torch.stack([rows[..., keys.chosen(kind)].sum(dim=-1, dtype=torch.float64) for kind in TOKEN_KINDS], dim=-1)
 
 
 def effective_patches(rows: Tensor, keys: TokenTable) -> Tensor:
-    """How many patches a row looks at: the exponential of the entropy of its patch part, renormalised (Hill number of order 1).
+    """Effective number of patches that a row attends to: the exponential of the entropy of its patches, renormalised (Hill number of order 1).
 
-    1 if all patch attention is on one patch, the number of patches if it is uniform; NaN for a row without any mass on patches.
-
-    Args:
-        rows: `(..., keys)`.
+    1 if all patch attention is on one patch, the number of patches if it is uniform; NaN for a row without mass on patches.
     """
     _check(rows, keys)
     patches = rows[..., keys.chosen("patch")]
@@ -66,59 +49,46 @@ def effective_patches(rows: Tensor, keys: TokenTable) -> Tensor:
     return torch.exp(row_entropy(patches) / mass + torch.log(mass))
 
 
-def attention_distance(
-    rows: Tensor, keys: TokenTable, places: Tensor, *, patch_size: tuple[float, float] = (1.0, 1.0)
-) -> Tensor:
+def attention_distance(rows: Tensor, patches: slice | Tensor, distances: Tensor, spare: Tensor | None = None) -> Tensor:
     """Mean distance between a query patch and the patches that it attends to.
 
-    With d_ij the distance between the centres of patches i and j: `sum_j A_ij d_ij / sum_j A_ij`, j over patches only (Dosovitskiy et al.
-    2020, arXiv 2010.11929, figure 7). NaN for a row that has no place or no mass on patches.
+    With d_ij the distance between the centres of patches i and j: `sum_j A_ij d_ij / sum_j A_ij`, j over patches only (Dosovitskiy et al.,
+    An Image is Worth 16x16 Words, 2020, arXiv 2010.11929, figure 7). NaN for a row without a position or without mass on patches.
 
     Args:
-        rows: `(..., queries, keys)`.
-        places: Row and column of each query on the same grid, `(queries, 2)`, NaN for queries that are no patches.
+        rows: `(..., queries, keys)`; each may be multiplied by a factor of its own.
+        patches: Where the patches are among the keys.
+        distances: `(queries, patches)`, as `patch_distances` returns them.
+        spare: Memory to write in, of the shape of `rows`.
 
     Returns:
-        `(..., queries)` float64, in units of `patch_size`.
+        `(..., queries)` float64.
     """
-    _check(rows, keys)
-    if places.shape != (rows.shape[-2], 2):
-        raise TokenLayoutError(
-            f"attention distance: expected a (row, column) for each of {rows.shape[-2]} queries, got shape {tuple(places.shape)}."
-        )
-    patches = keys.chosen("patch")
-    unit = torch.tensor(patch_size, device="cpu")
-    apart = (places.cpu().float()[:, None] - keys.places[patches]) * unit
-    between = apart.square().sum(dim=-1).sqrt().to(rows.device)
     seen = rows[..., patches]
-    return (seen * between).sum(dim=-1, dtype=torch.float64) / seen.sum(dim=-1, dtype=torch.float64)
+    weighted = torch.mul(seen, distances, out=None if spare is None else spare[..., : seen.shape[-1]])
+    return weighted.sum(dim=-1).double() / seen.sum(dim=-1)  # sums of float32 lose no more than the products have lost
+
+
+def patch_distances(queries: Tensor, keys: Tensor, patch_size: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """Distance between the centres of patches, `(queries, keys)` float32, from their `(row, column)` in units of `patch_size`."""
+    unit = torch.tensor(patch_size, device=queries.device)
+    # By differences: the default of more than 25 patches, a product of matrices, loses half of the digits.
+    return torch.cdist(queries * unit, keys * unit, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def row_divergence(first: Tensor, second: Tensor) -> Tensor:
     """Jensen-Shannon divergence in nats, `H((p + q) / 2) - (H(p) + H(q)) / 2`: 0 for equal rows, log 2 for rows without a common key.
 
-    Args:
-        first: `(..., keys)`.
-
     Example:
         >>> row_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).exp()
         tensor(2., dtype=torch.float64)
     """
-    apart = row_entropy((first + second) / 2) - (row_entropy(first) + row_entropy(second)) / 2
-    return apart.clamp_min(0.0)
+    divergence = row_entropy((first + second) / 2) - (row_entropy(first) + row_entropy(second)) / 2
+    return divergence.clamp_min(0.0)
 
 
 def head_divergence(rows: Tensor) -> Tensor:
-    """Mean Jensen-Shannon divergence, in nats, between the rows of every two heads.
-
-    0 where all heads look alike, at most log 2. For heads a and b: `H((p_a + p_b) / 2) - (H(p_a) + H(p_b)) / 2`.
-
-    Args:
-        rows: `(batch, heads, queries, keys)`.
-
-    Returns:
-        `(batch, queries)` float64; NaN with a single head.
-    """
+    """Mean of `row_divergence` over all pairs of heads: `(batch, queries)` of `(batch, heads, queries, keys)`; NaN with a single head."""
     heads = rows.shape[1]
     if heads < 2:
         return torch.full((rows.shape[0], rows.shape[2]), math.nan, dtype=torch.float64, device=rows.device)
@@ -131,5 +101,5 @@ def head_divergence(rows: Tensor) -> Tensor:
 def _check(rows: Tensor, keys: TokenTable) -> None:
     if rows.shape[-1] != len(keys.kinds):
         raise TokenLayoutError(
-            f"rows and tokens do not go together: expected {len(keys.kinds)} keys, got {rows.shape[-1]}."
+            f"the rows do not fit the token layout: expected {len(keys.kinds)} keys, got {rows.shape[-1]}. Pass whole rows."
         )

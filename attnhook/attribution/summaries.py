@@ -1,11 +1,11 @@
-"""One block's attention in a few numbers, from one pass that is cheap enough for every training step, and how far two passes are apart.
+"""One block's attention in a few numbers, means over queries and images: cheap enough for every training step.
 
-What `statistics` computes of rows one function at a time, this adds up inside each chunk while it is in cache, and as means over queries only.
-It says where attention goes, and nothing of what it does to the output.
+They say where attention goes, and nothing about what it does to the output.
 """
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,32 +13,30 @@ import torch
 from torch import Tensor
 
 from attnhook.attribution.row_measures import head_divergence
-from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, distinct_entries, query_table, token_table
+from attnhook.attribution.streamed_rows import stream_rows
+from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable
 from attnhook.capture.anatomy import Readout
-from attnhook.capture.layout import TokenLayout
-from attnhook.capture.operands import exact_arithmetic
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
-from attnhook.capture.windows import WindowLayout
 from attnhook.errors import AttnhookError
 from attnhook.options import Rows
 
 
 @dataclass(frozen=True, eq=False)
 class BlockSummary:
-    """One block's attention in one forward; means over queries (padding of windows left out) and, but for the rows, over images.
+    """One block's attention in one forward, averaged over queries (without the padding of windows) and over images.
 
     Attributes:
         name: The block's name.
-        keys: Number of keys of a row.
-        whole: Whether the means are over all tokens' rows; False if some rows were captured, or only a class token or a pooling asks.
+        keys: Number of keys.
+        whole: Whether all tokens are queries and all their rows were captured.
         entropy: In nats, `(heads,)` float64.
-        distance: Mean attention distance of patch queries, in patches, `(heads,)` float64; NaN where there are none.
-        received: Share of the attention that each key receives, `(entries, heads, keys)` float64; entries are images, or their windows.
-        readout: The row of the class token or the pooling where the head reads that and the block has it, else the mean of all rows (one
-            window's, of windows): `(entries, heads, keys)` float32.
-        patches: Which keys are patches, `(entries or 1, keys)` bool; None if that is not known.
+        distance: Mean attention distance of patch queries, in patches, `(heads,)` float64; NaN if there are none.
+        received: Share of the attention that each key receives, `(entries, heads, keys)` float64; an entry is an image or one of its windows.
+        readout: `(entries, heads, keys)` float32: the row of the class token or the pooling query if the head reads it and the block has it,
+            otherwise the mean of all rows.
+        patches: Which keys are patches, `(entries or 1, keys)` bool; None if the layout is unknown.
     """
 
     name: str
@@ -57,21 +55,21 @@ class BlockSummary:
 
     @property
     def sink_mass(self) -> Tensor:
-        """The largest share of the attention that one key receives, `(heads,)` float64; 1 / keys is uniform."""
+        """Largest share of the attention that one key receives, `(heads,)` float64; 1 / keys if uniform."""
         return self.received.amax(dim=-1).mean(dim=0)
 
     @property
     def block_sink_mass(self) -> Tensor:
-        """The same of all heads together: a key that every head looks at, `()` float64."""
+        """Largest share that one key receives from all heads together, `()` float64."""
         return self.received.mean(dim=1).amax(dim=-1).mean()
 
     @property
     def head_diversity(self) -> Tensor:
-        """Mean Jensen-Shannon divergence, in nats, between the readout rows of every two heads, `()` float64; NaN with a single head."""
+        """Mean Jensen-Shannon divergence, in nats, between the readout rows of any two heads, `()` float64; NaN with a single head."""
         return head_divergence(self.readout.double()[:, :, None]).mean()
 
     def live_patch_mass(self, ratio: float, largest: float) -> Tensor:
-        """Share of each head's attention that falls on patches which are no sinks, `(heads,)` float64; NaN where patches are not known."""
+        """Share of each head's attention on patches that are not sinks, `(heads,)` float64; NaN if the layout is unknown."""
         if self.patches is None:
             return torch.full_like(self.entropy, math.nan)
         sinks = self.received.mean(dim=1) >= min(ratio / self.keys, largest)
@@ -89,10 +87,13 @@ def summarise_block(
     readout: Readout,
     rows: Rows | Sequence[Any] = Rows.ALL,
     *,
-    distances: bool = True,
-    known: "dict[Any, Any] | None" = None,
+    known: dict[Any, Any] | None = None,
 ) -> BlockSummary:
-    """Sum a block up in one pass over its rows, of which no more than a chunk is ever there.
+    """Summarise a block in one pass over its rows.
+
+    Args:
+        rows: Which rows were captured.
+        known: As in `stream_rows`.
 
     Example:
         >>> import timm
@@ -103,123 +104,36 @@ def summarise_block(
         >>> summarise_block(capture.maps[-1], capture.maps.readout).received.shape
         torch.Size([2, 3, 197])
     """
-    matrix = block.captured if isinstance(block.captured, SoftmaxMatrix) else SoftmaxMatrix(block.captured)
-    weights = _weights(block, matrix.device)
-    ranges = _known_ranges(block, rows, matrix.device, {} if known is None else known) if distances else None
-    entries, heads, _, keys = matrix.shape
-    entropy = torch.zeros(heads, dtype=torch.float64, device=matrix.device)
-    received = torch.zeros(entries, heads, keys, dtype=torch.float64, device=matrix.device)
-    reach = torch.zeros(2, heads, dtype=torch.float64, device=matrix.device)
-    with exact_arithmetic(matrix.device.type):
-        for entry, part, entropies, exponentials, sums, spare in matrix.entropy_chunks():
-            weight = weights[entry % len(weights), part.queries]
-            entropy[part.heads] += entropies @ weight
-            factors = weight.float() if sums is None else weight.float() / sums
-            received[entry, part.heads] += torch.matmul(factors.expand(part.shape)[:, None], exponentials)[:, 0]
-            if ranges is not None:
-                reach[:, part.heads] += ranges[entry % len(ranges)].reach(part.queries, exponentials, spare)
-        windows = block.token_layout.num_windows if isinstance(block.token_layout, WindowLayout) else 1
-        shares = weights.sum(dim=1).reshape(-1, 1, 1).repeat(entries // len(weights), 1, 1)
-        received = received / shares.clamp_min(1e-12)  # a window of padding alone has none
-        return BlockSummary(
-            block.name,
-            keys,
-            rows is Rows.ALL and block.queries in (Queries.TOKENS, Queries.PATCHES),
-            entropy / (entries // windows),
-            reach[0] / reach[1],
-            received,
-            _readout_rows(block, matrix, received, readout, rows),
-            _patches(block, matrix.device),
-        )
-
-
-def _weights(block: BlockAttention, device: torch.device) -> Tensor:
-    """What each query counts, `(windows, queries)` float64: together 1 an image."""
-    queries = block.shape[2]
-    if not isinstance(block.token_layout, WindowLayout):
-        return torch.full((1, queries), 1 / queries, dtype=torch.float64, device=device)
-    real = block.token_layout.real_queries(queries).to(device, torch.float64)
-    return real / real.sum()
-
-
-def _patches(block: BlockAttention, device: torch.device) -> Tensor | None:
-    layout = block.token_layout
-    if isinstance(layout, str):
-        return None
-    count = distinct_entries(block)
-    kinds = torch.stack([token_table(layout, entry).kinds for entry in range(count)])
-    patches = (kinds == TOKEN_KINDS.index("patch")).to(device)
-    return patches if count in (1, block.shape[0]) else patches.repeat(block.shape[0] // count, 1)
-
-
-def _readout_rows(
-    block: BlockAttention, matrix: SoftmaxMatrix, received: Tensor, readout: Readout, rows: Rows | Sequence[Any]
-) -> Tensor:
-    if rows is Rows.ALL and block.queries in (Queries.POOL, Queries.CLASS):
-        own = matrix.rows(block.readout_rows or slice(None))
-        return own.mean(dim=2)
-    if rows is Rows.ALL and readout.rows is Rows.CLS and block.queries is Queries.TOKENS:
-        try:
-            return matrix.rows([block.layout.class_token()])[:, :, 0]
-        except AttnhookError:  # tokens that fit no layout
-            pass
-    return received.float()
-
-
-# --- distances ----------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranges:
-    """How far every patch query of one entry is from every patch key.
-
-    Attributes:
-        keys: Where the patches stand among the keys.
-        apart: `(queries, patches)` float32; 0 for queries that have no place.
-        placed: Which queries have one, `(queries,)` float32.
-    """
-
-    keys: slice | Tensor
-    apart: Tensor
-    placed: Tensor
-
-    def reach(self, queries: slice, rows: Tensor, spare: Tensor) -> Tensor:
-        """Sum over queries of the mean distance, and the number of queries: `(2, heads)` float64."""
-        seen = rows[..., self.keys]
-        mass = seen.sum(dim=-1)
-        far = torch.mul(seen, self.apart[queries], out=spare[..., : seen.shape[-1]]).sum(dim=-1)
-        counted = self.placed[queries] * (mass > 0)
-        return torch.stack([(far * counted / mass.clamp_min(1e-30)).sum(dim=-1), counted.sum(dim=-1)]).double()
-
-
-def _known_ranges(
-    block: BlockAttention, rows: Rows | Sequence[Any], device: torch.device, known: dict[Any, Any]
-) -> list[_Ranges] | None:
-    """`_ranges`, of all blocks with the same tokens in order once."""
-    if rows is not Rows.ALL or not isinstance(block.token_layout, TokenLayout) or distinct_entries(block) > 1:
-        return _ranges(block, rows, device)
-    key = block.token_layout, block.query_token_layout, block.queries, block.shape[2:], device
-    if key not in known:
-        known[key] = _ranges(block, rows, device)
-    found: list[_Ranges] | None = known[key]
-    return found
-
-
-def _ranges(block: BlockAttention, rows: Rows | Sequence[Any], device: torch.device) -> list[_Ranges] | None:
-    if isinstance(block.token_layout, str):
-        return None
-    layout = block.token_layout
-    pairs = [(token_table(layout, entry), query_table(rows, block, entry)) for entry in range(distinct_entries(block))]
-    made = [_range(keys, asking, device) for keys, asking in pairs]
-    return made if any(bool(one.placed.any()) for one in made) else None
-
-
-def _range(keys: TokenTable, asking: TokenTable, device: torch.device) -> _Ranges:
-    chosen = keys.chosen("patch")
-    placed = ~asking.places.isnan().any(dim=-1)
-    apart = torch.cdist(torch.nan_to_num(asking.places), keys.places[chosen])
-    return _Ranges(
-        chosen.to(device) if isinstance(chosen, Tensor) else chosen,
-        (apart * placed[:, None]).to(device),
-        placed.float().to(device),
+    found = stream_rows(block, rows, known=known)
+    entropy, distance = found.values["entropy"], found.values["distance_patches"]
+    windows = len(found.real)
+    weights = (found.real.double() / found.real.sum())[:, None]  # of an image's queries, `(windows, 1, queries)`
+    of_images = (entropy.reshape(-1, windows, *entropy.shape[1:]) * weights).sum(dim=(1, 3))
+    return BlockSummary(
+        block.name,
+        block.shape[3],
+        rows is Rows.ALL and block.queries in (Queries.TOKENS, Queries.PATCHES),
+        of_images.mean(dim=0),
+        distance.nanmean(dim=(0, 2)),
+        found.received,
+        _readout_rows(block, found.received, readout, rows),
+        _patches(found.keys, block.shape[0], entropy.device),
     )
+
+
+def _patches(keys: list[TokenTable] | None, entries: int, device: torch.device) -> Tensor | None:
+    if keys is None:
+        return None
+    patches = torch.stack([table.kinds for table in keys]) == TOKEN_KINDS.index("patch")
+    return patches.to(device) if len(keys) == 1 else patches.to(device).repeat(entries // len(keys), 1)
+
+
+def _readout_rows(block: BlockAttention, received: Tensor, readout: Readout, rows: Rows | Sequence[Any]) -> Tensor:
+    if rows is Rows.ALL:
+        matrix = block.captured if isinstance(block.captured, SoftmaxMatrix) else SoftmaxMatrix(block.captured)
+        if block.queries in (Queries.POOL, Queries.CLASS):
+            return matrix.rows(block.readout_rows or slice(None)).mean(dim=2)
+        if readout.rows is Rows.CLS and block.queries is Queries.TOKENS:
+            with suppress(AttnhookError):  # the tokens fit no layout
+                return matrix.rows([block.layout.class_token()])[:, :, 0]
+    return received.float()

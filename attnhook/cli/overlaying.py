@@ -147,7 +147,7 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
 
 
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
-    from attnhook.zoo.declarations import library_of
+    from attnhook.zoo.model_metadata import library_of
 
     chosen = ("method", "target", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
     return {

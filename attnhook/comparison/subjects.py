@@ -11,9 +11,8 @@ from torch import nn
 
 from attnhook.options import Size
 from attnhook.running.fingerprints import Fingerprint, fingerprint
-from attnhook.zoo.declarations import library_of
 from attnhook.zoo.loading import as_vision_model, load
-from attnhook.zoo.positions import trained_grid
+from attnhook.zoo.model_metadata import library_of, trained_grid
 from attnhook.zoo.vision_models import VisionModel
 
 ModelSource = str | VisionModel | nn.Module | Callable[[], "str | VisionModel | nn.Module"]

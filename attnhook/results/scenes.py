@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from attnhook.attribution.map_making import placed
+from attnhook.attribution.propagation import readout_queries
 from attnhook.attribution.raw_maps import readout_row
-from attnhook.attribution.readouts import readout_queries
 from attnhook.attribution.rollouts import rollout_by_block
 from attnhook.capture.block_choice import choose_blocks
 from attnhook.capture.layout import TokenLayout

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from attnhook.imaging.model_inputs import ModelInputs, pixels_name
-from attnhook.zoo.declarations import innermost
+from attnhook.zoo.model_metadata import innermost
 
 
 def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[str, Any] | None = None) -> Any:

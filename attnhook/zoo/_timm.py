@@ -1,9 +1,10 @@
-"""What timm's models mean: which modules are attention, what their tokens are, what their heads read.
+"""timm's models: which modules are attention, what their tokens are, and what their heads read.
 
-Imports nothing of timm: modules are recognised by what their code calls, facts are read from the attributes that timm's classes share, and what
-cannot be seen stands by class in `_timm_blocks`.
+timm is not imported: modules are recognised by what their code calls and by the attributes that timm's classes share; `_timm_blocks` lists the
+rest by class.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,46 +17,45 @@ from attnhook.capture.registry import register_library
 from attnhook.capture.sites import AttentionSite, Kernel
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Rows, Size
-from attnhook.zoo._timm_blocks import NOT_TOKENS, Place, facts_of
-from attnhook.zoo.stages import pair
+from attnhook.zoo._timm_blocks import NOT_TOKENS, site_options
+from attnhook.zoo.token_rules import ModuleContext, no_attention, pair
 
-_FEATURE_NETS = frozenset({"FeatureListNet", "FeatureDictNet", "FeatureHookNet"})  # what features_only makes of a model
+_FEATURE_NETS = frozenset({"FeatureListNet", "FeatureDictNet", "FeatureHookNet"})  # of features_only=True
 
 
 def any_model(model: Any) -> ModelAnatomy:
     """Anatomy of any model that timm builds."""
     sites = _sites(model)
     if not sites:
-        raise UnsupportedModelError(_what_it_does(model))
+        raise UnsupportedModelError(no_attention(type(model).__name__, _token_mixers(model)))
     cls, distilled, registers = _special_tokens(model)
-    plain = any(site.tokens_of is None for site in sites)
-    embedding = _patch_embedding(model)
-    patch_drop = getattr(model, "patch_drop", None)
-    drops = isinstance(patch_drop, nn.Module) and type(patch_drop) is not nn.Identity
-    packing = _packing_embedding(model)
-    if packing is not None:
-        return _packed(model, packing, sites, cls=cls, registers=registers)
-    return ModelAnatomy(
+    anatomy = ModelAnatomy(
         sites=sites,
         cls=0 if cls else None,
         registers=registers,
         distillation=distilled,
         readout=_readout(model, sites, has_class_token=cls),
-        image_module=_image_module(model, embedding if plain else None),
-        grid_module=embedding if plain else None,
-        token_module=patch_drop if drops else None,
-        tokens_of=_kept_patches,
+    )
+    if (packing := _packing_embedding(model)) is not None:
+        tokens_of = partial(_packed_tokens, pair(packing.patch_size))
+        return replace(anatomy, image_module=packing, token_module=packing, tokens_of=tokens_of)
+    embedding = _patch_embedding(model) if any(site.tokens_of is None for site in sites) else None
+    patch_drop = getattr(model, "patch_drop", None)
+    return replace(
+        anatomy,
+        image_module=_image_module(model, embedding),
+        grid_module=embedding,
+        token_module=patch_drop if isinstance(patch_drop, nn.Module) and type(patch_drop) is not nn.Identity else None,
+        tokens_of=_patches_kept,
     )
 
 
 def _sites(model: nn.Module) -> tuple[AttentionSite, ...]:
-    sites = []
-    for name, module in model.named_modules():
-        if (
-            name and class_of(module).__name__ not in NOT_TOKENS and attends(module)
-        ):  # the model's own softmax weighs features
-            sites.append(AttentionSite(name, module, _kernel, **facts_of(Place(model, name, module))))
-    return tuple(sites)
+    return tuple(
+        AttentionSite(name, module, _kernel, **site_options(ModuleContext(model, name, module)))
+        for name, module in model.named_modules()  # without the model: its own softmax weighs features
+        if name and class_of(module).__name__ not in NOT_TOKENS and attends(module)
+    )
 
 
 def _kernel(module: nn.Module) -> Kernel:
@@ -112,7 +112,7 @@ def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: b
 
 
 def _packing_embedding(model: Any) -> Any:
-    """The embeddings of NaFlexVit and Gemma 4, which take images, or patches and their coordinates; None for other models."""
+    """The embeddings of NaFlexVit and Gemma 4, which take images or patches with their coordinates; None for other models."""
     for holder, name in ((model, "embeds"), (model, "patch_embed"), (getattr(model, "encoder", None), "patch_embed")):
         embed = getattr(holder, name, None)
         if embed is not None and class_of(embed).__name__ in {"NaFlexEmbeds", "Gemma4PatchEmbed"}:
@@ -120,51 +120,41 @@ def _packing_embedding(model: Any) -> Any:
     return None
 
 
-def _packed(
-    model: Any, embeddings: Any, sites: tuple[AttentionSite, ...], *, cls: bool, registers: int
-) -> ModelAnatomy:
-    return ModelAnatomy(
-        sites=sites,
-        cls=0 if cls else None,
-        registers=registers,
-        readout=_readout(model, sites, has_class_token=cls),
-        image_module=embeddings,
-        token_module=embeddings,
-        tokens_of=partial(_packed_tokens, pair(embeddings.patch_size)),
-    )
-
-
 def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
     given = {**dict(zip(("patches", "patch_coord", "patch_valid"), args, strict=False)), **kwargs}
-    patches, places = given.get("patches", given.get("x")), given.get("patch_coord")
-    if not isinstance(patches, Tensor) or (places is None and patches.dim() != 4):
-        return SequenceInfo(problem="the patch grid is not known: expected images, or patches and their coordinates.")
-    if places is None:
+    patches, coordinates = given.get("patches", given.get("x")), given.get("patch_coord")
+    if not isinstance(patches, Tensor) or (coordinates is None and patches.dim() != 4):
+        return SequenceInfo(
+            problem="the patch grid is unknown: expected images, or patches and their coordinates. Pass patch_coord=."
+        )
+    if coordinates is None:
         grid = (patches.shape[2] // patch[0], patches.shape[3] // patch[1])
         return SequenceInfo(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]))
     valid = given.get("patch_valid")
-    counts = {places.shape[1]} if valid is None else set(valid.sum(dim=1).tolist())
+    counts = {coordinates.shape[1]} if valid is None else set(valid.sum(dim=1).tolist())
     count = max(counts)
-    last = places[:, :count].amax(dim=1) + 1
+    last = coordinates[:, :count].amax(dim=1) + 1
     grids = {(int(h), int(w)) for h, w in last.tolist()}
     grid = grids.pop()
-    rows_first = torch.cartesian_prod(*(torch.arange(length, device=places.device) for length in grid)).to(places)
-    if grids or len(counts) > 1 or count != grid[0] * grid[1] or not bool((places[:, :count] == rows_first).all()):
+    rows_first = torch.cartesian_prod(*(torch.arange(length, device=coordinates.device) for length in grid)).to(
+        coordinates
+    )
+    if grids or len(counts) > 1 or count != grid[0] * grid[1] or not bool((coordinates[:, :count] == rows_first).all()):
         return SequenceInfo(
-            problem="the images of this batch have different patch grids, or their patches are not in order: expected one grid. Run "
-            "images of one grid together, or read the rows without a grid."
+            problem="the patch grid is ambiguous: expected one grid, row by row, for all images of the batch, got different grids or another "
+            "order. Run images of one grid together, or read the rows without a grid."
         )
-    return SequenceInfo(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]), padding=places.shape[1] - count)
+    return SequenceInfo(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]), padding=coordinates.shape[1] - count)
 
 
-def _kept_patches(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
-    """`PatchDropoutWithIndices` answers (tokens, indices); indices are None outside training."""
+def _patches_kept(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
+    """`PatchDropoutWithIndices` returns (tokens, indices); indices are None outside training."""
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor):
         return SequenceInfo(order=output[1].detach())
     return SequenceInfo()
 
 
-def _what_it_does(model: nn.Module) -> str:
+def _token_mixers(model: nn.Module) -> list[str]:
     kinds = {class_of(module).__name__ for module in model.modules()}
     words = sorted({NOT_TOKENS[kind] for kind in kinds & NOT_TOKENS.keys()})
     if not words and any("pool" in kind.lower() and "mix" in kind.lower() for kind in kinds):
@@ -173,10 +163,7 @@ def _what_it_does(model: nn.Module) -> str:
         words.append("convolutions")
     elif not words:
         words.append("multilayer perceptrons over tokens")
-    return (
-        f"{type(model).__name__} has no softmax attention between tokens: expected queries that attend to keys, got {', '.join(words)}. "
-        "There is no attention map to capture; a gradient method such as Grad-CAM suits such models."
-    )
+    return words
 
 
 def _is_model(module: nn.Module) -> bool:

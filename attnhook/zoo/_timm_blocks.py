@@ -1,21 +1,32 @@
-"""timm's attention modules by class: how their tensors are arranged, who asks, what their tokens are.
+"""timm's attention modules by class: the arrangement of their tensors, their queries, and their tokens.
 
-Only facts that cannot be seen from the call stand here; a class that is missing is taken for plain attention over all tokens of the model.
+Only what the call itself does not show is listed. A class that is not listed is taken for plain attention over all tokens of the model.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import Arrangement, CallContext, Queries, SiteTokens
 from attnhook.capture.windows import WindowLayout
-from attnhook.zoo.stages import class_attention, mask_units, pair, parents, shrunk, windows
+from attnhook.zoo.token_rules import (
+    CLASS_ATTENTION,
+    ON_GRID,
+    SINGLE_HEAD,
+    WITH_CLASS_TOKEN,
+    ModuleContext,
+    OptionsRule,
+    SiteOptions,
+    downsampled,
+    downsampled_grid,
+    in_windows,
+    input_grid,
+    mask_units,
+    options_of,
+    pair,
+    pooled_queries,
+)
 
 # Softmaxes that are not attention between tokens, and what they are.
 NOT_TOKENS = {
@@ -34,310 +45,253 @@ NOT_TOKENS = {
     "SpatialTransformerBlock": "a gate over a map of seven by seven",
 }
 
-
-@dataclass(frozen=True)
-class Place:
-    """An attention module where it stands.
-
-    Attributes:
-        model: The model.
-        name: The module's path in it.
-        module: The module.
-    """
-
-    model: Any
-    name: str
-    module: Any
-
-    def holder(self, level: int = 0) -> Any:
-        """The module around it, `level` steps further out."""
-        return parents(self.model, self.name)[level]
-
-
-Facts = dict[str, Any]
-_TALKING = (
+_TALKING_HEADS = (
     "talking heads: values are multiplied by these rows after a learned mix over heads, of which no row sums to 1"
 )
 
 
-def facts_of(place: Place) -> Facts:
-    """What `AttentionSite` is to be told about a module."""
-    kind = class_of(place.module)
-    key = f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
-    rule = _RULES.get(key)
-    return {} if rule is None else rule(place)
+def site_options(context: ModuleContext) -> SiteOptions:
+    """Options of `AttentionSite` for a module."""
+    kind = class_of(context.module)
+    return options_of(_RULES.get(f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"), context)
 
 
-def _swin(place: Place) -> Facts:
-    block = place.holder()
+def _swin(context: ModuleContext) -> SiteOptions:
+    block = context.parents[0]
 
     def cut(call: CallContext) -> WindowLayout:
-        grid = (call.inputs[0][1], call.inputs[0][2])
-        return WindowLayout.partition(grid, window=pair(block.window_size), shift=pair(block.shift_size))
+        return WindowLayout.partition(input_grid(call), window=pair(block.window_size), shift=pair(block.shift_size))
 
-    return _windowed(block, cut)
-
-
-def _windowed(seen: nn.Module, cut: Callable[[CallContext], WindowLayout], **more: Any) -> Facts:
-    return {"queries": Queries.PATCHES, "tokens_of": windows(cut), "seen_module": seen, **more}
+    return in_windows(block, cut)
 
 
-def _maxvit(place: Place) -> Facts:
-    block = place.holder()
-    strided = getattr(block, "partition_block", None) is False or place.name.endswith("attn_grid")
+def _maxvit(context: ModuleContext) -> SiteOptions:
+    block = context.parents[0]
+    strided = getattr(block, "partition_block", None) is False or context.name.endswith("attn_grid")
 
     def cut(call: CallContext) -> WindowLayout:
-        grid = (call.inputs[0][1], call.inputs[0][2])
-        return WindowLayout.partition(grid, window=pair(block.partition_size), strided=strided)
+        return WindowLayout.partition(input_grid(call), window=pair(block.partition_size), strided=strided)
 
-    return _windowed(block, cut)
+    return in_windows(block, cut)
 
 
-def _local(axis: int, attribute: str = "window_size", **more: Any) -> Callable[[Place], Facts]:
+def _unshifted(axis: int) -> OptionsRule:
     """Windows of the module around, whose input has height and width at `axis`."""
 
-    def rule(place: Place) -> Facts:
-        block = place.holder()
+    def rule(context: ModuleContext) -> SiteOptions:
+        block = context.parents[0]
 
         def cut(call: CallContext) -> WindowLayout:
-            grid = (call.inputs[0][axis], call.inputs[0][axis + 1])
-            window = getattr(block, attribute)
-            return WindowLayout.partition(grid, window=pair(window) if window else grid)
+            grid = input_grid(call, axis)
+            return WindowLayout.partition(grid, window=pair(block.window_size) if block.window_size else grid)
 
-        return _windowed(block, cut, **more)
+        return in_windows(block, cut)
 
     return rule
 
 
-def _msra(place: Place) -> Facts:
-    block = place.holder()
+def _sam(context: ModuleContext) -> SiteOptions:
+    return {**_unshifted(1)(context), "arrangement": Arrangement.MERGED, "heads": context.module.num_heads}
+
+
+def _sam2(context: ModuleContext) -> SiteOptions:
+    block = context.parents[0]
 
     def cut(call: CallContext) -> WindowLayout:
-        grid = (call.inputs[0][2], call.inputs[0][3])
-        side = getattr(place.module, "resolution", min(block.window_resolution, *grid))
-        return WindowLayout.partition(grid, window=pair(side))
-
-    return _windowed(block, cut, arrangement=Arrangement.SINGLE)
-
-
-def _sam2(place: Place) -> Facts:
-    block = place.holder()
-
-    def cut(call: CallContext) -> WindowLayout:
-        grid = (call.inputs[0][1], call.inputs[0][2])
+        grid = input_grid(call)
         window = pair(block.window_size) if block.is_windowed else grid
         keys = WindowLayout.partition(grid, window=window)
         if block.q_stride is None:
             return keys
         stride = pair(block.q_stride)
-        fewer = (-(-grid[0] // stride[0]), -(-grid[1] // stride[1]))
-        asking = WindowLayout.partition(fewer, window=(window[0] // stride[0], window[1] // stride[1]))
-        return WindowLayout(grid, keys.positions, asking.positions, fewer, keys.words)
+        return pooled_queries(keys, window, stride, (-(-grid[0] // stride[0]), -(-grid[1] // stride[1])))
 
-    return _windowed(block, cut)
+    return in_windows(block, cut)
 
 
-def _twins(place: Place) -> Facts:
-    def cut(call: CallContext) -> WindowLayout:
-        return WindowLayout.partition(pair(call.inputs[1]), window=pair(place.module.ws))
-
-    return _windowed(place.module, cut, arrangement=Arrangement.WINDOWS)
-
-
-def _nest(place: Place) -> Facts:
-    level = place.holder(2)
+def _efficientvit_msra(context: ModuleContext) -> SiteOptions:
+    block = context.parents[0]
 
     def cut(call: CallContext) -> WindowLayout:
-        blocks, keys = call.inputs[0][1], call.inputs[0][2]
-        layout = shrunk()(CallContext((), call.input_size, None, blocks * keys, blocks * keys, 0)).keys
-        grid = layout.grid if isinstance(layout, TokenLayout) else (blocks, keys)
-        return WindowLayout.partition(grid, window=pair(level.block_size))
+        grid = input_grid(call, 2)
+        side = getattr(context.module, "resolution", min(block.window_resolution, *grid))
+        return WindowLayout.partition(grid, window=pair(side))
 
-    return _windowed(place.module, cut, arrangement=Arrangement.HEADS_WINDOWS)
+    return in_windows(block, cut, arrangement=Arrangement.SINGLE)
 
 
-def _mobilevit(place: Place) -> Facts:
-    holders = parents(place.model, place.name)
-    block = next((h for h in holders if hasattr(h, "patch_area")), None)
+def _twins(context: ModuleContext) -> SiteOptions:
+    def cut(call: CallContext) -> WindowLayout:
+        return WindowLayout.partition(pair(call.inputs[1]), window=pair(context.module.ws))
+
+    return in_windows(context.module, cut, arrangement=Arrangement.WINDOWS)
+
+
+def _nest(context: ModuleContext) -> SiteOptions:
+    level = context.parents[2]
+
+    def cut(call: CallContext) -> WindowLayout:
+        blocks, keys = call.inputs[0][1:3]
+        grid = downsampled_grid(call.input_size, blocks * keys)
+        return WindowLayout.partition((blocks, keys) if isinstance(grid, str) else grid, window=pair(level.block_size))
+
+    return in_windows(context.module, cut, arrangement=Arrangement.HEADS_WINDOWS)
+
+
+def _mobilevit(context: ModuleContext) -> SiteOptions:
+    block = context.parent_with("patch_area")
     if block is None:
-        return _shrunk(place)
+        return ON_GRID
 
     def cut(call: CallContext) -> WindowLayout:
-        patch = pair(block.patch_size)
-        rows, columns = -(-call.inputs[0][2] // patch[0]), -(-call.inputs[0][3] // patch[1])
-        grid = (rows * patch[0], columns * patch[1])
-        return WindowLayout.partition(grid, window=(rows, columns), strided=True)
+        (height, width), patch = input_grid(call, 2), pair(block.patch_size)
+        rows, columns = -(-height // patch[0]), -(-width // patch[1])
+        return WindowLayout.partition((rows * patch[0], columns * patch[1]), window=(rows, columns), strided=True)
 
-    return _windowed(block, cut)
+    return in_windows(block, cut)
 
 
-def _halo(place: Place) -> Facts:
-    module = place.module
+def _halo(context: ModuleContext) -> SiteOptions:
+    module = context.module
 
     def cut(call: CallContext) -> WindowLayout:
-        height, width = call.inputs[0][2:4]
+        height, width = input_grid(call, 2)
         size, halo = module.block_size, module.halo_size
         index = torch.arange(1.0, height * width + 1, device="cpu").reshape(1, 1, height, width)
         keys = F.unfold(index, kernel_size=size + 2 * halo, padding=halo, stride=size)[0].T.long() - 1
         stride = size // module.block_size_ds
-        fewer = (height // stride, width // stride)
-        asking = WindowLayout.partition(fewer, window=pair(module.block_size_ds))
+        query_grid = (height // stride, width // stride)
+        queries = WindowLayout.partition(query_grid, window=pair(module.block_size_ds))
         words = f"blocks of {size}x{size} with a halo of {halo}"
-        return WindowLayout((height, width), keys, asking.positions, fewer, words)
+        return WindowLayout((height, width), keys, queries.positions, query_grid, words)
 
-    return _windowed(module, cut, arrangement=Arrangement.MERGED, heads=module.num_heads)
-
-
-def _bottleneck(place: Place) -> Facts:
-    facts = {"queries": Queries.PATCHES, "seen_module": place.module, "tokens_of": _own_map}
-    return {**facts, "arrangement": Arrangement.MERGED, "heads": place.module.num_heads}
+    return in_windows(module, cut, arrangement=Arrangement.MERGED, heads=module.num_heads)
 
 
-def _own_map(call: CallContext) -> SiteTokens:
-    grid = tuple(call.inputs[0][2:4])
-    if grid[0] * grid[1] != call.keys:
-        return SiteTokens(f"{call.keys} keys are not the {grid[0]}x{grid[1]} positions of the module's input.")
+def _bottleneck(context: ModuleContext) -> SiteOptions:
+    options = {"queries": Queries.PATCHES, "seen_module": context.module, "tokens_of": _input_positions}
+    return {**options, "arrangement": Arrangement.MERGED, "heads": context.module.num_heads}
+
+
+def _input_positions(call: CallContext) -> SiteTokens:
+    height, width = grid = input_grid(call, 2)
+    if height * width != call.keys:
+        return SiteTokens(
+            f"{call.keys} keys do not fit the module's input: expected {height}x{width} positions. Read `.rows` without a grid."
+        )
     return SiteTokens(TokenLayout(grid, cls=None))
 
 
-def _hiera(place: Place) -> Facts:
-    model, module = place.model, place.module
+def _hiera(context: ModuleContext) -> SiteOptions:
+    unroll = context.model.unroll
 
     def cut(call: CallContext) -> WindowLayout:
-        return mask_units(model.unroll.size, model.unroll.schedule, call.inputs[0][1], call)
+        return mask_units(unroll.size, unroll.schedule, call.inputs[0][1], call)
 
-    return _windowed(module, cut, arrangement=Arrangement.HEADS_WINDOWS)
+    return in_windows(context.module, cut, arrangement=Arrangement.HEADS_WINDOWS)
 
 
-def _tnt_inner(place: Place) -> Facts:
-    embed = place.model.pixel_embed
+def _tnt(context: ModuleContext) -> SiteOptions:
+    if not context.name.endswith("attn_in"):
+        return WITH_CLASS_TOKEN
+    embed = context.model.pixel_embed
 
     def cut(call: CallContext) -> WindowLayout:
-        inner = pair(embed.new_patch_size)
-        grid = pair(embed.grid_size)
+        inner, grid = pair(embed.new_patch_size), pair(embed.grid_size)
         return WindowLayout.partition((grid[0] * inner[0], grid[1] * inner[1]), window=inner)
 
-    return _windowed(place.module, cut)
+    return in_windows(context.module, cut)
 
 
-def _latent_pool(place: Place) -> Facts:
-    first = {"readout_rows": slice(0, 1)} if getattr(place.module, "pool", "") == "token" else {}
+def _latent_pool(context: ModuleContext) -> SiteOptions:
+    first = {"readout_rows": slice(0, 1)} if getattr(context.module, "pool", "") == "token" else {}
     return {"queries": Queries.POOL, **first}
 
 
-def _clip_pool(place: Place) -> Facts:
-    def tokens_of(call: CallContext) -> SiteTokens:
-        return SiteTokens(TokenLayout(tuple(call.inputs[0][2:4]), cls=0))
-
-    facts = {"queries": Queries.POOL, "readout_rows": slice(0, 1)}
-    return {**facts, "tokens_of": tokens_of, "seen_module": place.module}
-
-
-def _shrunk(place: Place) -> Facts:
-    return {"queries": Queries.PATCHES, "tokens_of": shrunk()}
-
-
-def _single(place: Place) -> Facts:
-    return {**_shrunk(place), "arrangement": Arrangement.SINGLE}
-
-
-def _talking_map(place: Place) -> Facts:
-    return {**_shrunk(place), "value_multiplier": _TALKING}
-
-
-def _with_class_token(place: Place) -> Facts:
-    """Several stages, the class token (and a distillation token) in front in each."""
-    prefix = int(getattr(place.model, "num_prefix_tokens", getattr(place.model, "num_tokens", 1)))
-    return {"tokens_of": shrunk(prefix, 0)}
-
-
-def _class_attention(place: Place) -> Facts:
-    return {"queries": Queries.CLASS, "readout_rows": slice(0, 1), "tokens_of": class_attention()}
-
-
-def _mvit(place: Place) -> Facts:
-    if not place.module.has_cls_token:
-        return _shrunk(place)
-    return {"tokens_of": shrunk(1, 0)}
-
-
-def _differential(place: Place) -> Facts:
+def _clip_pool(context: ModuleContext) -> SiteOptions:
     return {
-        "value_multiplier": "differential attention: values are multiplied by the first call's rows minus lambda times the second call's"
+        "queries": Queries.POOL,
+        "readout_rows": slice(0, 1),
+        "tokens_of": lambda call: SiteTokens(TokenLayout(input_grid(call, 2), cls=0)),
+        "seen_module": context.module,
     }
 
 
-# The layers that many models share mean what the model around them makes of them.
-_SHARED: dict[str, Callable[[Place], Facts]] = {
-    "CrossVit": _with_class_token,
-    "PoolingVisionTransformer": _with_class_token,
-    "PoolingVisionTransformerDistilled": _with_class_token,
+def _mvit(context: ModuleContext) -> SiteOptions:
+    return WITH_CLASS_TOKEN if context.module.has_cls_token else ON_GRID
+
+
+def _with_prefix_tokens(context: ModuleContext) -> SiteOptions:
+    """Several stages, each with the class token (and a distillation token) in front."""
+    model = context.model
+    return {"tokens_of": downsampled(int(getattr(model, "num_prefix_tokens", getattr(model, "num_tokens", 1))), 0)}
+
+
+# What timm's common attention layer means in models of several stages.
+_BY_MODEL: dict[str, SiteOptions | OptionsRule] = {
+    "CrossVit": _with_prefix_tokens,
+    "PoolingVisionTransformer": _with_prefix_tokens,
+    "PoolingVisionTransformerDistilled": _with_prefix_tokens,
     "ByobNet": _mobilevit,
-    "CSATv2": _shrunk,
+    "CSATv2": ON_GRID,
 }
 
+_DIFFERENTIAL: SiteOptions = {
+    "value_multiplier": "differential attention: values are multiplied by the first call's rows minus lambda times the second call's"
+}
 
-def _shared(place: Place) -> Facts:
-    rule = _SHARED.get(class_of(place.model).__name__)
-    return {} if rule is None else rule(place)
+_ON_GRID = (
+    "attention2d.MultiQueryAttention2d",
+    "volo.Attention",
+    "cpubone.ConvAttention",
+    "lowformer.ConvAttention",
+    "efficientformer.Attention",
+    "efficientformer_v2.Attention2dDownsample",
+    "fastvit.Attention",
+    "iformer.SHMA",
+    "levit.Attention",
+    "levit.AttentionDownsample",
+    "maxxvit.Attention2d",
+    "metaformer.Attention",
+    "nextvit.EfficientAttention",
+    "pvt_v2.Attention",
+    "twins.GlobalSubSampleAttn",
+    "visformer.Attention",
+)
 
-
-def _tnt(place: Place) -> Facts:
-    return _tnt_inner(place) if place.name.endswith("attn_in") else {"tokens_of": shrunk(1, 0)}
-
-
-_RULES: dict[str, Callable[[Place], Facts]] = {
-    "attention.Attention": _shared,
+_RULES: dict[str, SiteOptions | OptionsRule] = {
+    **dict.fromkeys(_ON_GRID, ON_GRID),
+    "attention.Attention": lambda context: options_of(_BY_MODEL.get(class_of(context.model).__name__), context),
     "attention_pool.AttentionPoolLatent": _latent_pool,
     "attention_pool2d.AttentionPool2d": _clip_pool,
     "attention_pool2d.RotAttentionPool2d": _clip_pool,
-    "attention2d.MultiQueryAttention2d": _shrunk,
     "bottleneck_attn.BottleneckAttn": _bottleneck,
     "halo_attn.HaloAttn": _halo,
-    "diff_attention.DiffAttention": _differential,
-    "vision_transformer.DiffParallelScalingBlock": _differential,
-    "cait.TalkingHeadAttn": lambda _: {"queries": Queries.PATCHES, "value_multiplier": _TALKING},
-    "cait.ClassAttn": _class_attention,
-    "convit.GPSA": lambda _: {
+    "diff_attention.DiffAttention": _DIFFERENTIAL,
+    "vision_transformer.DiffParallelScalingBlock": _DIFFERENTIAL,
+    "cait.TalkingHeadAttn": {"queries": Queries.PATCHES, "value_multiplier": _TALKING_HEADS},
+    "cait.ClassAttn": CLASS_ATTENTION,
+    "convit.GPSA": {
         "queries": Queries.PATCHES,
         "value_multiplier": "gated: values are multiplied by a learned mix of this content attention and this positional attention",
     },
-    "volo.ClassAttention": _class_attention,
-    "volo.Attention": _shrunk,
-    "crossvit.CrossAttention": _class_attention,
-    "cpubone.ConvAttention": _shrunk,
-    "lowformer.ConvAttention": _shrunk,
-    "davit.WindowAttention": _local(2),
-    "efficientformer.Attention": _shrunk,
-    "efficientformer_v2.Attention2d": _talking_map,
-    "efficientformer_v2.Attention2dDownsample": _shrunk,
-    "efficientvit_msra.CascadedGroupAttention": _msra,
-    "fastvit.Attention": _shrunk,
-    "gcvit.WindowAttentionGlobal": _local(1),
+    "volo.ClassAttention": CLASS_ATTENTION,
+    "crossvit.CrossAttention": CLASS_ATTENTION,
+    "davit.WindowAttention": _unshifted(2),
+    "efficientformer_v2.Attention2d": {**ON_GRID, "value_multiplier": _TALKING_HEADS},
+    "efficientvit_msra.CascadedGroupAttention": _efficientvit_msra,
+    "gcvit.WindowAttentionGlobal": _unshifted(1),
     "hiera.MaskUnitAttention": _hiera,
     "hieradet_sam2.MultiScaleAttention": _sam2,
-    "iformer.SHMA": _shrunk,
-    "levit.Attention": _shrunk,
-    "levit.AttentionDownsample": _shrunk,
-    "maxxvit.Attention2d": _shrunk,
     "maxxvit.AttentionCl": _maxvit,
     "mvitv2.MultiScaleAttention": _mvit,
-    "metaformer.Attention": _shrunk,
     "nest.Attention": _nest,
-    "nextvit.EfficientAttention": _shrunk,
-    "pvt_v2.Attention": _shrunk,
-    "shvit.SHSA": _single,
+    "shvit.SHSA": SINGLE_HEAD,
     "swin_transformer.WindowAttention": _swin,
     "swin_transformer_v2.WindowAttention": _swin,
     "swin_transformer_v2_cr.WindowMultiHeadAttention": _swin,
-    "tiny_vit.Attention": _local(1),
+    "tiny_vit.Attention": _unshifted(1),
     "tnt.Attention": _tnt,
-    "twins.GlobalSubSampleAttn": _shrunk,
     "twins.LocallyGroupedAttn": _twins,
-    "visformer.Attention": _shrunk,
-    "vision_transformer_sam.Attention": lambda place: {
-        **_local(1)(place),
-        "arrangement": Arrangement.MERGED,
-        "heads": place.module.num_heads,
-    },
+    "vision_transformer_sam.Attention": _sam,
 }

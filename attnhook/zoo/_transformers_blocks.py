@@ -1,262 +1,299 @@
-"""transformers' attention modules by class: how their tensors are arranged, who asks, what their tokens are.
+"""transformers' attention modules by class: the arrangement of their tensors, their queries, and their tokens.
 
-Only facts that cannot be seen from the call stand here; of a class that is missing, the model's own layout holds if it fits.
+Only what the call itself does not show is listed. For a class that is not listed, the model's own layout holds if it fits.
 """
 
 import re
+import sys
 from collections.abc import Callable
-from typing import Any
+from functools import cache
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import Arrangement, CallContext, Queries, SiteTokens
 from attnhook.capture.windows import WindowLayout
-from attnhook.zoo._transformers_windows import layer_windows, window_order, windows_with_class_tokens
-from attnhook.zoo.stages import mask_units, pair, parents, shrunk, shrunk_grid, windows
+from attnhook.options import Size
+from attnhook.zoo.token_rules import (
+    ON_GRID,
+    SINGLE_HEAD,
+    WITH_CLASS_TOKEN,
+    ModuleContext,
+    OptionsRule,
+    SiteOptions,
+    downsampled_grid,
+    in_windows,
+    input_grid,
+    mask_units,
+    on_grid_to,
+    options_of,
+    pair,
+    pooled_queries,
+    stage_of,
+    unknown,
+    windows,
+)
 
-# Softmaxes that are not attention between tokens, and what they are.
-NOT_TOKENS = {
-    "MobileViTV2LinearSelfAttention": "separable linear attention",
-    "PoolFormerPooling": "average pooling in the place of attention",
-    "FocalNetModulation": "focal modulation, which gathers context by convolutions and gates",
-    "SwiftFormerEfficientAdditiveAttention": "additive attention, which pools to one global query",
-    "SuperPointInterestPointDecoder": "a softmax over the pixels of a cell",
-    "DFineIntegral": "a distribution over box edges",
-    "Deimv2Integral": "a distribution over box edges",
-    "CHMv2FeaturesToDepth": "a softmax over depth bins",
-    "LogBinomialSoftmax": "a softmax over depth bins",
-    "DFineLQE": "a quality estimate from box distributions",
-    "Deimv2LQE": "a quality estimate from box distributions",
-    "GroupViTAssignAttention": "an assignment of tokens to groups",
-    "ZoeDepthConditionalLogBinomialSoftmax": "a softmax over depth bins",
-    "SLANetSLAHead": "a softmax over the characters of a table",
-    "SLANeXtSLAHead": "a softmax over the characters of a table",
-    "SLANetAttentionGRUCell": "a recurrent cell's weights of the positions, without heads or queries of tokens",
-    "SLANeXtAttentionGRUCell": "a recurrent cell's weights of the positions, without heads or queries of tokens",
-    "PPOCRV5MobileRecHead": "a softmax over characters",
-    "PPOCRV5ServerRecHead": "a softmax over characters",
-    "PPOCRV6SmallRecHead": "a softmax over characters",
-    "PPOCRV6TinyRecHead": "a softmax over characters",
-    "Florence2VisionChannelAttention": "attention between channels",
-    "Ovis2VisionModel": "a softmax over a visual vocabulary",
-}
-
-_DEFORMABLE = "MultiscaleDeformableAttention"  # every detector has its own copy
-
-Facts = dict[str, Any]
-
-
-def not_tokens(kind: str) -> str | None:
-    """What the softmax of a class is if it is not attention between tokens; None if it is, or there is none."""
-    if kind.endswith(_DEFORMABLE):
-        return "deformable attention, whose weights of sampled points come from the query alone"
-    if kind.endswith("MHAttentionMap"):
-        return (
-            "a map of where object queries look, normalised over all heads at once, with which no values are multiplied"
-        )
-    if kind.endswith("AttentionResidual"):
-        return "a softmax over the outputs of earlier layers"
-    if kind.endswith(("HungarianMatcher", "Loss")):
-        return "a cost of the training loss"
-    return NOT_TOKENS.get(kind)
-
-
-def facts_of(model: nn.Module, name: str, module: nn.Module) -> Facts:
-    """What `AttentionSite` is to be told about a module."""
-    heads = next((h for a in _HEADS if isinstance(h := getattr(module, a, None), int)), 0)
-    facts: Facts = {"arrangement": Arrangement.MERGED_OR_HEADS, "heads": heads} if heads else {}
-    kind = class_of(module).__name__
-    rule = _RULES.get(kind) or next((rule for pattern, rule in _FAMILIES if pattern.fullmatch(kind)), None)
-    return facts | ((layer_windows(model, name) or {}) if rule is None else rule(model, name, module))
-
+# Softmaxes that are not attention between tokens, and what they are, by patterns of class names.
+_NOT_TOKENS = (
+    (r"MobileViTV2LinearSelfAttention", "separable linear attention"),
+    (r"PoolFormerPooling", "average pooling in the place of attention"),
+    (r"FocalNetModulation", "focal modulation, which gathers context by convolutions and gates"),
+    (r"SwiftFormerEfficientAdditiveAttention", "additive attention, which pools to one global query"),
+    (r"SuperPointInterestPointDecoder", "a softmax over the pixels of a cell"),
+    (r"(DFine|Deimv2)Integral", "a distribution over box edges"),
+    (r"(DFine|Deimv2)LQE", "a quality estimate from box distributions"),
+    (r"CHMv2FeaturesToDepth|(ZoeDepthConditional)?LogBinomialSoftmax", "a softmax over depth bins"),
+    (r"GroupViTAssignAttention", "an assignment of tokens to groups"),
+    (r"SLANe(t|Xt)SLAHead", "a softmax over the characters of a table"),
+    (r"SLANe(t|Xt)AttentionGRUCell", "a recurrent cell's weights of the positions, without heads or queries of tokens"),
+    (r"PPOCRV(5Mobile|5Server|6Small|6Tiny)RecHead", "a softmax over characters"),
+    (r"Florence2VisionChannelAttention", "attention between channels"),
+    (r"Ovis2VisionModel", "a softmax over a visual vocabulary"),
+    (r"\w*AttentionResidual", "a softmax over the outputs of earlier layers"),
+    (r"\w*(HungarianMatcher|Loss)", "a cost of the training loss"),
+    (
+        r"\w*MultiscaleDeformableAttention",  # every detector has its own copy
+        "deformable attention, whose weights of sampled points come from the query alone",
+    ),
+    (
+        r"\w*MHAttentionMap",
+        "a map of where object queries look, normalised over all heads at once, with which no values are multiplied",
+    ),
+)
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
 
 
-def _swin(model: nn.Module, name: str, module: Any) -> Facts:
-    layer: Any = next(holder for holder in parents(model, name) if hasattr(holder, "shift_size"))
+@cache
+def not_tokens(kind: str) -> str | None:
+    """What the softmax of a class is if it is not attention between tokens; otherwise None."""
+    return next((words for pattern, words in _NOT_TOKENS if re.fullmatch(pattern, kind)), None)
+
+
+def site_options(context: ModuleContext) -> SiteOptions:
+    """Options of `AttentionSite` for a module."""
+    heads = next((h for name in _HEADS if isinstance(h := getattr(context.module, name, None), int)), 0)
+    options: SiteOptions = {"arrangement": Arrangement.MERGED_OR_HEADS, "heads": heads} if heads else {}
+    kind = class_of(context.module).__name__
+    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, kind)), _layer_windows())
+    return options | options_of(rule, context)
+
+
+# --- windows ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _layer_windows(axis: int = 1) -> OptionsRule:
+    """Windows that the layer around cuts by a function or method `window_partition` (SAM and others), height and width at `axis`."""
+
+    def rule(context: ModuleContext) -> SiteOptions:
+        layer = context.parent_with("window_size")
+        kind = class_of(layer)
+        if layer is None or not (
+            hasattr(kind, "window_partition") or hasattr(sys.modules[kind.__module__], "window_partition")
+        ):
+            return {}
+        stride = getattr(layer, "query_stride", None)
+
+        def cut(call: CallContext) -> WindowLayout:
+            grid = input_grid(call, axis)
+            size = pair(layer.window_size) if layer.window_size else grid
+            keys = WindowLayout.partition(grid, window=size)
+            if stride is None:
+                return keys
+            pooled = pair(stride)
+            return pooled_queries(keys, size, pooled, (grid[0] // pooled[0], grid[1] // pooled[1]))
+
+        return in_windows(layer, cut)
+
+    return rule
+
+
+def _swin(context: ModuleContext) -> SiteOptions:
+    layer = context.parent_with("shift_size")
 
     def cut(call: CallContext) -> WindowLayout:
-        window, shift = pair(layer.window_size), pair(layer.shift_size)  # set by the layer as it runs
+        window, shift = pair(layer.window_size), pair(layer.shift_size)  # the layer sets them when it runs
         return WindowLayout.partition(pair(call.inputs[1]), window=window, shift=shift, pad="before")
 
-    return {"queries": Queries.PATCHES, "tokens_of": windows(cut), "seen_module": layer}
+    return in_windows(layer, cut)
 
 
-def _hiera(model: Any, name: str, module: Any) -> Facts:
-    holders: Any = parents(model, name)
-    encoder = next((holder for holder in holders if hasattr(holder, "schedule")), None)
-    facts = {"queries": Queries.PATCHES, "seen_module": module, "arrangement": Arrangement.HEADS_WINDOWS}
+def _window_order(context: ModuleContext) -> SiteOptions:
+    """LW-DETR's backbone: tokens are ordered window by window from the start, and some blocks attend over all of them."""
+    layer, side = context.parent_with("window"), int(context.module.config.num_windows_side)
+
+    def tokens_of(grid: Size, call: CallContext) -> SiteTokens:
+        cut = WindowLayout.partition(grid, window=(grid[0] // side, grid[1] // side))
+        if layer.window:
+            return windows(lambda _: cut)(call)
+        whole = TokenLayout(grid, cls=None, order=cut.positions.reshape(1, -1))
+        if whole.num_tokens != call.keys:
+            return SiteTokens(f"{call.keys} keys do not fit {whole.describe()}. Read `.rows` without a grid.")
+        return SiteTokens(whole)
+
+    return {"queries": Queries.PATCHES, "tokens_of": _with_grid(tokens_of)}
+
+
+def _windows_with_class_tokens(context: ModuleContext) -> SiteOptions:
+    """RF-DETR's backbone: each window starts with its own copy of the class token, and some blocks attend over all windows."""
+    layer = context.parent_with("global_attention")
+    side = int(layer.num_windows)
+
+    def tokens_of(grid: Size, call: CallContext) -> SiteTokens:
+        positions = nn.functional.pad(_transposed_windows(grid, side), (1, 0), value=-1)
+        words = f"windows of {positions.shape[1] - 1} patches and a class token"
+        if layer.global_attention:
+            positions, words = positions.reshape(1, -1), "window of all tokens, window by window, a class token each,"
+        return windows(lambda _: WindowLayout(grid, positions, words=words))(call)
+
+    return {"queries": Queries.PATCHES, "tokens_of": _with_grid(tokens_of)}
+
+
+def _transposed_windows(grid: Size, side: int) -> Tensor:
+    """Row-major index of each patch of each window, as transformers cuts them: rows and columns are swapped unless the grid is square."""
+    index = torch.arange(grid[0] * grid[1], device="cpu").reshape(side, grid[1] // side, side, grid[0] // side)
+    return index.transpose(1, 2).reshape(side * side, -1)
+
+
+def _hiera(context: ModuleContext) -> SiteOptions:
+    encoder = context.parent_with("schedule")
+    arrangement = {"arrangement": Arrangement.HEADS_WINDOWS}
     if encoder is None:
-        return _decoder(model, name, module) | {"arrangement": Arrangement.HEADS_WINDOWS}
-    if not any(hasattr(holder, "unroll_schedule") for holder in holders):
-        words = (
-            "its patches are not put in the order of mask units, which its blocks expect. Read `.rows` without a grid."
-        )
-        return {**facts, "tokens_of": lambda _: SiteTokens(words)}
+        return _DECODER | arrangement
+    if context.parent_with("unroll_schedule") is None:
+        words = "patches are not in the order of mask units that the blocks expect. Read `.rows` without a grid."
+        return unknown(words) | arrangement
     schedule, size = encoder.schedule[0]
-    stage = int(name.split("stages.")[1].split(".", maxsplit=1)[0])
-    rows, columns = encoder.schedule[max(stage - (module.query_stride > 1), 0)][1]
+    stage = stage_of(context.name, "stages")
+    rows, columns = encoder.schedule[max(stage - (context.module.query_stride > 1), 0)][1]
 
     def cut(call: CallContext) -> WindowLayout | str:
         tokens = call.inputs[0][1]
         if tokens != rows * columns:
-            return f"{tokens} tokens are not the {rows}x{columns} of its stage: mask units are hidden. Read `.rows` without a grid."
+            return f"{tokens} tokens are not the {rows}x{columns} of the stage: mask units are hidden. Read `.rows` without a grid."
         return mask_units(size, schedule, tokens, call)
 
-    return {**facts, "tokens_of": windows(cut)}
+    return in_windows(context.module, cut, **arrangement)
 
 
-def _shrunk(model: nn.Module, name: str, module: Any) -> Facts:
-    return {"queries": Queries.PATCHES, "tokens_of": shrunk()}
-
-
-def _cvt(model: nn.Module, name: str, module: Any) -> Facts:
-    if not module.with_cls_token:
-        return _shrunk(model, name, module)
-    return {"tokens_of": shrunk(1, 0)}
-
-
-def _pvt(model: Any, name: str, module: Any) -> Facts:
-    encoder: Any = next(holder for holder in parents(model, name) if hasattr(holder, "patch_embeddings"))
-    stage = int(name.split("block.")[1].split(".", maxsplit=1)[0])
-    if getattr(encoder.patch_embeddings[stage], "cls_token", None) is None:
-        return _shrunk(model, name, module)
-    return {"tokens_of": shrunk(1, 0)}
-
-
-def _mobilevit(model: nn.Module, name: str, module: Any) -> Facts:
-    layer: Any = next(holder for holder in parents(model, name) if hasattr(holder, "patch_width"))
+def _mobilevit(context: ModuleContext) -> SiteOptions:
+    layer = context.parent_with("patch_width")
 
     def tokens_of(call: CallContext) -> SiteTokens:
-        if call.input_size is None:
-            return SiteTokens("the size of the images is not known.")
-        cut = shrunk_grid(call.input_size, call.keys)
-        if isinstance(cut, str):
-            return SiteTokens(cut)
-        grid = (cut[0] * layer.patch_height, cut[1] * layer.patch_width)
-        return SiteTokens(WindowLayout.partition(grid, window=cut, strided=True))
+        window = downsampled_grid(call.input_size, call.keys)
+        if isinstance(window, str):
+            return SiteTokens(window)
+        grid = (window[0] * layer.patch_height, window[1] * layer.patch_width)
+        return SiteTokens(WindowLayout.partition(grid, window=window, strided=True))
 
     return {"queries": Queries.PATCHES, "tokens_of": tokens_of}
 
 
-def _timesformer(model: Any, name: str, module: Any) -> Facts:
-    if "temporal" in name:
-        words = "divided attention over time: each batch entry is one patch, its tokens are the frames."
-        return {"queries": Queries.PATCHES, "tokens_of": lambda _: SiteTokens(words)}
-    if model.config.attention_type != "divided_space_time":
-        return {}
-    return {"tokens_of": shrunk(1, 0)}  # each batch entry is one frame, with its copy of the class token
+# --- other tokens -------------------------------------------------------------------------------------------------------------------------
 
 
-def _detector(model: nn.Module, name: str, module: Any) -> Facts:
-    """Encoders of detectors see one feature map, row by row; decoders' object queries look at it, and at each other."""
-    if "decoder" not in name:
-        return _shrunk(model, name, module)
-    if not any(part in name.rpartition(".decoder.")[2] for part in ("encoder_attn", "cross_attn")):
-        return {"queries": Queries.OTHER, "tokens_of": lambda _: SiteTokens("the tokens are object queries.")}
-    of_keys = shrunk()
-    return {
-        "queries": Queries.OTHER,
-        "tokens_of": lambda call: SiteTokens(of_keys(call).keys, "the queries are object queries"),
-    }
-
-
-def _conv_attention(model: nn.Module, name: str, module: Any) -> Facts:
-    """Single-head attention between the positions of a feature map, amid convolutions."""
-    return {**_shrunk(model, name, module), "arrangement": Arrangement.SINGLE}
-
-
-def _videoprism(model: nn.Module, name: str, module: Any) -> Facts:
-    if "temporal_layers" in name:
-        words = "attention over time: each batch entry is one patch, its tokens are the frames."
-        return {"queries": Queries.PATCHES, "tokens_of": lambda _: SiteTokens(words)}
-    return {"tokens_of": _with_suffix(None)} if "spatial_layers" in name else {}
-
-
-def _with_suffix(cls: int | None) -> Callable[[CallContext], SiteTokens]:
-    """Patches of one frame, and whatever the model puts behind them."""
+def _with_grid(rule: Callable[[Size, CallContext], SiteTokens]) -> Callable[[CallContext], SiteTokens]:
+    """Rule of a block that needs the grid of the patch embedding."""
 
     def tokens_of(call: CallContext) -> SiteTokens:
         if call.grid is None:
-            return SiteTokens("the patch grid is not known: no patch embedding was seen in this forward.")
-        more = call.keys - call.grid[0] * call.grid[1] - (cls is not None)
-        if more < 0:
             return SiteTokens(
-                f"{call.keys} tokens are fewer than the patches of a grid of {call.grid[0]}x{call.grid[1]}."
+                "the patch grid is unknown: no patch embedding ran in this forward. Read `.rows` without a grid."
             )
-        return SiteTokens(TokenLayout(call.grid, cls, suffix=more))
+        return rule(call.grid, call)
 
     return tokens_of
 
 
-def _xclip(model: nn.Module, name: str, module: Any) -> Facts:
-    if "message_attn" in name:
-        return {
-            "queries": Queries.OTHER,
-            "tokens_of": lambda _: SiteTokens("messages of a clip's frames to each other."),
-        }
-    seen = "mit" not in name.split(".")
-    return {"tokens_of": _with_suffix(0)} if seen and "encoder.layers" in name else {}
+def _with_suffix(cls: int | None) -> SiteOptions:
+    """The patches of one frame, and the tokens that the model appends to them."""
+
+    def tokens_of(grid: Size, call: CallContext) -> SiteTokens:
+        suffix = call.keys - grid[0] * grid[1] - (cls is not None)
+        if suffix < 0:
+            return SiteTokens(
+                f"{call.keys} tokens are too few: expected at least a grid of {grid[0]}x{grid[1]}. Read `.rows` without a grid."
+            )
+        return SiteTokens(TokenLayout(grid, cls, suffix=suffix))
+
+    return {"tokens_of": _with_grid(tokens_of)}
 
 
-def _groupvit(model: nn.Module, name: str, module: Any) -> Facts:
-    if "stages.0.layers" in name:
-        return {"queries": Queries.PATCHES, "tokens_of": _with_suffix(None)}
-    if "stages.0.downsample" in name:
-        rule = shrunk()
-        return {
-            "queries": Queries.OTHER,
-            "tokens_of": lambda call: SiteTokens(rule(call).keys, "the queries are group tokens"),
-        }
-    return {
-        "queries": Queries.OTHER,
-        "tokens_of": lambda _: SiteTokens("the tokens are segments and group tokens, no patches."),
-    }
+def _cvt(context: ModuleContext) -> SiteOptions:
+    return WITH_CLASS_TOKEN if context.module.with_cls_token else ON_GRID
 
 
-def _decoder(model: nn.Module, name: str, module: Any) -> Facts:
-    words = "tokens of a decoder: queries that are no patches, or keys of several feature maps."
-    return {"queries": Queries.PATCHES, "tokens_of": lambda _: SiteTokens(words)}
+def _pvt(context: ModuleContext) -> SiteOptions:
+    embeddings = context.parent_with("patch_embeddings").patch_embeddings[stage_of(context.name, "block")]
+    return ON_GRID if getattr(embeddings, "cls_token", None) is None else WITH_CLASS_TOKEN
 
 
-_RULES: dict[str, Callable[[nn.Module, str, Any], Facts]] = {
-    "SwinAttention": _swin,
-    "SwinSelfAttention": _swin,
-    "Swinv2SelfAttention": _swin,
-    "DonutSwinSelfAttention": _swin,
-    "MaskFormerSwinSelfAttention": _swin,
-    "Swin2SRSelfAttention": _swin,
-    "ClapAudioSelfAttention": _swin,
-    "VitDetAttention": lambda model, name, _: layer_windows(model, name, axis=2) or {},
-    "LwDetrViTAttention": window_order,
-    "RfDetrDinov2Attention": windows_with_class_tokens,
-    "GroupViTAttention": _groupvit,
-    "VideoPrismAttention": _videoprism,
-    "XCLIPAttention": _xclip,
-    "HieraMaskUnitAttention": _hiera,
-    "SegformerAttention": _shrunk,
-    "SegformerEfficientSelfAttention": _shrunk,
-    "GLPNEfficientSelfAttention": _shrunk,
-    "PvtEfficientSelfAttention": _pvt,
-    "PvtV2SelfAttention": _shrunk,
-    "LevitAttention": _shrunk,
-    "LevitAttentionSubsample": _shrunk,
-    "CvtSelfAttention": _cvt,
-    "MobileViTSelfAttention": _mobilevit,
-    "TimesformerSelfAttention": _timesformer,
-    "MgpstrA3Module": lambda *_: {"arrangement": Arrangement.SINGLE, "queries": Queries.POOL},
-    "SamAttention": _decoder,
-    "SamHQAttention": _decoder,
-}
+def _timesformer(context: ModuleContext) -> SiteOptions:
+    if "temporal" in context.name:
+        return _OVER_TIME
+    divided = context.model.config.attention_type == "divided_space_time"
+    return (
+        WITH_CLASS_TOKEN if divided else {}
+    )  # divided: each batch entry is one frame, with its copy of the class token
 
-# Classes that many families copy, by their names.
-_FAMILIES: tuple[tuple[re.Pattern[str], Callable[[nn.Module, str, Any], Facts]], ...] = (
+
+def _videoprism(context: ModuleContext) -> SiteOptions:
+    if "temporal_layers" in context.name:
+        return _OVER_TIME
+    return _with_suffix(None) if "spatial_layers" in context.name else {}
+
+
+def _xclip(context: ModuleContext) -> SiteOptions:
+    if "message_attn" in context.name:
+        return unknown("the tokens are messages between the frames of a clip.", Queries.OTHER)
+    vision = "mit" not in context.name.split(".") and "encoder.layers" in context.name
+    return _with_suffix(0) if vision else {}
+
+
+def _groupvit(context: ModuleContext) -> SiteOptions:
+    if "stages.0.layers" in context.name:
+        return {"queries": Queries.PATCHES, **_with_suffix(None)}
+    if "stages.0.downsample" in context.name:
+        return on_grid_to("group tokens")
+    return unknown("the tokens are segments and group tokens, not patches.", Queries.OTHER)
+
+
+def _detector(context: ModuleContext) -> SiteOptions:
+    """The encoder of a detector sees one feature map; object queries of its decoder attend to the map and to each other."""
+    if "decoder" not in context.name:
+        return ON_GRID
+    inner = context.name.rpartition(".decoder.")[2]
+    if "encoder_attn" in inner or "cross_attn" in inner:
+        return on_grid_to("object queries")
+    return unknown("the tokens are object queries.", Queries.OTHER)
+
+
+_DECODER = unknown("the tokens are a decoder's: queries that are not patches, or keys from several feature maps.")
+_OVER_TIME = unknown("this is attention over time: each batch entry is one patch, its tokens are the frames.")
+
+# By patterns of class names: many families copy a class of another.
+_RULES: tuple[tuple[str, SiteOptions | OptionsRule], ...] = (
+    (r"Swin(Self)?Attention|(Swinv2|DonutSwin|MaskFormerSwin|Swin2SR|ClapAudio)SelfAttention", _swin),
+    (r"VitDetAttention", _layer_windows(axis=2)),
+    (r"LwDetrViTAttention", _window_order),
+    (r"RfDetrDinov2Attention", _windows_with_class_tokens),
+    (r"GroupViTAttention", _groupvit),
+    (r"VideoPrismAttention", _videoprism),
+    (r"XCLIPAttention", _xclip),
+    (r"HieraMaskUnitAttention", _hiera),
     (
-        re.compile(r"(\w*Detr(V2)?|DFine|Deimv2|PPDocLayoutV\d|TableTransformer)(Decoder)?(Self|Cross)?Attention"),
-        _detector,
+        r"SegformerAttention|(Segformer|GLPN)EfficientSelfAttention|PvtV2SelfAttention|LevitAttention(Subsample)?",
+        ON_GRID,
     ),
-    (re.compile(r"\w+VQVAE(Encoder)?AttnBlock|\w+VisionTokenizerAttnBlock"), _conv_attention),
+    (r"PvtEfficientSelfAttention", _pvt),
+    (r"CvtSelfAttention", _cvt),
+    (r"MobileViTSelfAttention", _mobilevit),
+    (r"TimesformerSelfAttention", _timesformer),
+    (r"MgpstrA3Module", {"arrangement": Arrangement.SINGLE, "queries": Queries.POOL}),
+    (r"Sam(HQ)?Attention", _DECODER),
+    (r"(\w*Detr(V2)?|DFine|Deimv2|PPDocLayoutV\d|TableTransformer)(Decoder)?(Self|Cross)?Attention", _detector),
+    (r"\w+VQVAE(Encoder)?AttnBlock|\w+VisionTokenizerAttnBlock", SINGLE_HEAD),
 )

@@ -1,7 +1,7 @@
-"""Towers of transformers that take the patches of several images one behind the other, with each image's grid: Qwen-VL and its like, Pixtral.
+"""Vision towers of transformers that take the patches of several images in one sequence, with each image's grid (Qwen-VL, Pixtral, ...).
 
-The patches of an image come in blocks that a merger joins later, or row by row; within windows they are put in the windows' order first. Each
-image, or frame, or window, is one call of the attention; where the kernel gets all of them in one call, a mask holds them apart.
+The patches of an image are ordered row by row, in blocks that are merged later, or window by window. The attention is called once per image,
+frame or window, or once for all of them with a mask.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from attnhook.options import Size
 from attnhook.zoo._transformers_towers import SpecialTokens, Tower
 
 _GRIDS = ("grid_thw", "image_grid_thw", "target_sizes", "image_sizes")
-# Towers that keep the patches row by row although their configuration has a merge size.
+# Towers with patches row by row although their configuration has a merge size.
 _ROW_BY_ROW = ("Kimi", "PaddleOCR", "Step3p", "MiniCPM", "HunYuan", "HYV4")
 _CLIPS = ("Kimi",)  # all frames of a clip attend to each other
 
@@ -33,31 +33,31 @@ class Packing:
     """How a tower orders and cuts its patches.
 
     Attributes:
-        merge: Rows and columns of the blocks that a merger joins; 1: row by row.
-        window: Blocks along a window's side; 0 for a tower without windows.
+        merge: Patches per side of the blocks that are merged later; 1: row by row.
+        window: Blocks per side of a window; 0 for a tower without windows.
         clips: Whether frames attend to each other.
-        patch: Pixels along a patch's side, where sizes are given in pixels; 0 where they are given in patches.
-        joined: Patches along a side of what the given grids count.
-        shrunk: Patches along a side of what is one token by now.
+        patch_size: Pixels per side of a patch if sizes are given in pixels; 0 if they are given in patches.
+        unit: Patches per side of what the given grids count.
+        merged: Patches per side that are one token in this block.
     """
 
     merge: int = 1
     window: int = 0
     clips: bool = False
-    patch: int = 0
-    joined: int = 1
-    shrunk: int = 1
+    patch_size: int = 0
+    unit: int = 1
+    merged: int = 1
 
 
 def packing_of(tower: Tower) -> Packing | None:
-    """How a tower packs its images; None if it takes a batch of images."""
+    """How a tower packs its images; None if it takes a batch of images instead."""
     module, kind = tower.module, class_of(tower.module).__name__
     names = inspect.signature(class_of(tower.module).forward).parameters
     if not any(name in names for name in _GRIDS):
         return None
     config = module.config
     if "image_sizes" in names:
-        return Packing(patch=int(config.patch_size))
+        return Packing(patch_size=int(config.patch_size))
     merge = getattr(module, "spatial_merge_size", getattr(config, "spatial_merge_size", 1))
     merge = 1 if kind.startswith(_ROW_BY_ROW) else int(merge)
     windowed = hasattr(config, "fullatt_block_indexes") or "window_attention" in (
@@ -68,40 +68,34 @@ def packing_of(tower: Tower) -> Packing | None:
         merge,
         window // merge // int(config.patch_size),
         bool(getattr(module, "merge_temporal", False)) or kind.startswith(_CLIPS),
-        joined=merge if "image_grid_thw" in names else 1,
+        unit=merge if "image_grid_thw" in names else 1,
     )
 
 
 def packing_at(packing: Packing, tower: Tower, name: str) -> tuple[Packing, bool]:
-    """How the patches of one block are ordered and cut."""
+    """The packing in one block, and whether the block attends over whole images."""
     inner = name[len(tower.name) :]
     number = next((int(part) for part in inner.split(".") if part.isdigit()), 0)
+    config = tower.module.config
     merges_after = getattr(
-        tower.module.config, "insert_layer_id", None
-    )  # MiniCPM: windows attend, and become one token each
+        config, "insert_layer_id", None
+    )  # MiniCPM: attention within windows, then each becomes one token
     if merges_after is None:
-        return packing, _whole_images(tower, number)
-    side = int(tower.module.config.window_kernel_size[0])
+        whole, kinds = getattr(config, "fullatt_block_indexes", None), getattr(config, "layer_types", None)
+        return packing, number in whole if whole is not None else kinds is None or kinds[number] == "full_attention"
+    side = int(config.window_kernel_size[0])
     if "merger" in inner:
         return replace(packing, window=side), False
-    return (replace(packing, shrunk=side) if 0 <= merges_after < number else packing), True
-
-
-def _whole_images(tower: Tower, number: int) -> bool:
-    """Whether a block of a tower with windows attends over whole images."""
-    config = tower.module.config
-    whole = getattr(config, "fullatt_block_indexes", None)
-    if whole is not None:
-        return number in whole
-    kinds = getattr(config, "layer_types", None)
-    return kinds is None or kinds[number] == "full_attention"
+    return (replace(packing, merged=side) if 0 <= merges_after < number else packing), True
 
 
 def tokens_of_call(packing: Packing, special: SpecialTokens, call: CallContext, *, whole: bool) -> SiteTokens:
-    """What the tokens of one call are."""
+    """The tokens of one attention call."""
     grids = _grids(call.inputs, packing)
     if grids is None:
-        return SiteTokens("the images' grids are not known: the tower was called without them.")
+        return SiteTokens(
+            f"the patch grids are unknown: expected one of the arguments {', '.join(_GRIDS)}, got none. Pass it to the model."
+        )
     merges = next((v.tolist() for v in call.inputs if isinstance(v, Tensor) and v.shape == (len(grids),)), None)
     chunks: list[Chunk] = []
     for number, grid in enumerate(grids):
@@ -113,14 +107,14 @@ def tokens_of_call(packing: Packing, special: SpecialTokens, call: CallContext, 
         return SiteTokens(PackedLayout.behind_each_other(images))
     if call.number >= len(chunks) or chunks[call.number].num_tokens != call.keys:
         return SiteTokens(
-            f"call {call.number} has {call.keys} tokens: expected those of one of {len(chunks)} images, frames or windows, of "
-            f"{sorted({chunk.num_tokens for chunk in chunks})} tokens. Read `.rows` without a grid."
+            f"the tokens of call {call.number} do not fit: expected one of {len(chunks)} images, frames or windows of "
+            f"{sorted({chunk.num_tokens for chunk in chunks})} tokens, got {call.keys}. Read `.rows` without a grid."
         )
     return SiteTokens(chunks[call.number])
 
 
 def _grids(inputs: Sequence[Any], packing: Packing) -> list[tuple[int, int, int]] | None:
-    """Frames, rows and columns of each image, from the arguments of the tower."""
+    """Frames, rows and columns of each image, from the tower's arguments."""
     for value in inputs:
         sizes = value.tolist() if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] in (2, 3) else value
         if not isinstance(sizes, list) or not all(
@@ -128,25 +122,25 @@ def _grids(inputs: Sequence[Any], packing: Packing) -> list[tuple[int, int, int]
         ):
             continue
         grids = [(1, *map(int, size)) if len(size) == 2 else tuple(map(int, size)) for size in sizes]
-        if packing.patch:
-            return [(1, rows // packing.patch, columns // packing.patch) for _, rows, columns in grids]
-        more, fewer = packing.joined, packing.shrunk
-        return [(frames, rows * more // fewer, columns * more // fewer) for frames, rows, columns in grids]
-    if packing.patch:  # no sizes: all images fill the batch
-        shape = next((value for value in inputs if isinstance(value, torch.Size) and len(value) == 4), None)
-        return None if shape is None else [(1, shape[2] // packing.patch, shape[3] // packing.patch)] * shape[0]
-    return None
+        by, size = packing.unit, packing.patch_size or packing.merged
+        return [(frames, rows * by // size, columns * by // size) for frames, rows, columns in grids]
+    shape = next((value for value in inputs if isinstance(value, torch.Size) and len(value) == 4), None)
+    if shape is None or not packing.patch_size:
+        return None
+    return [(1, shape[2] // packing.patch_size, shape[3] // packing.patch_size)] * shape[0]  # all images fill the batch
 
 
 def _chunks(size: tuple[int, int, int], packing: Packing, special: SpecialTokens, *, whole: bool) -> list[Chunk]:
-    """What attends to itself of one image or clip."""
+    """The parts of one image or clip that attend to themselves."""
     frames, grid = size[0], size[1:]
     if packing.window:
         windows = _windows(grid, packing)
         order = torch.cat(windows).unsqueeze(0)
-        words = f"windows of {packing.window * packing.merge}x{packing.window * packing.merge}, one a call,"
+        if whole:
+            return [special.layout(grid, order=order)] * frames
+        words = f"windows of {packing.window * packing.merge}x{packing.window * packing.merge}, one per call,"
         apart: list[Chunk] = [WindowLayout(grid, window.unsqueeze(0), words=words) for window in windows]
-        return [special.layout(grid, order=order)] * frames if whole else apart * frames
+        return apart * frames
     blocks = _blocks(grid, packing.merge).flatten() if packing.merge > 1 else None
     if packing.clips:
         cells = grid[0] * grid[1]
@@ -162,7 +156,7 @@ def _blocks(grid: Size, merge: int) -> Tensor:
 
 
 def _windows(grid: Size, packing: Packing) -> list[Tensor]:
-    """Row-major index of each patch of each window, the patches of a block together; windows at the edges are smaller."""
+    """Row-major index of each patch of each window, block by block; windows at the edges are smaller."""
     blocks, side = _blocks(grid, packing.merge), packing.window
     return [
         blocks[row : row + side, column : column + side].flatten()

@@ -1,7 +1,7 @@
-"""Where a model of transformers sees: its vision towers, what is no part of them, their special tokens, and what shows their grids."""
+"""The vision towers of transformers' models: where they are, their special tokens, and the grid that a call of their embeddings shows."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.packing import PackedLayout
 from attnhook.capture.recognition import class_of
 from attnhook.options import Size
-from attnhook.zoo.stages import pair
+from attnhook.zoo.token_rules import pair
 
 _PATCHES = frozenset(
     {"patch_embeddings", "patch_embedding", "patch_embed", "patch_embedder", "patch_conv", "patch_projection"}
@@ -23,100 +23,15 @@ _CLASS_TOKENS = ("cls_token", "class_embedding", "cls_embedding", "cls_register_
 CONVOLUTIONS = nn.Conv2d | nn.Conv3d
 
 
-@dataclass(frozen=True, eq=False)
-class Tower:
-    """A vision tower.
-
-    Attributes:
-        name: Its path in the model; empty for the model itself.
-        module: The module that holds embeddings and blocks.
-        embeddings: The module that makes tokens from pixels.
-        projection: The convolution or linear layer that embeds patches.
-    """
-
-    name: str
-    module: Any
-    embeddings: Any
-    projection: nn.Module
-
-    def holds(self, name: str) -> bool:
-        """Whether a module of that path stands in the tower."""
-        return not self.name or name.startswith(f"{self.name}.")
-
-    @property
-    def convolves(self) -> bool:
-        """Whether patches are embedded by a convolution over the image, whose output shows the grid."""
-        return isinstance(self.projection, CONVOLUTIONS)
-
-
-def text_parts(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the modules that embed words and see no image: text towers and decoders beside a vision tower."""
-    parts: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _WORDS:
-            part = name
-            for holder in _paths_up(name):
-                if not holder or _sees(model.get_submodule(holder)):
-                    break
-                part = holder
-            parts.append(part)
-    return tuple(sorted({part for part in parts if not any(part.startswith(f"{other}.") for other in parts)}))
-
-
-def _paths_up(name: str) -> Iterator[str]:
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
-
-
-def _sees(module: nn.Module) -> bool:
-    return "QFormer" in class_of(module).__name__ or any(
-        isinstance(part, CONVOLUTIONS) or name.rpartition(".")[2] in _PATCHES for name, part in module.named_modules()
-    )
-
-
-def inside(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a path is one of some modules, or in one."""
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
-
-
-def find_towers(model: nn.Module, outside: tuple[str, ...]) -> list[Tower]:
-    """The vision towers of a model, by their patch embeddings."""
-    found: dict[str, Tower] = {}
-    for name, module in model.named_modules():
-        if inside(name, outside) or class_of(module).__module__.startswith("timm."):
-            continue
-        if not (name.rpartition(".")[2] in _PATCHES or _embeds_itself(model, name, module)):
-            continue
-        projection = next((part for part in module.modules() if isinstance(part, CONVOLUTIONS | nn.Linear)), None)
-        owner = name
-        while "embed" in owner.rpartition(".")[0].rpartition(".")[2]:
-            owner = owner.rpartition(".")[0]
-        if projection is not None and owner not in found:
-            tower = owner.rpartition(".")[0]
-            found[owner] = Tower(tower, model.get_submodule(tower), model.get_submodule(owner), projection)
-    return list(found.values())
-
-
-def _embeds_itself(model: nn.Module, name: str, module: nn.Module) -> bool:
-    """Whether an embeddings module holds its convolution without a patch embedding between them."""
-    holder = name.rpartition(".")[0]
-    if not isinstance(module, CONVOLUTIONS) or not holder:
-        return False
-    owner = model.get_submodule(holder)
-    children = {child for child, _ in owner.named_children()}
-    return class_of(owner).__name__.endswith("Embeddings") and "embed" in holder and not children & _PATCHES
-
-
 @dataclass(frozen=True)
 class SpecialTokens:
     """The special tokens of a tower.
 
     Attributes:
         cls: Index of the class token, or None.
-        registers: Number of register tokens; further class tokens count as such.
+        registers: Number of register tokens, further class tokens included.
         distillation: Whether there is a distillation token.
-        suffix: Number of tokens behind the patches.
+        suffix: Number of tokens after the patches.
     """
 
     cls: int | None
@@ -131,92 +46,184 @@ class SpecialTokens:
         )
 
 
-def special_tokens(tower: Tower) -> SpecialTokens:
-    """What a tower puts beside its patches."""
-    holders = (tower.embeddings, tower.module)
-    cls = next((t for h in holders for n in _CLASS_TOKENS if isinstance(t := getattr(h, n, None), Tensor)), None)
-    last = class_of(tower.module).__name__ == "Llama4VisionModel"
-    more = 0 if cls is None or cls.dim() < 2 else cls.shape[-2] - 1
-    return SpecialTokens(
-        cls=None if cls is None else -1 if last else 0,
-        registers=more + _count(holders, "register_tokens"),
-        distillation=_count(holders, "distillation_token") > 0,
-        suffix=_count(holders, "detection_tokens"),
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A vision tower.
+
+    Attributes:
+        name: Its path in the model; empty for the model itself.
+        module: The module that contains embeddings and blocks.
+        embeddings: The module that makes tokens from pixels.
+        projection: The convolution or linear layer that embeds patches.
+    """
+
+    name: str
+    module: Any
+    embeddings: Any
+    projection: nn.Module
+
+    def contains(self, name: str) -> bool:
+        """Whether the module with that path is in the tower."""
+        return not self.name or name.startswith(f"{self.name}.")
+
+    @property
+    def convolves(self) -> bool:
+        """Whether patches are embedded by a convolution over the image, whose output shows the grid."""
+        return isinstance(self.projection, CONVOLUTIONS)
+
+    @property
+    def patch_size(self) -> Size | None:
+        """Height and width of a patch in pixels, if the tower says."""
+        holders = (self.embeddings, self.module, getattr(self.module, "config", None))
+        sizes = (getattr(holder, "patch_size", None) for holder in holders)
+        return next((pair(size) for size in sizes if size is not None), None)
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The tokens besides the patches."""
+        cls = self._tokens(*_CLASS_TOKENS)
+        last = class_of(self.module).__name__ == "Llama4VisionModel"
+        return SpecialTokens(
+            cls=None if cls is None else -1 if last else 0,
+            registers=(0 if cls is None or cls.dim() < 2 else cls.shape[-2] - 1) + self._count("register_tokens"),
+            distillation=self._count("distillation_token") > 0,
+            suffix=self._count("detection_tokens"),
+        )
+
+    def _tokens(self, *names: str) -> Tensor | None:
+        found = (getattr(holder, name, None) for holder in (self.embeddings, self.module) for name in names)
+        return next((tokens for tokens in found if isinstance(tokens, Tensor)), None)
+
+    def _count(self, name: str) -> int:
+        tokens = self._tokens(name)
+        return 0 if tokens is None else int(tokens.shape[-2])
+
+
+def text_parts(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the modules that embed words and see no image: text towers and decoders."""
+    parts = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _WORDS:
+            part = name
+            while (parent := part.rpartition(".")[0]) and not _sees_images(model.get_submodule(parent)):
+                part = parent
+            parts.append(part)
+    return tuple(sorted({part for part in parts if not any(part.startswith(f"{other}.") for other in parts)}))
+
+
+def _sees_images(module: nn.Module) -> bool:
+    return "QFormer" in class_of(module).__name__ or any(
+        isinstance(part, CONVOLUTIONS) or name.rpartition(".")[2] in _PATCHES for name, part in module.named_modules()
     )
 
 
-def _count(holders: tuple[Any, ...], name: str) -> int:
-    tokens = next((t for holder in holders if isinstance(t := getattr(holder, name, None), Tensor)), None)
-    return 0 if tokens is None else int(tokens.shape[-2])
+def inside(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a path is that of one of the parts, or of a module in one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def find_towers(model: nn.Module, text: tuple[str, ...]) -> list[Tower]:
+    """The vision towers of a model, by their patch embeddings outside the text parts."""
+    found: dict[str, Tower] = {}
+    for name, module in model.named_modules():
+        if inside(name, text) or class_of(module).__module__.startswith("timm."):
+            continue
+        if not (name.rpartition(".")[2] in _PATCHES or _embeds_directly(model, name, module)):
+            continue
+        projection = next((part for part in module.modules() if isinstance(part, CONVOLUTIONS | nn.Linear)), None)
+        owner = name
+        while "embed" in owner.rpartition(".")[0].rpartition(".")[2]:
+            owner = owner.rpartition(".")[0]
+        if projection is not None and owner not in found:
+            tower = owner.rpartition(".")[0]
+            found[owner] = Tower(tower, model.get_submodule(tower), model.get_submodule(owner), projection)
+    return list(found.values())
+
+
+def _embeds_directly(model: nn.Module, name: str, module: nn.Module) -> bool:
+    """Whether a module is the convolution of an embeddings module without a patch embedding in between."""
+    holder = name.rpartition(".")[0]
+    if not isinstance(module, CONVOLUTIONS) or not holder:
+        return False
+    owner = model.get_submodule(holder)
+    children = {child for child, _ in owner.named_children()}
+    return class_of(owner).__name__.endswith("Embeddings") and "embed" in holder and not children & _PATCHES
 
 
 # --- what a call of the embeddings shows ---------------------------------------------------------------------------------------------------
 
-Shows = Callable[[tuple[Any, ...], dict[str, Any], Any], SequenceInfo]
+TokensOf = Callable[[tuple[Any, ...], dict[str, Any], Any], SequenceInfo]
 
 
-def shown_tokens(tower: Tower, special: SpecialTokens) -> Shows | None:
-    """What tells the grid of a tower from a call of its embeddings, where the convolution's output does not.
-
-    Returns:
-        A function of `(args, kwargs, output)`; None if nothing is known.
-    """
+def tokens_seen(tower: Tower) -> TokensOf | None:
+    """What reads the tokens from a call `(args, kwargs, output)` of the embeddings, if the convolution's output does not show them."""
+    special, patch = tower.special_tokens, tower.patch_size
     names = tuple(inspect.signature(tower.embeddings.forward).parameters)
 
-    def given(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    def argument(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return {**dict(zip(names, args, strict=False)), **kwargs}.get(name)
 
     if "spatial_shapes" in names:
-        return lambda args, kwargs, output: _shaped(
-            given(args, kwargs, "spatial_shapes"), int(output.shape[1]), special, _patch_size(tower)
+        return lambda args, kwargs, output: _from_shapes(
+            argument("spatial_shapes", args, kwargs), int(output.shape[1]), special, patch
         )
     if "pixel_position_ids" in names:
-        return lambda args, kwargs, output: _positioned(given(args, kwargs, "pixel_position_ids"), special)
+        return lambda args, kwargs, _: _from_positions(argument("pixel_position_ids", args, kwargs), special)
     if "flattened_patches" in names:
-        return lambda args, kwargs, output: _positioned(
-            given(args, kwargs, "flattened_patches")[..., :2].flip(-1).long() - 1, special
+        return lambda args, kwargs, _: _from_positions(
+            argument("flattened_patches", args, kwargs)[..., :2].flip(-1).long() - 1, special
         )
     if tower.convolves:
-        return _masked
-    if _patch_size(tower) is not None:
-        return lambda args, kwargs, output: _of_image(args, kwargs, _patch_size(tower))
-    return None
+        return _from_masking
+    return None if patch is None else lambda args, kwargs, _: _from_image((*args, *kwargs.values()), patch)
 
 
-def _patch_size(tower: Tower) -> Size | None:
-    holders = (tower.embeddings, tower.module, getattr(tower.module, "config", None))
-    return next((pair(size) for holder in holders if (size := getattr(holder, "patch_size", None)) is not None), None)
-
-
-def _masked(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
-    """MAE's embeddings answer (kept tokens, mask, ids_restore): patches are shuffled even when none is masked."""
+def _from_masking(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
+    """MAE's embeddings return (kept tokens, mask, ids_restore): patches are shuffled even if none is masked."""
     if not (isinstance(output, tuple) and len(output) == 3 and all(isinstance(part, Tensor) for part in output)):
         return SequenceInfo()
     tokens, _, restore = output
-    kept = tokens.shape[1] - 1
-    return SequenceInfo(order=torch.argsort(restore.detach(), dim=1)[:, :kept])
+    return SequenceInfo(order=torch.argsort(restore.detach(), dim=1)[:, : tokens.shape[1] - 1])
 
 
-def _of_image(args: tuple[Any, ...], kwargs: dict[str, Any], patch: Size | None) -> SequenceInfo:
+def _from_image(inputs: tuple[Any, ...], patch: Size) -> SequenceInfo:
     """Embeddings that cut an image themselves."""
-    image = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() == 4), None)
-    if image is None or patch is None:
+    image = next((value for value in inputs if isinstance(value, Tensor) and value.dim() == 4), None)
+    if image is None:
         return SequenceInfo(
-            problem="the patch grid is not known: the patches came cut already, without their rows and columns. Pass "
-            "layout=TokenLayout(...)."
+            problem="the patch grid is unknown: expected an image, got patches without their rows and columns. Pass layout=TokenLayout(...)."
         )
     grid = (image.shape[2] // patch[0], image.shape[3] // patch[1])
     return SequenceInfo(grid=grid, area=(grid[0] * patch[0], grid[1] * patch[1]))
 
 
-def _shaped(shapes: Any, tokens: int, special: SpecialTokens, patch: Size | None) -> SequenceInfo:
-    """Patches that are cut already, `(batch, patches, pixels)`, padded behind, with each image's `(rows, columns)`."""
+def _from_shapes(shapes: Any, tokens: int, special: SpecialTokens, patch: Size | None) -> SequenceInfo:
+    """Patches `(batch, patches, pixels)`, padded at the end, with each image's `(rows, columns)`."""
     if shapes is None:
         return SequenceInfo(
-            problem="the patch grid is not known: the embeddings got no spatial_shapes. Pass layout=TokenLayout(...)."
+            problem="the patch grid is unknown: expected spatial_shapes, got none. Pass it, or layout=TokenLayout(...)."
         )
     grids = [(int(rows), int(columns)) for rows, columns in torch.as_tensor(shapes, device="cpu").tolist()]
     return _padded(grids, tokens, special, patch)
+
+
+def _from_positions(positions: Any, special: SpecialTokens) -> SequenceInfo:
+    """Patches with their columns and rows, `(batch, patches, 2)`; -1 for padding."""
+    columns, rows = positions.unbind(-1)
+    real = (columns >= 0) & (rows >= 0)
+    grids = []
+    for image in range(len(positions)):
+        grid = (int(rows[image].max()) + 1, int(columns[image].max()) + 1)
+        count = int(real[image].sum())
+        cells = torch.arange(count, device=positions.device)
+        in_order = (rows[image, :count] == cells // grid[1]) & (columns[image, :count] == cells % grid[1])
+        if count != grid[0] * grid[1] or not bool(in_order.all()):
+            return SequenceInfo(
+                problem=f"the patches of image {image} are not on one grid: expected {grid[0]}x{grid[1]}, row by row, got {count} patches. "
+                "Read the rows without a grid."
+            )
+        grids.append(grid)
+    return _padded(grids, int(positions.shape[1]), special, None)
 
 
 def _padded(grids: list[Size], tokens: int, special: SpecialTokens, patch: Size | None) -> SequenceInfo:
@@ -225,22 +232,3 @@ def _padded(grids: list[Size], tokens: int, special: SpecialTokens, patch: Size 
     grid = grids[0]
     area = None if patch is None else (grid[0] * patch[0], grid[1] * patch[1])
     return SequenceInfo(grid=grid, area=area, padding=tokens - special.layout(grid).num_tokens)
-
-
-def _positioned(places: Any, special: SpecialTokens) -> SequenceInfo:
-    """Patches with their columns and rows, `(batch, patches, 2)`; -1 for padding."""
-    columns, rows = places.unbind(-1)
-    real = (columns >= 0) & (rows >= 0)
-    grids = []
-    for image in range(places.shape[0]):
-        grid = (int(rows[image].max()) + 1, int(columns[image].max()) + 1)
-        count = int(real[image].sum())
-        cells = torch.arange(count, device=places.device)
-        straight = (rows[image, :count] == cells // grid[1]) & (columns[image, :count] == cells % grid[1])
-        if count != grid[0] * grid[1] or not bool(straight.all()):
-            return SequenceInfo(
-                problem=f"the patches of image {image} are not row by row on one grid: expected {grid[0]}x{grid[1]}, got {count} patches. "
-                "Read the rows without a grid."
-            )
-        grids.append(grid)
-    return _padded(grids, int(places.shape[1]), special, None)

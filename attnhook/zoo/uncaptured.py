@@ -1,7 +1,7 @@
-"""The attention of a model that is not captured: text towers, language models, decoders, modules beside a known model.
+"""The attention modules of a model that are not captured: text towers, language models, decoders.
 
-Attention is recognised as it is for capturing: by what a class's code calls. Routers, heads and losses call a softmax, too, so a class that
-calls nothing but a softmax counts only if it is named after attention.
+As for capturing, attention is recognised by what a class's code calls. Routers, heads and losses call a softmax, too, so a class that calls only
+a softmax counts only if its name says attention.
 """
 
 import re
@@ -20,7 +20,7 @@ _NAMED = re.compile("atten|attn", re.IGNORECASE)
 
 
 def uncaptured_attention(model: nn.Module, captured: Collection[str]) -> tuple[str, ...]:
-    """Find the attention modules of a model beside those that are captured."""
+    """The paths of the attention modules that are not among the captured ones."""
     found = [
         name for name, module in model.named_modules() if not inside(name, tuple(captured)) and _is_attention(module)
     ]

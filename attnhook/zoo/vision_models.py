@@ -1,7 +1,8 @@
-"""A model with its preprocessing: what every workflow takes."""
+"""A model with its preprocessing, as all uses of the library take it."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -14,9 +15,9 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.prepared import Prepared, prepare, seen_size
 from attnhook.options import Size
-from attnhook.zoo.declarations import labels_of, missing_preprocess, name_of, timm_data_config
+from attnhook.zoo.model_metadata import labels_of, missing_preprocess, name_of, timm_data_config
 
-# If photos of these sizes all give inputs of one size, the input size does not depend on the photo.
+# If photos of all these sizes have the same input size, it does not depend on the photo.
 _PROBES = ((480, 480), (480, 960), (960, 480))
 _LOGGER = logging.getLogger("attnhook")
 
@@ -41,7 +42,7 @@ class VisionModel:
         preprocessing: What turns a photo into the model's input.
         name: The name.
         labels: The names of the classes, or None if there is no classifier or its classes are unknown.
-        assumed: What is used instead, in words, if no preprocessing was passed; else None.
+        assumed: A description of the model's own preprocessing, if none was passed and it is used instead; else None.
 
     Raises:
         TypeError: If the model is not a module.
@@ -81,17 +82,15 @@ class VisionModel:
             preprocess, assumed = _own_preprocessing(model)
         if isinstance(labels, Mapping):
             labels = _in_order(labels)
-        fields = {
-            "model": model,
-            "preprocessing": preprocess,
-            "name": name_of(model) if name is None else name,
-            "labels": labels_of(model) if labels is None else tuple(labels),
-            "assumed": assumed,
-        }
-        for field, value in fields.items():
-            object.__setattr__(self, field, value)
+        vars(self).update(
+            model=model,
+            preprocessing=preprocess,
+            name=name_of(model) if name is None else name,
+            labels=labels_of(model) if labels is None else tuple(labels),
+            assumed=assumed,
+        )
         if assumed is not None:
-            _say_once(f"no preprocess= was given: {self.name} is fed photos as {assumed}")
+            _log_once(f"no preprocess= was given: {self.name} is fed photos as {assumed}")
 
     @cached_property
     def input_size(self) -> Size | None:
@@ -103,10 +102,10 @@ class VisionModel:
         """Turn a photo that has been read into the model's input.
 
         Args:
-            photo: The photo, RGB, upright, as `read_image` returns it.
+            photo: The photo, RGB and upright, as `read_image` returns it.
 
         Returns:
-            The model's input, and where it lies in the photo.
+            The model's input, and its geometry in the photo.
         """
         return prepare(self.preprocessing, photo)
 
@@ -140,7 +139,13 @@ class VisionModel:
         Returns:
             The other model with the same preprocessing, name and labels.
         """
-        return VisionModel(model, self.preprocessing, name=self.name, labels=self.labels)
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"cannot replace the model: expected a torch.nn.Module, got {type(model).__name__}. Pass the model itself."
+            )
+        other = copy(self)
+        vars(other).update(model=model)
+        return other
 
     def with_preprocess(self, preprocess: Any) -> "VisionModel":
         """Replace the preprocessing.
@@ -166,8 +171,8 @@ def _in_order(labels: Mapping[int, str] | Mapping[str, str]) -> list[str]:
         by_number = {}
     if sorted(by_number) != list(range(len(labels))):
         raise ValueError(
-            f"bad labels: expected a name for every output of the classifier, by its index from 0 to {len(labels) - 1}, got "
-            f"{list(labels)[:5]}. Pass id2label, or a list of names in order."
+            f"bad labels: expected a name for every output of the classifier, by index from 0 to {len(labels) - 1}, got {list(labels)[:5]}. "
+            "Pass id2label, or a list of names in order."
         )
     return [by_number[index] for index in range(len(labels))]
 
@@ -178,8 +183,9 @@ def _own_preprocessing(model: nn.Module) -> tuple[Any, str]:
     if config is None:
         raise ValueError(missing_preprocess(model))
     height, width = config["input_size"][1:]
-    words = f"its own pretrained_cfg: {height} x {width} px, crop_pct {config['crop_pct']:g}"
-    return _timm_transform(tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in config.items())), words
+    description = f"its own pretrained_cfg: {height} x {width} px, crop_pct {config['crop_pct']:g}"
+    hashable = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in config.items())
+    return _timm_transform(hashable), description
 
 
 @cache
@@ -191,5 +197,5 @@ def _timm_transform(config: tuple[tuple[str, Any], ...]) -> Any:
 
 
 @cache
-def _say_once(line: str) -> None:
+def _log_once(line: str) -> None:
     _LOGGER.info(line)

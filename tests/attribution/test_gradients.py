@@ -340,7 +340,9 @@ def test_windows_and_pooled_keys_name_the_block(method, maps_of) -> None:
     maps = maps_of()
     options = {"block": 0} if method is gradient_attention else {}  # legrad looks at the last block first
     name = maps.block_names[-1 if method is legrad and maps_of is swin else 0].replace(".", r"\.")
-    with pytest.raises(TokenLayoutError, match=rf"{method.__name__} (cannot follow|has no map of) block '{name}'"):
+    with pytest.raises(
+        TokenLayoutError, match=rf"{method.__name__} (cannot pass through|has no map of) block '{name}'"
+    ):
         method(maps, **options)
 
 
@@ -360,7 +362,9 @@ def test_gated_values_are_refused() -> None:
         [replace(block, value_multiplier="a gate") for block in maps], rows=Rows.ALL, readout=maps.readout
     )
     for method in (gradient_rollout, value_weighted_attention):
-        with pytest.raises(UnsupportedModelError, match=rf"{method.__name__} cannot follow .*: a gate"):
+        with pytest.raises(
+            UnsupportedModelError, match=rf"{method.__name__} cannot pass through .*: expected .*, got a gate"
+        ):
             method(mixed)
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from attnhook import AttentionCapture, AttentionMaps, BlockAttention, attention_mask, rollout
-from attnhook.attribution.discarding import ranked_entry
-from attnhook.attribution.readouts import readout_queries
-from attnhook.attribution.rollouts import rollout_by_block
+from attnhook.attribution.propagation import readout_queries
+from attnhook.attribution.rollouts import ranked_entry, rollout_by_block
 from attnhook.capture import softmax_matrix
 from attnhook.capture.anatomy import Readout
 from attnhook.capture.layout import TokenLayout
@@ -257,6 +256,31 @@ def test_the_residual_alone_leads_nowhere_and_mass_is_kept():
     torch.testing.assert_close(rollout(maps[:1], residual=0.0).values.flatten(1), own[:, 1:])
 
 
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("name", ["plain", "bool mask, a row hidden", "gqa, causal, masked"])
+@pytest.mark.parametrize(
+    "options", [{}, {"heads": "max"}, {"heads": "min", "residual": 0.2}, {"heads": "max", "discard": 0.6}]
+)
+def test_the_mass_outside_is_what_the_dense_product_leaves_on_special_tokens(readout, name, options):
+    maps = made_up(READOUTS[readout], **SETTINGS[name])
+    heads, residual, discard = options.get("heads", "mean"), options.get("residual", 0.5), options.get("discard", 0.0)
+    row = torch.zeros(2, 1, TOKENS, dtype=torch.float64)
+    row[:, 0, slice(0, 1) if readout == "cls" else slice(1, None)] = 1.0
+    row /= row.sum(-1, keepdim=True)
+    for block in reversed(maps):
+        matrix = exact(block)
+        joined = {"mean": matrix.mean(1), "max": matrix.amax(1), "min": matrix.amin(1)}[heads].flatten(1)
+        own = joined[:, 0].clone()  # the class token's attention to itself
+        lowest = joined.argsort(dim=1, stable=True)[:, : int(discard * TOKENS**2)]
+        joined = joined.scatter(1, lowest, 0.0)
+        joined[:, 0] = own
+        weights = residual * torch.eye(TOKENS, dtype=torch.float64) + (1 - residual) * joined.view(2, TOKENS, TOKENS)
+        row = row @ (weights / weights.sum(-1, keepdim=True))
+    outside = rollout(maps, **options).outside
+    assert outside is not None
+    torch.testing.assert_close(outside.double(), row[:, 0, 0], rtol=0, atol=1e-6)
+
+
 def test_equal_entries_are_not_discarded():
     same = torch.zeros(1, 1, TOKENS, 4)
     block = BlockAttention("b", "made up", SoftmaxMatrix(Operands(same, same)), TokenLayout(GRID))
@@ -310,12 +334,12 @@ def test_a_head_that_does_not_exist():
 
 
 def test_a_pooling_that_was_not_captured():
-    with pytest.raises(NoReadoutError, match=r"starts at the attention pooling.*blocks\.1\.attn"):
+    with pytest.raises(NoReadoutError, match=r"starts from the attention pooling.*blocks\.1\.attn"):
         rollout(captured("vit_siglip", blocks=[0, 1]))
 
 
 def test_a_pooling_alone_and_no_readout():
-    with pytest.raises(NoReadoutError, match="follows no block"):
+    with pytest.raises(NoReadoutError, match="has no block to pass through"):
         rollout(captured("vit_siglip"), start=-1)
     with pytest.raises(NoReadoutError, match="no readout to start from"):
         rollout(made_up(None))
@@ -336,7 +360,7 @@ def test_windows_and_pooled_keys_are_refused_by_name(name, settings, block):
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(images(1, size=(96, 96)))
     with pytest.raises(
-        TokenLayoutError, match=rf"rollout cannot follow block '{block}.*raw_attention or received_attention"
+        TokenLayoutError, match=rf"rollout cannot pass through block '{block}.*raw_attention or received_attention"
     ):
         rollout(capture.maps)
 
@@ -405,4 +429,7 @@ def test_a_token_that_sees_nothing_passes_nothing_on(hidden: int, heads: str | i
     joined = {"mean": dense.mean(1), "max": dense.amax(1), 1: dense[:, 1]}[heads]
     weights = joined / joined.sum(-1, keepdim=True).clamp_min(1e-300)
     expected = (weights @ weights)[:, 0, 1:].reshape(1, 2, 2)
-    torch.testing.assert_close(rollout(maps, heads=heads, residual=0.0).values.double(), expected, atol=1e-6, rtol=0)
+    found = rollout(maps, heads=heads, residual=0.0)
+    torch.testing.assert_close(found.values.double(), expected, atol=1e-6, rtol=0)
+    lost = float(weights[0, 0].sum() - (weights @ weights)[0, 0].sum()) + (hidden == 0)
+    assert (found.outside is None) == (lost > 1e-3)

@@ -78,7 +78,7 @@ def test_controls() -> None:
         (lambda: auroc(MAP.expand(2, 2, 3), MASK.expand(2, 2, 3)), r"same \(h, w\), got \(2, 2, 3\)"),
         (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 4), MAP), "expected pixels"),
         (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 4), MAP[None], steps=7), "1 to 6 steps"),
-        (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 6), MAP[None], steps=2), "one number an image"),
+        (lambda: deletion(lambda x: x, torch.ones(1, 3, 4, 6), MAP[None], steps=2), "one number per image"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(call, message: str) -> None:

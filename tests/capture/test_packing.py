@@ -84,7 +84,7 @@ def test_files_keep_every_image(layout: PackedLayout, batch: int, tmp_path: Path
 def test_tokens_are_told_apart_image_by_image() -> None:
     table = token_table(BEHIND)
     assert table.kinds.tolist() == [2, 2, 0, 1, 2, 2, 2, 2]
-    assert table.places[4:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert table.coordinates[4:].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     second = token_table(PADDED, 1)
     assert second.kinds.tolist() == [0, 1, 2, 2, 2, 2, 3, 3]
     assert token_table(PADDED, 0).kinds.tolist() == [2, 2, 3, 3, 3, 3, 3, 3]

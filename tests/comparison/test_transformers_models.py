@@ -9,7 +9,7 @@ from torch import nn
 
 from attnhook import attend, compare
 from attnhook.running.fingerprints import fingerprint
-from attnhook.zoo.positions import trained_grid
+from attnhook.zoo.model_metadata import trained_grid
 from tests.comparison.zoo import photo, seeing, timm_vit
 
 alone = partial(compare, cache=None, progress=False)

@@ -203,7 +203,7 @@ def test_rules_of_the_alarms() -> None:
     with pytest.raises(ValueError, match="expected a share"):
         AlarmThresholds(sink_share=1.5)
     for bad in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="bad threshold sink_ratio: expected a number above 0"):
+        with pytest.raises(ValueError, match="bad threshold sink_ratio: expected above 0"):
             AlarmThresholds(sink_ratio=bad)
 
 

@@ -183,7 +183,7 @@ def test_preprocessing_goes_to_spawned_workers_without_the_model(tmp_path, monke
 
 def test_a_timm_model_brings_its_own_and_says_so(caplog, tmp_path):
     model = timm.create_model("test_vit", num_classes=3).eval()
-    vision_models._say_once.cache_clear()
+    vision_models._log_once.cache_clear()
     with caplog.at_level(logging.INFO, "attnhook"):
         (result,) = attend(model, PHOTO)
         attend(model, PHOTO)
@@ -301,6 +301,19 @@ def test_names_and_labels_are_the_models():
     )
     assert vision.with_model(hf_vit()).labels == ("one", "two")
     assert vision.with_preprocess(CONFIG).name == "mine"
+
+
+def test_another_model_keeps_what_was_assumed(caplog):
+    vision = VisionModel(timm.create_model("test_vit", num_classes=3).eval())
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "attnhook"):
+        other = vision.with_model(torch.nn.Sequential(vision.model))
+    assert not caplog.records
+    assert other.assumed == vision.assumed == "its own pretrained_cfg: 160 x 160 px, crop_pct 0.95"
+    assert (other.preprocessing, other.name, other.labels) == (vision.preprocessing, vision.name, vision.labels)
+    assert vision.with_preprocess(lambda photo: photo).assumed is None
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got VisionModel"):
+        vision.with_model(vision)
 
 
 def test_a_models_keywords_and_no_others():

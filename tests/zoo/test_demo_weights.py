@@ -142,7 +142,7 @@ def test_another_onnx_file_is_refused(tmp_path):
 def test_unwritable_cache_warns_and_still_gives_the_weights(tmp_path, fast_convert, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("ATTNHOOK_CACHE", str(tmp_path / "file" / "below"))
-    with pytest.warns(UserWarning, match="could not be kept.*ATTNHOOK_CACHE"):
+    with pytest.warns(UserWarning, match="cannot cache the demo weights.*ATTNHOOK_CACHE"):
         given = backbone_weights()
     assert fingerprint(given) == module.WEIGHTS_SHA256
 

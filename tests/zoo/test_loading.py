@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from attnhook.errors import GeometryError, MissingPackageError, ModelLoadError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.zoo import loading
-from attnhook.zoo.declarations import library_of
 from attnhook.zoo.loading import load
+from attnhook.zoo.model_metadata import library_of
 from attnhook.zoo.vision_models import VisionModel
 from tests.zoo.saved_models import TIMM_NAME, photo, save_hf, save_timm, tiny_torchvision_vit
 

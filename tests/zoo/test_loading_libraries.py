@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from attnhook.errors import GeometryError, ModelLoadError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.zoo import loading
-from attnhook.zoo.declarations import library_of
 from attnhook.zoo.loading import load
+from attnhook.zoo.model_metadata import library_of
 from tests.zoo.saved_models import TIMM_NAME, photo, save_hf, save_timm, tiny_torchvision_vit
 
 

@@ -100,7 +100,7 @@ def test_packed_patches_have_one_grid_or_a_reason() -> None:
         valid = torch.ones(2, 15, dtype=torch.bool)
         valid[1, 10:] = False
         model({"patches": patches, "patch_coord": places, "patch_valid": valid})
-        assert "different patch grids" in str(capture.maps[0].token_layout)
+        assert "patch grid is ambiguous" in str(capture.maps[0].token_layout)
 
 
 def test_class_tokens_of_naflex_are_with_its_embeddings() -> None:
