@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _FORMAT = "attnhook-overlay-1"
+_LOOK = ("scale", "colormap", "alpha", "style")
 
 _TEXT = """\
 Lay a model's attention over photos: one PNG per image and one manifest.json.
@@ -85,13 +86,12 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     from attnhook.attribution.methods import check_method
-    from attnhook.imaging.overlays import blend
-    from attnhook.imaging.styles import check_style
+    from attnhook.imaging.geometry import ImageGeometry
+    from attnhook.imaging.patch_maps import PatchMap
 
     check_method(arguments.method)
-    options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale")}
-    check_style(Style(arguments.style), {**options, "mode": arguments.mode})
-    blend(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
+    look = {name: getattr(arguments, name) for name in (*_LOOK, "mode")}
+    PatchMap(torch.zeros(1, 1), uniform=1.0).overlay(Image.new("RGB", (1, 1)), ImageGeometry.identity((1, 1)), **look)
 
 
 def _check_folder(folder: Path) -> None:
@@ -120,8 +120,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
         )
         if arguments.block != -1:
             result = result[arguments.block]
-        options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale", "style")}
-        result.save(target, **options)
+        result.save(target, **{name: getattr(arguments, name) for name in _LOOK})
     except OPTION_ERRORS:
         raise
     except IndexError as error:  # --block or --heads beyond what the model has
@@ -149,7 +148,7 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
     from attnhook.zoo.declarations import library_of
 
-    chosen = ("method", "target", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
+    chosen = ("method", "target", "block", "heads", "rows", *_LOOK, "mode", "device")
     return {
         "format": _FORMAT,
         "versions": {"attnhook": __version__} | library_versions(),

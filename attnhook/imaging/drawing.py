@@ -1,4 +1,4 @@
-"""From maps to pixels and pictures: `heatmap` and `overlay` for patch maps, and for plain tensors and arrays."""
+"""`heatmap` and `overlay`, for patch maps and for plain tensors and arrays."""
 
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.imaging.heatmaps import checked_map
 from attnhook.imaging.images import ImageSource
+from attnhook.imaging.looks import Look, check_options, keywords
 from attnhook.imaging.overlays import blend
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Interpolation, Size
@@ -69,10 +70,10 @@ def overlay(
         photo: The photo, as `read_image` takes it.
         patch_map: A single `PatchMap`; a tensor or array with one value per patch, (h, w); or, without `where`, a heat map of the photo's size.
         where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`. Leave it out for a heat map.
-        patch_area: As in `heatmap`.
+        patch_area: For a tensor or array: the part of the input that the grid covers, as `heatmap` takes it.
         uniform: For a tensor or array with scale="uniform": 1/N, one over the number of keys.
-        **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted`, `keep`. For a heat map: `colormap`, `alpha`,
-            `scale`, `weighted`.
+        **look: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted` and `keep`, which `PatchMap.overlay` describes. For a heat map:
+            `colormap`, `alpha`, `scale` and `weighted`.
 
     Returns:
         An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
@@ -88,7 +89,8 @@ def overlay(
         (640, 428)
     """
     if where is None and patch_area is None and not isinstance(patch_map, PatchMap):
-        return blend(photo, patch_map, uniform=uniform, **look)
+        return blend(photo, patch_map, Look.of({"uniform": uniform} | look, overlay))
+    check_options(look, keywords(PatchMap.overlay))
     return _as_patch_map(patch_map, patch_area=patch_area, uniform=uniform).overlay(photo, where, **look)
 
 

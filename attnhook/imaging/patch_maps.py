@@ -23,6 +23,7 @@ from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.locating import by, locate
+from attnhook.imaging.looks import Look
 from attnhook.imaging.overlays import blend, check_scale
 from attnhook.imaging.styles import check_style, draw_contours, draw_mask, draw_patches, mass_mask
 from attnhook.imaging.wording import scale_in_words, share_in_words
@@ -336,6 +337,7 @@ class PatchMap:
             ValueError: If an option has an unknown value, or the style does not take it.
         """
         chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
+        look = Look(colormap, alpha, scale, self.uniform, weighted)
         check_style(
             chosen,
             {"colormap": colormap, "alpha": alpha, "scale": scale, "mode": smooth, "weighted": weighted, "keep": keep},
@@ -344,18 +346,14 @@ class PatchMap:
         one = replace(self, values=self._single())
         picture = read_image(photo)
         geometry = locate(where, photo, picture)
-        colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
         if chosen is Style.MASK:
             mask = one.values if one.values.dtype is torch.bool else mass_mask(one.values, keep)
             inside = replace(one, values=mask.float()).heatmap(geometry, mode=Interpolation.NEAREST)
-            return draw_mask(picture, inside, alpha=alpha)
+            return draw_mask(picture, inside, alpha)
         if chosen is Style.PATCHES:
-            values = one.heatmap(geometry, mode=Interpolation.NEAREST)
-            return draw_patches(picture, values, one.edges(geometry), alpha=alpha, **colors)
-        values = one.heatmap(geometry, mode=smooth)
-        if chosen is Style.CONTOURS:
-            return draw_contours(picture, values, **colors)
-        return blend(picture, values, alpha=alpha, weighted=weighted, **colors)
+            return draw_patches(picture, one.heatmap(geometry, mode=Interpolation.NEAREST), one.edges(geometry), look)
+        draw = draw_contours if chosen is Style.CONTOURS else blend
+        return draw(picture, one.heatmap(geometry, mode=smooth), look)
 
     def figure(
         self,
