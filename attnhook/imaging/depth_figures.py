@@ -184,7 +184,7 @@ def _table(name: str, values: Any) -> NDArray[np.float64]:
 def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    blocks = np.arange(len(values))
+    blocks = np.arange(1, len(values) + 1)
     if values.shape[1] > 1:
         axes.plot(blocks, values, linestyle="none", marker="o", markersize=3, color=_DOT_COLOR, alpha=0.6, mew=0)
     known = np.ma.masked_invalid(values)
@@ -193,6 +193,6 @@ def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None)
         axes.axhline(reference, color="0.45", linewidth=0.8, linestyle="--")
     axes.set_xlabel("block", fontsize=TEXT_POINTS)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_xlim(0.5, len(values) + 0.5)
     if known.count() and known.min() >= 0:
         axes.set_ylim(0.0, HEADROOM * axes.get_ylim()[1])
