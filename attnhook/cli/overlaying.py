@@ -1,4 +1,20 @@
-"""`attnhook overlay`: a model's attention over photos, one PNG per image and one manifest."""
+"""Draw a model's attention over your photos.
+
+Writes one PNG per photo and a manifest.json. By default, the map is one softmax row of one
+block: where the model's readout looked, that is, what its classifier reads (usually the
+class token). Attention is not importance. Pixels that the model did not see (most models
+crop the centre) stay as they are.
+
+A photo that cannot be read is reported, the others are done, and the exit code is 1.
+
+Examples:
+  attnhook overlay cat.jpg
+  attnhook overlay photos/*.jpg --model hf:facebook/dinov2-small --out maps
+  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --block 8 --heads max --scale uniform
+  attnhook overlay cat.jpg --method rollout               attention followed through all blocks
+  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --method gradient_rollout --target 281    for one class
+  attnhook overlay cat.jpg --rows 18,12 --mode nearest    where the patch in row 18, column 12 looks
+"""
 
 import argparse
 import json
@@ -23,28 +39,10 @@ MANIFEST = "manifest.json"
 _FORMAT = "attnhook-overlay-1"
 _LOOK = ("scale", "colormap", "alpha", "style")
 
-_TEXT = """\
-Lay a model's attention over photos: one PNG per image and one manifest.json.
-
-By default the map is one softmax row of one block: where the model's readout (usually the
-class token) looked. It is not importance. Pixels that the model did not see (most models
-crop the centre) stay as they are.
-
-A photo that cannot be read is reported, the others are done, and the exit code is 1."""
-_EXAMPLES = """\
-examples:
-  attnhook overlay cat.jpg
-  attnhook overlay photos/*.jpg --model hf:facebook/dinov2-small --out maps
-  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --block 8 --heads max --scale uniform
-  attnhook overlay cat.jpg --method rollout               attention followed through all blocks
-  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --method gradient_rollout --target 281    what speaks for one class
-  attnhook overlay cat.jpg --rows 18,12 --mode nearest    what the patch in row 18, column 12 looks at"""
-
 
 def add(commands: Any) -> None:
     """Add the command."""
-    overlay = add_command(commands, "overlay", "attention over your photos", _TEXT, _EXAMPLES)
-    overlay.set_defaults(run=_overlay)
+    overlay = add_command(commands, "overlay", _overlay, __doc__)
     overlay.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     add_model(overlay)
     add_map_options(overlay)
@@ -52,7 +50,8 @@ def add(commands: Any) -> None:
         "--style",
         choices=[style.value for style in Style],
         default="heat",
-        help="heat (a film of colour), patches (bare), contours, or mask (the patches with 60%% of the mass) (default: %(default)s)",
+        help="heat (an interpolated heat map), patches (one colour per patch), contours, or mask (darkens all but the patches with 60%% of the "
+        "attention) (default: %(default)s)",
     )
     overlay.add_argument("--out", type=Path, default=Path("attention"), help="folder (default: %(default)s)")
 
