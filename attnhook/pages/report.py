@@ -16,7 +16,14 @@ def report_html(content: dict[str, Any]) -> str:
         "attnhook.pages",
         page="report.html",
         style="report.css",
-        scripts=("report_maps.js", "report_tables.js", "report_matrix.js", "report_zoom.js", "report.js"),
+        scripts=(
+            "map_canvas.js",
+            "report_maps.js",
+            "report_tables.js",
+            "report_matrix.js",
+            "report_zoom.js",
+            "report.js",
+        ),
         title=str(content["title"]),
         header=header,
     )

@@ -32,7 +32,7 @@ def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> 
         "attnhook.pages",
         page="viewer.html",
         style="viewer.css",
-        scripts=("reading.js", "drawing.js", "controls.js"),
+        scripts=("map_canvas.js", "reading.js", "drawing.js", "controls.js"),
         title=title,
         header=header,
         parts={"payloads": payloads},

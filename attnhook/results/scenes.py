@@ -73,8 +73,9 @@ def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longe
     payload = Payload()
     rollouts, no_rollout = _rollouts(maps)
     blocks = [
-        _pack_block(maps, block, payload, rolled, full=block.name in whole, fused=fused)
-        for block, rolled in zip(maps, rollouts, strict=True)
+        {"number": block.number or (at, len(maps))}
+        | _pack_block(maps, block, payload, rolled, full=block.name in whole, fused=fused)
+        for at, (block, rolled) in enumerate(zip(maps, rollouts, strict=True), 1)
     ]
     if not any("grid" in block for block in blocks):
         raise TokenLayoutError(

@@ -254,7 +254,7 @@ def test_every_control_changes_the_picture(viewer, scenes):
             seen.append(page.text("query-text"))
 
     page.slide("block", 0)
-    changed("block 0")
+    changed("block 1")
     page.slide("head", 2)
     changed("head 2")
     page.slide("alpha", 90)
@@ -282,8 +282,8 @@ def test_the_keyboard(viewer, scenes):
     page = viewer(one, matrices=None)
     press = page.page.keyboard.press
     for key, name, text in (
-        ("[", "block-text", "0 of 1"),
-        ("]", "block-text", "1 of 1"),
+        ("[", "block-text", "1 of 2"),
+        ("]", "block-text", "2 of 2"),
         (".", "head-text", "0 of 3"),
         (",", "head-text", "mean"),
         ("+", "alpha-text", "70 %"),
@@ -323,7 +323,7 @@ def test_what_the_file_does_not_hold_is_said(viewer, scenes):
     page = viewer(one)
     page.click(one, (1, 1))
     page.slide("block", 0)
-    assert "kept for block 1 only" in page.text("notice")
+    assert "only for block 2." in page.text("notice")
     header, _ = pack_scene(one, matrices=(), matrix_heads="auto", longest=1280)
     assert np.abs(page.pixels() - np.asarray(photo_of(header)).astype(int)).max() <= PIXEL_TOLERANCE
     page.page.keyboard.press("Escape")
