@@ -36,7 +36,7 @@ from attnhook.attribution.raw_maps import raw_attention
 from attnhook.demo import PHOTOS, read_photos
 from attnhook.imaging import read_image
 from attnhook.options import Rows, Scale, ScaleOption, Style
-from attnhook.pages.viewer import save_viewer
+from attnhook.pages.documents import save_viewer
 from attnhook.results.pictures import (
     blocks_figure,
     blocks_heads_figure,

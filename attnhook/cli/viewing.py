@@ -70,7 +70,7 @@ def _longest(text: str) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from attnhook.pages.viewer import packed_html, save_viewer
+    from attnhook.pages.documents import packed_html, save_viewer
     from attnhook.zoo.loading import load
 
     if not arguments.out.parent.is_dir():

@@ -39,7 +39,7 @@ _QUALITY = 85
 
 def save_report(comparison: Comparison, folder: Path, *, pictures: bool) -> Path:
     """Write everything, each file under a temporary name first; the manifest comes last."""
-    from attnhook.pages.report import report_html
+    from attnhook.pages.documents import report_html
 
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.looks import Look
+from attnhook.imaging.looks import Look, stretch_in_words
 from attnhook.imaging.overlays import Heatmap, blend
 from attnhook.imaging.panels import (
     BAR_INCHES,
@@ -22,7 +22,6 @@ from attnhook.imaging.panels import (
     make_panels,
     plain,
     show,
-    stretch_in_words,
     style_plot,
     wrapped,
 )

@@ -30,8 +30,8 @@ def heatmap(
     """Interpolate a map on the patch grid to the pixels of the photo.
 
     Args:
-        patch_map: A `PatchMap`; or a tensor or array with one value per patch, of shape (..., h, w). NaN marks patches that the model dropped
-            and does not spread beyond their own pixels.
+        patch_map: A `PatchMap`; or a tensor or array with one value per patch, of shape (..., h, w). NaN marks patches that the model dropped;
+            it does not spread beyond their own pixels.
         where: An `ImageGeometry`; or what turned the photo into pixels (a transform, a processor, any callable), together with `photo`.
         photo: If `where` is a preprocessing: the photo, or its (height, width).
         mode: "bilinear", "nearest" (for values that must not be mixed), or "bicubic" (smooth, but overshoots: attention can become negative).
@@ -42,9 +42,9 @@ def heatmap(
         The map at the photo's size, (..., H, W) float32, on the map's device. NaN where the model did not look.
 
     Raises:
-        GeometryError: If the map is not a map, holds infinities, or does not match the geometry; or if a tensor's grid cannot cover the input
-            exactly and nothing says what it covers.
-        ValueError: If `mode` is unknown, or if a `PatchMap`, which knows its area, comes with another.
+        GeometryError: If `patch_map` is not a map, contains infinity, or does not match the geometry; or if a tensor's grid cannot cover the
+            input exactly and there is no `patch_area`.
+        ValueError: If `mode` is unknown, or if a `PatchMap`, which knows its own area, comes with `patch_area`.
 
     Example:
         >>> from attnhook import ImageGeometry
@@ -80,7 +80,8 @@ def overlay(
 
     Raises:
         GeometryError: If map, photo and geometry do not match.
-        ValueError: If an option has an unknown value, or if a `PatchMap` comes with what it knows itself.
+        TypeError: If there is no such option.
+        ValueError: If an option has an unknown value, or if a `PatchMap` comes with `patch_area` or `uniform`, which it knows itself.
 
     Example:
         >>> from attnhook import ImageGeometry

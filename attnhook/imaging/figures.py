@@ -15,7 +15,7 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import Box
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import Look
+from attnhook.imaging.looks import Look, stretch_in_words
 from attnhook.imaging.overlays import Heatmap, blend, sized_like
 from attnhook.imaging.panels import (
     BAR_INCHES,
@@ -28,7 +28,6 @@ from attnhook.imaging.panels import (
     finish,
     make_panels,
     show,
-    stretch_in_words,
     wrapped,
 )
 

@@ -13,15 +13,12 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import Look
+from attnhook.imaging.looks import UNIFORM_TOP, Look
 from attnhook.imaging.palettes import LEVELS, palette
 from attnhook.options import Scale, ScaleOption, choose
 
 Heatmap: TypeAlias = "torch.Tensor | NDArray[Any]"
 """One value per pixel, of shape (height, width); leading dimensions of length 1 are dropped."""
-
-UNIFORM_TOP = 8.0
-"""The top of the colours under `scale="uniform"`, in multiples of the uniform attention 1/N."""
 
 ROBUST_PERCENTILES = (1.0, 99.0)
 """The percentiles between which `scale="robust"` spreads the colours."""

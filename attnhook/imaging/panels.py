@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnhook.imaging.geometry import Box
-from attnhook.imaging.looks import Look
-from attnhook.imaging.overlays import UNIFORM_TOP, Heatmap, value_ends, value_range
-from attnhook.options import Scale, Size, choose
+from attnhook.imaging.looks import UNIFORM_TOP, Look, stretch_in_words
+from attnhook.imaging.overlays import Heatmap, value_ends, value_range
+from attnhook.options import Scale, Size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,6 @@ _MARGIN_INCHES = 0.03
 _LAYOUTS = 10
 _BAR_FRACTION = 1.5  # room for the bar over its width: its aspect, not its room, then decides how wide it is
 _ROUNDING = 1e-6  # of a range: values beyond its end by less are no reason for an arrow
-_STRETCHES = {Scale.MINMAX: "min-max", Scale.ROBUST: "1st to 99th percentile"}
 _CHARACTERS = 120.0  # that an inch takes, times points: DejaVu Sans, mixed text
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one: seen on any photo, in any colours
 
@@ -179,16 +178,6 @@ def add_colorbar(
     if isinstance(bar.formatter, ScalarFormatter):
         bar.formatter.set_powerlimits((-3, 4))
         bar.formatter.set_useMathText(True)  # 10 to a power, not 1e-3
-
-
-def stretch_in_words(look: Look) -> str | None:
-    """Say how each map is stretched over the colours on its own; None if all maps share one range.
-
-    Example:
-        >>> stretch_in_words(Look(scale="robust")), stretch_in_words(Look(scale=(0, 1)))
-        ('1st to 99th percentile', None)
-    """
-    return _STRETCHES.get(choose(Scale, look.scale, "scale")) if isinstance(look.scale, str) else None
 
 
 def wrapped(text: str | None, width: float, points: float = TEXT_POINTS) -> list[str]:

@@ -37,20 +37,6 @@ class Quantised:
     codes: Codes
     maxima: NDArray[np.float32]
 
-    @property
-    def top(self) -> int:
-        """The top level, L."""
-        return int(np.iinfo(self.codes.dtype).max)
-
-    def values(self) -> NDArray[np.float64]:
-        """What the codes stand for: `(heads, queries, keys)` float64."""
-        roots = self.codes.astype(np.float64) / self.top
-        return self.maxima.astype(np.float64)[..., None] * roots**2
-
-    def bounds(self) -> NDArray[np.float64]:
-        """How far a true value may lie from `values()`: `(heads, queries, keys)` float64."""
-        return self.maxima.astype(np.float64)[..., None] * (self.codes.astype(np.float64) + 0.25) / self.top**2
-
 
 def quantise(rows: torch.Tensor, bits: int) -> Quantised:
     """Turn softmax rows into whole numbers.
@@ -59,9 +45,8 @@ def quantise(rows: torch.Tensor, bits: int) -> Quantised:
         rows: `(heads, queries, keys)`, none negative.
 
     Example:
-        >>> small = quantise(torch.tensor([[[0.0, 0.25, 1.0]]]), 8)
-        >>> small.codes.tolist(), small.values().round(3).tolist()
-        ([[[0, 128, 255]]], [[[0.0, 0.252, 1.0]]])
+        >>> quantise(torch.tensor([[[0.0, 0.25, 1.0]]]), 8).codes.tolist()
+        [[[0, 128, 255]]]
     """
     values = rows.detach().cpu().float().numpy()
     if not (np.isfinite(values).all() and (values >= 0).all()):
@@ -73,9 +58,7 @@ def quantise(rows: torch.Tensor, bits: int) -> Quantised:
     top = np.iinfo(kind).max
     safe = np.where(maxima > 0, maxima, np.float32(1))[..., None]
     codes = np.empty(values.shape, kind)
-    for head in range(
-        len(values)
-    ):  # a head at a time: the temporaries of a whole block would be several times its size
+    for head in range(len(values)):  # one at a time: the temporaries of a whole block would be several times its size
         codes[head] = np.rint(np.sqrt(values[head].astype(np.float64) / safe[head]) * top)
     return Quantised(codes, maxima)
 

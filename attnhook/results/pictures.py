@@ -24,9 +24,9 @@ from attnhook.capture.records import BlockAttention
 from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
+from attnhook.imaging.looks import scale_in_words, share_in_words
 from attnhook.imaging.overlays import common_range
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.imaging.wording import scale_in_words, share_in_words
 from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
 from attnhook.results.captions import reads_block
 from attnhook.results.results import AttentionResult

@@ -190,7 +190,7 @@ class AttentionResult:
         Returns:
             The HTML. It shows what patches look at only after `attend(..., rows="all")`.
         """
-        from attnhook.pages.viewer import save_viewer
+        from attnhook.pages.documents import save_viewer
         from attnhook.results.scenes import viewer_html
 
         page = viewer_html([self.scene(name)], model=self.settings.model, **options)

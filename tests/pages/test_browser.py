@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from attnhook.imaging.drawing import heatmap, overlay
-from attnhook.imaging.overlays import UNIFORM_TOP, value_range
+from attnhook.imaging.looks import UNIFORM_TOP
+from attnhook.imaging.overlays import value_range
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.pages.viewer import save_viewer
+from attnhook.pages.documents import save_viewer
 from attnhook.results.scenes import pack_scene, viewer_html
 from tests.pages.scenes import MODELS, PHOTO, photo_of, scene
 from tests.pages.test_pages import NASTY
