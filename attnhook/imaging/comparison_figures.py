@@ -28,7 +28,6 @@ from attnhook.imaging.panels import (
 from attnhook.options import Scale
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers; dashes and marks tell lines apart in grey print, too.
@@ -36,6 +35,7 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 _DASHES = ("-", "--", ":", "-.")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS_PER_ROW = 2
+_CURVES_INCHES = 3.2
 
 
 def photos_by_models(
@@ -48,8 +48,6 @@ def photos_by_models(
     caption: str | None = None,
     label: str = "attention",
     cell_width: float = 1.8,
-    dpi: int = 160,
-    ax: "Axes | None" = None,
     **look: Any,
 ) -> "Figure":
     """Draw one row per photo and one column per model; `uniform` holds 1/N of every map."""
@@ -75,8 +73,7 @@ def photos_by_models(
             and f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures.",
         ],
         extra=(0.0 if stretch else BAR_INCHES, TITLE_INCHES * max(map(len, titles)) + names),
-        ax=ax,
-        dpi=dpi,
+        dpi=160,
     )
     drawn: list[Heatmap] = []
     for row, photo in enumerate(photos):
@@ -102,9 +99,6 @@ def curves_figure(
     *,
     horizontal: str,
     caption: str | None = None,
-    cell_width: float = 3.2,
-    dpi: int = 200,
-    ax: "Axes | None" = None,
 ) -> "Figure":
     """Draw one panel per statistic and one line per model."""
     names = list(dict.fromkeys(model for lines in curves.values() for model in lines))
@@ -113,23 +107,22 @@ def curves_figure(
     columns = min(_PANELS_PER_ROW, len(curves))
     rows = -(-len(curves) // columns)
     legend_rows = -(-len(names) // columns)
-    size = (columns * cell_width, rows * (cell_width * 0.7 + TITLE_INCHES * 1.5))
+    size = (columns * _CURVES_INCHES, rows * (_CURVES_INCHES * 0.7 + TITLE_INCHES * 1.5))
     extra = (0.0, LINE_INCHES * (legend_rows + 1))
-    panels = make_panels((rows, columns), size, texts=[caption], extra=extra, ax=ax, dpi=dpi)
+    panels = make_panels((rows, columns), size, texts=[caption], extra=extra, dpi=200)
     for cell in panels.cells[len(curves) :]:
         cell.set_axis_off()
     for cell, (statistic, several) in zip(panels.cells, curves.items(), strict=False):
         for number, name in enumerate(names):
             if name in several:
                 _draw_curve(cell, *several[name], number, name)
-        style_plot(cell, statistic, cell_width)
+        style_plot(cell, statistic, _CURVES_INCHES)
         cell.set_xlabel(horizontal, fontsize=TEXT_POINTS)
         cell.set_xlim(0, 1.02)
         cell.set_ylim(0, HEADROOM * cell.get_ylim()[1])
     handles = {handle.get_label(): handle for cell in panels.cells[: len(curves)] for handle in cell.get_lines()}
-    place = "outside upper left" if ax is None else "best"
-    holder = panels.figure if ax is None else panels.cells[0]
-    holder.legend(handles.values(), handles.keys(), loc=place, ncols=columns, fontsize=TEXT_POINTS, frameon=False)
+    look: dict[str, Any] = {"ncols": columns, "fontsize": TEXT_POINTS, "frameon": False}
+    panels.figure.legend(handles.values(), handles.keys(), loc="outside upper left", **look)
     return finish(panels)
 
 

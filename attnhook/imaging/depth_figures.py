@@ -1,4 +1,4 @@
-"""Figures over the depth of a model: every head of every block in one picture, and statistics block by block."""
+"""Figures over the depth of a model: all heads of all blocks in one picture, and statistics block by block."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ from attnhook.imaging.panels import (
     style_plot,
     wrapped,
 )
-from attnhook.options import Scale
+from attnhook.options import Scale, Size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +48,6 @@ def map_grid(
     row_labels: Sequence[str],
     column_labels: Sequence[str],
     image: "ImageSource | None" = None,
-    row_name: str = "block",
-    column_name: str = "head",
     caption: str | None = None,
     label: str = "attention",
     cell_width: float = 0.6,
@@ -92,7 +90,7 @@ def map_grid(
         show(panels.cells[0], photo, "photo, as seen")
         panels.cells[0].set_anchor("N")
     axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
-    _label_cells(axes, (row_labels, column_labels), (row_name, column_name), step, (height, width))
+    _label_cells(axes, row_labels, column_labels, step, (height, width))
     if high > low:
         shown = colors if colors.has_scale(Scale.UNIFORM) else replace(colors, scale=(low, high))
         add_colorbar(panels, [values], shown, label, axes=[axes], width=across)
@@ -101,10 +99,8 @@ def map_grid(
     return finish(panels)
 
 
-def _mosaic(
-    values: NDArray[np.float32], colormap: Any, bounds: tuple[float, float]
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Lay out all maps on white, patches as whole pixels; the step from one map to the next, (down, across)."""
+def _mosaic(values: NDArray[np.float32], colormap: Any, bounds: tuple[float, float]) -> tuple[Image.Image, Size]:
+    """Arrange all maps on white; also returns the step from one map to the next, (down, across), in pixels."""
     rows, columns, height, width = values.shape
     zoom = max(1, -(-40 // max(height, width)))
     gap = max(1, round(_GAP * max(height, width) * zoom))
@@ -120,23 +116,23 @@ def _mosaic(
 
 def _label_cells(
     axes: Any,
-    labels: tuple[Sequence[str], Sequence[str]],
-    names: tuple[str, str],
-    step: tuple[int, int],
-    cell: tuple[int, int],
+    blocks: Sequence[str],
+    heads: Sequence[str],
+    step: Size,
+    cell: Size,
 ) -> None:
     down, across = step
     zoom = down // cell[0]
-    row_at = [number * down + cell[0] * zoom / 2 for number in range(len(labels[0]))]
-    column_at = [number * across + cell[1] * zoom / 2 for number in range(len(labels[1]))]
-    axes.set_yticks(row_at, [plain(label) for label in labels[0]], fontsize=TEXT_POINTS)
-    axes.set_xticks(column_at, [plain(label) for label in labels[1]], fontsize=TEXT_POINTS)
-    if max(map(len, labels[1])) > 6:
+    row_at = [number * down + cell[0] * zoom / 2 for number in range(len(blocks))]
+    column_at = [number * across + cell[1] * zoom / 2 for number in range(len(heads))]
+    axes.set_yticks(row_at, list(map(plain, blocks)), fontsize=TEXT_POINTS)
+    axes.set_xticks(column_at, list(map(plain, heads)), fontsize=TEXT_POINTS)
+    if max(map(len, heads)) > 6:
         axes.tick_params(axis="x", rotation=60)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_ylabel(plain(names[0]), fontsize=TITLE_POINTS)
-    axes.set_xlabel(plain(names[1]), fontsize=TITLE_POINTS)
+    axes.set_ylabel("block", fontsize=TITLE_POINTS)
+    axes.set_xlabel("head", fontsize=TITLE_POINTS)
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
 
@@ -150,7 +146,7 @@ def depth_figure(
     dpi: int = 200,
     ax: "Axes | None" = None,
 ) -> "Figure":
-    """Draw statistics over depth: one panel each, a dot for every head, a line through their means.
+    """Draw statistics over depth, one panel each, with a dot for every head and a line through their means.
 
     Example:
         >>> figure = depth_figure({"entropy (nats)": torch.rand(12, 6), "mass on special tokens": torch.rand(12)})

@@ -1,7 +1,7 @@
-"""Figures for papers and reports: overlays with titles, a caption, and colours that say what they mean.
+"""Figures for papers and reports: overlays with titles, a caption, and a colour bar.
 
-Each returns a `matplotlib.figure.Figure` of its own, or draws inside the axes given as `ax`. A colour bar is drawn where one range holds for all
-maps; where each map is stretched on its own, the figure says so instead.
+Each function returns a `matplotlib.figure.Figure` of its own, or draws inside the axes given as `ax`. There is a colour bar if one range holds
+for all maps; if each map is stretched on its own, the figure says so instead.
 """
 
 import math
@@ -22,6 +22,7 @@ from attnhook.imaging.panels import (
     LOWEST_BAR_INCHES,
     TITLE_INCHES,
     TITLE_POINTS,
+    Panels,
     add_colorbar,
     add_range,
     cell_size,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_Panel: TypeAlias = tuple[Image.Image, str, Box | None]  # a picture, its title, and a box to mark in it
 Heatmaps: TypeAlias = "Heatmap | Sequence[Heatmap]"
 """Several heat maps of one photo: (maps, height, width), or a sequence of (height, width)."""
 
@@ -92,7 +94,7 @@ def triptych(
     ax: "Axes | None" = None,
     **look: Any,
 ) -> "Figure":
-    """Draw the photo, the map in pure colours, and the overlay, with a colour bar that is true of the map."""
+    """Draw the photo, the map in pure colours, and the overlay, with a colour bar for the map."""
     colors = Look.of(look, triptych)
     if len(titles) != 3:
         raise GeometryError(f"cannot draw photo, map and overlay: expected three titles, got {len(titles)}.")
@@ -100,12 +102,9 @@ def triptych(
     unseen = np.isnan(sized_like(photo, heatmap))[..., None]
     opaque = np.asarray(blend(photo, heatmap, replace(colors, alpha=1.0)))
     pure = Image.fromarray(np.where(unseen, np.array(_UNSEEN, np.uint8), opaque))
-    wide, tall = cell_size((photo.height, photo.width), cell_width)
-    size = (3 * wide, max(tall, LOWEST_BAR_INCHES) + TITLE_INCHES)
-    panels = make_panels((1, 3), size, texts=[caption], extra=(BAR_INCHES, 0.0), ax=ax, dpi=dpi)
-    pictures = (photo, pure, blend(photo, heatmap, colors))
-    for cell, picture, title in zip(panels.cells, pictures, titles, strict=True):
-        show(cell, picture, title, mark=mark)
+    pictures = zip((photo, pure, blend(photo, heatmap, colors)), titles, [mark] * 3, strict=True)
+    cell = cell_size((photo.height, photo.width), cell_width)
+    panels = _draw_panels(list(pictures), 3, cell, texts=[caption], bar=True, ax=ax, dpi=dpi)
     add_range(panels, heatmap, colors, label)
     return finish(panels)
 
@@ -127,8 +126,8 @@ def sheet(
 ) -> "Figure":
     """Draw the photo and its overlays side by side: the heads of a block, the blocks of a model, several models, methods or queries.
 
-    With scale="minmax" or "robust" each map is stretched on its own, and the figure says so. To stretch all of them together, pass the
-    range that `common_range(heatmaps)` of `attnhook.imaging.overlays` gives. Any common range, like scale="uniform", comes with a colour bar.
+    With scale="minmax" or "robust" each map is stretched on its own, and the figure says so. To stretch all of them together, pass
+    `scale=common_range(heatmaps)`. A common range, also that of scale="uniform", comes with a colour bar.
     """
     colors = Look.of(look, sheet)
     photo = read_image(image)
@@ -140,33 +139,46 @@ def sheet(
             f"{len(maps)} maps ({len(boxes)} marks). Pass heatmaps of shape (maps, height, width)."
         )
     cell = cell_size((photo.height, photo.width), cell_width)
-    pictures: list[tuple[Image.Image, str, Box | None]] = [] if photo_title is None else [(photo, photo_title, None)]
+    pictures: list[_Panel] = [] if photo_title is None else [(photo, photo_title, None)]
     for one, title, box in zip(maps, titles, boxes, strict=True):
         pictures.append((blend(photo, one, colors), "\n".join(wrapped(title, cell[0], TITLE_POINTS)), box))
     wide = _columns(len(pictures), cell[1] / cell[0]) if columns is None else columns
     if wide < 1:
         raise ValueError(f"cannot draw the sheet: expected at least one column, got columns={columns}.")
-    wide = min(wide, len(pictures))
-    tall = -(-len(pictures) // wide)
-
     stretch = stretch_in_words(colors)
     texts = [caption, stretch and f"Colours: {stretch} per image, not comparable between images."]
-    heads = [len(title.splitlines()) for _, title, _ in pictures]
-    title_lines = sum(max(heads[first : first + wide]) for first in range(0, len(heads), wide))
-    size = (wide * cell[0], max(tall * cell[1], LOWEST_BAR_INCHES) + TITLE_INCHES * title_lines)
-    extra = (0.0 if stretch else BAR_INCHES, 0.0)
-    panels = make_panels((tall, wide), size, texts=texts, extra=extra, ax=ax, dpi=dpi)
-    for axes in panels.cells[len(pictures) :]:
-        axes.set_axis_off()
-    for axes, (picture, title, box) in zip(panels.cells, pictures, strict=False):
-        show(axes, picture, title, mark=box)
+    panels = _draw_panels(pictures, min(wide, len(pictures)), cell, texts=texts, bar=not stretch, ax=ax, dpi=dpi)
     if not stretch:
         add_colorbar(panels, maps, colors, label)
     return finish(panels)
 
 
+def _draw_panels(
+    pictures: Sequence[_Panel],
+    columns: int,
+    cell: tuple[float, float],
+    *,
+    texts: Sequence[str | None],
+    bar: bool,
+    ax: "Axes | None",
+    dpi: int,
+) -> Panels:
+    """Draw pictures in rows, with room for a colour bar."""
+    rows = -(-len(pictures) // columns)
+    heads = [len(title.splitlines()) for _, title, _ in pictures]
+    title_lines = sum(max(heads[first : first + columns]) for first in range(0, len(heads), columns))
+    size = (columns * cell[0], max(rows * cell[1], LOWEST_BAR_INCHES) + TITLE_INCHES * title_lines)
+    extra = (BAR_INCHES if bar else 0.0, 0.0)
+    panels = make_panels((rows, columns), size, texts=texts, extra=extra, ax=ax, dpi=dpi)
+    for axes in panels.cells[len(pictures) :]:
+        axes.set_axis_off()
+    for axes, (picture, title, box) in zip(panels.cells, pictures, strict=False):
+        show(axes, picture, title, mark=box)
+    return panels
+
+
 def _columns(pictures: int, aspect: float) -> int:
-    """Choose the columns that leave few cells empty and the sheet neither a tower nor a ribbon."""
+    """Choose the number of columns that leaves few cells empty and makes the sheet neither too tall nor too wide."""
 
     def cost(columns: int) -> float:
         rows = -(-pictures // columns)

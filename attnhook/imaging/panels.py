@@ -1,4 +1,4 @@
-"""The parts that figures are put together from: panels on a new figure or inside given axes, pictures, marks, colour bars, captions.
+"""The parts of figures: panels on a new figure or inside given axes, pictures, marks, colour bars, captions.
 
 Plain `matplotlib.figure.Figure` objects with their own canvas: no pyplot, no global state, nothing shown or saved.
 """
@@ -24,25 +24,25 @@ LINE_INCHES = 0.17
 TITLE_POINTS, TEXT_POINTS = 9, 8
 _BAR_WIDTH_INCHES = 0.12
 LOWEST_BAR_INCHES = 1.0
-HEADROOM = 1.06  # times the highest value, where an axis begins at 0: whole markers lie below its top
+HEADROOM = 1.06  # times the highest value, for an axis that begins at 0, so that no marker is cut off
 _LOWEST_CELL_INCHES, _HIGHEST_CELL_INCHES = 0.7, 4.0
-_WIDEST_CELL = 3.0  # times the width asked for, where a photo is a ribbon
+_WIDEST_CELL = 3.0  # times the requested width, for a panorama
 _MARGIN_INCHES = 0.03
 _LAYOUTS = 10
-_BAR_FRACTION = 1.5  # room for the bar over its width: its aspect, not its room, then decides how wide it is
-_ROUNDING = 1e-6  # of a range: values beyond its end by less are no reason for an arrow
-_CHARACTERS = 120.0  # that an inch takes, times points: DejaVu Sans, mixed text
+_BAR_FRACTION = 1.5  # room for the bar, relative to its width: so its aspect decides how wide it is, not its room
+_ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
+_CHARACTERS = 120.0  # per inch, times points: DejaVu Sans, mixed text
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one: seen on any photo, in any colours
 
 
 @dataclass(frozen=True)
 class Panels:
-    """Where the parts of a figure go.
+    """The panels of a figure.
 
     Attributes:
         figure: The figure, or the sub-figure that holds the axes given.
         cells: The panels, row by row.
-        host: The axes given, whose place the panels take; None on a new figure.
+        host: The axes given, in whose place the panels are; None on a new figure.
         size: Width and height of all panels together, in inches.
         lines: The caption, to which lines may be added until `finish` writes it.
     """
@@ -55,7 +55,7 @@ class Panels:
 
 
 def cell_size(photo: Size, width: float) -> tuple[float, float]:
-    """Choose the size of a panel that shows a photo: ribbons get wider, towers are shown no higher than a page can take.
+    """Choose the size of a panel that shows a photo, in inches: wide panoramas get more width, tall photos no more height than a page has.
 
     Example:
         >>> cell_size((300, 450), 1.8), cell_size((100, 1000), 1.8)
@@ -72,7 +72,7 @@ def make_panels(
     *,
     texts: Sequence[str | None],
     extra: tuple[float, float] = (0.0, 0.0),
-    ax: Any | None,
+    ax: Any | None = None,
     dpi: int,
 ) -> Panels:
     """Make panels on a new figure with room for the texts below and for `extra` inches, or inside axes."""
@@ -107,7 +107,7 @@ def _caption_lines(texts: Sequence[str | None], width: float) -> list[str]:
 
 
 def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None = None) -> None:
-    """Put a picture into a panel."""
+    """Show a picture in a panel."""
     axes.imshow(picture, interpolation="antialiased")
     axes.set_axis_off()
     if title:
@@ -199,7 +199,7 @@ def _parted(name: str, columns: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading a formula into a text."""
+    """Keep matplotlib from reading a formula in a text."""
     return text.replace("$", r"\$")
 
 
@@ -229,9 +229,9 @@ def finish(panels: Panels) -> "Figure":
 
 
 def _settle(figure: "Figure") -> None:
-    """Lay out until nothing moves and nothing is cut off.
+    """Repeat the layout until nothing moves and nothing is cut off.
 
-    Constrained layout goes two steps at a time, too few around pictures of a fixed aspect, and leaves a text that has no room beyond the edge.
+    Constrained layout takes two steps at a time, too few around pictures of a fixed aspect, and leaves a text without room beyond the edge.
     """
     engine: Any = figure.get_layout_engine()
     renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # Agg's

@@ -290,11 +290,10 @@ def attend(
     smooth = choose(Interpolation, mode, "mode")
     with torch.inference_mode(mode=False):  # parameters created in it have no gradients
         vision = as_vision_model(model, preprocess)
-    module, labels = vision.model, vision.labels
     name = vision.name if vision.assumed is None else f"{vision.name} (photos prepared as {vision.assumed})"
     needs = NEEDS[method]
     capture = AttentionCapture(
-        module,
+        vision.model,
         blocks=blocks,
         rows=_rows_for(method, rows),
         gradients=needs.gradients,
@@ -305,20 +304,21 @@ def attend(
     for image in each_image(images):
         photo = read_image(image)
         prepared = vision.prepare(photo)
-        inputs, geometry = prepared.inputs, prepared.geometry
         followed = None
         if needs.gradients:
-            index = run_towards(capture, module, inputs, target, labels, model_kwargs=model_kwargs)
-            followed = index if labels is None else labels[index]
+            index = run_towards(
+                capture, vision.model, prepared.inputs, target, vision.labels, model_kwargs=model_kwargs
+            )
+            followed = index if vision.labels is None else vision.labels[index]
         else:
             # Not inference mode: tensors that a model caches could not be used in training afterwards.
             with torch.no_grad(), capture:
-                run_vision(module, inputs, model_kwargs)
+                run_vision(vision.model, prepared.inputs, model_kwargs)
         maps = capture.maps
         settings = ResultSettings(name, method, maps[-1].name, heads, rows_in_words(maps), followed, options)
         patch_map = _mapped(maps, settings)
-        patch_map.area_on(geometry)  # a mismatch is reported now, not when something is drawn
-        results.append(AttentionResult(photo, patch_map, geometry, maps, settings, smooth))
+        patch_map.area_on(prepared.geometry)  # a mismatch is reported now, not when something is drawn
+        results.append(AttentionResult(photo, patch_map, prepared.geometry, maps, settings, smooth))
     return results
 
 
