@@ -102,12 +102,12 @@ def blocks_figure(
         The figure.
     """
     shown = _same_grid(result)
-    maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for block in shown]
+    maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
     titles = [
-        block_in_words(block).partition(" (")[0] + (f", {_outside(one)}" if one.adds_up else "")
-        for block, one in zip(shown, maps, strict=True)
+        f"block {number} of {count}" + (f", {_outside(one)}" if one.adds_up else "")
+        for ((number, count), _), one in zip(shown, maps, strict=True)
     ]
-    fused = heads_in_words(heads, shown[-1].shape[1])
+    fused = heads_in_words(heads, shown[-1][1].shape[1])
     caption = f"{_start(result)}, raw attention of each block, {fused}{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'}"
     return _compared(
         result, _pixels(result, maps), titles, caption=caption, scale=scale, uniform=maps[-1].uniform, options=options
@@ -129,7 +129,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
         TokenLayoutError: If the blocks differ in their numbers of heads.
     """
     shown = _same_grid(result)
-    maps = [raw_attention(result.maps, block=block.name, heads=None)[0] for block in shown]
+    maps = [raw_attention(result.maps, block=block.name, heads=None)[0] for _, block in shown]
     counts = {len(one) for one in maps}
     if len(counts) != 1:
         raise TokenLayoutError(
@@ -142,7 +142,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
         f"{share_in_words(float(outside.min()))} to {share_in_words(float(outside.max()))} of it outside the patches. "
         f"{scale_in_words(scale, _ALL)}",
         "image": _seen(result),
-        "row_labels": [str(block.number[0] if block.number else at) for at, block in enumerate(shown, 1)],
+        "row_labels": [str(number) for (number, _), _ in shown],
         "column_labels": [str(head) for head in range(counts.pop())],
     }
     return map_grid(
@@ -342,16 +342,16 @@ def _start(result: AttentionResult) -> str:
     return f"{result.settings.model}, {row_in_words(result.maps)}"
 
 
-def _same_grid(result: AttentionResult) -> list[BlockAttention]:
-    """The blocks whose keys are on the result's grid and that have the readout's row."""
+def _same_grid(result: AttentionResult) -> list[tuple[tuple[int, int], BlockAttention]]:
+    """The blocks whose keys are on the result's grid and that have the readout's row, each with its number and how many there are."""
     grid = result.patch_map.grid
     found = []
-    for block in result.maps:
+    for at, block in enumerate(result.maps, 1):
         layout = block.token_layout
         if isinstance(layout, TokenLayout) and layout.frames == 1 and layout.grid == grid:
             with suppress(AttnhookError):
                 raw_attention(result.maps, block=block.name)
-                found.append(block)
+                found.append((block.number or (at, len(result.maps)), block))
     if not found:
         raise TokenLayoutError(f"no block has its keys on the map's grid: expected {grid}. Capture blocks that do.")
     return found

@@ -393,8 +393,8 @@ def test_the_file_says_its_size_and_what_it_holds(viewer, scenes, tmp_path):
     assert f"{round(size / 1000)} KB in all" in said
     assert "cat.jpg, 160 \u00d7 96 pixels, as JPEG" in said
     assert "6 \u00d7 6 patches, class token, register 1, register 2, register 3, register 4" in said
-    assert "class token of blocks 0 to 1, every head, 16 bits" in said
-    assert "blocks 1, every head, 8 bits" in said
+    assert "class token of blocks 1 to 2, every head, 16 bits" in said
+    assert "blocks 2, every head, 8 bits" in said
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
