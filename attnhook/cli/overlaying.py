@@ -80,7 +80,7 @@ def _overlay(arguments: argparse.Namespace) -> int:
 
 
 def _check_map_options(arguments: argparse.Namespace) -> None:
-    """Say what is wrong with the options before a model is loaded."""
+    """Check the options before a model is loaded."""
     import torch
     from PIL import Image
 
@@ -94,11 +94,11 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder whose manifest says that something else is in it."""
+    """Refuse a folder whose manifest is of something else."""
     found = format_of(folder)
     if found not in (None, _FORMAT):
         raise ValueError(
-            f"{folder} is of something else: expected an empty folder, or one of overlays, got a manifest of format {found!r}. Choose another "
+            f"{folder} holds something else: expected an empty folder, or one with overlays, got a manifest of format {found!r}. Choose another "
             "folder with --out."
         )
 
@@ -163,7 +163,7 @@ def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[
 
 
 def _targets(images: Iterable[Path], out: Path) -> list[Path]:
-    """One path per image: no two alike, not even where case does not count, and none of them an input."""
+    """One path per image, different even on file systems that ignore case, and never an input."""
     sources = list(images)
     taken = {str(source.expanduser().resolve()).casefold() for source in sources}
     targets = []

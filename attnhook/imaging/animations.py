@@ -41,7 +41,7 @@ def overlay_video(
         The path.
 
     Raises:
-        GeometryError: If there are no frames, or they are of several sizes.
+        GeometryError: If there are no frames, or they differ in size.
         ValueError: If the suffix or `fps` is not supported.
 
     Example:

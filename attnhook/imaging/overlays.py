@@ -1,4 +1,4 @@
-"""Colours for heat maps, and heat maps over photos. Returns pictures; shows, saves and resizes nothing.
+"""Colours for heat maps, and heat maps over photos. The functions return pictures; they show, save and resize nothing.
 
 `alpha` is always the heat map's opacity. Where the heat map is NaN (the model did not look there) the photo stays untouched, bit for bit.
 """
@@ -24,7 +24,7 @@ ROBUST_PERCENTILES = (1.0, 99.0)
 """The percentiles between which `scale="robust"` spreads the colours."""
 
 _FLAT = 1e-6  # a relative range below this is float32 rounding, not structure
-_NO_GRID = 100  # rows and columns: more than patch grids have
+_NO_GRID = 100  # rows and columns; patch grids have fewer
 _BAND = 2**16  # pixels that are painted at a time: few enough to stay in a CPU's second-level cache
 
 
@@ -200,14 +200,14 @@ def _remedy(shape: tuple[int, ...], size: tuple[int, int]) -> str:
     if shape == size[::-1]:
         return (
             "Height and width look swapped: make the geometry from (photo.height, photo.width); photo.size is (width, height), and a photo "
-            "whose EXIF data turn it has its size after ImageOps.exif_transpose(photo)."
+            "that its EXIF data rotate has the size of ImageOps.exif_transpose(photo)."
         )
     if min(shape) >= _NO_GRID:
         return (
             f"The geometry was made for a photo of {shape[0]} x {shape[1]} (height x width): make it from this photo's "
             "(photo.height, photo.width)."
         )
-    return "Of a patch map pass what turned the photo into pixels, too: overlay(photo, patch_map, transform)."
+    return "For a patch map, also pass what turned the photo into pixels: overlay(photo, patch_map, transform)."
 
 
 def _is_flat(low: float, high: float) -> bool:
@@ -222,7 +222,7 @@ def _levels(values: NDArray[np.float32], bounds: tuple[float, float]) -> NDArray
     levels = np.subtract(values, low, dtype=np.float32)
     levels /= np.float32(high - low)
     levels *= np.float32(LEVELS - 1)
-    # To the nearest colour; under "uniform" a flat map then lies well inside one colour's share.
+    # To the nearest colour; under "uniform" a flat map is then far from the border between two colours.
     levels += np.float32(0.5)
     np.fmax(levels, 0, out=levels)  # also turns NaN into 0
     np.fmin(levels, LEVELS - 1, out=levels)
@@ -248,10 +248,8 @@ def _values(heatmap: Heatmap) -> NDArray[np.float32]:
 def _plane(heatmap: Heatmap) -> NDArray[np.float32]:
     values = _values(heatmap)
     shape = values.shape
-    while values.ndim > 2 and values.shape[0] == 1:
-        values = values[0]
-    if values.ndim != 2 or values.size == 0:
+    if values.ndim < 2 or values.size == 0 or any(length != 1 for length in shape[:-2]):
         raise GeometryError(
             f"not a heat map: expected shape (height, width), got {shape}. Pass one map at a time, such as heatmaps[0]."
         )
-    return values
+    return values.reshape(shape[-2:])

@@ -32,7 +32,7 @@ _LAYOUTS = 10
 _BAR_FRACTION = 1.5  # room for the bar, relative to its width: so its aspect decides how wide it is, not its room
 _ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
 _CHARACTERS = 120.0  # per inch, times points: DejaVu Sans, mixed text
-_MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one: seen on any photo, in any colours
+_MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is visible on any photo
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class PatchMap:
     """One value per patch, with the place and the meaning of the values. Every method returns one.
 
     `len`, indexing and slicing work on the first axis: for values `(batch, h, w)`, `patch_map[0]` is the map `(h, w)` of the first image, and
-    `patch_map[0].overlay(...)` draws it. NumPy and matplotlib take a patch map for an array.
+    `patch_map[0].overlay(...)` draws it. NumPy and matplotlib accept a patch map as an array.
 
     Attributes:
         values: `(batch, h, w)` or `(batch, heads, h, w)`; for one image `(h, w)` or `(heads, h, w)`. float32, unnormalised; NaN marks patches
@@ -206,14 +206,14 @@ class PatchMap:
         """Return the part of the input that the grid covers, after checking that the map and the geometry match.
 
         Args:
-            geometry: Where the input lies in the photo.
+            geometry: The place of the input in the photo.
 
         Returns:
             Height and width in input pixels, from the top left.
 
         Raises:
-            GeometryError: If the model's input had another size than the geometry's, or if it is unknown which part of the input the grid covers
-                and it cannot be all of it.
+            GeometryError: If the model's input and the geometry differ in size, or if it is unknown which part of the input the grid covers and
+                it cannot be all of it.
         """
         if self.input_size is not None and tuple(self.input_size) != tuple(geometry.input_size):
             raise GeometryError(
@@ -237,7 +237,7 @@ class PatchMap:
             where: The `ImageGeometry`.
 
         Returns:
-            Horizontal borders `(h + 1,)` and vertical borders `(w + 1,)`, in photo pixels counted from pixel edges; some may lie outside the
+            Horizontal borders `(h + 1,)` and vertical borders `(w + 1,)`, in photo pixels counted from pixel edges; some may be outside the
             photo.
         """
         geometry = locate(where)
@@ -257,7 +257,7 @@ class PatchMap:
             Top, left, bottom, right, in photo pixels counted from pixel edges, clipped to the photo.
 
         Raises:
-            GeometryError: If there is no such patch, or it lies entirely outside the photo.
+            GeometryError: If there is no such patch, or it is entirely outside the photo.
         """
         geometry, grid, (row, column) = locate(where), self.grid, patch
         if not (-grid[0] <= row < grid[0] and -grid[1] <= column < grid[1]):

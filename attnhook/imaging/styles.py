@@ -19,8 +19,8 @@ from attnhook.options import Interpolation, Style
 
 _SUPERSAMPLING = 2
 _LINES_PER_EDGE = 300  # a line is as wide as the photo's shorter edge over this
-_CASING = (0, 0, 0)  # a dark line under a light one is seen on any photo
-_SUMMING = 1e-12  # a share that sums to within this of what was asked for has reached it
+_CASING = (0, 0, 0)  # a dark line under a light one is visible on any photo
+_SUMMING = 1e-12  # relative rounding of a sum of shares
 _GRID_COLOR, _GRID_OPACITY = (255, 255, 255), 0.35
 _OUTLINE_COLOR = (255, 176, 0)
 _LEVELS = 4  # contour lines
@@ -92,7 +92,7 @@ def draw_mask(photo: Image.Image, inside: Heatmap, alpha: float) -> Image.Image:
 
 
 def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
-    """Choose the fewest patches that hold a share of a map's mass, as the pictures of DINO do (Caron et al., 2021, arXiv 2104.14294).
+    """Choose the fewest patches that hold a share of a map's mass, as DINO's figures do (Caron et al., 2021, arXiv 2104.14294).
 
     Example:
         >>> mass_mask(torch.tensor([[0.5, 0.2], [0.2, 0.1]])).tolist()
@@ -122,7 +122,7 @@ def _contours(values: NDArray[np.float32], level: float) -> list[Line]:
 
 
 def _where_seen(drawn: Image.Image, photo: Image.Image, values: NDArray[np.float32]) -> Image.Image:
-    """What was drawn, and the photo where the model did not look: lines are as wide as they are, and the crop's edge cuts them."""
+    """What was drawn, but the photo where the model did not look: the edge of the crop cuts the lines."""
     return Image.composite(drawn, photo, Image.fromarray((~np.isnan(values)).astype(np.uint8) * np.uint8(255)))
 
 

@@ -1,8 +1,8 @@
-"""Rows of attention in few bytes: quantised square roots, deflated, written in 85 letters that HTML leaves alone.
+"""Rows of attention in few bytes: quantised square roots, deflated, written in 85 letters without a meaning in HTML.
 
-Attention is heavy-tailed: one sink may hold nine tenths of a row. On a linear scale of 8 bits everything else of that row would be 0 to 3;
+Attention is heavy-tailed: one sink may draw nine tenths of a row. On a linear scale of 8 bits, everything else in that row would be 0 to 3;
 square roots spend the levels where the values are. With m the row's largest value, L the top level and c the code, a value is read as
-m (c / L)^2 and lies within m (c + 1/4) / L^2 of it.
+m (c / L)^2, and the true value is within m (c + 1/4) / L^2 of it.
 """
 
 import base64
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 ROW_BITS, MATRIX_BITS = 16, 8
 Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
-# Python's letters of base 85, with those that mean something to HTML replaced by ones that do not occur in it.
+# Python's letters of base 85, with those that have a meaning in HTML replaced by three that base 85 does not use.
 _UNSAFE, _SAFE = b"<>&", b",.:"
 LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%:()*+-;,=.?@^_`{|}~"
 """The 85 letters, in the order of their digits."""
@@ -51,7 +51,7 @@ def quantise(rows: torch.Tensor, bits: int) -> Quantised:
     values = rows.detach().cpu().float().numpy()
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise ValueError(
-            "cannot quantise attention: expected finite values of at least 0, got others. These are no softmax rows."
+            "cannot quantise attention: expected finite values of at least 0, got others. These are not softmax rows."
         )
     maxima = values.max(axis=-1)
     kind = np.uint8 if bits == 8 else np.uint16
@@ -64,7 +64,7 @@ def quantise(rows: torch.Tensor, bits: int) -> Quantised:
 
 
 class Payload:
-    """Bytes of one photo, and where in them each array begins."""
+    """The bytes of one photo; `add` says where in them each array begins."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
