@@ -46,6 +46,7 @@ def overlay_video(
 
     Example:
         >>> import tempfile, torch
+        >>> from PIL import Image
         >>> frames = [Image.new("RGB", (64, 48))] * 3
         >>> overlay_video(frames, torch.rand(3, 48, 64), Path(tempfile.mkdtemp()) / "cat.gif").name
         'cat.gif'
