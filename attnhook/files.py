@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and where those go that are made once."""
+"""Files that are written whole or not at all, and the cache folder."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where attnhook keeps what it has converted.
+    """The folder for converted weights and measurements.
 
     Example:
         >>> import os
@@ -31,14 +31,14 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path, *, mark: str = "", durable: bool = False) -> Iterator[Path]:
-    """Write to a temporary name, which takes the file's place once all is written.
+    """Write to a temporary file, which replaces the real one when it is complete.
 
     Example:
         >>> with replacing(Path("numbers.txt")) as temporary:  # doctest: +SKIP
         ...     temporary.write_text("1 2 3")
     """
     temporary = path.with_name(f"{path.name}{mark}.partial")
-    temporary.unlink(missing_ok=True)  # a link that somebody left there would be followed
+    temporary.unlink(missing_ok=True)  # writing would follow a link that was left there
     try:
         yield temporary
         if durable:
@@ -51,7 +51,7 @@ def replacing(path: Path, *, mark: str = "", durable: bool = False) -> Iterator[
 
 
 def format_of(folder: Path) -> str | None:
-    """What the `manifest.json` of a folder says that the folder holds."""
+    """The format that a folder's `manifest.json` names; None without one, empty if it cannot be read."""
     path = folder / "manifest.json"
     if not path.is_file():
         return None
@@ -62,7 +62,7 @@ def format_of(folder: Path) -> str | None:
 
 
 def _flush(path: Path, flags: int) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk; systems that cannot open a folder keep its names themselves."""
+    """Wait until a file's bytes, or a folder's names, are on the disk. Windows cannot open a folder, and does not need to."""
     try:
         opened = os.open(path, flags)
     except PermissionError:

@@ -1,50 +1,28 @@
-"""The public names and the modules that hold them, each imported when its name is first used."""
+"""Public names that are imported when they are first used. The stub `__init__.pyi`, made for type checkers, also tells Python where they are."""
 
-HOMES = {
-    "attnhook.capture.anatomy": ("ModelAnatomy", "Readout"),
-    "attnhook.capture.registry": ("register_adapter",),
-    "attnhook.capture.sites": ("AttentionSite",),
-    "attnhook.capture.traceable": ("TraceableCapture",),
-    "attnhook.capture.windows": ("WindowLayout",),
-    "attnhook.capture.packing": ("PackedLayout",),
-    "attnhook.capture.layout": ("TokenLayout",),
-    "attnhook.capture.records": ("AttentionMaps", "BlockAttention"),
-    "attnhook.capture.session": ("AttentionCapture",),
-    "attnhook.imaging.geometry": ("ImageGeometry",),
-    "attnhook.imaging.drawing": ("heatmap", "overlay"),
-    "attnhook.imaging.overlays": ("overlay_batch",),
-    "attnhook.imaging.patch_maps": ("PatchMap",),
-    "attnhook.imaging.animations": ("overlay_video",),
-    "attnhook.zoo.loading": ("load",),
-    "attnhook.zoo.vision_models": ("VisionModel",),
-    "attnhook.attribution.methods": ("METHODS",),
-    "attnhook.attribution.gradients": ("gradient_attention", "gradient_rollout", "legrad"),
-    "attnhook.attribution.masks": ("attention_mask",),
-    "attnhook.attribution.raw_maps": ("raw_attention",),
-    "attnhook.attribution.received": ("received_attention",),
-    "attnhook.attribution.rollouts": ("rollout",),
-    "attnhook.attribution.statistics": ("attention_statistics",),
-    "attnhook.attribution.value_weights": ("value_weighted_attention",),
-    "attnhook.running.inspection": ("ModelDescription", "describe"),
-    "attnhook.running.verification": ("VerificationReport", "verify"),
-    "attnhook.results.pictures": (
-        "blocks_figure",
-        "blocks_heads_figure",
-        "heads_figure",
-        "methods_figure",
-        "photo_figure",
-        "query_figure",
-        "statistics_figure",
-    ),
-    "attnhook.results.results": ("AttentionResult", "attend"),
-    "attnhook.comparison.comparisons": ("Comparison",),
-    "attnhook.comparison.compare_models": ("compare",),
-    "attnhook.extraction.map_datasets": ("ExtractedMaps", "open_maps"),
-    "attnhook.extraction.extract_maps": ("extract",),
-    "attnhook.attribution.alarms": ("AlarmThresholds",),
-    "attnhook.monitoring.monitors": ("AttentionMonitor",),
-    "attnhook.monitoring.integrations.directory": ("DirectoryWriter",),
-    "attnhook.monitoring.integrations.tensorboard": ("TensorBoardWriter",),
-    "attnhook.monitoring.integrations.wandb": ("WandbWriter",),
-    "attnhook.monitoring.integrations.mlflow": ("MlflowWriter",),
-}
+import pkgutil
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+
+def homes_of(package: str) -> dict[str, str]:
+    """The module that defines each public name of a package."""
+    stub = pkgutil.get_data(package, "__init__.pyi") or b""
+    return {name: home for home, name in re.findall(r"^from (\S+) import (\w+) as \2$", stub.decode(), re.MULTILINE)}
+
+
+def lazy_names(package: str) -> tuple[list[str], Callable[[str], Any]]:
+    """The public names of a package, and its `__getattr__`."""
+    homes = homes_of(package)
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(homes[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return list(homes), load

@@ -1,6 +1,6 @@
-"""The choices that users make by name, and the type aliases that several rooms share.
+"""The options that users choose by name, and the type aliases that several rooms share.
 
-Strings are coerced once, where the user passes them, with `choose`; inside the library only enum members travel.
+`choose` turns a string into an enum member where the user passes it; inside the library there are only members.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ ScaleOption: TypeAlias = "str | tuple[float, float]"
 
 
 class Rows(StrEnum):
-    """Which rows of the attention matrix a capture keeps."""
+    """Which rows of the attention matrix a capture computes: the class token's, the pooling query's, the mean over patches, or all."""
 
     CLS = "cls"
     POOL = "pool"
@@ -41,8 +41,8 @@ class Scale(StrEnum):
     """How attention values become colours.
 
     `MINMAX` stretches each picture over the whole colormap, so pictures cannot be compared with each other. `ROBUST` does so from the 1st to
-    the 99th percentile, so that a sink of a few patches does not take all colours. `UNIFORM` shows multiples of the uniform attention 1/N
-    on one fixed range, so that pictures can be compared.
+    the 99th percentile, so that a sink (a token that draws most of the attention) does not take all colours. `UNIFORM` shows multiples of
+    1/N, the share of each of N tokens if attention were uniform, on one fixed range, so that pictures can be compared.
     """
 
     MINMAX = "minmax"
@@ -59,9 +59,9 @@ class Interpolation(StrEnum):
 
 
 class Style(StrEnum):
-    """How a map is laid over its photo.
+    """How a map is drawn over its photo.
 
-    `HEAT` paints the interpolated map, `PATCHES` the bare patches with their borders, `CONTOURS` draws lines of equal value, `MASK`
+    `HEAT` paints the interpolated map, `PATCHES` every patch in one colour with its border, `CONTOURS` draws lines of equal value, `MASK`
     darkens all but the patches that hold most of the mass.
     """
 

@@ -1,4 +1,4 @@
-"""Renders every figure, method and style on the demo's photos into one folder with an index page. Look at all of it.
+"""Renders every figure, method and style on the demo's photos into one folder with an index page, to be looked at.
 
     python docs/gallery.py OUT [--photos chelsea,rocket]
     python docs/gallery.py docs/pictures --docs     # the pictures of README and docs instead: `make pictures`
@@ -42,7 +42,8 @@ from attnhook.attribution.raw_maps import raw_attention
 from attnhook.demo import PHOTOS, read_photos
 from attnhook.imaging import read_image
 from attnhook.options import Rows, Scale, ScaleOption, Style
-from attnhook.pages.viewer import save_viewer
+from attnhook.pages.documents import save_viewer
+from attnhook.results.captions import captioned
 from attnhook.results.pictures import (
     blocks_figure,
     blocks_heads_figure,
@@ -52,7 +53,7 @@ from attnhook.results.pictures import (
     query_figure,
     statistics_figure,
 )
-from attnhook.results.results import AttentionResult, save_image
+from attnhook.results.results import AttentionResult, ResultSettings, save_image
 from attnhook.results.scenes import viewer_html
 
 DOCS = Path(__file__).parent
@@ -61,7 +62,7 @@ COLORMAPS = ("viridis", "magma", "cividis", "turbo")
 
 
 class Gallery:
-    """A folder of pictures and what is said about each."""
+    """A folder of pictures, each with a caption."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -88,7 +89,7 @@ class Gallery:
         return path
 
     def file(self, path: Path, text: str) -> None:
-        """List a file that is there already."""
+        """List a file that already exists."""
         self._listed(path, text)
 
     def write_index(self, title: str) -> Path:
@@ -160,8 +161,11 @@ def draw_figures(gallery: Gallery, name: str, result: AttentionResult) -> None:
 def draw_methods(gallery: Gallery, name: str, result: AttentionResult) -> None:
     """Every method in every style. Scale: robust, for a rollout's sinks."""
     for method, function in METHODS.items():
-        settings = result.settings | {"method": method}
-        shown = replace(result, attention=function(result.maps)[0].cpu(), settings=settings)
+        shown = replace(
+            result,
+            patch_map=captioned(function(result.maps)[0].to("cpu"), result.settings.model),
+            settings=replace(result.settings, method=method),
+        )
         for style in Style:
             picture = shown.overlay(style=style, **_scaled(style, Scale.ROBUST))
             gallery.picture(f"{name}-{method}-{style}", f"{name}, {method}, style {style}, scale robust", picture)
@@ -169,7 +173,7 @@ def draw_methods(gallery: Gallery, name: str, result: AttentionResult) -> None:
 
 
 def draw_hard_cases(gallery: Gallery) -> None:
-    """Numbers of panels, shapes of photos and lengths of names that figures have to bear; the maps are made up."""
+    """Extreme numbers of panels, shapes of photos and lengths of names; the maps are random."""
     long_name = "timm:vit_huge_patch14_clip_224.laion2b_ft_in12k_in1k_with_a_suffix_that_somebody_added_by_hand"
     for width, height, heads in (
         (640, 480, 1),
@@ -195,7 +199,7 @@ def draw_hard_cases(gallery: Gallery) -> None:
 
 
 def made_up(width: int, height: int, heads: int, blocks: int, model: str) -> AttentionResult:
-    """Softmax rows of no model."""
+    """Random softmax rows, as if a model had them."""
     generator = torch.Generator().manual_seed(heads)
     grid = (max(2, round(height / 40)), max(2, round(width / 40)))
     found = [
@@ -204,20 +208,20 @@ def made_up(width: int, height: int, heads: int, blocks: int, model: str) -> Att
             "softmax",
             torch.softmax(3 * torch.randn(1, heads, 1, grid[0] * grid[1] + 1, generator=generator), dim=-1),
             TokenLayout(grid),
+            number=(number + 1, blocks),
         )
         for number in range(blocks)
     ]
     maps = AttentionMaps(found, rows=Rows.CLS, readout=Readout(Rows.CLS, "made up"), input_size=(height, width))
     y, x = np.mgrid[:height, :width]
     photo = Image.fromarray(np.stack([y * 255 / height, x * 255 / width, (x + y) % 256], axis=-1).astype(np.uint8))
-    settings = {"model": model, "method": "raw_attention", "block": found[-1].name, "heads": "mean", "rows": "cls"}
-    return AttentionResult(
-        photo, raw_attention(maps).values[0], ImageGeometry.identity((height, width)), None, maps, settings
-    )
+    settings = ResultSettings(model, block=found[-1].name, rows="cls")
+    patch_map = captioned(raw_attention(maps)[0], model)
+    return AttentionResult(photo, patch_map, ImageGeometry.identity((height, width)), maps, settings)
 
 
 def with_gradients(model: VisionModel, photo: Any) -> AttentionResult:
-    """A capture that every method can be had from. The backbone has no classes: the score is half the squared norm of its class token."""
+    """A capture for every method. The backbone has no classes, so the score is half the squared norm of its class token."""
     result = attend(model, photo, rows="all")[0]
     pixels = model.preprocess(photo)[0].requires_grad_()
     with AttentionCapture(model.model, rows="all", gradients=True, values=True) as capture:

@@ -56,8 +56,6 @@ SUITES = {
 ALIKE = {
     "ones = torch.ones((), dtype=torch.float64, device=self.device).expand(batch, 1, 2, queries)": "of two equal sums one is read",
     "if query.dim() != key.dim() or query.dim() < 3 or query.shape[:] == key.shape[:-2]:": "what is alike is expanded to its own shape",
-    "if (end + begin) == 1:": "one row of weight 1 goes the way of several, and gives the same",
-    "row, token = row + relevant_rows(block, slice(token, token + 2))[:, :, 0].mean(dim=1), None": "of two rows the first is read",
     "if pixels.shape[-3:] == (height, width):": "what has no border gets one of no pixels",
 }
 """Broken lines that behave as the whole ones do, and why."""

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import attnhook
-import attnhook.imaging
-from attnhook.names import HOMES
+from attnhook.names import homes_of
 
 _NOT_CALLED = ("__post_init__", "__repr__", "__str__")
 SNAPSHOT = Path(__file__).parent / "public_api.txt"
@@ -22,8 +20,8 @@ SNAPSHOT = Path(__file__).parent / "public_api.txt"
 
 def public_api() -> str:
     """All of it, a name and its members a paragraph, in alphabetical order."""
-    homes = {name: home for home, names in HOMES.items() for name in names}
-    found = {name: described(importlib.import_module(home), name, "attnhook") for name, home in homes.items()}
+    homes = homes_of("attnhook").items()
+    found = {name: described(importlib.import_module(home), name, "attnhook") for name, home in homes}
     errors = importlib.import_module("attnhook.errors")
     kinds = [name for name, value in vars(errors).items() if isinstance(value, type)]
     found |= {f"errors.{name}": described(errors, name, "attnhook.errors") for name in kinds}
@@ -82,35 +80,10 @@ def signature(node: ast.FunctionDef) -> str:
     return f"({ast.unparse(node.args)}){result}"
 
 
-def stub(homes: dict[str, tuple[str, ...]]) -> str:
-    """What type checkers read in place of a package that imports its names late."""
-
-    def rank(name: str) -> tuple[int, str]:
-        return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
-
-    lines = [f"from {home} import {name} as {name}" for home in sorted(homes) for name in sorted(homes[home], key=rank)]
-    words = (
-        "What type checkers and editors read in place of `__init__.py`, which imports each name when it is first used."
-    )
-    return "\n".join([f'"""{words}"""', "", *lines, ""])
-
-
-def stubs() -> dict[Path, str]:
-    """The stubs of the package and of its rooms that do the same."""
-    rooms = {f"attnhook.imaging.{home}": names for home, names in attnhook.imaging._HOMES.items()}
-    package = Path(attnhook.__file__).parent
-    return {
-        package / "__init__.pyi": stub(HOMES) + "\n__version__: str\n",
-        package / "imaging" / "__init__.pyi": stub(rooms),
-    }
-
-
 def main() -> None:
     text = public_api()
     if sys.argv[1:] == ["--write"]:
         SNAPSHOT.write_text(text)
-        for path, lines in stubs().items():
-            path.write_text(lines)
     else:
         sys.stdout.write(text)
 

@@ -86,7 +86,7 @@ def test_a_folder_of_something_else_is_left_alone(spec, folder, capsys, content)
     (folder / "maps").mkdir()
     (folder / "maps/manifest.json").write_text(content)
     assert main(["overlay", "cat.png", "--model", spec, "--out", "maps"]) == 2
-    assert "expected an empty folder, or one of overlays, got a manifest of format" in capsys.readouterr().err
+    assert "expected an empty folder, or one with overlays, got a manifest of format" in capsys.readouterr().err
     assert [path.read_text() for path in (folder / "maps").iterdir()] == [content]
 
 

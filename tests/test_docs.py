@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import attnhook
 from attnhook.cli.entry import _parser, main
-from attnhook.names import HOMES
+from attnhook.names import homes_of
 from tests.documents import DOCS, PAGES, ROOT, SHELLS, Block, blocks_of, expanded
 from tests.messages import is_in_the_source
 
@@ -144,7 +144,7 @@ def test_a_block_is_found_with_its_title_and_its_promises(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", sorted(set(attnhook.__all__) - {"__version__"}))
 def test_the_reference_has_every_public_name(name: str) -> None:
-    home = next(home for home, names in HOMES.items() if name in names)
+    home = homes_of("attnhook")[name]
     pages = [page for page in (DOCS / "reference").glob("*.md") if f"::: {home}.{name}\n" in page.read_text()]
     assert len(pages) == 1
 

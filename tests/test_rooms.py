@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "options": {"errors"},
     "files": set(),
     "capture": BASE,
-    "imaging": BASE,
+    "imaging": BASE | {"names"},
     "zoo": BASE | {"capture", "imaging"},
     "attribution": BASE | {"capture", "imaging"},
     "pages": BASE | {"imaging", "attribution"},

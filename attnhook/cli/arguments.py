@@ -1,6 +1,7 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and how their values are parsed."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from attnhook.errors import NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
@@ -17,9 +18,9 @@ from attnhook.options import (
 )
 
 BLOCKS_HELP = "all, last:N, or indices (negative from the end) and names with commas between them, such as 0,5,-1 (--blocks=-2,-1)"
-"""Of `blocks_choice`, for every command's help."""
+ROWS_HELP = "whose attention: readout (what the classifier reads), cls (class token), pool (pooling query), mean (over the patches)"
 OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
-"""An option that no image can meet: the command fails, not one image."""
+"""Errors of an option, not of an image: the command fails as a whole."""
 
 _MODEL_HELP = (
     "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, demo, demo:timm, "
@@ -27,37 +28,41 @@ _MODEL_HELP = (
 )
 
 
-def add_command(commands: Any, name: str, line: str, text: str, examples: str) -> argparse.ArgumentParser:
-    """Add a command."""
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str | None
+) -> argparse.ArgumentParser:
+    """Add a command. Its text is the docstring of its module: a line, a description, and examples."""
+    about, _, examples = (text or "").partition("Examples:\n")
     made: argparse.ArgumentParser = commands.add_parser(
         name,
-        help=line,
-        description=text,
-        epilog=examples,
+        help=about.partition(".\n")[0],
+        description=about,
+        epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.set_defaults(run=run)
     return made
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which model runs where."""
+    """Add the options for the model and its device."""
     parser.add_argument("--model", default="demo", metavar="SPEC", help=f"one of {_MODEL_HELP} (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default: %(default)s)")
 
 
 def add_map_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a map is made and coloured."""
+    """Add the options for how a map is computed and coloured."""
     parser.add_argument(
         "--method",
         default="raw_attention",
-        help="how the map is made: raw_attention or value_weighted_attention (of one block), rollout (through all blocks, towards the "
-        "readout), or for one class gradient_rollout, gradient_attention, legrad (default: %(default)s)",
+        help="how the map is computed: raw_attention or value_weighted_attention (one block), rollout (attention followed through all blocks), "
+        "or for one class gradient_rollout, gradient_attention, legrad (default: %(default)s)",
     )
     parser.add_argument(
         "--target",
         type=_index_or_name,
         metavar="CLASS",
-        help="with a method for one class: its index or name (default: the class with the highest score)",
+        help="index or name of the class, for a method of one class (default: the class with the highest score)",
     )
     parser.add_argument(
         "--block",
@@ -72,15 +77,15 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         "--rows",
         type=rows_choice,
         default="readout",
-        help="whose attention: readout (what the head reads), cls, pool, mean (over the patches), or ROW,COLUMN of one patch "
-        "(default: %(default)s)",
+        help=f"{ROWS_HELP}, or ROW,COLUMN of one patch (default: %(default)s)",
     )
     parser.add_argument(
         "--scale",
         type=_scale,
         default="minmax",
-        help="colours: minmax (each picture's own range), robust (its 1st to 99th percentile: where a sink hides the rest), uniform "
-        "(multiples of uniform attention, comparable between pictures) or VMIN,VMAX (default: %(default)s)",
+        help="range of the colours: minmax (each picture's own range), robust (its 1st to 99th percentile, for when a sink, a token that draws "
+        "most of the attention, hides the rest), uniform (multiples of 1/N, the share of each of N tokens if attention were uniform, comparable "
+        "between pictures) or VMIN,VMAX (default: %(default)s)",
     )
     parser.add_argument("--colormap", default="viridis", help="a matplotlib colormap (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the map, 0 to 1 (default: %(default)s)")
@@ -88,7 +93,7 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=[mode.value for mode in Interpolation],
         default="bilinear",
-        help="how patches become pixels: %(choices)s; bicubic overshoots (default: %(default)s)",
+        help="interpolation between patches: %(choices)s; bicubic overshoots (default: %(default)s)",
     )
 
 
@@ -111,7 +116,7 @@ def _heads(text: str) -> HeadsOption:
 
 
 def blocks_choice(text: str) -> BlocksOption:
-    """Read `--blocks`.
+    """Parse `--blocks`.
 
     Example:
         >>> [blocks_choice(text) for text in ("all", "last:3", "3", "0,blocks.5.attn,-1")]
@@ -128,7 +133,7 @@ def blocks_choice(text: str) -> BlocksOption:
 
 
 def rows_choice(text: str, *, whole: bool = False) -> RowsOption:
-    """Read `--rows`."""
+    """Parse `--rows`."""
     legal = [rows.value for rows in Rows if whole or rows is not Rows.ALL]
     if text in legal:
         return text

@@ -1,4 +1,21 @@
-"""`attnhook compare`: several models on the same photos, as a report."""
+"""Compare where models look, as a report.
+
+Every model sees the same photos. All maps are measured on one pixel grid, and every number
+comes with a control.
+
+Models are loaded one at a time. Measurements are cached, so a second run is quick and an
+interrupted one goes on where it stopped. A model or a photo that fails is reported, the
+others finish, and the exit code is 1.
+
+The folder gets report.html (one page that opens from disk), metrics.json, metrics.csv,
+PNGs and manifest.json.
+
+Examples:
+  attnhook compare photos/*.jpg --model demo --model demo:timm --out report
+  attnhook compare cat.jpg --model demo --model demo@224 --method raw_attention --method rollout
+  attnhook compare photos/*.jpg --masks masks --model timm:vit_base_patch16_224.dino --model demo
+  attnhook compare photos/*.jpg --preset registers --depth 0.5 --depth 1
+"""
 
 import argparse
 from pathlib import Path
@@ -7,33 +24,20 @@ from typing import Any
 from attnhook.cli.arguments import add_command
 from attnhook.cli.messages import one_line, say
 
-_TEXT = """\
-Compare where models look: the same photos, one pixel grid, numbers with controls.
-
-Models are loaded one at a time. What was measured is kept by content, so a second run is
-quick and an interrupted one goes on where it stopped. A model or a photo that fails is
-reported, the others finish, and the exit code is 1.
-
-The folder gets report.html (one page that opens from disk), metrics.json, metrics.csv,
-PNGs and manifest.json."""
-_EXAMPLES = """\
-examples:
-  attnhook compare photos/*.jpg --model demo --model demo:timm --out report
-  attnhook compare cat.jpg --model demo --model demo@224 --method raw_attention --method rollout
-  attnhook compare photos/*.jpg --masks masks --model timm:vit_base_patch16_224.dino --model demo
-  attnhook compare photos/*.jpg --preset registers --depth 0.5 --depth 1"""
-
 
 def add(commands: Any) -> None:
     """Add the command."""
-    compare = add_command(commands, "compare", "several models on the same photos, as a report", _TEXT, _EXAMPLES)
-    compare.set_defaults(run=_compare)
+    compare = add_command(commands, "compare", _compare, __doc__)
     compare.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files")
     compare.add_argument(
-        "--model", action="append", default=[], metavar="SPEC", help="a model, as in 'attnhook overlay'; once for each"
+        "--model",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a model, as 'attnhook overlay' takes it; repeat it for each model",
     )
     compare.add_argument(
-        "--preset", metavar="NAME", help="models that answer a question together; --presets lists them"
+        "--preset", metavar="NAME", help="a set of models that answers one question; --presets lists all sets"
     )
     compare.add_argument("--presets", action="store_true", help="list the presets and stop")
     compare.add_argument("--out", type=Path, default=Path("attnhook-report"), help="the folder (default: %(default)s)")
@@ -42,32 +46,36 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="METHOD",
-        help="a method; several times for several (default: raw_attention)",
+        help="a method, as 'attnhook overlay' takes it; repeat it for several (default: raw_attention)",
     )
     compare.add_argument(
         "--depth",
         action="append",
         default=[],
         type=float,
-        help="relative depth (above 0, at most 1) of the block that methods of one block take; several times for several (default: 1)",
+        help="relative depth of the block (above 0, at most 1) for methods of one block; repeat it for several (default: 1, the last block)",
     )
     compare.add_argument(
         "--masks",
         type=Path,
         metavar="FOLDER",
-        help="masks of the objects, files of the photos' names with any suffix: 0, 255 object, 128 ignored",
+        help="masks of the objects, named like the photos, with any suffix: 255 object, 0 background, 128 ignored",
     )
     compare.add_argument(
         "--faithfulness",
         action="store_true",
-        help="also take patches away and watch each classifier's own score (slow)",
+        help="also remove patches and measure how each classifier's score changes (slow)",
     )
-    compare.add_argument("--no-statistics", action="store_true", help="leave out entropy, distance, sinks")
+    compare.add_argument(
+        "--no-statistics",
+        action="store_true",
+        help="leave out entropy, distance, and sinks (tokens that draw most of the attention)",
+    )
     compare.add_argument("--no-pictures", action="store_true", help="leave out the PNGs")
     compare.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="where measurements are kept (default: the user's cache folder)"
+        "--cache", type=Path, metavar="FOLDER", help="where measurements are cached (default: your cache folder)"
     )
-    compare.add_argument("--no-cache", action="store_true", help="measure everything anew, keep nothing")
+    compare.add_argument("--no-cache", action="store_true", help="measure everything again and cache nothing")
     compare.add_argument("--device", default="cpu", help="where models run, such as cuda (default: %(default)s)")
 
 
@@ -80,10 +88,12 @@ def _compare(arguments: argparse.Namespace) -> int:
         for name, preset in PRESETS.items():
             print(f"{name}: {preset.question}", *(f"  {spec}" for spec in preset.specs), sep="\n")
         return 0
+    if not arguments.images:
+        raise ValueError("nothing to compare on: expected at least one IMAGE.")
     check_folder(arguments.out)
     found = compare(
         _models(arguments, PRESETS),
-        _images(arguments),
+        [str(image) for image in arguments.images],
         methods=arguments.method or "raw_attention",
         depths=arguments.depth or 1.0,
         masks=_masks(arguments),
@@ -113,12 +123,6 @@ def _models(arguments: argparse.Namespace, presets: Any) -> list[str]:
     return chosen
 
 
-def _images(arguments: argparse.Namespace) -> list[str]:
-    if not arguments.images:
-        raise ValueError("nothing to compare on: expected at least one IMAGE.")
-    return [str(image) for image in arguments.images]
-
-
 def _masks(arguments: argparse.Namespace) -> list[Path | None] | None:
     from PIL import Image
 
@@ -132,6 +136,6 @@ def _masks(arguments: argparse.Namespace) -> list[Path | None] | None:
     masks = [by_name.get(image.stem) for image in arguments.images]
     if not any(masks):
         raise ValueError(
-            f"no masks: expected files in {folder} named as the photos, such as {arguments.images[0].stem}.png, got none."
+            f"no masks: expected files in {folder} named like the photos, such as {arguments.images[0].stem}.png, got none."
         )
     return list(masks)

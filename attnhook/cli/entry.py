@@ -1,7 +1,6 @@
 """All commands together.
 
-Exit codes: 0 all is well, 1 some images failed (or a check did) and the others are done, 2 the command itself cannot be done (one line on stderr
-says why).
+Exit codes: 0 success; 1 some images or checks failed, and the rest is done; 2 the command could not run (one line on stderr says why).
 """
 
 import argparse
@@ -16,7 +15,7 @@ from attnhook.errors import AttnhookError
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors take one line."""
+    """A parser with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -47,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Exact attention maps from Vision Transformers of timm, transformers and torchvision.",
         epilog="examples:\n  attnhook demo\n  attnhook overlay cat.jpg --model demo\n  attnhook describe --model demo:timm\n\n"
-        "'attnhook COMMAND --help' says more.",
+        "'attnhook COMMAND --help' explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"attnhook {__version__}")
     add_completion(parser)

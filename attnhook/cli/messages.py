@@ -1,4 +1,4 @@
-"""What commands say: lines on stderr."""
+"""The commands' messages on stderr."""
 
 import sys
 
@@ -9,7 +9,7 @@ def one_line(error: BaseException | str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, at once. Names of files come from anywhere: what would steer the terminal is shown as `�`."""
+    """Print a line on stderr. File names may hold control characters for the terminal, so those are shown as `�`."""
     print(
         "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line),
         file=sys.stderr,

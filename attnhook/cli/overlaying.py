@@ -1,4 +1,20 @@
-"""`attnhook overlay`: a model's attention over photos, one PNG per image and one manifest."""
+"""Draw a model's attention over your photos.
+
+Writes one PNG per photo and a manifest.json. By default, the map is one softmax row of one
+block: where the model's readout looked, that is, what its classifier reads (usually the
+class token). Attention is not importance. Pixels that the model did not see (most models
+crop the centre) stay as they are.
+
+A photo that cannot be read is reported, the others are done, and the exit code is 1.
+
+Examples:
+  attnhook overlay cat.jpg
+  attnhook overlay photos/*.jpg --model hf:facebook/dinov2-small --out maps
+  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --block 8 --heads max --scale uniform
+  attnhook overlay cat.jpg --method rollout               attention followed through all blocks
+  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --method gradient_rollout --target 281    for one class
+  attnhook overlay cat.jpg --rows 18,12 --mode nearest    where the patch in row 18, column 12 looks
+"""
 
 import argparse
 import json
@@ -21,29 +37,12 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _FORMAT = "attnhook-overlay-1"
-
-_TEXT = """\
-Lay a model's attention over photos: one PNG per image and one manifest.json.
-
-By default the map is one softmax row of one block: where the model's readout (usually the
-class token) looked. It is not importance. Pixels that the model did not see (most models
-crop the centre) stay as they are.
-
-A photo that cannot be read is reported, the others are done, and the exit code is 1."""
-_EXAMPLES = """\
-examples:
-  attnhook overlay cat.jpg
-  attnhook overlay photos/*.jpg --model hf:facebook/dinov2-small --out maps
-  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --block 8 --heads max --scale uniform
-  attnhook overlay cat.jpg --method rollout               attention followed through all blocks
-  attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --method gradient_rollout --target 281    what speaks for one class
-  attnhook overlay cat.jpg --rows 18,12 --mode nearest    what the patch in row 18, column 12 looks at"""
+_LOOK = ("scale", "colormap", "alpha", "style")
 
 
 def add(commands: Any) -> None:
     """Add the command."""
-    overlay = add_command(commands, "overlay", "attention over your photos", _TEXT, _EXAMPLES)
-    overlay.set_defaults(run=_overlay)
+    overlay = add_command(commands, "overlay", _overlay, __doc__)
     overlay.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     add_model(overlay)
     add_map_options(overlay)
@@ -51,7 +50,8 @@ def add(commands: Any) -> None:
         "--style",
         choices=[style.value for style in Style],
         default="heat",
-        help="heat (a film of colour), patches (bare), contours, or mask (the patches with 60%% of the mass) (default: %(default)s)",
+        help="heat (an interpolated heat map), patches (one colour per patch), contours, or mask (darkens all but the patches with 60%% of the "
+        "attention) (default: %(default)s)",
     )
     overlay.add_argument("--out", type=Path, default=Path("attention"), help="folder (default: %(default)s)")
 
@@ -80,26 +80,25 @@ def _overlay(arguments: argparse.Namespace) -> int:
 
 
 def _check_map_options(arguments: argparse.Namespace) -> None:
-    """Say what is wrong with the options before a model is loaded."""
+    """Check the options before a model is loaded."""
     import torch
     from PIL import Image
 
     from attnhook.attribution.methods import check_method
-    from attnhook.imaging.overlays import blend
-    from attnhook.imaging.styles import check_style
+    from attnhook.imaging.geometry import ImageGeometry
+    from attnhook.imaging.patch_maps import PatchMap
 
     check_method(arguments.method)
-    options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale")}
-    check_style(Style(arguments.style), {**options, "mode": arguments.mode})
-    blend(Image.new("RGB", (1, 1)), torch.zeros(1, 1), uniform=1.0, **options)
+    look = {name: getattr(arguments, name) for name in (*_LOOK, "mode")}
+    PatchMap(torch.zeros(1, 1), uniform=1.0).overlay(Image.new("RGB", (1, 1)), ImageGeometry.identity((1, 1)), **look)
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder whose manifest says that something else is in it."""
+    """Refuse a folder whose manifest is of something else."""
     found = format_of(folder)
     if found not in (None, _FORMAT):
         raise ValueError(
-            f"{folder} is of something else: expected an empty folder, or one of overlays, got a manifest of format {found!r}. Choose another "
+            f"{folder} holds something else: expected an empty folder, or one with overlays, got a manifest of format {found!r}. Choose another "
             "folder with --out."
         )
 
@@ -120,8 +119,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
         )
         if arguments.block != -1:
             result = result[arguments.block]
-        options = {name: getattr(arguments, name) for name in ("colormap", "alpha", "scale", "style")}
-        result.save(target, **options)
+        result.save(target, **{name: getattr(arguments, name) for name in _LOOK})
     except OPTION_ERRORS:
         raise
     except IndexError as error:  # --block or --heads beyond what the model has
@@ -149,7 +147,7 @@ def _facts(result: "AttentionResult") -> dict[str, Any]:
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
     from attnhook.zoo.model_metadata import library_of
 
-    chosen = ("method", "target", "block", "heads", "rows", "scale", "colormap", "alpha", "mode", "style", "device")
+    chosen = ("method", "target", "block", "heads", "rows", *_LOOK, "mode", "device")
     return {
         "format": _FORMAT,
         "versions": {"attnhook": __version__} | library_versions(),
@@ -165,7 +163,7 @@ def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[
 
 
 def _targets(images: Iterable[Path], out: Path) -> list[Path]:
-    """One path per image: no two alike, not even where case does not count, and none of them an input."""
+    """One path per image, different even on file systems that ignore case, and never an input."""
     sources = list(images)
     taken = {str(source.expanduser().resolve()).casefold() for source in sources}
     targets = []

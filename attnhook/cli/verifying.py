@@ -1,4 +1,13 @@
-"""`attnhook verify`: captured rows against what the model itself computes."""
+"""Check captured attention against the model's own output.
+
+Checks every block: softmax rows times the values must be what the attention kernel returned,
+and the rows must be those of the same model with its explicit softmax, if the library has
+one. The exit code is 1 if any error exceeds its tolerance.
+
+Examples:
+  attnhook verify --model demo
+  attnhook verify --model timm:vit_base_patch16_224 --image cat.jpg
+"""
 
 import argparse
 from pathlib import Path
@@ -6,24 +15,13 @@ from typing import Any
 
 from attnhook.cli.arguments import add_command, add_model
 
-_TEXT = """\
-Hold captured attention against the model's own output, block by block: softmax rows times
-the values must be what the attention kernel returned, and the rows must be those of the
-same model with its explicit softmax, where the library offers one. Exit code 1 if any
-error is over its tolerance."""
-_EXAMPLES = """\
-examples:
-  attnhook verify --model demo
-  attnhook verify --model timm:vit_base_patch16_224 --image cat.jpg"""
-
 
 def add(commands: Any) -> None:
     """Add the command."""
-    verify = add_command(commands, "verify", "captured rows against the model's own output", _TEXT, _EXAMPLES)
-    verify.set_defaults(run=_verify)
+    verify = add_command(commands, "verify", _verify, __doc__)
     add_model(verify)
     verify.add_argument(
-        "--image", type=Path, help="a photo (default: random pixels, where the model's input size is fixed)"
+        "--image", type=Path, help="a photo (default: random pixels, if the model has a fixed input size)"
     )
 
 

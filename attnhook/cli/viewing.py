@@ -1,4 +1,20 @@
-"""`attnhook view`: photos and a model's attention in one HTML file to explore."""
+"""Explore attention in one HTML file.
+
+The file has sliders for block and head, shows the value under the pointer, and where any
+patch looks. It opens from disk, in any browser since 2023, and loads nothing.
+
+It stores the readout's row of every block and head, that is, where what the classifier reads
+(usually the class token) looked, and for the blocks in --blocks the whole attention matrices,
+at 8 bits.
+
+A photo that cannot be read is reported, the others are done, and the exit code is 1.
+
+Examples:
+  attnhook view cat.jpg --out cat.html
+  attnhook view photos/*.jpg --model hf:facebook/dinov2-small --blocks none
+  attnhook view cat.jpg --model timm:vit_base_patch16_224 --blocks all
+  attnhook view cat.jpg --blocks 0,5,-1 --matrix-heads mean
+"""
 
 import argparse
 from pathlib import Path
@@ -12,29 +28,10 @@ from attnhook.options import BlocksOption
 if TYPE_CHECKING:
     from attnhook.zoo.vision_models import VisionModel
 
-_MATRIX_HEADS = ("auto", "all", "mean")
-
-_TEXT = """\
-Write one HTML file in which a model's attention over photos can be explored: sliders for
-block and head, the value under the pointer, and where any patch looks. It opens from disk,
-in any browser since 2023, and loads nothing.
-
-The file keeps the row of what the model's head reads for every block and head, and whole
-matrices, at 8 bits, for the blocks asked for.
-
-A photo that cannot be read is reported, the others are done, and the exit code is 1."""
-_EXAMPLES = """\
-examples:
-  attnhook view cat.jpg --out cat.html
-  attnhook view photos/*.jpg --model hf:facebook/dinov2-small --blocks none
-  attnhook view cat.jpg --model timm:vit_base_patch16_224 --blocks all
-  attnhook view cat.jpg --blocks 0,5,-1 --matrix-heads mean"""
-
 
 def add(commands: Any) -> None:
     """Add the command."""
-    view = add_command(commands, "view", "one HTML file to explore attention in", _TEXT, _EXAMPLES)
-    view.set_defaults(run=_view)
+    view = add_command(commands, "view", _view, __doc__)
     view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     add_model(view)
     view.add_argument("--out", type=Path, default=Path("view.html"), help="the file (default: %(default)s)")
@@ -42,20 +39,21 @@ def add(commands: Any) -> None:
         "--blocks",
         type=_blocks,
         default="auto",
-        help=f"blocks whose patches can be asked where they look: auto (the last), none, {BLOCKS_HELP} (default: %(default)s)",
+        help=f"blocks in which you can click a patch to see where it looks: auto (the last), none, {BLOCKS_HELP} (default: %(default)s)",
     )
     view.add_argument(
         "--matrix-heads",
-        choices=_MATRIX_HEADS,
+        choices=("auto", "all", "mean"),
         default="auto",
-        help="keep every head of those blocks, or their mean; auto keeps every head of up to six million values a photo (default: %(default)s)",
+        help="store every head of those blocks, or their mean; auto stores every head up to six million values per photo (default: "
+        "%(default)s)",
     )
     view.add_argument(
         "--longest",
         type=_longest,
         default=1280,
         metavar="PIXELS",
-        help="the photos' longer edges in the file (default: %(default)s)",
+        help="longer edge of the photos in the file (default: %(default)s)",
     )
 
 
@@ -72,7 +70,7 @@ def _longest(text: str) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from attnhook.pages.viewer import packed_html, save_viewer
+    from attnhook.pages.documents import packed_html, save_viewer
     from attnhook.zoo.loading import load
 
     if not arguments.out.parent.is_dir():
@@ -93,7 +91,7 @@ def _view(arguments: argparse.Namespace) -> int:
 
 
 def _packed(model: "VisionModel", arguments: argparse.Namespace, number: int) -> tuple[dict[str, Any], str] | None:
-    """A photo as the page holds it: what was captured of it goes before the next one comes."""
+    """One photo, packed for the page, so that its capture can be freed before the next photo."""
     from attnhook.results.results import attend
     from attnhook.results.scenes import pack_scene
 

@@ -28,7 +28,7 @@ from attnhook.errors import AttnhookError, ComparisonError
 from attnhook.files import format_of, replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.pages.report import report_html
+from attnhook.pages.documents import report_html
 from attnhook.running.versions import library_versions
 
 if TYPE_CHECKING:

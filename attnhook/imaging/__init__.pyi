@@ -1,4 +1,4 @@
-"""What type checkers and editors read in place of `__init__.py`, which imports each name when it is first used."""
+"""The public names: type checkers read them here, and `attnhook.names` imports each when it is first used."""
 
 from attnhook.imaging.animations import overlay_video as overlay_video
 from attnhook.imaging.depth_figures import depth_figure as depth_figure

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from attnhook.errors import GeometryError
 from attnhook.files import replacing
 from attnhook.imaging.images import ImageSource
@@ -29,28 +27,26 @@ def overlay_video(
 ) -> Path:
     """Blend one heat map over each frame, and write an animation that repeats.
 
-    All frames share one range of values, so brightness over time means something. A GIF has 256 colours a frame; an animated PNG is exact.
+    All frames share one range of values, so brightness over time means something. A GIF has 256 colours per frame; an animated PNG is exact.
 
     Args:
         frames: The frames, all of one size, as `read_image` takes them.
-        maps: One heat map a frame, (height, width), the frames' size.
+        maps: One heat map per frame, (height, width), of the frames' size.
         path: The file's path; `.gif`, or `.png` or `.apng` for an animated PNG.
-        fps: Frames a second.
-        colormap: As in `overlay`.
-        alpha: As in `overlay`.
-        scale: As in `overlay`; "minmax" and "robust" stretch all frames together.
-        uniform: As in `overlay`.
-        weighted: As in `overlay`.
+        fps: Frames per second.
+        colormap, alpha, uniform, weighted: What `overlay` takes.
+        scale: What `overlay` takes; "minmax" and "robust" stretch all frames together.
 
     Returns:
         The path.
 
     Raises:
-        GeometryError: If there are no frames, or they are of several sizes.
-        ValueError: If the suffix or `fps` cannot be had.
+        GeometryError: If there are no frames, or they differ in size.
+        ValueError: If the suffix or `fps` is not supported.
 
     Example:
         >>> import tempfile, torch
+        >>> from PIL import Image
         >>> frames = [Image.new("RGB", (64, 48))] * 3
         >>> overlay_video(frames, torch.rand(3, 48, 64), Path(tempfile.mkdtemp()) / "cat.gif").name
         'cat.gif'
@@ -69,12 +65,9 @@ def overlay_video(
         raise GeometryError(
             f"cannot write {target.name!r}: expected at least one frame, all of one size (width, height), got {sorted(sizes)}."
         )
-    _write(pictures, target, kind, round(1000 / fps))
-    return target
-
-
-def _write(pictures: Sequence[Image.Image], target: Path, kind: str, milliseconds: int) -> None:
-    options: dict[str, Any] = {"duration": milliseconds, "loop": 0}
-    options |= {"disposal": 1, "optimize": False} if kind == "GIF" else {}
+    options: dict[str, Any] = {"disposal": 1, "optimize": False} if kind == "GIF" else {}
     with replacing(target) as temporary:
-        pictures[0].save(temporary, format=kind, save_all=True, append_images=list(pictures[1:]), **options)
+        pictures[0].save(
+            temporary, kind, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options
+        )
+    return target

@@ -1,6 +1,7 @@
-"""Figures over the depth of a model: every head of every block in one picture, and statistics block by block."""
+"""Figures over the depth of a model: all heads of all blocks in one picture, and statistics block by block."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.looks import Look
 from attnhook.imaging.overlays import colorize, value_range
 from attnhook.imaging.panels import (
     BAR_INCHES,
     HEADROOM,
-    LINE_INCHES,
     LOWEST_BAR_INCHES,
     TEXT_POINTS,
     TITLE_INCHES,
@@ -22,12 +23,13 @@ from attnhook.imaging.panels import (
     add_colorbar,
     cell_size,
     finish,
-    is_scale,
     make_panels,
     plain,
+    show,
+    style_plot,
     wrapped,
 )
-from attnhook.options import Scale, ScaleOption
+from attnhook.options import Scale, Size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,16 +48,12 @@ def map_grid(
     row_labels: Sequence[str],
     column_labels: Sequence[str],
     image: "ImageSource | None" = None,
-    row_name: str = "block",
-    column_name: str = "head",
     caption: str | None = None,
-    colormap: Any = "viridis",
-    scale: ScaleOption = Scale.MINMAX,
-    uniform: float | None = None,
     label: str = "attention",
     cell_width: float = 0.6,
     dpi: int = 200,
     ax: "Axes | None" = None,
+    **look: Any,
 ) -> "Figure":
     """Draw many small maps in rows and columns, all in one range of colours: blocks by heads.
 
@@ -63,6 +61,7 @@ def map_grid(
         >>> maps = torch.rand(4, 3, 14, 14)
         >>> figure = map_grid(maps, row_labels=list("0123"), column_labels=list("012"))
     """
+    colors = Look.of(look, map_grid)
     values = torch.as_tensor(patch_maps).detach().float().cpu().numpy()
     if values.ndim != 4 or 0 in values.shape or values.shape[:2] != (len(row_labels), len(column_labels)):
         raise GeometryError(
@@ -70,48 +69,44 @@ def map_grid(
             f"labels, got shape {values.shape}."
         )
     rows, columns, height, width = values.shape
-    bounds = value_range(values, scale, uniform=uniform)
-    picture, step = _mosaic(values, colormap, bounds)
+    low, high = value_range(values, colors.scale, uniform=colors.uniform)
+    picture, step = _mosaic(values, colors.colormap, (low, high))
     cell_width, cell_height = cell_size((height, width), cell_width)
     shrink = min(1.0, _MOST_ROWS_IN_INCHES / (rows * cell_height))
     across, down = columns * cell_width * shrink, max(rows * cell_height * shrink, LOWEST_BAR_INCHES)
-    with_photo = image is not None and ax is None
-    thumb = max(1.2, min(1.6, across / 2)) if with_photo else 0.0
-    total = across + thumb + _LABEL_INCHES + BAR_INCHES
-    lines = wrapped(caption, total)
-    extra = (_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES + LINE_INCHES * (len(lines) + 0.5))
-    panels = make_panels((1, 2 if with_photo else 1), (across + thumb, down), extra=extra, ax=ax, dpi=dpi)
+    photo = None if image is None or ax is not None else read_image(image)
+    thumb = 0.0 if photo is None else max(1.2, min(1.6, across / 2))
+    panels = make_panels(
+        (1, 1 if photo is None else 2),
+        (across + thumb, down),
+        texts=[caption],
+        extra=(_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES),
+        ax=ax,
+        dpi=dpi,
+    )
     axes = panels.cells[-1]
-    if ax is not None:
-        lines = wrapped(caption, panels.size[0])
-    if image is not None and with_photo:
+    if photo is not None:
         axes.get_gridspec().set_width_ratios([thumb, across])
-        corner = panels.cells[0]
-        corner.imshow(read_image(image), interpolation="antialiased")
-        corner.set_axis_off()
-        corner.set_anchor("N")
-        corner.set_title("photo, as seen", fontsize=TITLE_POINTS, pad=3)
+        show(panels.cells[0], photo, "photo, as seen")
+        panels.cells[0].set_anchor("N")
     axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
-    _label_cells(axes, (row_labels, column_labels), (row_name, column_name), step, (height, width))
-    if bounds[1] > bounds[0]:
-        known = scale if is_scale(scale, Scale.UNIFORM) else bounds
-        options: dict[str, Any] = {"colormap": colormap, "scale": known, "uniform": uniform, "label": label}
-        add_colorbar(panels, [values], axes=[axes], width=across, **options)
+    _label_cells(axes, row_labels, column_labels, step, (height, width))
+    if high > low:
+        shown = colors if colors.has_scale(Scale.UNIFORM) else replace(colors, scale=(low, high))
+        add_colorbar(panels, [values], shown, label, axes=[axes], width=across)
     else:
-        lines.append(f"Flat maps: every value is {bounds[0]:.4g}.")
-    return finish(panels, lines)
+        panels.lines.append(f"Flat maps: every value is {low:.4g}.")
+    return finish(panels)
 
 
-def _mosaic(
-    values: NDArray[np.float32], colormap: Any, bounds: tuple[float, float]
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Lay out all maps on white, patches as whole pixels; the step from one map to the next, (down, across)."""
+def _mosaic(values: NDArray[np.float32], colormap: Any, bounds: tuple[float, float]) -> tuple[Image.Image, Size]:
+    """Arrange all maps on white; also returns the step from one map to the next, (down, across), in pixels."""
     rows, columns, height, width = values.shape
     zoom = max(1, -(-40 // max(height, width)))
     gap = max(1, round(_GAP * max(height, width) * zoom))
     down, across = height * zoom + gap, width * zoom + gap
     canvas = np.full((rows * down - gap, columns * across - gap, 3), 255, np.uint8)
-    scale: ScaleOption = bounds if bounds[1] > bounds[0] else Scale.MINMAX
+    scale = bounds if bounds[1] > bounds[0] else Scale.MINMAX
     for row in range(rows):
         for column in range(columns):
             cell = colorize(values[row, column], colormap=colormap, scale=scale).repeat(zoom, 0).repeat(zoom, 1)
@@ -121,26 +116,25 @@ def _mosaic(
 
 def _label_cells(
     axes: Any,
-    labels: tuple[Sequence[str], Sequence[str]],
-    names: tuple[str, str],
-    step: tuple[int, int],
-    cell: tuple[int, int],
+    blocks: Sequence[str],
+    heads: Sequence[str],
+    step: Size,
+    cell: Size,
 ) -> None:
     down, across = step
     zoom = down // cell[0]
-    row_at = [number * down + cell[0] * zoom / 2 for number in range(len(labels[0]))]
-    column_at = [number * across + cell[1] * zoom / 2 for number in range(len(labels[1]))]
-    axes.set_yticks(row_at, [plain(label) for label in labels[0]], fontsize=TEXT_POINTS)
-    axes.set_xticks(column_at, [plain(label) for label in labels[1]], fontsize=TEXT_POINTS)
-    if max(map(len, labels[1])) > 6:
+    row_at = [number * down + cell[0] * zoom / 2 for number in range(len(blocks))]
+    column_at = [number * across + cell[1] * zoom / 2 for number in range(len(heads))]
+    axes.set_yticks(row_at, list(map(plain, blocks)), fontsize=TEXT_POINTS)
+    axes.set_xticks(column_at, list(map(plain, heads)), fontsize=TEXT_POINTS)
+    if max(map(len, heads)) > 6:
         axes.tick_params(axis="x", rotation=60)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_ylabel(plain(names[0]), fontsize=TITLE_POINTS)
-    axes.set_xlabel(plain(names[1]), fontsize=TITLE_POINTS)
+    axes.set_ylabel("block", fontsize=TITLE_POINTS)
+    axes.set_xlabel("head", fontsize=TITLE_POINTS)
     axes.tick_params(length=0, pad=2)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def depth_figure(
@@ -152,7 +146,7 @@ def depth_figure(
     dpi: int = 200,
     ax: "Axes | None" = None,
 ) -> "Figure":
-    """Draw statistics over depth: one panel each, a dot for every head, a line through their means.
+    """Draw statistics over depth, one panel each, with a dot for every head and a line through their means.
 
     Example:
         >>> figure = depth_figure({"entropy (nats)": torch.rand(12, 6), "mass on special tokens": torch.rand(12)})
@@ -164,27 +158,19 @@ def depth_figure(
         raise GeometryError("cannot draw statistics: expected at least one, got none.")
     columns = min(_PANELS_PER_ROW, len(tables))
     rows = -(-len(tables) // columns)
-    lines = wrapped(caption, columns * cell_width)
     title_lines = max(len(wrapped(name, cell_width * 0.9)) for name in tables)
     size = (columns * cell_width, rows * (cell_width * 0.72 + TITLE_INCHES * title_lines))
-    panels = make_panels((rows, columns), size, extra=(0, LINE_INCHES * (len(lines) + 0.5)), ax=ax, dpi=dpi)
-    if ax is not None:
-        lines = wrapped(caption, panels.size[0])
+    panels = make_panels((rows, columns), size, texts=[caption], ax=ax, dpi=dpi)
     for cell in panels.cells[len(tables) :]:
         cell.set_axis_off()
     for cell, (name, values) in zip(panels.cells, tables.items(), strict=False):
+        style_plot(cell, name, panels.size[0] / columns)
         _draw_depth(cell, values, (references or {}).get(name))
-        title = "\n".join(wrapped(name, panels.size[0] / columns * 0.9, TITLE_POINTS))
-        cell.set_title(plain(title), fontsize=TITLE_POINTS, loc="left")
-    return finish(panels, lines)
+    return finish(panels)
 
 
 def _table(name: str, values: Any) -> NDArray[np.float64]:
-    table = (
-        torch.as_tensor(values).detach().cpu().double().numpy()
-        if isinstance(values, torch.Tensor)
-        else np.asarray(values, float)
-    )
+    table: NDArray[np.float64] = torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy()
     table = table[:, None] if table.ndim == 1 else table
     if table.ndim != 2 or 0 in table.shape:
         raise GeometryError(f"cannot draw {name!r}: expected shape (blocks, heads) or (blocks,), got {table.shape}.")
@@ -194,7 +180,7 @@ def _table(name: str, values: Any) -> NDArray[np.float64]:
 def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    blocks = np.arange(len(values))
+    blocks = np.arange(1, len(values) + 1)
     if values.shape[1] > 1:
         axes.plot(blocks, values, linestyle="none", marker="o", markersize=3, color=_DOT_COLOR, alpha=0.6, mew=0)
     known = np.ma.masked_invalid(values)
@@ -203,11 +189,6 @@ def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None)
         axes.axhline(reference, color="0.45", linewidth=0.8, linestyle="--")
     axes.set_xlabel("block", fontsize=TEXT_POINTS)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_xlim(0.5, len(values) + 0.5)
     if known.count() and known.min() >= 0:
         axes.set_ylim(0.0, HEADROOM * axes.get_ylim()[1])
-    axes.tick_params(labelsize=TEXT_POINTS)
-    axes.grid(axis="y", color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

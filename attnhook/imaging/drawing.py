@@ -1,4 +1,4 @@
-"""From maps to pixels and pictures: `heatmap` and `overlay` for patch maps, and for plain tensors and arrays."""
+"""`heatmap` and `overlay`, for patch maps and for plain tensors and arrays."""
 
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.imaging.heatmaps import checked_map
 from attnhook.imaging.images import ImageSource
+from attnhook.imaging.looks import Look, check_options, keywords
 from attnhook.imaging.overlays import blend
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Interpolation, Size
@@ -29,8 +30,8 @@ def heatmap(
     """Interpolate a map on the patch grid to the pixels of the photo.
 
     Args:
-        patch_map: A `PatchMap`; or a tensor or array with one value per patch, of shape (..., h, w). NaN marks patches that the model dropped
-            and does not spread beyond their own pixels.
+        patch_map: A `PatchMap`; or a tensor or array with one value per patch, of shape (..., h, w). NaN marks patches that the model dropped;
+            it does not spread beyond their own pixels.
         where: An `ImageGeometry`; or what turned the photo into pixels (a transform, a processor, any callable), together with `photo`.
         photo: If `where` is a preprocessing: the photo, or its (height, width).
         mode: "bilinear", "nearest" (for values that must not be mixed), or "bicubic" (smooth, but overshoots: attention can become negative).
@@ -41,9 +42,9 @@ def heatmap(
         The map at the photo's size, (..., H, W) float32, on the map's device. NaN where the model did not look.
 
     Raises:
-        GeometryError: If the map is not a map, holds infinities, or does not match the geometry; or if a tensor's grid cannot cover the input
-            exactly and nothing says what it covers.
-        ValueError: If `mode` is unknown, or if a `PatchMap`, which knows its area, comes with another.
+        GeometryError: If `patch_map` is not a map, contains infinity, or does not match the geometry; or if a tensor's grid cannot cover the
+            input exactly and there is no `patch_area`.
+        ValueError: If `mode` is unknown, or if a `PatchMap`, which knows its own area, comes with `patch_area`.
 
     Example:
         >>> from attnhook import ImageGeometry
@@ -69,17 +70,18 @@ def overlay(
         photo: The photo, as `read_image` takes it.
         patch_map: A single `PatchMap`; a tensor or array with one value per patch, (h, w); or, without `where`, a heat map of the photo's size.
         where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`. Leave it out for a heat map.
-        patch_area: As in `heatmap`.
+        patch_area: For a tensor or array: the part of the input that the grid covers, as `heatmap` takes it.
         uniform: For a tensor or array with scale="uniform": 1/N, one over the number of keys.
-        **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted`, `keep`. For a heat map: `colormap`, `alpha`,
-            `scale`, `weighted`.
+        **look: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted` and `keep`, which `PatchMap.overlay` describes. For a heat map:
+            `colormap`, `alpha`, `scale` and `weighted`.
 
     Returns:
         An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
 
     Raises:
         GeometryError: If map, photo and geometry do not match.
-        ValueError: If an option has an unknown value, or if a `PatchMap` comes with what it knows itself.
+        TypeError: If there is no such option.
+        ValueError: If an option has an unknown value, or if a `PatchMap` comes with `patch_area` or `uniform`, which it knows itself.
 
     Example:
         >>> from attnhook import ImageGeometry
@@ -88,7 +90,8 @@ def overlay(
         (640, 428)
     """
     if where is None and patch_area is None and not isinstance(patch_map, PatchMap):
-        return blend(photo, patch_map, uniform=uniform, **look)
+        return blend(photo, patch_map, Look.of({"uniform": uniform} | look, overlay))
+    check_options(look, keywords(PatchMap.overlay))
     return _as_patch_map(patch_map, patch_area=patch_area, uniform=uniform).overlay(photo, where, **look)
 
 

@@ -1,8 +1,8 @@
 """Patch maps to pixels of the photo: floating point in, floating point out, no colour.
 
-One resampling step straight from the patch grid to the photo's pixels, through the geometry. Bilinear with half-pixel centres
-(`align_corners=False`) and clamped edges, so values stay within the patch values' range and the hottest place stays where it is. Each
-photo pixel samples the map at its centre: a photo with fewer pixels than the map has patches is not smoothed.
+One resampling step leads from the patch grid to the photo's pixels, through the geometry. Bilinear interpolation with half-pixel centres
+(`align_corners=False`) and clamped edges keeps values within the range of the patches and the maximum in its place. Each photo pixel samples
+the map at its centre: there is no smoothing if the photo has fewer pixels than the map has patches.
 """
 
 import math
@@ -57,7 +57,7 @@ def interpolate(
 
 
 def checked_map(patch_map: torch.Tensor | NDArray[np.floating]) -> torch.Tensor:
-    """Refuse what is not a map of patches."""
+    """Return the map as float32, or refuse what is not a map of patches."""
     values = patch_map if isinstance(patch_map, torch.Tensor) else torch.as_tensor(patch_map, device="cpu")
     if values.ndim < 2 or 0 in values.shape or values.is_complex():
         raise GeometryError(
@@ -71,7 +71,7 @@ def checked_map(patch_map: torch.Tensor | NDArray[np.floating]) -> torch.Tensor:
 
 
 def _positions(geometry: ImageGeometry, axis: int, patches: int, area: Size) -> NDArray[np.float64]:
-    """Give each photo pixel's centre along one axis in units of patches, at patch edges; NaN where the model did not look."""
+    """Each photo pixel's centre along one axis in units of patches, from the first patch's edge; NaN where the model did not look."""
     centres = np.arange(geometry.image_size[axis], dtype=np.float64) + 0.5
     on_input = centres * geometry.scale[axis] + geometry.offset[axis]
     end = min(geometry.valid[axis + 2], float(area[axis]))
@@ -80,7 +80,7 @@ def _positions(geometry: ImageGeometry, axis: int, patches: int, area: Size) -> 
 
 
 def _own_patches(values: torch.Tensor, y: NDArray[np.float64], x: NDArray[np.float64]) -> torch.Tensor:
-    """Give each pixel the value of the patch that it lies in."""
+    """Give each pixel the value of its own patch."""
     rows, columns = (
         torch.as_tensor(np.clip(np.floor(at), 0, count - 1), dtype=torch.long, device=values.device)
         for at, count in ((y, values.shape[-2]), (x, values.shape[-1]))

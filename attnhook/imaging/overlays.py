@@ -1,4 +1,4 @@
-"""Colours for heat maps, and heat maps over photos. Returns pictures; shows, saves and resizes nothing.
+"""Colours for heat maps, and heat maps over photos. The functions return pictures; they show, save and resize nothing.
 
 `alpha` is always the heat map's opacity. Where the heat map is NaN (the model did not look there) the photo stays untouched, bit for bit.
 """
@@ -13,20 +13,18 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.looks import UNIFORM_TOP, Look
 from attnhook.imaging.palettes import LEVELS, palette
 from attnhook.options import Scale, ScaleOption, choose
 
 Heatmap: TypeAlias = "torch.Tensor | NDArray[Any]"
 """One value per pixel, of shape (height, width); leading dimensions of length 1 are dropped."""
 
-UNIFORM_TOP = 8.0
-"""The top of the colours under `scale="uniform"`, in multiples of the uniform attention 1/N."""
-
 ROBUST_PERCENTILES = (1.0, 99.0)
 """The percentiles between which `scale="robust"` spreads the colours."""
 
 _FLAT = 1e-6  # a relative range below this is float32 rounding, not structure
-_NO_GRID = 100  # rows and columns: more than patch grids have
+_NO_GRID = 100  # rows and columns; patch grids have fewer
 _BAND = 2**16  # pixels that are painted at a time: few enough to stay in a CPU's second-level cache
 
 
@@ -60,7 +58,7 @@ def value_range(
         low, high = (float(edge) for edge in np.percentile(values, ROBUST_PERCENTILES))
         if not _is_flat(low, high):
             return low, high
-    low, high = _ends(values)
+    low, high = value_ends(values)
     if np.isnan(low):
         return 0.0, 0.0
     if np.isinf([low, high]).any():
@@ -81,9 +79,11 @@ def check_scale(scale: ScaleOption, *, mass: bool, shown: str) -> None:
 
 
 def value_ends(heatmap: Heatmap) -> tuple[float, float]:
-    """Find the lowest and the highest value."""
+    """Find the lowest and the highest value, leaving NaN out."""
     values = _values(heatmap)
-    return _ends(values) if values.size else (float("nan"), float("nan"))
+    if not values.size:
+        return float("nan"), float("nan")
+    return float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
 
 
 def colorize(
@@ -98,34 +98,25 @@ def colorize(
     return np.array(_colored(_levels(values, value_range(values, scale, uniform=uniform)), palette(colormap)))
 
 
-def blend(
-    image: ImageSource,
-    heatmap: Heatmap,
-    *,
-    colormap: Any = "viridis",
-    alpha: float = 0.5,
-    scale: ScaleOption = Scale.MINMAX,
-    uniform: float | None = None,
-    weighted: bool = False,
-) -> Image.Image:
+def blend(image: ImageSource, heatmap: Heatmap, look: Look) -> Image.Image:
     """Blend a heat map over its photo.
 
     Example:
         >>> photo = Image.new("RGB", (64, 48))
-        >>> blend(photo, torch.rand(48, 64), alpha=0.6).size
+        >>> blend(photo, torch.rand(48, 64), Look(alpha=0.6)).size
         (64, 48)
     """
-    opacity = checked_opacity(alpha)
+    opacity = checked_opacity(look.alpha)
     picture = read_image(image)  # a copy: painted band by band, so that nothing else of the photo's size is made
     values = sized_like(picture, heatmap)
-    bounds = value_range(values, scale, uniform=uniform)
-    table = palette(colormap)
+    bounds = value_range(values, look.scale, uniform=look.uniform)
+    table = palette(look.colormap)
     weights = np.rint(np.arange(LEVELS) * (opacity / (LEVELS - 1))).astype(np.uint8)
     step = max(1, _BAND // picture.width)
     for top in range(0, picture.height, step):
         band = values[top : top + step]
         levels = _levels(band, bounds)
-        mask = weights[levels] if weighted else np.full(band.shape, opacity, np.uint8)
+        mask = weights[levels] if look.weighted else np.full(band.shape, opacity, np.uint8)
         if np.isnan(band.min()):
             mask[np.isnan(band)] = 0
         picture.paste(_colored(levels, table), (0, top), Image.fromarray(mask))
@@ -146,12 +137,9 @@ def overlay_batch(
 
     Args:
         images: The photos, as `read_image` takes them; of any sizes.
-        heatmaps: One heat map a photo, (height, width) each, the photo's size.
-        colormap: As in `overlay`.
-        alpha: As in `overlay`.
-        scale: As in `overlay`, but "minmax" and "robust" stretch all maps together. For a range of its own for each, call `overlay` on each.
-        uniform: As in `overlay`.
-        weighted: As in `overlay`.
+        heatmaps: One heat map per photo, (height, width) each, of the photo's size.
+        colormap, alpha, uniform, weighted: What `overlay` takes.
+        scale: What `overlay` takes, but "minmax" and "robust" stretch all maps together. To give each its own range, call `overlay` on each.
 
     Returns:
         RGB images of the photos' sizes.
@@ -168,11 +156,8 @@ def overlay_batch(
         raise GeometryError(
             f"cannot overlay a batch: expected one heat map for each photo, got {len(heatmaps)} heat maps and {len(images)} photos."
         )
-    bounds = common_range(heatmaps, scale, uniform=uniform)
-    return [
-        blend(image, one, colormap=colormap, alpha=alpha, scale=bounds, uniform=uniform, weighted=weighted)
-        for image, one in zip(images, heatmaps, strict=True)
-    ]
+    look = Look(colormap, alpha, common_range(heatmaps, scale, uniform=uniform), uniform, weighted)
+    return [blend(image, one, look) for image, one in zip(images, heatmaps, strict=True)]
 
 
 def common_range(
@@ -200,7 +185,7 @@ def checked_opacity(alpha: float) -> int:
 
 
 def sized_like(photo: Image.Image, heatmap: Heatmap) -> NDArray[np.float32]:
-    """Hold a heat map against its photo."""
+    """Return the values, or refuse a heat map that does not have its photo's size."""
     values = _plane(heatmap)
     if values.shape != (photo.height, photo.width):
         raise GeometryError(
@@ -215,22 +200,18 @@ def _remedy(shape: tuple[int, ...], size: tuple[int, int]) -> str:
     if shape == size[::-1]:
         return (
             "Height and width look swapped: make the geometry from (photo.height, photo.width); photo.size is (width, height), and a photo "
-            "whose EXIF data turn it has its size after ImageOps.exif_transpose(photo)."
+            "that its EXIF data rotate has the size of ImageOps.exif_transpose(photo)."
         )
     if min(shape) >= _NO_GRID:
         return (
             f"The geometry was made for a photo of {shape[0]} x {shape[1]} (height x width): make it from this photo's "
             "(photo.height, photo.width)."
         )
-    return "Of a patch map pass what turned the photo into pixels, too: overlay(photo, patch_map, transform)."
+    return "For a patch map, also pass what turned the photo into pixels: overlay(photo, patch_map, transform)."
 
 
 def _is_flat(low: float, high: float) -> bool:
     return high - low <= _FLAT * max(abs(low), abs(high))
-
-
-def _ends(values: NDArray[np.float32]) -> tuple[float, float]:
-    return float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
 
 
 def _levels(values: NDArray[np.float32], bounds: tuple[float, float]) -> NDArray[np.uint8]:
@@ -241,9 +222,8 @@ def _levels(values: NDArray[np.float32], bounds: tuple[float, float]) -> NDArray
     levels = np.subtract(values, low, dtype=np.float32)
     levels /= np.float32(high - low)
     levels *= np.float32(LEVELS - 1)
-    levels += np.float32(
-        0.5
-    )  # to the nearest colour; under "uniform" a flat map then lies well inside one colour's share
+    # To the nearest colour; under "uniform" a flat map is then far from the border between two colours.
+    levels += np.float32(0.5)
     np.fmax(levels, 0, out=levels)  # also turns NaN into 0
     np.fmin(levels, LEVELS - 1, out=levels)
     return levels.astype(np.uint8)
@@ -268,10 +248,8 @@ def _values(heatmap: Heatmap) -> NDArray[np.float32]:
 def _plane(heatmap: Heatmap) -> NDArray[np.float32]:
     values = _values(heatmap)
     shape = values.shape
-    while values.ndim > 2 and values.shape[0] == 1:
-        values = values[0]
-    if values.ndim != 2 or values.size == 0:
+    if values.ndim < 2 or values.size == 0 or any(length != 1 for length in shape[:-2]):
         raise GeometryError(
             f"not a heat map: expected shape (height, width), got {shape}. Pass one map at a time, such as heatmaps[0]."
         )
-    return values
+    return values.reshape(shape[-2:])

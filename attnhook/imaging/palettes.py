@@ -1,7 +1,7 @@
 """Colour tables: 256 colours by a colormap's name.
 
-The usual perceptually uniform maps lie beside this file as a picture of one row each (`colormaps.png`, sampled from matplotlib's, which are in
-the public domain), so painting needs no matplotlib. Every other name is looked up there once a process.
+The usual perceptually uniform maps come with the package, each as one row of `colormaps.png` (sampled from matplotlib's, which are in the
+public domain), so overlays need no matplotlib. Every other name is looked up in matplotlib, once per process.
 """
 
 import difflib
@@ -19,7 +19,7 @@ BUNDLED = ("viridis", "magma", "inferno", "plasma", "cividis", "gray")
 
 
 def palette(colormap: Any) -> NDArray[np.uint8]:
-    """Sample a colormap at 256 places.
+    """The 256 colours of a colormap.
 
     Example:
         >>> palette("viridis")[0].tolist()
@@ -51,14 +51,11 @@ def _named(name: str) -> NDArray[np.uint8]:
 @lru_cache(maxsize=1)
 def _bundled() -> NDArray[np.uint8]:
     with files("attnhook.imaging").joinpath("colormaps.png").open("rb") as file, Image.open(file) as picture:
-        return _locked(np.array(picture))
+        table: NDArray[np.uint8] = np.asarray(picture)  # read-only
+    return table
 
 
 def _sampled(colormap: Any) -> NDArray[np.uint8]:
-    colors = np.asarray(colormap(np.linspace(0, 1, LEVELS)))
-    return _locked(np.rint(colors[:, :3] * 255).astype(np.uint8))
-
-
-def _locked(table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    table: NDArray[np.uint8] = np.rint(np.asarray(colormap(np.linspace(0, 1, LEVELS)))[:, :3] * 255).astype(np.uint8)
     table.setflags(write=False)
     return table

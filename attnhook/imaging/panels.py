@@ -1,4 +1,4 @@
-"""The parts that figures are put together from: panels on a new figure or inside given axes, pictures, marks, colour bars, captions.
+"""The parts of figures: panels on a new figure or inside given axes, pictures, marks, colour bars, captions.
 
 Plain `matplotlib.figure.Figure` objects with their own canvas: no pyplot, no global state, nothing shown or saved.
 """
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attnhook.imaging.geometry import Box
-from attnhook.imaging.overlays import UNIFORM_TOP, Heatmap, value_ends, value_range
-from attnhook.options import Scale, ScaleOption, Size, choose
+from attnhook.imaging.looks import UNIFORM_TOP, Look, stretch_in_words
+from attnhook.imaging.overlays import Heatmap, value_ends, value_range
+from attnhook.options import Scale, Size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,37 +24,38 @@ LINE_INCHES = 0.17
 TITLE_POINTS, TEXT_POINTS = 9, 8
 _BAR_WIDTH_INCHES = 0.12
 LOWEST_BAR_INCHES = 1.0
-HEADROOM = 1.06  # times the highest value, where an axis begins at 0: whole markers lie below its top
+HEADROOM = 1.06  # times the highest value, for an axis that begins at 0, so that no marker is cut off
 _LOWEST_CELL_INCHES, _HIGHEST_CELL_INCHES = 0.7, 4.0
-_WIDEST_CELL = 3.0  # times the width asked for, where a photo is a ribbon
+_WIDEST_CELL = 3.0  # times the requested width, for a panorama
 _MARGIN_INCHES = 0.03
 _LAYOUTS = 10
-_BAR_FRACTION = 1.5  # room for the bar over its width: its aspect, not its room, then decides how wide it is
-_ROUNDING = 1e-6  # of a range: values beyond its end by less are no reason for an arrow
-_STRETCHES = {Scale.MINMAX: "min-max", Scale.ROBUST: "1st to 99th percentile"}
-_CHARACTERS = 120.0  # that an inch takes, times points: DejaVu Sans, mixed text
-_MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one: seen on any photo, in any colours
+_BAR_FRACTION = 1.5  # room for the bar, relative to its width: so its aspect decides how wide it is, not its room
+_ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
+_CHARACTERS = 120.0  # per inch, times points: DejaVu Sans, mixed text
+_MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is visible on any photo
 
 
 @dataclass(frozen=True)
 class Panels:
-    """Where the parts of a figure go.
+    """The panels of a figure.
 
     Attributes:
         figure: The figure, or the sub-figure that holds the axes given.
         cells: The panels, row by row.
-        host: The axes given, whose place the panels take; None on a new figure.
+        host: The axes given, in whose place the panels are; None on a new figure.
         size: Width and height of all panels together, in inches.
+        lines: The caption, to which lines may be added until `finish` writes it.
     """
 
     figure: Any
     cells: tuple[Any, ...]
     host: Any | None
     size: tuple[float, float]
+    lines: list[str]
 
 
 def cell_size(photo: Size, width: float) -> tuple[float, float]:
-    """Choose the size of a panel that shows a photo: ribbons get wider, towers are shown no higher than a page can take.
+    """Choose the size of a panel that shows a photo, in inches: wide panoramas get more width, tall photos no more height than a page has.
 
     Example:
         >>> cell_size((300, 450), 1.8), cell_size((100, 1000), 1.8)
@@ -65,17 +67,30 @@ def cell_size(photo: Size, width: float) -> tuple[float, float]:
 
 
 def make_panels(
-    shape: tuple[int, int], size: tuple[float, float], *, extra: tuple[float, float], ax: Any | None, dpi: int
+    shape: Size,
+    size: tuple[float, float],
+    *,
+    texts: Sequence[str | None],
+    extra: tuple[float, float] = (0.0, 0.0),
+    ax: Any | None = None,
+    dpi: int,
 ) -> Panels:
-    """Make panels on a new figure, or inside axes."""
+    """Make panels on a new figure with room for the texts below and for `extra` inches, or inside axes."""
     if ax is None:
-        figure = _new_figure(size[0] + extra[0], size[1] + extra[1], dpi)
-        cells = figure.subplots(*shape, squeeze=False)
-        return Panels(figure, tuple(cells.flat), None, size)
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        width = size[0] + extra[0]
+        lines = _caption_lines(texts, width)
+        height = size[1] + (LINE_INCHES * (len(lines) + 0.5) + extra[1])
+        figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        return Panels(figure, tuple(figure.subplots(*shape, squeeze=False).flat), None, size, lines)
     box = ax.get_window_extent()
     inches = (max(box.width / ax.figure.dpi, 0.5), max(box.height / ax.figure.dpi, 0.5))
+    lines = _caption_lines(texts, inches[0])
     if shape == (1, 1):
-        return Panels(ax.figure, (ax,), ax, inches)
+        return Panels(ax.figure, (ax,), ax, inches, lines)
     place = ax.get_subplotspec()
     if place is None:
         raise ValueError(
@@ -83,21 +98,16 @@ def make_panels(
             "Make them with figure.subplots() or figure.add_subplot(), or leave ax out."
         )
     ax.set_axis_off()
-    inner = place.subgridspec(*shape)
-    return Panels(ax.figure, tuple(inner.subplots(squeeze=False).flat), ax, inches)
+    cells = place.subgridspec(*shape).subplots(squeeze=False)
+    return Panels(ax.figure, tuple(cells.flat), ax, inches, lines)
 
 
-def _new_figure(width: float, height: float, dpi: int) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+def _caption_lines(texts: Sequence[str | None], width: float) -> list[str]:
+    return [line for text in texts for line in wrapped(text, width)]
 
 
 def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None = None) -> None:
-    """Put a picture into a panel."""
+    """Show a picture in a panel."""
     axes.imshow(picture, interpolation="antialiased")
     axes.set_axis_off()
     if title:
@@ -120,32 +130,40 @@ def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None
             )
 
 
+def add_range(panels: Panels, heatmap: Heatmap, look: Look, label: str, of_what: str = "") -> None:
+    """Say which values one map's colours stand for: with a colour bar, or in the caption if the map is flat."""
+    low, high = value_range(heatmap, look.scale, uniform=look.uniform)
+    if high > low:
+        stretch = stretch_in_words(look)
+        add_colorbar(panels, [heatmap], look, f"{label} ({stretch}{of_what})" if stretch else label)
+    else:
+        panels.lines.append(f"Flat map: every value is {low:.4g}.")
+
+
 def add_colorbar(
     panels: Panels,
     heatmaps: Sequence[Heatmap],
-    *,
-    colormap: Any,
-    scale: ScaleOption,
-    uniform: float | None,
+    look: Look,
     label: str,
+    *,
     axes: Sequence[Any] | None = None,
     width: float | None = None,
 ) -> None:
-    """Draw the colours of one range; arrows at its ends where values lie beyond it, multiples of 1/N under "uniform"."""
+    """Draw the colours of one range, with arrows where values lie beyond its ends; multiples of 1/N under "uniform"."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import ScalarFormatter
 
-    low, high = value_range(heatmaps[0], scale, uniform=uniform)
+    low, high = value_range(heatmaps[0], look.scale, uniform=look.uniform)
     ends, slack = [value_ends(one) for one in heatmaps], _ROUNDING * (high - low)
     below, above = any(one[0] < low - slack for one in ends), any(one[1] > high + slack for one in ends)
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
-    if is_scale(scale, Scale.UNIFORM):
+    if look.has_scale(Scale.UNIFORM):
         low, high, label = 0.0, UNIFORM_TOP, f"{label}, multiples of 1/N"
     height = panels.size[1]
     across = panels.size[0] if width is None else width
     bar = panels.figure.colorbar(
-        ScalarMappable(Normalize(low, high), colormap),
+        ScalarMappable(Normalize(low, high), look.colormap),
         ax=list(panels.cells if axes is None else axes),
         extend=extend,
         extendfrac=_BAR_WIDTH_INCHES / height,
@@ -160,21 +178,6 @@ def add_colorbar(
     if isinstance(bar.formatter, ScalarFormatter):
         bar.formatter.set_powerlimits((-3, 4))
         bar.formatter.set_useMathText(True)  # 10 to a power, not 1e-3
-
-
-def is_scale(scale: ScaleOption, wanted: Scale) -> bool:
-    """Whether a scale is one of the named ones."""
-    return isinstance(scale, str) and choose(Scale, scale, "scale") is wanted
-
-
-def stretch_in_words(scale: ScaleOption) -> str | None:
-    """Say how each map is stretched over the colours on its own.
-
-    Example:
-        >>> stretch_in_words("robust"), stretch_in_words((0, 1))
-        ('1st to 99th percentile', None)
-    """
-    return _STRETCHES.get(choose(Scale, scale, "scale")) if isinstance(scale, str) else None
 
 
 def wrapped(text: str | None, width: float, points: float = TEXT_POINTS) -> list[str]:
@@ -196,14 +199,29 @@ def _parted(name: str, columns: int) -> str:
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading a formula into a text."""
+    """Keep matplotlib from reading a formula in a text."""
     return text.replace("$", r"\$")
 
 
-def finish(panels: Panels, lines: Sequence[str]) -> "Figure":
-    """Write the caption below the panels, and see that everything lies inside a new figure."""
-    if lines:
-        _add_caption(panels, lines)
+def style_plot(axes: Any, title: str, width: float) -> None:
+    """Give a panel with curves its title, a quiet grid and two spines."""
+    lines = wrapped(title, width * 0.9, TITLE_POINTS)
+    axes.set_title(plain("\n".join(lines)), fontsize=TITLE_POINTS, loc="left")
+    axes.tick_params(labelsize=TEXT_POINTS)
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def finish(panels: Panels) -> "Figure":
+    """Write the caption below the panels, and make sure that everything lies inside a new figure."""
+    text = plain("\n".join(panels.lines))
+    font: dict[str, Any] = {"fontsize": TEXT_POINTS, "linespacing": 1.25}
+    if text and panels.host is not None:
+        panels.host.text(0, -0.03, text, transform=panels.host.transAxes, va="top", **font)
+    elif text:
+        # A figure label, unlike free text, is given room by the layout, so it can never be cut off.
+        panels.figure.supxlabel(text, x=0.01, ha="left", **font)
     if panels.host is None:
         _settle(panels.figure)
     figure: Figure = panels.figure
@@ -211,9 +229,9 @@ def finish(panels: Panels, lines: Sequence[str]) -> "Figure":
 
 
 def _settle(figure: "Figure") -> None:
-    """Lay out until nothing moves and nothing is cut off.
+    """Repeat the layout until nothing moves and nothing is cut off.
 
-    Constrained layout goes two steps at a time, too few around pictures of a fixed aspect, and leaves a text that has no room beyond the edge.
+    Constrained layout takes two steps at a time, too few around pictures of a fixed aspect, and leaves a text without room beyond the edge.
     """
     engine: Any = figure.get_layout_engine()
     renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # Agg's
@@ -228,14 +246,3 @@ def _settle(figure: "Figure") -> None:
             figure.set_size_inches(width + wider, height + higher)
         elif before and max(abs(a - b) for a, b in zip(before, places, strict=True)) < 0.001:
             break
-
-
-def _add_caption(panels: Panels, lines: Sequence[str]) -> None:
-    text = plain("\n".join(lines))
-    if panels.host is not None:
-        panels.host.text(
-            0, -0.03, text, transform=panels.host.transAxes, fontsize=TEXT_POINTS, va="top", linespacing=1.25
-        )
-        return
-    # A figure label, unlike free text, is given room by the layout, so it can never be cut off.
-    panels.figure.supxlabel(text, fontsize=TEXT_POINTS, x=0.01, ha="left", linespacing=1.25)

@@ -1,7 +1,7 @@
-"""Patch maps: one value per patch, with where the patches lie in the model's input and what the values are.
+"""Patch maps: one value per patch, with the place of the patches in the model's input and the meaning of the values.
 
-A `PatchMap` carries everything that is needed to draw it, except the photo and where the model's input lies in the photo. So leaving out an
-argument cannot put a map on the wrong part of the input.
+A `PatchMap` has everything that drawing needs, except the photo and the place of the model's input in it. So a forgotten argument cannot put a
+map on the wrong part of the input.
 """
 
 import operator
@@ -22,10 +22,10 @@ from attnhook.imaging.figures import overlay_figure
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.looks import Look, scale_in_words, share_in_words
 from attnhook.imaging.overlays import blend, check_scale
 from attnhook.imaging.prepared import by, locate
 from attnhook.imaging.styles import check_style, draw_contours, draw_mask, draw_patches, mass_mask
-from attnhook.imaging.wording import scale_in_words, share_in_words
 from attnhook.options import Interpolation, PatchIndex, Scale, ScaleOption, Size, Style, choose
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PatchMap:
-    """Values on the patch grid that know where they lie and what they are. Every method returns one.
+    """One value per patch, with the place and the meaning of the values. Every method returns one.
 
     `len`, indexing and slicing work on the first axis: for values `(batch, h, w)`, `patch_map[0]` is the map `(h, w)` of the first image, and
     `patch_map[0].overlay(...)` draws it. NumPy and matplotlib accept a patch map as an array.
@@ -148,17 +148,17 @@ class PatchMap:
         return replace(self, values=self.values.to(device))
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the values, in a form that JSON can store: what `with_facts` takes."""
+        """Everything but the values, as JSON can store it, for `with_facts`."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "values"}
 
     @classmethod
     def with_facts(cls, values: Tensor, facts: Mapping[str, Any]) -> Self:
-        """Make a map of values and what `facts` returned."""
+        """Make a map from values and what `facts` returned."""
         sizes = {name: None if facts[name] is None else tuple(facts[name]) for name in ("input_size", "area")}
         return cls(values, **{**facts, **sizes})
 
     def like(self, values: Tensor) -> Self:
-        """Make a map of other values for the same patches. These are not attention: `uniform`, `outside` and `description` are unknown.
+        """Make a map of other values for the same patches. They are not attention: `uniform`, `outside` and `description` are unknown.
 
         Args:
             values: `(..., h, w)`, on the same grid.
@@ -173,7 +173,7 @@ class PatchMap:
         return type(self)(values, input_size=self.input_size, area=self.area, quantity="value")
 
     def save(self, path: str | Path) -> Path:
-        """Write the map and where it lies to a NumPy archive. It is written under a temporary name first, so no file is ever half-written.
+        """Write the map and its place to a NumPy archive. It is written under a temporary name first, so no file is ever half-written.
 
         Args:
             path: The file's path, with the suffix `.npz`.
@@ -202,20 +202,18 @@ class PatchMap:
             np.savez(file, values=self.numpy(), **arrays)
         return target
 
-    # --- where it lies ------------------------------------------------------------------------------------------------------------------------
-
     def area_on(self, geometry: ImageGeometry) -> Size:
         """Return the part of the input that the grid covers, after checking that the map and the geometry match.
 
         Args:
-            geometry: Where the input lies in the photo.
+            geometry: The place of the input in the photo.
 
         Returns:
             Height and width in input pixels, from the top left.
 
         Raises:
-            GeometryError: If the model's input had another size than the geometry's, or if it is unknown which part of the input the grid covers
-                and it cannot be all of it.
+            GeometryError: If the model's input and the geometry differ in size, or if it is unknown which part of the input the grid covers and
+                it cannot be all of it.
         """
         if self.input_size is not None and tuple(self.input_size) != tuple(geometry.input_size):
             raise GeometryError(
@@ -239,7 +237,7 @@ class PatchMap:
             where: The `ImageGeometry`.
 
         Returns:
-            Horizontal borders `(h + 1,)` and vertical borders `(w + 1,)`, in photo pixels counted from pixel edges; some may lie outside the
+            Horizontal borders `(h + 1,)` and vertical borders `(w + 1,)`, in photo pixels counted from pixel edges; some may be outside the
             photo.
         """
         geometry = locate(where)
@@ -259,7 +257,7 @@ class PatchMap:
             Top, left, bottom, right, in photo pixels counted from pixel edges, clipped to the photo.
 
         Raises:
-            GeometryError: If there is no such patch, or it lies entirely outside the photo.
+            GeometryError: If there is no such patch, or it is entirely outside the photo.
         """
         geometry, grid, (row, column) = locate(where), self.grid, patch
         if not (-grid[0] <= row < grid[0] and -grid[1] <= column < grid[1]):
@@ -277,8 +275,6 @@ class PatchMap:
                 f"{width} photo. Choose another patch."
             )
         return top, left, bottom, right
-
-    # --- pictures -----------------------------------------------------------------------------------------------------------------------------
 
     def heatmap(self, where: Any, *, photo: Any = None, mode: str = Interpolation.BILINEAR) -> Tensor:
         """Interpolate to the pixels of the photo.
@@ -319,14 +315,14 @@ class PatchMap:
             photo: The photo, as `read_image` takes it.
             where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`.
             style: "heat" (an interpolated heat map), "patches" (one colour per patch), "contours" (lines of equal value) or "mask" (darkens all
-                but the patches that hold `keep` of the mass, as in DINO's figures; boolean values are used as the mask).
+                but the fewest patches that hold `keep` of the attention, like DINO's figures; boolean values are used as the mask).
             colormap: The name of a matplotlib colormap, or a `Colormap`; not with "mask".
             alpha: Opacity of the heat map, 0 to 1; not with "contours".
-            scale: "minmax" (this picture's own range), "robust" (its 1st to 99th percentile), "uniform" (multiples of uniform attention,
-                comparable between pictures) or (lowest, highest); not with "mask".
-            mode: As in `heatmap`; only with "heat" and "contours".
-            weighted: Only with "heat": whether opacity follows the value.
-            keep: Only with "mask": the share of the map's mass to keep.
+            scale: "minmax" (this picture's own range), "robust" (its 1st to 99th percentile), "uniform" (multiples of 1/N, the attention
+                of each of N tokens if it were uniform: comparable between pictures) or (lowest, highest); not with "mask".
+            mode: "bilinear", "nearest" or "bicubic", as `heatmap` takes it; only with "heat" and "contours".
+            weighted: Whether opacity follows the value; only with "heat".
+            keep: The share of the attention to keep; only with "mask".
 
         Returns:
             An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
@@ -336,26 +332,23 @@ class PatchMap:
             ValueError: If an option has an unknown value, or the style does not take it.
         """
         chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
+        look = Look(colormap, alpha, scale, self.uniform, weighted)
         check_style(
             chosen,
             {"colormap": colormap, "alpha": alpha, "scale": scale, "mode": smooth, "weighted": weighted, "keep": keep},
         )
         check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
-        one = replace(self, values=self._single())
+        one = self._single()
         picture = read_image(photo)
         geometry = locate(where, photo, picture)
-        colors: dict[str, Any] = {"colormap": colormap, "scale": scale, "uniform": self.uniform}
         if chosen is Style.MASK:
             mask = one.values if one.values.dtype is torch.bool else mass_mask(one.values, keep)
             inside = replace(one, values=mask.float()).heatmap(geometry, mode=Interpolation.NEAREST)
-            return draw_mask(picture, inside, alpha=alpha)
+            return draw_mask(picture, inside, alpha)
         if chosen is Style.PATCHES:
-            values = one.heatmap(geometry, mode=Interpolation.NEAREST)
-            return draw_patches(picture, values, one.edges(geometry), alpha=alpha, **colors)
-        values = one.heatmap(geometry, mode=smooth)
-        if chosen is Style.CONTOURS:
-            return draw_contours(picture, values, **colors)
-        return blend(picture, values, alpha=alpha, weighted=weighted, **colors)
+            return draw_patches(picture, one.heatmap(geometry, mode=Interpolation.NEAREST), one.edges(geometry), look)
+        draw = draw_contours if chosen is Style.CONTOURS else blend
+        return draw(picture, one.heatmap(geometry, mode=smooth), look)
 
     def figure(
         self,
@@ -371,11 +364,11 @@ class PatchMap:
 
         Args:
             photo: The photo, as `read_image` takes it.
-            where: As in `overlay`.
+            where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`.
             ax: Axes to draw in; None makes a new figure.
-            scale: As in `overlay`.
-            mode: As in `heatmap`.
-            **look: As in `attnhook.imaging.figures.overlay_figure`: `colormap`, `alpha`, `title`, `caption`, `mark`, `width`, `dpi`.
+            scale: "minmax", "robust", "uniform" or (lowest, highest), as `overlay` takes it.
+            mode: "bilinear", "nearest" or "bicubic", as `heatmap` takes it.
+            **look: `colormap`, `alpha`, `weighted`, `title`, `caption`, `mark` (a box), `label` (of the colour bar), `width` (in inches), `dpi`.
 
         Returns:
             The figure; save it with `.savefig`.
@@ -384,17 +377,17 @@ class PatchMap:
             GeometryError: If there is more than one map, or map and geometry do not match.
         """
         check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
-        one = replace(self, values=self._single())
+        one = self._single()
         picture = read_image(photo)
         values = one.heatmap(locate(where, photo, picture), mode=mode)
         caption = ". ".join(filter(None, [self.caption, scale_in_words(scale)]))
-        said: dict[str, Any] = {"caption": caption, "label": self.quantity}
-        return overlay_figure(picture, values, scale=scale, uniform=self.uniform, ax=ax, **(said | look))
+        said = {"caption": caption, "label": self.quantity, "scale": scale, "uniform": self.uniform, "ax": ax}
+        return overlay_figure(picture, values, **(said | look))
 
-    def _single(self) -> Tensor:
-        """The values `(h, w)` of a single map."""
+    def _single(self) -> Self:
+        """The same map without axes of length 1 before `(h, w)`."""
         if any(length != 1 for length in self.shape[:-2]):
             raise GeometryError(
                 f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one by indexing: patch_map[0]."
             )
-        return self.values.reshape(self.grid)
+        return replace(self, values=self.values.reshape(self.grid))

@@ -1,6 +1,6 @@
-"""Other ways to lay a map over its photo than a film of colour: lines of equal value, bare patches, a mask.
+"""Styles other than a transparent heat map: lines of equal value, bare patches, a mask.
 
-All return pictures of the photo's size and leave what the model did not see as it was.
+All return pictures of the photo's size and leave what the model did not see unchanged.
 """
 
 import math
@@ -12,25 +12,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from attnhook.imaging.images import ImageSource, read_image
+from attnhook.imaging.looks import Look
 from attnhook.imaging.overlays import Heatmap, blend, checked_opacity, sized_like, value_range
 from attnhook.imaging.palettes import LEVELS, palette
-from attnhook.options import Interpolation, Scale, ScaleOption, Style
+from attnhook.options import Interpolation, Style
 
 _SUPERSAMPLING = 2
 _LINES_PER_EDGE = 300  # a line is as wide as the photo's shorter edge over this
-_CASING = (0, 0, 0)  # a dark line under a light one is seen on any photo
-_SUMMING = 1e-12  # a share that sums to within this of what was asked for has reached it
+_CASING = (0, 0, 0)  # a dark line under a light one is visible on any photo
+_SUMMING = 1e-12  # relative rounding of a sum of shares
 _GRID_COLOR, _GRID_OPACITY = (255, 255, 255), 0.35
+_OUTLINE_COLOR = (255, 176, 0)
+_LEVELS = 4  # contour lines
 
-_DEFAULTS: Mapping[str, Any] = {
-    "colormap": "viridis",
-    "alpha": 0.5,
-    "scale": Scale.MINMAX,
-    "mode": Interpolation.BILINEAR,
-    "weighted": False,
-    "keep": 0.6,
-}
+_DEFAULTS: Mapping[str, Any] = vars(Look()) | {"mode": Interpolation.BILINEAR, "keep": 0.6}
 _TAKEN: Mapping[Style, tuple[str, ...]] = {
     Style.HEAT: ("colormap", "alpha", "scale", "mode", "weighted"),
     Style.PATCHES: ("colormap", "alpha", "scale"),
@@ -55,54 +50,27 @@ def check_style(style: Style, options: Mapping[str, Any]) -> None:
             )
 
 
-def draw_contours(
-    image: ImageSource,
-    values: Heatmap,
-    *,
-    levels: int | Sequence[float] = 4,
-    colormap: Any = "viridis",
-    scale: ScaleOption = Scale.MINMAX,
-    uniform: float | None = None,
-) -> Image.Image:
-    """Draw lines of equal value over the photo, which stays visible between them.
-
-    Example:
-        >>> draw_contours(Image.new("RGB", (64, 48)), torch.rand(48, 64)).size
-        (64, 48)
-    """
-    photo = read_image(image)
+def draw_contours(photo: Image.Image, values: Heatmap, look: Look) -> Image.Image:
+    """Draw four lines of equal value over the photo, which stays visible between them."""
     known = sized_like(photo, values)
-    low, high = value_range(known, scale, uniform=uniform)
+    low, high = value_range(known, look.scale, uniform=look.uniform)
     if not high > low:
         return photo
-    if isinstance(levels, int):
-        if levels < 1:
-            raise ValueError(f"cannot draw contours: expected at least one level, got {levels}.")
-        chosen = np.linspace(low, high, levels + 2)[1:-1]
-    else:
-        chosen = np.asarray(levels, dtype=np.float64)
-    table, drawn, width = palette(colormap), photo.copy(), _line_width(photo)
-    for level in np.sort(chosen):
-        color = table[int(np.clip(round((level - low) / (high - low) * (LEVELS - 1)), 0, LEVELS - 1))]
+    table, drawn, width = palette(look.colormap), photo.copy(), _line_width(photo)
+    for level in np.linspace(low, high, _LEVELS + 2)[1:-1]:
+        red, green, blue = table[round((level - low) / (high - low) * (LEVELS - 1))].tolist()
         lines = _contours(known, float(level))
         _stroke(drawn, lines, _CASING, width * 2.2, 0.55)
-        _stroke(drawn, lines, (int(color[0]), int(color[1]), int(color[2])), width, 1.0)
+        _stroke(drawn, lines, (red, green, blue), width, 1.0)
     return _where_seen(drawn, photo, known)
 
 
 def draw_patches(
-    image: ImageSource,
-    values: Heatmap,
-    edges: tuple[NDArray[Any], NDArray[Any]],
-    *,
-    colormap: Any = "viridis",
-    alpha: float = 0.5,
-    scale: ScaleOption = Scale.MINMAX,
-    uniform: float | None = None,
+    photo: Image.Image, values: Heatmap, edges: tuple[NDArray[Any], NDArray[Any]], look: Look
 ) -> Image.Image:
     """Paint every patch in one colour, with thin borders: what the model computed, before any interpolation."""
-    picture = blend(image, values, colormap=colormap, alpha=alpha, scale=scale, uniform=uniform)
-    if alpha == 0:
+    picture = blend(photo, values, look)
+    if look.alpha == 0:
         return picture
     ys, xs = edges
     lines: list[Line] = [[(xs[0], y), (xs[-1], y)] for y in ys] + [[(x, ys[0]), (x, ys[-1])] for x in xs]
@@ -111,27 +79,20 @@ def draw_patches(
     return _where_seen(lined, picture, sized_like(picture, values))
 
 
-def draw_mask(
-    image: ImageSource,
-    inside: Heatmap,
-    *,
-    color: tuple[int, int, int] = (255, 176, 0),
-    alpha: float = 0.5,
-) -> Image.Image:
+def draw_mask(photo: Image.Image, inside: Heatmap, alpha: float) -> Image.Image:
     """Darken what the model saw outside a mask, and outline the mask."""
     opacity = checked_opacity(alpha)
-    photo = read_image(image)
     known = sized_like(photo, inside)
     if opacity == 0:
         return photo
     shade = Image.fromarray(np.where(known == 0, np.uint8(opacity), np.uint8(0)))
     picture = Image.composite(Image.new("RGB", photo.size), photo, shade)
-    _stroke(picture, _contours(np.nan_to_num(known), 0.5), color, _line_width(photo) * 1.5, 1.0)
+    _stroke(picture, _contours(np.nan_to_num(known), 0.5), _OUTLINE_COLOR, _line_width(photo) * 1.5, 1.0)
     return _where_seen(picture, photo, known)
 
 
 def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
-    """Choose the fewest patches that hold a share of a map's mass, as the pictures of DINO do (Caron et al., 2021, arXiv 2104.14294).
+    """Choose the fewest patches that hold a share of a map's mass, as DINO's figures do (Caron et al., 2021, arXiv 2104.14294).
 
     Example:
         >>> mass_mask(torch.tensor([[0.5, 0.2], [0.2, 0.1]])).tolist()
@@ -147,11 +108,8 @@ def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
     ordered, order = values.sort(descending=True, stable=True)
     before = ordered.cumsum(0) - ordered
     short = before < keep * (1 - _SUMMING) * ordered.sum()
-    return (
-        torch.zeros(len(values), dtype=torch.bool, device=order.device)
-        .scatter(0, order, short & (ordered > 0))
-        .reshape(patch_map.shape)
-    )
+    chosen = torch.zeros_like(short).scatter(0, order, short & (ordered > 0))
+    return chosen.reshape(patch_map.shape)
 
 
 def _contours(values: NDArray[np.float32], level: float) -> list[Line]:
@@ -164,7 +122,7 @@ def _contours(values: NDArray[np.float32], level: float) -> list[Line]:
 
 
 def _where_seen(drawn: Image.Image, photo: Image.Image, values: NDArray[np.float32]) -> Image.Image:
-    """What was drawn, and the photo where the model did not look: lines are as wide as they are, and the crop's edge cuts them."""
+    """What was drawn, but the photo where the model did not look: the edge of the crop cuts the lines."""
     return Image.composite(drawn, photo, Image.fromarray((~np.isnan(values)).astype(np.uint8) * np.uint8(255)))
 
 
@@ -176,11 +134,11 @@ def _stroke(
     picture: Image.Image, lines: Sequence[Line], color: tuple[int, int, int], width: float, opacity: float
 ) -> None:
     """Draw smooth lines into a picture."""
-    factor = _SUPERSAMPLING
-    layer = Image.new("L", (picture.width * factor, picture.height * factor))
+    layer = Image.new("L", (picture.width * _SUPERSAMPLING, picture.height * _SUPERSAMPLING))
     draw = ImageDraw.Draw(layer)
-    thick = max(1, math.floor(width * factor + 0.5))
+    thick = max(1, math.floor(width * _SUPERSAMPLING + 0.5))
     for line in lines:
-        draw.line([(x * factor, y * factor) for x, y in line], fill=255, width=thick, joint="curve")
-    mask = layer.reduce(factor).point([round(level * opacity) for level in range(256)])
+        scaled = [(x * _SUPERSAMPLING, y * _SUPERSAMPLING) for x, y in line]
+        draw.line(scaled, fill=255, width=thick, joint="curve")
+    mask = layer.reduce(_SUPERSAMPLING).point([round(level * opacity) for level in range(256)])
     picture.paste(color, (0, 0), mask)

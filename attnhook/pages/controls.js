@@ -48,7 +48,7 @@ async function show(number) {
   if (state.query.token !== undefined || !facts.named[state.query.row]) state.query = { row: READOUT };
   $("follow").disabled = !facts.blocks.some((block) => block.matrix);
   $("keys-short").textContent = $("follow").disabled
-    ? "This file keeps what the model reads out, not where single patches look."
+    ? "This file has only the readout's attention, not where single patches look."
     : "Click a patch to see where it looks. Esc goes back to the readout.";
   about(facts);
   draw();
@@ -74,16 +74,16 @@ function limitHeads() {
 
 function about(facts) {
   const sized = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);
-  const kept = (name) => facts.blocks.map((block, i) => (block[name] ? i : -1)).filter((i) => i >= 0);
-  const rows = kept("rows"), matrices = kept("matrix"), any = facts.blocks.find((block) => block.grid);
+  const having = (name) => facts.blocks.filter((block) => block[name]);
+  const rows = having("rows"), matrices = having("matrix"), any = facts.blocks.find((block) => block.grid);
   const lines = [
     ["size", `${sized(Number(file.bytes))} in all; this photo ${sized(facts.photo_bytes)}, its attention ${sized(facts.length)} deflated`],
-    ["photo", `${facts.name}, ${facts.original[1]} × ${facts.original[0]} pixels${facts.size[0] === facts.original[0] ? "" : `, kept at ${facts.size[1]} × ${facts.size[0]}`}, as JPEG`],
+    ["photo", `${facts.name}, ${facts.original[1]} × ${facts.original[0]} pixels${facts.size[0] === facts.original[0] ? "" : `, stored at ${facts.size[1]} × ${facts.size[0]}`}, as JPEG`],
     ["model", file.model],
     ["tokens", `${any.grid[0]} × ${any.grid[1]} patches${any.specials.length ? `, ${any.specials.map(([, name]) => name).join(", ")}` : ""}`],
     ["rows", rows.length ? `${facts.named.join(", ") || "readout"} of blocks ${ranges(rows)}, every head, ${file.bits.rows} bits` : "none"],
-    ["matrices", matrices.length ? `blocks ${ranges(matrices)}, ${facts.blocks[matrices[0]].matrix.heads < headsNow() ? "mean over heads" : "every head"}, ${file.bits.matrices} bits` : "none"],
-    ["precision", "values are kept as square roots, relative to their row's largest; what is shown lies within the ± of the true value"],
+    ["matrices", matrices.length ? `blocks ${ranges(matrices)}, ${matrices[0].matrix.heads < headsNow() ? "mean over heads" : "every head"}, ${file.bits.matrices} bits` : "none"],
+    ["precision", "values are stored as square roots, relative to the largest of their row; every value shown is within its ± of the true value"],
     ["made", `${file.made}, attnhook ${file.version}`],
   ];
   $("about").replaceChildren(...lines.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
@@ -95,7 +95,7 @@ function connect() {
   $("alpha").addEventListener("input", (e) => { state.alpha = Number(e.target.value) / 100; redraw(); });
   $("top").addEventListener("input", (e) => { state.top = 2 ** Number(e.target.value); redraw(); });
   $("scale").addEventListener("change", (e) => { state.scale = e.target.value; redraw(); });
-  $("colormap").addEventListener("change", (e) => { state.colormap = e.target.value; drawColors(); redraw(); });
+  $("colormap").addEventListener("change", (e) => { state.colormap = e.target.value; drawPalette(); redraw(); });
   $("smooth").addEventListener("change", (e) => { state.smooth = e.target.checked; redraw(); });
   $("photo").addEventListener("change", (e) => show(Number(e.target.value)).catch(failed));
   $("query").addEventListener("change", (e) => {
@@ -170,7 +170,7 @@ function start() {
   if (scenes.length === 1) $("model").append(element("span", ` · ${scenes[0].facts.name}`, "quiet"));
   for (const name of Object.keys(palettes)) $("colormap").append(new Option(name, name));
   state.block = file.scenes[0].blocks.length - 1;
-  drawColors();
+  drawPalette();
   connect();
   show(0).catch(failed);
 }

@@ -1,74 +1,86 @@
-"""Self-contained HTML files: style, script and data inside, nothing fetched, no text in the data is markup.
+"""Self-contained HTML files: the viewer and the report of a comparison, with style, script and data inside.
 
-A page's policy allows the one script that it comes with, by its hash, and no request. Where texts go into the page is the script's part:
-as text only.
+A page's policy allows its own script, by its hash, and no request. The script puts texts from the data into the page as text, never as markup.
 """
 
 import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from attnhook import __version__
+from attnhook.files import replacing
+from attnhook.imaging.looks import UNIFORM_TOP
 from attnhook.imaging.palettes import BUNDLED, palette
+from attnhook.pages.quantisation import LETTERS, MATRIX_BITS, ROW_BITS
 
 _SIZE = "@@@@@@@@@@@@"  # replaced by the file's size, padded to as many characters
 
 
-def document(
-    package: str,
-    *,
-    page: str,
-    style: str,
-    scripts: Sequence[str],
-    title: str,
-    header: dict[str, Any],
-    parts: dict[str, str] | None = None,
-) -> str:
+def report_html(content: dict[str, Any]) -> str:
+    """Make the page of a comparison."""
+    scripts = ("report_maps.js", "report_tables.js", "report_matrix.js", "report_zoom.js", "report.js")
+    return _document("report", scripts, str(content["title"]), {"figures": [], **content, "uniform_top": UNIFORM_TOP})
+
+
+def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> str:
+    """Make the viewer's page of photos that `pack_scene` packed, so that their captures need not be in memory together."""
+    if not packed:
+        raise ValueError("cannot make a viewer: expected at least one photo, got none.")
+    title = f"{model}: {', '.join(one['name'] for one, _ in packed[:3])}{' …' if len(packed) > 3 else ''}"
+    payloads = "\n".join(
+        f'<script type="text/plain" id="payload-{number}">{text}</script>' for number, (_, text) in enumerate(packed)
+    )
+    header = {
+        "model": model,
+        "version": __version__,
+        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "letters": LETTERS,
+        "bits": {"rows": ROW_BITS, "matrices": MATRIX_BITS},
+        "scenes": [one for one, _ in packed],
+    }
+    return _document("viewer", ("reading.js", "drawing.js", "controls.js"), title, header, payloads=payloads)
+
+
+def save_viewer(page: str, path: str | Path) -> Path:
+    """Write a page to a temporary name, then rename: never half a file."""
+    target = Path(path)
+    with replacing(target) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+    return target
+
+
+def _document(kind: str, scripts: Sequence[str], title: str, header: dict[str, Any], **parts: str) -> str:
     """Fill a page's template."""
-    room = files(package)
-    joined = "\n".join(room.joinpath(name).read_text(encoding="utf-8") for name in scripts)
+    joined = "\n".join(_read(name) for name in ("map_canvas.js", *scripts))
     script = f'"use strict";\n(() => {{\n{joined}\nstart();\n}})();\n'
-    places = {
+    palettes = {name: base64.b64encode(palette(name).tobytes()).decode("ascii") for name in BUNDLED}
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    parts |= {
         "title": html.escape(title),
-        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{_digest(script)}'",
-        "style": room.joinpath(style).read_text(encoding="utf-8"),
-        "header": _json({**header, "bytes": _SIZE}),
-        **(parts or {}),
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "style": _read(f"{kind}.css"),
+        "header": _json({**header, "palettes": palettes, "bytes": _SIZE}),
         "script": script,
     }
-    return _with_size(_filled(room.joinpath(page).read_text(encoding="utf-8"), places))
+    # In one pass: placeholders inside a part stay as they are.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _read(f"{kind}.html"))
+    size = str(len(page.encode("utf-8"))).rjust(len(_SIZE))
+    # Quotes inside a text are escaped, so no text holds this.
+    return page.replace(f'"bytes":"{_SIZE}"', f'"bytes":"{size}"')
 
 
-def embedded_palettes() -> dict[str, str]:
-    """Write the bundled colour tables down for a page."""
-    return {name: base64.b64encode(palette(name).tobytes()).decode("ascii") for name in BUNDLED}
-
-
-def _filled(page: str, parts: dict[str, str]) -> str:
-    """Put the parts in, each in its place; what a part says is never looked at for places of others."""
-    pieces = [page]
-    for name, part in parts.items():
-        place = "{{" + name + "}}"
-        index = next(number for number, piece in enumerate(pieces) if number % 2 == 0 and place in piece)
-        before, _, after = pieces[index].partition(place)
-        pieces[index : index + 1] = [before, part, after]
-    return "".join(pieces)
+def _read(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _json(content: dict[str, Any]) -> str:
-    """JSON that no text inside can end the script element of."""
+    """Write JSON in which no text can end the script element around it."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _digest(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-
-
-def _with_size(page: str) -> str:
-    size = str(len(page.encode("utf-8")))
-    # Quotes inside a text are escaped, so no text holds this.
-    return page.replace(f'"bytes":"{_SIZE}"', f'"bytes":"{size.rjust(len(_SIZE))}"')

@@ -1,58 +1,17 @@
-// From values over patches to pixels and marks on the photo, and what is said beside it.
+// The viewer's picture, the marks on it, and the texts next to it.
 
 // --- between photo and patches ------------------------------------------------------------------------------------------------
 
-// Each pixel's position along one axis in units of patches; NaN where the model did not look.
-function positions(facts, axis, patches) {
-  const count = facts.size[axis], stretch = facts.original[axis] / count;
-  const end = Math.min(facts.valid[axis + 2], facts.area[axis]);
-  return Float64Array.from({ length: count }, (_, i) => {
-    const at = (i + 0.5) * stretch * facts.scale[axis] + facts.offset[axis];
-    return at >= facts.valid[axis] && at <= end ? at * (patches / facts.area[axis]) : NaN;
-  });
-}
-
+// Where the photo's pixels are among the patches, along both axes.
 function placesOf(scene, grid) {
-  const key = grid.join();
+  const key = grid.join(), { facts } = scene;
   if (!scene.places.has(key)) {
     scene.places.set(key, [0, 1].map((axis) => {
-      const at = positions(scene.facts, axis, grid[axis]);
-      const clip = (v) => Math.min(Math.max(v, 0), grid[axis] - 1);
-      return {
-        at, own: Int32Array.from(at, (v) => (Number.isNaN(v) ? -1 : clip(Math.floor(v)))),
-        first: Int32Array.from(at, (v) => (Number.isNaN(v) ? -1 : clip(Math.floor(v - 0.5)))),
-        second: Int32Array.from(at, (v) => (Number.isNaN(v) ? -1 : clip(Math.floor(v - 0.5) + 1))),
-        t: Float64Array.from(at, (v) => v - 0.5 - Math.floor(v - 0.5)),
-      };
+      const stretch = facts.original[axis] / facts.size[axis];
+      return along(facts, axis, grid[axis], Float64Array.from({ length: facts.size[axis] }, (_, i) => (i + 0.5) * stretch));
     }));
   }
   return scene.places.get(key);
-}
-
-function toPixels(scene, patches, grid) {
-  const [height, width] = scene.facts.size, [down, across] = placesOf(scene, grid), out = scene.values, columns = grid[1];
-  const line = new Float64Array(columns);
-  let low = Infinity, high = -Infinity;
-  for (let y = 0; y < height; y++) {
-    const base = y * width;
-    if (down.own[y] < 0) { out.fill(NaN, base, base + width); continue; }
-    if (state.smooth) {
-      const a = down.first[y] * columns, b = down.second[y] * columns, t = down.t[y];
-      for (let c = 0; c < columns; c++) line[c] = patches[a + c] * (1 - t) + patches[b + c] * t;
-    } else {
-      for (let c = 0; c < columns; c++) line[c] = patches[down.own[y] * columns + c];
-    }
-    for (let x = 0; x < width; x++) {
-      let v = NaN;
-      if (across.own[x] >= 0) {
-        v = state.smooth ? line[across.first[x]] * (1 - across.t[x]) + line[across.second[x]] * across.t[x] : line[across.own[x]];
-        if (v < low) low = v;
-        if (v > high) high = v;
-      }
-      out[base + x] = v;
-    }
-  }
-  return low <= high ? [low, high] : [0, 0];
 }
 
 function boxOf(scene, grid, row, column) {
@@ -78,39 +37,19 @@ const gridNow = () => scenes[state.scene].facts.blocks[state.block].grid;
 
 // --- drawing ------------------------------------------------------------------------------------------------------------------
 
-function paint(scene, range) {
-  const [height, width] = scene.facts.size, values = scene.values, table = palettes[state.colormap];
-  const picture = new ImageData(new Uint8ClampedArray(scene.photo.data), width, height), data = picture.data;
-  const opacity = Math.round(state.alpha * 255) / 255, [low, high] = range, flat = !(high > low);
-  const factor = 255 / (high - low);
-  if (opacity > 0) {
-    for (let i = 0, n = width * height; i < n; i++) {
-      const v = values[i];
-      if (v !== v) continue;
-      let level = flat ? 0 : Math.floor((v - low) * factor + 0.5);
-      level = level < 0 ? 0 : level > 255 ? 255 : level;
-      const at = 4 * i, color = 3 * level;
-      for (let k = 0; k < 3; k++) data[at + k] = data[at + k] * (1 - opacity) + table[color + k] * opacity;
-    }
-  }
-  context.putImageData(picture, 0, 0);
-}
-
-const spreads = ([low, high]) => high - low > 1e-6 * Math.max(Math.abs(low), Math.abs(high));
-
 // The 1st and the 99th percentile of the pixels; the whole range where they coincide.
-const kept = { key: "", range: [0, 0] };
+const cached = { key: "", range: [0, 0] };
 function percentiles(scene, own) {
   const key = JSON.stringify([state.scene, state.block, state.head, state.source, state.query, state.smooth]);
-  if (kept.key !== key) {
+  if (cached.key !== key) {
     const known = scene.values.filter((v) => v === v).sort();
     const at = (share) => {
       const place = share * (known.length - 1), i = Math.floor(place);
       return known[i] + (known[Math.min(i + 1, known.length - 1)] - known[i]) * (place - i);
     };
-    Object.assign(kept, { key, range: [at(0.01), at(0.99)] });
+    Object.assign(cached, { key, range: [at(0.01), at(0.99)] });
   }
-  return spreads(kept.range) ? kept.range : own;
+  return isFlat(cached.range) ? own : cached.range;
 }
 
 function draw() {
@@ -125,15 +64,16 @@ function draw() {
     $("masses").replaceChildren();
   } else {
     const { grid, first } = row.block, count = grid[0] * grid[1];
-    const own = toPixels(scene, row.values.subarray(first, first + count), grid);
+    valuesAt(row.values.subarray(first, first + count), grid[1], ...placesOf(scene, grid), scene.values);
+    const own = spread(endsOf(scene.values));
     const uniform = 1 / row.part.keys;
-    const range = state.scale === "uniform" ? [0, state.top * uniform] : spreads(own) ? (state.scale === "robust" ? percentiles(scene, own) : own) : [own[0], own[0]];
-    paint(scene, range);
+    const range = state.scale === "uniform" ? [0, state.top * uniform] : state.scale === "robust" && !isFlat(own) ? percentiles(scene, own) : own;
+    context.putImageData(blended(scene.photo, scene.values, range), 0, 0);
     $("low").textContent = `${own[0] < range[0] ? "≤ " : ""}${number(range[0])}`;
     $("high").textContent = `${own[1] > range[1] ? "≥ " : ""}${number(range[1])}`;
     $("bar-text").textContent = state.scale === "uniform"
       ? `0 to ${trim(state.top)} times uniform attention (1/${row.part.keys}): comparable between views`
-      : !spreads(own) ? "flat: every patch gets the same"
+      : isFlat(own) ? "flat: every patch gets the same"
       : `${state.scale === "robust" ? "this view's 1st to 99th percentile" : "this view's own range"}: not comparable between views`;
     drawMasses(row);
   }
@@ -178,9 +118,9 @@ function seen(own) {
 function drawTexts(facts) {
   const block = facts.blocks[state.block], heads = headsNow(), rollout = state.source === "rollout";
   const head = rollout || state.head < 0 ? `mean over ${heads} head${heads > 1 ? "s" : ""}` : `head ${state.head}`;
-  $("query-text").textContent = `${queryName()}, block ${state.block}, ${head}, ${rollout ? "rollout up to here" : "raw attention"}`;
+  $("query-text").textContent = `${queryName()}, block ${block.number[0]}, ${head}, ${rollout ? "rollout up to here" : "raw attention"}`;
   $("module").textContent = block.name;
-  $("block-text").textContent = `${state.block} of ${facts.blocks.length - 1}`;
+  $("block-text").textContent = block.number.join(" of ");
   $("head-text").textContent = rollout || state.head < 0 ? "mean" : `${state.head} of ${heads - 1}`;
   $("alpha-text").textContent = `${Math.round(state.alpha * 100)} %`;
   $("top-text").textContent = `${trim(state.top)} × 1/N`;
@@ -220,19 +160,6 @@ function drawMasses(row) {
     track.append(fill);
     return [label, track, element("span", `${(100 * mass).toFixed(1)} %`, "number")];
   }));
-}
-
-function element(kind, text, name) {
-  const made = document.createElement(kind);
-  if (text) made.textContent = text;
-  if (name) made.className = name;
-  return made;
-}
-
-function drawColors() {
-  const small = $("colors").getContext("2d"), picture = small.createImageData(256, 1), table = palettes[state.colormap];
-  for (let i = 0; i < 256; i++) { for (let k = 0; k < 3; k++) picture.data[4 * i + k] = table[3 * i + k]; picture.data[4 * i + 3] = 255; }
-  small.putImageData(picture, 0, 0);
 }
 
 // --- words --------------------------------------------------------------------------------------------------------------------

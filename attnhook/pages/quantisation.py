@@ -1,8 +1,8 @@
-"""Rows of attention in few bytes: quantised square roots, deflated, written in 85 letters that HTML leaves alone.
+"""Rows of attention in few bytes: quantised square roots, deflated, written in 85 letters without a meaning in HTML.
 
-Attention is heavy-tailed: one sink may hold nine tenths of a row. On a linear scale of 8 bits everything else of that row would be 0 to 3;
+Attention is heavy-tailed: one sink may draw nine tenths of a row. On a linear scale of 8 bits, everything else in that row would be 0 to 3;
 square roots spend the levels where the values are. With m the row's largest value, L the top level and c the code, a value is read as
-m (c / L)^2 and lies within m (c + 1/4) / L^2 of it.
+m (c / L)^2, and the true value is within m (c + 1/4) / L^2 of it.
 """
 
 import base64
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 ROW_BITS, MATRIX_BITS = 16, 8
 Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
-# Python's letters of base 85, with those that mean something to HTML replaced by ones that do not occur in it.
+# Python's letters of base 85, with those that have a meaning in HTML replaced by three that base 85 does not use.
 _UNSAFE, _SAFE = b"<>&", b",.:"
 LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%:()*+-;,=.?@^_`{|}~"
 """The 85 letters, in the order of their digits."""
@@ -37,20 +37,6 @@ class Quantised:
     codes: Codes
     maxima: NDArray[np.float32]
 
-    @property
-    def top(self) -> int:
-        """The top level, L."""
-        return int(np.iinfo(self.codes.dtype).max)
-
-    def values(self) -> NDArray[np.float64]:
-        """What the codes stand for: `(heads, queries, keys)` float64."""
-        roots = self.codes.astype(np.float64) / self.top
-        return self.maxima.astype(np.float64)[..., None] * roots**2
-
-    def bounds(self) -> NDArray[np.float64]:
-        """How far a true value may lie from `values()`: `(heads, queries, keys)` float64."""
-        return self.maxima.astype(np.float64)[..., None] * (self.codes.astype(np.float64) + 0.25) / self.top**2
-
 
 def quantise(rows: torch.Tensor, bits: int) -> Quantised:
     """Turn softmax rows into whole numbers.
@@ -59,29 +45,26 @@ def quantise(rows: torch.Tensor, bits: int) -> Quantised:
         rows: `(heads, queries, keys)`, none negative.
 
     Example:
-        >>> small = quantise(torch.tensor([[[0.0, 0.25, 1.0]]]), 8)
-        >>> small.codes.tolist(), small.values().round(3).tolist()
-        ([[[0, 128, 255]]], [[[0.0, 0.252, 1.0]]])
+        >>> quantise(torch.tensor([[[0.0, 0.25, 1.0]]]), 8).codes.tolist()
+        [[[0, 128, 255]]]
     """
     values = rows.detach().cpu().float().numpy()
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise ValueError(
-            "cannot quantise attention: expected finite values of at least 0, got others. These are no softmax rows."
+            "cannot quantise attention: expected finite values of at least 0, got others. These are not softmax rows."
         )
     maxima = values.max(axis=-1)
     kind = np.uint8 if bits == 8 else np.uint16
     top = np.iinfo(kind).max
     safe = np.where(maxima > 0, maxima, np.float32(1))[..., None]
     codes = np.empty(values.shape, kind)
-    for head in range(
-        len(values)
-    ):  # a head at a time: the temporaries of a whole block would be several times its size
+    for head in range(len(values)):  # one at a time: the temporaries of a whole block would be several times its size
         codes[head] = np.rint(np.sqrt(values[head].astype(np.float64) / safe[head]) * top)
     return Quantised(codes, maxima)
 
 
 class Payload:
-    """Bytes of one photo, and where in them each array begins."""
+    """The bytes of one photo; `add` says where in them each array begins."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

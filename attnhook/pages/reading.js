@@ -1,8 +1,6 @@
-// The file's facts and bytes, and what of them is asked for now.
+// The viewer's scenes and their bytes, and the row of attention that is shown.
 
-const $ = (id) => document.getElementById(id);
-const file = JSON.parse($("header").textContent);
-const READOUT = 0; // the first of the rows that every block keeps
+const READOUT = 0; // the first of the rows that every block has
 const state = {
   scene: 0, block: 0, head: -1, alpha: 0.6, scale: "minmax", top: 8, source: "raw",
   query: { row: READOUT }, smooth: true, colormap: "viridis", cursor: null, pointer: null, shown: null,
@@ -10,7 +8,6 @@ const state = {
 const scenes = file.scenes.map((facts) => ({ facts, bytes: null, photo: null, places: null }));
 const canvas = $("canvas");
 const context = canvas.getContext("2d", { willReadFrequently: true });
-const palettes = Object.fromEntries(Object.entries(file.palettes).map(([name, text]) => [name, Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]));
 
 // --- reading the file ---------------------------------------------------------------------------------------------------------
 
@@ -47,7 +44,7 @@ async function open(number) {
   scene.bytes = bytes;
 }
 
-// Values of one row of one head, and how far the true ones may lie from them.
+// Values of one row of one head, and how far the true ones may be from them.
 function readRow(bytes, part, head, query) {
   const { bits, keys, queries } = part;
   const top = bits === 8 ? 255 : 65535;
@@ -76,31 +73,32 @@ function averaged(bytes, part, query) {
   return sum;
 }
 
-// What is to be shown: values over all tokens, or a sentence that says why the file does not have them.
+// What to show: values over all tokens, or a sentence that says why the file does not have them.
 function currentRow() {
   const scene = scenes[state.scene], block = scene.facts.blocks[state.block];
-  if (!block.grid) return { missing: `The keys of ${block.name} lie on no patch grid (${block.refused}).` };
+  if (!block.grid) return { missing: `The keys of ${block.name} are not on a patch grid (${block.refused}).` };
   const rollout = state.source === "rollout";
   const asksRow = state.query.row !== undefined;
   const part = asksRow ? block[rollout ? "rollout_rows" : "rows"] : block[rollout ? "rollout_matrix" : "matrix"];
   if (!part) return { missing: missingText(scene, block, rollout, asksRow) };
   const query = asksRow ? state.query.row : state.query.token;
   if (query >= part.queries) return { missing: `${block.name} has no such query.` };
-  if (state.head >= 0 && state.head >= part.heads && !rollout) return { missing: `This file keeps the mean over heads of ${block.name}'s single tokens, not each head. Take the mean, or press Esc for the readout.` };
+  if (state.head >= 0 && state.head >= part.heads && !rollout) return { missing: `For single tokens of ${block.name}, this file has only the mean over heads. Choose the mean, or press Esc for the readout.` };
   const row = rollout || state.head < 0 ? averaged(scene.bytes, part, query) : readRow(scene.bytes, part, state.head, query);
   return { ...row, block, part };
 }
 
 function missingText(scene, block, rollout, asksRow) {
-  if (asksRow) return `${block.name} has no row of the model's readout${rollout ? " under rollout" : ""}. Click a patch, or take the last block.`;
-  const kept = scene.facts.blocks.map((one, i) => (one[rollout ? "rollout_matrix" : "matrix"] ? i : -1)).filter((i) => i >= 0);
-  if (!kept.length) return "This file keeps the model's readout only, not the rows of single patches.";
-  return `Rows of single tokens are kept for block${kept.length > 1 ? "s" : ""} ${ranges(kept)} only. Go there, or press Esc for the readout.`;
+  if (asksRow) return `${block.name} has no row of the model's readout${rollout ? " under rollout" : ""}. Click a patch, or choose the last block.`;
+  const stored = scene.facts.blocks.filter((one) => one[rollout ? "rollout_matrix" : "matrix"]);
+  if (!stored.length) return "This file has only the readout's attention, not where single patches look.";
+  return `This file has the rows of single tokens only for block${stored.length > 1 ? "s" : ""} ${ranges(stored)}. Go there, or press Esc for the readout.`;
 }
 
-function ranges(numbers) {
+// Numbers of blocks, counted from 1: "1 to 4, 7".
+function ranges(blocks) {
   const runs = [];
-  for (const n of numbers) {
+  for (const { number: [n] } of blocks) {
     const last = runs[runs.length - 1];
     if (last && last[1] === n - 1) last[1] = n; else runs.push([n, n]);
   }

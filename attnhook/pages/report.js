@@ -61,7 +61,7 @@ function drawAbout() {
     ["size", `${sized(Number(file.bytes))}: photos ${sized(pictures)}, maps ${sized(values)}`],
     ["holds", `${counted(models.length, "model")}, ${counted(photos.length, "photo")}, ${counted(views.length, "view")}, ${counted(file.maps.length, "map")}`],
     ["photos", "scaled down, as JPEG; values are placed by the size of the original"],
-    ["precision", "maps are kept in 65535 steps between each one's lowest and highest value; tables show rounded numbers, their titles whole ones"],
+    ["precision", "maps are stored in 65535 steps between their lowest and highest value; tables show rounded numbers, their tooltips the full ones"],
     ["made", `${file.made}, attnhook ${file.version}`],
   ];
   $("about").append(...lines.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
@@ -81,9 +81,8 @@ function drawLegend() {
 }
 
 function drawColors() {
-  const table = palettes[state.colormap], small = $("colors").getContext("2d"), picture = small.createImageData(256, 1);
-  for (let i = 0; i < 256; i++) picture.data.set([...table.subarray(3 * i, 3 * i + 3), 255], 4 * i);
-  small.putImageData(picture, 0, 0);
+  drawPalette();
+  const table = palettes[state.colormap];
   const stops = Array.from({ length: 18 }, (_, i) => `rgb(${table.subarray(45 * i, 45 * i + 3).join()})`);
   $("matrix").style.setProperty("--colors", `linear-gradient(to right, ${stops.join()})`);
 }

@@ -210,7 +210,8 @@ function drawPoint(cell) {
   }
   const map = mapOf(model, row.number);
   if (!map) { value.textContent = ""; return; }
-  const down = along(map, 0, [at.y * photo.height]), across = along(map, 1, [at.x * photo.width]), found = valueAt(map, down, across, 0, 0);
+  const down = mapAlong(map, 0, [at.y * photo.height]), across = mapAlong(map, 1, [at.x * photo.width]);
+  const found = valueAt(valuesOf(map), map.grid[1], down, across, 0, 0);
   if (Number.isNaN(found)) { value.textContent = down.own[0] < 0 || across.own[0] < 0 ? "not seen" : "no value: patch dropped"; return; }
   value.dataset.value = String(found);
   value.textContent = trim(found);

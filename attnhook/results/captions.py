@@ -1,4 +1,4 @@
-"""What a picture has to say about itself, beside what its map says."""
+"""What a caption adds to what the map itself says."""
 
 from dataclasses import replace
 
@@ -9,13 +9,13 @@ from attnhook.options import Rows
 
 
 def captioned(patch_map: PatchMap, model: str, target: str | int | None = None) -> PatchMap:
-    """Let a map's caption say whose it is."""
+    """Put the model's name, and the class of a gradient method, into a map's caption."""
     of_class = "" if target is None else f", for class {target!r}"
     return replace(patch_map, description=f"{model}: {patch_map.description}{of_class}")
 
 
 def rows_in_words(maps: AttentionMaps) -> str:
-    """Name the rows that are shown, for settings and manifests; captions have `row_in_words` of `attnhook.attribution.map_making`."""
+    """Name the rows that are shown, for settings and manifests; for captions see `row_in_words` in `attnhook.attribution.map_making`."""
     if not isinstance(maps.selected_rows, Rows):
         return str(list(maps.selected_rows))
     shown = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
@@ -23,5 +23,5 @@ def rows_in_words(maps: AttentionMaps) -> str:
 
 
 def reads_block(method: str) -> bool:
-    """Whether a method is of one block."""
+    """Whether a method computes its map from a single block."""
     return bool(method_options(method, {"block": None}))

@@ -1,4 +1,4 @@
-"""How results look in a notebook: pictures of a sensible size, captions escaped."""
+"""How results look in a notebook: pictures of a moderate size, captions as plain text."""
 
 import base64
 import html
@@ -6,22 +6,20 @@ import io
 
 from PIL import Image
 
-LONGEST = 640
-"""Most pixels of the longer edge of a picture in a notebook."""
-
+_LONGEST = 640  # pixels of the longer edge
 _JPEG_QUALITY = 88
 
 
-def png_of(picture: Image.Image, longest: int = LONGEST) -> bytes:
-    """Encode a picture, made smaller if need be."""
+def png_of(picture: Image.Image) -> bytes:
+    """Encode a picture, shrunk to fit."""
     buffer = io.BytesIO()
-    _fitted(picture, longest).save(buffer, format="PNG")
+    _fitted(picture).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def html_of(picture: Image.Image, caption: str, longest: int = LONGEST) -> str:
+def html_of(picture: Image.Image, caption: str) -> str:
     """Show a picture above its caption."""
-    shown = _fitted(picture, longest)
+    shown = _fitted(picture)
     buffer = io.BytesIO()
     shown.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -34,12 +32,12 @@ def html_of(picture: Image.Image, caption: str, longest: int = LONGEST) -> str:
 
 
 def mimebundle(picture: Image.Image, caption: str, text: str) -> dict[str, str | bytes]:
-    """Everything that a notebook may choose from."""
+    """All formats that a notebook can choose from."""
     return {"text/plain": text, "text/html": html_of(picture, caption), "image/png": png_of(picture)}
 
 
-def _fitted(picture: Image.Image, longest: int) -> Image.Image:
-    shrink = longest / max(picture.size)
+def _fitted(picture: Image.Image) -> Image.Image:
+    shrink = _LONGEST / max(picture.size)
     if shrink >= 1:
         return picture
-    return picture.resize((max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))))
+    return picture.resize([max(1, round(edge * shrink)) for edge in picture.size])

@@ -1,11 +1,13 @@
 """Figures of one result: its heads, its blocks, its methods, its patches; each with a caption that says what is shown on which scale.
 
-Panels that are compared share one range of colours. By default that is a fixed number of multiples of uniform attention, which also makes
-figures of different photos and models comparable; values beyond its top get its colour, and the colour bar has an arrow there.
+Panels that are compared share one range of colours. By default it goes from 0 to 8 times uniform attention (1/N, the share of each of N
+tokens if attention were uniform), so figures of different photos and models can be compared, too. Larger values get the top colour, and
+the colour bar has an arrow there.
 """
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,9 +24,9 @@ from attnhook.capture.records import BlockAttention
 from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
+from attnhook.imaging.looks import scale_in_words, share_in_words
 from attnhook.imaging.overlays import common_range
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.imaging.wording import scale_in_words, share_in_words
 from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
 from attnhook.results.captions import reads_block
 from attnhook.results.results import AttentionResult
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ALL = "all panels"
-_OUTSIDE = "outside: mass on tokens that are no patches."
+_OUTSIDE = "outside: attention on tokens that are not patches."
 _ENTROPY = "entropy (nats)"
 
 
@@ -42,8 +44,8 @@ def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.MINMAX, 
 
     Args:
         result: The result.
-        scale: As in `overlay`.
-        **options: As in `attnhook.imaging.figures.triptych`.
+        scale: Which values the colours stand for, as `overlay` takes it.
+        **options: `colormap`, `alpha`, `weighted`, `titles`, `caption`, `mark`, `label`, `cell_width`, `dpi`, `ax`.
 
     Returns:
         The figure.
@@ -64,31 +66,37 @@ def heads_figure(
     Args:
         result: The result.
         block: The block; None takes the result's own.
-        scale: As in `overlay`; "minmax" and "robust" stretch all heads together.
-        **options: As in `attnhook.imaging.figures.sheet`.
+        scale: Which values the colours stand for; "minmax" and "robust" stretch all heads together.
+        **options: `colormap`, `alpha`, `weighted`, `caption`, `columns`, `photo_title`, `label`, `cell_width`, `dpi`, `ax`.
 
     Returns:
         The figure.
     """
     chosen = result.maps[result.settings.block if block is None else block]
     patches = raw_attention(result.maps, block=chosen.name, heads=None)[0]
-    maps, uniform = _pixels(result, [patches]), patches.uniform
-    caption = f"{_start(result)}, raw attention of every head of {block_in_words(chosen)}; {_OUTSIDE} {scale_in_words(scale, _ALL)}"
+    caption = f"{_start(result)}, raw attention of every head of {block_in_words(chosen)}; {_OUTSIDE}"
     titles = [f"head {head}, {_outside(one)}" for head, one in enumerate(patches)]
-    said: dict[str, Any] = {"caption": caption, "scale": common_range(maps, scale, uniform=uniform), "uniform": uniform}
-    return sheet(result.image, maps, titles, **(said | options))
+    return _compared(
+        result,
+        _pixels(result, [patches]),
+        titles,
+        caption=caption,
+        scale=scale,
+        uniform=patches.uniform,
+        options=options,
+    )
 
 
 def blocks_figure(
     result: AttentionResult, *, heads: HeadsOption = "mean", scale: ScaleOption = Scale.UNIFORM, **options: Any
 ) -> "Figure":
-    """Draw the readout's way through the blocks: where it looks in each, on one scale, and how much it gives to no patch.
+    """Draw where the readout looks in every block, on one scale, and how much of its attention falls outside the patches.
 
     Args:
         result: The result.
         heads: How heads become one map.
-        scale: As in `overlay`; "minmax" and "robust" stretch all blocks together.
-        **options: As in `attnhook.imaging.figures.sheet`.
+        scale: Which values the colours stand for; "minmax" and "robust" stretch all blocks together.
+        **options: `colormap`, `alpha`, `weighted`, `caption`, `columns`, `photo_title`, `label`, `cell_width`, `dpi`, `ax`.
 
     Returns:
         The figure.
@@ -96,21 +104,14 @@ def blocks_figure(
     shown = _same_grid(result)
     maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
     titles = [
-        f"block {number}" + (f", {_outside(one)}" if one.adds_up else "")
-        for (number, _), one in zip(shown, maps, strict=True)
+        f"block {number} of {count}" + (f", {_outside(one)}" if one.adds_up else "")
+        for ((number, count), _), one in zip(shown, maps, strict=True)
     ]
-    pixels = _pixels(result, maps)
-    caption = (
-        f"{_start(result)}, raw attention of each block, {heads_in_words(heads, shown[-1][1].shape[1])}"
-        f"{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'} {scale_in_words(scale, _ALL)}"
+    fused = heads_in_words(heads, shown[-1][1].shape[1])
+    caption = f"{_start(result)}, raw attention of each block, {fused}{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'}"
+    return _compared(
+        result, _pixels(result, maps), titles, caption=caption, scale=scale, uniform=maps[-1].uniform, options=options
     )
-    uniform = maps[-1].uniform
-    said: dict[str, Any] = {
-        "caption": caption,
-        "scale": common_range(pixels, scale, uniform=uniform),
-        "uniform": uniform,
-    }
-    return sheet(result.image, pixels, titles, **(said | options))
 
 
 def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.UNIFORM, **options: Any) -> "Figure":
@@ -118,8 +119,8 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
 
     Args:
         result: The result.
-        scale: As in `overlay`; "minmax" and "robust" stretch all maps together.
-        **options: As in `attnhook.imaging.depth_figures.map_grid`.
+        scale: Which values the colours stand for; "minmax" and "robust" stretch all maps together.
+        **options: `colormap`, `caption`, `row_labels`, `column_labels`, `label`, `cell_width`, `dpi`, `ax`.
 
     Returns:
         The figure.
@@ -141,7 +142,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
         f"{share_in_words(float(outside.min()))} to {share_in_words(float(outside.max()))} of it outside the patches. "
         f"{scale_in_words(scale, _ALL)}",
         "image": _seen(result),
-        "row_labels": [str(number) for number, _ in shown],
+        "row_labels": [str(number) for (number, _), _ in shown],
         "column_labels": [str(head) for head in range(counts.pop())],
     }
     return map_grid(
@@ -159,25 +160,25 @@ def methods_figure(
     """Draw the maps of several methods side by side. Their units differ, so each has a range of its own, and the figure says so.
 
     Args:
-        result: The result; what a method needs must have been captured. A class's score run backward through a capture of all rows with
-            values, as `attend(..., method="gradient_rollout")` keeps it, gives all methods that have no option beyond it.
-        methods: Names in `METHODS`; None takes all that can be had from this capture, and the caption names the others.
-        scale: As in `overlay`. The default cuts the sinks of some models, which take all of a rollout's colours otherwise.
-        **options: As in `attnhook.imaging.figures.sheet`.
+        result: The result; what a method needs must have been captured. A result of `attend(..., method="gradient_rollout")` has it for all
+            methods but `value_weighted_attention`.
+        methods: Names in `METHODS`; None draws all that this capture allows, and the caption names the others.
+        scale: Which values the colours stand for. The default cuts off the sinks (tokens that draw most of the attention) of some models, which
+            would otherwise take all of a rollout's colours.
+        **options: `colormap`, `alpha`, `weighted`, `caption`, `columns`, `photo_title`, `label`, `cell_width`, `dpi`, `ax`.
 
     Returns:
         The figure.
 
     Raises:
         ValueError: If a method is unknown.
-        RowsNotKeptError: If no method can be had from this capture.
+        RowsNotKeptError: If this capture allows no method.
     """
-    names = list(METHODS) if methods is None else list(methods)
-    for name in names:
+    for name in methods or ():
         check_method(name)
     maps: dict[str, PatchMap] = {}
     left_out = []
-    for name in names:
+    for name in METHODS if methods is None else methods:
         try:
             maps[name] = METHODS[name](result.maps)[0]
         except AttnhookError:
@@ -186,7 +187,7 @@ def methods_figure(
             left_out.append(name)
     if not maps:
         raise RowsNotKeptError(
-            "no method can be had from this capture: expected at least one, got none. Capture with rows='all'."
+            "this capture allows no method: expected what at least one needs, got none. Capture with rows='all'."
         )
     pixels = _pixels(result, [one.to("cpu") for one in maps.values()])
     titles = [name.replace("_", " ") + (f"\n{_outside(one)}" if one.adds_up else "") for name, one in maps.items()]
@@ -203,22 +204,23 @@ def query_figure(
     scale: ScaleOption = Scale.MINMAX,
     **options: Any,
 ) -> "Figure":
-    """Draw where patches look: each marked in its panel, with its own row of attention.
+    """Draw where patches look: each is marked in its panel, over its own row of the attention matrix.
 
     Args:
         result: A result of `attend(..., rows="all")`.
         patches: `(row, column)` of one patch, or several.
         block: The block; None takes the result's own.
         heads: How heads become one map.
-        scale: As in `overlay`. "minmax" and "robust" stretch several patches together.
-        **options: As in `attnhook.imaging.figures.overlay_figure` for one patch, `sheet` for several.
+        scale: Which values the colours stand for; "minmax" and "robust" stretch several patches together.
+        **options: `colormap`, `alpha`, `weighted`, `caption`, `label`, `dpi`, `ax`; for one patch also `title` and `width`, for several
+            `columns`, `photo_title` and `cell_width`.
 
     Returns:
         The figure.
 
     Raises:
         RowsNotKeptError: Unless all rows were captured.
-        TokenLayoutError: If the block's tokens lie on no patch grid.
+        TokenLayoutError: If the block's tokens are not on one patch grid.
     """
     several = cast(list[PatchIndex], [patches] if isinstance(patches[0], int) else list(patches))
     chosen = result.maps[result.settings.block if block is None else block]
@@ -226,7 +228,7 @@ def query_figure(
     if not isinstance(layout, TokenLayout):
         raise TokenLayoutError(f"block {chosen.name!r} attends in windows: expected one grid, got {layout.describe()}.")
     if result.maps.selected_rows is not Rows.ALL:
-        raise RowsNotKeptError("rows of single patches were not kept: expected attend(..., rows='all').")
+        raise RowsNotKeptError("the rows of single patches were not captured: expected attend(..., rows='all').")
     rows = chosen.matrix.rows([layout.token_of(patch) for patch in several])
     uniform = 1 / chosen.shape[-1]
     values = layout.patches(fuse_heads(rows, heads))[0]
@@ -242,24 +244,21 @@ def query_figure(
     titles = [
         f"row {row}, column {column}\n{left}".rstrip() for (row, column), left in zip(several, outside, strict=True)
     ]
-    said = {
-        "caption": f"{caption}{f'; {_OUTSIDE}' if fused.adds_up else '.'} {scale_in_words(scale, _ALL)}",
-        "marks": boxes,
-        "scale": common_range(maps, scale, uniform=uniform),
-        "uniform": uniform,
-    }
-    return sheet(result.image, maps, titles, **(said | options))
+    caption += f"; {_OUTSIDE}" if fused.adds_up else "."
+    return _compared(
+        result, maps, titles, caption=caption, scale=scale, uniform=uniform, options={"marks": boxes, **options}
+    )
 
 
 def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
     """Draw statistics over depth, a dot for each head: entropy, attention distance, and the mass of the largest sink.
 
     Args:
-        result: A result of `attend(..., rows="all")` for means over all queries; other captures have those of their rows.
-        **options: As in `attnhook.imaging.depth_figures.depth_figure`.
+        result: A result of `attend(..., rows="all")` gives means over all queries, any other the means over the rows that were captured.
+        **options: `caption`, `references`, `cell_width`, `dpi`, `ax`.
 
     Returns:
-        The figure. A statistic that this capture does not have (no distance without a patch's row) is left out.
+        The figure. It leaves out statistics that this capture does not allow: no attention distance without a patch's row.
     """
     blocks = attention_statistics(result.maps, diversity=False)
     keys = {block.shape[-1] for block in result.maps}
@@ -271,15 +270,34 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
     queries = "all queries" if result.maps.selected_rows is Rows.ALL else row_in_words(result.maps)
     one_length = len(keys) == 1
     said: dict[str, Any] = {
-        "caption": f"{result.settings.model}, {queries}; dots are heads, lines their means"
-        f"{', dashed: uniform attention' if one_length else ''}. Sink: the token that gets the most, in the mean over the queries.",
+        "caption": f"{result.settings.model}, {queries}; dots are heads, lines are their means"
+        f"{', dashed: uniform attention' if one_length else ''}. Sink: the token that gets the most attention, averaged over the queries.",
         "references": {_ENTROPY: math.log(keys.pop())} if one_length else {},
     }
     return depth_figure({name: one for name, one in tables.items() if not one.isnan().all()}, **(said | options))
 
 
+def _compared(
+    result: AttentionResult,
+    maps: Sequence[Tensor],
+    titles: Sequence[str],
+    *,
+    caption: str,
+    scale: ScaleOption,
+    uniform: float | None,
+    options: dict[str, Any],
+) -> "Figure":
+    """A sheet of maps on one scale; the user's options win."""
+    said = {
+        "caption": f"{caption} {scale_in_words(scale, _ALL)}",
+        "scale": common_range(maps, scale, uniform=uniform),
+        "uniform": uniform,
+    }
+    return sheet(result.image, maps, titles, **(said | options))
+
+
 def _seen(result: AttentionResult) -> Image.Image:
-    """The part of the photo that lies under the patches."""
+    """The part of the photo that the patches cover."""
     rows, columns = result.patch_map.edges(result.geometry)
     top, bottom = np.clip(np.rint(rows[[0, -1]]), 0, result.image.height).astype(int).tolist()
     left, right = np.clip(np.rint(columns[[0, -1]]), 0, result.image.width).astype(int).tolist()
@@ -308,7 +326,7 @@ def _methods_in_words(result: AttentionResult, shown: list[str], left_out: list[
 
 
 def _pixels(result: AttentionResult, maps: Sequence[PatchMap]) -> list[Tensor]:
-    """The maps at the photo's size, one after the other."""
+    """All maps at the photo's size, in one list."""
     return [
         one
         for each in maps
@@ -324,18 +342,16 @@ def _start(result: AttentionResult) -> str:
     return f"{result.settings.model}, {row_in_words(result.maps)}"
 
 
-def _same_grid(result: AttentionResult) -> list[tuple[int, BlockAttention]]:
-    """The blocks whose keys lie on the result's grid and that have the readout's row."""
+def _same_grid(result: AttentionResult) -> list[tuple[tuple[int, int], BlockAttention]]:
+    """The blocks whose keys are on the result's grid and that have the readout's row, each with its number and how many there are."""
     grid = result.patch_map.grid
     found = []
-    for number, block in enumerate(result.maps):
+    for at, block in enumerate(result.maps, 1):
         layout = block.token_layout
         if isinstance(layout, TokenLayout) and layout.frames == 1 and layout.grid == grid:
-            try:
+            with suppress(AttnhookError):
                 raw_attention(result.maps, block=block.name)
-            except AttnhookError:
-                continue
-            found.append((number, block))
+                found.append((block.number or (at, len(result.maps)), block))
     if not found:
-        raise TokenLayoutError(f"no block's keys lie on the map's grid: expected {grid}. Capture blocks that do.")
+        raise TokenLayoutError(f"no block has its keys on the map's grid: expected {grid}. Capture blocks that do.")
     return found

@@ -1,6 +1,5 @@
-"""Photos in, pictures out: one call from a model and photos to attention that can be looked at, saved and shown in a notebook."""
+"""`attend`: one call from a model and photos to attention maps that you can look at, save and show in a notebook."""
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
+from attnhook.imaging.looks import check_options, keywords
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import (
     BlocksOption,
@@ -48,7 +48,7 @@ class ResultSettings:
         method: One of `METHODS`.
         block: The block's name, or the name of the last block if the method follows several.
         heads: How heads became one map.
-        rows: Whose row the map shows.
+        rows: Which row of the attention matrix the map shows.
         target: The class that a gradient method followed, by name or index; None for other methods.
         options: The method's own options.
     """
@@ -64,7 +64,7 @@ class ResultSettings:
 
 @dataclass(frozen=True, eq=False)
 class AttentionResult:
-    """Where a model's readout looked in one photo.
+    """Where a model's readout (what its classifier reads, usually the class token) looked in one photo.
 
     A notebook shows the overlay. Raw attention shows where attention went in one block; it does not measure importance. `result[block]` is the
     result for another captured block, by index or name.
@@ -142,7 +142,7 @@ class AttentionResult:
         """Draw the map over the photo.
 
         Args:
-            **look: As in `PatchMap.overlay`: `style`, `colormap`, `alpha`, `scale`, `weighted`, `keep`.
+            **look: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted` and `keep`, which `PatchMap.overlay` describes.
 
         Returns:
             An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
@@ -150,6 +150,7 @@ class AttentionResult:
         Raises:
             ValueError: If an option has an unknown value, or the style does not take it.
         """
+        check_options(look, keywords(PatchMap.overlay))
         smooth = look.get("style", Style.HEAT) in (Style.HEAT, Style.CONTOURS)
         return self.patch_map.overlay(self.image, self.geometry, **({"mode": self.mode} | look if smooth else look))
 
@@ -157,19 +158,20 @@ class AttentionResult:
         """Draw the overlay as a matplotlib figure with a colour bar and a caption.
 
         Args:
-            **look: As in `PatchMap.figure`: `scale`, `colormap`, `alpha`, `ax`.
+            **look: `scale`, `colormap`, `alpha`, `weighted`, `title`, `caption`, `mark`, `label`, `width`, `dpi`, and `ax` to draw in axes of
+                your own.
 
         Returns:
             The figure; save it with `.savefig`.
         """
-        return self.patch_map.figure(self.image, self.geometry, mode=self.mode, **look)
+        return self.patch_map.figure(self.image, self.geometry, **({"mode": self.mode} | look))
 
     def save(self, path: str | Path, **options: Any) -> Path:
         """Write the overlay to a file, under a temporary name first.
 
         Args:
             path: The file's path; its suffix gives the format.
-            **options: As in `overlay`.
+            **options: What `overlay` takes.
 
         Returns:
             The path.
@@ -182,12 +184,13 @@ class AttentionResult:
         Args:
             path: Where to write it; None only returns it.
             name: The photo's name on the page; any text.
-            **options: As in `attnhook.results.scenes.viewer_html`: `matrices`, `matrix_heads`, `longest`.
+            **options: `matrices` (the blocks whose whole matrices go into the page: "auto" for the last one, or what `AttentionCapture` takes
+                as `blocks`), `matrix_heads` ("all", "mean" or "auto") and `longest` (of the photo's edges, in pixels).
 
         Returns:
             The HTML. It shows what patches look at only after `attend(..., rows="all")`.
         """
-        from attnhook.pages.viewer import save_viewer
+        from attnhook.pages.documents import save_viewer
         from attnhook.results.scenes import viewer_html
 
         page = viewer_html([self.scene(name)], model=self.settings.model, **options)
@@ -196,7 +199,7 @@ class AttentionResult:
         return page
 
     def scene(self, name: str = "photo") -> Scene:
-        """Make this photo a scene of a viewer with several photos.
+        """Turn this photo into a scene, of which a viewer may show several.
 
         Args:
             name: The photo's name; any text.
@@ -239,11 +242,11 @@ def attend(
         model: A spec as `load` takes it, a `VisionModel`, or a module.
         images: One or several photos: paths, PIL images, arrays, tensors.
         method: One of `METHODS`. For methods that need whole matrices, such as rollout, queries and keys are captured by reference.
-        blocks: Which blocks to capture, as in `AttentionCapture`. The result shows the last of them, `result[block]` any other; methods that
-            follow several blocks follow these.
+        blocks: Which blocks to capture, as `AttentionCapture` takes them. The result shows the last one, `result[block]` any other; methods
+            that follow several blocks follow these.
         heads: How heads become one map: `"mean"`, `"max"`, `"min"`, or one head's index; gradient methods use the mean.
-        rows: Whose row: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`. `"all"` shows
-            the readout's row and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
+        rows: Whose attention: `"readout"` (what the model's head reads), `"cls"`, `"pool"`, `"mean"`, or one patch `[(row, column)]`. `"all"`
+            shows the readout's row and keeps the whole matrices, by reference, for `to_html` and for methods that need them.
         target: For gradient methods: the class whose score is followed backward, by index or name; None for the class with the highest score.
             The parameters' `.grad` and `requires_grad` stay as they are.
         mode: `"bilinear"`, `"nearest"`, or `"bicubic"` (which overshoots).
@@ -277,26 +280,20 @@ def attend(
             f"attend takes blocks, as AttentionCapture does: expected blocks=, got block={options['block']!r}. Pass "
             f"blocks=[{options['block']!r}], or capture all blocks and take result[{options['block']!r}]."
         )
-    unknown = [name for name in options if not method_options(method, {name: None})]
-    if unknown:
-        legal = ", ".join(
-            name
-            for name in list(inspect.signature(METHODS[method]).parameters)[1:]
-            if name not in {"block", "heads", "row"}
-        )
+    legal = [name for name in keywords(METHODS[method]) if name not in {"block", "heads", "row"}]
+    if unknown := [name for name in options if name not in legal]:
         raise ValueError(
-            f"attend and the method {method!r} have no option {unknown[0]!r}: expected {legal or 'none'} of the method's own. What prepares the "
-            "photo goes into preprocess=, arguments of the model's forward into model_kwargs=."
+            f"attend and the method {method!r} have no option {unknown[0]!r}: expected {', '.join(legal) or 'none'} of the method's own. What "
+            "prepares the photo goes into preprocess=, arguments of the model's forward into model_kwargs=."
         )
     _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
     with torch.inference_mode(mode=False):  # parameters created in it have no gradients
         vision = as_vision_model(model, preprocess)
-    module, labels = vision.model, vision.labels
     name = vision.name if vision.assumed is None else f"{vision.name} (photos prepared as {vision.assumed})"
     needs = NEEDS[method]
     capture = AttentionCapture(
-        module,
+        vision.model,
         blocks=blocks,
         rows=_rows_for(method, rows),
         gradients=needs.gradients,
@@ -307,20 +304,21 @@ def attend(
     for image in each_image(images):
         photo = read_image(image)
         prepared = vision.prepare(photo)
-        inputs, geometry = prepared.inputs, prepared.geometry
         followed = None
         if needs.gradients:
-            index = run_towards(capture, module, inputs, target, labels, model_kwargs=model_kwargs)
-            followed = index if labels is None else labels[index]
+            index = run_towards(
+                capture, vision.model, prepared.inputs, target, vision.labels, model_kwargs=model_kwargs
+            )
+            followed = index if vision.labels is None else vision.labels[index]
         else:
             # Not inference mode: tensors that a model caches could not be used in training afterwards.
             with torch.no_grad(), capture:
-                run_vision(module, inputs, model_kwargs)
+                run_vision(vision.model, prepared.inputs, model_kwargs)
         maps = capture.maps
         settings = ResultSettings(name, method, maps[-1].name, heads, rows_in_words(maps), followed, options)
         patch_map = _mapped(maps, settings)
-        patch_map.area_on(geometry)  # a mismatch is reported now, not when something is drawn
-        results.append(AttentionResult(photo, patch_map, geometry, maps, settings, smooth))
+        patch_map.area_on(prepared.geometry)  # a mismatch is reported now, not when something is drawn
+        results.append(AttentionResult(photo, patch_map, prepared.geometry, maps, settings, smooth))
     return results
 
 

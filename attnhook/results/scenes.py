@@ -1,4 +1,4 @@
-"""What the viewer holds of one photo: rows of every block at 16 bits, whole matrices of chosen blocks at 8, rollout beside both."""
+"""What the viewer shows of one photo: rows of every block at 16 bits, whole matrices of chosen blocks at 8 bits, and rollout for both."""
 
 import base64
 import io
@@ -20,13 +20,13 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.errors import AttnhookError, GeometryError, NoReadoutError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.options import BlocksOption, Rows
+from attnhook.pages.documents import packed_html
 from attnhook.pages.quantisation import MATRIX_BITS, ROW_BITS, Payload, quantise
-from attnhook.pages.viewer import packed_html
 
 AUTO = "auto"
 """As `matrices`: the last block's matrix where all rows were captured, none otherwise. As `matrix_heads`: see `MOST_VALUES`."""
 MOST_VALUES = 6_000_000
-"""Up to how many values a photo's matrices keep every head under `matrix_heads="auto"`; beyond, they keep the mean over heads."""
+"""The most values for which `matrix_heads="auto"` stores every head of a photo's matrices; beyond, it stores the mean over heads."""
 _QUALITY = 90
 _READOUT_NAMES = {Rows.CLS: "class token", Rows.POOL: "pooling query", Rows.MEAN: "mean over patches"}
 
@@ -39,7 +39,7 @@ class Scene:
         name: What the photo is called; any text.
         image: The photo, RGB, upright.
         geometry: Where the model looked in it.
-        maps: What was captured of it, one image.
+        maps: What was captured for it, one image.
     """
 
     name: str
@@ -57,12 +57,12 @@ def viewer_html(
     longest: int = 1280,
 ) -> str:
     """Make the viewer's page."""
-    choices: dict[str, Any] = {"matrices": matrices, "matrix_heads": matrix_heads, "longest": longest}
-    return packed_html([pack_scene(scene, **choices) for scene in scenes], model=model)
+    packed = [pack_scene(one, matrices=matrices, matrix_heads=matrix_heads, longest=longest) for one in scenes]
+    return packed_html(packed, model=model)
 
 
 def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longest: int) -> tuple[dict[str, Any], str]:
-    """Write down one photo for the page."""
+    """Pack one photo for the page: its header and its payload."""
     if matrix_heads not in ("all", "mean", AUTO):
         raise ValueError(f"unknown matrix_heads: expected 'all', 'mean' or 'auto', got {matrix_heads!r}.")
     maps = scene.maps
@@ -73,12 +73,13 @@ def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longe
     payload = Payload()
     rollouts, no_rollout = _rollouts(maps)
     blocks = [
-        _pack_block(maps, block, payload, rolled, full=block.name in whole, fused=fused)
-        for block, rolled in zip(maps, rollouts, strict=True)
+        {"number": block.number or (at, len(maps))}
+        | _pack_block(maps, block, payload, rolled, full=block.name in whole, fused=fused)
+        for at, (block, rolled) in enumerate(zip(maps, rollouts, strict=True), 1)
     ]
     if not any("grid" in block for block in blocks):
         raise TokenLayoutError(
-            f"no block's tokens lie on one patch grid: expected at least one that does, got {blocks[-1]['refused']}."
+            f"no block has its tokens on one patch grid: expected at least one, got {blocks[-1]['refused']}."
         )
     text, length = payload.text()
     header = {
@@ -99,7 +100,7 @@ def _check(maps: AttentionMaps) -> None:
         block.shape[0] != 1 for block in maps
     ):
         raise RowsNotKeptError(
-            f"a scene is one photo: expected a batch of 1, got {maps[0].shape[0]}. Make one result a photo."
+            f"a scene is one photo: expected a batch of 1, got {maps[0].shape[0]}. Make one result per photo."
         )
 
 
@@ -111,14 +112,14 @@ def _chosen(maps: AttentionMaps, matrices: BlocksOption) -> set[str]:
         return set()
     if (rows := maps.selected_rows) is not Rows.ALL:
         raise RowsNotKeptError(
-            "whole matrices were asked for: expected a capture with rows='all', got "
+            "cannot show whole matrices: expected a capture with rows='all', got "
             f"rows={rows.value if isinstance(rows, Rows) else list(rows)}. Run attend(..., rows='all'), or pass matrices=()."
         )
     return {block.name for block in choose_blocks(cast(Any, tuple(maps)), matrices)}
 
 
 def _names(maps: AttentionMaps) -> list[str]:
-    """What the rows kept of every block are."""
+    """Name the rows that were captured of every block."""
     if not isinstance(maps.selected_rows, Rows):
         return [f"patch {row}" if isinstance(row, tuple) else f"token {row}" for row in maps.selected_rows]
     kind = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
@@ -155,7 +156,7 @@ def _pack_block(
 
 
 def special_tokens(layout: TokenLayout) -> list[list[Any]]:
-    """Name the tokens that are no patches."""
+    """Name the tokens that are not patches, by their index."""
     found: list[list[Any]] = []
     cls = None if layout.cls is None else layout.class_token()
     others = [index for index in range(layout.num_prefix_tokens) if index != cls]
@@ -169,7 +170,7 @@ def special_tokens(layout: TokenLayout) -> list[list[Any]]:
 
 
 def _named_rows(maps: AttentionMaps, block: BlockAttention) -> Tensor | None:
-    """The rows that every block keeps, `(heads, rows, keys)`; None where a block has no such row."""
+    """The captured rows of a block, `(heads, rows, keys)`; None if it does not have them."""
     if maps.selected_rows is not Rows.ALL:
         return block.rows[0]
     try:
@@ -179,7 +180,7 @@ def _named_rows(maps: AttentionMaps, block: BlockAttention) -> Tensor | None:
 
 
 def _rollouts(maps: AttentionMaps) -> tuple[Iterable[Tensor | None], str | None]:
-    """One rollout a block, of every token up to there; or none, and why."""
+    """The rollout of every token up to each block; or none, and why."""
     try:
         return rollout_by_block(maps), None
     except AttnhookError as error:
@@ -187,7 +188,7 @@ def _rollouts(maps: AttentionMaps) -> tuple[Iterable[Tensor | None], str | None]
 
 
 def _named_rollout(maps: AttentionMaps, block: BlockAttention, rolled: Tensor) -> Tensor | None:
-    """The readout's row of a rollout, `(1, tokens)`; None where a block has no such row."""
+    """The readout's row of a rollout, `(1, tokens)`; None if a block has no such row."""
     try:
         return rolled[readout_queries(maps, block)].mean(dim=0, keepdim=True)
     except NoReadoutError:
@@ -201,11 +202,7 @@ def _photo(scene: Scene, blocks: Sequence[dict[str, Any]], longest: int) -> dict
             f"the photo and its geometry differ: expected {tuple(geometry.image_size)}, got {(photo.height, photo.width)}."
         )
     shrink = min(1.0, longest / max(photo.size))
-    shown = (
-        photo
-        if shrink == 1
-        else photo.resize((max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink))))
-    )
+    shown = photo if shrink == 1 else photo.resize([max(1, round(edge * shrink)) for edge in photo.size])
     buffer = io.BytesIO()
     shown.save(buffer, format="JPEG", quality=_QUALITY, subsampling=0)
     grid = next(tuple(block["grid"]) for block in blocks if "grid" in block)

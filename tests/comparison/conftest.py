@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnhook.pages.report import report_html
+from attnhook.pages.documents import report_html
 from tests.comparison.contents import content
 from tests.comparison.opened import Page
 

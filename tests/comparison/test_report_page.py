@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from attnhook.pages.report import report_html
+from attnhook.pages.documents import report_html
 from tests.comparison.contents import MODELS, NASTY, QUOTES, content, find
 
 DASH, MINUS = "\u2013", "\u2212"

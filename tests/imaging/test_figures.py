@@ -230,7 +230,7 @@ def test_statistics_over_depth():
     values = torch.rand(24, 16)
     values[3:, 12:] = float("nan")  # blocks of fewer heads
     figure = depth_figure(
-        {"entropy (nats)": values, "one a block": [0.1] * 24}, references={"entropy (nats)": 1.2}, caption=CAPTION
+        {"entropy (nats)": values, "one per block": [0.1] * 24}, references={"entropy (nats)": 1.2}, caption=CAPTION
     )
     assert "entropy (nats)" in " ".join(axes.get_title(loc="left") for axes in figure.axes)
     drawn(figure)

@@ -9,7 +9,8 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.overlays import UNIFORM_TOP, colorize, common_range, overlay_batch, value_range
+from attnhook.imaging.looks import UNIFORM_TOP
+from attnhook.imaging.overlays import colorize, common_range, overlay_batch, value_range
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 

@@ -11,11 +11,12 @@ from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.overlays import colorize
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.imaging.styles import draw_contours, mass_mask
+from attnhook.imaging.styles import mass_mask
 
 SIZE = (96, 160)
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8))
 SEEN = ImageGeometry.identity(SIZE).resize(64).center_crop(56)
+LEFT_AS_IT_IS = ImageGeometry.identity(SIZE)
 MAP = torch.rand(7, 7, generator=torch.Generator().manual_seed(0)) + 0.1
 
 
@@ -57,11 +58,11 @@ def test_patches_have_one_colour_each_and_the_hottest_the_top_one():
 def test_contours_run_where_the_value_is():
     ramp = np.tile(np.linspace(0, 1, 160, dtype=np.float32), (96, 1))
     grey = Image.new("RGB", (160, 96), (128, 128, 128))
-    changed = (pixels(draw_contours(grey, ramp, levels=[0.25, 0.75])) != 128).any(axis=(0, 2))
-    assert {39, 40, 118, 119} <= set(np.flatnonzero(changed)) <= {*range(37, 43), *range(116, 123)}
-    assert draw_contours(grey, np.ones_like(ramp)).tobytes() == grey.tobytes()
-    with pytest.raises(ValueError, match="expected at least one level, got 0"):
-        draw_contours(grey, ramp, levels=0)
+    changed = set(np.flatnonzero((pixels(overlay(grey, ramp, LEFT_AS_IT_IS, style="contours")) != 128).any((0, 2))))
+    lines = [round(160 * share) for share in (0.2, 0.4, 0.6, 0.8)]
+    assert {at + step for at in lines for step in (-1, 0)} <= changed
+    assert changed <= {at + step for at in lines for step in range(-3, 3)}
+    assert overlay(grey, np.ones_like(ramp), LEFT_AS_IT_IS, style="contours").tobytes() == grey.tobytes()
 
 
 def test_a_mask_holds_the_mass_in_the_fewest_patches():

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from attnhook.imaging.drawing import heatmap, overlay
-from attnhook.imaging.overlays import UNIFORM_TOP, value_range
+from attnhook.imaging.looks import UNIFORM_TOP
+from attnhook.imaging.overlays import value_range
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.pages.viewer import save_viewer
+from attnhook.pages.documents import save_viewer
 from attnhook.results.scenes import pack_scene, viewer_html
 from tests.pages.scenes import MODELS, PHOTO, photo_of, scene
 from tests.pages.test_pages import NASTY
@@ -254,7 +255,7 @@ def test_every_control_changes_the_picture(viewer, scenes):
             seen.append(page.text("query-text"))
 
     page.slide("block", 0)
-    changed("block 0")
+    changed("block 1")
     page.slide("head", 2)
     changed("head 2")
     page.slide("alpha", 90)
@@ -282,8 +283,8 @@ def test_the_keyboard(viewer, scenes):
     page = viewer(one, matrices=None)
     press = page.page.keyboard.press
     for key, name, text in (
-        ("[", "block-text", "0 of 1"),
-        ("]", "block-text", "1 of 1"),
+        ("[", "block-text", "1 of 2"),
+        ("]", "block-text", "2 of 2"),
         (".", "head-text", "0 of 3"),
         (",", "head-text", "mean"),
         ("+", "alpha-text", "70 %"),
@@ -323,7 +324,7 @@ def test_what_the_file_does_not_hold_is_said(viewer, scenes):
     page = viewer(one)
     page.click(one, (1, 1))
     page.slide("block", 0)
-    assert "kept for block 1 only" in page.text("notice")
+    assert "only for block 2." in page.text("notice")
     header, _ = pack_scene(one, matrices=(), matrix_heads="auto", longest=1280)
     assert np.abs(page.pixels() - np.asarray(photo_of(header)).astype(int)).max() <= PIXEL_TOLERANCE
     page.page.keyboard.press("Escape")
@@ -392,8 +393,8 @@ def test_the_file_says_its_size_and_what_it_holds(viewer, scenes, tmp_path):
     assert f"{round(size / 1000)} KB in all" in said
     assert "cat.jpg, 160 \u00d7 96 pixels, as JPEG" in said
     assert "6 \u00d7 6 patches, class token, register 1, register 2, register 3, register 4" in said
-    assert "class token of blocks 0 to 1, every head, 16 bits" in said
-    assert "blocks 1, every head, 8 bits" in said
+    assert "class token of blocks 1 to 2, every head, 16 bits" in said
+    assert "blocks 2, every head, 8 bits" in said
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -14,8 +14,8 @@ from attnhook.capture.sites import Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import GeometryError, RowsNotKeptError, UnknownBlockError
 from attnhook.options import Rows
+from attnhook.pages.documents import save_viewer
 from attnhook.pages.quantisation import quantise
-from attnhook.pages.viewer import save_viewer
 from attnhook.results import scenes
 from attnhook.results.scenes import Scene, viewer_html
 from tests.models import TIMM

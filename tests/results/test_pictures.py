@@ -13,6 +13,7 @@ from PIL import Image
 from attnhook import (
     METHODS,
     AttentionMaps,
+    AttentionResult,
     BlockAttention,
     VisionModel,
     attend,
@@ -27,7 +28,7 @@ from attnhook import (
 )
 from attnhook.errors import RowsNotKeptError
 from attnhook.imaging.drawing import overlay
-from attnhook.imaging.wording import scale_in_words, share_in_words
+from attnhook.imaging.looks import scale_in_words, share_in_words
 from attnhook.options import Rows
 from tests.models import TIMM
 from tests.results.test_results import PHOTO, prepare
@@ -77,6 +78,28 @@ def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, sca
         assert "attention" in labels
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        photo_figure,
+        heads_figure,
+        blocks_figure,
+        blocks_heads_figure,
+        methods_figure,
+        lambda result, **options: query_figure(result, (2, 4), **options),
+        lambda result, **options: query_figure(result, [(0, 0), (2, 4)], **options),
+        AttentionResult.overlay,
+        AttentionResult.figure,
+        lambda result, **options: overlay(PHOTO, result.patch_map, result.geometry, **options),
+        lambda result, **options: overlay(PHOTO, result.heatmap, **options),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_legal_ones(result, draw):
+    words = r"unknown option: expected some of alpha, .*colormap, .*scale.*, got 'cmap'\. Did you mean 'colormap'\?"
+    with pytest.raises(TypeError, match=words):
+        draw(result, cmap="jet")
+
+
 def test_heads(result):
     titles, labels, caption = text_of(heads_figure(result))
     maps = raw_attention(result.maps, heads=None).values[0]
@@ -86,7 +109,7 @@ def test_heads(result):
         "tiny",
         "class-token row",
         "every head of block 2 of 2 (blocks.1.attn)",
-        "tokens that are no patches",
+        "tokens that are not patches",
         "8 times uniform",
     ):
         assert part in caption
@@ -104,16 +127,18 @@ def test_blocks(result, heads):
     titles, _, caption = text_of(blocks_figure(result, heads=heads))
     for block in range(2):
         one = raw_attention(result.maps, block=block, heads=heads).values[0]
-        assert f"block {block}" in titles
-        assert (f"block {block}, {outside(one)}" in titles) == (heads != "max")  # a maximum is no share
+        assert f"block {block + 1} of 2" in titles
+        assert (f"block {block + 1} of 2, {outside(one)}" in titles) == (heads != "max")  # a maximum is no share
     assert ("head 1" if heads == 1 else f"{heads} over 4 heads") in caption
-    assert ("tokens that are no patches" in caption) == (heads != "max")
+    assert ("tokens that are not patches" in caption) == (heads != "max")
 
 
 def test_blocks_by_heads_show_the_seen_part_of_the_photo(result):
     figure = blocks_heads_figure(result)
     corner = pictures_of(figure)[0]
     assert (corner == np.asarray(PHOTO)[:, 10:90]).all()
+    grid = next(axes for axes in figure.axes if axes.get_ylabel() == "block")
+    assert [label.get_text() for label in grid.get_yticklabels()] == ["1", "2"]
     assert "of it outside the patches. Colours from 0 to 8 times" in text_of(figure)[2]
 
 
@@ -168,7 +193,7 @@ def test_statistics(result):
     titles, _, caption = text_of(statistics_figure(result))
     for part in ("entropy (nats)", "attention distance (patches)", "largest sink (share)"):
         assert part in titles
-    assert "tiny, all queries; dots are heads" in caption
+    assert "tiny, all queries; dots are heads, lines are their means" in caption
     matrix = result.maps[0].weights()[0].double()
     entropy = -(matrix * matrix.log()).sum(-1).mean(-1)
     dots = [line.get_ydata()[0] for line in statistics_figure(result).axes[0].lines[:4]]

@@ -1,0 +1,102 @@
+"""How a map is coloured: one `Look` for every overlay and figure, made from the keyword arguments that you pass; and what captions say of it."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from attnhook.options import Scale, ScaleOption, choose
+
+UNIFORM_TOP = 8.0
+"""The top of the colours under `scale="uniform"`, in multiples of uniform attention, 1/N."""
+
+_RANGES = {
+    Scale.MINMAX: "Colours from the minimum to the maximum of {}.",
+    Scale.ROBUST: "Colours from the 1st to the 99th percentile of {}; values beyond take the end colours.",
+}
+_STRETCHES = {Scale.MINMAX: "min-max", Scale.ROBUST: "1st to 99th percentile"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colours and opacity of a heat map.
+
+    Attributes:
+        colormap: The name of a matplotlib colormap, or a `Colormap`.
+        alpha: Opacity of the heat map, 0 to 1.
+        scale: "minmax" (this picture's own range), "robust" (its 1st to 99th percentile), "uniform" (multiples of uniform attention, 1/N) or
+            (lowest, highest).
+        uniform: For scale="uniform": 1/N, one over the number of keys.
+        weighted: Whether opacity follows the value.
+    """
+
+    colormap: Any = "viridis"
+    alpha: float = 0.5
+    scale: ScaleOption = Scale.MINMAX
+    uniform: float | None = None
+    weighted: bool = False
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], function: Callable[..., Any]) -> Self:
+        """Read the `**look` of a function, and refuse an option that neither the look nor the function has."""
+        names = [field.name for field in fields(cls)]
+        check_options(options, names, listed=[*names, *keywords(function)])
+        return cls(**options)
+
+    def has_scale(self, wanted: Scale) -> bool:
+        """Whether the scale is one of the named ones."""
+        return isinstance(self.scale, str) and choose(Scale, self.scale, "scale") is wanted
+
+
+def keywords(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's keyword-only arguments."""
+    return [one.name for one in inspect.signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY]
+
+
+def check_options(options: Iterable[str], known: Collection[str], *, listed: Iterable[str] = ()) -> None:
+    """Refuse an option that is not known, and list the legal ones."""
+    for name in options:
+        if name not in known:
+            legal = sorted({*known, *listed})
+            close = difflib.get_close_matches(name, legal, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"unknown option: expected some of {', '.join(legal)}, got {name!r}.{hint}")
+
+
+def share_in_words(share: float) -> str:
+    """Write a share as a percentage, so that a small one does not read as zero, or a large one as all.
+
+    Example:
+        >>> [share_in_words(share) for share in (0.0, 0.0002, 0.004, 0.07, 0.993, 0.998)]
+        ['0%', '<0.1%', '0.4%', '7%', '99%', '99.8%']
+    """
+    if 0.00001 < share < 0.0005:
+        return "<0.1%"
+    share = max(0.0, share)  # a sum of softmax weights may round to a little over 1
+    return f"{share:.1%}" if 0.0005 <= share < 0.00995 or 0.995 <= share < 0.9995 else f"{share:.0%}"
+
+
+def scale_in_words(scale: ScaleOption, shown: str = "this picture") -> str:
+    """Say what the colours mean.
+
+    Example:
+        >>> scale_in_words("minmax", "all panels")
+        'Colours from the minimum to the maximum of all panels.'
+    """
+    if not isinstance(scale, str):
+        return f"Colours from {scale[0]:.4g} to {scale[1]:.4g}."
+    kind = choose(Scale, scale, "scale")
+    if kind is Scale.UNIFORM:
+        return f"Colours from 0 to {UNIFORM_TOP:g} times uniform attention (1/N)."
+    return _RANGES[kind].format(shown)
+
+
+def stretch_in_words(look: Look) -> str | None:
+    """Say how each map is stretched over the colours on its own; None if all maps share one range.
+
+    Example:
+        >>> stretch_in_words(Look(scale="robust")), stretch_in_words(Look(scale=(0, 1)))
+        ('1st to 99th percentile', None)
+    """
+    return _STRETCHES.get(choose(Scale, look.scale, "scale")) if isinstance(look.scale, str) else None
