@@ -478,7 +478,7 @@ GUARDS = (
         "zoo/checkpoints.py",
         "not_safetensors",
         "choice",
-        "_PLAIN",
+        "_SAFE_IN_SHELL",
         "zoo/test_checkpoints.py",
     ),
     Guard(
