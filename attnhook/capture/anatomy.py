@@ -1,7 +1,7 @@
 """What an adapter says about a model: its attention modules, its special tokens, its patch grid, and what its head reads."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,23 +30,14 @@ class Readout:
 
 @dataclass(frozen=True, eq=False)
 class SequenceInfo:
-    """What one call of a model's token module says about the sequence.
+    """What one call of a model's token module says about the sequence."""
 
-    Attributes:
-        order: Which patches are in it, and in which order: `(batch, patch tokens)` int64; None if all, in order.
-        grid: Patch rows and columns, where no patch embedding shows them; None if one does.
-        area: Pixels that this grid covers.
-        padding: Number of padding tokens after the patches.
-        packed: The layout of images of several sizes, or None.
-        problem: Why this sequence has no single grid, or None.
-    """
-
-    order: Tensor | None = None
-    grid: Size | None = None
-    area: Size | None = None
-    padding: int = 0
-    packed: PackedLayout | None = None
-    problem: str | None = None
+    order: Tensor | None = None  # the patches in it, `(batch, patch tokens)` int64; None: all, in order
+    grid: Size | None = None  # patch rows and columns, where no patch embedding shows them
+    area: Size | None = None  # pixels that this grid covers
+    padding: int = 0  # number of padding tokens after the patches
+    packed: PackedLayout | None = None  # the layout of images of several sizes
+    problem: str | None = None  # why this sequence has no single grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +62,7 @@ class ModelAnatomy:
     registers: int = 0
     distillation: bool = False
     suffix: int = 0
-    readout: Readout = field(default=Readout(None, "nothing is known about what reads its tokens"))
+    readout: Readout = Readout(None, "nothing is known about what reads its tokens")
     image_module: nn.Module | None = None
     grid_module: nn.Module | None = None
     token_module: nn.Module | None = None

@@ -85,9 +85,8 @@ def _self_attention(  # noqa: PLR0917 (what the kernels are given)
     batch, length, width = tokens.shape
     projected = F.linear(tokens.detach(), weight.detach()[: 2 * width], bias.detach()[: 2 * width])
     query, key = projected.view(batch, length, 2, heads, width // heads).permute(2, 0, 3, 1, 4)
-    if (
-        mask is not None
-    ):  # hidden: True, and of a float mask whatever is not 0; type 0 over queries and keys, 1 over keys, 2 over all
+    # Hidden: True, and of a float mask whatever is not 0; type 0 over queries and keys, 1 over keys, 2 over all.
+    if mask is not None:
         mask = ~mask if mask.dtype is torch.bool else mask == 0
         mask = mask[:, None, None, :] if mask_type == 1 else mask
     return Operands(query, key, None, mask)

@@ -1,30 +1,27 @@
-"""The hooks that a capture registers on a model.
+"""The hooks that a capture registers on a model."""
 
-A copy of a hook does nothing, so that a model can be copied and saved inside a context. Torch runs the hooks that a module had when its call
-began. Another thread's capture may have removed its hook since, and with it the `with_kwargs` flag, so no hook relies on receiving keyword
-arguments.
-"""
+# Torch runs the hooks that a module had when its call began. Another thread's capture may have removed its hook since, and with it the
+# `with_kwargs` flag, so no hook relies on receiving keyword arguments.
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.compiler import is_compiling
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class CaptureHook:
-    """A hook of `capture` that calls `function`, except while a compiler traces it."""
+    """A hook of `capture`, except while a compiler traces it; its copies do nothing, so that models can be copied and saved in a context."""
 
-    __slots__ = ("_function", "capture")
-
-    def __init__(self, capture: object, function: Callable[..., None]) -> None:
-        self.capture = capture
-        self._function = function
+    capture: object
+    function: Callable[..., None]
 
     def __call__(self, *args: Any) -> None:
         """Call it."""
         if not is_compiling():
-            self._function(*args)
+            self.function(*args)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
         return InertHook, ()

@@ -1,7 +1,4 @@
-"""The operands of an attention call, and the few products from which its softmax rows are computed.
-
-All arithmetic is float32 (float64 where the operands are), with autocast and autograd off, whatever the caller's settings are.
-"""
+"""The operands of an attention call, and the products for its softmax rows: float32 (float64 where they are), no autocast, no autograd."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,21 +27,14 @@ def as_index(index: slice | Tensor | list[int], device: torch.device) -> slice |
 
 @dataclass(slots=True, eq=False)
 class Operands:
-    """The operands of one attention call, by reference.
+    """The operands of one attention call, by reference."""
 
-    Attributes:
-        query: `(batch, heads, queries, head_dim)`.
-        key: `(batch, key heads, keys, head_dim)`; with fewer key heads than heads, consecutive heads share one (GQA).
-        scale: Factor on Q K^T; None is `head_dim ** -0.5`.
-        mask: Additive (floating) or boolean (True: attend), broadcastable to `(batch, heads, queries, keys)`, or None.
-        causal: Whether query i sees the keys 0..i only.
-    """
-
-    query: Tensor
-    key: Tensor
-    scale: float | None = None
+    query: Tensor  # (batch, heads, queries, head_dim)
+    key: Tensor  # (batch, key heads, keys, head_dim); with fewer key heads, consecutive heads share one (GQA)
+    scale: float | None = None  # factor on Q K^T; None: head_dim ** -0.5
+    # Additive (floating) or boolean (True: attend), broadcastable to (batch, heads, queries, keys).
     mask: Tensor | None = None
-    causal: bool = False
+    causal: bool = False  # whether query i sees the keys 0..i only
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -53,14 +43,10 @@ class Operands:
         return batch, heads, queries, self.key.shape[-2]
 
     def detached(self, *, with_values: bool = False) -> "Operands":
-        """The same operands without their autograd history, safe to store: by reference, or copied where that would not be safe.
-
-        Queries and keys are copied where their memory holds more than both, as a fused projection's holds values (unless these are stored too,
-        `with_values`), and where they were made in inference mode: such tensors do not count writes. So is a mask of inference mode that is no
-        larger than the queries; a larger one, which blocks often share, stays the model's, and overwriting it goes unnoticed.
-        """
+        """The same operands without their autograd history, safe to store: by reference, or copied as `_owned` says."""
         call = self.by_reference()
         call.query, call.key = _owned(call.query, call.key, with_values), _owned(call.key, call.query, with_values)
+        # A larger mask, which blocks often share, stays the model's; in inference mode, overwriting it goes unnoticed.
         if call.mask is not None and call.mask.is_inference() and call.mask.numel() <= call.query.numel():
             call.mask = call.mask.clone()
         return call
@@ -105,12 +91,11 @@ class Operands:
         return self.hide(logits, index) if self.masked else logits
 
     def hide(self, logits: Tensor, index: slice | Tensor | list[int]) -> Tensor:
-        """Apply the mask and causality to the logits `(batch, heads, rows, keys)` of the queries `index`, as the kernels do; may overwrite them.
-
-        A boolean mask is added as 0 or minus infinity, so a masked key with a NaN in it gives NaN. A later key does not.
-        """
+        """Apply the mask and causality to the logits `(batch, heads, rows, keys)` of the queries `index`, as the kernels do; may overwrite."""
         queries, keys = self.shape[2:]
-        if self.mask is not None:
+        if (
+            self.mask is not None
+        ):  # added, if boolean as 0 or minus infinity: a masked key with a NaN in it gives NaN, a later key does not
             mask = self.mask.expand(self.shape)[:, :, index]
             logits = logits.add_(torch.where(mask, 0.0, float("-inf")) if mask.dtype is torch.bool else mask)
         if self.causal:
@@ -182,7 +167,7 @@ def versions(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 def _owned(tensor: Tensor, other: Tensor, with_values: bool) -> Tensor:
-    """Itself if it counts writes and shares its memory with nothing but the other, or stored values; else a copy."""
+    """A copy where its memory holds more than it and the other, unless values are stored too, or where it does not count writes; else itself."""
     memory = tensor.untyped_storage()
     shared = other.nbytes if memory.data_ptr() == other.untyped_storage().data_ptr() else 0
     if not tensor.is_inference() and (with_values or memory.nbytes() <= tensor.nbytes + shared):

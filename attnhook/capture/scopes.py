@@ -1,18 +1,13 @@
 """Which modules of captured models are running in this context, and what watches the calls that they make.
 
 A scope is one run of one module, opened by a hook before it and closed by one after it; the innermost scope of a capture says whose calls
-are seen. Scopes are in a context variable, so that every task and every thread has its own. A module's calls are seen in one of these ways:
-
-- Functions are replaced while the scope is open by wrappers that pass every call on, above all
-  `torch.nn.functional.scaled_dot_product_attention`.
-- `ModeScope`: a `TorchFunctionMode` sees every call of scaled_dot_product_attention and every softmax over the last of three or more
-  dimensions, however it is called. It adds a Python call to every torch call, so it is used only where replacing functions is not enough.
-- Not at all: an `nn.MultiheadAttention` is read in its hook, and the calls of some modules are ignored.
+are seen. Scopes are in a context variable, so that every task and every thread has its own.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -29,19 +24,16 @@ Listener = Any
 """Receives attention calls, by reference: a `SiteRecorder`, or an object with its methods. Errors go to `refused`, not into the forward."""
 
 
+@dataclass(slots=True, eq=False)
 class ActiveCapture:
-    """One `with` block of a capture: its open scopes, in every context.
+    """One `with` block of a capture: its open scopes, in every context."""
 
-    `by_weights` holds the `nn.MultiheadAttention` modules that are recognised by their weights, and the listener of each.
-    """
-
-    __slots__ = ("by_weights", "closed", "paused", "scopes")
-
-    def __init__(self, by_weights: Mapping[Any, Any], paused: Callable[[], bool]) -> None:
-        self.by_weights = by_weights
-        self.paused = paused
-        self.scopes: WeakSet[Scope] = WeakSet()  # what is open is held by its context, and by what it holds itself
-        self.closed = False
+    by_weights: Mapping[
+        Any, Any
+    ]  # the `nn.MultiheadAttention` modules recognised by their weights, and their listeners
+    paused: Callable[[], bool]
+    scopes: "WeakSet[Scope]" = field(default_factory=WeakSet)  # contexts, and what a scope holds, keep it alive
+    closed: bool = False
 
     def close(self) -> None:
         """Close every scope that was left open, also those of other contexts."""
@@ -59,24 +51,15 @@ class ActiveCapture:
                 return list(self.scopes)
 
 
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Scope:
     """One run of one module: of which capture, in which forward, opened by what, its listener, and the functions replaced meanwhile."""
 
-    __slots__ = ("__weakref__", "capture", "holds", "listener", "opener", "record")
-
-    def __init__(
-        self,
-        capture: ActiveCapture,
-        record: ForwardRecord,
-        opener: object = None,
-        listener: Listener | None = None,
-        holds: tuple[ReplacedFunction, ...] = (),
-    ) -> None:
-        self.capture = capture
-        self.record = record
-        self.opener = opener
-        self.listener = listener
-        self.holds = holds
+    capture: ActiveCapture
+    record: ForwardRecord
+    opener: object = None
+    listener: Listener | None = None
+    holds: tuple[ReplacedFunction, ...] = ()
 
     def open(self) -> None:
         """Begin: from now on this is the innermost scope of its capture in this context."""
@@ -151,9 +134,7 @@ def innermost_of_each() -> list[Scope]:
 def forget_closed() -> None:
     """Remove what closed captures left behind in this context, because they were left in another one or by an interrupt."""
     torch_internals.remove_modes(lambda mode: isinstance(mode, _WatchMode) and mode.scope.capture.closed)
-    stack = _open.get()
-    if any(scope.capture.closed for scope in stack):
-        _open.set(tuple(scope for scope in stack if not scope.capture.closed))
+    _open.set(tuple(scope for scope in _open.get() if not scope.capture.closed))
 
 
 def attribute(home: Any, name: str, call: Call) -> ReplacedFunction:
@@ -185,7 +166,7 @@ SDPA = attribute(F, "scaled_dot_product_attention", _sdpa_called)
 
 
 class _WatchMode(TorchFunctionMode):
-    """Passes every call of torch on unchanged, and tells a scope of those that attend."""
+    """Passes every call of torch on, and tells a scope of those that attend: slower than replacing functions, for where that is not enough."""
 
     def __init__(self, scope: "ModeScope") -> None:
         super().__init__()

@@ -1,9 +1,7 @@
 """`AttentionCapture`: the context manager.
 
-Nothing in the model is changed, replaced or called a second time. Entering registers a pre-hook and a hook on each attention module, and a
-few more that see where forwards begin; leaving removes them, and closes every scope that an aborted forward left open. A capture records what
-runs in the context (the task or thread) that entered it, and nothing inside a backward, where gradient checkpointing repeats the forward.
-Cleanup is idempotent, so Ctrl-C may come at any point.
+Nothing in the model is changed, replaced or called a second time. Entering registers hooks; leaving removes them, and closes every scope that
+an aborted forward left open. Cleanup is idempotent, so Ctrl-C may come at any point.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from attnhook.capture import watched_modules
 from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_log import ForwardLog
@@ -30,14 +29,6 @@ from attnhook.capture.scopes import SDPA, ActiveCapture, ModeScope, Scope, forge
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
-from attnhook.capture.watched_modules import (
-    WatchedModule,
-    attention_in_layers,
-    compilable,
-    modules_to_watch,
-    overrides_forward,
-    readable,
-)
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
 
@@ -100,23 +91,30 @@ class AttentionCapture:
         device: torch.device | str | None = None,
         strict: bool = False,
     ) -> None:
-        plan = make_plan(model, blocks, _rows_for_gradients(rows) if gradients else rows, layout)
+        if gradients:
+            if not isinstance(rows, str) or rows not in (Rows.READOUT, Rows.ALL):
+                raise RowsNotKeptError(
+                    f"AttentionCapture(gradients=True) needs whole matrices: expected rows='all', got rows={rows!r}. Leave rows out; "
+                    "raw_attention then still gives the readout's row."
+                )
+            rows = Rows.ALL
+        plan = make_plan(model, blocks, rows, layout)
         self._plan = replace(plan, gradients=gradients, values=values or gradients)
         self._strict = strict
-        self._compilable = compilable(model, self._plan)
+        self._compilable = watched_modules.compilable(model, self._plan)
         target = None if device is None else torch.device(device)
         self._recorders = [SiteRecorder(self._plan, site, target) for site in self._plan.sites]
-        self._watched = modules_to_watch(self._plan)
+        self._watched = watched_modules.modules_to_watch(self._plan)
         recorders = {r.site.module: r for r in self._recorders}
-        self._in_layers = {module: recorders.get(module) for module in attention_in_layers(self._plan.model)}
-        self._by_weights = self._in_layers | {m: recorder for m, recorder in recorders.items() if overrides_forward(m)}
+        in_layers = watched_modules.attention_in_layers(self._plan.model)
+        self._in_layers = {module: recorders.get(module) for module in in_layers}
+        overriding = filter(watched_modules.overrides_forward, recorders)
+        self._by_weights = self._in_layers | {module: recorders[module] for module in overriding}
         self._log = ForwardLog(self._plan)
         self._active: ActiveCapture | None = None
         self._hooked: list[nn.Module] = []
         self._paused = 0
         self._foreign_calls = 0
-
-    # --- the context ------------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         if self._active is not None:
@@ -143,7 +141,7 @@ class AttentionCapture:
 
     def _open(self) -> None:
         self.clear()
-        active = self._active = ActiveCapture(readable(self._by_weights), lambda: self._paused > 0)
+        active = self._active = ActiveCapture(watched_modules.readable(self._by_weights), lambda: self._paused > 0)
         self._run_eagerly(active)
         forget_closed()
         Scope(active, ForwardRecord(), active).open()
@@ -176,15 +174,12 @@ class AttentionCapture:
             )
         _EAGER.hold(active)
 
-    # --- hooks ------------------------------------------------------------------------------------------------------------------------
-
-    def _add_pre_hook(self, module: nn.Module, function: Callable[..., None], **options: bool) -> None:
+    def _add_hook(
+        self, module: nn.Module, function: Callable[..., None], *, pre: bool = False, **options: bool
+    ) -> None:
         self._hooked.append(module)
-        module.register_forward_pre_hook(CaptureHook(self, function), **options)
-
-    def _add_hook(self, module: nn.Module, function: Callable[..., None], **options: bool) -> None:
-        self._hooked.append(module)
-        module.register_forward_hook(CaptureHook(self, function), **options)
+        register = module.register_forward_pre_hook if pre else module.register_forward_hook
+        register(CaptureHook(self, function), **options)
 
     def _open_scope_during(
         self,
@@ -208,21 +203,22 @@ class AttentionCapture:
                 if then is not None:
                     then(scope, *args)
 
-        self._add_pre_hook(module, before)
+        self._add_hook(module, before, pre=True)
         self._add_hook(module, after, always_call=True, **options)
 
     def _hook_site(self, recorder: SiteRecorder) -> None:
         site = recorder.site
         kernel = site.running_kernel()
         if site.seen_module is not None:
-            self._add_pre_hook(site.seen_module, partial(self._record_inputs, site.name), with_kwargs=True)
+            self._add_hook(site.seen_module, partial(self._record_inputs, site.name), pre=True, with_kwargs=True)
         if site.module in self._in_layers:
             return  # a hook would switch off its layer's fast path
         own_forward = site.module in self._by_weights
-        kind, holds = _WATCHES[kernel]
+        kind = {Kernel.INTERFACE: InterfaceScope, Kernel.ANY: ModeScope}.get(kernel, Scope)
+        holds: tuple[ReplacedFunction, ...] = (SDPA,) if kernel is Kernel.SDPA else ()
         if own_forward:  # which may change what it passes on: read from the functions that it calls
             holds = FUNCTIONS
-        if kernel is Kernel.INTERFACE:
+        elif kernel is Kernel.INTERFACE:
             holds = (registered_function(site.module),)
 
         def make(around: Scope, opener: object) -> Scope:
@@ -238,18 +234,16 @@ class AttentionCapture:
             self._add_hook(anatomy.grid_module, self._record_grid)
         if anatomy.token_module is not None:
             self._add_hook(anatomy.token_module, self._record_tokens, with_kwargs=True)
-        for number, watched in enumerate(self._watched):
+        for number, (module, *watched) in enumerate(self._watched):
 
-            def make(
-                around: Scope, opener: object, *, watched: WatchedModule = watched, forward: bool = number == 0
-            ) -> Scope:
+            def make(around: Scope, opener: object, *, watched: Any = watched, forward: bool = number == 0) -> Scope:
                 record = ForwardRecord(inputs=dict(around.record.inputs)) if forward else around.record
-                return Scope(around.capture, record, opener, watched.listener, watched.holds)
+                return Scope(around.capture, record, opener, *watched)
 
             then = None if number else self._log.end
-            self._open_scope_during(watched.module, make, then, prepend=watched.listener is not None)
+            self._open_scope_during(module, make, then, prepend=watched[0] is not None)
         first = self._plan.model if anatomy.image_module is None else anatomy.image_module
-        self._add_pre_hook(first, self._begin, with_kwargs=True)
+        self._add_hook(first, self._begin, pre=True, with_kwargs=True)
 
     def _scope(self, opener: object = None) -> Scope | None:
         """The innermost scope of this capture in this context, opened by `opener` if given; None where nothing is recorded."""
@@ -282,8 +276,6 @@ class AttentionCapture:
                 problem = f"the adapter's tokens_of failed: {type(error).__name__}: {error}. Fix it, or pass layout=."
                 tokens = SequenceInfo(problem=problem)
             scope.record.set_tokens(tokens)
-
-    # --- results ----------------------------------------------------------------------------------------------------------------------
 
     @property
     def plan(self) -> CapturePlan:
@@ -367,20 +359,3 @@ class AttentionCapture:
     def __repr__(self) -> str:
         state = "open" if self._active is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
-
-
-def _rows_for_gradients(rows: RowsOption) -> RowsOption:
-    if not isinstance(rows, str) or rows not in (Rows.READOUT, Rows.ALL):
-        raise RowsNotKeptError(
-            f"AttentionCapture(gradients=True) needs whole matrices: expected rows='all', got rows={rows!r}. Leave rows out; raw_attention "
-            "then still gives the readout's row."
-        )
-    return Rows.ALL
-
-
-_WATCHES: dict[Kernel, tuple[type[Scope], tuple[ReplacedFunction, ...]]] = {
-    Kernel.SDPA: (Scope, (SDPA,)),
-    Kernel.MULTIHEAD: (Scope, ()),
-    Kernel.INTERFACE: (InterfaceScope, ()),
-    Kernel.ANY: (ModeScope, ()),
-}

@@ -45,9 +45,7 @@ class SharedState(ABC):
 class EagerStance(SharedState):
     """`torch.compiler.set_stance("force_eager")`: everything compiled runs eagerly, on all threads."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._before: Any = None
+    _before: Any = None
 
     def _set(self) -> None:
         if self._before is None:
@@ -65,11 +63,7 @@ Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class ReplacedFunction(SharedState):
-    """A function that callers look up by name: while anyone holds it, it is replaced by a wrapper that forwards and reports every call.
-
-    While a compiler traces the wrapper, it only calls the original, so no compiled graph contains the wrapper.
-    `read` returns the current function, `write` sets it, and `call` runs the original and reports the call.
-    """
+    """A function that callers look up by name: while held, replaced by a wrapper. `read` and `write` get and set it, `call` reports a call."""
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], call: Call) -> None:
         super().__init__()
@@ -88,9 +82,8 @@ class ReplacedFunction(SharedState):
 
     def _restore(self) -> None:
         self._active = False
-        if (
-            self._replacement is not None and self._read() is self._replacement
-        ):  # else someone replaced it, who will restore it
+        # Else someone replaced it, who will restore it.
+        if self._replacement is not None and self._read() is self._replacement:
             self._write(self._replacement.__wrapped__)
 
     @contextmanager
@@ -106,7 +99,7 @@ class ReplacedFunction(SharedState):
 
     def _passing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def passing(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling():  # so that no compiled graph contains the wrapper
                 return original(*args, **kwargs)
             if self._active and passing is self._replacement:
                 return self._call(original, args, kwargs)

@@ -18,59 +18,34 @@ Layout = TokenLayout | WindowLayout | PackedLayout
 
 
 class Kernel(StrEnum):
-    """How a module computes its attention, as far as that is known before it runs.
+    """How a module computes its attention, as far as that is known before it runs."""
 
-    Attributes:
-        SDPA: Calls `torch.nn.functional.scaled_dot_product_attention` by that attribute.
-        MULTIHEAD: Is an `nn.MultiheadAttention`, read from its own inputs and weights.
-        ENCODER_LAYER: Is the `nn.MultiheadAttention` of an `nn.TransformerEncoderLayer`, whose fast path a hook would switch off.
-        INTERFACE: Calls a function registered at transformers' attention interface.
-        ANY: Anything else that calls scaled_dot_product_attention or a softmax; every torch call is watched.
-    """
-
-    SDPA = "sdpa"
-    MULTIHEAD = "multihead"
-    ENCODER_LAYER = "encoder layer"
-    INTERFACE = "interface"
-    ANY = "any"
+    SDPA = "sdpa"  # calls `torch.nn.functional.scaled_dot_product_attention` by that attribute
+    MULTIHEAD = "multihead"  # is an `nn.MultiheadAttention`, read from its own inputs and weights
+    ENCODER_LAYER = "encoder layer"  # is that of an `nn.TransformerEncoderLayer`; a hook would switch off its fast path
+    INTERFACE = "interface"  # calls a function registered at transformers' attention interface
+    ANY = "any"  # calls scaled_dot_product_attention or a softmax otherwise; every torch call is watched
 
 
 class Queries(StrEnum):
-    """What the queries of an attention module are.
+    """What the queries of an attention module are."""
 
-    Attributes:
-        TOKENS: All tokens of the sequence, special tokens included.
-        PATCHES: The patches only, in a model whose other blocks may have special tokens.
-        CLASS: The class token only (class attention).
-        POOL: Learned queries of an attention pooling.
-        OTHER: Something else: object queries of a decoder, words, frames of one patch.
-    """
-
-    TOKENS = "tokens"
-    PATCHES = "patches"
-    CLASS = "class"
-    POOL = "pool"
-    OTHER = "other"
+    TOKENS = "tokens"  # all tokens of the sequence, special tokens included
+    PATCHES = "patches"  # the patches only, in a model whose other blocks may have special tokens
+    CLASS = "class"  # the class token only (class attention)
+    POOL = "pool"  # learned queries of an attention pooling
+    OTHER = "other"  # something else: object queries of a decoder, words, frames of one patch
 
 
 class Arrangement(StrEnum):
-    """Order of the axes of queries, keys and attention logits, before their last two.
+    """Order of the axes of queries, keys and attention logits, before their last two."""
 
-    Attributes:
-        HEADS: `(batch, heads)`.
-        HEADS_WINDOWS: `(batch, heads)` or `(batch, heads, windows)`.
-        WINDOWS: `(batch, windows, heads)`.
-        MERGED: `(batch * heads)` or `(batch * heads, windows)`.
-        MERGED_OR_HEADS: `(batch * heads)`, or `(batch, heads)` where the tensor has four dimensions.
-        SINGLE: `(batch)`: one head without an axis.
-    """
-
-    HEADS = "heads"
-    HEADS_WINDOWS = "heads windows"
-    WINDOWS = "windows"
-    MERGED = "merged"
-    MERGED_OR_HEADS = "merged or heads"
-    SINGLE = "single"
+    HEADS = "heads"  # (batch, heads)
+    HEADS_WINDOWS = "heads windows"  # (batch, heads) or (batch, heads, windows)
+    WINDOWS = "windows"  # (batch, windows, heads)
+    MERGED = "merged"  # (batch * heads) or (batch * heads, windows)
+    MERGED_OR_HEADS = "merged or heads"  # (batch * heads), or (batch, heads) where the tensor has four dimensions
+    SINGLE = "single"  # (batch): one head without an axis
 
 
 _HEADS_FIRST = (Arrangement.HEADS, Arrangement.MERGED_OR_HEADS)
@@ -78,37 +53,23 @@ _HEADS_FIRST = (Arrangement.HEADS, Arrangement.MERGED_OR_HEADS)
 
 @dataclass(frozen=True, eq=False)
 class CallContext:
-    """The context of one attention call, from which `tokens_of` tells what its tokens are.
+    """The context of one attention call, from which `tokens_of` tells what its tokens are."""
 
-    Attributes:
-        inputs: The positional and then the keyword arguments of the site's `seen_module`, with shapes instead of floating-point tensors
-            (also in tuples, lists and dicts).
-        input_size: Pixels of the input images, or None.
-        grid: Patch rows and columns of the patch embedding's output, or None.
-        queries: Number of queries of one batch entry.
-        keys: Number of keys.
-        number: How many calls of this module came before in this forward.
-    """
-
+    # The arguments of the site's `seen_module`, positional first, with shapes instead of floating-point tensors (also inside containers).
     inputs: tuple[Any, ...]
-    input_size: Size | None
-    grid: Size | None
-    queries: int
+    input_size: Size | None  # of the images, in pixels
+    grid: Size | None  # patch rows and columns of the patch embedding's output
+    queries: int  # number of queries of one batch entry
     keys: int
-    number: int
+    number: int  # how many calls of this module came before in this forward
 
 
 @dataclass(frozen=True, eq=False)
 class SiteTokens:
-    """What the tokens of one attention call are.
-
-    Attributes:
-        keys: Layout of the keys, or the reason why there is none.
-        queries: Layout of the queries where it differs, or None.
-    """
+    """What the tokens of one attention call are: layouts, or the reason why there is none."""
 
     keys: Layout | str
-    queries: Layout | str | None = None
+    queries: Layout | str | None = None  # where it differs
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """The modules that a capture watches without capturing them: the model itself, what holds encoder layers, and what attends unexpectedly."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,17 +31,8 @@ class UnexpectedAttention:
     operands = softmax = refused = _ignore  # softmaxes have other uses; no module is watched for the rest
 
 
-@dataclass(frozen=True, eq=False)
-class WatchedModule:
-    """A module with the listener for its own calls, and the functions that are replaced while it runs."""
-
-    module: nn.Module
-    listener: Listener | None = None
-    holds: tuple[ReplacedFunction, ...] = ()
-
-
-def modules_to_watch(plan: CapturePlan) -> list[WatchedModule]:
-    """The modules to watch besides the captured ones, the model first."""
+def modules_to_watch(plan: CapturePlan) -> list[tuple[nn.Module, Listener | None, tuple[ReplacedFunction, ...]]]:
+    """The modules to watch besides the captured ones, the model first: with their listeners, and the functions to replace while they run."""
     model, chosen = plan.model, {site.name for site in plan.sites}
     others = {site.name for site in plan.anatomy.sites} - chosen
     in_layers = {module for layer in model.modules() if _is_layer(layer) for module in layer.modules()}
@@ -67,7 +57,7 @@ def modules_to_watch(plan: CapturePlan) -> list[WatchedModule]:
         left_out = left_out or (within and name not in chosen and isinstance(module, nn.MultiheadAttention))
         if not name or foreign or around or left_out:
             holds = ((SDPA,) if foreign else ()) + (FUNCTIONS if around else ())
-            found.append(WatchedModule(module, UnexpectedAttention(name, module) if foreign else None, holds))
+            found.append((module, UnexpectedAttention(name, module) if foreign else None, holds))
     return found
 
 
@@ -77,13 +67,8 @@ def _is_layer(module: nn.Module) -> bool:
 
 def attention_in_layers(model: nn.Module) -> list[nn.MultiheadAttention]:
     """Every `nn.MultiheadAttention` in an encoder layer."""
-    return [
-        m
-        for layer in model.modules()
-        if _is_layer(layer)
-        for m in layer.modules()
-        if isinstance(m, nn.MultiheadAttention)
-    ]
+    layers = filter(_is_layer, model.modules())
+    return [m for layer in layers for m in layer.modules() if isinstance(m, nn.MultiheadAttention)]
 
 
 def overrides_forward(module: nn.Module) -> bool:

@@ -1,8 +1,6 @@
-"""Layouts of attention over a part of the image at a time: windows, strided grids, mask units, halos.
+"""Layouts of attention over a part of the image at a time: windows, strided grids, mask units, halos."""
 
-A window is one entry of the batch axis: image 0's windows come first, then image 1's. Two index tables say which position of the stage's grid
-each key and each query of a window is; with them one scatter puts any such attention back onto the grid.
-"""
+# A window is one entry of the batch axis: image 0's windows come first, then image 1's.
 
 from dataclasses import dataclass, field
 
