@@ -83,7 +83,11 @@ def pair_agreements(photos: "Sequence[PhotoAgreement | None]", models: int) -> t
     """Average over photos."""
     known = [photo for photo in photos if photo is not None and photo.models]
     values, shuffled = [photo.values for photo in known], [photo.shuffled for photo in known]
-    crossed = [_crossed(photo, other) for n, photo in enumerate(known) if (other := _next(known, n)) is not None]
+    crossed = [
+        _by_pair(_compared(photo.standardised, other.standardised), photo.models, other.models)
+        for number, photo in enumerate(known)
+        if (other := _next(known, number)) is not None
+    ]
     return tuple(
         PairAgreement(*pair, _means(values, pair, interval=True), _means(shuffled, pair), _means(crossed, pair))
         for pair in combinations(range(models), 2)
@@ -100,11 +104,6 @@ def _next(known: list[PhotoAgreement], number: int) -> PhotoAgreement | None:
     """The next photo that is not a copy of this one."""
     others = [*known[number + 1 :], *known[:number]]
     return next((one for one in others if not one.content or one.content != known[number].content), None)
-
-
-def _crossed(photo: PhotoAgreement, other: PhotoAgreement) -> Scores:
-    """Each model's map of this photo against each model's map of another."""
-    return _by_pair(_compared(photo.standardised, other.standardised), photo.models, other.models)
 
 
 def _by_pair(compared: dict[str, Tensor], first: Sequence[int], second: Sequence[int]) -> Scores:
@@ -134,14 +133,10 @@ def _standardised(points: Tensor) -> dict[str, Tensor]:
 
 
 def _compared(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every row with every row, `(rows, rows)` by metric."""
+    """Every row with every row, `(rows, rows)` by metric; the Jensen-Shannon divergence is in nats."""
+    a, b = first["jensen_shannon"], second["jensen_shannon"]
+    entropies = [torch.special.entr(rows).sum(dim=1) for rows in (a, b)]
+    middle = torch.stack([torch.special.entr((row + b) / 2).sum(dim=1) for row in a])
+    divergence = (middle - (entropies[0][:, None] + entropies[1]) / 2).clamp_min_(0.0)
     products = {name: first[name] @ second[name].mT for name in ("spearman", "cosine")}
-    return products | {"jensen_shannon": _divergence(first["jensen_shannon"], second["jensen_shannon"])}
-
-
-def _divergence(first: Tensor, second: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of every row with every row, in nats."""
-    entropies = [torch.special.entr(rows).sum(dim=1) for rows in (first, second)]
-    middle = torch.stack([torch.special.entr((row + second) / 2).sum(dim=1) for row in first])
-    apart: Tensor = middle - (entropies[0][:, None] + entropies[1]) / 2
-    return apart.clamp_min_(0.0)
+    return products | {"jensen_shannon": divergence}

@@ -6,6 +6,7 @@ from itertools import combinations
 
 from attnhook.comparison.measurements import Measurement
 from attnhook.comparison.subjects import ModelEntry
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Size
 
 SAME = 1e-6
@@ -39,10 +40,11 @@ def make_notes(entries: Sequence[ModelEntry], measurements: Sequence[dict[int, M
     for group in _same_weights(entries):
         others = []
         for first, second in combinations(group, 2):
-            both = _in_common(measurements[first], measurements[second], view)
+            pairs = [(own, measurements[second].get(photo)) for photo, own in measurements[first].items()]
+            both = [(a, b) for a, b in pairs if b is not None and view in a.maps and view in b.maps]
             if both and all(a.maps[view].shape == b.maps[view].shape and a.geometry == b.geometry for a, b in both):
-                resampled = bool(grids[first] or grids[second])
-                notes.append(_pair_note(entries[first], entries[second], both, view, resampled=resampled))
+                maps, resampled = [(a.maps[view], b.maps[view]) for a, b in both], bool(grids[first] or grids[second])
+                notes.append(_pair_note(entries[first], entries[second], maps, resampled=resampled))
             elif both:
                 others.append(f"{entries[first].name} and {entries[second].name}")
         if others:
@@ -50,7 +52,7 @@ def make_notes(entries: Sequence[ModelEntry], measurements: Sequence[dict[int, M
     resized = [
         f"{entry.name} {_sizes([entry.trained_grid])}, here {_sizes(own)}"
         for entry, own in zip(entries, grids, strict=True)
-        if own
+        if own and entry.trained_grid is not None
     ]
     if resized:
         notes.append(Note("info", f"Ran on other grids than they were trained on: {'; '.join(resized)}. {RESAMPLING}"))
@@ -61,12 +63,11 @@ def _same_weights(entries: Sequence[ModelEntry]) -> list[list[int]]:
     """Models by weights, groups of at least two."""
     groups: list[list[int]] = []
     for model, entry in enumerate(entries):
-        for group in groups:
-            if entries[group[0]].fingerprint.shares_weights(entry.fingerprint):
-                group.append(model)
-                break
-        else:
+        like = (group for group in groups if entries[group[0]].fingerprint.shares_weights(entry.fingerprint))
+        if (group := next(like, None)) is None:
             groups.append([model])
+        else:
+            group.append(model)
     return [group for group in groups if len(group) > 1]
 
 
@@ -78,30 +79,18 @@ def _other_grids(entry: ModelEntry, measurements: dict[int, Measurement]) -> lis
     return sorted(set[Size]().union(*own) - {entry.trained_grid})
 
 
-def _sizes(grids: "Sequence[Size | None]") -> str:
-    shown = ", ".join(f"{grid[0]} x {grid[1]}" for grid in grids[:3] if grid is not None)
+def _sizes(grids: Sequence[Size]) -> str:
+    shown = ", ".join(f"{grid[0]} x {grid[1]}" for grid in grids[:3])
     return f"{shown} and others" if len(grids) > 3 else shown
 
 
-def _in_common(
-    first: dict[int, Measurement], second: dict[int, Measurement], view: str
-) -> list[tuple[Measurement, Measurement]]:
-    pairs = [(first[photo], second[photo]) for photo in sorted(first.keys() & second.keys())]
-    return [(a, b) for a, b in pairs if view in a.maps and view in b.maps]
-
-
 def _pair_note(
-    first: ModelEntry,
-    second: ModelEntry,
-    both: list[tuple[Measurement, Measurement]],
-    view: str,
-    *,
-    resampled: bool,
+    first: ModelEntry, second: ModelEntry, both: list[tuple[PatchMap, PatchMap]], *, resampled: bool
 ) -> Note:
     pair = f"{first.name} and {second.name}"
-    apart = max(float((a.maps[view].values - b.maps[view].values).abs().max()) for a, b in both)
+    apart = max(float((a.values - b.values).abs().max()) for a, b in both)
     if apart <= SAME:
-        rows, columns = both[0][0].maps[view].grid
+        rows, columns = both[0][0].grid
         photos = f"{len(both)} photo{'s' if len(both) > 1 else ''}"
         how = "are equal" if apart == 0 else f"differ by at most {apart:.1e}"
         return Note("ok", f"{pair} give the same maps: they {how} over {photos}, on a grid of {rows} x {columns}.")

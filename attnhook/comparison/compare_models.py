@@ -19,7 +19,7 @@ from attnhook.comparison.model_runs import ModelRun, RunSettings
 from attnhook.comparison.objects import MaskSource, ObjectMask, ObjectScores, mean_scores, score_photo
 from attnhook.comparison.photographs import Failure, Photo, read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, common_box
-from attnhook.comparison.subjects import ModelSource, Subject, as_subjects
+from attnhook.comparison.subjects import ModelSource, as_subjects
 from attnhook.comparison.tables import require_pandas
 from attnhook.errors import AttnhookError, ComparisonError, ScoreError
 from attnhook.files import cache_dir
@@ -106,7 +106,14 @@ def compare(
     controls = controls and any(photo.mask is not None for photo in photos)
     few = _STATISTICS_PHOTOS if statistics is True else int(statistics)
     plan = RunSettings(views, few, faithfulness, controls, seed, device, folder)
-    runs = _run_all(chosen, photos, plan, progress)
+    each = len(photos) + sum(photo.mask is not None for photo in photos) * controls
+    runs = []
+    with progress_bar(len(chosen) * each, shown=progress) as bar:
+        for number, subject in enumerate(chosen, 1):
+            bar.set_description(subject.name)
+            runs.append(ModelRun(subject, plan, bar.update))
+            runs[-1].run(photos)
+            bar.update(number * each - bar.n)
     settings = {
         "resolution": resolution,
         "seed": seed,
@@ -115,20 +122,6 @@ def compare(
         "controls": controls,
     }
     return _Assembly(runs, photos, resolution, seed).comparison(views, unread, settings)
-
-
-def _run_all(
-    chosen: Sequence[Subject], photos: Sequence[Photo], settings: RunSettings, progress: bool | None
-) -> list[ModelRun]:
-    each = len(photos) + sum(photo.mask is not None for photo in photos) * settings.controls
-    runs = []
-    with progress_bar(len(chosen) * each, shown=progress) as bar:
-        for number, subject in enumerate(chosen):
-            bar.set_description(subject.name)
-            runs.append(ModelRun(subject, settings, bar.update))
-            runs[-1].run(photos)
-            bar.update((number + 1) * each - bar.n)
-    return runs
 
 
 class _Assembly:
@@ -143,7 +136,7 @@ class _Assembly:
         self.entries = [run.entry for run in self.runs if run.entry is not None]
         self.photos, self.seed = photos, seed
         self.sampling = [SamplingGrid.of_photo(photo.size, resolution) for photo in photos]
-        self.seen = [self._seen(number) for number in range(len(photos))]
+        self.seen = list(map(self._seen, range(len(photos))))
         self.masks = [self._mask(photo) for photo in photos]
         # Photos, by the model, what failed, and why.
         self.problems: dict[tuple[int, str, str], list[int]] = defaultdict(list)
@@ -153,15 +146,14 @@ class _Assembly:
                     self.problems[model, what, error].append(number)
 
     def comparison(self, views: Sequence[MapKind], unread: Sequence[Failure], settings: dict[str, Any]) -> Comparison:
-        """Everything together."""
-        measurements = {(m, p): one for m, run in enumerate(self.runs) for p, one in run.measurements.items()}
+        """Everything together; agreements first, because they add failures and problems."""
         agreements = {view.id: self._agreements(view) for view in views}
         masked = any(photo.mask is not None for photo in self.photos)
         return Comparison(
             models=tuple(self.entries),
             photos=tuple(self.photos),
             views=tuple(views),
-            measurements=measurements,
+            measurements={(m, p): one for m, run in enumerate(self.runs) for p, one in run.measurements.items()},
             areas=tuple(map(self._area, range(len(self.photos)))),
             agreements=agreements,
             objects={view.id: self._objects(view) for view in views if masked},
@@ -196,7 +188,7 @@ class _Assembly:
         photos = [self._photo_agreement(view, number) for number in range(len(self.photos))]
         error = "left out, because the map is zero or missing wherever all models looked."
         for number, photo in enumerate(photos):
-            for model in () if photo is None else photo.without:
+            for model in photo.without if photo else ():
                 self.problems[model, f"agreement of {view.label}", error].append(number)
         return pair_agreements(photos, len(self.runs))
 

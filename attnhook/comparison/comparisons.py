@@ -64,8 +64,8 @@ class Comparison(Findings):
         Returns:
             The figure; save it with `.savefig`.
         """
-        several = [photos] if isinstance(photos, str | int) else photos
-        chosen = range(len(self.photos))[:FIGURE_PHOTOS] if several is None else map(self.photo_index, several)
+        photos = range(len(self.photos))[:FIGURE_PHOTOS] if photos is None else photos
+        chosen = map(self.photo_index, [photos] if isinstance(photos, str | int) else photos)
         look = {"scale": scale, "colormap": colormap, "alpha": alpha, "cell_width": cell_width}
         return matrix_figure(self, self.view(view), list(chosen), **look)
 

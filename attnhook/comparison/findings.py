@@ -60,12 +60,11 @@ class Findings:
         Raises:
             KeyError: If there is no such model, photo, view or map; the message says why.
         """
-        where = self.model_index(model), self.photo_index(photo)
-        chosen = self.view(view)
-        found = map_of(self, *where, chosen)
+        where = m, p, chosen = self.model_index(model), self.photo_index(photo), self.view(view)
+        found = map_of(self, *where)
         if found is None:
             raise KeyError(
-                f"{self.models[where[0]].name} has no {chosen.label} of {self.photos[where[1]].name}: {self.reason(*where, chosen)}"
+                f"{self.models[m].name} has no {chosen.label} of {self.photos[p].name}: {self.reason(*where)}"
             )
         return found[0].heatmap(found[1])
 

@@ -13,9 +13,7 @@ class MapKind:
     """One way to make a map."""
 
     method: str  # one of `METHODS`
-    depth: float | None = (
-        None  # relative depth of the block, at most 1 (the last); None if the method follows all blocks
-    )
+    depth: float | None = None  # of the block, relative, at most 1 (the last); None if the method follows all blocks
 
     @property
     def id(self) -> str:

@@ -27,15 +27,12 @@ class Measurement:
     blocks: tuple[str, ...]
     tokens: int  # keys of the last block's rows
     readout: str | None  # whose row the maps are
-    seconds: (
-        float | None
-    )  # of the forward with capture; None from the cache, where another machine may have measured it
+    seconds: float | None  # of the forward with capture; None from the cache, which another machine may have written
     target: int | None = None  # the class that gradient methods followed
     maps: dict[str, PatchMap] = field(default_factory=dict)  # (h, w) float32
     grids: tuple[Size, ...] = ()  # of the blocks, in order, where the tokens form one
-    statistics: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # (blocks, heads) float64, NaN where there are fewer heads
+    # (blocks, heads) float64, NaN where there are fewer heads:
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     areas: dict[str, dict[str, float]] = field(default_factory=dict)  # as `faithfulness.perturb` returns them
     problems: dict[str, str] = field(default_factory=dict)  # why there is no map, or, by "VIEW, faithfulness", no areas
 
@@ -44,8 +41,8 @@ class Measurement:
         tensors = {f"map/{name}": found.values.contiguous() for name, found in self.maps.items()}
         tensors |= {f"statistic/{name}": value.contiguous() for name, value in self.statistics.items()}
         maps = {name: found.facts() for name, found in self.maps.items()}
-        plain = vars(self) | {"geometry": asdict(self.geometry), "maps": maps, "statistics": {}, "seconds": None}
-        text = json.dumps(plain)
+        changed = {"geometry": asdict(self.geometry), "maps": maps, "statistics": {}, "seconds": None}
+        text = json.dumps(vars(self) | changed)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, mark=f".{os.getpid()}") as temporary:  # two runs may measure the same
             save_file(tensors, temporary, {"measurement": text, "seal": _seal(path, text, tensors)})
