@@ -8,21 +8,18 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
-from attnhook.files import replacing
+from attnhook.imaging.panels import rendered
 from attnhook.results.pictures import blocks_figure, heads_figure
 from attnhook.results.results import AttentionResult, attend, save_image
 from attnhook.zoo.loading import load
 from attnhook.zoo.vision_models import VisionModel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PHOTOS = ("chelsea", "astronaut", "coffee", "rocket")
 
@@ -76,21 +73,13 @@ def read_photos() -> dict[str, Any]:
 def draw(model: VisionModel, photo: Any, out: Path, name: str) -> tuple[AttentionResult, list[Path]]:
     """Write all pictures of one photo."""
     (last,) = attend(model, [photo])
-    before = last[-2]
-    paths = []
-    for suffix, shown in (("", last), ("-block-before", before)):
-        paths.append(save_image(shown.overlay(scale="robust"), out / f"{name}{suffix}-overlay.png"))
-        paths.append(save_figure(shown.figure(scale="robust"), out / f"{name}{suffix}-figure.png"))
-    paths.append(save_figure(heads_figure(last, scale="robust"), out / f"{name}-heads.png"))
-    paths.append(save_figure(blocks_figure(last), out / f"{name}-blocks.png"))
-    return last, paths
-
-
-def save_figure(figure: "Figure", path: Path) -> Path:
-    """Write a figure as PNG, under a temporary name first."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path
+    pictures = {}
+    for suffix, shown in (("", last), ("-block-before", last[-2])):
+        pictures[f"{suffix}-overlay"] = shown.overlay(scale="robust")
+        pictures[f"{suffix}-figure"] = rendered(shown.figure(scale="robust"))
+    pictures["-heads"] = rendered(heads_figure(last, scale="robust"))
+    pictures["-blocks"] = rendered(blocks_figure(last))
+    return last, [save_image(picture, out / f"{name}{suffix}.png") for suffix, picture in pictures.items()]
 
 
 def library_difference(first: VisionModel, second: VisionModel, pixels: Tensor) -> float:

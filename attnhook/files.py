@@ -9,15 +9,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """The folder for converted weights and measurements.
-
-    Example:
-        >>> import os
-        >>> os.environ["ATTNHOOK_CACHE"] = "somewhere"
-        >>> cache_dir().name
-        'somewhere'
-        >>> del os.environ["ATTNHOOK_CACHE"]
-    """
+    """The folder for converted weights and measurements: `$ATTNHOOK_CACHE`, or `attnhook` in the user's cache."""
     if chosen := os.environ.get("ATTNHOOK_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
@@ -31,12 +23,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def replacing(path: Path, *, mark: str = "", durable: bool = False) -> Iterator[Path]:
-    """Write to a temporary file, which replaces the real one when it is complete.
-
-    Example:
-        >>> with replacing(Path("numbers.txt")) as temporary:  # doctest: +SKIP
-        ...     temporary.write_text("1 2 3")
-    """
+    """Write to a temporary file, which replaces the real one when it is complete."""
     temporary = path.with_name(f"{path.name}{mark}.partial")
     temporary.unlink(missing_ok=True)  # writing would follow a link that was left there
     try:
@@ -50,15 +37,19 @@ def replacing(path: Path, *, mark: str = "", durable: bool = False) -> Iterator[
         temporary.unlink(missing_ok=True)
 
 
-def format_of(folder: Path) -> str | None:
-    """The format that a folder's `manifest.json` names; None without one, empty if it cannot be read."""
+def check_format(folder: Path, expected: str, what: str, error: type[Exception]) -> None:
+    """Refuse a folder whose `manifest.json` names another format, or cannot be read."""
     path = folder / "manifest.json"
     if not path.is_file():
-        return None
+        return
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["format"])
+        found = str(json.loads(path.read_text(encoding="utf-8"))["format"])
     except (ValueError, TypeError, KeyError):
-        return ""
+        found = ""
+    if found != expected:
+        raise error(
+            f"{folder} holds something else: expected an empty folder, or one {what}, got a manifest of format {found!r}. Choose another folder."
+        )
 
 
 def _flush(path: Path, flags: int) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from attnhook.errors import NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
 from attnhook.options import (
@@ -22,6 +22,7 @@ ROWS_HELP = "whose attention: readout (what the classifier reads), cls (class to
 OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
 """Errors of an option, not of an image: the command fails as a whole."""
 
+_Number = TypeVar("_Number", int, float)
 _MODEL_HELP = (
     "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, demo, demo:timm, "
     "demo@SIZE, demo:timm@SIZE"
@@ -105,23 +106,15 @@ def _index_or_name(text: str) -> int | str:
 
 
 def _heads(text: str) -> HeadsOption:
+    chosen = _index_or_name(text)
     try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return choose(HeadFusion, text, "heads").value
+        return chosen if isinstance(chosen, int) else choose(HeadFusion, chosen, "heads").value
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error} Or give one head's index.") from None
 
 
 def blocks_choice(text: str) -> BlocksOption:
-    """Parse `--blocks`.
-
-    Example:
-        >>> [blocks_choice(text) for text in ("all", "last:3", "3", "0,blocks.5.attn,-1")]
-        [None, 3, [3], [0, 'blocks.5.attn', -1]]
-    """
+    """Parse `--blocks`: `all` is None, `last:3` is 3, `0,blocks.5.attn,-1` is `[0, "blocks.5.attn", -1]`."""
     if text == "all":
         return None
     if not text.startswith("last:"):
@@ -135,21 +128,17 @@ def blocks_choice(text: str) -> BlocksOption:
 def rows_choice(text: str, *, whole: bool = False) -> RowsOption:
     """Parse `--rows`."""
     legal = [rows.value for rows in Rows if whole or rows is not Rows.ALL]
-    if text in legal:
-        return text
-    try:
-        row, column = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {', '.join(legal)} or ROW,COLUMN, got {text!r}") from None
-    return [(row, column)]
+    return text if text in legal else [_pair(text, int, f"{', '.join(legal)} or ROW,COLUMN")]
 
 
 def _scale(text: str) -> ScaleOption:
     legal = [scale.value for scale in Scale]
-    if text in legal:
-        return text
+    return text if text in legal else _pair(text, float, f"{', '.join(legal)} or VMIN,VMAX")
+
+
+def _pair(text: str, kind: Callable[[str], _Number], expected: str) -> tuple[_Number, _Number]:
     try:
-        low, high = (float(part) for part in text.split(","))
+        first, second = map(kind, text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {', '.join(legal)} or VMIN,VMAX, got {text!r}") from None
-    return low, high
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+    return first, second

@@ -4,14 +4,16 @@ Exit codes: 0 success; 1 some images or checks failed, and the rest is done; 2 t
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from attnhook import __version__
 from attnhook.cli import comparing, demonstration, description, extracting, overlaying, verifying, viewing
-from attnhook.cli.completion import add_completion
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
+
+_SHELLS = ("bash", "zsh", "tcsh")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,23 +23,44 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+class _PrintCompletion(argparse.Action):
+    """Prints the script with which a shell completes commands, options and files. The package shtab writes it."""
 
-    Example:
-        >>> main(["describe", "--model", "no_such_model"])
-        2
-    """
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, option: object = None
+    ) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error(
+                'cannot write completions: expected the package shtab. Install it: pip install "attnhook[completion]".'
+            )
+        for action in _actions(parser):
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
+        print(shtab.complete(parser, shell=str(values)))
+        parser.exit()
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
     arguments = _parser().parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
+        return int(arguments.run(arguments))
     except (AttnhookError, ValueError, OSError) as error:
         say(f"attnhook {arguments.command}: error: {one_line(error)}")
         return 2
     except KeyboardInterrupt:
         say(f"attnhook {arguments.command}: interrupted")
         return 130
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,9 +72,14 @@ def _parser() -> argparse.ArgumentParser:
         "'attnhook COMMAND --help' explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"attnhook {__version__}")
-    add_completion(parser)
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=_SHELLS,
+        metavar="SHELL",
+        help=f"print a script that completes commands, for {', '.join(_SHELLS)}, and exit (needs shtab)",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
     for command in (demonstration, overlaying, viewing, comparing, extracting, description, verifying):
         command.add(commands)
     return parser

@@ -19,7 +19,7 @@ Examples:
 import argparse
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,11 @@ from attnhook import __version__
 from attnhook.cli.arguments import OPTION_ERRORS, add_command, add_map_options, add_model
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
-from attnhook.files import format_of, replacing
+from attnhook.files import check_format, replacing
 from attnhook.options import Style
 from attnhook.running.versions import library_versions
 
 if TYPE_CHECKING:
-    from attnhook.results.results import AttentionResult
     from attnhook.zoo.vision_models import VisionModel
 
 MANIFEST = "manifest.json"
@@ -60,16 +59,14 @@ def _overlay(arguments: argparse.Namespace) -> int:
     from attnhook.zoo.loading import load
 
     _check_map_options(arguments)
-    _check_folder(arguments.out)
+    check_format(arguments.out, _FORMAT, "with overlays", ValueError)
     model = load(arguments.model, device=arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
     targets = _targets(arguments.images, arguments.out)
     entries = []
     for number, (image, target) in enumerate(zip(arguments.images, targets, strict=True), 1):
-        entry = _overlay_one(model, image, target, arguments)
-        entries.append(entry)
-        said = entry["error"] or f"-> {target}"
-        say(f"[{number}/{len(targets)}] {image}: {said}")
+        entries.append(_overlay_one(model, image, target, arguments))
+        say(f"[{number}/{len(targets)}] {image}: {entries[-1]['error'] or f'-> {target}'}")
     failed = sum(entry["error"] is not None for entry in entries)
     manifest = arguments.out / MANIFEST
     content = {**_manifest_head(model, arguments), "failed": failed, "images": entries}
@@ -91,16 +88,6 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
     check_method(arguments.method)
     look = {name: getattr(arguments, name) for name in (*_LOOK, "mode")}
     PatchMap(torch.zeros(1, 1), uniform=1.0).overlay(Image.new("RGB", (1, 1)), ImageGeometry.identity((1, 1)), **look)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder whose manifest is of something else."""
-    found = format_of(folder)
-    if found not in (None, _FORMAT):
-        raise ValueError(
-            f"{folder} holds something else: expected an empty folder, or one with overlays, got a manifest of format {found!r}. Choose another "
-            "folder with --out."
-        )
 
 
 def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -126,12 +113,9 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
         raise ValueError(str(error)) from error
     except (AttnhookError, OSError) as error:
         return entry | {"error": one_line(error)}
-    return entry | {"output": target.name} | _facts(result)
-
-
-def _facts(result: "AttentionResult") -> dict[str, Any]:
     known = result.attention[~result.attention.isnan()]
-    return {
+    return entry | {
+        "output": target.name,
         "photo_size": [result.image.height, result.image.width],
         "grid": list(result.attention.shape),
         "block": result.settings.block,
@@ -162,16 +146,15 @@ def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[
     }
 
 
-def _targets(images: Iterable[Path], out: Path) -> list[Path]:
+def _targets(images: Sequence[Path], out: Path) -> list[Path]:
     """One path per image, different even on file systems that ignore case, and never an input."""
-    sources = list(images)
-    taken = {str(source.expanduser().resolve()).casefold() for source in sources}
+    taken = {str(image.expanduser().resolve()).casefold() for image in images}
     targets = []
-    for source in sources:
-        number, name = 1, f"{source.stem}-attention.png"
+    for image in images:
+        number, name = 1, f"{image.stem}-attention.png"
         while (key := str((out / name).resolve()).casefold()) in taken:
             number += 1
-            name = f"{source.stem}-attention-{number}.png"
+            name = f"{image.stem}-attention-{number}.png"
         taken.add(key)
         targets.append(out / name)
     return targets

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnhook.comparison.findings import FIGURE_PHOTOS, Findings
-from attnhook.comparison.model_figures import depth_figure, matrix_figure, rendered
+from attnhook.comparison.model_figures import depth_figure, matrix_figure
 from attnhook.comparison.reports import save_report
 from attnhook.comparison.summary_tables import agreement_table, all_tables
 from attnhook.comparison.tables import Table
+from attnhook.imaging.panels import rendered
 from attnhook.options import ScaleOption
 from attnhook.results.display import html_of, mimebundle, png_of
 

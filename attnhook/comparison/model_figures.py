@@ -3,8 +3,6 @@
 import io
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from attnhook.comparison.findings import Findings, map_of
 from attnhook.comparison.map_kinds import MapKind
 from attnhook.comparison.measuring import STATISTICS
@@ -59,12 +57,6 @@ def as_png(figure: "Figure", **options: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", **options)
     return buffer.getvalue()
-
-
-def rendered(figure: "Figure") -> Image.Image:
-    """A figure as a picture."""
-    with Image.open(io.BytesIO(as_png(figure))) as picture:
-        return picture.convert("RGB")
 
 
 def _title(findings: Findings, photo: int) -> str:

@@ -25,7 +25,7 @@ from attnhook.comparison.photographs import Failure
 from attnhook.comparison.summary_tables import all_tables
 from attnhook.comparison.tables import Table, as_csv
 from attnhook.errors import AttnhookError, ComparisonError
-from attnhook.files import format_of, replacing
+from attnhook.files import check_format, replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.pages.documents import report_html
@@ -72,12 +72,7 @@ def save_report(findings: Findings, folder: Path, *, pictures: bool) -> Path:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder whose manifest says that it holds something else."""
-    found = format_of(folder)
-    if found not in (None, FORMAT):
-        raise ComparisonError(
-            f"{folder} holds something else: expected an empty folder, or one of a comparison, got a manifest of format {found!r}. Choose "
-            "another folder."
-        )
+    check_format(folder, FORMAT, "of a comparison", ComparisonError)
 
 
 def manifest(findings: Findings) -> dict[str, Any]:

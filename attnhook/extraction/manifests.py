@@ -57,7 +57,7 @@ class Manifest:
                 f"cannot read {path}: expected format {FORMAT}, got {found}. Use the version of attnhook that wrote it."
             )
         raise ExtractionError(
-            f"{folder} is of something else: expected an empty folder, or one of an extraction, got a manifest of format {found!r}. Choose "
+            f"{folder} holds something else: expected an empty folder, or one of an extraction, got a manifest of format {found!r}. Choose "
             "another folder."
         )
 

@@ -3,11 +3,14 @@
 Plain `matplotlib.figure.Figure` objects with their own canvas: no pyplot, no global state, nothing shown or saved.
 """
 
+import io
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from attnhook.imaging.geometry import Box
 from attnhook.imaging.looks import UNIFORM_TOP, Look, stretch_in_words
@@ -16,7 +19,6 @@ from attnhook.options import Scale, Size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL import Image
 
 BAR_INCHES = 0.9
 TITLE_INCHES = 0.24
@@ -246,3 +248,10 @@ def _settle(figure: "Figure") -> None:
             figure.set_size_inches(width + wider, height + higher)
         elif before and max(abs(a - b) for a, b in zip(before, places, strict=True)) < 0.001:
             break
+
+
+def rendered(figure: "Figure") -> Image.Image:
+    """A figure as an RGB picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 
 from PIL import Image
 from torch import Tensor
@@ -65,6 +64,7 @@ def pictures_of(
 
 def _sheet_of_heads(maps: AttentionMaps, probe: ProbeBatch, index: int, scale: ScaleOption) -> Image.Image:
     from attnhook.imaging.figures import sheet
+    from attnhook.imaging.panels import rendered
 
     of_heads = received_attention if maps.readout.rows is None else raw_attention
     patch_map = of_heads(maps, heads=None)[index].to("cpu")
@@ -73,6 +73,4 @@ def _sheet_of_heads(maps: AttentionMaps, probe: ProbeBatch, index: int, scale: S
     titles = [f"head {head}" for head in range(len(heads))]
     caption = f"Every head of {maps[-1].name}, on one scale."
     figure = sheet(probe.photos[index], heads, titles, caption=caption, scale=shared, uniform=uniform, dpi=110)
-    file = BytesIO()
-    figure.savefig(file, format="png")
-    return Image.open(file).convert("RGB")
+    return rendered(figure)

@@ -145,10 +145,7 @@ class AttentionMonitor:
         Returns:
             Whether it was logged. Steps at or before the last logged one are not logged again; a warning says so if numbers start over.
         """
-        if not self._schedule.due(step):
-            return False
-        self._log(step)
-        return True
+        return self._log(step) if self._schedule.due(step) else False
 
     def end_epoch(self, epoch: int, step: int) -> bool:
         """Run the probe if this epoch is due.
@@ -160,12 +157,9 @@ class AttentionMonitor:
         Returns:
             Whether it was logged.
         """
-        if not self._schedule.epoch_due(epoch, step):
-            return False
-        self._log(step)
-        return True
+        return self._log(step) if self._schedule.epoch_due(epoch, step) else False
 
-    def _log(self, step: int) -> None:
+    def _log(self, step: int) -> bool:
         self._schedule.last_step = step
         self._describe(step)
         for prefix, model in self.models.items():
@@ -174,8 +168,15 @@ class AttentionMonitor:
             except Exception as error:
                 if self._strict or not self._probed:
                     raise
-                self._warn(error, step)
+                if not self._warned:
+                    self._warned = True
+                    warnings.warn(
+                        f"the attention probe failed at step {step}: {type(error).__name__}: {error}. Training goes on; further failures of "
+                        "the probe are not reported. strict=True raises instead.",
+                        stacklevel=3,
+                    )
         self._probed = True
+        return True
 
     def _run_probe(self, model: nn.Module) -> AttentionMaps:
         """Run the probe, in every process."""
@@ -213,15 +214,6 @@ class AttentionMonitor:
     def _images_in_words(self, separator: str = " ") -> str:
         prepared = "" if self._assumed is None else f"{separator}prepared as {self._assumed}"
         return f"{len(self._probe)} images{prepared}"
-
-    def _warn(self, error: Exception, step: int) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"the attention probe failed at step {step}: {type(error).__name__}: {error}. Training goes on; further failures of the probe "
-                "are not reported. strict=True raises instead.",
-                stacklevel=4,
-            )
 
     @contextmanager
     def observe(self, step: int, *, rows: str = "all") -> Iterator[None]:

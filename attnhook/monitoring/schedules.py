@@ -10,13 +10,7 @@ import torch
 
 @dataclass
 class Schedule:
-    """Which steps are logged. None is logged twice, also after a resume.
-
-    Example:
-        >>> schedule = Schedule(every_n_steps=10)
-        >>> schedule.due(20), schedule.due(21)
-        (True, False)
-    """
+    """Which steps are logged. None is logged twice, also after a resume."""
 
     every_n_steps: int | None = None  # None: every step, unless epochs are counted
     every_n_epochs: int | None = None

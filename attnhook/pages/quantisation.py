@@ -8,14 +8,13 @@ m (c / L)^2, and the true value is within m (c + 1/4) / L^2 of it.
 import base64
 import zlib
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 ROW_BITS, MATRIX_BITS = 16, 8
-Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 # Python's letters of base 85, with those that have a meaning in HTML replaced by three that base 85 does not use.
 _UNSAFE, _SAFE = b"<>&", b",.:"
@@ -27,27 +26,14 @@ _ALIGNMENT = 4  # what a browser's Float32Array needs
 
 @dataclass(frozen=True)
 class Quantised:
-    """Rows of attention as whole numbers.
+    """Rows of attention as whole numbers."""
 
-    Attributes:
-        codes: `(heads, queries, keys)`, uint8 or uint16.
-        maxima: The largest value of each row, `(heads, queries)` float32.
-    """
-
-    codes: Codes
-    maxima: NDArray[np.float32]
+    codes: NDArray[np.uint8] | NDArray[np.uint16]  # (heads, queries, keys)
+    maxima: NDArray[np.float32]  # the largest value of each row, (heads, queries)
 
 
 def quantise(rows: torch.Tensor, bits: int) -> Quantised:
-    """Turn softmax rows into whole numbers.
-
-    Args:
-        rows: `(heads, queries, keys)`, none negative.
-
-    Example:
-        >>> quantise(torch.tensor([[[0.0, 0.25, 1.0]]]), 8).codes.tolist()
-        [[[0, 128, 255]]]
-    """
+    """Turn softmax rows `(heads, queries, keys)` into whole numbers."""
     values = rows.detach().cpu().float().numpy()
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise ValueError(
@@ -84,9 +70,8 @@ class Payload:
 
     def _append(self, content: bytes) -> int:
         at = self._length
-        padded = content + bytes(-len(content) % _ALIGNMENT)
-        self._parts.append(padded)
-        self._length += len(padded)
+        self._parts.append(content + bytes(-len(content) % _ALIGNMENT))
+        self._length += len(self._parts[-1])
         return at
 
     def text(self) -> tuple[str, int]:

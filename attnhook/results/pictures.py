@@ -75,16 +75,8 @@ def heads_figure(
     chosen = result.maps[result.settings.block if block is None else block]
     patches = raw_attention(result.maps, block=chosen.name, heads=None)[0]
     caption = f"{_start(result)}, raw attention of every head of {block_in_words(chosen)}; {_OUTSIDE}"
-    titles = [f"head {head}, {_outside(one)}" for head, one in enumerate(patches)]
-    return _compared(
-        result,
-        _pixels(result, [patches]),
-        titles,
-        caption=caption,
-        scale=scale,
-        uniform=patches.uniform,
-        options=options,
-    )
+    titles = [f"head {head}{_outside(one)}" for head, one in enumerate(patches)]
+    return _compared(result, [patches], titles, caption, scale=scale, options=options)
 
 
 def blocks_figure(
@@ -104,14 +96,11 @@ def blocks_figure(
     shown = _same_grid(result)
     maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
     titles = [
-        f"block {number} of {count}" + (f", {_outside(one)}" if one.adds_up else "")
-        for ((number, count), _), one in zip(shown, maps, strict=True)
+        f"block {number} of {count}{_outside(one)}" for ((number, count), _), one in zip(shown, maps, strict=True)
     ]
     fused = heads_in_words(heads, shown[-1][1].shape[1])
     caption = f"{_start(result)}, raw attention of each block, {fused}{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'}"
-    return _compared(
-        result, _pixels(result, maps), titles, caption=caption, scale=scale, uniform=maps[-1].uniform, options=options
-    )
+    return _compared(result, maps, titles, caption, scale=scale, options=options)
 
 
 def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.UNIFORM, **options: Any) -> "Figure":
@@ -151,11 +140,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
 
 
 def methods_figure(
-    result: AttentionResult,
-    methods: Sequence[str] | None = None,
-    *,
-    scale: ScaleOption = Scale.ROBUST,
-    **options: Any,
+    result: AttentionResult, methods: Sequence[str] | None = None, *, scale: ScaleOption = Scale.ROBUST, **options: Any
 ) -> "Figure":
     """Draw the maps of several methods side by side. Their units differ, so each has a range of its own, and the figure says so.
 
@@ -190,7 +175,7 @@ def methods_figure(
             "this capture allows no method: expected what at least one needs, got none. Capture with rows='all'."
         )
     pixels = _pixels(result, [one.to("cpu") for one in maps.values()])
-    titles = [name.replace("_", " ") + (f"\n{_outside(one)}" if one.adds_up else "") for name, one in maps.items()]
+    titles = [name.replace("_", " ") + _outside(one, before="\n") for name, one in maps.items()]
     said: dict[str, Any] = {"caption": _methods_in_words(result, list(maps), left_out), "scale": scale}
     return sheet(result.image, pixels, titles, **(said | options))
 
@@ -233,21 +218,19 @@ def query_figure(
     uniform = 1 / chosen.shape[-1]
     values = layout.patches(fuse_heads(rows, heads))[0]
     fused = make_map(result.maps, values, [chosen], "raw attention", heads=heads, row="patches", uniform=uniform)
-    maps = _pixels(result, [fused])
     boxes = [fused.box(result.geometry, patch) for patch in several]
     caption = f"{result.settings.model}, raw attention of the marked patch in {block_in_words(chosen)}, {heads_in_words(heads, chosen.shape[1])}"
-    outside = [_outside(one) if one.adds_up else "" for one in fused]
     if len(several) == 1:
-        left = f", {outside[0]} the patches" if outside[0] else ""
+        left = f"{_outside(fused[0])} the patches" if fused.adds_up else ""
         said: dict[str, Any] = {"caption": f"{caption}{left}. {scale_in_words(scale)}", "mark": boxes[0]}
-        return overlay_figure(result.image, maps[0], scale=scale, uniform=uniform, **(said | options))
+        (pixels,) = _pixels(result, [fused])
+        return overlay_figure(result.image, pixels, scale=scale, uniform=uniform, **(said | options))
     titles = [
-        f"row {row}, column {column}\n{left}".rstrip() for (row, column), left in zip(several, outside, strict=True)
+        f"row {row}, column {column}" + _outside(one, before="\n")
+        for (row, column), one in zip(several, fused, strict=True)
     ]
     caption += f"; {_OUTSIDE}" if fused.adds_up else "."
-    return _compared(
-        result, maps, titles, caption=caption, scale=scale, uniform=uniform, options={"marks": boxes, **options}
-    )
+    return _compared(result, [fused], titles, caption, scale=scale, options={"marks": boxes, **options})
 
 
 def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
@@ -279,21 +262,18 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
 
 def _compared(
     result: AttentionResult,
-    maps: Sequence[Tensor],
+    maps: Sequence[PatchMap],
     titles: Sequence[str],
-    *,
     caption: str,
+    *,
     scale: ScaleOption,
-    uniform: float | None,
     options: dict[str, Any],
 ) -> "Figure":
     """A sheet of maps on one scale; the user's options win."""
-    said = {
-        "caption": f"{caption} {scale_in_words(scale, _ALL)}",
-        "scale": common_range(maps, scale, uniform=uniform),
-        "uniform": uniform,
-    }
-    return sheet(result.image, maps, titles, **(said | options))
+    pixels, uniform = _pixels(result, maps), maps[-1].uniform
+    shared = common_range(pixels, scale, uniform=uniform)
+    said = {"caption": f"{caption} {scale_in_words(scale, _ALL)}", "scale": shared, "uniform": uniform}
+    return sheet(result.image, pixels, titles, **(said | options))
 
 
 def _seen(result: AttentionResult) -> Image.Image:
@@ -334,8 +314,8 @@ def _pixels(result: AttentionResult, maps: Sequence[PatchMap]) -> list[Tensor]:
     ]
 
 
-def _outside(patch_map: PatchMap) -> str:
-    return "" if patch_map.outside is None else f"{share_in_words(float(patch_map.outside))} outside"
+def _outside(patch_map: PatchMap, *, before: str = ", ") -> str:
+    return "" if patch_map.outside is None else f"{before}{share_in_words(float(patch_map.outside))} outside"
 
 
 def _start(result: AttentionResult) -> str:

@@ -17,16 +17,7 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.imaging.looks import check_options, keywords
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import (
-    BlocksOption,
-    HeadFusion,
-    HeadsOption,
-    Interpolation,
-    Rows,
-    RowsOption,
-    Style,
-    choose,
-)
+from attnhook.options import BlocksOption, HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Style, choose
 from attnhook.results.captions import captioned, reads_block, rows_in_words
 from attnhook.results.display import html_of, mimebundle, png_of
 from attnhook.results.scenes import Scene
@@ -92,9 +83,8 @@ class AttentionResult:
                 f"method {method!r} follows all captured blocks: expected no block, got {block!r}. Use a method of one block, such as "
                 "'raw_attention'."
             )
-        chosen = self.maps[block]
-        patch_map = _mapped(self.maps, replace(self.settings, block=chosen.name))
-        return replace(self, patch_map=patch_map, settings=replace(self.settings, block=chosen.name))
+        settings = replace(self.settings, block=self.maps[block].name)
+        return replace(self, patch_map=_mapped(self.maps, settings), settings=settings)
 
     @property
     def attention(self) -> Tensor:

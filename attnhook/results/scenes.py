@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,28 +34,16 @@ _READOUT_NAMES = {Rows.CLS: "class token", Rows.POOL: "pooling query", Rows.MEAN
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One photo and its attention.
+    """One photo and its attention."""
 
-    Attributes:
-        name: What the photo is called; any text.
-        image: The photo, RGB, upright.
-        geometry: Where the model looked in it.
-        maps: What was captured for it, one image.
-    """
-
-    name: str
-    image: Image.Image
-    geometry: ImageGeometry
-    maps: AttentionMaps
+    name: str  # any text
+    image: Image.Image  # RGB, upright
+    geometry: ImageGeometry  # where the model looked in it
+    maps: AttentionMaps  # of this one image
 
 
 def viewer_html(
-    scenes: Sequence[Scene],
-    *,
-    model: str,
-    matrices: BlocksOption = AUTO,
-    matrix_heads: str = AUTO,
-    longest: int = 1280,
+    scenes: Sequence[Scene], *, model: str, matrices: BlocksOption = AUTO, matrix_heads: str = AUTO, longest: int = 1280
 ) -> str:
     """Make the viewer's page."""
     packed = [pack_scene(one, matrices=matrices, matrix_heads=matrix_heads, longest=longest) for one in scenes]
@@ -66,7 +55,12 @@ def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longe
     if matrix_heads not in ("all", "mean", AUTO):
         raise ValueError(f"unknown matrix_heads: expected 'all', 'mean' or 'auto', got {matrix_heads!r}.")
     maps = scene.maps
-    _check(maps)
+    if not len(maps):
+        raise RowsNotKeptError("nothing to view: expected at least one block, got none.")
+    if all(isinstance(one.token_layout, TokenLayout) for one in maps) and any(one.shape[0] != 1 for one in maps):
+        raise RowsNotKeptError(
+            f"a scene is one photo: expected a batch of 1, got {maps[0].shape[0]}. Make one result per photo."
+        )
     whole = _chosen(maps, matrices)
     values = sum(block.shape[1] * block.shape[2] * block.shape[3] for block in maps if block.name in whole)
     fused = matrix_heads == "mean" or (matrix_heads == AUTO and values > MOST_VALUES)
@@ -91,17 +85,6 @@ def pack_scene(scene: Scene, *, matrices: BlocksOption, matrix_heads: str, longe
         **_photo(scene, blocks, longest),
     }
     return header, text
-
-
-def _check(maps: AttentionMaps) -> None:
-    if not len(maps):
-        raise RowsNotKeptError("nothing to view: expected at least one block, got none.")
-    if all(isinstance(block.token_layout, TokenLayout) for block in maps) and any(
-        block.shape[0] != 1 for block in maps
-    ):
-        raise RowsNotKeptError(
-            f"a scene is one photo: expected a batch of 1, got {maps[0].shape[0]}. Make one result per photo."
-        )
 
 
 def _chosen(maps: AttentionMaps, matrices: BlocksOption) -> set[str]:
@@ -140,16 +123,16 @@ def _pack_block(
         "specials": special_tokens(layout),
         "value_multiplier": block.value_multiplier,
     }
-    rows = _named_rows(maps, block)
-    if rows is not None:
+    with suppress(NoReadoutError):
+        rows = readout_row(maps, block)[0][:, None] if maps.selected_rows is Rows.ALL else block.rows[0]
         entry["rows"] = payload.add(quantise(rows, ROW_BITS))
     if full and square:
         dense = block.matrix.dense()[0]
         entry["matrix"] = payload.add(quantise(dense.mean(dim=0, keepdim=True) if fused else dense, MATRIX_BITS))
     if rolled is not None:
-        named = _named_rollout(maps, block, rolled[0])
-        if named is not None:
-            entry["rollout_rows"] = payload.add(quantise(named[None], ROW_BITS))
+        with suppress(NoReadoutError):
+            named = rolled[:, readout_queries(maps, block)].mean(dim=1, keepdim=True)
+            entry["rollout_rows"] = payload.add(quantise(named, ROW_BITS))
         if full and square:
             entry["rollout_matrix"] = payload.add(quantise(rolled, MATRIX_BITS))
     return entry
@@ -169,30 +152,12 @@ def special_tokens(layout: TokenLayout) -> list[list[Any]]:
     return found + [[index, f"token {index}"] for index in behind]
 
 
-def _named_rows(maps: AttentionMaps, block: BlockAttention) -> Tensor | None:
-    """The captured rows of a block, `(heads, rows, keys)`; None if it does not have them."""
-    if maps.selected_rows is not Rows.ALL:
-        return block.rows[0]
-    try:
-        return readout_row(maps, block)[0][:, None]
-    except NoReadoutError:
-        return None
-
-
 def _rollouts(maps: AttentionMaps) -> tuple[Iterable[Tensor | None], str | None]:
     """The rollout of every token up to each block; or none, and why."""
     try:
         return rollout_by_block(maps), None
     except AttnhookError as error:
         return [None] * len(maps), str(error)
-
-
-def _named_rollout(maps: AttentionMaps, block: BlockAttention, rolled: Tensor) -> Tensor | None:
-    """The readout's row of a rollout, `(1, tokens)`; None if a block has no such row."""
-    try:
-        return rolled[readout_queries(maps, block)].mean(dim=0, keepdim=True)
-    except NoReadoutError:
-        return None
 
 
 def _photo(scene: Scene, blocks: Sequence[dict[str, Any]], longest: int) -> dict[str, Any]:

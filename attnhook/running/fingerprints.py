@@ -21,22 +21,18 @@ _SHARED = 0.5
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A model's content, as hexadecimal SHA-256.
+    """A model's content, as hexadecimal SHA-256."""
 
-    Attributes:
-        weights: Of all parameters and buffers, with their names.
-        architecture: Of the classes of all modules with their source, plain settings, and buffers outside the state dict.
-        preprocessing: Of the pixels and the geometry that it makes of four fixed pictures.
-        tensors: Of each tensor's numbers alone, with its size in bytes. The same weights have the same under other names, and also where one
-            library stores queries, keys and values in one tensor.
-        complete: Whether the digests cover everything that it computes: False if it has hooks, a replaced `forward`, or code without source.
-    """
-
-    weights: str
-    architecture: str
-    preprocessing: str
+    weights: str  # of all parameters and buffers, with their names
+    architecture: (
+        str  # of the classes of all modules with their source, plain settings, and buffers outside the state dict
+    )
+    preprocessing: str  # of the pixels and the geometry that it makes of four fixed pictures
+    # Of each tensor's numbers alone, with its size in bytes: equal under other names, and where a library stacks queries, keys and values.
     tensors: tuple[tuple[str, int], ...]
-    complete: bool = True
+    complete: bool = (
+        True  # False if it has hooks, a replaced `forward`, or code without source, which the digests do not cover
+    )
 
     @property
     def key(self) -> str:
@@ -83,12 +79,7 @@ def fingerprint(vision: VisionModel) -> Fingerprint:
 
 
 def _is_altered(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)
 
 
@@ -150,10 +141,7 @@ def _preprocessing(vision: VisionModel) -> str:
         except Exception as error:  # that it refuses a picture is part of it
             parts.append(type(error).__name__)
         else:
-            named = {name: _content(value) for name, value in (prepared.inputs.keywords or {}).items()}
+            keywords = (prepared.inputs.keywords or {}).items()
+            named = {name: tensor_digest(v) if isinstance(v, Tensor) else repr(v) for name, v in keywords}
             parts += [tensor_digest(prepared.inputs.pixels), json.dumps(named, sort_keys=True), repr(prepared.geometry)]
     return digest(parts)
-
-
-def _content(value: object) -> str:
-    return tensor_digest(value) if isinstance(value, Tensor) else repr(value)

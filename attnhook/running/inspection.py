@@ -77,9 +77,12 @@ class ModelDescription:
         grid = "read off each forward" if self.grid is None else f"{self.grid[0]} x {self.grid[1]}"
         if self.input_size is not None:
             grid += f" patches of a {self.input_size[0]} x {self.input_size[1]} px input (height x width)"
+        captured = _in_words(self.captured, "block")
+        if self.not_captured:
+            captured += f"; not captured: {_in_words(self.not_captured, 'attention module')}"
         head = [
             ("model", self.type_name),
-            ("captured", self._captured_in_words()),
+            ("captured", captured),
             ("tokens", self.tokens),
             ("readout", f"{self.readout or 'none'} ({self.readout_reason})"),
             ("grid", grid),
@@ -90,12 +93,6 @@ class ModelDescription:
             shape = "" if block.shape is None else ", ".join(map(str, block.shape))
             rows.append((f"{number:>2}  {block.name}", kind, block.kernel, shape))
         return "\n".join([*(f"{name:<8} {value}" for name, value in head), "", *aligned(rows)])
-
-    def _captured_in_words(self) -> str:
-        words = _in_words(self.captured, "block")
-        return (
-            f"{words}; not captured: {_in_words(self.not_captured, 'attention module')}" if self.not_captured else words
-        )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -52,12 +52,7 @@ def class_scores(model: nn.Module, output: Any) -> Tensor:
 
 
 def class_index(target: str | int, labels: tuple[str, ...] | None, count: int) -> int:
-    """The index of a class.
-
-    Example:
-        >>> class_index("tabby cat", ("tabby, tabby cat", "tiger cat"), 2)
-        0
-    """
+    """The index of a class: "tabby cat" finds the label "tabby, tabby cat"."""
     if isinstance(target, int) and not isinstance(target, bool):
         if not 0 <= target < count:
             raise TargetError(f"class {target} does not exist: expected an index from 0 to {count - 1}.")

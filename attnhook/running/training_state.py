@@ -20,15 +20,7 @@ SEED = 0
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode with fixed random numbers; on leaving put everything back, also after an exception.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout().eval())
-        >>> with untouched(model):
-        ...     answer = model(torch.ones(1, 2))
-        >>> [module.training for module in model.modules()]
-        [True, True, False]
-    """
+    """Put a model into eval mode with fixed random numbers; on leaving put everything back, also after an exception."""
     with ExitStack() as stack:
         modules = list(model.modules())
         for module in modules:
@@ -40,10 +32,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.no_grad())  # not inference mode: what a module caches now must serve its training
         for module in modules:
             module.training = False  # not eval(): a module may override train()
-            if "_original_forward" in vars(module) and not _is_wrapper(module):
-                vars(module)["forward"] = (
-                    module._original_forward
-                )  # accelerate replaced it by one that turns autocast on
+            if "_original_forward" in vars(module) and not _is_wrapper(module):  # accelerate's own turns autocast on
+                vars(module)["forward"] = module._original_forward
         yield
 
 

@@ -11,12 +11,7 @@ from attnhook.zoo.model_metadata import innermost
 
 
 def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[str, Any] | None = None) -> Any:
-    """Run a model on images alone, in its own dtype and on its own device.
-
-    Args:
-        inputs: Pixels `(batch, 3, height, width)`, or everything that a preprocessing returned. Of its keywords the model gets those that its
-            forward names.
-    """
+    """Run a model in its own dtype and on its own device; of a preprocessing's keywords it gets those that its forward names."""
     arguments, keywords = _arguments(model, inputs if isinstance(inputs, ModelInputs) else ModelInputs(inputs))
     like = next((one for one in model.parameters() if one.is_floating_point()), next(model.parameters(), None))
     forward = getattr(model, "get_image_features", model)

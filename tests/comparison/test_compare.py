@@ -18,9 +18,9 @@ from attnhook import Comparison, ImageGeometry, attend, compare, rollout
 from attnhook.attribution.scores import energy_in_mask
 from attnhook.comparison import measuring, reports
 from attnhook.comparison.measurements import Measurement, _seal
-from attnhook.comparison.model_figures import rendered
 from attnhook.comparison.reports import _reasons
 from attnhook.errors import ComparisonError, MissingPackageError, ScoreError
+from attnhook.imaging.panels import rendered
 from attnhook.zoo.presets import PRESETS
 from tests.comparison.slow_metrics import SLOW
 from tests.comparison.zoo import cnn, disc, hf_dinov2, photo, seeing, timm_vit, torchvision_vit
