@@ -34,7 +34,10 @@ def overlay_video(
         maps: One heat map per frame, (height, width), of the frames' size.
         path: The file's path; `.gif`, or `.png` or `.apng` for an animated PNG.
         fps: Frames per second.
-        colormap, alpha, uniform, weighted: What `overlay` takes.
+        colormap: A matplotlib colormap or its name.
+        alpha: Opacity of the heat map, 0 to 1.
+        uniform: 1/N, for `scale="uniform"`.
+        weighted: Whether opacity rises with the value.
         scale: What `overlay` takes; "minmax" and "robust" stretch all frames together.
 
     Returns:

@@ -268,7 +268,10 @@ class ImageGeometry:
         """Add a border.
 
         Args:
-            top, left, bottom, right: Rows or columns to add on this side.
+            top: Rows to add above.
+            left: Columns to add on the left.
+            bottom: Rows to add below.
+            right: Columns to add on the right.
 
         Returns:
             The geometry after this step.
@@ -308,7 +311,8 @@ class ImageGeometry:
         """Map points of the photo to the model input.
 
         Args:
-            y, x: Vertical and horizontal positions, in photo pixels at pixel edges: numbers, arrays or tensors.
+            y: Vertical positions in photo pixels, counted at pixel edges: numbers, arrays or tensors.
+            x: Horizontal positions.
 
         Returns:
             The vertical and horizontal positions, in input pixels.
@@ -319,7 +323,8 @@ class ImageGeometry:
         """Map points of the model input to the photo: the inverse of `to_input`.
 
         Args:
-            y, x: Vertical and horizontal positions, in input pixels at pixel edges: numbers, arrays or tensors.
+            y: Vertical positions in input pixels, counted at pixel edges: numbers, arrays or tensors.
+            x: Horizontal positions.
 
         Returns:
             The vertical and horizontal positions, in photo pixels.

@@ -138,7 +138,10 @@ def overlay_batch(
     Args:
         images: The photos, as `read_image` takes them; of any sizes.
         heatmaps: One heat map per photo, (height, width) each, of the photo's size.
-        colormap, alpha, uniform, weighted: What `overlay` takes.
+        colormap: A matplotlib colormap or its name.
+        alpha: Opacity of the heat map, 0 to 1.
+        uniform: 1/N, for `scale="uniform"`.
+        weighted: Whether opacity rises with the value.
         scale: What `overlay` takes, but "minmax" and "robust" stretch all maps together. To give each its own range, call `overlay` on each.
 
     Returns:

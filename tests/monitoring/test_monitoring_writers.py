@@ -200,7 +200,7 @@ def test_rules_of_the_alarms() -> None:
     broken = dead.clone()
     broken[0, 0, 3, 3] = math.nan  # in one head of four: the dead one beside it does not count
     assert raise_alarms([summary_of(broken)], limits) == {**dict.fromkeys(ALARMS, 0), "not_finite": 1}
-    with pytest.raises(ValueError, match="expected a share"):
+    with pytest.raises(ValueError, match="bad threshold sink_share: expected 0 to 1"):
         AlarmThresholds(sink_share=1.5)
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="bad threshold sink_ratio: expected above 0"):

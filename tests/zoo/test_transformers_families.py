@@ -32,7 +32,7 @@ EXACT = {
     "TimesformerModel": "attention over time",
     "VideoMAEModel": "readout mean",
     "VideoPrismVisionModel": "attention over time",
-    "XCLIPVisionModel": "messages of a clip's frames",
+    "XCLIPVisionModel": "messages between the frames of a clip",
     "YolosModel": "readout cls",
 }
 REFUSED = {
