@@ -24,6 +24,7 @@ Resampling, dither and 8-bit rounding leave 0.03 to 0.15; turning a 224-pixel in
 _AGREEMENT = 0.3
 """How far two maps may place one pixel apart, in the same units. Exact steps and their measurement usually differ by less than 0.1; another
 rounding of a crop shows as 1."""
+_BEYOND = 2.0  # input or photo pixels, whichever are larger
 _SNAP = 0.15  # input pixels: resizes and borders are whole, so an edge this near a whole pixel is there
 _BLOCKS = 8
 _SHOWN = 0.5  # share of the largest gain from which a pixel shows photo: where bilinear resampling puts an edge
@@ -168,7 +169,19 @@ def fitted_picture(black: Array, white: Array, ramps: Sequence[Array], size: Siz
         for ramp, length in zip(ramps, size, strict=True)
     ]
     at = [np.arange(first + 0.5, last, stride, dtype=np.float64) for first, last in ((top, bottom), (left, right))]
-    return map_from_lines(_fitted_lines(seen, at, size), shape, size, box)
+    lines = _fitted_lines(seen, at, size)
+    for axis, (slope, _) in enumerate(lines):
+        _check_on_photo(seen[axis].mean(1 - axis), max(1.0, slope), size[axis], axis)
+    return map_from_lines(lines, shape, size, box)
+
+
+def _check_on_photo(shown: Array, pixel: float, length: int, axis: int) -> None:
+    """Refuse points beyond the photo's ends, where there is nothing to show: the brightness is shifted, as by rounding down."""
+    off = (
+        max(-float(np.median(shown[:3])), float(np.median(shown[-3:])) - length) / pixel
+    )  # the last pixel alone may ring
+    if off > _BEYOND:
+        raise _not_affine(f"points {off:.1f} pixels beyond the photo's end {_AXES[axis]}")
 
 
 def _shown_box(black: Array, white: Array, stride: int, peak: float) -> tuple[int, int, int, int] | None:

@@ -373,3 +373,23 @@ def test_measuring_a_photo_of_twelve_megapixels_costs_little_beside_the_calls():
     began = time.process_time()
     ImageGeometry.measured(preprocess, (3000, 4000))
     assert time.process_time() - began - spent < 0.5
+
+
+def test_brightness_that_is_rounded_down_moves_nothing_silently():
+    """Filters in whole numbers lose a grey level or two, but not of black and white: a wide photo seems to lie further on."""
+
+    def rounded_down(photo):
+        pixels = np.asarray(photo.convert("L").resize((400, 60), Image.Resampling.BOX), np.int64)
+        pixels = pixels - 2 * ((pixels > 0) & (pixels < 255))
+        return torch.from_numpy(pixels / 255)[None].repeat(3, 1, 1).float()
+
+    with pytest.raises(GeometryError, match="pixels beyond the photo's end horizontally"):
+        ImageGeometry.measured(rounded_down, (360, 2400))
+
+
+def test_target_sizes_of_a_detector_are_no_grids():
+    def detector(photo):
+        pixels = to_tensor(photo.resize((96, 64)))[None]
+        return {"pixel_values": pixels, "target_sizes": torch.tensor([photo.height, photo.width])}
+
+    assert ImageGeometry.of(detector, (128, 192)).scale == (0.5, 0.5)
