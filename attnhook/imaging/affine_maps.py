@@ -170,16 +170,21 @@ def fitted_picture(black: Array, white: Array, ramps: Sequence[Array], size: Siz
     ]
     at = [np.arange(first + 0.5, last, stride, dtype=np.float64) for first, last in ((top, bottom), (left, right))]
     lines = _fitted_lines(seen, at, size)
-    for axis, (slope, _) in enumerate(lines):
-        _check_on_photo(seen[axis].mean(1 - axis), max(1.0, slope), size[axis], axis)
+    for axis, line in enumerate(lines):
+        _check_on_photo(seen[axis].mean(1 - axis), line, at[axis], size[axis], axis)
     return map_from_lines(lines, shape, size, box)
 
 
-def _check_on_photo(shown: Array, pixel: float, length: int, axis: int) -> None:
-    """Refuse points beyond the photo's ends, where there is nothing to show: the brightness is shifted, as by rounding down."""
-    off = (
-        max(-float(np.median(shown[:3])), float(np.median(shown[-3:])) - length) / pixel
-    )  # the last pixel alone may ring
+def _check_on_photo(shown: Array, line: Line, at: NDArray[np.float64], length: int, axis: int) -> None:
+    """Refuse a line that goes on beyond the photo's ends, where there is nothing to show: brightness is shifted, as by rounding down.
+
+    A border that repeats or mirrors the photo does not follow the line there, and single pixels at an edge may ring.
+    """
+    slope, start = line
+    ends = start + slope * at[[0, -1]]
+    before = min(-ends[0], -float(np.median(shown[:3])))
+    after = min(ends[1], float(np.median(shown[-3:]))) - length
+    off = max(before, after) / max(1.0, slope)
     if off > _BEYOND:
         raise _not_affine(f"points {off:.1f} pixels beyond the photo's end {_AXES[axis]}")
 
