@@ -46,8 +46,8 @@ CLASSES = {
 def test_arguments_and_results_are_described(name: str) -> None:
     function = FUNCTIONS[name]
     documented = function.__doc__ or ""
-    if "\n" not in documented.strip():
-        return  # one line says it all
+    if "." in name and "\n" not in documented.strip():
+        return  # a method of which one line says it all
     missing = arguments_of(function) - {"cls"} - described(documented, "Args")
     assert not missing, f"{name}: not described: {sorted(missing)}"
     if function.__annotations__.get("return") not in (None, "None", type(None)):

@@ -1,6 +1,7 @@
 """Files that hold many photos, archives and tables: a few are open at a time, in each process its own."""
 
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class OpenFiles:
 
 
 @dataclass
-class ContainerSource:
+class ContainerSource(ABC):
     """Photos in archives or tables of one kind."""
 
     files: tuple[Path, ...]
@@ -66,8 +67,9 @@ class ContainerSource:
             except Exception as error:  # damaged: every library has its own classes
                 yield self._damaged(number, f"expected a whole {self.kind} file, got {error}.")
 
+    @abstractmethod
     def _items(self, number: int, path: Path) -> Iterator[Item]:
-        raise NotImplementedError
+        """The photos of one container."""
 
     def _key(self, number: int, name: str) -> str:
         return f"{self._names[number]}/{readable(name)}" if len(self.files) > 1 else readable(name)
