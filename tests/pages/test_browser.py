@@ -13,36 +13,19 @@ from attnhook.imaging.overlays import value_range
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.pages.documents import save_viewer
 from attnhook.results.scenes import pack_scene, viewer_html
+from tests.open_pages import OpenPage
 from tests.pages.scenes import MODELS, PHOTO, photo_of, scene
 from tests.pages.test_pages import NASTY
 
 PIXEL_TOLERANCE = 3  # two JPEG decoders differ by up to 2, and each blend rounds once
 
 
-class Page:
-    """A viewer open in the browser, with what it complained about."""
+class Page(OpenPage):
+    """A viewer open in the browser."""
 
     def __init__(self, browser, path, **options):
-        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
-        self.page = self.context.new_page()
-        self.complaints, self.requests = [], []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.as_uri())
+        super().__init__(browser, path, **({"viewport": {"width": 1280, "height": 800}} | options))
         self.page.wait_for_selector("#canvas[data-drawn]")
-
-    def settle(self):
-        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-    def slide(self, name, value):
-        self.page.locator(f"#{name}").fill(str(value))
-        self.settle()
-
-    def choose(self, name, value):
-        self.page.locator(f"#{name}").select_option(value)
-        self.settle()
 
     def source(self, name):
         self.page.locator(f'[name="source"][value="{name}"]').check()

@@ -1,0 +1,30 @@
+"""Pages open in a browser."""
+
+
+class OpenPage:
+    """A page open in the browser, with what it complained about."""
+
+    def __init__(self, browser, path, **options):
+        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        self.page = self.context.new_page()
+        self.complaints, self.requests = [], []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def settle(self):
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def choose(self, name, value):
+        self.page.locator(f"#{name}").select_option(value)
+        self.settle()
+
+    def check(self, name, value):
+        self.page.locator(f"#{name}").set_checked(value)
+        self.settle()
+
+    def slide(self, name, value):
+        self.page.locator(f"#{name}").fill(str(value))
+        self.settle()
