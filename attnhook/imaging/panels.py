@@ -251,7 +251,8 @@ def _settle(figure: "Figure") -> None:
 
 
 def rendered(figure: "Figure") -> Image.Image:
-    """A figure as an RGB picture."""
+    """A figure of ours as an RGB picture; `finish` has laid it out, and saving it would do so twice more."""
+    figure.set_layout_engine("none")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
