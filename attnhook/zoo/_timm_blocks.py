@@ -3,6 +3,9 @@
 Only what the call itself does not show is listed. A class that is not listed is taken for plain attention over all tokens of the model.
 """
 
+import re
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -10,23 +13,8 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import Arrangement, CallContext, Queries, SiteTokens
 from attnhook.capture.windows import WindowLayout
-from attnhook.zoo.token_rules import (
-    CLASS_ATTENTION,
-    ON_GRID,
-    SINGLE_HEAD,
-    WITH_CLASS_TOKEN,
-    ModuleContext,
-    OptionsRule,
-    SiteOptions,
-    downsampled,
-    downsampled_grid,
-    in_windows,
-    input_grid,
-    mask_units,
-    options_of,
-    pair,
-    pooled_queries,
-)
+from attnhook.zoo import token_rules as rules
+from attnhook.zoo.token_rules import ModuleContext, OptionsRule, SiteOptions, in_windows, input_grid, pair
 
 # Softmaxes that are not attention between tokens, and what they are.
 NOT_TOKENS = {
@@ -48,12 +36,17 @@ NOT_TOKENS = {
 _TALKING_HEADS = (
     "talking heads: values are multiplied by these rows after a learned mix over heads, of which no row sums to 1"
 )
+_DIFFERENTIAL = (
+    "differential attention: values are multiplied by the first call's rows minus lambda times the second call's"
+)
+_GATED = "gated: values are multiplied by a learned mix of this content attention and this positional attention"
 
 
 def site_options(context: ModuleContext) -> SiteOptions:
     """Options of `AttentionSite` for a module."""
     kind = class_of(context.module)
-    return options_of(_RULES.get(f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"), context)
+    name = f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
+    return rules.options_of(next((rule for pattern, rule in _RULES if re.fullmatch(pattern, name)), None), context)
 
 
 def _swin(context: ModuleContext) -> SiteOptions:
@@ -75,23 +68,19 @@ def _maxvit(context: ModuleContext) -> SiteOptions:
     return in_windows(block, cut)
 
 
-def _unshifted(axis: int) -> OptionsRule:
+def _unshifted(context: ModuleContext, axis: int = 1) -> SiteOptions:
     """Windows of the module around, whose input has height and width at `axis`."""
+    block = context.parents[0]
 
-    def rule(context: ModuleContext) -> SiteOptions:
-        block = context.parents[0]
+    def cut(call: CallContext) -> WindowLayout:
+        grid = input_grid(call, axis)
+        return WindowLayout.partition(grid, window=pair(block.window_size) if block.window_size else grid)
 
-        def cut(call: CallContext) -> WindowLayout:
-            grid = input_grid(call, axis)
-            return WindowLayout.partition(grid, window=pair(block.window_size) if block.window_size else grid)
-
-        return in_windows(block, cut)
-
-    return rule
+    return in_windows(block, cut)
 
 
 def _sam(context: ModuleContext) -> SiteOptions:
-    return {**_unshifted(1)(context), "arrangement": Arrangement.MERGED, "heads": context.module.num_heads}
+    return {**_unshifted(context), "arrangement": Arrangement.MERGED, "heads": context.module.num_heads}
 
 
 def _sam2(context: ModuleContext) -> SiteOptions:
@@ -104,7 +93,7 @@ def _sam2(context: ModuleContext) -> SiteOptions:
         if block.q_stride is None:
             return keys
         stride = pair(block.q_stride)
-        return pooled_queries(keys, window, stride, (-(-grid[0] // stride[0]), -(-grid[1] // stride[1])))
+        return rules.pooled_queries(keys, window, stride, (-(-grid[0] // stride[0]), -(-grid[1] // stride[1])))
 
     return in_windows(block, cut)
 
@@ -132,7 +121,7 @@ def _nest(context: ModuleContext) -> SiteOptions:
 
     def cut(call: CallContext) -> WindowLayout:
         blocks, keys = call.inputs[0][1:3]
-        grid = downsampled_grid(call.input_size, blocks * keys)
+        grid = rules.downsampled_grid(call.input_size, blocks * keys)
         return WindowLayout.partition((blocks, keys) if isinstance(grid, str) else grid, window=pair(level.block_size))
 
     return in_windows(context.module, cut, arrangement=Arrangement.HEADS_WINDOWS)
@@ -141,7 +130,7 @@ def _nest(context: ModuleContext) -> SiteOptions:
 def _mobilevit(context: ModuleContext) -> SiteOptions:
     block = context.parent_with("patch_area")
     if block is None:
-        return ON_GRID
+        return rules.ON_GRID
 
     def cut(call: CallContext) -> WindowLayout:
         (height, width), patch = input_grid(call, 2), pair(block.patch_size)
@@ -186,14 +175,14 @@ def _hiera(context: ModuleContext) -> SiteOptions:
     unroll = context.model.unroll
 
     def cut(call: CallContext) -> WindowLayout:
-        return mask_units(unroll.size, unroll.schedule, call.inputs[0][1], call)
+        return rules.mask_units(unroll.size, unroll.schedule, call.inputs[0][1], call)
 
     return in_windows(context.module, cut, arrangement=Arrangement.HEADS_WINDOWS)
 
 
 def _tnt(context: ModuleContext) -> SiteOptions:
     if not context.name.endswith("attn_in"):
-        return WITH_CLASS_TOKEN
+        return rules.WITH_CLASS_TOKEN
     embed = context.model.pixel_embed
 
     def cut(call: CallContext) -> WindowLayout:
@@ -204,8 +193,8 @@ def _tnt(context: ModuleContext) -> SiteOptions:
 
 
 def _latent_pool(context: ModuleContext) -> SiteOptions:
-    first = {"readout_rows": slice(0, 1)} if getattr(context.module, "pool", "") == "token" else {}
-    return {"queries": Queries.POOL, **first}
+    first = slice(0, 1) if getattr(context.module, "pool", "") == "token" else None
+    return {"queries": Queries.POOL, "readout_rows": first}
 
 
 def _clip_pool(context: ModuleContext) -> SiteOptions:
@@ -218,80 +207,53 @@ def _clip_pool(context: ModuleContext) -> SiteOptions:
 
 
 def _mvit(context: ModuleContext) -> SiteOptions:
-    return WITH_CLASS_TOKEN if context.module.has_cls_token else ON_GRID
+    return rules.WITH_CLASS_TOKEN if context.module.has_cls_token else rules.ON_GRID
 
 
 def _with_prefix_tokens(context: ModuleContext) -> SiteOptions:
     """Several stages, each with the class token (and a distillation token) in front."""
-    model = context.model
-    return {"tokens_of": downsampled(int(getattr(model, "num_prefix_tokens", getattr(model, "num_tokens", 1))), 0)}
+    count = getattr(context.model, "num_prefix_tokens", getattr(context.model, "num_tokens", 1))
+    return {"tokens_of": rules.downsampled(int(count), 0)}
 
 
-# What timm's common attention layer means in models of several stages.
-_BY_MODEL: dict[str, SiteOptions | OptionsRule] = {
-    "CrossVit": _with_prefix_tokens,
-    "PoolingVisionTransformer": _with_prefix_tokens,
-    "PoolingVisionTransformerDistilled": _with_prefix_tokens,
-    "ByobNet": _mobilevit,
-    "CSATv2": ON_GRID,
-}
+def _common(context: ModuleContext) -> SiteOptions:
+    """Timm's common attention layer, in models of several stages."""
+    model = class_of(context.model).__name__
+    if model == "ByobNet":
+        return _mobilevit(context)
+    if model == "CSATv2":
+        return rules.ON_GRID
+    staged = model == "CrossVit" or model.startswith("PoolingVisionTransformer")
+    return _with_prefix_tokens(context) if staged else {}
 
-_DIFFERENTIAL: SiteOptions = {
-    "value_multiplier": "differential attention: values are multiplied by the first call's rows minus lambda times the second call's"
-}
 
-_ON_GRID = (
-    "attention2d.MultiQueryAttention2d",
-    "volo.Attention",
-    "cpubone.ConvAttention",
-    "lowformer.ConvAttention",
-    "efficientformer.Attention",
-    "efficientformer_v2.Attention2dDownsample",
-    "fastvit.Attention",
-    "iformer.SHMA",
-    "levit.Attention",
-    "levit.AttentionDownsample",
-    "maxxvit.Attention2d",
-    "metaformer.Attention",
-    "nextvit.EfficientAttention",
-    "pvt_v2.Attention",
-    "twins.GlobalSubSampleAttn",
-    "visformer.Attention",
+# By patterns of file and class.
+_RULES: tuple[tuple[str, SiteOptions | OptionsRule], ...] = (
+    (r"(efficientformer|fastvit|levit|metaformer|pvt_v2|visformer|volo)\.Attention", rules.ON_GRID),
+    (r"levit\.AttentionDownsample|efficientformer_v2\.Attention2dDownsample|maxxvit\.Attention2d", rules.ON_GRID),
+    (r"attention2d\.MultiQueryAttention2d|(cpubone|lowformer)\.ConvAttention|iformer\.SHMA", rules.ON_GRID),
+    (r"nextvit\.EfficientAttention|twins\.GlobalSubSampleAttn", rules.ON_GRID),
+    (r"attention\.Attention", _common),
+    (r"attention_pool\.AttentionPoolLatent", _latent_pool),
+    (r"attention_pool2d\.(Rot)?AttentionPool2d", _clip_pool),
+    (r"bottleneck_attn\.BottleneckAttn", _bottleneck),
+    (r"halo_attn\.HaloAttn", _halo),
+    (r"diff_attention\.DiffAttention|\w+\.DiffParallelScalingBlock", {"value_multiplier": _DIFFERENTIAL}),
+    (r"cait\.TalkingHeadAttn", {"queries": Queries.PATCHES, "value_multiplier": _TALKING_HEADS}),
+    (r"convit\.GPSA", {"queries": Queries.PATCHES, "value_multiplier": _GATED}),
+    (r"cait\.ClassAttn|volo\.ClassAttention|crossvit\.CrossAttention", rules.CLASS_ATTENTION),
+    (r"davit\.WindowAttention", partial(_unshifted, axis=2)),
+    (r"gcvit\.WindowAttentionGlobal|tiny_vit\.Attention", _unshifted),
+    (r"efficientformer_v2\.Attention2d", {**rules.ON_GRID, "value_multiplier": _TALKING_HEADS}),
+    (r"efficientvit_msra\.CascadedGroupAttention", _efficientvit_msra),
+    (r"hiera\.MaskUnitAttention", _hiera),
+    (r"hieradet_sam2\.MultiScaleAttention", _sam2),
+    (r"maxxvit\.AttentionCl", _maxvit),
+    (r"mvitv2\.MultiScaleAttention", _mvit),
+    (r"nest\.Attention", _nest),
+    (r"shvit\.SHSA", rules.SINGLE_HEAD),
+    (r"swin_transformer\w*\.Window(MultiHead)?Attention", _swin),
+    (r"tnt\.Attention", _tnt),
+    (r"twins\.LocallyGroupedAttn", _twins),
+    (r"vision_transformer_sam\.Attention", _sam),
 )
-
-_RULES: dict[str, SiteOptions | OptionsRule] = {
-    **dict.fromkeys(_ON_GRID, ON_GRID),
-    "attention.Attention": lambda context: options_of(_BY_MODEL.get(class_of(context.model).__name__), context),
-    "attention_pool.AttentionPoolLatent": _latent_pool,
-    "attention_pool2d.AttentionPool2d": _clip_pool,
-    "attention_pool2d.RotAttentionPool2d": _clip_pool,
-    "bottleneck_attn.BottleneckAttn": _bottleneck,
-    "halo_attn.HaloAttn": _halo,
-    "diff_attention.DiffAttention": _DIFFERENTIAL,
-    "vision_transformer.DiffParallelScalingBlock": _DIFFERENTIAL,
-    "cait.TalkingHeadAttn": {"queries": Queries.PATCHES, "value_multiplier": _TALKING_HEADS},
-    "cait.ClassAttn": CLASS_ATTENTION,
-    "convit.GPSA": {
-        "queries": Queries.PATCHES,
-        "value_multiplier": "gated: values are multiplied by a learned mix of this content attention and this positional attention",
-    },
-    "volo.ClassAttention": CLASS_ATTENTION,
-    "crossvit.CrossAttention": CLASS_ATTENTION,
-    "davit.WindowAttention": _unshifted(2),
-    "efficientformer_v2.Attention2d": {**ON_GRID, "value_multiplier": _TALKING_HEADS},
-    "efficientvit_msra.CascadedGroupAttention": _efficientvit_msra,
-    "gcvit.WindowAttentionGlobal": _unshifted(1),
-    "hiera.MaskUnitAttention": _hiera,
-    "hieradet_sam2.MultiScaleAttention": _sam2,
-    "maxxvit.AttentionCl": _maxvit,
-    "mvitv2.MultiScaleAttention": _mvit,
-    "nest.Attention": _nest,
-    "shvit.SHSA": SINGLE_HEAD,
-    "swin_transformer.WindowAttention": _swin,
-    "swin_transformer_v2.WindowAttention": _swin,
-    "swin_transformer_v2_cr.WindowMultiHeadAttention": _swin,
-    "tiny_vit.Attention": _unshifted(1),
-    "tnt.Attention": _tnt,
-    "twins.LocallyGroupedAttn": _twins,
-    "vision_transformer_sam.Attention": _sam,
-}

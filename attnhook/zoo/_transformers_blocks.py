@@ -6,7 +6,7 @@ Only what the call itself does not show is listed. For a class that is not liste
 import re
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +16,11 @@ from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import Arrangement, CallContext, Queries, SiteTokens
 from attnhook.capture.windows import WindowLayout
 from attnhook.options import Size
-from attnhook.zoo.token_rules import (
-    ON_GRID,
-    SINGLE_HEAD,
-    WITH_CLASS_TOKEN,
-    ModuleContext,
-    OptionsRule,
-    SiteOptions,
-    downsampled_grid,
-    in_windows,
-    input_grid,
-    mask_units,
-    on_grid_to,
-    options_of,
-    pair,
-    pooled_queries,
-    stage_of,
-    unknown,
-    windows,
-)
+from attnhook.zoo import token_rules as rules
+from attnhook.zoo.token_rules import ModuleContext, OptionsRule, SiteOptions, in_windows, input_grid, pair
 
+_DEFORMABLE = "deformable attention, whose weights of sampled points come from the query alone"
+_MAP = "a map of where object queries look, normalised over all heads at once, with which no values are multiplied"
 # Softmaxes that are not attention between tokens, and what they are, by patterns of class names.
 _NOT_TOKENS = (
     (r"MobileViTV2LinearSelfAttention", "separable linear attention"),
@@ -54,14 +39,8 @@ _NOT_TOKENS = (
     (r"Ovis2VisionModel", "a softmax over a visual vocabulary"),
     (r"\w*AttentionResidual", "a softmax over the outputs of earlier layers"),
     (r"\w*(HungarianMatcher|Loss)", "a cost of the training loss"),
-    (
-        r"\w*MultiscaleDeformableAttention",  # every detector has its own copy
-        "deformable attention, whose weights of sampled points come from the query alone",
-    ),
-    (
-        r"\w*MHAttentionMap",
-        "a map of where object queries look, normalised over all heads at once, with which no values are multiplied",
-    ),
+    (r"\w*MultiscaleDeformableAttention", _DEFORMABLE),  # every detector has its own copy
+    (r"\w*MHAttentionMap", _MAP),
 )
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "nhead")
@@ -78,37 +57,28 @@ def site_options(context: ModuleContext) -> SiteOptions:
     heads = next((h for name in _HEADS if isinstance(h := getattr(context.module, name, None), int)), 0)
     options: SiteOptions = {"arrangement": Arrangement.MERGED_OR_HEADS, "heads": heads} if heads else {}
     kind = class_of(context.module).__name__
-    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, kind)), _layer_windows())
-    return options | options_of(rule, context)
+    rule = next((rule for pattern, rule in _RULES if re.fullmatch(pattern, kind)), _layer_windows)
+    return options | rules.options_of(rule, context)
 
 
-# --- windows ------------------------------------------------------------------------------------------------------------------------------
-
-
-def _layer_windows(axis: int = 1) -> OptionsRule:
+def _layer_windows(context: ModuleContext, axis: int = 1) -> SiteOptions:
     """Windows that the layer around cuts by a function or method `window_partition` (SAM and others), height and width at `axis`."""
+    layer = context.parent_with("window_size")
+    kind = class_of(layer)
+    if layer is None or not any(hasattr(place, "window_partition") for place in (kind, sys.modules[kind.__module__])):
+        return {}
+    stride = getattr(layer, "query_stride", None)
 
-    def rule(context: ModuleContext) -> SiteOptions:
-        layer = context.parent_with("window_size")
-        kind = class_of(layer)
-        if layer is None or not (
-            hasattr(kind, "window_partition") or hasattr(sys.modules[kind.__module__], "window_partition")
-        ):
-            return {}
-        stride = getattr(layer, "query_stride", None)
+    def cut(call: CallContext) -> WindowLayout:
+        grid = input_grid(call, axis)
+        size = pair(layer.window_size) if layer.window_size else grid
+        keys = WindowLayout.partition(grid, window=size)
+        if stride is None:
+            return keys
+        pooled = pair(stride)
+        return rules.pooled_queries(keys, size, pooled, (grid[0] // pooled[0], grid[1] // pooled[1]))
 
-        def cut(call: CallContext) -> WindowLayout:
-            grid = input_grid(call, axis)
-            size = pair(layer.window_size) if layer.window_size else grid
-            keys = WindowLayout.partition(grid, window=size)
-            if stride is None:
-                return keys
-            pooled = pair(stride)
-            return pooled_queries(keys, size, pooled, (grid[0] // pooled[0], grid[1] // pooled[1]))
-
-        return in_windows(layer, cut)
-
-    return rule
+    return in_windows(layer, cut)
 
 
 def _swin(context: ModuleContext) -> SiteOptions:
@@ -128,7 +98,7 @@ def _window_order(context: ModuleContext) -> SiteOptions:
     def tokens_of(grid: Size, call: CallContext) -> SiteTokens:
         cut = WindowLayout.partition(grid, window=(grid[0] // side, grid[1] // side))
         if layer.window:
-            return windows(lambda _: cut)(call)
+            return rules.windows(lambda _: cut)(call)
         whole = TokenLayout(grid, cls=None, order=cut.positions.reshape(1, -1))
         if whole.num_tokens != call.keys:
             return SiteTokens(f"{call.keys} keys do not fit {whole.describe()}. Read `.rows` without a grid.")
@@ -147,7 +117,7 @@ def _windows_with_class_tokens(context: ModuleContext) -> SiteOptions:
         words = f"windows of {positions.shape[1] - 1} patches and a class token"
         if layer.global_attention:
             positions, words = positions.reshape(1, -1), "window of all tokens, window by window, a class token each,"
-        return windows(lambda _: WindowLayout(grid, positions, words=words))(call)
+        return rules.windows(lambda _: WindowLayout(grid, positions, words=words))(call)
 
     return {"queries": Queries.PATCHES, "tokens_of": _with_grid(tokens_of)}
 
@@ -165,16 +135,16 @@ def _hiera(context: ModuleContext) -> SiteOptions:
         return _DECODER | arrangement
     if context.parent_with("unroll_schedule") is None:
         words = "patches are not in the order of mask units that the blocks expect. Read `.rows` without a grid."
-        return unknown(words) | arrangement
+        return rules.unknown(words) | arrangement
     schedule, size = encoder.schedule[0]
-    stage = stage_of(context.name, "stages")
+    stage = rules.stage_of(context.name, "stages")
     rows, columns = encoder.schedule[max(stage - (context.module.query_stride > 1), 0)][1]
 
     def cut(call: CallContext) -> WindowLayout | str:
         tokens = call.inputs[0][1]
         if tokens != rows * columns:
             return f"{tokens} tokens are not the {rows}x{columns} of the stage: mask units are hidden. Read `.rows` without a grid."
-        return mask_units(size, schedule, tokens, call)
+        return rules.mask_units(size, schedule, tokens, call)
 
     return in_windows(context.module, cut, **arrangement)
 
@@ -183,16 +153,13 @@ def _mobilevit(context: ModuleContext) -> SiteOptions:
     layer = context.parent_with("patch_width")
 
     def tokens_of(call: CallContext) -> SiteTokens:
-        window = downsampled_grid(call.input_size, call.keys)
+        window = rules.downsampled_grid(call.input_size, call.keys)
         if isinstance(window, str):
             return SiteTokens(window)
         grid = (window[0] * layer.patch_height, window[1] * layer.patch_width)
         return SiteTokens(WindowLayout.partition(grid, window=window, strided=True))
 
     return {"queries": Queries.PATCHES, "tokens_of": tokens_of}
-
-
-# --- other tokens -------------------------------------------------------------------------------------------------------------------------
 
 
 def _with_grid(rule: Callable[[Size, CallContext], SiteTokens]) -> Callable[[CallContext], SiteTokens]:
@@ -223,21 +190,20 @@ def _with_suffix(cls: int | None) -> SiteOptions:
 
 
 def _cvt(context: ModuleContext) -> SiteOptions:
-    return WITH_CLASS_TOKEN if context.module.with_cls_token else ON_GRID
+    return rules.WITH_CLASS_TOKEN if context.module.with_cls_token else rules.ON_GRID
 
 
 def _pvt(context: ModuleContext) -> SiteOptions:
-    embeddings = context.parent_with("patch_embeddings").patch_embeddings[stage_of(context.name, "block")]
-    return ON_GRID if getattr(embeddings, "cls_token", None) is None else WITH_CLASS_TOKEN
+    embeddings = context.parent_with("patch_embeddings").patch_embeddings[rules.stage_of(context.name, "block")]
+    return rules.ON_GRID if getattr(embeddings, "cls_token", None) is None else rules.WITH_CLASS_TOKEN
 
 
 def _timesformer(context: ModuleContext) -> SiteOptions:
     if "temporal" in context.name:
         return _OVER_TIME
+    # If divided, each batch entry is one frame, with its copy of the class token.
     divided = context.model.config.attention_type == "divided_space_time"
-    return (
-        WITH_CLASS_TOKEN if divided else {}
-    )  # divided: each batch entry is one frame, with its copy of the class token
+    return rules.WITH_CLASS_TOKEN if divided else {}
 
 
 def _videoprism(context: ModuleContext) -> SiteOptions:
@@ -248,7 +214,7 @@ def _videoprism(context: ModuleContext) -> SiteOptions:
 
 def _xclip(context: ModuleContext) -> SiteOptions:
     if "message_attn" in context.name:
-        return unknown("the tokens are messages between the frames of a clip.", Queries.OTHER)
+        return rules.unknown("the tokens are messages between the frames of a clip.", Queries.OTHER)
     vision = "mit" not in context.name.split(".") and "encoder.layers" in context.name
     return _with_suffix(0) if vision else {}
 
@@ -257,37 +223,35 @@ def _groupvit(context: ModuleContext) -> SiteOptions:
     if "stages.0.layers" in context.name:
         return {"queries": Queries.PATCHES, **_with_suffix(None)}
     if "stages.0.downsample" in context.name:
-        return on_grid_to("group tokens")
-    return unknown("the tokens are segments and group tokens, not patches.", Queries.OTHER)
+        return rules.on_grid_to("group tokens")
+    return rules.unknown("the tokens are segments and group tokens, not patches.", Queries.OTHER)
 
 
 def _detector(context: ModuleContext) -> SiteOptions:
     """The encoder of a detector sees one feature map; object queries of its decoder attend to the map and to each other."""
     if "decoder" not in context.name:
-        return ON_GRID
+        return rules.ON_GRID
     inner = context.name.rpartition(".decoder.")[2]
     if "encoder_attn" in inner or "cross_attn" in inner:
-        return on_grid_to("object queries")
-    return unknown("the tokens are object queries.", Queries.OTHER)
+        return rules.on_grid_to("object queries")
+    return rules.unknown("the tokens are object queries.", Queries.OTHER)
 
 
-_DECODER = unknown("the tokens are a decoder's: queries that are not patches, or keys from several feature maps.")
-_OVER_TIME = unknown("this is attention over time: each batch entry is one patch, its tokens are the frames.")
+_DECODER = rules.unknown("the tokens are a decoder's: queries that are not patches, or keys from several feature maps.")
+_OVER_TIME = rules.unknown("this is attention over time: each batch entry is one patch, its tokens are the frames.")
 
 # By patterns of class names: many families copy a class of another.
 _RULES: tuple[tuple[str, SiteOptions | OptionsRule], ...] = (
     (r"Swin(Self)?Attention|(Swinv2|DonutSwin|MaskFormerSwin|Swin2SR|ClapAudio)SelfAttention", _swin),
-    (r"VitDetAttention", _layer_windows(axis=2)),
+    (r"VitDetAttention", partial(_layer_windows, axis=2)),
     (r"LwDetrViTAttention", _window_order),
     (r"RfDetrDinov2Attention", _windows_with_class_tokens),
     (r"GroupViTAttention", _groupvit),
     (r"VideoPrismAttention", _videoprism),
     (r"XCLIPAttention", _xclip),
     (r"HieraMaskUnitAttention", _hiera),
-    (
-        r"SegformerAttention|(Segformer|GLPN)EfficientSelfAttention|PvtV2SelfAttention|LevitAttention(Subsample)?",
-        ON_GRID,
-    ),
+    (r"SegformerAttention|(Segformer|GLPN)EfficientSelfAttention|PvtV2SelfAttention", rules.ON_GRID),
+    (r"LevitAttention(Subsample)?", rules.ON_GRID),
     (r"PvtEfficientSelfAttention", _pvt),
     (r"CvtSelfAttention", _cvt),
     (r"MobileViTSelfAttention", _mobilevit),
@@ -295,5 +259,5 @@ _RULES: tuple[tuple[str, SiteOptions | OptionsRule], ...] = (
     (r"MgpstrA3Module", {"arrangement": Arrangement.SINGLE, "queries": Queries.POOL}),
     (r"Sam(HQ)?Attention", _DECODER),
     (r"(\w*Detr(V2)?|DFine|Deimv2|PPDocLayoutV\d|TableTransformer)(Decoder)?(Self|Cross)?Attention", _detector),
-    (r"\w+VQVAE(Encoder)?AttnBlock|\w+VisionTokenizerAttnBlock", SINGLE_HEAD),
+    (r"\w+VQVAE(Encoder)?AttnBlock|\w+VisionTokenizerAttnBlock", rules.SINGLE_HEAD),
 )

@@ -1,7 +1,6 @@
 """The tokens of hierarchical and windowed models: rules that the models of several libraries share.
 
-A rule is a function from a `CallContext` to `SiteTokens`. Grids follow from the size of the images and the number of tokens: if height and width
-are divided by one factor, one grid fits a number of tokens, or the rule says that it cannot tell.
+A rule is a function from a `CallContext` to `SiteTokens`.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,9 +47,6 @@ def options_of(rule: SiteOptions | OptionsRule | None, context: ModuleContext) -
     return rule(context) if callable(rule) else dict(rule or {})
 
 
-# --- grids --------------------------------------------------------------------------------------------------------------------------------
-
-
 def downsampled_grid(area: Size | None, tokens: int) -> Size | str:
     """The grid of an image of size `area` after height and width are divided by one factor and rounded; or why it cannot be told."""
     if area is None:
@@ -79,10 +75,8 @@ def downsampled(prefix: int = 0, cls: int | None = None) -> TokensOf:
     """Rule of a stage on a downsampled image, row by row after `prefix` special tokens; keys may be downsampled further than queries."""
 
     def layout(call: CallContext, tokens: int) -> TokenLayout | str:
-        grid = downsampled_grid(call.input_size, tokens - prefix)
-        return (
-            grid if isinstance(grid, str) else TokenLayout(grid, cls=cls, registers=max(prefix - (cls is not None), 0))
-        )
+        grid, registers = downsampled_grid(call.input_size, tokens - prefix), max(prefix - (cls is not None), 0)
+        return grid if isinstance(grid, str) else TokenLayout(grid, cls, registers)
 
     def tokens_of(call: CallContext) -> SiteTokens:
         queries = None if call.queries == call.keys else layout(call, call.queries)
@@ -110,14 +104,8 @@ def unknown(reason: str, queries: Queries = Queries.PATCHES) -> SiteOptions:
 
 def on_grid_to(queries: str) -> SiteOptions:
     """Cross-attention to the positions of a feature map."""
-    rule = downsampled()
-    return {
-        "queries": Queries.OTHER,
-        "tokens_of": lambda call: SiteTokens(rule(call).keys, f"the queries are {queries}"),
-    }
-
-
-# --- windows ------------------------------------------------------------------------------------------------------------------------------
+    rule, words = downsampled(), f"the queries are {queries}"
+    return {"queries": Queries.OTHER, "tokens_of": lambda call: SiteTokens(rule(call).keys, words)}
 
 
 def windows(cut: Callable[[CallContext], WindowLayout | str]) -> TokensOf:
@@ -190,9 +178,6 @@ def pair(value: Any) -> Size:
 def stage_of(name: str, part: str) -> int:
     """The number after a part of a module's path: 2 for `encoder.stages.2.attn` and `stages`."""
     return int(name.split(f"{part}.")[1].split(".", maxsplit=1)[0])
-
-
-# --- refusals -----------------------------------------------------------------------------------------------------------------------------
 
 
 def no_attention(model: str, found: Sequence[str]) -> str:
