@@ -1,7 +1,6 @@
 """timm's models: which modules are attention, what their tokens are, and what their heads read.
 
-timm is not imported: modules are recognised by what their code calls and by the attributes that timm's classes share; `_timm_blocks` lists the
-rest by class.
+timm is not imported: what their code calls and the attributes that they share tell its classes apart; `_timm_blocks` lists the rest.
 """
 
 from dataclasses import replace
@@ -81,12 +80,11 @@ def _patch_embedding(model: Any) -> nn.Module | None:
 
 
 def _image_module(model: nn.Module, embedding: nn.Module | None) -> nn.Module | None:
-    if isinstance(getattr(model, "patch_embed", None), nn.Module) and embedding is not None:
-        return model.patch_embed  # type: ignore[return-value]
+    own = getattr(model, "pixel_embed" if embedding is None else "patch_embed", None)
+    if isinstance(own, nn.Module):
+        return own  # TNT's pixel embedding has a convolution, which is fed patches
     if embedding is not None:
         return embedding
-    if isinstance(getattr(model, "pixel_embed", None), nn.Module):  # TNT's, whose convolution is fed patches
-        return model.pixel_embed  # type: ignore[return-value]
     return next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
 
 
@@ -136,9 +134,8 @@ def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], o
     last = coordinates[:, :count].amax(dim=1) + 1
     grids = {(int(h), int(w)) for h, w in last.tolist()}
     grid = grids.pop()
-    rows_first = torch.cartesian_prod(*(torch.arange(length, device=coordinates.device) for length in grid)).to(
-        coordinates
-    )
+    axes = (torch.arange(length, device=coordinates.device) for length in grid)
+    rows_first = torch.cartesian_prod(*axes).to(coordinates)
     if grids or len(counts) > 1 or count != grid[0] * grid[1] or not bool((coordinates[:, :count] == rows_first).all()):
         return SequenceInfo(
             problem="the patch grid is ambiguous: expected one grid, row by row, for all images of the batch, got different grids or another "
@@ -149,9 +146,8 @@ def _packed_tokens(patch: Size, args: tuple[Any, ...], kwargs: dict[str, Any], o
 
 def _patches_kept(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
     """`PatchDropoutWithIndices` returns (tokens, indices); indices are None outside training."""
-    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor):
-        return SequenceInfo(order=output[1].detach())
-    return SequenceInfo()
+    dropped = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor)
+    return SequenceInfo(order=output[1].detach() if dropped else None)
 
 
 def _token_mixers(model: nn.Module) -> list[str]:
@@ -168,11 +164,10 @@ def _token_mixers(model: nn.Module) -> list[str]:
 
 def _is_model(module: nn.Module) -> bool:
     kind = class_of(module)
-    if not kind.__module__.startswith("timm.models"):
-        return False
     if kind.__module__ == "timm.models._features":
         return kind.__name__ in _FEATURE_NETS  # a FeatureGetterNet holds a whole model
-    return hasattr(module, "forward_head") or hasattr(module, "pretrained_cfg")
+    whole = hasattr(module, "forward_head") or hasattr(module, "pretrained_cfg")
+    return whole and kind.__module__.startswith("timm.models")
 
 
 register_library("timm", any_model, _is_model)

@@ -1,7 +1,6 @@
 """transformers' vision models: which modules are attention, what their tokens are, and what their heads read.
 
-transformers is not imported: attention is recognised by what a class's code calls, vision towers by their patch embeddings, special tokens by
-the parameters that towers share. `_transformers_blocks` lists the rest by class; `_transformers_packed` is about packed images.
+transformers is not imported: attention is recognised by what a class's code calls, vision towers by their patch embeddings.
 """
 
 import inspect
@@ -27,14 +26,7 @@ _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _CALLS = frozenset({_INTERFACE, "scaled_dot_product_attention", "softmax", "Softmax"})
 
 # Classes whose head reads the mean over patches although there is a class token or an attention pooling.
-_MEAN_HEADS = frozenset(
-    {
-        "CLIPForImageClassification",
-        "SiglipForImageClassification",
-        "Siglip2ForImageClassification",
-        "MetaClip2ForImageClassification",
-    }
-)
+_MEAN_HEADS = re.compile(r"(CLIP|Siglip2?|MetaClip2)ForImageClassification")
 # Heads that read every position.
 _DENSE_HEADS = re.compile(
     r"For(MaskedImageModeling|PreTraining|\w*Segmentation|DepthEstimation|NormalEstimation|PointmapEstimation|PoseEstimation|ImageMatting"
@@ -72,9 +64,6 @@ def vision_model(model: Any) -> ModelAnatomy:
         token_module=tower.embeddings if runs and not packed else None,
         tokens_of=tokens_seen(tower) if runs else None,
     )
-
-
-# --- attention modules ----------------------------------------------------------------------------------------------------------------------
 
 
 def _sites(model: nn.Module, text: tuple[str, ...], tower: Tower | None) -> tuple[AttentionSite, ...]:
@@ -132,11 +121,8 @@ def _names_in_forward(module: nn.Module) -> set[str]:
 def _kernel(module: Any) -> Kernel:
     implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
     names = _names_in_forward(module)
-    if _INTERFACE not in names or implementation in (None, "eager"):
-        return Kernel.ANY
-    if (
-        "getattr" in names and "get_interface" not in names
-    ):  # getattr finds nothing at the interface: it falls back to eager
+    falls_back = "getattr" in names and "get_interface" not in names  # getattr finds nothing at the interface
+    if _INTERFACE not in names or implementation in (None, "eager") or falls_back:
         return Kernel.ANY
     interface = inspect.unwrap(class_of(module).forward).__globals__[_INTERFACE]
     function = interface.get(implementation, None)
@@ -144,30 +130,25 @@ def _kernel(module: Any) -> Kernel:
     return Kernel.SDPA if is_sdpa else Kernel.INTERFACE
 
 
-# --- what heads read ------------------------------------------------------------------------------------------------------------------------
-
-
 def _readout(model: Any, sites: tuple[AttentionSite, ...], tower: Tower | None) -> Readout:
     name = class_of(model).__name__
+    averages = _MEAN_HEADS.fullmatch(name) is not None
     has_class_token = tower is not None and tower.special_tokens.cls is not None
     reads = None
     if name.endswith("ForObjectDetection"):
-        suffix = tower is not None and tower.special_tokens.suffix
-        reads = (
-            "the detection tokens, which are the last tokens: rows=range(-n, 0)"
-            if suffix
-            else "one box per object query"
-        )
+        reads = "one box per object query"
+        if tower is not None and tower.special_tokens.suffix:
+            reads = "the detection tokens, which are the last tokens: rows=range(-n, 0)"
     elif _DENSE_HEADS.search(name):
         reads = "every position (there is a class token)" if has_class_token else "every position"
     if reads is not None:
         return Readout(None, f"its head reads {reads}")
-    if any(site.pooling for site in sites) and name not in _MEAN_HEADS:
+    if any(site.pooling for site in sites) and not averages:
         return Readout(Rows.POOL, "an attention pooling head")
     if tower is None:
         return Readout(None, "it has no vision tower, or several. Use rows='all'")
     inner = [site for site in sites if tower.contains(site.name) and site.queries is not Queries.OTHER]
-    averages = name in _MEAN_HEADS or getattr(model.config, "use_mean_pooling", False)
+    averages = averages or getattr(model.config, "use_mean_pooling", False)
     if has_class_token and not averages and any(site.queries is Queries.TOKENS for site in inner):
         return Readout(Rows.CLS, _BOTH if _reads_both(model) else "the class token")
     if any(site.tokens_of is not None for site in inner):

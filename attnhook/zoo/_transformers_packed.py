@@ -1,7 +1,6 @@
 """Vision towers of transformers that take the patches of several images in one sequence, with each image's grid (Qwen-VL, Pixtral, ...).
 
-The patches of an image are ordered row by row, in blocks that are merged later, or window by window. The attention is called once per image,
-frame or window, or once for all of them with a mask.
+Attention is called once per image, frame or window, or once for all of them with a mask.
 """
 
 import inspect
@@ -30,23 +29,14 @@ Chunk = TokenLayout | WindowLayout
 
 @dataclass(frozen=True)
 class Packing:
-    """How a tower orders and cuts its patches.
+    """How a tower orders and cuts its patches; all lengths are those of a side."""
 
-    Attributes:
-        merge: Patches per side of the blocks that are merged later; 1: row by row.
-        window: Blocks per side of a window; 0 for a tower without windows.
-        clips: Whether frames attend to each other.
-        patch_size: Pixels per side of a patch if sizes are given in pixels; 0 if they are given in patches.
-        unit: Patches per side of what the given grids count.
-        merged: Patches per side that are one token in this block.
-    """
-
-    merge: int = 1
-    window: int = 0
-    clips: bool = False
-    patch_size: int = 0
-    unit: int = 1
-    merged: int = 1
+    merge: int = 1  # patches of a block that is merged later; 1: row by row
+    window: int = 0  # blocks of a window; 0 for a tower without windows
+    clips: bool = False  # whether frames attend to each other
+    patch_size: int = 0  # pixels of a patch if sizes are given in pixels; 0 if they are given in patches
+    unit: int = 1  # patches of what the given grids count
+    merged: int = 1  # patches that are one token in this block
 
 
 def packing_of(tower: Tower) -> Packing | None:
@@ -60,9 +50,8 @@ def packing_of(tower: Tower) -> Packing | None:
         return Packing(patch_size=int(config.patch_size))
     merge = getattr(module, "spatial_merge_size", getattr(config, "spatial_merge_size", 1))
     merge = 1 if kind.startswith(_ROW_BY_ROW) else int(merge)
-    windowed = hasattr(config, "fullatt_block_indexes") or "window_attention" in (
-        getattr(config, "layer_types", None) or ()
-    )
+    kinds = getattr(config, "layer_types", None) or ()
+    windowed = hasattr(config, "fullatt_block_indexes") or "window_attention" in kinds
     window = int(getattr(module, "window_size", getattr(config, "window_size", 0)) or 0) if windowed else 0
     return Packing(
         merge,
@@ -77,9 +66,8 @@ def packing_at(packing: Packing, tower: Tower, name: str) -> tuple[Packing, bool
     inner = name[len(tower.name) :]
     number = next((int(part) for part in inner.split(".") if part.isdigit()), 0)
     config = tower.module.config
-    merges_after = getattr(
-        config, "insert_layer_id", None
-    )  # MiniCPM: attention within windows, then each becomes one token
+    # MiniCPM: attention within windows, then each becomes one token.
+    merges_after = getattr(config, "insert_layer_id", None)
     if merges_after is None:
         whole, kinds = getattr(config, "fullatt_block_indexes", None), getattr(config, "layer_types", None)
         return packing, number in whole if whole is not None else kinds is None or kinds[number] == "full_attention"
@@ -117,13 +105,10 @@ def _grids(inputs: Sequence[Any], packing: Packing) -> list[tuple[int, int, int]
     """Frames, rows and columns of each image, from the tower's arguments."""
     for value in inputs:
         sizes = value.tolist() if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] in (2, 3) else value
-        if not isinstance(sizes, list) or not all(
-            isinstance(size, list | tuple) and len(size) in (2, 3) for size in sizes
-        ):
-            continue
-        grids = [(1, *map(int, size)) if len(size) == 2 else tuple(map(int, size)) for size in sizes]
-        by, size = packing.unit, packing.patch_size or packing.merged
-        return [(frames, rows * by // size, columns * by // size) for frames, rows, columns in grids]
+        if isinstance(sizes, list) and all(isinstance(one, list | tuple) and len(one) in (2, 3) for one in sizes):
+            grids = [(1, *map(int, one)) if len(one) == 2 else tuple(map(int, one)) for one in sizes]
+            by, size = packing.unit, packing.patch_size or packing.merged
+            return [(frames, rows * by // size, columns * by // size) for frames, rows, columns in grids]
     shape = next((value for value in inputs if isinstance(value, torch.Size) and len(value) == 4), None)
     if shape is None or not packing.patch_size:
         return None

@@ -25,42 +25,26 @@ CONVOLUTIONS = nn.Conv2d | nn.Conv3d
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The special tokens of a tower.
+    """The special tokens of a tower."""
 
-    Attributes:
-        cls: Index of the class token, or None.
-        registers: Number of register tokens, further class tokens included.
-        distillation: Whether there is a distillation token.
-        suffix: Number of tokens after the patches.
-    """
-
-    cls: int | None
-    registers: int
+    cls: int | None  # index of the class token
+    registers: int  # number of register tokens, further class tokens included
     distillation: bool
-    suffix: int
+    suffix: int  # number of tokens after the patches
 
     def layout(self, grid: Size, *, order: Tensor | None = None, frames: int = 1) -> TokenLayout:
         """The layout of a sequence with these tokens."""
-        return TokenLayout(
-            grid, self.cls, self.registers, self.distillation, suffix=self.suffix, order=order, frames=frames
-        )
+        return TokenLayout(grid, self.cls, self.registers, self.distillation, self.suffix, frames, order)
 
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """A vision tower.
+    """A vision tower."""
 
-    Attributes:
-        name: Its path in the model; empty for the model itself.
-        module: The module that contains embeddings and blocks.
-        embeddings: The module that makes tokens from pixels.
-        projection: The convolution or linear layer that embeds patches.
-    """
-
-    name: str
-    module: Any
-    embeddings: Any
-    projection: nn.Module
+    name: str  # its path in the model; empty for the model itself
+    module: Any  # contains embeddings and blocks
+    embeddings: Any  # makes tokens from pixels
+    projection: nn.Module  # the convolution or linear layer that embeds patches
 
     def contains(self, name: str) -> bool:
         """Whether the module with that path is in the tower."""
@@ -150,35 +134,30 @@ def _embeds_directly(model: nn.Module, name: str, module: nn.Module) -> bool:
     return class_of(owner).__name__.endswith("Embeddings") and "embed" in holder and not children & _PATCHES
 
 
-# --- what a call of the embeddings shows ---------------------------------------------------------------------------------------------------
-
 TokensOf = Callable[[tuple[Any, ...], dict[str, Any], Any], SequenceInfo]
 
 
-def tokens_seen(tower: Tower) -> TokensOf | None:
-    """What reads the tokens from a call `(args, kwargs, output)` of the embeddings, if the convolution's output does not show them."""
-    special, patch = tower.special_tokens, tower.patch_size
+def tokens_seen(tower: Tower) -> TokensOf:
+    """What reads from a call `(args, kwargs, output)` of the embeddings what the convolution's output does not show."""
+    special, patch, convolves = tower.special_tokens, tower.patch_size, tower.convolves
     names = tuple(inspect.signature(tower.embeddings.forward).parameters)
 
-    def argument(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return {**dict(zip(names, args, strict=False)), **kwargs}.get(name)
+    def seen(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if "spatial_shapes" in names:
+            return _from_shapes(given.get("spatial_shapes"), int(output.shape[1]), special, patch)
+        if "pixel_position_ids" in names:
+            return _from_positions(given["pixel_position_ids"], special)
+        if "flattened_patches" in names:
+            return _from_positions(given["flattened_patches"][..., :2].flip(-1).long() - 1, special)
+        if convolves:
+            return _from_masking(output)
+        return SequenceInfo() if patch is None else _from_image((*args, *kwargs.values()), patch)
 
-    if "spatial_shapes" in names:
-        return lambda args, kwargs, output: _from_shapes(
-            argument("spatial_shapes", args, kwargs), int(output.shape[1]), special, patch
-        )
-    if "pixel_position_ids" in names:
-        return lambda args, kwargs, _: _from_positions(argument("pixel_position_ids", args, kwargs), special)
-    if "flattened_patches" in names:
-        return lambda args, kwargs, _: _from_positions(
-            argument("flattened_patches", args, kwargs)[..., :2].flip(-1).long() - 1, special
-        )
-    if tower.convolves:
-        return _from_masking
-    return None if patch is None else lambda args, kwargs, _: _from_image((*args, *kwargs.values()), patch)
+    return seen
 
 
-def _from_masking(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> SequenceInfo:
+def _from_masking(output: Any) -> SequenceInfo:
     """MAE's embeddings return (kept tokens, mask, ids_restore): patches are shuffled even if none is masked."""
     if not (isinstance(output, tuple) and len(output) == 3 and all(isinstance(part, Tensor) for part in output)):
         return SequenceInfo()

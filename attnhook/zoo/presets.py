@@ -7,15 +7,10 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Preset:
-    """Models that answer a question together.
-
-    Attributes:
-        question: What comparing them asks.
-        specs: What `load` takes, of timm and of transformers.
-    """
+    """Models that answer a question together."""
 
     question: str
-    specs: tuple[str, ...]
+    specs: tuple[str, ...]  # what `load` takes, of timm and of transformers
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

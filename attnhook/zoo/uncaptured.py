@@ -1,8 +1,4 @@
-"""The attention modules of a model that are not captured: text towers, language models, decoders.
-
-As for capturing, attention is recognised by what a class's code calls. Routers, heads and losses call a softmax, too, so a class that calls only
-a softmax counts only if its name says attention.
-"""
+"""The attention modules of a model that are not captured: text towers, language models, decoders."""
 
 import re
 from collections.abc import Collection
@@ -29,6 +25,7 @@ def uncaptured_attention(model: nn.Module, captured: Collection[str]) -> tuple[s
 
 
 def _is_attention(module: nn.Module) -> bool:
+    """By what the class's code calls; as routers, heads and losses call a softmax, too, that alone counts only if the name says attention."""
     kind = class_of(module).__name__
     if kind in NOT_TOKENS or not_tokens(kind) is not None:
         return False
