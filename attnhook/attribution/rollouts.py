@@ -1,25 +1,17 @@
 """Attention rollout: the product of the attention matrices of all blocks, from the readout down to the patches.
 
-Values, MLPs and norms are left out, and head fusion and the weight of the residual are conventions. Rollout shows how attention could have
-carried patches to the readout. It knows nothing of classes, and it does not measure importance.
+It shows how attention could have carried patches to the readout: values, MLPs and norms are left out, and head fusion and the weight of the
+residual are conventions. It knows nothing of classes, and it does not measure importance.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
 
+from attnhook.attribution import propagation
 from attnhook.attribution.map_making import make_map
-from attnhook.attribution.propagation import (
-    blocks_from,
-    initial_row,
-    require_all_rows,
-    require_softmax_weights,
-    shared_layout,
-    with_pooling,
-)
 from attnhook.attribution.raw_maps import fuse_heads
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import exact_arithmetic
@@ -29,6 +21,7 @@ from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, choose
 
 _HALF = 16  # bits
+_Weights = tuple[HeadFusion, float, float]  # how a block's matrix becomes W: fusion, residual, discard
 
 
 def rollout(
@@ -87,16 +80,16 @@ def rollout(
         torch.Size([2, 14, 14])
     """
     weights = _weights(maps, heads, residual, discard)
-    blocks = blocks_from(maps, "rollout", start)
-    layout = shared_layout(blocks, "rollout")
+    blocks = propagation.blocks_from(maps, "rollout", start)
+    layout = propagation.shared_layout(blocks, "rollout")
     with exact_arithmetic(blocks[-1].matrix.device.type):
-        row, token = initial_row(maps, blocks[-1], layout, lambda pooling: _pooled_row(pooling, heads), "rollout")
+        row, token = propagation.initial_row(maps, blocks[-1], layout, partial(_pooled_row, heads=heads), "rollout")
         for block in reversed(blocks):
             matrix = block.matrix.head(heads) if isinstance(heads, int) else block.matrix
             row, token = _propagate(matrix, row, token, layout, weights), None
     # Without a residual, a row of which nothing is left stays 0.
     adds_up = bool((row.sum(dim=1) - 1).abs().lt(1e-4).all())
-    shown = with_pooling(maps, blocks)
+    shown = propagation.with_pooling(maps, blocks)
     values, uniform = layout.patches(row).float(), 1 / blocks[0].shape[-1]
     return make_map(maps, values, shown, "rollout", heads=heads, uniform=uniform, adds_up=adds_up)
 
@@ -104,13 +97,12 @@ def rollout(
 def rollout_by_block(maps: AttentionMaps, *, residual: float = 0.5) -> Iterator[Tensor | None]:
     """Rollout from every token of each block, with the mean over heads: `W_l ... W_0` for each l, or a pooling's rows times the last product.
 
-    Returns:
-        For each block `(batch, queries, tokens)` float32; None for a pooling that reads other tokens than those of the block before it.
+    Each is `(batch, queries, tokens)` float32, or None for a pooling that reads other tokens than those of the block before it.
     """
-    require_all_rows(maps, "rollout")
-    shared_layout(blocks_from(maps, "rollout"), "rollout")
+    propagation.require_all_rows(maps, "rollout")
+    propagation.shared_layout(propagation.blocks_from(maps, "rollout"), "rollout")
     for block in maps:
-        require_softmax_weights(block, "rollout")
+        propagation.require_softmax_weights(block, "rollout")
     return _products(maps, residual)
 
 
@@ -139,15 +131,6 @@ def _multiplied(matrix: SoftmaxMatrix, product: Tensor | None, residual: float) 
     return result
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """How a block's matrix becomes W."""
-
-    fusion: HeadFusion
-    residual: float
-    discard: float
-
-
 def _weights(maps: AttentionMaps, heads: HeadsOption, residual: float, discard: float) -> _Weights:
     if heads is None:
         raise ValueError(
@@ -157,10 +140,8 @@ def _weights(maps: AttentionMaps, heads: HeadsOption, residual: float, discard: 
         raise ValueError(f"bad weight of the residual: expected 0 <= residual <= 1, got {residual}. 0.5 is usual.")
     if not 0 <= discard < 1:
         raise ValueError(f"bad fraction to discard: expected 0 <= discard < 1, got {discard}. 0 discards nothing.")
-    require_all_rows(maps, "rollout")
-    return _Weights(
-        HeadFusion.MEAN if isinstance(heads, int) else choose(HeadFusion, heads, "heads"), residual, discard
-    )
+    propagation.require_all_rows(maps, "rollout")
+    return HeadFusion.MEAN if isinstance(heads, int) else choose(HeadFusion, heads, "heads"), residual, discard
 
 
 def _pooled_row(pooling: BlockAttention, heads: HeadsOption) -> Tensor:
@@ -172,12 +153,12 @@ def _pooled_row(pooling: BlockAttention, heads: HeadsOption) -> Tensor:
 
 def _propagate(matrix: SoftmaxMatrix, row: Tensor, token: int | None, layout: TokenLayout, weights: _Weights) -> Tensor:
     """The row times one block's W: `(batch, tokens)` float64. If `token` is given, the row is that token's unit row."""
-    fusion, residual = weights.fusion, weights.residual
-    if token is not None and not weights.discard:
+    fusion, residual, discard = weights
+    if token is not None and not discard:
         attended = fuse_heads(matrix.rows([token]).double(), fusion)[:, 0]
         total = residual + (1 - residual) * attended.sum(dim=-1, keepdim=True)
         return (residual * row + (1 - residual) * attended) / _nonzero(total)
-    if matrix.normalised and fusion is HeadFusion.MEAN and not weights.discard:
+    if matrix.normalised and fusion is HeadFusion.MEAN and not discard:
         return residual * row + (1 - residual) * matrix.fused_left_multiply(row[:, None])[:, 0]
     images = [_propagate_image(matrix.image(i), row[i], layout, weights) for i in range(len(row))]
     return torch.stack(images) if images else row
@@ -185,8 +166,8 @@ def _propagate(matrix: SoftmaxMatrix, row: Tensor, token: int | None, layout: To
 
 def _propagate_image(matrix: SoftmaxMatrix, row: Tensor, layout: TokenLayout, weights: _Weights) -> Tensor:
     """The same for one image, `(tokens,)`, when rows of the fused matrix need not sum to 1."""
-    fusion, residual = weights.fusion, weights.residual
-    count = int(weights.discard * row.numel() ** 2)
+    fusion, residual, discard = weights
+    count = int(discard * row.numel() ** 2)
     threshold = ranked_entry(lambda: (fused for _, fused in matrix.fused_chunks(fusion)), count) if count else None
     shares, attended = torch.zeros_like(row), torch.zeros_like(row)
     for chunk, fused in matrix.fused_chunks(fusion):
@@ -202,15 +183,8 @@ def _nonzero(total: Tensor) -> Tensor:
     return total.masked_fill(total == 0, 1.0)
 
 
-# --- the lowest entries of a matrix that is never stored -----------------------------------------------------------------------------------
-
-
 def _discard_below(threshold: Tensor, rows: Tensor, queries: slice, token: int | None) -> None:
-    """Set entries below the threshold to 0 in place, except the attention of `token` to itself.
-
-    Args:
-        rows: `(rows, keys)`, those of `queries`.
-    """
+    """Set entries of the rows of `queries`, `(rows, keys)`, below the threshold to 0 in place, except the attention of `token` to itself."""
     discarded = rows.float() < threshold  # ranked in float32
     if token is not None and queries.start <= token < queries.stop:
         discarded[token - queries.start, token] = False
@@ -220,20 +194,15 @@ def _discard_below(threshold: Tensor, rows: Tensor, queries: slice, token: int |
 def ranked_entry(chunks: Callable[[], Iterator[Tensor]], rank: int) -> Tensor:
     """The entry that has `rank` entries before it in ascending order, found by counting in two passes over the chunks.
 
-    Non-negative float32 numbers sort like their bits. So the upper half of the bits of the wanted entry comes from one histogram, and the lower
-    half from a second one, over the entries that share the upper half.
+    Non-negative float32 numbers sort like their bits: the upper half comes from one histogram, the lower from one of the entries that share it.
     """
-    upper, before = _bucket(((_bits(chunk) >> _HALF).flatten() for chunk in chunks()), rank)
-    lower, _ = _bucket((_lower_half(_bits(chunk), upper) for chunk in chunks()), rank - before)
+
+    def bits() -> Iterator[Tensor]:
+        return (chunk.float().view(torch.int32) for chunk in chunks())
+
+    upper, before = _bucket(((part >> _HALF).flatten() for part in bits()), rank)
+    lower, _ = _bucket((part.masked_select(part >> _HALF == upper) & (2**_HALF - 1) for part in bits()), rank - before)
     return torch.tensor((upper << _HALF) | lower, dtype=torch.int32, device="cpu").view(torch.float32)
-
-
-def _bits(chunk: Tensor) -> Tensor:
-    return chunk.float().view(torch.int32)
-
-
-def _lower_half(bits: Tensor, upper: int) -> Tensor:
-    return bits.masked_select(bits >> _HALF == upper).bitwise_and_(2**_HALF - 1)
 
 
 def _bucket(numbers: Iterator[Tensor], rank: int) -> tuple[int, int]:
