@@ -1,7 +1,6 @@
 """Signs of unhealthy attention in training: numbers of blocks and heads beyond a threshold, 0 if all is well.
 
-The thresholds are fixed and know nothing about trends, and an alarm proves nothing. Entropy collapse precedes divergence (Zhai et al.,
-Stabilizing Transformer Training by Preventing Attention Entropy Collapse, 2023, arXiv 2303.06296).
+Thresholds know nothing about trends, and an alarm proves nothing. Entropy collapse precedes divergence (Zhai et al. 2023, arXiv 2303.06296).
 """
 
 from collections.abc import Sequence

@@ -1,26 +1,15 @@
 """Class-specific maps: attention weighted by the gradient of a score, in linear memory.
 
-Raw attention and rollout are read off the forward pass and are the same for every class. Here the score of one class is backpropagated, and
-what raises it stands out. These maps explain a score, with the limits of any gradient: they hold near this input, saturated scores have small
-gradients, and MLPs and norms are left out of the products. A is a block's attention matrix, dA the gradient of the score with respect to it,
-and `(.)+` the positive part, elementwise. Maps are unnormalised: they scale with the score.
-
-All of them need a capture with `gradients=True` and a backward pass. A score summed over the batch gives each image its own map, because the
-images of a batch do not interact in a Vision Transformer.
+They explain a score, with the limits of any gradient: they hold near this input, saturated scores have small gradients, and MLPs and norms are
+left out of the products. A is a block's attention matrix, dA the gradient of the score with respect to it, and `(.)+` the positive part,
+elementwise. Maps scale with the score. A score summed over the batch gives each image its own map, because a batch's images do not interact.
 """
 
 import torch
 from torch import Tensor
 
+from attnhook.attribution import propagation
 from attnhook.attribution.map_making import make_map
-from attnhook.attribution.propagation import (
-    blocks_from,
-    initial_row,
-    readout_queries,
-    require_all_rows,
-    shared_layout,
-    with_pooling,
-)
 from attnhook.attribution.relevance import left_multiply_relevance, mean_positive_gradient, relevance_rows
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
@@ -58,10 +47,10 @@ def gradient_attention(maps: AttentionMaps, *, block: int | str = -1) -> PatchMa
         >>> gradient_attention(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    require_all_rows(maps, "gradient_attention", "gradients=True")
+    propagation.require_all_rows(maps, "gradient_attention", "gradients=True")
     chosen = maps[block]
     layout = _layout(chosen, "gradient_attention")
-    queries = readout_queries(maps, chosen)
+    queries = propagation.readout_queries(maps, chosen)
     begin, end, _ = queries.indices(chosen.shape[2])
     if end - begin == 1:
         relevance = relevance_rows(chosen, queries)[:, :, 0].mean(dim=1)
@@ -109,16 +98,16 @@ def gradient_rollout(maps: AttentionMaps) -> PatchMap:
         >>> gradient_rollout(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    require_all_rows(maps, "gradient_rollout", "gradients=True")
-    blocks = blocks_from(maps, "gradient_rollout")
-    layout = shared_layout(blocks, "gradient_rollout")
-    row, token = initial_row(maps, blocks[-1], layout, _pooling_relevance, "gradient_rollout")
+    propagation.require_all_rows(maps, "gradient_rollout", "gradients=True")
+    blocks = propagation.blocks_from(maps, "gradient_rollout")
+    layout = propagation.shared_layout(blocks, "gradient_rollout")
+    row, token = propagation.initial_row(maps, blocks[-1], layout, _pooling_relevance, "gradient_rollout")
     for block in reversed(blocks):
         if token is None:
             row = row + left_multiply_relevance(block, row)
         else:
             row, token = row + relevance_rows(block, slice(token, token + 1))[:, :, 0].mean(dim=1), None
-    return make_map(maps, layout.patches(row).float(), with_pooling(maps, blocks), "gradient rollout")
+    return make_map(maps, layout.patches(row).float(), propagation.with_pooling(maps, blocks), "gradient rollout")
 
 
 def _pooling_relevance(pooling: BlockAttention) -> Tensor:
@@ -160,7 +149,7 @@ def legrad(maps: AttentionMaps) -> PatchMap:
         >>> legrad(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    require_all_rows(maps, "legrad", "gradients=True")
+    propagation.require_all_rows(maps, "legrad", "gradients=True")
     grid = _layout(maps[-1], "legrad").grid
     found = []
     for block in maps:
@@ -177,9 +166,8 @@ def legrad(maps: AttentionMaps) -> PatchMap:
 def _layout(block: BlockAttention, method: str) -> TokenLayout:
     """The token layout of a block whose keys, and queries unless they are a pooling's, are the tokens of one image."""
     layout, (_, _, queries, keys) = block.layout, block.shape
-    pooled = block.queries in (Queries.TOKENS, Queries.PATCHES) and (
-        queries != keys or block.query_token_layout is not None
-    )
+    own_queries = queries != keys or block.query_token_layout is not None
+    pooled = own_queries and block.queries in (Queries.TOKENS, Queries.PATCHES)
     if not isinstance(layout, TokenLayout) or block.queries is Queries.OTHER or pooled:
         raise TokenLayoutError(
             f"{method} has no map of block {block.name!r}: expected attention to the tokens of one image, got {queries} queries by {keys} keys "

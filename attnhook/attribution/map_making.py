@@ -11,11 +11,7 @@ from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, Rows
 
-_ROWS = {
-    Rows.CLS: "class-token row",
-    Rows.POOL: "pooling-query row",
-    Rows.MEAN: "mean of the patches' rows",
-}
+_ROWS = {Rows.CLS: "class-token row", Rows.POOL: "pooling-query row", Rows.MEAN: "mean of the patches' rows"}
 
 
 def make_map(
@@ -29,11 +25,9 @@ def make_map(
     uniform: float | None = None,
     adds_up: bool | None = None,
 ) -> PatchMap:
-    """Make a `PatchMap` of what a method computed.
+    """Make a `PatchMap` of a method's values, `(batch, [heads,] h, w)`.
 
-    Args:
-        values: `(batch, [heads,] h, w)`.
-        adds_up: Whether a map sums to 1 with the mass outside the patches; None: if values are softmax weights of one head or the mean of all.
+    With the mass outside the patches, a map that `adds_up` sums to 1; None: if values are softmax weights of one head or the mean of all.
     """
     last = blocks[-1]
     if adds_up is None:

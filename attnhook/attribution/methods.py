@@ -27,19 +27,12 @@ METHODS: Mapping[str, Callable[..., PatchMap]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class MethodNeeds:
-    """What a method needs besides the row of the readout.
-
-    Attributes:
-        all_rows: A capture with `rows="all"`.
-        gradients: A capture with `gradients=True`, and a backward pass from a class score.
-        values: A capture with `values=True`.
-        readout: Whether the map is the readout's; False: of all queries.
-    """
+    """What a method needs from the capture besides the row of the readout."""
 
     all_rows: bool = False
-    gradients: bool = False
+    gradients: bool = False  # and a backward pass from a class score
     values: bool = False
-    readout: bool = True
+    readout: bool = True  # whether the map is the readout's; False: of all queries
 
     @property
     def mass(self) -> bool:
@@ -69,11 +62,6 @@ def check_method(name: str) -> None:
 
 
 def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of all options, those that the method takes.
-
-    Example:
-        >>> method_options("rollout", {"block": -1, "heads": "max"})
-        {'heads': 'max'}
-    """
+    """Of all options, those that the method takes."""
     taken = inspect.signature(METHODS[name]).parameters
     return {option: value for option, value in options.items() if option in taken}

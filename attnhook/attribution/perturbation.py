@@ -1,8 +1,7 @@
 """Deletion and insertion: how a model's score falls as the highest patches are removed, and rises as they are inserted.
 
-Petsiuk et al., RISE: Randomized Input Sampling for Explanation of Black-box Models, 2018, arXiv 1806.07421. These measure how much a model
-relies on patches with high values. They depend on the baseline that replaces removed pixels, and images with removed patches are unusual.
-Compare with `random_map` and `centre_prior` under the same baseline.
+Petsiuk et al., RISE: Randomized Input Sampling for Explanation of Black-box Models, 2018, arXiv 1806.07421. Scores depend on the baseline that
+replaces pixels, and images without patches are unusual: compare with `random_map` and `centre_prior` under the same baseline.
 """
 
 import math
@@ -19,15 +18,10 @@ Score = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class PerturbationCurve:
-    """A model's score against the fraction of patches that are removed (deletion) or shown (insertion).
+    """A model's score against the fraction of patches that are removed (deletion) or shown (insertion)."""
 
-    Attributes:
-        parts: The fractions, `(steps + 1,)` float64, from 0 to 1.
-        scores: `(batch, steps + 1)` float64.
-    """
-
-    parts: Tensor
-    scores: Tensor
+    parts: Tensor  # the fractions, `(steps + 1,)` float64, from 0 to 1
+    scores: Tensor  # `(batch, steps + 1)` float64
 
     @property
     def area(self) -> Tensor:
@@ -38,17 +32,9 @@ class PerturbationCurve:
 def deletion(
     score: Score, pixels: Tensor, patch_map: Tensor, *, baseline: Tensor | float = 0.0, steps: int = 20
 ) -> PerturbationCurve:
-    """Replace the patches by the baseline, highest first, in `steps` steps.
+    """Replace the patches by the baseline, highest first, in `steps` steps; those that are NaN in the map `(batch, h, w)` go last.
 
-    Args:
-        score: Maps pixels `(batch, channels, height, width)` to one number per image `(batch,)`, such as the probability of a class.
-        patch_map: `(batch, h, w)`; patches that are NaN go last.
-
-    Example:
-        >>> pixels = torch.ones(1, 3, 4, 4)
-        >>> curve = deletion(lambda x: x.mean(dim=(1, 2, 3)), pixels, torch.rand(1, 2, 2), steps=4)
-        >>> curve.scores
-        tensor([[1.0000, 0.7500, 0.5000, 0.2500, 0.0000]], dtype=torch.float64)
+    `score` maps pixels `(batch, channels, height, width)` to one number per image `(batch,)`, such as the probability of a class.
     """
     return _curve(score, pixels, patch_map, baseline, steps, insert=False)
 

@@ -49,7 +49,6 @@ def with_pooling(maps: AttentionMaps, blocks: list[BlockAttention]) -> list[Bloc
 
 def shared_layout(blocks: list[BlockAttention], method: str) -> TokenLayout:
     """The token layout that all blocks share."""
-    layouts = []
     last = blocks[-1]
     for block in blocks:
         require_softmax_weights(block, method)
@@ -67,8 +66,7 @@ def shared_layout(blocks: list[BlockAttention], method: str) -> TokenLayout:
                 f"{method} cannot pass through block {block.name!r}: expected the tokens of {last.name!r}, {last.layout.describe()}, got {got}. "
                 "Capture blocks of one token sequence with blocks=."
             )
-        layouts.append(layout)
-    return layouts[-1]
+    return layout
 
 
 def _same_order(first: Tensor | None, second: Tensor | None) -> bool:
@@ -82,14 +80,9 @@ def initial_row(
     pooled_row: Callable[[BlockAttention], Tensor],
     method: str,
 ) -> tuple[Tensor, int | None]:
-    """The readout as a row over the tokens of the last block.
+    """The readout as a row over the tokens of the last block, `(batch, tokens)` float64, and the index of the class token if it is that one's.
 
-    Args:
-        pooled_row: Returns an attention pooling's row over the tokens that it reads, `(batch, keys)` float64.
-
-    Returns:
-        The row, `(batch, tokens)` float64: 1 at the class token, equal weights for all patches, or the pooling's row. And the index of the
-        class token if the row is the class token's.
+    It is 1 at the class token, the same for all patches, or `pooled_row(pooling)`, `(batch, keys)` float64 over the tokens that a pooling reads.
     """
     batch, _, tokens, _ = last.shape
     row = torch.zeros(batch, tokens, dtype=torch.float64, device=last.matrix.device)

@@ -1,7 +1,6 @@
 """Raw attention: the row of the readout in one block, on the patch grid.
 
-It is read off the forward pass. It is not a gradient, and it does not measure importance: what a patch contributes also depends on its value
-vector and on all other blocks.
+It does not measure importance: what a patch contributes also depends on its value vector and on all other blocks.
 """
 
 import torch

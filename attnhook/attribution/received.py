@@ -1,7 +1,6 @@
 """Received attention: how much attention each position of a block receives from all queries.
 
-It needs no readout, so it is defined for models without a class token, for windows and for pooled keys. It says nothing about what a
-classifier reads: it is not the class token's map.
+It needs no readout, so windows and pooled keys have it, too. It says nothing about what a classifier reads.
 """
 
 from attnhook.attribution.map_making import make_map

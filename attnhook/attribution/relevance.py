@@ -26,10 +26,9 @@ def left_multiply_relevance(block: BlockAttention, row: Tensor) -> Tensor:
     buffer = torch.empty(0, dtype=gradient.dtype, device=gradient.device)
     with exact_arithmetic(matrix.device.type):
         for head in range(heads):
-            for chunk, attention in matrix.head(
-                head
-            ).fused_chunks():  # rows of this head, in chunks that stay in a cache
-                buffer = _grown(buffer, attention.numel())
+            for chunk, attention in matrix.head(head).fused_chunks():  # chunks that stay in a cache
+                if buffer.numel() < attention.numel():  # once: the first chunk is the largest
+                    buffer = buffer.new_empty(attention.numel())
                 slopes = gradient.head_rows(chunk.image, head, chunk.queries, buffer).clamp_min_(0)
                 relevance = attention.mul_(slopes)
                 weights = row[chunk.image, chunk.queries].to(relevance.dtype)
@@ -52,11 +51,6 @@ def mean_positive_gradient(block: BlockAttention) -> Tensor:
                     slopes = gradient.head_rows(image, head, chunk, buffer)
                     total[image] += slopes.clamp_min_(0).sum(dim=0, dtype=torch.float64)
     return total / (heads * queries)
-
-
-def _grown(buffer: Tensor, numel: int) -> Tensor:
-    """Memory for all chunks of a gradient: the first chunk is the largest."""
-    return buffer if buffer.numel() >= numel else buffer.new_empty(numel)
 
 
 def _gradient(block: BlockAttention) -> AttentionGradient:

@@ -14,12 +14,7 @@ from attnhook.errors import TokenLayoutError
 
 
 def row_entropy(rows: Tensor) -> Tensor:
-    """Shannon entropy in nats, `-sum_j p_j log p_j`: 0 for one-hot rows, `log(keys)` for uniform ones.
-
-    Example:
-        >>> row_entropy(torch.tensor([0.5, 0.5, 0.0, 0.0])).exp()
-        tensor(2.0000, dtype=torch.float64)
-    """
+    """Shannon entropy in nats, `-sum_j p_j log p_j`: 0 for one-hot rows, `log(keys)` for uniform ones."""
     entropy: Tensor = torch.special.entr(rows)
     return entropy.sum(dim=-1, dtype=torch.float64)
 
@@ -50,19 +45,11 @@ def effective_patches(rows: Tensor, keys: TokenTable) -> Tensor:
 
 
 def attention_distance(rows: Tensor, patches: slice | Tensor, distances: Tensor, spare: Tensor | None = None) -> Tensor:
-    """Mean distance between a query patch and the patches that it attends to.
+    """Mean distance between a query patch and the patches that it attends to, `(..., queries)` float64.
 
-    With d_ij the distance between the centres of patches i and j: `sum_j A_ij d_ij / sum_j A_ij`, j over patches only (Dosovitskiy et al.,
-    An Image is Worth 16x16 Words, 2020, arXiv 2010.11929, figure 7). NaN for a row without a position or without mass on patches.
-
-    Args:
-        rows: `(..., queries, keys)`; each may be multiplied by a factor of its own.
-        patches: Where the patches are among the keys.
-        distances: `(queries, patches)`, as `patch_distances` returns them.
-        spare: Memory to write in, of the shape of `rows`.
-
-    Returns:
-        `(..., queries)` float64.
+    With d_ij the `distances` `(queries, patches)`: `sum_j A_ij d_ij / sum_j A_ij`, j over `patches` only (Dosovitskiy et al., An Image is Worth
+    16x16 Words, 2020, arXiv 2010.11929, figure 7). NaN for a row without a position or without mass on patches. Each of the `rows`
+    `(..., queries, keys)` may be multiplied by a factor of its own; `spare`, of their shape, is overwritten.
     """
     seen = rows[..., patches]
     weighted = torch.mul(seen, distances, out=None if spare is None else spare[..., : seen.shape[-1]])
@@ -77,12 +64,7 @@ def patch_distances(queries: Tensor, keys: Tensor, patch_size: tuple[float, floa
 
 
 def row_divergence(first: Tensor, second: Tensor) -> Tensor:
-    """Jensen-Shannon divergence in nats, `H((p + q) / 2) - (H(p) + H(q)) / 2`: 0 for equal rows, log 2 for rows without a common key.
-
-    Example:
-        >>> row_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).exp()
-        tensor(2., dtype=torch.float64)
-    """
+    """Jensen-Shannon divergence in nats, `H((p + q) / 2) - (H(p) + H(q)) / 2`: 0 for equal rows, log 2 for rows without a common key."""
     divergence = row_entropy((first + second) / 2) - (row_entropy(first) + row_entropy(second)) / 2
     return divergence.clamp_min(0.0)
 

@@ -1,8 +1,7 @@
 """Scores of a map against a mask of the object, and maps to compare the scores with.
 
-Maps and masks are `(h, w)`, on the patch grid or in pixels. NaN (pixels that the model did not see, patches that it dropped) is left out. All
-results are float64. A score by itself says little: where the object is in the middle, a centre prior and random maps score well too, so compare
-every score with those of `centre_prior` and `random_map`.
+Maps and masks (True or 1 on the object) are `(h, w)`, on the patch grid or in pixels; NaN (not seen, dropped) is left out. Scores are float64.
+Where the object is in the middle, a centre prior and random maps score well too: compare with `centre_prior` and `random_map`.
 """
 
 from typing import Any
@@ -14,44 +13,24 @@ from attnhook.errors import ScoreError
 from attnhook.imaging.styles import mass_mask
 from attnhook.options import Size
 
-# --- a map against a mask -----------------------------------------------------------------------------------------------------------------
-
 
 def pointing_game(patch_map: Tensor, mask: Any) -> Tensor:
     """Whether the map's highest value is on the object (Zhang et al. 2016, arXiv 1608.00507).
 
     If several pixels share the highest value, the share of them on the object; so a flat map scores the object's area.
-
-    Args:
-        patch_map: `(h, w)`.
-        mask: Boolean (or 0 and 1), True on the object, `(h, w)`.
-
-    Example:
-        >>> pointing_game(torch.tensor([[0.1, 0.7], [0.1, 0.1]]), torch.tensor([[False, True], [False, False]]))
-        tensor(1., dtype=torch.float64)
     """
     values, truth = _known(patch_map, mask)
     return truth[values == values.max()].double().mean()
 
 
 def energy_in_mask(patch_map: Tensor, mask: Any) -> Tensor:
-    """Share of the map's mass on the object (the energy-based pointing game of Wang et al. 2020, arXiv 1910.01279).
-
-    Args:
-        patch_map: `(h, w)`, not negative.
-        mask: Boolean, True on the object, `(h, w)`.
-    """
+    """Share of the mass of a map, not negative, on the object (the energy-based pointing game of Wang et al. 2020, arXiv 1910.01279)."""
     values, truth = _known(patch_map, mask)
     return _distribution(values)[truth].sum()
 
 
 def auroc(patch_map: Tensor, mask: Any) -> Tensor:
-    """Area under the ROC curve of the map as a detector of the object's pixels; ties count half.
-
-    Args:
-        patch_map: `(h, w)`, any real numbers.
-        mask: Boolean, True on the object, `(h, w)`.
-    """
+    """Area under the ROC curve of the map, any real numbers, as a detector of the object's pixels; ties count half."""
     values, truth = _known(patch_map, mask)
     inside = int(truth.sum())
     outside = len(truth) - inside
@@ -61,12 +40,7 @@ def auroc(patch_map: Tensor, mask: Any) -> Tensor:
 
 
 def iou_at_mass(patch_map: Tensor, mask: Any, *, keep: float = 0.6) -> Tensor:
-    """Intersection over union of the object and the smallest region that holds the part `keep` of the map's mass.
-
-    Args:
-        patch_map: `(h, w)`, not negative.
-        mask: Boolean, True on the object, `(h, w)`.
-    """
+    """Intersection over union of the object and the smallest region that holds the part `keep` of the mass of a map, not negative."""
     if not 0 < keep <= 1:
         raise ScoreError(f"region by mass: expected keep in (0, 1], got {keep}.")
     values, truth = _known(patch_map, mask)
@@ -74,31 +48,17 @@ def iou_at_mass(patch_map: Tensor, mask: Any, *, keep: float = 0.6) -> Tensor:
     return (region & truth).sum().double() / (region | truth).sum()
 
 
-# --- controls -----------------------------------------------------------------------------------------------------------------------------
-
-
 def centre_prior(size: Size, *, sigma: float = 0.25) -> Tensor:
-    """A Gaussian in the middle: the score of assuming that photographers centre objects.
-
-    Returns:
-        `(h, w)` float32, summing to 1.
-    """
+    """A Gaussian in the middle, `(h, w)` float32, summing to 1: the score of assuming that photographers centre objects."""
     axes = [torch.exp(-(((torch.arange(n, device="cpu") + 0.5) / n - 0.5) ** 2) / (2 * sigma**2)) for n in size]
     prior = axes[0][:, None] * axes[1]
     return prior / prior.sum()
 
 
 def random_map(size: Size, *, seed: int = 0) -> Tensor:
-    """Independent uniform numbers: the score without any knowledge of the photo.
-
-    Returns:
-        `(h, w)` float32, summing to 1.
-    """
+    """Independent uniform numbers, `(h, w)` float32, summing to 1: the score without any knowledge of the photo."""
     values = torch.rand(size, generator=torch.Generator().manual_seed(seed), device="cpu")
     return values / values.sum()
-
-
-# --- inside -------------------------------------------------------------------------------------------------------------------------------
 
 
 def _known(patch_map: Tensor, mask: Any) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.attribution.row_measures import (
-    attention_distance,
-    effective_patches,
-    patch_distances,
-    token_mass,
-    top_mass,
-)
+from attnhook.attribution import row_measures
 from attnhook.attribution.token_tables import TOKEN_KINDS, TokenTable, distinct_entries, query_table, token_table
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import exact_arithmetic
@@ -34,19 +28,12 @@ Known = dict[Any, list[Distances] | None]
 
 @dataclass(frozen=True, eq=False)
 class RowStatistics:
-    """Numbers of every row of a block; an entry of the batch is an image, or one of its windows.
+    """Numbers of every row of a block; an entry of the batch is an image, or one of its windows."""
 
-    Attributes:
-        values: By name, `(entries, heads, queries)` float64; NaN where undefined.
-        received: Mean attention that each key receives from the queries that are not padding, `(entries, heads, keys)` float64.
-        real: Which queries are not padding, `(windows or 1, queries)` bool.
-        keys: What the keys of each distinct entry are; None if the layout is unknown.
-    """
-
-    values: dict[str, Tensor]
-    received: Tensor
-    real: Tensor
-    keys: list[TokenTable] | None
+    values: dict[str, Tensor]  # by name, `(entries, heads, queries)` float64; NaN where undefined
+    received: Tensor  # mean attention of each key from the real queries, `(entries, heads, keys)` float64
+    real: Tensor  # which queries are not padding, `(windows or 1, queries)` bool
+    keys: list[TokenTable] | None  # what the keys of each distinct entry are; None if the layout is unknown
 
 
 def stream_rows(
@@ -59,9 +46,7 @@ def stream_rows(
 ) -> RowStatistics:
     """Compute every row once and measure it: its entropy, its distances and, if `top_k` is given, the `MASSES`.
 
-    Args:
-        units: Height and width of a patch for every distance that is wanted.
-        known: Distances between patches from earlier blocks with the same tokens; added to here.
+    `units` has a patch's height and width for every distance wanted. Distances are added to `known`, for later blocks with the same tokens.
     """
     count, matrix = distinct_entries(block), block.captured
     if isinstance(matrix, Tensor):
@@ -85,14 +70,15 @@ def stream_rows(
             if distances is not None:
                 patches, apart = distances[entry % count]
                 for name, one in zip(units, apart[:, part.queries], strict=True):
-                    values[name][at] = attention_distance(exponentials, patches, one, spare)
+                    values[name][at] = row_measures.attention_distance(exponentials, patches, one, spare)
             if top_k is not None:
                 rows = exponentials if sums is None else exponentials.div_(sums[..., None])
-                values["top_mass"][at] = top_mass(rows, top_k)
+                values["top_mass"][at] = row_measures.top_mass(rows, top_k)
                 if tables is not None:
                     keys = tables[entry % count]
-                    values["effective_patches"][at] = effective_patches(rows, keys)
-                    for kind, mass in zip(TOKEN_KINDS, token_mass(rows, keys).unbind(-1), strict=True):
+                    values["effective_patches"][at] = row_measures.effective_patches(rows, keys)
+                    masses = row_measures.token_mass(rows, keys).unbind(-1)
+                    for kind, mass in zip(TOKEN_KINDS, masses, strict=True):
                         values[f"{kind}_mass"][at] = mass
     batch, heads, queries, keys_per_row = block.shape
     received.view(-1, len(real), *received.shape[1:]).div_(real.sum(dim=1).clamp_min(1)[:, None, None])
@@ -101,10 +87,9 @@ def stream_rows(
 
 
 def _real_queries(block: BlockAttention) -> Tensor:
-    queries = block.shape[2]
-    if isinstance(block.token_layout, WindowLayout):
-        return block.token_layout.real_queries(queries)
-    return torch.ones(1, queries, dtype=torch.bool, device="cpu")
+    layout, queries = block.token_layout, block.shape[2]
+    every = torch.ones(1, queries, dtype=torch.bool, device="cpu")
+    return layout.real_queries(queries) if isinstance(layout, WindowLayout) else every
 
 
 def _distances(
@@ -133,5 +118,5 @@ def _between(
     coordinates: Tensor, keys: TokenTable, patch_sizes: Sequence[tuple[float, float]], device: torch.device
 ) -> Distances:
     patches = keys.chosen("patch")
-    apart = torch.stack([patch_distances(coordinates, keys.coordinates[patches], size) for size in patch_sizes])
-    return patches.to(device) if isinstance(patches, Tensor) else patches, apart.to(device)
+    apart = [row_measures.patch_distances(coordinates, keys.coordinates[patches], size) for size in patch_sizes]
+    return patches.to(device) if isinstance(patches, Tensor) else patches, torch.stack(apart).to(device)

@@ -27,26 +27,18 @@ from attnhook.options import Rows
 class BlockSummary:
     """One block's attention in one forward, averaged over queries (without the padding of windows) and over images.
 
-    Attributes:
-        name: The block's name.
-        keys: Number of keys.
-        whole: Whether all tokens are queries and all their rows were captured.
-        entropy: In nats, `(heads,)` float64.
-        distance: Mean attention distance of patch queries, in patches, `(heads,)` float64; NaN if there are none.
-        received: Share of the attention that each key receives, `(entries, heads, keys)` float64; an entry is an image or one of its windows.
-        readout: `(entries, heads, keys)` float32: the row of the class token or the pooling query if the head reads it and the block has it,
-            otherwise the mean of all rows.
-        patches: Which keys are patches, `(entries or 1, keys)` bool; None if the layout is unknown.
+    An entry is an image or one of its windows.
     """
 
     name: str
-    keys: int
-    whole: bool
-    entropy: Tensor
-    distance: Tensor
-    received: Tensor
-    readout: Tensor
-    patches: Tensor | None
+    keys: int  # their number
+    whole: bool  # whether all tokens are queries and all their rows were captured
+    entropy: Tensor  # in nats, `(heads,)` float64
+    distance: Tensor  # mean attention distance of patch queries, in patches, `(heads,)` float64; NaN if there are none
+    received: Tensor  # share of the attention that each key receives, `(entries, heads, keys)` float64
+    # The row of the class token or the pooling query if the head reads it and the block has it, else the mean of all rows.
+    readout: Tensor  # `(entries, heads, keys)` float32
+    patches: Tensor | None  # which keys are patches, `(entries or 1, keys)` bool; None if the layout is unknown
 
     @property
     def relative_entropy(self) -> Tensor:
@@ -89,21 +81,7 @@ def summarise_block(
     *,
     known: dict[Any, Any] | None = None,
 ) -> BlockSummary:
-    """Summarise a block in one pass over its rows.
-
-    Args:
-        rows: Which rows were captured.
-        known: As in `stream_rows`.
-
-    Example:
-        >>> import timm
-        >>> from attnhook import AttentionCapture
-        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
-        >>> with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
-        ...     logits = model(torch.randn(2, 3, 224, 224))
-        >>> summarise_block(capture.maps[-1], capture.maps.readout).received.shape
-        torch.Size([2, 3, 197])
-    """
+    """Summarise a block, of which `rows` were captured, in one pass over its rows; `known` as in `stream_rows`."""
     found = stream_rows(block, rows, known=known)
     entropy, distance = found.values["entropy"], found.values["distance_patches"]
     windows = len(found.real)

@@ -23,15 +23,10 @@ _CLASS, _REGISTER, _PATCH, _OTHER = range(4)
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """The tokens of one sequence, or of one window.
+    """The tokens of one sequence, or of one window."""
 
-    Attributes:
-        kinds: Index into `TOKEN_KINDS` of each token, `(tokens,)` int64.
-        coordinates: Row and column on the grid of each token, `(tokens, 2)` float32; NaN for tokens that are not patches.
-    """
-
-    kinds: Tensor
-    coordinates: Tensor
+    kinds: Tensor  # index into `TOKEN_KINDS` of each token, `(tokens,)` int64
+    coordinates: Tensor  # row and column of each on the grid, `(tokens, 2)` float32; NaN for all but patches
 
     def chosen(self, kind: str) -> slice | Tensor:
         """Index of the tokens of a kind: a slice if they are contiguous, otherwise int64 indices."""
@@ -43,15 +38,7 @@ class TokenTable:
 
 
 def token_table(layout: Layout, entry: int = 0, *, of_queries: bool = False) -> TokenTable:
-    """The tokens of one batch entry.
-
-    Example:
-        >>> token_table(TokenLayout(grid=(1, 2), registers=1)).coordinates
-        tensor([[nan, nan],
-                [nan, nan],
-                [0., 0.],
-                [0., 1.]])
-    """
+    """The tokens of one batch entry."""
     if isinstance(layout, WindowLayout):
         return _of_window(layout, entry, of_queries=of_queries)
     if isinstance(layout, PackedLayout):

@@ -1,7 +1,4 @@
-"""Attention weighted by the length of the value vectors: a patch with a short value vector contributes little however much it is attended to.
-
-Like raw attention, it is read off the forward pass: it needs no class and no gradient.
-"""
+"""Attention weighted by the length of the value vectors: a patch with a short value vector contributes little however much it is attended to."""
 
 import torch
 from torch import Tensor
