@@ -24,15 +24,13 @@ class Fingerprint:
     """A model's content, as hexadecimal SHA-256."""
 
     weights: str  # of all parameters and buffers, with their names
-    architecture: (
-        str  # of the classes of all modules with their source, plain settings, and buffers outside the state dict
-    )
+    # Of the classes of all modules with their source, plain settings, and buffers outside the state dict.
+    architecture: str
     preprocessing: str  # of the pixels and the geometry that it makes of four fixed pictures
     # Of each tensor's numbers alone, with its size in bytes: equal under other names, and where a library stacks queries, keys and values.
     tensors: tuple[tuple[str, int], ...]
-    complete: bool = (
-        True  # False if it has hooks, a replaced `forward`, or code without source, which the digests do not cover
-    )
+    # False if it has hooks, a replaced `forward`, or code without source, which the digests do not cover.
+    complete: bool = True
 
     @property
     def key(self) -> str:
@@ -41,19 +39,18 @@ class Fingerprint:
 
     def shared(self, other: "Fingerprint") -> float:
         """The share of the weights, in bytes, that another model has too, whatever library stores them."""
-        common, sizes = self._common(other)
-        return common / max(min(sizes), 1)
+        common, own, theirs = self._common(other)
+        return common / max(min(own, theirs), 1)
 
     def shares_weights(self, other: "Fingerprint") -> bool:
         """Whether most of the weights are those of another model, whatever library stores them."""
-        common, sizes = self._common(other)
-        return common > _SHARED * max(*sizes, 1)
+        common, own, theirs = self._common(other)
+        return common > _SHARED * max(own, theirs, 1)
 
-    def _common(self, other: "Fingerprint") -> tuple[int, tuple[int, int]]:
+    def _common(self, other: "Fingerprint") -> tuple[int, int, int]:
         """Bytes in common, and the bytes of each."""
         theirs, own = dict(other.tensors), dict(self.tensors)
-        common = sum(size for name, size in own.items() if name in theirs)
-        return common, (sum(own.values()), sum(theirs.values()))
+        return sum(own[name] for name in own.keys() & theirs.keys()), sum(own.values()), sum(theirs.values())
 
 
 def fingerprint(vision: VisionModel) -> Fingerprint:

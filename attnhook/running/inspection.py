@@ -149,14 +149,10 @@ def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription
 def _blocks(plan: CapturePlan, maps: AttentionMaps | None) -> tuple[BlockDescription, ...]:
     types = {site.name: type(site.module).__name__ for site in plan.sites}
     if maps is None:
-        return tuple(
-            BlockDescription(site.name, types[site.name], _KERNELS[site.running_kernel()], site.pooling)
-            for site in plan.sites
-        )
-    return tuple(
-        BlockDescription(block.name, types[block.name.partition(":")[0]], block.kernel, block.pooling, block.shape)
-        for block in maps
-    )
+        sites = ((site, _KERNELS[site.running_kernel()]) for site in plan.sites)
+        return tuple(BlockDescription(site.name, types[site.name], kernel, site.pooling) for site, kernel in sites)
+    found = ((block, types[block.name.partition(":")[0]]) for block in maps)
+    return tuple(BlockDescription(block.name, kind, block.kernel, block.pooling, block.shape) for block, kind in found)
 
 
 def _tokens_in_words(plan: CapturePlan) -> str:
@@ -183,7 +179,5 @@ def _paths(name: str) -> list[str]:
 
 
 def _in_words(parts: Sequence[PartDescription], what: str) -> str:
-    counts = [f"{part.num_modules} {what}{'' if part.num_modules == 1 else 's'}" for part in parts]
-    return ", ".join(
-        f"{part.name} ({count})" if part.name else count for part, count in zip(parts, counts, strict=True)
-    )
+    counts = [(part.name, f"{part.num_modules} {what}{'' if part.num_modules == 1 else 's'}") for part in parts]
+    return ", ".join(f"{name} ({count})" if name else count for name, count in counts)

@@ -1,7 +1,4 @@
-"""Runs the score of one class backward, for class-specific maps, with respect to the pixels only: no parameter gets a gradient.
-
-The scores are a classifier's output, one row per image, by class index. A backbone without its head or a tower of features is refused.
-"""
+"""Runs the score of one class backward, for class-specific maps, with respect to the pixels only: no parameter gets a gradient."""
 
 import difflib
 from collections.abc import Mapping
@@ -38,7 +35,7 @@ def run_towards(
 
 
 def class_scores(model: nn.Module, output: Any) -> Tensor:
-    """The scores of a classifier, `(batch, classes)`."""
+    """The scores of a classifier, `(batch, classes)`; a backbone without its head and a tower of features are refused."""
     scores = getattr(output, "logits", output)
     headless = getattr(model, "num_classes", None) == 0 or hasattr(model, "get_image_features")
     if headless or not isinstance(scores, Tensor) or scores.dim() != 2:

@@ -1,8 +1,7 @@
 """Runs a model in eval mode in the middle of a training that must not notice.
 
-Put back are each module's `training` flag and other attributes, buffers that the forward wrote to or replaced, the random numbers of torch (CPU
-and accelerators), NumPy and Python, and the state of FSDP2's parameters. Autograd is off, and so is autocast, whose cache of cast weights would
-hold casts without a graph. Changes inside lists and other objects that a module holds, and what hooks of others do, are not undone.
+Put back are each module's attributes, buffers that the forward wrote to or replaced, the random numbers of torch (CPU and accelerators), NumPy
+and Python, and the state of FSDP2's parameters. Changes inside objects that a module holds, and what hooks of others do, are not undone.
 """
 
 import random
@@ -27,7 +26,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             stack.callback(_restored_later(module))
         stack.callback(_reshard, model)
         stack.enter_context(_own_random_numbers(model))
-        for device_type in _device_types(model):
+        for device_type in _device_types(model):  # autocast's cache of cast weights would hold casts without a graph
             stack.enter_context(torch.autocast(device_type, enabled=False))
         stack.enter_context(torch.no_grad())  # not inference mode: what a module caches now must serve its training
         for module in modules:
@@ -71,9 +70,8 @@ def _is_wrapper(module: nn.Module) -> bool:
     """Whether this is a wrapper of torch.distributed, which sets itself up in its first forward. FSDP2 does not wrap: it adds a base class."""
     if isinstance(module, _fsdp_module()):
         return False
-    return type(module).__module__.startswith("torch.distributed") or isinstance(
-        module, nn.parallel.DistributedDataParallel
-    )
+    parallel = isinstance(module, nn.parallel.DistributedDataParallel)
+    return parallel or type(module).__module__.startswith("torch.distributed")
 
 
 @contextmanager
@@ -97,9 +95,8 @@ def _own_random_numbers(model: nn.Module) -> Iterator[None]:
 def _device_modules(model: nn.Module) -> list[Any]:
     """The modules such as `torch.cuda` whose generators the model may draw from."""
     modules: list[Any] = [getattr(torch, name, None) for name in _device_types(model) if name != "cpu"]
-    return [
-        m for m in modules if hasattr(m, "get_rng_state_all") and hasattr(m, "is_initialized") and m.is_initialized()
-    ]
+    known = (m for m in modules if hasattr(m, "get_rng_state_all") and hasattr(m, "is_initialized"))
+    return [m for m in known if m.is_initialized()]
 
 
 def _device_types(model: nn.Module) -> list[str]:

@@ -32,9 +32,8 @@ class BlockVerification:
 
     name: str
     kernel: str  # what computed the attention
-    output_error: (
-        float | None
-    )  # rows times values from the kernel's output, over the largest value; None for explicit softmax
+    # Rows times values from the kernel's output, over the largest value; None for explicit softmax.
+    output_error: float | None
     sum_error: float  # a row's sum from 1, without `nan_rows` and the rows of fully masked queries, which sum to 0
     explicit_error: float | None  # from the rows of the model with explicit softmax; None if the library offers none
     nan_rows: int = 0  # rows that are NaN, as the kernel's output for them is
