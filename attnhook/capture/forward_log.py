@@ -20,7 +20,7 @@ class ForwardLog:
 
     def records(self) -> list[ForwardRecord]:
         """All forwards, except those in which an attention module was entered and none got to attend."""
-        return [r for r in self._records if r.begun or r.maps is not None or not r.is_empty()]
+        return [record for record in self._records if record.begun or not record.is_empty()]
 
     def clear(self) -> None:
         """Forget them."""
@@ -60,7 +60,7 @@ class ForwardLog:
         """The first module of a forward runs with these inputs."""
         record = scope.record
         shared = record.begun and scope.opener is scope.capture  # with other threads that copied the context
-        if shared or record.maps is not None or not record.is_empty():
+        if shared or not record.is_empty():
             record = ForwardRecord(inputs=dict(record.inputs))
             needed = {s.name for s in self._plan.sites if not (s.optional or s.guessed)}
             called = {call.site for call in scope.record.calls}

@@ -1,10 +1,6 @@
-"""What one forward recorded, and how it becomes `AttentionMaps`.
+"""What one forward recorded, and how it becomes `AttentionMaps`: every operation that can wait until the maps are read does."""
 
-While the model runs only logits are stored; their softmax waits until the maps are read. On a small model the time of a captured row is the
-time to call a few more torch operations between the model's own, so every one that can wait does.
-"""
-
-from collections.abc import Collection
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -51,7 +47,7 @@ class ForwardRecord:
 
     def is_empty(self) -> bool:
         """Whether no attention module ran."""
-        return not (self.calls or self.ran or self.errors or self.unexpected)
+        return self.maps is None and not (self.calls or self.ran or self.errors or self.unexpected)
 
     def count(self, site: str) -> int:
         """How often a site has called its kernel."""
@@ -97,12 +93,9 @@ class ForwardRecord:
 
     def layout(self, plan: CapturePlan) -> SequenceLayout:
         """The layout of the whole sequence, or why there is none."""
-        if plan.layout is not None:
-            return plan.layout
-        if self.tokens.problem is not None:
-            return self.tokens.problem
-        if self.tokens.packed is not None:
-            return self.tokens.packed
+        told = plan.layout or self.tokens.problem or self.tokens.packed
+        if told is not None:
+            return told
         if self.grid is None:
             return "the patch grid is not known: no patch embedding ran in this forward. Pass layout=TokenLayout(...)."
         known, suffix = plan.anatomy, plan.anatomy.suffix + self.tokens.padding
@@ -139,28 +132,21 @@ def measured(record: ForwardRecord, plan: CapturePlan) -> list[tuple[str, Any]]:
 
 
 def _calls_by_name(record: ForwardRecord, plan: CapturePlan) -> list[tuple[AttentionSite, str, CapturedCall]]:
-    """All calls of the plan's blocks, each with its name, in the order in which they ran; raises for a block without one."""
+    """All calls of the plan's blocks, each with its name, in the order in which they ran; raises for the first block without one."""
     if record.unexpected:
         raise BlockNotCapturedError(_why_unexpected(record, plan))
-    numbers: dict[str, int] = {}
+    numbers: Counter[str] = Counter()
     found = []
     for call in record.calls:
-        number = numbers.get(call.site, 0)
-        numbers[call.site] = number + 1
-        found.append((plan.site_of[call.site], call_name(call.site, number), call))
-    if record.errors or len(numbers) < len(plan.sites):
-        _check_missing(numbers, record, plan)
-    return found
-
-
-def _check_missing(called: Collection[str], record: ForwardRecord, plan: CapturePlan) -> None:
-    """Raise for the first block of the plan that could not be recorded, or was not called where it had to be."""
+        found.append((plan.site_of[call.site], call_name(call.site, numbers[call.site]), call))
+        numbers[call.site] += 1
     for site in plan.sites:
         if site.name in record.errors:
             raise record.errors[site.name]
         skipped = site.optional and site.name not in record.ran
-        if site.name not in called and not (called and (site.guessed or skipped)):
-            raise BlockNotCapturedError(_why_missing(site, len(called), record, plan))
+        if site.name not in numbers and not (numbers and (site.guessed or skipped)):
+            raise BlockNotCapturedError(_why_missing(site, len(numbers), record, plan))
+    return found
 
 
 def call_name(site: str, number: int) -> str:

@@ -1,7 +1,6 @@
 """`AttentionCapture`: the context manager.
 
-Nothing in the model is changed, replaced or called a second time. Entering registers hooks; leaving removes them, and closes every scope that
-an aborted forward left open. Cleanup is idempotent, so Ctrl-C may come at any point.
+Entering registers hooks; leaving removes them and closes what an aborted forward left open. Ctrl-C may come at any point of either.
 """
 
 from collections.abc import Callable, Iterator
@@ -174,19 +173,13 @@ class AttentionCapture:
             )
         _EAGER.hold(active)
 
-    def _add_hook(
-        self, module: nn.Module, function: Callable[..., None], *, pre: bool = False, **options: bool
-    ) -> None:
+    def _add_hook(self, module: nn.Module, function: Callable[..., None], *, pre: bool = False, **flags: bool) -> None:
         self._hooked.append(module)
         register = module.register_forward_pre_hook if pre else module.register_forward_hook
-        register(CaptureHook(self, function), **options)
+        register(CaptureHook(self, function), **flags)
 
     def _open_scope_during(
-        self,
-        module: nn.Module,
-        make: Callable[[Scope, object], Scope],
-        then: Callable[..., None] | None,
-        **options: bool,
+        self, module: nn.Module, make: Callable[[Scope, object], Scope], then: Callable[..., None] | None, **flags: bool
     ) -> None:
         """Have a scope open while a module runs: `make` builds it inside the scope around, `then` receives it with the hook's arguments."""
         opener = object()
@@ -204,7 +197,7 @@ class AttentionCapture:
                     then(scope, *args)
 
         self._add_hook(module, before, pre=True)
-        self._add_hook(module, after, always_call=True, **options)
+        self._add_hook(module, after, always_call=True, **flags)
 
     def _hook_site(self, recorder: SiteRecorder) -> None:
         site = recorder.site
@@ -302,19 +295,19 @@ class AttentionCapture:
         Raises `BlockNotCapturedError` if one of them was left by an exception half-way: call `clear()` where you catch that.
         """
         records = self._log.records()
-        whole = [record for record in records if record.maps is not None or not record.is_empty()]
+        whole = [record for record in records if not record.is_empty()]
         return tuple(self._finish(record) for record in whole or records)
 
     def _last_record(self) -> ForwardRecord:
         records = self._log.records()
-        if not records or (records[-1].maps is None and records[-1].is_empty()):
+        if not records or records[-1].is_empty():
             raise NothingCapturedError(self._why_nothing())
         return records[-1]
 
     def _finish(self, record: ForwardRecord) -> AttentionMaps:
+        if record.is_empty():
+            raise NothingCapturedError(self._why_nothing())
         if record.maps is None:
-            if record.is_empty():
-                raise NothingCapturedError(self._why_nothing())
             record.maps = finish(record, self._plan)
             record.release()
         return record.maps
