@@ -6,19 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnhook.capture import output_gradients
 from attnhook.capture.anatomy import Readout
 from attnhook.capture.calls import CapturedCall, FastLogits, is_plain, kind_of
 from attnhook.capture.forward_records import ForwardRecord, call_name, make_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.multihead import multihead_arguments, multihead_lengths, multihead_operands, multihead_output
 from attnhook.capture.operands import Operands, exact_arithmetic, sdpa_operands
-from attnhook.capture.output_gradients import (
-    CallOutput,
-    CapturedGradients,
-    hook_gradient,
-    hook_weights,
-    no_backward_error,
-)
+from attnhook.capture.output_gradients import CallOutput, CapturedGradients
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.scopes import Scope
@@ -108,7 +103,7 @@ class SiteRecorder:
             wanted = self.plan.gradients
             gradients = CapturedGradients(None, explicit=True, wanted=wanted, device=self.device)
             if wanted:
-                hook_gradient(weights, gradients, self.site.arranged, self.site.name)
+                output_gradients.hook_gradient(weights, gradients, self.site.arranged, self.site.name)
         with exact_arithmetic(logits.device.type):
             self._store(record, self._from_softmax(record, arranged, rows), gradients)
 
@@ -179,7 +174,7 @@ class SiteRecorder:
         wanted, name = self.plan.gradients, self.site.name
         if result is None:
             if wanted:
-                raise no_backward_error(name)
+                raise output_gradients.no_backward_error(name)
             return CapturedGradients(None, wanted=False)
         values = self._values(result)
         if self.device is not None and values is not None:
@@ -191,8 +186,9 @@ class SiteRecorder:
                     f"the gradient of block {name!r} cannot be captured: expected no attention dropout, got {result.dropout} inside a fused "
                     "kernel, which hides what it dropped. Call model.eval(), or set its attention dropout to 0."
                 )
-            hook_gradient(result.output, gradients, result.arrange or self.site.arranged_outcome, name)
-            hook_weights(result.weights, gradients)
+            arrange = result.arrange or self.site.arranged_outcome
+            output_gradients.hook_gradient(result.output, gradients, arrange, name)
+            output_gradients.hook_weights(result.weights, gradients)
         return gradients
 
     def _call_name(self, record: ForwardRecord) -> str:
@@ -242,21 +238,19 @@ class SiteRecorder:
         if self.plan.rows is Rows.ALL:
             return CapturedCall(name, kernel, matrix(), tokens=tokens)
         if self.plan.rows is Rows.MEAN:
-            mean = matrix().mean_rows(self._patch_queries(record, total, tokens))
-            return CapturedCall(name, kernel, mean, tokens=tokens)
+            layout = self._query_layout(record, total, tokens, f"rows='mean' of block {name!r}")
+            return CapturedCall(name, kernel, matrix().mean_rows(layout.patch_tokens), tokens=tokens)
         self._check_sequence(record, total, keys)
         index = self._query_index(record, total, queries.device, tokens)
         return CapturedCall(name, kernel, logits=logits(index), masked=masked, tokens=tokens)
 
     def _tokens(self, record: ForwardRecord, queries: int, keys: int) -> SiteTokens | None:
         """What the site itself says about the tokens of the call being recorded."""
-        name = self.site.name
-        if self.site.tokens_of is None:
+        name, tokens_of = self.site.name, self.site.tokens_of
+        if tokens_of is None:
             return None
-        inputs = record.inputs.get(name, ())
-        return self.site.tokens_of(
-            CallContext(inputs, record.input_size, record.grid, queries, keys, record.count(name))
-        )
+        inputs, number = record.inputs.get(name, ()), record.count(name)
+        return tokens_of(CallContext(inputs, record.input_size, record.grid, queries, keys, number))
 
     def _query_index(
         self, record: ForwardRecord, total: int, device: torch.device, own: SiteTokens | None
@@ -265,11 +259,8 @@ class SiteRecorder:
             return self._rows_slice
         chosen = list(self.plan.rows) if isinstance(self.plan.rows, tuple) else []
         tokens = [choice for choice in chosen if isinstance(choice, int)]
-        layout = self._query_layout(record, own)
         if len(tokens) < len(chosen):
-            if isinstance(layout, str):
-                raise TokenLayoutError(f"the patches of rows={chosen} have no tokens: {layout}")
-            layout.check(total, where=f"block {self.site.name!r}")
+            layout = self._query_layout(record, total, own, f"the patches of rows={chosen} have no tokens")
             tokens = layout.tokens_of(chosen)
         if any(not -total <= token < total for token in tokens):
             raise TokenLayoutError(
@@ -278,17 +269,12 @@ class SiteRecorder:
             )
         return torch.tensor([token % total for token in tokens], device=device)
 
-    def _query_layout(self, record: ForwardRecord, own: SiteTokens | None) -> Layout | str:
-        if own is not None:
-            return own.keys if own.queries is None else own.queries
-        layout = record.layout(self.plan)
-        if self.site.queries is Queries.PATCHES and isinstance(layout, TokenLayout):
-            return layout.without_special_tokens()
-        return layout
-
-    def _patch_queries(self, record: ForwardRecord, total: int, own: SiteTokens | None) -> slice:
-        layout = self._query_layout(record, own)
+    def _query_layout(self, record: ForwardRecord, total: int, own: SiteTokens | None, wanted: str) -> Layout:
+        """What the queries are; raises `TokenLayoutError`, which begins with `wanted`, if that is unknown."""
+        layout = record.layout(self.plan) if own is None else own.queries or own.keys
+        if own is None and self.site.queries is Queries.PATCHES and isinstance(layout, TokenLayout):
+            layout = layout.without_special_tokens()
         if isinstance(layout, str):
-            raise TokenLayoutError(f"rows='mean' of block {self.site.name!r}: {layout}")
+            raise TokenLayoutError(f"{wanted}: {layout}")
         layout.check(total, where=f"block {self.site.name!r}")
-        return layout.patch_tokens
+        return layout

@@ -1,8 +1,7 @@
 """Capture inside a compiled graph: a module that returns its model's output and the attention rows, for `torch.compile(fullgraph=True)`.
 
-`AttentionCapture` runs compiled modules eagerly, because hooks registered after compiling never fire. Here the capture is compiled too:
-Dynamo traces a function mode that sees the fused calls, and the graph returns the rows along with the output. This works for plain fused
-models and a few rows; anything that needs hooks on modules, or whole matrices, needs `AttentionCapture`.
+Dynamo traces a function mode that sees the fused calls, and the graph returns the rows along with the output. Whatever needs hooks on modules
+(which never fire if registered after compiling) or whole matrices needs `AttentionCapture`.
 """
 
 import inspect
@@ -25,6 +24,10 @@ from attnhook.errors import NothingCapturedError, TokenLayoutError, UnsupportedM
 from attnhook.options import BlocksOption, Rows, RowsOption
 
 _EAGER = "Use AttentionCapture, which runs the model eagerly."
+
+
+def _refusal(what: str, expected: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{what} cannot be captured inside a compiled graph: expected {expected}. {_EAGER}")
 
 
 class _RowMode(TorchFunctionMode):
@@ -104,24 +107,17 @@ class TraceableCapture(nn.Module):
         elif isinstance(chosen, tuple):
             self._queries = [token for token in chosen if isinstance(token, int)]
         if chosen in (Rows.ALL, Rows.MEAN) or (isinstance(chosen, tuple) and self._queries != [*chosen]):
-            raise UnsupportedModelError(
-                f"rows={rows!r} cannot be captured inside a compiled graph: expected 'cls', 'pool' or token indices. {_EAGER}"
-            )
+            raise _refusal(f"rows={rows!r}", "'cls', 'pool' or token indices")
         others = [s.name for s in everything.plan.sites if s.running_kernel() is not Kernel.SDPA or not s.plain]
         if others:
-            raise UnsupportedModelError(
-                f"block {others[0]!r} cannot be captured inside a compiled graph: expected a plain call of scaled_dot_product_attention. "
-                f"{_EAGER}"
-            )
+            raise _refusal(f"block {others[0]!r}", "a plain call of scaled_dot_product_attention")
         mode = _RowMode(slice(0), ())
         with torch.no_grad(), everything, wanted, mode:
             model(pixels)
         self._learn(everything.maps, wanted.maps)
         if mode.calls != self._calls:
-            raise UnsupportedModelError(
-                f"the model cannot be captured inside a compiled graph: expected calls of scaled_dot_product_attention in its {self._calls} "
-                f"attention modules only, got {mode.calls}. {_EAGER}"
-            )
+            its = f"its {self._calls} attention modules only, got {mode.calls}"
+            raise _refusal("the model", f"calls of scaled_dot_product_attention in {its}")
 
     def _learn(self, everything: AttentionMaps, wanted: AttentionMaps) -> None:
         if len(everything) != len({block.name.partition(":")[0] for block in everything}):
@@ -129,10 +125,8 @@ class TraceableCapture(nn.Module):
         for block in everything:
             layout = block.token_layout
             if not isinstance(layout, str) and (not isinstance(layout, TokenLayout) or layout.order is not None):
-                raise UnsupportedModelError(
-                    f"block {block.name!r} cannot be captured inside a compiled graph: expected all patches in order in every forward, got a "
-                    f"model that drops or shuffles them. {_EAGER}"
-                )
+                order = "all patches in order in every forward, got a model that drops or shuffles them"
+                raise _refusal(f"block {block.name!r}", order)
         self._calls = len(everything)
         self._chosen = [everything.block_names.index(block.name) for block in wanted]  # ascending
         self._blocks = [replace(block, captured=torch.empty(block.shape, device="meta")) for block in wanted]
