@@ -9,23 +9,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from attnhook.capture import serialization
 from attnhook.capture.anatomy import Readout
 from attnhook.capture.attention_gradient import AttentionGradient
 from attnhook.capture.block_choice import block_index
 from attnhook.capture.notebook import blocks_table, contact_sheet
 from attnhook.capture.output_gradients import CapturedGradients
-from attnhook.capture.serialization import (
-    checked,
-    checked_rows,
-    checked_size,
-    checked_tensor,
-    packed_gradients,
-    packed_layout,
-    read,
-    unpacked_gradients,
-    unpacked_layout,
-    write,
-)
 from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError
@@ -296,7 +285,8 @@ class AttentionMaps(Sequence[BlockAttention]):
                 "nothing to save: expected at least one block, got none. Save maps that have blocks."
             )
         header, tensors = header_of(self)
-        write(Path(path), header, tensors | {f"rows.{i}": b.rows.contiguous() for i, b in enumerate(self)})
+        tensors |= {f"rows.{i}": block.rows.contiguous() for i, block in enumerate(self)}
+        serialization.write(Path(path), header, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> "AttentionMaps":
@@ -311,7 +301,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         Raises:
             NothingCapturedError: If `save` did not write the file, whatever it contains.
         """
-        return read(Path(path), _FORMAT, maps_from)
+        return serialization.read(Path(path), _FORMAT, maps_from)
 
 
 def header_of(maps: AttentionMaps) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -331,20 +321,20 @@ def header_of(maps: AttentionMaps) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def maps_from(header: dict[str, Any], tensors: dict[str, Tensor]) -> AttentionMaps:
     """Undo `header_of`; the tensors also hold the rows of block i, `(batch, heads, queries, keys)`, as `rows.i`."""
-    rows, (readout, reason) = checked_rows(header["rows"]), header["readout"]
+    rows, (readout, reason) = serialization.checked_rows(header["rows"]), header["readout"]
     return AttentionMaps(
         [_unpacked(entry, i, tensors, implicit=rows is Rows.ALL) for i, entry in enumerate(header["blocks"])],
         rows=rows,
-        readout=Readout(None if readout is None else Rows(readout), checked(reason, str)),
-        input_size=checked_size(header["input_size"]),
-        patch_area=checked_size(header["patch_area"]),
+        readout=Readout(None if readout is None else Rows(readout), serialization.checked(reason, str)),
+        input_size=serialization.checked_size(header["input_size"]),
+        patch_area=serialization.checked_size(header["patch_area"]),
     )
 
 
 def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    keys, of_keys = packed_layout(block.token_layout, f"keys.{number}")
-    queries, of_queries = packed_layout(block.query_token_layout, f"queries.{number}")
-    gradients, of_gradients = packed_gradients(block.captured_gradients, block.name, str(number))
+    keys, of_keys = serialization.packed_layout(block.token_layout, f"keys.{number}")
+    queries, of_queries = serialization.packed_layout(block.query_token_layout, f"queries.{number}")
+    gradients, of_gradients = serialization.packed_gradients(block.captured_gradients, block.name, str(number))
     rows = block.readout_rows
     entry = {
         "name": block.name,
@@ -361,20 +351,20 @@ def _packed(block: BlockAttention, number: int) -> tuple[dict[str, Any], dict[st
 
 
 def _unpacked(entry: dict[str, Any], number: int, tensors: dict[str, Tensor], *, implicit: bool) -> BlockAttention:
-    rows = checked_tensor(tensors[f"rows.{number}"], None, None, None, None)
-    layout = unpacked_layout(entry["layout"], f"keys.{number}", tensors) or "no layout was saved"
+    rows = serialization.checked_tensor(tensors[f"rows.{number}"], None, None, None, None)
+    layout = serialization.unpacked_layout(entry["layout"], f"keys.{number}", tensors) or "no layout was saved"
     if not isinstance(layout, str):
         layout.check(rows.shape[3])
     ends = entry["readout_rows"]
     return BlockAttention(
-        checked(entry["name"], str),
-        checked(entry["kernel"], str),
+        serialization.checked(entry["name"], str),
+        serialization.checked(entry["kernel"], str),
         SoftmaxMatrix(rows) if implicit else rows,
         layout,
         Queries(entry["queries"]),
-        None if ends is None else slice(*(None if end is None else checked(end, int) for end in ends)),
-        unpacked_layout(entry["query_layout"], f"queries.{number}", tensors),
-        checked(entry["mixing"], str),
-        unpacked_gradients(entry.get("gradients"), rows, str(number), tensors),
-        checked_size(entry.get("place")),
+        None if ends is None else slice(*(None if end is None else serialization.checked(end, int) for end in ends)),
+        serialization.unpacked_layout(entry["query_layout"], f"queries.{number}", tensors),
+        serialization.checked(entry["mixing"], str),
+        serialization.unpacked_gradients(entry.get("gradients"), rows, str(number), tensors),
+        serialization.checked_size(entry.get("place")),
     )

@@ -1,7 +1,6 @@
 """The attention matrix softmax(Q K^T * scale + bias) as an object that is never stored whole unless you ask.
 
-Pure torch: knows nothing of models or hooks. No dropout: a softmax row sums to 1. Rows are computed in chunks within a stated budget, at
-least one row of one head at a time; see `chunked_softmax`. Nothing is differentiable.
+Pure torch: knows nothing of models or hooks. Nothing is differentiable.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,16 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnhook.capture.chunked_softmax import (
-    ComputedRows,
-    DenseRows,
-    ImageRows,
-    Part,
-    chunks,
-    entropy_chunks,
-    fused_chunks,
-    sum_of_products,
-)
+from attnhook.capture import chunked_softmax
+from attnhook.capture.chunked_softmax import ComputedRows, DenseRows, ImageRows, Part
 from attnhook.capture.operands import Operands, as_index, exact_arithmetic, softmax_rows, versions
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import HeadFusion, choose
@@ -133,7 +124,7 @@ class SoftmaxMatrix:
             total = torch.zeros(batch, r.shape[1], keys, dtype=torch.float64, device=self.device)
             if choose(HeadFusion, fusion, "fusion") is HeadFusion.MEAN:
                 for image in range(batch):
-                    total[image] = sum_of_products(self._image_rows(image), r[image], self._budget)
+                    total[image] = chunked_softmax.sum_of_products(self._image_rows(image), r[image], self._budget)
                 return total.div_(heads).to(r.dtype)
             for chunk, fused in self.fused_chunks(fusion):
                 total[chunk.image] += torch.mm(r[chunk.image, :, chunk.queries].to(fused.dtype), fused)
@@ -161,7 +152,7 @@ class SoftmaxMatrix:
         """
         kind = choose(HeadFusion, fusion, "fusion")
         for image in range(self.shape[0]):
-            found = fused_chunks(self._image_rows(image), kind, self._budget)
+            found = chunked_softmax.fused_chunks(self._image_rows(image), kind, self._budget)
             while True:
                 with exact_arithmetic(self.device.type):  # while they are computed, not while the caller has them
                     chunk = next(found, None)
@@ -178,8 +169,7 @@ class SoftmaxMatrix:
         batch, heads, queries, keys = self.shape
         if not batch:
             return measure(self.dense(), RowChunk(0, slice(0, queries)))
-        step = max(1, BUDGET_BYTES // (4 * heads * keys))
-        cut = [slice(first, min(first + step, queries)) for first in range(0, queries, step)]
+        cut = chunked_softmax.row_parts(slice(0, queries), 4 * heads * keys, BUDGET_BYTES)
         images = []
         for image in range(batch):
             matrix = self.image(image)
@@ -200,7 +190,7 @@ class SoftmaxMatrix:
         Yields the image, which of its rows, their entropies, the rows up to a factor each, their sums or None, and a scratch buffer.
         """
         for index in range(self.shape[0]):
-            for chunk in entropy_chunks(self._image_rows(index), self._budget):
+            for chunk in chunked_softmax.entropy_chunks(self._image_rows(index), self._budget):
                 yield index, *chunk
 
     def column_sums(self) -> Tensor:
@@ -252,7 +242,7 @@ class SoftmaxMatrix:
     def _chunks(self, queries: slice) -> Iterator[tuple[int, Part, Tensor, Tensor | None]]:
         """All parts of some rows, image by image, as `chunked_softmax.chunks` yields them."""
         for index in range(self.shape[0]):
-            for chunk in chunks(self._image_rows(index), queries, self._budget):
+            for chunk in chunked_softmax.chunks(self._image_rows(index), queries, self._budget):
                 yield index, *chunk
 
     def _check(self, given: Tensor, name: str, wanted: tuple[int | None, ...], words: str) -> None:
