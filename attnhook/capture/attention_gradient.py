@@ -1,7 +1,6 @@
 """The gradient of a score with respect to an attention matrix, as an object that is never stored whole unless you ask.
 
-With O = A V the output of an attention call and dO the gradient of the score with respect to it, the gradient with respect to A is dA = dO V^T,
-exactly: no softmax has to be computed for it. Pure torch: knows nothing of models, hooks or autograd.
+Pure torch: knows nothing of models, hooks or autograd.
 """
 
 import torch
@@ -11,18 +10,10 @@ from attnhook.capture.operands import as_index, exact_arithmetic
 
 
 class AttentionGradient:
-    """dA, `(batch, heads, queries, keys)`, computed on demand.
+    """dA, `(batch, heads, queries, keys)`, computed on demand: exactly dO V^T for the output O = A V, without a softmax.
 
-    Args:
-        source: The gradient of the output `(batch, heads, queries, value_dim)` and the values `(batch, key heads, keys, value_dim)`; with fewer
-            key heads than heads, consecutive heads share one. Or dA itself, of a model with an explicit softmax.
-
-    Example:
-        >>> import torch
-        >>> output_gradient, values = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
-        >>> gradient = AttentionGradient((output_gradient, values))
-        >>> gradient.shape, gradient.rows([0]).shape
-        ((1, 4, 5, 5), torch.Size([1, 4, 1, 5]))
+    `source` is dO `(batch, heads, queries, value_dim)` and V `(batch, key heads, keys, value_dim)`, where consecutive heads may share one. Or it
+    is dA itself, of a model with an explicit softmax.
     """
 
     def __init__(self, source: tuple[Tensor, Tensor] | Tensor) -> None:

@@ -1,9 +1,8 @@
 """One captured attention call, and the fast path for the commonest calls.
 
-The fast path takes a few rows of float32 operands, without mask and autograd, with one product per image. On a small model a row costs what it
-takes to run a few more operations between the model's own, so there are as few as can be. The logits of a forward's blocks share one piece of
-memory: a piece for each, taken between the model's own large tensors, would break up the heap. One softmax finishes them all, into memory that
-is the user's; the piece is then dropped.
+The fast path takes a few rows of float32 operands, without mask and autograd, in as few operations as can be: on a small model these are what a
+row costs. The logits of a forward's blocks share one piece of memory, because pieces between the model's own large tensors would break up the
+heap. One softmax finishes them all, into memory that is the user's.
 """
 
 from collections.abc import Sequence
@@ -82,16 +81,14 @@ class FastLogits:
 
     def add(self, site: str, query: Tensor, key: Tensor, scale: float | Tensor | None) -> CapturedCall:
         """Compute the wanted rows of a call; queries and keys are `(batch, heads, tokens, head_dim)`."""
-        first, rows = self._next, self._rows
-        self._next = last = first + len(query)
-        self.full = last == len(self._images)
+        images, rows = slice(self._next, self._next + len(query)), self._rows
+        self._next = images.stop
+        self.full = images.stop == len(self._images)
         # One product per image: a batched one would first copy all keys, whose (batch, head) strides do not merge.
-        for image, out in enumerate(self._images[first:last]):
+        for image, out in enumerate(self._images[images]):
             _bmm(query[image, :, rows], key[image].mT, out=out)
         factor = self._scale if scale is None else float(scale)  # a tensor may change before the maps are read
-        return CapturedCall(
-            site, "scaled_dot_product_attention", logits=self._logits, images=slice(first, last), scale=factor
-        )
+        return CapturedCall(site, "scaled_dot_product_attention", logits=self._logits, images=images, scale=factor)
 
 
 def kind_of(query: Tensor, key: Tensor, *wanted: Any) -> tuple[Any, ...]:
@@ -101,15 +98,11 @@ def kind_of(query: Tensor, key: Tensor, *wanted: Any) -> tuple[Any, ...]:
 
 
 def is_plain(query: Tensor, key: Tensor, *, of_sequence: bool) -> bool:
-    """Whether a call without mask may be stored as logits alone; `of_sequence`: only with one query for every key.
-
-    Autocast may be on: products into given memory stay in float32.
-    """
+    """Whether a call without mask may be stored as logits alone; `of_sequence`: only with one query for every key."""
     if _is_grad_enabled() or current_transform() is not None:
         return False
-    if type(query) is not Tensor or type(key) is not Tensor:  # subclasses may be laid out differently than they say
-        return False
-    if query.dtype is not torch.float32 or key.dtype is not torch.float32:
+    # Subclasses may be laid out differently than they say. Autocast may be on: products into given memory stay in float32.
+    if any(type(each) is not Tensor or each.dtype is not torch.float32 for each in (query, key)):
         return False
     shape, keys = query.shape, key.shape
     if len(shape) != 4 or not shape[0]:

@@ -30,13 +30,11 @@ def _recognised(weight: Tensor | None, bias: Tensor | None) -> Iterator[tuple[Sc
             if len(listeners) == 1:
                 yield scope, listener
             else:
-                listener.refused(
-                    scope.record,
-                    UnsupportedModelError(
-                        "an nn.TransformerEncoderLayer cannot be told from another: expected input projections of its own, got shared ones. "
-                        "Share the layer itself, or leave these layers out with blocks=."
-                    ),
+                problem = (
+                    "an nn.TransformerEncoderLayer cannot be told from another: expected input projections of its own, got shared ones. "
+                    "Share the layer itself, or leave these layers out with blocks=."
                 )
+                listener.refused(scope.record, UnsupportedModelError(problem))
 
 
 def _kernel_called(kernel: str, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
-"""The hooks that a capture registers on a model."""
+"""The hooks that a capture registers on a model. None relies on receiving keyword arguments.
 
-# Torch runs the hooks that a module had when its call began. Another thread's capture may have removed its hook since, and with it the
-# `with_kwargs` flag, so no hook relies on receiving keyword arguments.
+Torch runs the hooks that a module had when its call began; another thread may have removed one since, and with it the `with_kwargs` flag.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """Watches the functions registered at transformers' attention interface, and reads those that call neither SDPA nor a softmax.
 
-The registered function is replaced while a scope of it is open. A kernel that calls neither (a custom or compiled one) is read from its
-operands, if they reproduce the kernel's own output at a few queries.
+A kernel that calls neither (a custom or compiled one) is read from its operands, if they reproduce its own output at a few queries.
 """
 
 from functools import partial

@@ -229,12 +229,7 @@ class GridlessLayout(ABC):
 def pixels_per_step(pixels: int, positions: int) -> int:
     """Pixels per position of a grid that a CNN or the stages of a model made of an image by halving it repeatedly; 0 if there is no such step.
 
-    Odd lengths are padded before they are halved, as by convolutions with padding and by Swin: the last position then reaches beyond the image,
-    and the step is still a power of two. 240 pixels and 8 positions are steps of 32, not of 30.
-
-    Example:
-        >>> pixels_per_step(240, 8), pixels_per_step(240, 20), pixels_per_step(240, 14)
-        (32, 12, 0)
+    Odd lengths are padded before they are halved: 240 pixels and 8 positions are steps of 32, not of 30, and the last reaches beyond the image.
     """
     step = 1
     while step < pixels:

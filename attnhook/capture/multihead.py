@@ -1,7 +1,6 @@
 """The operands of an `nn.MultiheadAttention` call, read from its own inputs and weights after it ran.
 
-Nothing is opened around the module: a function mode would switch its fast path off and move its output. The module is not called again; the
-products here are our own.
+Nothing is opened around the module: a function mode would switch its fast path off and move its output.
 """
 
 from typing import Any
@@ -27,12 +26,7 @@ def multihead_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
 
 
 def multihead_operands(module: nn.MultiheadAttention, call: dict[str, Any], rows: slice | None) -> Operands:
-    """The operands of a call that has just run; of its queries, and of a mask, only `rows` (None: all).
-
-    For a few rows in float32 no key is projected: with q_h the query of head h, q_h (W_k x + b_k)^T equals (q_h W_k) x^T up to a constant per
-    row, which the softmax cancels. The returned keys are then the inputs themselves, shared by all heads.
-    Projections are rounded as the module rounds them.
-    """
+    """The operands of a call that has just run; of its queries, and of a mask, only `rows` (None: all)."""
     refuse_parametrised(module)
     if module.bias_k is not None or module.add_zero_attn:
         raise UnsupportedModelError(
@@ -78,10 +72,7 @@ def multihead_output(
 
 
 def refuse_parametrised(module: nn.Module, *, values: bool = False) -> None:
-    """Refuse a module with a parametrised weight; with `values`, also of those that only values and gradients need.
-
-    Reading one would run its parametrisation once more, which may change training. None of them is read here.
-    """
+    """Refuse a module with a parametrised weight, without reading it; with `values`, also of those that only values and gradients need."""
     for name in _WEIGHTS + (_WEIGHTS_FOR_VALUES if values else ()):
         owner, _, weight = name.rpartition(".")
         if is_parametrized(module.get_submodule(owner), weight):
@@ -100,22 +91,24 @@ def _batch_first(module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
 
 
 def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, rows: slice | None) -> tuple[Tensor, Tensor]:
-    """Queries and keys. In low precision a product of few rows rounds differently from the module's product of all, so all are projected."""
+    """Queries and keys, rounded as the module rounds them: in low precision a product of few rows would not be, so all are projected.
+
+    For a few rows in float32 no key is: with q_h the query of head h, q_h (W_k x + b_k)^T equals (q_h W_k) x^T up to a constant per row, which
+    the softmax cancels. The returned keys are then the inputs themselves, shared by all heads.
+    """
     width, heads = module.embed_dim, module.num_heads
     if shares_projection(module):
         weight_q, weight_k = module.in_proj_weight.detach()[: 2 * width].chunk(2)
     else:
         weight_q, weight_k = module.q_proj_weight.detach(), module.k_proj_weight.detach()
-    bias = None if module.in_proj_bias is None else module.in_proj_bias.detach()
-    plain = query.dtype is torch.float32 and not torch.is_autocast_enabled(query.device.type)
+    bias = module.in_proj_bias
+    bias_q, bias_k, _ = (None, None, None) if bias is None else bias.detach().chunk(3)
+    few = rows is not None and query.dtype is torch.float32 and not torch.is_autocast_enabled(query.device.type)
     with torch.no_grad():
-        few = rows is not None and plain
-        query = F.linear(query[:, rows] if few else query, weight_q, None if bias is None else bias[:width])
-        query = _split(query, heads)
+        query = _split(F.linear(query[:, rows] if few else query, weight_q, bias_q), heads)
         if few:
             return _through(query, weight_k.view(heads, width // heads, -1)), key.unsqueeze(1)
-        key = F.linear(key, weight_k, None if bias is None else bias[width : 2 * width])
-        return query if rows is None else query[:, :, rows], _split(key, heads)
+        return query if rows is None else query[:, :, rows], _split(F.linear(key, weight_k, bias_k), heads)
 
 
 def _through(query: Tensor, weights: Tensor) -> Tensor:

@@ -93,9 +93,8 @@ class Operands:
     def hide(self, logits: Tensor, index: slice | Tensor | list[int]) -> Tensor:
         """Apply the mask and causality to the logits `(batch, heads, rows, keys)` of the queries `index`, as the kernels do; may overwrite."""
         queries, keys = self.shape[2:]
-        if (
-            self.mask is not None
-        ):  # added, if boolean as 0 or minus infinity: a masked key with a NaN in it gives NaN, a later key does not
+        # Masks are added, if boolean as 0 or minus infinity: a masked key with a NaN in it gives NaN, a later key does not.
+        if self.mask is not None:
             mask = self.mask.expand(self.shape)[:, :, index]
             logits = logits.add_(torch.where(mask, 0.0, float("-inf")) if mask.dtype is torch.bool else mask)
         if self.causal:

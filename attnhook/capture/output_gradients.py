@@ -1,7 +1,6 @@
 """Captures the values of an attention call, and the gradient of its output.
 
-The gradient arrives through a tensor hook on the call's output. Such a hook belongs to the autograd graph, not to the model, and goes when the
-graph goes. Neither keeps the other alive: the hook holds a weak reference to what it fills.
+It arrives through a tensor hook on the output: that belongs to the autograd graph, not to the model, and refers weakly to what it fills.
 """
 
 import weakref
@@ -23,19 +22,14 @@ Arrange = Callable[[Tensor], Tensor | None]
 
 @dataclass(slots=True, eq=False)
 class CallOutput:
-    """The values and the output of an attention call, by reference.
+    """The values and the output of an attention call, by reference."""
 
-    `arrange` turns the gradient of `output` into that of O, `(batch, heads, queries, value_dim)`, where the values are `(batch, key heads, keys,
-    value_dim)`; None if the site's own arrangement holds for both.
-    """
-
-    value: Tensor
+    value: Tensor  # `(batch, key heads, keys, value_dim)` where `arrange` is given
     output: Tensor  # in the autograd graph
     dropout: float = 0.0
+    # Turns the gradient of `output` into that of O, `(batch, heads, queries, value_dim)`; None: the site's own arrangement, also for values.
     arrange: Arrange | None = None
-    weights: Tensor | None = (
-        None  # returned with the output: a score that reads them has a gradient that O does not get
-    )
+    weights: Tensor | None = None  # returned, too: O does not get the gradient of a score that reads them
 
 
 class CapturedGradients:

@@ -17,9 +17,8 @@ _FUNCTIONS = (F.scaled_dot_product_attention, F.softmax, torch.softmax, torch.sp
 
 def class_of(module: nn.Module) -> type[Any]:
     """The class that the author of a module wrote; FSDP2 puts a subclass in front."""
-    return next(
-        (kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed")), type(module)
-    )
+    kinds = (kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed"))
+    return next(kinds, type(module))
 
 
 def attends(

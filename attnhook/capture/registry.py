@@ -1,7 +1,6 @@
 """The registered adapters, and the way from a model to its anatomy.
 
-Adapters are looked up by the model's type along its MRO. Those of the libraries are in `attnhook.zoo` and are imported when a model of that
-library turns up, never before; none of them imports its library.
+Those of the libraries, in `attnhook.zoo`, are imported when a model of that library turns up, never before; none imports its library.
 """
 
 import importlib
@@ -15,7 +14,6 @@ from attnhook.capture.sites import AttentionSite
 from attnhook.errors import UnsupportedModelError
 
 _LIBRARIES = ("timm", "transformers", "torchvision", "open_clip")
-
 
 Adapter = Callable[[Any], ModelAnatomy]
 """Describes the models of one type; raises `UnsupportedModelError`, saying what it does instead, for one without token attention."""

@@ -1,7 +1,7 @@
 """Which modules of captured models are running in this context, and what watches the calls that they make.
 
-A scope is one run of one module, opened by a hook before it and closed by one after it; the innermost scope of a capture says whose calls
-are seen. Scopes are in a context variable, so that every task and every thread has its own.
+A hook before a module opens a scope, and one after it closes it; the innermost scope of a capture says whose calls are seen. Scopes are in a
+context variable, so that every task and every thread has its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,9 +28,7 @@ Listener = Any
 class ActiveCapture:
     """One `with` block of a capture: its open scopes, in every context."""
 
-    by_weights: Mapping[
-        Any, Any
-    ]  # the `nn.MultiheadAttention` modules recognised by their weights, and their listeners
+    by_weights: Mapping[Any, Any]  # `nn.MultiheadAttention`s recognised by their weights, and their listeners
     paused: Callable[[], bool]
     scopes: "WeakSet[Scope]" = field(default_factory=WeakSet)  # contexts, and what a scope holds, keep it alive
     closed: bool = False

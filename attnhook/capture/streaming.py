@@ -16,9 +16,8 @@ from attnhook.options import BlocksOption
 class MeasuringCapture(AttentionCapture):
     """A capture that stores the result of `measure` for every block, and none of its rows.
 
-    `measure` takes a block with its whole matrix and what the model's head reads, and runs during the block's call, without autograd and
-    autocast; its result must not refer to the block. `on_output` gets, for each fused call, the block's name, its values
-    `(batch, key heads, keys, value_dim)` and its output `(batch, heads, queries, value_dim)`.
+    `measure` runs during a block's call, without autograd and autocast; its result must not refer to the block. `on_output` gets the block's
+    name, values `(batch, key heads, keys, value_dim)` and output `(batch, heads, queries, value_dim)` of each fused call.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """All private functions of torch that attnhook uses, and why each is needed.
 
-Checked on torch 2.6, 2.13 and 2.14. Where a name below is missing, importing or using `attnhook.capture` fails with that name; nothing goes
-wrong silently.
+Checked on torch 2.6, 2.13 and 2.14. Where a name is missing, importing or using `attnhook.capture` fails with it, never silently.
 """
 
 import contextlib
@@ -38,21 +37,18 @@ def in_vmap() -> bool:
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
-# Function modes: `with mode` alone cannot remove one that an interrupted forward left under others.
-
-
 def pop_mode(mode: TorchFunctionMode) -> int | None:
-    """Remove a mode from this thread's stack, also from under others; returns how many were above it, None if it was not there."""
+    """Remove a mode from this thread's stack, also from under others; returns how many were above it, None if it was not there.
+
+    `with mode` alone cannot remove one that an interrupted forward left under others.
+    """
     above: list[Any] = []
-    found = False
-    while not found and torch._C._len_torch_function_stack() > 0:
-        top = torch._C._pop_torch_function_stack()
-        found = top is mode
-        if not found:
-            above.append(top)
-    for other in reversed(above):
+    while torch._C._len_torch_function_stack() > 0 and mode not in above:
+        above.append(torch._C._pop_torch_function_stack())
+    found = mode in above
+    for other in reversed(above[:-1] if found else above):
         torch._C._push_on_torch_function_stack(other)
-    return len(above) if found else None
+    return len(above) - 1 if found else None
 
 
 def push_mode(mode: TorchFunctionMode, above: int = 0) -> None:
@@ -114,11 +110,8 @@ def shares_projection(module: nn.MultiheadAttention) -> bool:
     return bool(module._qkv_same_embed_dim)
 
 
-# The compiler's stance: the public context restores what it found, even if someone else has set another one in between.
-
-
 def compiler_stance() -> Any:
-    """What `torch.compiler.set_stance` has set: an object with the attribute `stance`."""
+    """What `torch.compiler.set_stance` has set, with the attribute `stance`. The public context restores it over what someone else set since."""
     import torch._dynamo.eval_frame
 
     return torch._dynamo.eval_frame._stance
