@@ -66,7 +66,8 @@ def shared_layout(blocks: list[BlockAttention], method: str) -> TokenLayout:
                 f"{method} cannot pass through block {block.name!r}: expected the tokens of {last.name!r}, {last.layout.describe()}, got {got}. "
                 "Capture blocks of one token sequence with blocks=."
             )
-    return layout
+        shared = layout
+    return shared
 
 
 def _same_order(first: Tensor | None, second: Tensor | None) -> bool:
