@@ -189,12 +189,7 @@ class PatchMap:
             raise ValueError(
                 f"cannot save {target.name!r}: expected the suffix .npz, got {target.suffix!r}. For a picture, save what overlay returns."
             )
-        known = {
-            "input_size": self.input_size,
-            "area": self.area,
-            "uniform": self.uniform,
-            "caption": self.caption or None,
-        }
+        known = {name: getattr(self, name) or None for name in ("input_size", "area", "uniform", "caption")}
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in known.items() if value is not None}
         if self.outside is not None:
             arrays["outside"] = self.outside.detach().cpu().numpy()
