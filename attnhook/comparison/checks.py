@@ -11,9 +11,7 @@ from attnhook.options import Size
 
 SAME = 1e-6
 """Largest difference of two maps that are called the same: float32 kernels of two libraries differ by less."""
-
-_ALL = 0.97
-"""Two models that share this part of their bytes are said to hold the same weights: position tables may be resampled."""
+_ALL = 0.97  # of their bytes: who shares so much has the same weights, for position tables may be resampled
 
 RESAMPLING = (
     "timm resamples position embeddings with antialiasing, transformers and torchvision without. So away from its own size the same model "
