@@ -17,10 +17,7 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def over_photos(folder: Path, manifest: Manifest, percentiles: Sequence[float] = PERCENTILES) -> list[dict[str, Any]]:
-    """Mean and percentiles of every statistic over all photos, by block and head.
-
-    Computed from the stored numbers in the order of the shards, so the same to the last bit however many processes wrote them.
-    """
+    """Mean and percentiles of every statistic, by block and head: the same to the last bit, whoever wrote the shards."""
     table = []
     for block, tensors in _tensors_by_block(folder).items():
         values = np.concatenate([_read(path, name) for path, name in tensors])  # (photos, heads, statistics) float32

@@ -28,8 +28,7 @@ _MASSES = ("class_mass", "register_mass", "patch_mass", "other_mass", "top_mass"
 STATISTICS = ("entropy", "relative_entropy", "distance_patches", *_MASSES, "effective_patches")
 """The fields of `attention_statistics` that are stored, in this order: one number per photo, block and head."""
 
-_MAX_WAITING = 5
-"""Batches that are being written or wait for it: where the disk is slower than the model, the model waits."""
+_MAX_WAITING = 5  # batches that are being written or wait for it: then the model waits for the disk
 
 
 class BackgroundWriter:
