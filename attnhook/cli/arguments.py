@@ -98,6 +98,13 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def whole_number(text: str, *, least: int, expected: str) -> int:
+    """Parse a whole number."""
+    if not (text.isdecimal() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return int(text)
+
+
 def _index_or_name(text: str) -> int | str:
     try:
         return int(text)

@@ -26,6 +26,7 @@ from attnhook.cli.arguments import BLOCKS_HELP, ROWS_HELP, add_command, add_mode
 from attnhook.cli.messages import say
 
 _SHOWN = 10
+_PASSED = ("rows", "blocks", "dtype", "batch_size", "shard_size", "device")  # as they are
 
 
 def add(commands: Any) -> None:
@@ -87,16 +88,11 @@ def _extract(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.source,
         arguments.out,
-        rows=arguments.rows,
-        blocks=arguments.blocks,
         heads=None if arguments.heads == "each" else arguments.heads,
         methods=arguments.method,
         statistics=not arguments.no_statistics,
-        dtype=arguments.dtype,
-        batch_size=arguments.batch_size,
         num_workers=arguments.workers,
-        shard_size=arguments.shard_size,
-        device=arguments.device,
+        **{name: getattr(arguments, name) for name in _PASSED},
     )
     errors = maps.errors
     if os.environ.get("RANK", "0") == "0":

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _FORMAT = "attnhook-overlay-1"
+_MAP = ("method", "heads", "rows", "target", "mode")
 _LOOK = ("scale", "colormap", "alpha", "style")
 
 
@@ -95,15 +96,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
 
     entry: dict[str, Any] = {"input": str(image), "output": None, "error": None}
     try:
-        (result,) = attend(
-            model,
-            str(image),
-            method=arguments.method,
-            heads=arguments.heads,
-            rows=arguments.rows,
-            target=arguments.target,
-            mode=arguments.mode,
-        )
+        (result,) = attend(model, str(image), **{name: getattr(arguments, name) for name in _MAP})
         if arguments.block != -1:
             result = result[arguments.block]
         result.save(target, **{name: getattr(arguments, name) for name in _LOOK})

@@ -17,10 +17,11 @@ Examples:
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnhook.cli.arguments import BLOCKS_HELP, OPTION_ERRORS, add_command, add_model, blocks_choice
+from attnhook.cli.arguments import BLOCKS_HELP, OPTION_ERRORS, add_command, add_model, blocks_choice, whole_number
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError, ImageError
 from attnhook.options import BlocksOption
@@ -50,7 +51,7 @@ def add(commands: Any) -> None:
     )
     view.add_argument(
         "--longest",
-        type=_longest,
+        type=partial(whole_number, least=16, expected="a number of pixels, at least 16"),
         default=1280,
         metavar="PIXELS",
         help="longer edge of the photos in the file (default: %(default)s)",
@@ -61,12 +62,6 @@ def _blocks(text: str) -> BlocksOption:
     if text == "auto":
         return text
     return () if text == "none" else blocks_choice(text)
-
-
-def _longest(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 16):
-        raise argparse.ArgumentTypeError(f"expected a number of pixels, at least 16, got {text!r}")
-    return int(text)
 
 
 def _view(arguments: argparse.Namespace) -> int:
@@ -100,12 +95,8 @@ def _packed(model: "VisionModel", arguments: argparse.Namespace, number: int) ->
     rows = "readout" if arguments.blocks == () else "all"
     try:
         (result,) = attend(model, str(image), rows=rows)
-        packed = pack_scene(
-            result.scene(image.name),
-            matrices=arguments.blocks,
-            matrix_heads=arguments.matrix_heads,
-            longest=arguments.longest,
-        )
+        size: Any = {"matrix_heads": arguments.matrix_heads, "longest": arguments.longest}
+        packed = pack_scene(result.scene(image.name), matrices=arguments.blocks, **size)
     except OPTION_ERRORS:
         raise
     except (AttnhookError, OSError) as error:
