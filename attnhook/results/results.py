@@ -32,25 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResultSettings:
-    """The settings that a map was made with.
+    """The settings that a map was made with."""
 
-    Attributes:
-        model: The model's name.
-        method: One of `METHODS`.
-        block: The block's name, or the name of the last block if the method follows several.
-        heads: How heads became one map.
-        rows: Which row of the attention matrix the map shows.
-        target: The class that a gradient method followed, by name or index; None for other methods.
-        options: The method's own options.
-    """
-
-    model: str
-    method: str = "raw_attention"
-    block: str = ""
-    heads: HeadsOption = HeadFusion.MEAN.value
-    rows: str = ""
-    target: str | int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    model: str  # its name
+    method: str = "raw_attention"  # one of `METHODS`
+    block: str = ""  # its name, or the name of the last block if the method follows several
+    heads: HeadsOption = HeadFusion.MEAN.value  # how heads became one map
+    rows: str = ""  # which row of the attention matrix the map shows
+    target: str | int | None = None  # the class that a gradient method followed, by name or index
+    options: Mapping[str, Any] = field(default_factory=dict)  # the method's own
 
 
 @dataclass(frozen=True, eq=False)
