@@ -71,14 +71,8 @@ def map_grid(
     across, down = columns * cell_width * shrink, max(rows * cell_height * shrink, LOWEST_BAR_INCHES)
     photo = None if image is None or ax is not None else read_image(image)
     thumb = 0.0 if photo is None else max(1.2, min(1.6, across / 2))
-    panels = make_panels(
-        (1, 1 if photo is None else 2),
-        (across + thumb, down),
-        texts=[caption],
-        extra=(_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES),
-        ax=ax,
-        dpi=dpi,
-    )
+    size, extra = (across + thumb, down), (_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES)
+    panels = make_panels((1, 1 if photo is None else 2), size, texts=[caption], extra=extra, ax=ax, dpi=dpi)
     axes = panels.cells[-1]
     if photo is not None:
         axes.get_gridspec().set_width_ratios([thumb, across])

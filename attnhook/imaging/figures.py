@@ -1,7 +1,6 @@
 """Figures for papers and reports: overlays with titles, a caption, and a colour bar.
 
-Each function returns a `matplotlib.figure.Figure` of its own, or draws inside the axes given as `ax`. There is a colour bar if one range holds
-for all maps; if each map is stretched on its own, the figure says so instead.
+Each is a figure of its own, or inside the axes `ax`. Where each map is stretched on its own, words replace the bar.
 """
 
 import math

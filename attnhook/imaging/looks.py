@@ -64,12 +64,7 @@ def share_in_words(share: float) -> str:
 
 
 def scale_in_words(scale: ScaleOption, shown: str = "this picture") -> str:
-    """Say what the colours mean.
-
-    Example:
-        >>> scale_in_words("minmax", "all panels")
-        'Colours from the minimum to the maximum of all panels.'
-    """
+    """Say what the colours mean."""
     if not isinstance(scale, str):
         return f"Colours from {scale[0]:.4g} to {scale[1]:.4g}."
     kind = choose(Scale, scale, "scale")

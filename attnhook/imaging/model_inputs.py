@@ -13,8 +13,13 @@ from attnhook.errors import GeometryError
 
 # The names under which libraries return the pixels.
 _PIXELS = (
-    *("pixel_values", "flattened_patches", "image_pixel_values", "pixel_values_images"),
-    *("images", "pixels", "image"),
+    "pixel_values",
+    "flattened_patches",
+    "image_pixel_values",
+    "pixel_values_images",
+    "images",
+    "pixels",
+    "image",
 )
 _CHANNELS = (1, 3)
 # What libraries return next to pixels that are a sequence of patches rather than pictures.

@@ -113,7 +113,7 @@ def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None
         top, left, bottom, right = mark
         corner = left - 0.5, top - 0.5  # imshow puts pixel centres at whole numbers
         for color, width in _MARK_WIDTHS:
-            line = {"edgecolor": color, "linewidth": width, "label": "query"}
+            line: Any = {"edgecolor": color, "linewidth": width, "label": "query"}
             axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, **line))
 
 

@@ -1,7 +1,6 @@
 """Patch maps: one value per patch, with the place of the patches in the model's input and the meaning of the values.
 
-A `PatchMap` has everything that drawing needs, except the photo and the place of the model's input in it. So a forgotten argument cannot put a
-map on the wrong part of the input.
+A `PatchMap` has everything that drawing needs but the photo and the place of the input in it: no argument to forget.
 """
 
 import operator
@@ -328,10 +327,15 @@ class PatchMap:
         """
         chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
         look = Look(colormap, alpha, scale, self.uniform, weighted)
-        check_style(
-            chosen,
-            {"colormap": colormap, "alpha": alpha, "scale": scale, "mode": smooth, "weighted": weighted, "keep": keep},
-        )
+        given = {
+            "colormap": colormap,
+            "alpha": alpha,
+            "scale": scale,
+            "mode": smooth,
+            "weighted": weighted,
+            "keep": keep,
+        }
+        check_style(chosen, given)
         check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
         one = self._single()
         picture = read_image(photo)

@@ -1,7 +1,4 @@
-"""Styles other than a transparent heat map: lines of equal value, bare patches, a mask.
-
-All return pictures of the photo's size and leave what the model did not see unchanged.
-"""
+"""Styles other than a heat map: contours, patches, a mask. All leave what the model did not see unchanged."""
 
 import math
 from collections.abc import Mapping, Sequence
