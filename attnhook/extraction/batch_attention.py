@@ -51,7 +51,7 @@ class BatchForwards:
         needs = [NEEDS[name] for name in settings.methods]
         self._gradients = any(need.gradients for need in needs)
         rows = Rows.ALL if any(need.all_rows for need in needs) else Rows.READOUT
-        kept = {"gradients": self._gradients, "values": any(need.values for need in needs)}
+        kept: Any = {"gradients": self._gradients, "values": any(need.values for need in needs)}
         self._method_capture = AttentionCapture(vision.model, rows=rows, **kept) if needs else None
 
     @contextmanager

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from attnhook.attribution.statistics import attention_statistics
@@ -143,8 +145,6 @@ class _Shard:
 
     def write(self) -> None:
         """Write the tensors, then the part of the index that says that they are whole."""
-        from safetensors import SafetensorError
-
         path = tensors_path(self._folder, self.number)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,8 +164,6 @@ class _Shard:
             ) from error
 
     def _write_tensors(self, path: Path, mark: int) -> None:
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor] = {}
         for number, group in enumerate(self._groups.values()):
             tensors |= {f"{number}.layout.{name}": tensor for name, tensor in group.layout.items()}
