@@ -5,17 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from attnhook.errors import NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
-from attnhook.options import (
-    BlocksOption,
-    HeadFusion,
-    HeadsOption,
-    Interpolation,
-    Rows,
-    RowsOption,
-    Scale,
-    ScaleOption,
-    choose,
-)
+from attnhook.options import BlocksOption, HeadFusion, Interpolation, Rows, RowsOption, Scale, ScaleOption, choose
 
 BLOCKS_HELP = "all, last:N, or indices (negative from the end) and names with commas between them, such as 0,5,-1 (--blocks=-2,-1)"
 ROWS_HELP = "whose attention: readout (what the classifier reads), cls (class token), pool (pooling query), mean (over the patches)"
@@ -112,7 +102,7 @@ def _index_or_name(text: str) -> int | str:
         return text
 
 
-def _heads(text: str) -> HeadsOption:
+def _heads(text: str) -> int | str:
     chosen = _index_or_name(text)
     try:
         return chosen if isinstance(chosen, int) else choose(HeadFusion, chosen, "heads").value

@@ -29,10 +29,7 @@ class Note:
 
 
 def make_notes(entries: Sequence[ModelEntry], measurements: Sequence[dict[int, Measurement]], view: str) -> list[Note]:
-    """Compare the grids and maps of models with the same weights, and name models that ran at another size than they were trained at.
-
-    Measurements are by the index of the photo, for each model.
-    """
+    """Compare models of the same weights, by photo, and name models that ran at another size than in training."""
     grids = [_other_grids(entry, own) for entry, own in zip(entries, measurements, strict=True)]
     notes = []
     for group in _same_weights(entries):

@@ -83,7 +83,7 @@ class ModelRun:
             chosen = numbered[: settings.statistics] if statistics else numbered[settings.statistics :]
             plan = {"statistics": statistics, "faithfulness": settings.faithfulness}
             make = partial(ModelMeasurer, vision, settings.views, **plan)
-            key = (MEASURING, *plan.values())
+            key = (MEASURING, statistics, settings.faithfulness)
             self.measurements |= self._measured(vision, chosen, make, key)
 
     def _measure_control(self, vision: VisionModel, photos: Sequence[Photo]) -> None:

@@ -84,12 +84,8 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "versions": library_versions(),
         "settings": findings.settings | {"views": [view.id for view in findings.views]},
         "models": [
-            {
-                "name": entry.name,
-                "spec": entry.spec,
-                "architecture": entry.architecture,
-                **{f"{part}_sha256": getattr(entry.fingerprint, part) for part in _PARTS},
-            }
+            {"name": entry.name, "spec": entry.spec, "architecture": entry.architecture}
+            | {f"{part}_sha256": getattr(entry.fingerprint, part) for part in _PARTS}
             for entry in findings.models
         ],
         "photos": [

@@ -39,13 +39,9 @@ class SamplingGrid:
     def geometry(self, geometry: ImageGeometry) -> ImageGeometry:
         """A model's geometry, of these points instead of the photo's pixels."""
         (tall, wide), (top, left) = self.step, self.box[:2]
-        scale, offset = geometry.scale, geometry.offset
-        return replace(
-            geometry,
-            image_size=self.size,
-            scale=(scale[0] * tall, scale[1] * wide),
-            offset=(offset[0] + top * scale[0], offset[1] + left * scale[1]),
-        )
+        (down, across), (y, x) = geometry.scale, geometry.offset
+        scale, offset = (down * tall, across * wide), (y + top * down, x + left * across)
+        return replace(geometry, image_size=self.size, scale=scale, offset=offset)
 
     def sample(self, measurement: Measurement, patch_map: PatchMap) -> Tensor:
         """A map at these points: `(..., rows, columns)` float32, NaN where the model did not look."""

@@ -95,9 +95,8 @@ def blocks_figure(
     """
     shown = _same_grid(result)
     maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
-    titles = [
-        f"block {number} of {count}{_outside(one)}" for ((number, count), _), one in zip(shown, maps, strict=True)
-    ]
+    pairs = zip(shown, maps, strict=True)
+    titles = [f"block {number} of {count}{_outside(one)}" for ((number, count), _), one in pairs]
     fused = heads_in_words(heads, shown[-1][1].shape[1])
     caption = f"{_start(result)}, raw attention of each block, {fused}{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'}"
     return _compared(result, maps, titles, caption, scale=scale, options=options)
@@ -225,10 +224,8 @@ def query_figure(
         said: dict[str, Any] = {"caption": f"{caption}{left}. {scale_in_words(scale)}", "mark": boxes[0]}
         (pixels,) = _pixels(result, [fused])
         return overlay_figure(result.image, pixels, scale=scale, uniform=uniform, **(said | options))
-    titles = [
-        f"row {row}, column {column}" + _outside(one, before="\n")
-        for (row, column), one in zip(several, fused, strict=True)
-    ]
+    pairs = zip(several, fused, strict=True)
+    titles = [f"row {row}, column {column}" + _outside(one, before="\n") for (row, column), one in pairs]
     caption += f"; {_OUTSIDE}" if fused.adds_up else "."
     return _compared(result, [fused], titles, caption, scale=scale, options={"marks": boxes, **options})
 
@@ -304,11 +301,8 @@ def _methods_in_words(result: AttentionResult, shown: list[str], left_out: list[
 
 def _pixels(result: AttentionResult, maps: Sequence[PatchMap]) -> list[Tensor]:
     """All maps at the photo's size, in one list."""
-    return [
-        one
-        for each in maps
-        for one in each.heatmap(result.geometry, mode=result.mode).reshape(-1, result.image.height, result.image.width)
-    ]
+    shape = (-1, result.image.height, result.image.width)
+    return [one for each in maps for one in each.heatmap(result.geometry, mode=result.mode).reshape(shape)]
 
 
 def _outside(patch_map: PatchMap, *, before: str = ", ") -> str:

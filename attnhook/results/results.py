@@ -272,14 +272,8 @@ def attend(
         vision = as_vision_model(model, preprocess)
     name = vision.name if vision.assumed is None else f"{vision.name} (photos prepared as {vision.assumed})"
     needs = NEEDS[method]
-    capture = AttentionCapture(
-        vision.model,
-        blocks=blocks,
-        rows=_rows_for(method, rows),
-        gradients=needs.gradients,
-        values=needs.values,
-        device="cpu",
-    )
+    kept: Any = {"rows": _rows_for(method, rows), "gradients": needs.gradients, "values": needs.values}
+    capture = AttentionCapture(vision.model, blocks=blocks, device="cpu", **kept)
     results = []
     for image in each_image(images):
         photo = read_image(image)
