@@ -21,7 +21,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import add_command
+from attnhook.cli.arguments import DEFAULT, add_command
 from attnhook.cli.messages import one_line, say
 
 _SEVERAL: dict[str, Any] = {"action": "append", "default": []}
@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         "--preset", metavar="NAME", help="a set of models that answers one question; --presets lists all sets"
     )
     compare.add_argument("--presets", action="store_true", help="list the presets and stop")
-    compare.add_argument("--out", type=Path, default=Path("attnhook-report"), help="the folder (default: %(default)s)")
+    compare.add_argument("--out", type=Path, default=Path("attnhook-report"), help=f"the folder {DEFAULT}")
     compare.add_argument(
         "--method",
         **_SEVERAL,
@@ -72,7 +72,7 @@ def add(commands: Any) -> None:
         "--cache", type=Path, metavar="FOLDER", help="where measurements are cached (default: your cache folder)"
     )
     compare.add_argument("--no-cache", action="store_true", help="measure everything again and cache nothing")
-    compare.add_argument("--device", default="cpu", help="where models run, such as cuda (default: %(default)s)")
+    compare.add_argument("--device", default="cpu", help=f"where models run, such as cuda {DEFAULT}")
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -16,19 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import add_command, whole_number
+from attnhook.cli.arguments import DEFAULT, add_command, whole
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     demo = add_command(commands, "demo", _demo, __doc__)
-    demo.add_argument("--out", type=Path, default=Path("attnhook-demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--out", type=Path, default=Path("attnhook-demo"), help=f"folder {DEFAULT}")
     demo.add_argument(
         "--repeats",
-        type=partial(whole_number, least=5, expected="a number of at least 5"),
+        type=partial(whole, least=5, expected="a number of at least 5"),
         default=7,
         metavar="N",
-        help="rounds of the overhead measurement, at least 5 (default: %(default)s)",
+        help=f"rounds of the overhead measurement, at least 5 {DEFAULT}",
     )
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnhook import __version__
-from attnhook.cli.arguments import OPTION_ERRORS, add_command, add_map_options, add_model
+from attnhook.cli.arguments import DEFAULT, OPTION_ERRORS, add_command, add_map_options, add_model
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
 from attnhook.files import check_format, replacing
@@ -51,9 +51,9 @@ def add(commands: Any) -> None:
         choices=[style.value for style in Style],
         default="heat",
         help="heat (an interpolated heat map), patches (one colour per patch), contours, or mask (darkens all but the patches with 60%% of the "
-        "attention) (default: %(default)s)",
+        f"attention) {DEFAULT}",
     )
-    overlay.add_argument("--out", type=Path, default=Path("attention"), help="folder (default: %(default)s)")
+    overlay.add_argument("--out", type=Path, default=Path("attention"), help=f"folder {DEFAULT}")
 
 
 def _overlay(arguments: argparse.Namespace) -> int:

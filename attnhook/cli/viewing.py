@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnhook.cli.arguments import BLOCKS_HELP, OPTION_ERRORS, add_command, add_model, blocks_choice, whole_number
+from attnhook.cli.arguments import BLOCKS_HELP, DEFAULT, OPTION_ERRORS, add_command, add_model, blocks_choice, whole
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError, ImageError
 from attnhook.options import BlocksOption
@@ -35,26 +35,25 @@ def add(commands: Any) -> None:
     view = add_command(commands, "view", _view, __doc__)
     view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     add_model(view)
-    view.add_argument("--out", type=Path, default=Path("view.html"), help="the file (default: %(default)s)")
+    view.add_argument("--out", type=Path, default=Path("view.html"), help=f"the file {DEFAULT}")
     view.add_argument(
         "--blocks",
         type=_blocks,
         default="auto",
-        help=f"blocks in which you can click a patch to see where it looks: auto (the last), none, {BLOCKS_HELP} (default: %(default)s)",
+        help=f"blocks in which you can click a patch to see where it looks: auto (the last), none, {BLOCKS_HELP} {DEFAULT}",
     )
     view.add_argument(
         "--matrix-heads",
         choices=("auto", "all", "mean"),
         default="auto",
-        help="store every head of those blocks, or their mean; auto stores every head up to six million values per photo (default: "
-        "%(default)s)",
+        help=f"store every head of those blocks, or their mean; auto stores every head up to six million values per photo {DEFAULT}",
     )
     view.add_argument(
         "--longest",
-        type=partial(whole_number, least=16, expected="a number of pixels, at least 16"),
+        type=partial(whole, least=16, expected="a number of pixels, at least 16"),
         default=1280,
         metavar="PIXELS",
-        help="longer edge of the photos in the file (default: %(default)s)",
+        help=f"longer edge of the photos in the file {DEFAULT}",
     )
 
 
