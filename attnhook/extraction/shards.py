@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attnhook.attribution.statistics import attention_statistics
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.records import AttentionMaps, BlockAttention, header_of
+from attnhook.capture.records import BlockAttention, header_of
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
 from attnhook.extraction.batch_attention import BatchAttention
@@ -98,7 +98,8 @@ class _Shard:
         for (places, _), attention in zip(batch.groups, attentions, strict=True):
             attention.wait()
             group, first = self._add_tensors(attention, len(places))
-            grid = _grid(attention.maps)
+            layout = attention.maps[-1].token_layout  # of the last block's keys
+            grid = list(layout.grid) if isinstance(layout, TokenLayout | WindowLayout) else None
             for i, place in enumerate(places):
                 batch.photos[place] |= {"group": group, "offset": first + i, "grid": grid}
                 if attention.targets is not None:
@@ -187,9 +188,3 @@ def _mark(rows: list[dict[str, Any]]) -> int:
     """A hash of a shard's photos and their places in it, by which a reader notices that the shard was written again."""
     content = json.dumps([[row[name] for name in ("key", "digest", "group", "offset")] for row in rows])
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big", signed=True)
-
-
-def _grid(maps: AttentionMaps) -> list[int] | None:
-    """The grid of the last block's keys, if it has one."""
-    layout = maps[-1].token_layout
-    return list(layout.grid) if isinstance(layout, TokenLayout | WindowLayout) else None
