@@ -38,16 +38,13 @@ class HeadFusion(StrEnum):
 
 
 class Scale(StrEnum):
-    """How attention values become colours.
+    """How attention values become colours."""
 
-    `MINMAX` stretches each picture over the whole colormap, so pictures cannot be compared with each other. `ROBUST` does so from the 1st to
-    the 99th percentile, so that a sink (a token that draws most of the attention) does not take all colours. `UNIFORM` shows multiples of
-    1/N, the share of each of N tokens if attention were uniform, on one fixed range, so that pictures can be compared.
-    """
-
-    MINMAX = "minmax"
-    ROBUST = "robust"
-    UNIFORM = "uniform"
+    MINMAX = "minmax"  # each picture's own range, so that pictures cannot be compared with each other
+    ROBUST = (
+        "robust"  # from its 1st to its 99th percentile, so that a sink, which draws most of it, takes not all colours
+    )
+    UNIFORM = "uniform"  # multiples of 1/N, each token's share if attention were uniform, on one range: comparable
 
 
 class Interpolation(StrEnum):
@@ -59,16 +56,12 @@ class Interpolation(StrEnum):
 
 
 class Style(StrEnum):
-    """How a map is drawn over its photo.
+    """How a map is drawn over its photo."""
 
-    `HEAT` paints the interpolated map, `PATCHES` every patch in one colour with its border, `CONTOURS` draws lines of equal value, `MASK`
-    darkens all but the patches that hold most of the mass.
-    """
-
-    HEAT = "heat"
-    PATCHES = "patches"
-    CONTOURS = "contours"
-    MASK = "mask"
+    HEAT = "heat"  # interpolated
+    PATCHES = "patches"  # every patch in one colour with its border
+    CONTOURS = "contours"  # lines of equal value
+    MASK = "mask"  # darkens all but the patches that hold most of the mass
 
 
 _Choice = TypeVar("_Choice", bound=StrEnum)

@@ -5,18 +5,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from attnhook.errors import NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
-from attnhook.options import (
-    BlocksOption,
-    HeadFusion,
-    HeadsOption,
-    Interpolation,
-    Rows,
-    RowsOption,
-    Scale,
-    ScaleOption,
-    choose,
-)
+from attnhook.options import BlocksOption, HeadFusion, Interpolation, Rows, RowsOption, Scale, ScaleOption, choose
 
+DEFAULT = "(default: %(default)s)"
 BLOCKS_HELP = "all, last:N, or indices (negative from the end) and names with commas between them, such as 0,5,-1 (--blocks=-2,-1)"
 ROWS_HELP = "whose attention: readout (what the classifier reads), cls (class token), pool (pooling query), mean (over the patches)"
 OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError)
@@ -47,8 +38,8 @@ def add_command(
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options for the model and its device."""
-    parser.add_argument("--model", default="demo", metavar="SPEC", help=f"one of {_MODEL_HELP} (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (default: %(default)s)")
+    parser.add_argument("--model", default="demo", metavar="SPEC", help=f"one of {_MODEL_HELP} {DEFAULT}")
+    parser.add_argument("--device", default="cpu", help=f"where the model runs, such as cuda {DEFAULT}")
 
 
 def add_map_options(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +48,7 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="raw_attention",
         help="how the map is computed: raw_attention or value_weighted_attention (one block), rollout (attention followed through all blocks), "
-        "or for one class gradient_rollout, gradient_attention, legrad (default: %(default)s)",
+        f"or for one class gradient_rollout, gradient_attention, legrad {DEFAULT}",
     )
     parser.add_argument(
         "--target",
@@ -71,14 +62,9 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         default=-1,
         help="index, negative from the end, or name (default: %(default)s, the last)",
     )
+    parser.add_argument("--heads", type=_heads, default="mean", help=f"mean, max, min, or one head's index {DEFAULT}")
     parser.add_argument(
-        "--heads", type=_heads, default="mean", help="mean, max, min, or one head's index (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rows",
-        type=rows_choice,
-        default="readout",
-        help=f"{ROWS_HELP}, or ROW,COLUMN of one patch (default: %(default)s)",
+        "--rows", type=rows_choice, default="readout", help=f"{ROWS_HELP}, or ROW,COLUMN of one patch {DEFAULT}"
     )
     parser.add_argument(
         "--scale",
@@ -86,16 +72,23 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         default="minmax",
         help="range of the colours: minmax (each picture's own range), robust (its 1st to 99th percentile, for when a sink, a token that draws "
         "most of the attention, hides the rest), uniform (multiples of 1/N, the share of each of N tokens if attention were uniform, comparable "
-        "between pictures) or VMIN,VMAX (default: %(default)s)",
+        f"between pictures) or VMIN,VMAX {DEFAULT}",
     )
-    parser.add_argument("--colormap", default="viridis", help="a matplotlib colormap (default: %(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the map, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--colormap", default="viridis", help=f"a matplotlib colormap {DEFAULT}")
+    parser.add_argument("--alpha", type=float, default=0.5, help=f"opacity of the map, 0 to 1 {DEFAULT}")
     parser.add_argument(
         "--mode",
         choices=[mode.value for mode in Interpolation],
         default="bilinear",
-        help="interpolation between patches: %(choices)s; bicubic overshoots (default: %(default)s)",
+        help=f"interpolation between patches: %(choices)s; bicubic overshoots {DEFAULT}",
     )
+
+
+def whole(text: str, *, least: int, expected: str) -> int:
+    """Parse a whole number."""
+    if not (text.isdecimal() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return int(text)
 
 
 def _index_or_name(text: str) -> int | str:
@@ -105,7 +98,7 @@ def _index_or_name(text: str) -> int | str:
         return text
 
 
-def _heads(text: str) -> HeadsOption:
+def _heads(text: str) -> int | str:
     chosen = _index_or_name(text)
     try:
         return chosen if isinstance(chosen, int) else choose(HeadFusion, chosen, "heads").value

@@ -21,8 +21,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import add_command
+from attnhook.cli.arguments import DEFAULT, add_command
 from attnhook.cli.messages import one_line, say
+
+_SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 
 
 def add(commands: Any) -> None:
@@ -30,28 +32,22 @@ def add(commands: Any) -> None:
     compare = add_command(commands, "compare", _compare, __doc__)
     compare.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files")
     compare.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="SPEC",
-        help="a model, as 'attnhook overlay' takes it; repeat it for each model",
+        "--model", **_SEVERAL, metavar="SPEC", help="a model, as 'attnhook overlay' takes it; repeat it for each model"
     )
     compare.add_argument(
         "--preset", metavar="NAME", help="a set of models that answers one question; --presets lists all sets"
     )
     compare.add_argument("--presets", action="store_true", help="list the presets and stop")
-    compare.add_argument("--out", type=Path, default=Path("attnhook-report"), help="the folder (default: %(default)s)")
+    compare.add_argument("--out", type=Path, default=Path("attnhook-report"), help=f"the folder {DEFAULT}")
     compare.add_argument(
         "--method",
-        action="append",
-        default=[],
+        **_SEVERAL,
         metavar="METHOD",
         help="a method, as 'attnhook overlay' takes it; repeat it for several (default: raw_attention)",
     )
     compare.add_argument(
         "--depth",
-        action="append",
-        default=[],
+        **_SEVERAL,
         type=float,
         help="relative depth of the block (above 0, at most 1) for methods of one block; repeat it for several (default: 1, the last block)",
     )
@@ -76,7 +72,7 @@ def add(commands: Any) -> None:
         "--cache", type=Path, metavar="FOLDER", help="where measurements are cached (default: your cache folder)"
     )
     compare.add_argument("--no-cache", action="store_true", help="measure everything again and cache nothing")
-    compare.add_argument("--device", default="cpu", help="where models run, such as cuda (default: %(default)s)")
+    compare.add_argument("--device", default="cpu", help=f"where models run, such as cuda {DEFAULT}")
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -12,29 +12,24 @@ Examples:
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import add_command
+from attnhook.cli.arguments import DEFAULT, add_command, whole
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     demo = add_command(commands, "demo", _demo, __doc__)
-    demo.add_argument("--out", type=Path, default=Path("attnhook-demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--out", type=Path, default=Path("attnhook-demo"), help=f"folder {DEFAULT}")
     demo.add_argument(
         "--repeats",
-        type=_repeats,
+        type=partial(whole, least=5, expected="a number of at least 5"),
         default=7,
         metavar="N",
-        help="rounds of the overhead measurement, at least 5 (default: %(default)s)",
+        help=f"rounds of the overhead measurement, at least 5 {DEFAULT}",
     )
-
-
-def _repeats(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 5):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 5, got {text!r}")
-    return int(text)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -22,10 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import BLOCKS_HELP, ROWS_HELP, add_command, add_model, blocks_choice, rows_choice
+from attnhook.cli.arguments import BLOCKS_HELP, DEFAULT, ROWS_HELP, add_command, add_model, blocks_choice, rows_choice
 from attnhook.cli.messages import say
 
 _SHOWN = 10
+_PASSED = ("rows", "blocks", "dtype", "batch_size", "shard_size", "device")  # as they are
 
 
 def add(commands: Any) -> None:
@@ -38,7 +39,7 @@ def add(commands: Any) -> None:
         "--rows",
         type=partial(rows_choice, whole=True),
         default="readout",
-        help=f"{ROWS_HELP}, all (whole matrices), or ROW,COLUMN of one patch (default: %(default)s)",
+        help=f"{ROWS_HELP}, all (whole matrices), or ROW,COLUMN of one patch {DEFAULT}",
     )
     extract.add_argument(
         "--blocks",
@@ -47,10 +48,7 @@ def add(commands: Any) -> None:
         help=f"blocks to store: {BLOCKS_HELP} (default: %(default)s, the last)",
     )
     extract.add_argument(
-        "--heads",
-        choices=["each", "mean"],
-        default="each",
-        help="store every head, or their mean (default: %(default)s)",
+        "--heads", choices=["each", "mean"], default="each", help=f"store every head, or their mean {DEFAULT}"
     )
     extract.add_argument(
         "--method",
@@ -64,20 +62,13 @@ def add(commands: Any) -> None:
         "--no-statistics", action="store_true", help="leave out entropy, attention mass and attention distance"
     )
     extract.add_argument(
-        "--dtype",
-        choices=["float16", "float32", "uint8"],
-        default="float16",
-        help="type of the stored rows (default: %(default)s)",
+        "--dtype", choices=["float16", "float32", "uint8"], default="float16", help=f"type of the stored rows {DEFAULT}"
     )
-    extract.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="photos per forward (default: %(default)s)"
-    )
+    extract.add_argument("--batch-size", type=int, default=32, metavar="N", help=f"photos per forward {DEFAULT}")
     extract.add_argument(
         "--workers", type=int, metavar="N", help="processes that read photos (default: one per free core)"
     )
-    extract.add_argument(
-        "--shard-size", type=int, default=512, metavar="N", help="photos per shard (default: %(default)s)"
-    )
+    extract.add_argument("--shard-size", type=int, default=512, metavar="N", help=f"photos per shard {DEFAULT}")
 
 
 def _extract(arguments: argparse.Namespace) -> int:
@@ -87,16 +78,11 @@ def _extract(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.source,
         arguments.out,
-        rows=arguments.rows,
-        blocks=arguments.blocks,
         heads=None if arguments.heads == "each" else arguments.heads,
         methods=arguments.method,
         statistics=not arguments.no_statistics,
-        dtype=arguments.dtype,
-        batch_size=arguments.batch_size,
         num_workers=arguments.workers,
-        shard_size=arguments.shard_size,
-        device=arguments.device,
+        **{name: getattr(arguments, name) for name in _PASSED},
     )
     errors = maps.errors
     if os.environ.get("RANK", "0") == "0":

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnhook import __version__
-from attnhook.cli.arguments import OPTION_ERRORS, add_command, add_map_options, add_model
+from attnhook.cli.arguments import DEFAULT, OPTION_ERRORS, add_command, add_map_options, add_model
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError
 from attnhook.files import check_format, replacing
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _FORMAT = "attnhook-overlay-1"
+_MAP = ("method", "heads", "rows", "target", "mode")
 _LOOK = ("scale", "colormap", "alpha", "style")
 
 
@@ -50,9 +51,9 @@ def add(commands: Any) -> None:
         choices=[style.value for style in Style],
         default="heat",
         help="heat (an interpolated heat map), patches (one colour per patch), contours, or mask (darkens all but the patches with 60%% of the "
-        "attention) (default: %(default)s)",
+        f"attention) {DEFAULT}",
     )
-    overlay.add_argument("--out", type=Path, default=Path("attention"), help="folder (default: %(default)s)")
+    overlay.add_argument("--out", type=Path, default=Path("attention"), help=f"folder {DEFAULT}")
 
 
 def _overlay(arguments: argparse.Namespace) -> int:
@@ -95,15 +96,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
 
     entry: dict[str, Any] = {"input": str(image), "output": None, "error": None}
     try:
-        (result,) = attend(
-            model,
-            str(image),
-            method=arguments.method,
-            heads=arguments.heads,
-            rows=arguments.rows,
-            target=arguments.target,
-            mode=arguments.mode,
-        )
+        (result,) = attend(model, str(image), **{name: getattr(arguments, name) for name in _MAP})
         if arguments.block != -1:
             result = result[arguments.block]
         result.save(target, **{name: getattr(arguments, name) for name in _LOOK})

@@ -17,10 +17,11 @@ Examples:
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnhook.cli.arguments import BLOCKS_HELP, OPTION_ERRORS, add_command, add_model, blocks_choice
+from attnhook.cli.arguments import BLOCKS_HELP, DEFAULT, OPTION_ERRORS, add_command, add_model, blocks_choice, whole
 from attnhook.cli.messages import one_line, say
 from attnhook.errors import AttnhookError, ImageError
 from attnhook.options import BlocksOption
@@ -34,26 +35,25 @@ def add(commands: Any) -> None:
     view = add_command(commands, "view", _view, __doc__)
     view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     add_model(view)
-    view.add_argument("--out", type=Path, default=Path("view.html"), help="the file (default: %(default)s)")
+    view.add_argument("--out", type=Path, default=Path("view.html"), help=f"the file {DEFAULT}")
     view.add_argument(
         "--blocks",
         type=_blocks,
         default="auto",
-        help=f"blocks in which you can click a patch to see where it looks: auto (the last), none, {BLOCKS_HELP} (default: %(default)s)",
+        help=f"blocks in which you can click a patch to see where it looks: auto (the last), none, {BLOCKS_HELP} {DEFAULT}",
     )
     view.add_argument(
         "--matrix-heads",
         choices=("auto", "all", "mean"),
         default="auto",
-        help="store every head of those blocks, or their mean; auto stores every head up to six million values per photo (default: "
-        "%(default)s)",
+        help=f"store every head of those blocks, or their mean; auto stores every head up to six million values per photo {DEFAULT}",
     )
     view.add_argument(
         "--longest",
-        type=_longest,
+        type=partial(whole, least=16, expected="a number of pixels, at least 16"),
         default=1280,
         metavar="PIXELS",
-        help="longer edge of the photos in the file (default: %(default)s)",
+        help=f"longer edge of the photos in the file {DEFAULT}",
     )
 
 
@@ -61,12 +61,6 @@ def _blocks(text: str) -> BlocksOption:
     if text == "auto":
         return text
     return () if text == "none" else blocks_choice(text)
-
-
-def _longest(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 16):
-        raise argparse.ArgumentTypeError(f"expected a number of pixels, at least 16, got {text!r}")
-    return int(text)
 
 
 def _view(arguments: argparse.Namespace) -> int:
@@ -100,12 +94,8 @@ def _packed(model: "VisionModel", arguments: argparse.Namespace, number: int) ->
     rows = "readout" if arguments.blocks == () else "all"
     try:
         (result,) = attend(model, str(image), rows=rows)
-        packed = pack_scene(
-            result.scene(image.name),
-            matrices=arguments.blocks,
-            matrix_heads=arguments.matrix_heads,
-            longest=arguments.longest,
-        )
+        size: Any = {"matrix_heads": arguments.matrix_heads, "longest": arguments.longest}
+        packed = pack_scene(result.scene(image.name), matrices=arguments.blocks, **size)
     except OPTION_ERRORS:
         raise
     except (AttnhookError, OSError) as error:

@@ -11,9 +11,7 @@ from attnhook.options import Size
 
 SAME = 1e-6
 """Largest difference of two maps that are called the same: float32 kernels of two libraries differ by less."""
-
-_ALL = 0.97
-"""Two models that share this part of their bytes are said to hold the same weights: position tables may be resampled."""
+_ALL = 0.97  # of their bytes: who shares so much has the same weights, for position tables may be resampled
 
 RESAMPLING = (
     "timm resamples position embeddings with antialiasing, transformers and torchvision without. So away from its own size the same model "
@@ -31,10 +29,7 @@ class Note:
 
 
 def make_notes(entries: Sequence[ModelEntry], measurements: Sequence[dict[int, Measurement]], view: str) -> list[Note]:
-    """Compare the grids and maps of models with the same weights, and name models that ran at another size than they were trained at.
-
-    Measurements are by the index of the photo, for each model.
-    """
+    """Compare models of the same weights, by photo, and name models that ran at another size than in training."""
     grids = [_other_grids(entry, own) for entry, own in zip(entries, measurements, strict=True)]
     notes = []
     for group in _same_weights(entries):

@@ -114,13 +114,8 @@ def compare(
             runs.append(ModelRun(subject, plan, bar.update))
             runs[-1].run(photos)
             bar.update(number * each - bar.n)
-    settings = {
-        "resolution": resolution,
-        "seed": seed,
-        "statistics": min(few, len(photos)),
-        "faithfulness": faithfulness,
-        "controls": controls,
-    }
+    settings: dict[str, Any] = {"resolution": resolution, "seed": seed, "statistics": min(few, len(photos))}
+    settings |= {"faithfulness": faithfulness, "controls": controls}
     return _Assembly(runs, photos, resolution, seed).comparison(views, unread, settings)
 
 

@@ -81,16 +81,7 @@ class Findings:
         return self.views[_index(view, [one.id for one in self.views], "view")]
 
     def reason(self, model: int, photo: int, view: MapKind) -> str:
-        """Say why a map is missing.
-
-        Args:
-            model: Index of the model.
-            photo: Index of the photo.
-            view: The view.
-
-        Returns:
-            A sentence.
-        """
+        """Say in a sentence why a map is missing; model and photo by index."""
         measurement = self.measurements.get((model, photo))
         if measurement is not None:
             return measurement.problems.get(view.id, "it was not requested.")

@@ -34,12 +34,7 @@ class MapKind:
         return NEEDS[self.method].mass
 
     def block(self, count: int) -> int:
-        """Index of the block in a model with `count` blocks.
-
-        Example:
-            >>> MapKind("raw_attention", 0.5).block(12), MapKind("raw_attention", 1.0).block(12)
-            (5, 11)
-        """
+        """Index of the block in a model with `count` blocks."""
         return max(1, math.ceil((self.depth or 1.0) * count - 1e-9)) - 1
 
 

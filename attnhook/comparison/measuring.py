@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from attnhook.attribution.methods import METHODS, NEEDS, method_options
 from attnhook.attribution.summaries import summarise_block
@@ -132,13 +133,9 @@ def _map(maps: AttentionMaps, view: MapKind) -> PatchMap:
 
 def _statistics(maps: AttentionMaps) -> dict[str, Tensor]:
     known: dict[Any, Any] = {}
-    rows = [_of_block(block, maps, known) for block in maps]
-    heads = max(len(one["relative_entropy"]) for one in rows)
-    pad = torch.nn.functional.pad
-    return {
-        name: torch.stack([pad(one[name].double(), (0, heads - len(one[name])), value=math.nan) for one in rows])
-        for name in STATISTICS
-    }
+    blocks = [_of_block(block, maps, known) for block in maps]
+    by_name = {name: [one[name].double() for one in blocks] for name in STATISTICS}
+    return {name: pad_sequence(rows, batch_first=True, padding_value=math.nan) for name, rows in by_name.items()}
 
 
 def _of_block(block: BlockAttention, maps: AttentionMaps, known: dict[Any, Any]) -> dict[str, Tensor]:

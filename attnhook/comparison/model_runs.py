@@ -22,8 +22,7 @@ from attnhook.running.versions import library_versions
 from attnhook.zoo.vision_models import VisionModel
 
 _CONTROL = "measuring with random weights"
-_CACHE_FORMAT = 6
-"""Raised whenever a measurement of the same content may come out differently."""
+_CACHE_FORMAT = 6  # raised whenever a measurement of the same content may come out differently
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,8 @@ class ModelRun:
 
     def __init__(self, subject: Subject, settings: RunSettings, tick: Callable[[], None]) -> None:
         self.entry: ModelEntry | None = None
-        self.measurements: dict[int, Measurement] = {}
-        """By the index of the photo."""
-        self.controls: dict[int, Measurement] = {}
-        """With shuffled weights."""
+        self.measurements: dict[int, Measurement] = {}  # by the index of the photo
+        self.controls: dict[int, Measurement] = {}  # with shuffled weights
         self.failures: list[Failure] = []
         self._subject, self._settings, self._tick = subject, settings, tick
 
@@ -84,9 +81,8 @@ class ModelRun:
         numbered, settings = list(enumerate(photos)), self._settings
         for statistics in (True, False):
             chosen = numbered[: settings.statistics] if statistics else numbered[settings.statistics :]
-            make = partial(
-                ModelMeasurer, vision, settings.views, statistics=statistics, faithfulness=settings.faithfulness
-            )
+            plan = {"statistics": statistics, "faithfulness": settings.faithfulness}
+            make = partial(ModelMeasurer, vision, settings.views, **plan)
             key = (MEASURING, statistics, settings.faithfulness)
             self.measurements |= self._measured(vision, chosen, make, key)
 
@@ -156,11 +152,8 @@ def shuffle_weights(model: nn.Module, *, seed: int = 0) -> nn.Module:
     Each tensor keeps its distribution, so activations stay in range in any architecture. Buffers (position indices, running statistics) stay.
     """
     generator = torch.Generator().manual_seed(seed)
-    done: set[int] = set()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.data_ptr() not in done:
-                done.add(parameter.data_ptr())
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-                parameter.copy_(parameter.reshape(-1)[order].reshape(parameter.shape))
+        for parameter in {parameter.data_ptr(): parameter for parameter in model.parameters()}.values():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.reshape(-1)[order].reshape(parameter.shape))
     return model

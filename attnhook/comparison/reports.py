@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import json
 import re
 from collections.abc import Container, Iterator, Sequence
@@ -29,6 +28,7 @@ from attnhook.files import check_format, replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.pages.documents import report_html
+from attnhook.results.display import encoded
 from attnhook.running.versions import library_versions
 
 if TYPE_CHECKING:
@@ -84,12 +84,8 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "versions": library_versions(),
         "settings": findings.settings | {"views": [view.id for view in findings.views]},
         "models": [
-            {
-                "name": entry.name,
-                "spec": entry.spec,
-                "architecture": entry.architecture,
-                **{f"{part}_sha256": getattr(entry.fingerprint, part) for part in _PARTS},
-            }
+            {"name": entry.name, "spec": entry.spec, "architecture": entry.architecture}
+            | {f"{part}_sha256": getattr(entry.fingerprint, part) for part in _PARTS}
             for entry in findings.models
         ],
         "photos": [
@@ -123,34 +119,32 @@ def page_content(
             for one in findings.failures
         ],
         "tables": [table.plain() for table in tables if table.id != "depth"],  # that one is shown as a figure
-        "figures": []
-        if depth is None
-        else [{"title": "Statistics over depth", "png": _base64(as_png(depth, dpi=130))}],
+        "figures": [{"title": "Statistics over depth", "png": _base64(as_png(depth, dpi=130))}] if depth else [],
         "photos": list(photos),
         "models": [{"name": name} for name in names],
         "views": [{"id": view.id, "label": view.label, "mass": view.mass} for view in findings.views],
-        "maps": list(_maps(findings)),
+        "maps": _maps(findings),
         "reasons": list(_reasons(findings)),
     }
 
 
-def _places(findings: Findings) -> "product[tuple[int, int, tuple[int, MapKind]]]":
-    """Every photo, every model, and every view with its index."""
-    return product(range(len(findings.photos)), range(len(findings.models)), enumerate(findings.views))
+def _places(findings: Findings) -> Iterator[tuple[tuple[int, int, MapKind], dict[str, Any], Any]]:
+    """Every model, photo and view; their indices; and what `map_of` finds there."""
+    photos, models = range(len(findings.photos)), range(len(findings.models))
+    for photo, model, (number, view) in product(photos, models, enumerate(findings.views)):
+        place = {"view": number, "model": model, "photo": photo}
+        yield (model, photo, view), place, map_of(findings, model, photo, view)
 
 
-def _maps(findings: Findings) -> Iterator[dict[str, Any]]:
-    for photo, model, (number, view) in _places(findings):
-        found = map_of(findings, model, photo, view)
-        if found is not None:
-            yield {"view": number, "model": model, "photo": photo} | _map(*found)
+def _maps(findings: Findings) -> list[dict[str, Any]]:
+    return [place | _map(*found) for _, place, found in _places(findings) if found is not None]
 
 
 def _reasons(findings: Findings) -> Iterator[dict[str, Any]]:
     """Why maps are missing."""
-    for photo, model, (number, view) in _places(findings):
-        if map_of(findings, model, photo, view) is None:
-            yield {"view": number, "model": model, "photo": photo, "text": findings.reason(model, photo, view)}
+    for where, place, found in _places(findings):
+        if found is None:
+            yield place | {"text": findings.reason(*where)}
 
 
 def _photos(findings: Findings) -> tuple[list[dict[str, Any]], dict[int, Failure]]:
@@ -158,7 +152,9 @@ def _photos(findings: Findings) -> tuple[list[dict[str, Any]], dict[int, Failure
     entries, unreadable = [], {}
     for number, (photo, area) in enumerate(zip(findings.photos, findings.areas, strict=True)):
         try:
-            jpeg = _jpeg(photo.read())
+            picture = photo.read()
+            picture.thumbnail((PICTURE_LONGEST, PICTURE_LONGEST), Image.Resampling.LANCZOS)
+            jpeg = encoded(picture, "JPEG", quality=_QUALITY)
         except (AttnhookError, OSError) as error:  # gone or changed since the comparison began
             unreadable[number], jpeg = Failure(None, photo.name, "reading", str(error)), b""
         entries.append(
@@ -173,13 +169,6 @@ def _photos(findings: Findings) -> tuple[list[dict[str, Any]], dict[int, Failure
             }
         )
     return entries, unreadable
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    picture.thumbnail((PICTURE_LONGEST, PICTURE_LONGEST), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=_QUALITY)
-    return buffer.getvalue()
 
 
 def _map(found: PatchMap, geometry: ImageGeometry) -> dict[str, Any]:
@@ -205,13 +194,11 @@ def _map(found: PatchMap, geometry: ImageGeometry) -> dict[str, Any]:
 def _pictures(findings: Findings, unreadable: Container[int], depth: "Figure | None") -> Iterator[tuple[str, bytes]]:
     """Names and contents of the PNGs: an overlay of every photo, model and view, then the figures."""
     read = lru_cache(maxsize=1)(lambda photo: findings.photos[photo].read())  # one photo in memory at a time
-    for photo, model, (_, view) in _places(findings):
-        found = map_of(findings, model, photo, view)
+    for (model, photo, view), _, found in _places(findings):
         if found is not None and photo not in unreadable:
             words = [_slug(findings.photos[photo].name), _slug(findings.models[model].name), _slug(view.id)]
-            buffer = io.BytesIO()
-            found[0].overlay(read(photo), found[1]).save(buffer, format="PNG", compress_level=1)
-            yield f"overlays/{photo:03}-{words[0]}--{model:02}-{words[1]}--{words[2]}.png", buffer.getvalue()
+            overlay = encoded(found[0].overlay(read(photo), found[1]), "PNG", compress_level=1)
+            yield f"overlays/{photo:03}-{words[0]}--{model:02}-{words[1]}--{words[2]}.png", overlay
     if depth is not None:
         yield "depth.png", as_png(depth)
     photos = [number for number in range(len(findings.photos)) if number not in unreadable][:FIGURE_PHOTOS]

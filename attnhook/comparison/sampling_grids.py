@@ -12,8 +12,7 @@ from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Size
 
-_HALF = 0.5 - 1e-3
-"""A little less than half a cell, so that a box of one cell keeps an extent."""
+_HALF = 0.5 - 1e-3  # a little less than half a cell, so that a box of one cell keeps an extent
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,9 @@ class SamplingGrid:
     def geometry(self, geometry: ImageGeometry) -> ImageGeometry:
         """A model's geometry, of these points instead of the photo's pixels."""
         (tall, wide), (top, left) = self.step, self.box[:2]
-        scale, offset = geometry.scale, geometry.offset
-        return replace(
-            geometry,
-            image_size=self.size,
-            scale=(scale[0] * tall, scale[1] * wide),
-            offset=(offset[0] + top * scale[0], offset[1] + left * scale[1]),
-        )
+        (down, across), (y, x) = geometry.scale, geometry.offset
+        scale, offset = (down * tall, across * wide), (y + top * down, x + left * across)
+        return replace(geometry, image_size=self.size, scale=scale, offset=offset)
 
     def sample(self, measurement: Measurement, patch_map: PatchMap) -> Tensor:
         """A map at these points: `(..., rows, columns)` float32, NaN where the model did not look."""
@@ -79,11 +74,7 @@ def points_seen(geometry: ImageGeometry, area: Size | None = None) -> tuple[Tens
 
 
 def at_patches(measurement: Measurement, patch_map: PatchMap, values: Tensor) -> Tensor:
-    """Look up `values`, bool `(rows, columns)` over the whole photo, at the patches' centres.
-
-    Returns:
-        `(h, w)` bool; False where a centre is outside the photo.
-    """
+    """Values, bool `(rows, columns)` of a photo, at the patches' centres: `(h, w)` bool, False outside the photo."""
     geometry, area = measurement.geometry, patch_map.area_on(measurement.geometry)
     centres = [(torch.arange(count) + 0.5) * length / count for count, length in zip(patch_map.grid, area, strict=True)]
     indices, inside = [], []

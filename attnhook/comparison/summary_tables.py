@@ -24,6 +24,11 @@ def all_tables(findings: Findings) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def _statistics(over: str) -> list[Column]:
+    means = f"mean over {over} and photos"
+    return [Column(name, name.replace("_", " "), f"{words}; {means}") for name, words in STATISTICS.items()]
+
+
 _MODEL_COLUMNS = (
     Column("model", "model"),
     Column("library", "library"),
@@ -41,29 +46,18 @@ _MODEL_COLUMNS = (
         "statistics, over these alone, because they capture less; cached measurements do not count",
         0,
     ),
-    *(
-        Column(name, name.replace("_", " "), f"{words}; mean over blocks, heads and photos")
-        for name, words in STATISTICS.items()
-    ),
+    *_statistics("blocks, heads"),
 )
 
 
 def models_table(findings: Findings) -> Table:
     """One row per model."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index, entry in enumerate(findings.models):
         own = measurements_of(findings, index)
-        rows.append(
-            {
-                "model": entry.name,
-                "library": entry.library,
-                "architecture": entry.architecture,
-                "parameters": entry.parameters / 1e6,
-                **_sizes(own),
-                "forward_ms": _times(own),
-                **{name: _mean(own, name) for name in STATISTICS},
-            }
-        )
+        rows.append({"model": entry.name, "library": entry.library, "architecture": entry.architecture})
+        rows[-1] |= {"parameters": entry.parameters / 1e6, **_sizes(own), "forward_ms": _times(own)}
+        rows[-1] |= {name: _mean(own, name) for name in STATISTICS}
     columns = tuple(c for c in _MODEL_COLUMNS if c.key == "forward_ms" or any(row[c.key] is not None for row in rows))
     note = (
         "Statistics are means over all queries, with standard errors over photos. They describe attention, not quality."
@@ -114,13 +108,12 @@ def photos_table(findings: Findings) -> Table:
         }
         for index, (photo, area) in enumerate(zip(findings.photos, findings.areas, strict=True))
     )
+    shared = "share of the photo that all of these models saw; maps are compared there only"
     columns = (
         Column("photo", "photo"),
         Column("size", "size", "height x width in pixels"),
         Column("models", "models", "number of models that were measured on it", 0),
-        Column(
-            "shared", "shared area", "share of the photo that all of these models saw; maps are compared there only"
-        ),
+        Column("shared", "shared area", shared),
     )
     return Table("photos", "Photos", "Models crop photos differently.", columns, rows)
 
@@ -182,11 +175,9 @@ def objects_table(findings: Findings) -> Table:
     maps = (
         "the model's map, or a control: the same model with shuffled weights, a Gaussian in the middle, random patches"
     )
+    means = "mean over photos and its standard error"
     columns = [Column("view", "map"), Column("model", "model"), Column("map", "model or control", maps)]
-    columns += [
-        Column(name, label, f"{words}; mean over photos and its standard error")
-        for name, (label, words) in _SCORE_WORDS.items()
-    ]
+    columns += [Column(name, label, f"{words}; {means}") for name, (label, words) in _SCORE_WORDS.items()]
     note = "Photographers centre objects, so compare each score with the centre prior and with random weights."
     return Table("objects", "Maps against masks", note, tuple(columns), tuple(rows))
 
@@ -228,15 +219,8 @@ def depth_table(findings: Findings) -> Table:
             means = {name: values[block] if values else None for name, values in found.items()}
             depth = (block + 1) / len(own[0].blocks)
             rows.append({"model": entry.name, "block": own[0].blocks[block], "depth": depth} | means)
-    columns = [
-        Column("model", "model"),
-        Column("block", "block"),
-        Column("depth", "relative depth", "1 is the last block"),
-    ]
-    columns += [
-        Column(name, name.replace("_", " "), f"{words}; mean over heads and photos")
-        for name, words in STATISTICS.items()
-    ]
+    columns = [Column("model", "model"), Column("block", "block")]
+    columns += [Column("depth", "relative depth", "1 is the last block"), *_statistics("heads")]
     note = "Blocks are listed by relative depth, so that models of different depth can be compared."
     return Table("depth", "Statistics over depth", note, tuple(columns), tuple(rows))
 

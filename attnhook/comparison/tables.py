@@ -33,22 +33,15 @@ class Estimate:
 
 
 def estimate(values: "Tensor | list[float]", *, interval: bool = False, seed: int = 0) -> Estimate:
-    """Average over photos, leaving out NaN.
-
-    Example:
-        >>> estimate([1.0, 3.0])
-        Estimate(value=2.0, n=2, error=1.0, low=None, high=None)
-    """
+    """Average over photos, leaving out NaN; the interval needs two photos."""
     known = torch.as_tensor(values, dtype=torch.float64)
     known = known[~known.isnan()]
     count = len(known)
     if not count:
         return Estimate(None, 0)
     mean = float(known.mean())
-    if count < 2:
-        return Estimate(mean, count)
-    error = float(known.std() / math.sqrt(count))
-    if not interval:
+    error = float(known.std() / math.sqrt(count)) if count > 1 else None
+    if error is None or not interval:
         return Estimate(mean, count, error)
     drawn = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(seed))
     low, high = torch.quantile(known[drawn].mean(dim=1), torch.tensor(_INTERVAL, dtype=torch.float64)).tolist()

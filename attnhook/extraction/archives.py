@@ -111,11 +111,10 @@ def _end_problem(path: Path, end: int) -> str | None:
         rest = file.read(_CHUNK)
         if len(rest) < tarfile.BLOCKSIZE:
             return "expected a whole tar file, got one that ends without its closing block."
+        more = f"expected one whole tar file, got more after byte {end:,}: a damaged header, or another tar file."
         while rest:
             if rest.strip(b"\0"):
-                return (
-                    f"expected one whole tar file, got more after byte {end:,}: a damaged header, or another tar file."
-                )
+                return more
             rest = file.read(_CHUNK)
     return None
 

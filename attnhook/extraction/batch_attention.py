@@ -31,9 +31,8 @@ class BatchAttention:
 
     maps: AttentionMaps
     methods: dict[str, PatchMap]  # of (photos, h, w) float32
-    method_facts: dict[
-        str, dict[str, Any]
-    ]  # each method's block (or the last one that it combines), heads, rows, and PatchMap.facts()
+    # Each method's block (or the last one that it combines), heads, rows, and PatchMap.facts().
+    method_facts: dict[str, dict[str, Any]]
     targets: list[int] | None = None  # the class that class-specific methods explain, one per photo
     _copied: Any = field(default=None, repr=False)
 
@@ -51,14 +50,9 @@ class BatchForwards:
         self.capture = AttentionCapture(vision.model, rows=settings.rows, blocks=settings.blocks)
         needs = [NEEDS[name] for name in settings.methods]
         self._gradients = any(need.gradients for need in needs)
-        self._method_capture = None
-        if needs:
-            self._method_capture = AttentionCapture(
-                vision.model,
-                rows=Rows.ALL if any(need.all_rows for need in needs) else Rows.READOUT,
-                gradients=self._gradients,
-                values=any(need.values for need in needs),
-            )
+        rows = Rows.ALL if any(need.all_rows for need in needs) else Rows.READOUT
+        kept: Any = {"gradients": self._gradients, "values": any(need.values for need in needs)}
+        self._method_capture = AttentionCapture(vision.model, rows=rows, **kept) if needs else None
 
     @contextmanager
     def hooked(self) -> Iterator[None]:

@@ -19,20 +19,18 @@ from attnhook.imaging.images import read_image
 from attnhook.imaging.model_inputs import ModelInputs, batch_key, batched, each_tensor
 from attnhook.imaging.prepared import prepare
 
-_TIMEOUT = 1800
-"""Seconds to wait for a batch: a worker that runs out of shared memory hangs without a word."""
+_TIMEOUT = 1800  # seconds to wait for a batch: a worker that runs out of shared memory hangs without a word
+# How the messages of torch and multiprocessing begin.
+_WORKER_DIED = ("DataLoader ", "received 0 items of ancillary data")
 
 
 @dataclass(slots=True)
 class Batch:
-    """Some photos of one shard, in its order.
-
-    `photos` holds their rows of the index, as far as they are known. `groups` holds the model's inputs for the photos that could be read, one
-    group per size, each with the positions of its photos in `photos`.
-    """
+    """Some photos of one shard, in its order."""
 
     shard: int
-    photos: list[dict[str, Any]]
+    photos: list[dict[str, Any]]  # their rows of the index, as far as they are known
+    # The model's inputs of those that could be read, a group per size, each with their positions in `photos`.
     groups: list[tuple[list[int], ModelInputs]] = field(default_factory=list)
 
     def pin_memory(self) -> "Batch":
@@ -76,8 +74,7 @@ class PhotoBatches(Dataset[Batch]):
             is_own = isinstance(error, AttnhookError) and message
             photo["error"] = message if is_own else f"{type(error).__name__}: {message}"
             return None
-        if prepared.geometry is not None:
-            photo["geometry"] = geometry_to_numbers(prepared.geometry)
+        photo["geometry"] = geometry_to_numbers(prepared.geometry)
         return prepared.inputs
 
 
@@ -85,11 +82,8 @@ def load_batches(
     batches: PhotoBatches, shards: dict[int, range], *, batch_size: int, num_workers: int, pinned: bool
 ) -> "DataLoader[Batch]":
     """Read batches ahead in worker processes. No batch spans two shards, so that a photo's batch depends on its shard alone."""
-    order = [
-        (shard, rows[first : first + batch_size])
-        for shard, rows in shards.items()
-        for first in range(0, len(rows), batch_size)
-    ]
+    starts = [(shard, first) for shard, rows in shards.items() for first in range(0, len(rows), batch_size)]
+    order = [(shard, shards[shard][first : first + batch_size]) for shard, first in starts]
     return DataLoader(
         batches,
         batch_size=None,
@@ -104,12 +98,6 @@ def load_batches(
 
 def _identity(batch: Any) -> Any:
     return batch
-
-
-_WORKER_DIED = (
-    "DataLoader ",
-    "received 0 items of ancillary data",
-)  # how the messages of torch and multiprocessing begin
 
 
 @contextmanager

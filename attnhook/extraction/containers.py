@@ -76,6 +76,5 @@ class ContainerSource(ABC):
 
     def _damaged(self, container: int, problem: str) -> Item:
         """An item for a container, or the rest of one, that cannot be read."""
-        return Item(
-            self._names[container], container=container, number=-1, problem=f"{readable(problem)} Fetch it again."
-        )
+        problem = f"{readable(problem)} Fetch it again."
+        return Item(self._names[container], container=container, number=-1, problem=problem)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from attnhook.extraction import indices
 from attnhook.extraction.manifests import Manifest
@@ -17,10 +18,7 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def over_photos(folder: Path, manifest: Manifest, percentiles: Sequence[float] = PERCENTILES) -> list[dict[str, Any]]:
-    """Mean and percentiles of every statistic over all photos, by block and head.
-
-    Computed from the stored numbers in the order of the shards, so the same to the last bit however many processes wrote them.
-    """
+    """Mean and percentiles of every statistic, by block and head: the same to the last bit, whoever wrote the shards."""
     table = []
     for block, tensors in _tensors_by_block(folder).items():
         values = np.concatenate([_read(path, name) for path, name in tensors])  # (photos, heads, statistics) float32
@@ -34,8 +32,6 @@ def over_photos(folder: Path, manifest: Manifest, percentiles: Sequence[float] =
 
 def _tensors_by_block(folder: Path) -> dict[str, list[tuple[Path, str]]]:
     """The files and names of the tensors that hold a block's statistics, in the order of the shards."""
-    from safetensors import safe_open
-
     found: dict[str, list[tuple[Path, str]]] = {}
     for fragment in indices.fragments(folder):
         path = fragment.with_suffix(".safetensors")
@@ -50,8 +46,6 @@ def _tensors_by_block(folder: Path) -> dict[str, list[tuple[Path, str]]]:
 
 
 def _read(path: Path, name: str) -> Any:
-    from safetensors import safe_open
-
     with safe_open(path, framework="numpy") as file:
         return file.get_tensor(name)
 

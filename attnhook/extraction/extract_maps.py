@@ -15,6 +15,7 @@ from attnhook.errors import ExtractionError
 from attnhook.extraction import distributions, indices, manifests
 from attnhook.extraction.batch_attention import BatchForwards
 from attnhook.extraction.batches import PhotoBatches, explained_worker_deaths, load_batches
+from attnhook.extraction.items import Item
 from attnhook.extraction.listings import Listing, write_listing
 from attnhook.extraction.manifests import Manifest
 from attnhook.extraction.map_datasets import ExtractedMaps, open_maps
@@ -31,8 +32,8 @@ from attnhook.zoo.loading import as_vision_model, load
 from attnhook.zoo.vision_models import VisionModel
 
 _LISTING = ".listing.arrow"
+# Files that a killed run may leave in the folder.
 _PARTIAL = tuple(f"{name}.partial" for name in (_LISTING, manifests.NAME, indices.NAME, distributions.NAME))
-"""Files that a killed run may leave in the folder."""
 
 
 def extract(
@@ -106,7 +107,7 @@ def extract(
         dtype=choose(StoredType, dtype, "dtype"),
         batch_size=batch_size,
         shard_size=shard_size,
-        device=_device_type(spec, device),
+        device=(_devices(spec)[0] if device is None else torch.device(device or "cpu")).type,
     )
     if num_workers is not None:
         check_count("num_workers", num_workers, 0)
@@ -141,14 +142,9 @@ def extract(
     return open_maps(folder, source=photos)
 
 
-def _device_type(spec: "str | VisionModel", device: str | None) -> str:
-    if device is None and isinstance(spec, VisionModel):
-        return _devices(spec)[0].type
-    return torch.device(device or "cpu").type
-
-
-def _devices(vision: VisionModel) -> list[torch.device]:
-    tensors = (*vision.model.parameters(), *vision.model.buffers())
+def _devices(vision: "str | VisionModel") -> list[torch.device]:
+    """Where a model is; one that is not loaded yet will be on the CPU."""
+    tensors = () if isinstance(vision, str) else (*vision.model.parameters(), *vision.model.buffers())
     return list(dict.fromkeys(tensor.device for tensor in tensors)) or [torch.device("cpu")]
 
 
@@ -223,11 +219,10 @@ def _is_done(folder: Path, shard: int, source: Source, listing: Listing, rows: r
         return False
     errors, digests = (fragment.column(name).to_pylist() for name in ("error", "digest"))
     unread = [row for row, error, digest in zip(rows, errors, digests, strict=True) if error and not digest]
-    return not any(_is_readable(source, listing, row) for row in unread)
+    return not any(_is_readable(source, listing.item(row)) for row in unread)
 
 
-def _is_readable(source: Source, listing: Listing, row: int) -> bool:
-    item = listing.item(row)
+def _is_readable(source: Source, item: Item) -> bool:
     try:
         return item.problem is None and source.read(item) is not None
     except Exception:  # whatever it is, the photo still cannot be read
@@ -250,14 +245,9 @@ def _run(
     num_workers: int,
     bar: Any,
 ) -> None:
-    settings = forwards.settings
-    loader = load_batches(
-        batches,
-        shards,
-        batch_size=settings.batch_size,
-        num_workers=num_workers if shards else 0,
-        pinned=settings.device == "cuda",
-    )
+    settings, workers = forwards.settings, num_workers if shards else 0
+    pinned = settings.device == "cuda"
+    loader = load_batches(batches, shards, batch_size=settings.batch_size, num_workers=workers, pinned=pinned)
     loaded = iter(loader)  # starts the worker processes, before there is a thread whose locks they would inherit
     writer = BackgroundWriter(folder, settings, shards)
     with explained_worker_deaths(), writer, untouched(forwards.vision.model), forwards.hooked():

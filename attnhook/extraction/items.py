@@ -31,9 +31,7 @@ class Item:
     size: int = -1  # in bytes; -1 if unknown
     stamp: int = 0  # modification time in nanoseconds; a photo whose size or stamp differs has changed
     label: str | None = None
-    group: str = (
-        ""  # photos of one group go into the same shard: rows of a Parquet file are read together. Empty: its own
-    )
+    group: str = ""  # photos of one go into the same shard: rows of a Parquet file are read together; "": its own
     problem: str | None = None  # why it cannot be read, if that is known already
 
 

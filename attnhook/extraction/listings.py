@@ -52,8 +52,7 @@ class Listing:
 def write_listing(source: Source, path: Path, *, shard_size: int, shards: int | None = None) -> int:
     """List a source into a file, and return the number of shards.
 
-    A photo's shard is the hash of its key (of its row group, in Parquet files) modulo the number of shards, whatever else the source holds, and
-    however many processes there are.
+    A photo's shard depends on its key alone (in Parquet files, on its row group): the hash modulo the number of shards.
     """
     arrow = require("pyarrow")
     chunks = [_chunk(arrow, items) for items in _batched(source.items())]

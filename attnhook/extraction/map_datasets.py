@@ -176,9 +176,8 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
                     f"the heads are not stored: expected heads='mean', which is, got {heads!r}. Extract with heads=None to keep each."
                 )
             return raw_attention(self.maps(photo), block=block, heads=heads)[0]
-        facts, record = self._stored_facts(photo, method, block, heads), self.record(photo)
-        values = self._files.tensors(record, f"maps.{method}")
-        return PatchMap.with_facts(values[f"maps.{method}"], facts["map"])
+        facts, name = self._stored_facts(photo, method, block, heads), f"maps.{method}"
+        return PatchMap.with_facts(self._files.tensors(self.record(photo), name)[name], facts["map"])
 
     def _stored_facts(self, photo: int | str, method: str, block: int | str, heads: HeadsOption) -> dict[str, Any]:
         """What is stored about a method's map, which has to be of this block and these heads."""

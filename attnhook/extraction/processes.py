@@ -14,8 +14,7 @@ import torch.distributed as dist
 
 from attnhook.errors import ExtractionError
 
-_TIMEOUT = timedelta(days=365)
-"""Processes wait for the slowest one, however long it takes."""
+_TIMEOUT = timedelta(days=365)  # processes wait for the slowest one, however long it takes
 _Result = TypeVar("_Result")
 
 

@@ -14,22 +14,16 @@ _LEVELS = 255
 
 
 class StoredType(StrEnum):
-    """The type that rows are stored in.
+    """The type that rows are stored in."""
 
-    `FLOAT16` is within 1 in 2,048 of each value (and within 3e-8 of the smallest), `FLOAT32` exact, `UINT8` within 1/510 of each row's largest.
-    """
-
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-    UINT8 = "uint8"
+    FLOAT16 = "float16"  # within 1 in 2,048 of each value (and within 3e-8 of the smallest)
+    FLOAT32 = "float32"  # exact
+    UINT8 = "uint8"  # within 1/510 of each row's largest
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one extraction, as in `extract`.
-
-    `batch_size` is one of them because it may change the last bit; `device` is `"cpu"` or `"cuda"`.
-    """
+    """Settings of one extraction, as in `extract`."""
 
     rows: RowsOption
     blocks: BlocksOption
@@ -37,9 +31,9 @@ class Settings:
     methods: tuple[str, ...]
     statistics: bool
     dtype: StoredType
-    batch_size: int
+    batch_size: int  # may change the last bit
     shard_size: int
-    device: str
+    device: str  # "cpu" or "cuda"
 
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
@@ -61,10 +55,7 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 
 
 def encode(rows: Tensor, dtype: StoredType) -> tuple[Tensor, Tensor | None]:
-    """Convert rows `(..., keys)`, float32 and not negative, to the stored type.
-
-    For `uint8`, also returns the value of one level, `(..., 1)` float32: each row's largest value over 255.
-    """
+    """Convert rows `(..., keys)`, float32 and not negative; for `uint8`, also return what one level is, `(..., 1)`."""
     if dtype is not StoredType.UINT8:
         return rows.to(torch.float16 if dtype is StoredType.FLOAT16 else torch.float32), None
     scales = rows.amax(dim=-1, keepdim=True) / _LEVELS

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from attnhook.errors import ExtractionError
@@ -47,8 +48,6 @@ class ShardFiles:
 
 
 def _open_shard(path: Path, mark: int) -> tuple[Any, list[dict[str, Any]]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         file = safe_open(path, framework="pt")
         metadata: dict[str, str] = file.metadata()  # type: ignore[no-untyped-call]

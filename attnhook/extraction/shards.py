@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from attnhook.attribution.statistics import attention_statistics
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.records import AttentionMaps, BlockAttention, header_of
+from attnhook.capture.records import BlockAttention, header_of
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
 from attnhook.extraction.batch_attention import BatchAttention
@@ -28,8 +30,7 @@ _MASSES = ("class_mass", "register_mass", "patch_mass", "other_mass", "top_mass"
 STATISTICS = ("entropy", "relative_entropy", "distance_patches", *_MASSES, "effective_patches")
 """The fields of `attention_statistics` that are stored, in this order: one number per photo, block and head."""
 
-_MAX_WAITING = 5
-"""Batches that are being written or wait for it: where the disk is slower than the model, the model waits."""
+_MAX_WAITING = 5  # batches that are being written or wait for it: then the model waits for the disk
 
 
 class BackgroundWriter:
@@ -97,7 +98,8 @@ class _Shard:
         for (places, _), attention in zip(batch.groups, attentions, strict=True):
             attention.wait()
             group, first = self._add_tensors(attention, len(places))
-            grid = _grid(attention.maps)
+            layout = attention.maps[-1].token_layout  # of the last block's keys
+            grid = list(layout.grid) if isinstance(layout, TokenLayout | WindowLayout) else None
             for i, place in enumerate(places):
                 batch.photos[place] |= {"group": group, "offset": first + i, "grid": grid}
                 if attention.targets is not None:
@@ -144,8 +146,6 @@ class _Shard:
 
     def write(self) -> None:
         """Write the tensors, then the part of the index that says that they are whole."""
-        from safetensors import SafetensorError
-
         path = tensors_path(self._folder, self.number)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +165,6 @@ class _Shard:
             ) from error
 
     def _write_tensors(self, path: Path, mark: int) -> None:
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor] = {}
         for number, group in enumerate(self._groups.values()):
             tensors |= {f"{number}.layout.{name}": tensor for name, tensor in group.layout.items()}
@@ -190,9 +188,3 @@ def _mark(rows: list[dict[str, Any]]) -> int:
     """A hash of a shard's photos and their places in it, by which a reader notices that the shard was written again."""
     content = json.dumps([[row[name] for name in ("key", "digest", "group", "offset")] for row in rows])
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big", signed=True)
-
-
-def _grid(maps: AttentionMaps) -> list[int] | None:
-    """The grid of the last block's keys, if it has one."""
-    layout = maps[-1].token_layout
-    return list(layout.grid) if isinstance(layout, TokenLayout | WindowLayout) else None

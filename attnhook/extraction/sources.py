@@ -1,7 +1,7 @@
 """Where photos come from: find out what kind of source something is."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,6 @@ from attnhook.extraction.image_tables import DatasetSource, ParquetSource
 from attnhook.extraction.items import PICTURE_SUFFIXES, Item
 
 _LISTS = frozenset({".txt", ".lst", ".list", ".tsv"})
-_CONTAINERS: dict[str, Any] = {".zip": ZipSource, ".tar": TarSource, ".parquet": ParquetSource}
 _FORMS = "a folder, a glob, a text list, a .zip, .tar or .parquet file, a sequence of paths, or a datasets.Dataset"
 
 
@@ -27,6 +26,10 @@ class Source(Protocol):
 
     def read(self, item: Item) -> bytes:
         """Read a photo's bytes."""
+
+
+_CONTAINERS: dict[str, Callable[[tuple[Path, ...]], Source]]
+_CONTAINERS = {".zip": ZipSource, ".tar": TarSource, ".parquet": ParquetSource}
 
 
 def open_source(source: Any) -> Source:
@@ -49,7 +52,7 @@ def reopen_source(description: dict[str, Any]) -> Source:
     if kind in {"folder", "glob", "list"}:
         return FileSource(Path(description["root"]), kind, description["pattern"])
     if f".{kind}" in _CONTAINERS:
-        return _containers(f".{kind}", map(Path, description["files"]))
+        return _CONTAINERS[f".{kind}"](tuple(map(Path, description["files"])))
     raise ExtractionError(
         f"the photos cannot be fetched again: expected a source on disk, got one of kind {kind!r}. Pass it: open_maps(folder, source=...)."
     )
@@ -66,7 +69,7 @@ def _of_path(text: str) -> Source:
     path = path.resolve()
     suffix = path.suffix.lower()
     if suffix in _CONTAINERS:
-        return _containers(suffix, [path])
+        return _CONTAINERS[suffix]((path,))
     if suffix in _LISTS:
         return FileSource(path.parent, "list", str(path))
     if suffix in PICTURE_SUFFIXES:
@@ -86,7 +89,7 @@ def _of_folder(path: Path) -> Source:
                 "kind."
             )
         if kinds:
-            return _containers(kinds[0], files[kinds[0]])
+            return _CONTAINERS[kinds[0]](tuple(files[kinds[0]]))
     return FileSource(path, "folder")
 
 
@@ -102,13 +105,8 @@ def _of_glob(path: Path) -> Source:
     files = sorted(root.glob(below))
     if not files:
         raise ExtractionError(f"no photos: expected files that match {str(path)!r}, got none. Check the glob.")
-    return _containers(suffix, files)
+    return _CONTAINERS[suffix](tuple(files))
 
 
 def _is_pattern(text: str) -> bool:
     return any(character in text for character in "*?[")
-
-
-def _containers(suffix: str, files: Any) -> Source:
-    source: Source = _CONTAINERS[suffix](tuple(files))
-    return source

@@ -40,35 +40,19 @@ class UnmeasurableError(GeometryError):
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """The affine map from a photo to one model input: `input = photo * scale + offset`, per axis.
+    """The affine map from a photo to one model input: `input = photo * scale + offset`, (vertical, horizontal)."""
 
-    Attributes:
-        input_size: Height and width of the input, in pixels; for packed patches, of the picture that they tile.
-        scale: Input pixels per photo pixel, (vertical, horizontal).
-        offset: Where the photo's top left corner lies on the input, in input pixels.
-        valid: Top, left, bottom, right of the part of the input that shows photo, in input pixels.
-        unit: What the measurement resolves, in input pixels, (vertical, horizontal).
-        patches: For packed patches: the centre (y, x) of every patch on the photo, in the order they came; NaN for padding.
-        grid: For packed patches: row and column of every patch on the grid, in the order they came; -1 for padding.
-    """
-
-    input_size: Size
-    scale: tuple[float, float]
-    offset: tuple[float, float]
-    valid: tuple[float, float, float, float]
-    unit: tuple[float, float]
-    patches: NDArray[np.float64] | None = None
-    grid: NDArray[np.int64] | None = None
+    input_size: Size  # for packed patches, of the picture that they tile
+    scale: tuple[float, float]  # input pixels per photo pixel
+    offset: tuple[float, float]  # where the photo's top left corner lies, in input pixels
+    valid: tuple[float, float, float, float]  # top, left, bottom, right of what shows photo, in input pixels
+    unit: tuple[float, float]  # what the measurement resolves, in input pixels
 
 
 def map_from_lines(
-    lines: Sequence[Line], input_size: Size, size: Size, shown: Sequence[int] | None = None, **patches: Any
+    lines: Sequence[Line], input_size: Size, size: Size, shown: Sequence[int] | None = None
 ) -> AffineMap:
-    """Turn a line per axis into a map, on whole pixels where both ends of the photo are near those.
-
-    Args:
-        shown: Top, left, bottom, right of the part of the input that depends on the photo; None for all of it.
-    """
+    """Turn a line per axis into a map, on whole pixels where both ends of the photo are near those."""
     scale, offset, first_shown, last_shown = [], [], [], []
     for axis, (slope, start) in enumerate(lines):
         length, edge = size[axis], input_size[axis]
@@ -78,7 +62,8 @@ def map_from_lines(
             factor = (last - first) / length
         else:
             factor = 1 / slope
-        near = max(1.0, factor)  # `shown` is within a pixel of the edge, of photo or input
+        # `shown`, the box that depends on the photo (None: all), is within a pixel of the edge, of photo or input.
+        near = max(1.0, factor)
         low, high = (0, edge) if shown is None else (shown[axis], shown[axis + 2])
         scale.append(factor)
         offset.append(first)
@@ -86,7 +71,7 @@ def map_from_lines(
         last_shown.append(min(last, float(edge)) if last < high + near else float(high))
     unit = _unit_of(lines[0][0], size[0]), _unit_of(lines[1][0], size[1])
     valid = first_shown[0], first_shown[1], last_shown[0], last_shown[1]
-    return AffineMap(input_size, (scale[0], scale[1]), (offset[0], offset[1]), valid, unit, **patches)
+    return AffineMap(input_size, (scale[0], scale[1]), (offset[0], offset[1]), valid, unit)
 
 
 def _unit_of(slope: float, length: int) -> float:
@@ -136,11 +121,7 @@ def agree(exact: Any, measured: AffineMap) -> bool:
 
 
 def fitted_picture(black: Array, white: Array, ramps: Sequence[Array], size: Size, peak: float) -> AffineMap | None:
-    """Find where a picture shows the photo; None where it is padding alone.
-
-    Args:
-        black: `(channels, height, width)`: what a black photo became.
-    """
+    """Find where a picture `(channels, height, width)` shows the photo; None where it is padding alone."""
     shape: Size = (black.shape[-2], black.shape[-1])
     stride = max(1, max(shape) // _MOST)
     box = _shown_box(black, white, stride, peak)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -20,9 +21,9 @@ from attnhook.imaging.panels import (
     cell_size,
     finish,
     make_panels,
+    make_plots,
     plain,
     show,
-    style_plot,
     wrapped,
 )
 from attnhook.options import Scale
@@ -64,17 +65,10 @@ def photos_by_models(
     titles = [wrapped(name, cell_width, TITLE_POINTS) for name in ("photo", *model_names)]
     side = [wrapped(name, cell_width) for name in photo_names]
     names = LINE_INCHES * sum(len(one) + 0.6 for one in side)
-    panels = make_panels(
-        (len(photos), wide),
-        (wide * cell_width, sum(tall for _, tall in sizes)),
-        texts=[
-            caption,
-            stretch
-            and f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures.",
-        ],
-        extra=(0.0 if stretch else BAR_INCHES, TITLE_INCHES * max(map(len, titles)) + names),
-        dpi=160,
-    )
+    size = (wide * cell_width, sum(tall for _, tall in sizes))
+    extra = (0.0 if stretch else BAR_INCHES, TITLE_INCHES * max(map(len, titles)) + names)
+    own = f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures."
+    panels = make_panels((len(photos), wide), size, texts=[caption, stretch and own], extra=extra, dpi=160)
     drawn: list[Heatmap] = []
     for row, photo in enumerate(photos):
         first, *cells = panels.cells[row * wide : (row + 1) * wide]
@@ -105,18 +99,16 @@ def curves_figure(
     if not names:
         raise GeometryError("cannot draw curves: expected at least one line, got none.")
     columns = min(_PANELS_PER_ROW, len(curves))
-    rows = -(-len(curves) // columns)
-    legend_rows = -(-len(names) // columns)
-    size = (columns * _CURVES_INCHES, rows * (_CURVES_INCHES * 0.7 + TITLE_INCHES * 1.5))
-    extra = (0.0, LINE_INCHES * (legend_rows + 1))
-    panels = make_panels((rows, columns), size, texts=[caption], extra=extra, dpi=200)
-    for cell in panels.cells[len(curves) :]:
-        cell.set_axis_off()
-    for cell, (statistic, several) in zip(panels.cells, curves.items(), strict=False):
-        for number, name in enumerate(names):
+    extra = (0.0, LINE_INCHES * (-(-len(names) // columns) + 1))  # the legend
+    size = (_CURVES_INCHES, _CURVES_INCHES * 0.7 + TITLE_INCHES * 1.5)
+    panels = make_plots(list(curves), columns, size, texts=[caption], extra=extra, dpi=200)
+    looks = cycle((color, dash, mark) for dash in _DASHES for color, mark in zip(_COLORS, _MARKS, strict=True))
+    styles = dict(zip(names, looks, strict=False))
+    for cell, several in zip(panels.cells, curves.values(), strict=False):
+        for name, (color, dash, mark) in styles.items():
             if name in several:
-                _draw_curve(cell, *several[name], number, name)
-        style_plot(cell, statistic, _CURVES_INCHES)
+                style = {"color": color, "linestyle": dash, "marker": mark, "markersize": 3, "linewidth": 1.2}
+                cell.plot(*several[name], label=plain(name), clip_on=False, **style)
         cell.set_xlabel(horizontal, fontsize=TEXT_POINTS)
         cell.set_xlim(0, 1.02)
         cell.set_ylim(0, HEADROOM * cell.get_ylim()[1])
@@ -124,17 +116,3 @@ def curves_figure(
     look: dict[str, Any] = {"ncols": columns, "fontsize": TEXT_POINTS, "frameon": False}
     panels.figure.legend(handles.values(), handles.keys(), loc="outside upper left", **look)
     return finish(panels)
-
-
-def _draw_curve(axes: Any, positions: Sequence[float], values: Sequence[float], number: int, name: str) -> None:
-    axes.plot(
-        positions,
-        values,
-        label=plain(name),
-        color=_COLORS[number % len(_COLORS)],
-        linestyle=_DASHES[number // len(_COLORS) % len(_DASHES)],
-        marker=_MARKS[number % len(_MARKS)],
-        markersize=3,
-        linewidth=1.2,
-        clip_on=False,
-    )

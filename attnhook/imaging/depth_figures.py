@@ -24,9 +24,9 @@ from attnhook.imaging.panels import (
     cell_size,
     finish,
     make_panels,
+    make_plots,
     plain,
     show,
-    style_plot,
     wrapped,
 )
 from attnhook.options import Scale, Size
@@ -55,12 +55,7 @@ def map_grid(
     ax: "Axes | None" = None,
     **look: Any,
 ) -> "Figure":
-    """Draw many small maps in rows and columns, all in one range of colours: blocks by heads.
-
-    Example:
-        >>> maps = torch.rand(4, 3, 14, 14)
-        >>> figure = map_grid(maps, row_labels=list("0123"), column_labels=list("012"))
-    """
+    """Draw many small maps `(rows, columns, h, w)`, all in one range of colours: blocks by heads."""
     colors = Look.of(look, map_grid)
     values = torch.as_tensor(patch_maps).detach().float().cpu().numpy()
     if values.ndim != 4 or 0 in values.shape or values.shape[:2] != (len(row_labels), len(column_labels)):
@@ -76,14 +71,8 @@ def map_grid(
     across, down = columns * cell_width * shrink, max(rows * cell_height * shrink, LOWEST_BAR_INCHES)
     photo = None if image is None or ax is not None else read_image(image)
     thumb = 0.0 if photo is None else max(1.2, min(1.6, across / 2))
-    panels = make_panels(
-        (1, 1 if photo is None else 2),
-        (across + thumb, down),
-        texts=[caption],
-        extra=(_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES),
-        ax=ax,
-        dpi=dpi,
-    )
+    size, extra = (across + thumb, down), (_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES)
+    panels = make_panels((1, 1 if photo is None else 2), size, texts=[caption], extra=extra, ax=ax, dpi=dpi)
     axes = panels.cells[-1]
     if photo is not None:
         axes.get_gridspec().set_width_ratios([thumb, across])
@@ -114,13 +103,7 @@ def _mosaic(values: NDArray[np.float32], colormap: Any, bounds: tuple[float, flo
     return Image.fromarray(canvas), (down, across)
 
 
-def _label_cells(
-    axes: Any,
-    blocks: Sequence[str],
-    heads: Sequence[str],
-    step: Size,
-    cell: Size,
-) -> None:
+def _label_cells(axes: Any, blocks: Sequence[str], heads: Sequence[str], step: Size, cell: Size) -> None:
     down, across = step
     zoom = down // cell[0]
     row_at = [number * down + cell[0] * zoom / 2 for number in range(len(blocks))]
@@ -146,26 +129,15 @@ def depth_figure(
     dpi: int = 200,
     ax: "Axes | None" = None,
 ) -> "Figure":
-    """Draw statistics over depth, one panel each, with a dot for every head and a line through their means.
-
-    Example:
-        >>> figure = depth_figure({"entropy (nats)": torch.rand(12, 6), "mass on special tokens": torch.rand(12)})
-        >>> len(figure.axes)
-        2
-    """
+    """Draw statistics over depth, `(blocks, heads)` each, with a dot for every head and a line through their means."""
     tables = {name: _table(name, values) for name, values in statistics.items()}
     if not tables:
         raise GeometryError("cannot draw statistics: expected at least one, got none.")
-    columns = min(_PANELS_PER_ROW, len(tables))
-    rows = -(-len(tables) // columns)
     title_lines = max(len(wrapped(name, cell_width * 0.9)) for name in tables)
-    size = (columns * cell_width, rows * (cell_width * 0.72 + TITLE_INCHES * title_lines))
-    panels = make_panels((rows, columns), size, texts=[caption], ax=ax, dpi=dpi)
-    for cell in panels.cells[len(tables) :]:
-        cell.set_axis_off()
-    for cell, (name, values) in zip(panels.cells, tables.items(), strict=False):
-        style_plot(cell, name, panels.size[0] / columns)
-        _draw_depth(cell, values, (references or {}).get(name))
+    cell = cell_width, cell_width * 0.72 + TITLE_INCHES * title_lines
+    panels = make_plots(list(tables), min(_PANELS_PER_ROW, len(tables)), cell, texts=[caption], ax=ax, dpi=dpi)
+    for axes, (name, values) in zip(panels.cells, tables.items(), strict=False):
+        _draw_depth(axes, values, (references or {}).get(name))
     return finish(panels)
 
 

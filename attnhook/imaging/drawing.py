@@ -116,9 +116,5 @@ def _as_patch_map(values: Values, **known: Any) -> PatchMap:
             f"cannot place the patch grid: expected patch_area=(height, width) of at least 1 pixel each, got {area}. Pass input pixels."
         )
     tensor = torch.as_tensor(values, device=None if isinstance(values, Tensor) else "cpu")
-    return PatchMap(
-        tensor if tensor.dtype is torch.bool else checked_map(tensor),
-        area=area,
-        uniform=given.get("uniform"),
-        quantity="value",
-    )
+    tensor = tensor if tensor.dtype is torch.bool else checked_map(tensor)
+    return PatchMap(tensor, area=area, uniform=given.get("uniform"), quantity="value")

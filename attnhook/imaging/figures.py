@@ -1,7 +1,6 @@
 """Figures for papers and reports: overlays with titles, a caption, and a colour bar.
 
-Each function returns a `matplotlib.figure.Figure` of its own, or draws inside the axes given as `ax`. There is a colour bar if one range holds
-for all maps; if each map is stretched on its own, the figure says so instead.
+Each is a figure of its own, or inside the axes `ax`. Where each map is stretched on its own, words replace the bar.
 """
 
 import math
@@ -60,14 +59,7 @@ def overlay_figure(
     ax: "Axes | None" = None,
     **look: Any,
 ) -> "Figure":
-    """Draw one overlay with a colour bar and a caption. `look` holds the fields of `Look`: `colormap`, `alpha`, `scale`, ...
-
-    Example:
-        >>> import torch
-        >>> figure = overlay_figure(torch.zeros(3, 48, 64), torch.rand(48, 64), caption="ViT-S/16, block 12, mean over 6 heads")
-        >>> len(figure.axes)  # the overlay and its colour bar
-        2
-    """
+    """Draw one overlay with a colour bar and a caption. `look` holds the fields of `Look`, such as `alpha`."""
     colors = Look.of(look, overlay_figure)
     photo = read_image(image)
     tall = min((width - BAR_INCHES) * photo.height / photo.width, _HIGHEST_OVERLAY_INCHES)
@@ -154,14 +146,7 @@ def sheet(
 
 
 def _draw_panels(
-    pictures: Sequence[_Panel],
-    columns: int,
-    cell: tuple[float, float],
-    *,
-    texts: Sequence[str | None],
-    bar: bool,
-    ax: "Axes | None",
-    dpi: int,
+    pictures: Sequence[_Panel], columns: int, cell: tuple[float, float], *, bar: bool, **room: Any
 ) -> Panels:
     """Draw pictures in rows, with room for a colour bar."""
     rows = -(-len(pictures) // columns)
@@ -169,7 +154,7 @@ def _draw_panels(
     title_lines = sum(max(heads[first : first + columns]) for first in range(0, len(heads), columns))
     size = (columns * cell[0], max(rows * cell[1], LOWEST_BAR_INCHES) + TITLE_INCHES * title_lines)
     extra = (BAR_INCHES if bar else 0.0, 0.0)
-    panels = make_panels((rows, columns), size, texts=texts, extra=extra, ax=ax, dpi=dpi)
+    panels = make_panels((rows, columns), size, extra=extra, **room)
     for axes in panels.cells[len(pictures) :]:
         axes.set_axis_off()
     for axes, (picture, title, box) in zip(panels.cells, pictures, strict=False):

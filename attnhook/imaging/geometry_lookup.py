@@ -38,12 +38,8 @@ def ignores_content(preprocess: Any) -> bool:
 
 
 def maps_of(preprocess: Any, size: Size, photo: Image.Image | None, exact: Any) -> tuple[Any, ...] | ModelInputs:
-    """Find the map of every input that a preprocessing makes of a photo, or what it made if it returns the geometry itself.
-
-    Args:
-        exact: The geometry after the steps that are known, or None.
-    """
-    cache = cache_of(preprocess)
+    """Find the map of every input that a preprocessing makes of a photo, or the input if it has its geometry."""
+    cache = cache_of(preprocess)  # `exact` is the geometry after the steps that are known
     if exact is not None and _is_confirmed(exact, preprocess, size, cache):
         return (exact,)
     found = cache.get(size) or _measured(preprocess, size)

@@ -24,13 +24,7 @@ def interpolate(
     area: Size,
     mode: str = Interpolation.BILINEAR,
 ) -> torch.Tensor:
-    """Interpolate a map on the patch grid to the pixels of the photo.
-
-    Example:
-        >>> seen = ImageGeometry.identity((428, 640)).resize(248).center_crop(224)
-        >>> interpolate(torch.rand(2, 14, 14), seen, (224, 224)).shape
-        torch.Size([2, 428, 640])
-    """
+    """Interpolate a map `(..., h, w)`, whose grid covers `area` of the input, to the photo's pixels, `(..., H, W)`."""
     interpolation = choose(Interpolation, mode, "mode")
     values = checked_map(patch_map)
     rows, columns = values.shape[-2:]

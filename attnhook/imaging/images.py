@@ -1,16 +1,10 @@
-"""Reads any image as an upright 8-bit RGB PIL image.
+"""Reads any image as an upright 8-bit RGB PIL image: the photo on screen is the photo that the model saw.
 
-The photo on screen is the photo that the model saw:
-
-- The EXIF orientation is applied, to PIL images as well as to files.
-- Transparency (alpha channels, transparent palettes, colour keys) is composited on white.
-- 16-bit grey is scaled to 8 bits, not clipped; floats are read as [0, 1].
-- CMYK goes through the file's own ICC profile where it has one. RGB profiles are ignored, as the model libraries do.
-- Of an animation, a path gives the first frame and a PIL image its current frame.
-
-Whatever could be read in two ways is refused with an `ImageError`, such as a normalised tensor, floats up to 255, a batch, or an array
-with its channels at the wrong end. Nothing is downloaded, Pillow's limits against decompression bombs stay on, and files that Pillow
-would have another program read (PostScript) are not opened.
+The EXIF orientation is applied, also to PIL images. Transparency is composited on white. 16-bit grey is scaled, not
+clipped; floats are read as [0, 1]. CMYK goes through the file's own ICC profile; RGB profiles are ignored, as the model
+libraries do. Of an animation, a path gives the first frame and a PIL image its current one. What could be read in two
+ways is refused, such as a normalised tensor or a batch. Nothing is downloaded, Pillow's limits against decompression
+bombs stay on, and PostScript, which another program would read, is not opened.
 """
 
 import io
@@ -36,13 +30,7 @@ _WHITE = (255, 255, 255, 255)
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """Read an image from wherever it is.
-
-    Example:
-        >>> import numpy as np
-        >>> read_image(np.zeros((48, 64, 3), dtype=np.uint8)).size
-        (64, 48)
-    """
+    """Read an image from wherever it is."""
     if isinstance(source, Image.Image):
         return _from_pil(source, f"a PIL image of mode {source.mode}")
     if isinstance(source, torch.Tensor):
@@ -162,25 +150,18 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return _from_array(values.astype(np.uint16) if image.mode != "F" else values, name)
     if image.mode == "CMYK":
         return _from_cmyk(image)
-    if _has_transparency(image):
+    if image.has_transparency_data:
         colours = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), colours).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _has_transparency(image: Image.Image) -> bool:
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        return True
-    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:
     if profile := image.info.get("icc_profile"):
         from PIL import ImageCms
 
-        with suppress(
-            ImportError, OSError, ValueError, ImageCms.PyCMSError
-        ):  # no littlecms, or a profile it cannot use
+        # No littlecms, or a profile that it cannot use.
+        with suppress(ImportError, OSError, ValueError, ImageCms.PyCMSError):
             srgb = ImageCms.createProfile("sRGB")
             return ImageCms.profileToProfile(image, io.BytesIO(profile), srgb, outputMode="RGB") or image.convert("RGB")
     return image.convert("RGB")

@@ -9,19 +9,9 @@ from typing import Any
 import torch
 
 from attnhook.errors import GeometryError
+from attnhook.imaging import rounding
 from attnhook.imaging.calling import image_processor_of, timm_config_of, timm_transform
-from attnhook.imaging.rounding import (
-    Crop,
-    CropRounding,
-    Resize,
-    Step,
-    centred_crop,
-    detection_size,
-    fitted_size,
-    kept_ratio_size,
-    patch_budget_size,
-    shortest_edge_size,
-)
+from attnhook.imaging.rounding import Crop, CropRounding, Resize, Step, centred_crop
 from attnhook.options import Size
 
 _LIBRARIES = ("torchvision.transforms", "timm.data")
@@ -114,7 +104,7 @@ def _resize(size: Size, transform: Any) -> list[Step] | None:
 def _resized(size: Size, wanted: Any, longest: int | None = None) -> list[Step] | None:
     numbers = _numbers(wanted)
     if len(numbers) == 1:
-        return [Resize(shortest_edge_size(size, numbers[0], longest))]
+        return [Resize(rounding.shortest_edge_size(size, numbers[0], longest))]
     return [Resize((numbers[0], numbers[1]))] if len(numbers) == 2 and longest is None else None
 
 
@@ -134,7 +124,7 @@ def _cropped(size: Size, wanted: Any) -> list[Step] | None:
 def _keep_ratio(size: Size, transform: Any) -> list[Step] | None:
     if transform.longest not in (0.0, 1.0) or isinstance(transform.interpolation, list | tuple):
         return None
-    return [Resize(kept_ratio_size(size, transform.size, longest=transform.longest == 1.0))]
+    return [Resize(rounding.kept_ratio_size(size, transform.size, longest=transform.longest == 1.0))]
 
 
 def _trim(size: Size, transform: Any) -> list[Step] | None:
@@ -226,15 +216,15 @@ def _processor_size(size: Size, processor: Any) -> Size | None:
     if family == "Siglip2":
         patch = processor.patch_size
         side = patch if isinstance(patch, int) else _entry(patch, "height")
-        return patch_budget_size(size, side, processor.max_num_patches) if side else None
+        return rounding.patch_budget_size(size, side, processor.max_num_patches) if side else None
     shortest, longest = _entry(processor.size, "shortest_edge"), _entry(processor.size, "longest_edge")
     bounds = _entry(processor.size, "max_height"), _entry(processor.size, "max_width")
     if shortest and longest:
-        return detection_size(size, shortest, longest, multiple=_YOLOS_MULTIPLE if family == "Yolos" else None)
+        return rounding.detection_size(size, shortest, longest, multiple=_YOLOS_MULTIPLE if family == "Yolos" else None)
     if shortest:
-        return shortest_edge_size(size, int(256 / 224 * shortest) if family == "Levit" else shortest)
+        return rounding.shortest_edge_size(size, int(256 / 224 * shortest) if family == "Levit" else shortest)
     if bounds[0] and bounds[1]:
-        return fitted_size(size, (bounds[0], bounds[1]))
+        return rounding.fitted_size(size, (bounds[0], bounds[1]))
     return _height_and_width(processor.size)
 
 

@@ -20,22 +20,13 @@ _STRETCHES = {Scale.MINMAX: "min-max", Scale.ROBUST: "1st to 99th percentile"}
 
 @dataclass(frozen=True)
 class Look:
-    """Colours and opacity of a heat map.
+    """Colours and opacity of a heat map."""
 
-    Attributes:
-        colormap: The name of a matplotlib colormap, or a `Colormap`.
-        alpha: Opacity of the heat map, 0 to 1.
-        scale: "minmax" (this picture's own range), "robust" (its 1st to 99th percentile), "uniform" (multiples of uniform attention, 1/N) or
-            (lowest, highest).
-        uniform: For scale="uniform": 1/N, one over the number of keys.
-        weighted: Whether opacity follows the value.
-    """
-
-    colormap: Any = "viridis"
-    alpha: float = 0.5
+    colormap: Any = "viridis"  # the name of a matplotlib colormap, or a `Colormap`
+    alpha: float = 0.5  # opacity of the heat map, 0 to 1
     scale: ScaleOption = Scale.MINMAX
-    uniform: float | None = None
-    weighted: bool = False
+    uniform: float | None = None  # for Scale.UNIFORM: 1/N, one over the number of keys
+    weighted: bool = False  # whether opacity follows the value
 
     @classmethod
     def of(cls, options: Mapping[str, Any], function: Callable[..., Any]) -> Self:
@@ -65,12 +56,7 @@ def check_options(options: Iterable[str], known: Collection[str], *, listed: Ite
 
 
 def share_in_words(share: float) -> str:
-    """Write a share as a percentage, so that a small one does not read as zero, or a large one as all.
-
-    Example:
-        >>> [share_in_words(share) for share in (0.0, 0.0002, 0.004, 0.07, 0.993, 0.998)]
-        ['0%', '<0.1%', '0.4%', '7%', '99%', '99.8%']
-    """
+    """Write a share as a percentage, so that a small one does not read as zero, or a large one as all."""
     if 0.00001 < share < 0.0005:
         return "<0.1%"
     share = max(0.0, share)  # a sum of softmax weights may round to a little over 1
@@ -78,12 +64,7 @@ def share_in_words(share: float) -> str:
 
 
 def scale_in_words(scale: ScaleOption, shown: str = "this picture") -> str:
-    """Say what the colours mean.
-
-    Example:
-        >>> scale_in_words("minmax", "all panels")
-        'Colours from the minimum to the maximum of all panels.'
-    """
+    """Say what the colours mean."""
     if not isinstance(scale, str):
         return f"Colours from {scale[0]:.4g} to {scale[1]:.4g}."
     kind = choose(Scale, scale, "scale")

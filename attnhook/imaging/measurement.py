@@ -68,11 +68,7 @@ def _fitted(
 
 
 def _views(inputs: ModelInputs) -> list[Array]:
-    """Split the pixels into the inputs that the model sees.
-
-    Returns:
-        One array per input: `(channels, height, width)` for a picture, `(patches, numbers)` for packed patches.
-    """
+    """One array per input: `(channels, height, width)` for a picture, `(patches, numbers)` for packed patches."""
     pixels = inputs.pixels.detach()
     if pixels.is_complex() or pixels.numel() == 0:
         raise _bad_shape(pixels)
@@ -101,9 +97,8 @@ def _packed_views(pixels: Tensor, inputs: ModelInputs) -> list[Tensor] | None:
     if inkling or "image_grid_thw" in keywords or "image_grid_hw" in keywords:
         return [pixels.reshape(len(pixels), -1)]
     counts, side = keywords.get("target_sizes"), pixels.shape[-2] if pixels.dim() == 4 else 0
-    if (
-        isinstance(counts, Tensor) and counts.dim() == 2 and side and len(pixels) == 1
-    ):  # MiniCPM-V: the patches of all inputs side by side
+    # MiniCPM-V: the patches of all inputs side by side.
+    if isinstance(counts, Tensor) and counts.dim() == 2 and side and len(pixels) == 1:
         lengths: list[Any] = counts.prod(-1).tolist()
         if sum(lengths) * side == pixels.shape[-1]:
             return list(torch.split(pixels[0].unfold(-1, side, side).permute(2, 0, 1, 3).flatten(1), lengths))

@@ -13,8 +13,13 @@ from attnhook.errors import GeometryError
 
 # The names under which libraries return the pixels.
 _PIXELS = (
-    *("pixel_values", "flattened_patches", "image_pixel_values", "pixel_values_images"),
-    *("images", "pixels", "image"),
+    "pixel_values",
+    "flattened_patches",
+    "image_pixel_values",
+    "pixel_values_images",
+    "images",
+    "pixels",
+    "image",
 )
 _CHANNELS = (1, 3)
 # What libraries return next to pixels that are a sequence of patches rather than pictures.
@@ -28,17 +33,13 @@ _PACKED = frozenset(
 class ModelInputs:
     """A model's input for one photo, or for a batch of photos.
 
-    Attributes:
-        pixels: `(inputs, channels, height, width)`, one entry per input that was made from the photo; with more than one leading axis, or as
-            packed patches, if the preprocessing returns them that way.
-        keywords: Everything that a dict or BatchFeature held, as tensors where possible, to pass to the model as keyword arguments; None if the
-            preprocessing returned only the pixels.
-        geometry: The `ImageGeometry` that the user's own function returned with the pixels, or None.
+    `pixels` are `(inputs, channels, height, width)`, an entry for each input that was made from the photo; with more
+    than one leading axis, or as packed patches, if the preprocessing returns them that way.
     """
 
     pixels: Tensor
-    keywords: Mapping[str, Any] | None = None
-    geometry: Any = None
+    keywords: Mapping[str, Any] | None = None  # all that a dict or BatchFeature held, for the model's forward
+    geometry: Any = None  # the `ImageGeometry` that the user's own function returned with the pixels
 
     @property
     def packed(self) -> bool:
@@ -55,11 +56,7 @@ class ModelInputs:
 
 
 def as_inputs(made: Any) -> ModelInputs:
-    """Read what a preprocessing returned.
-
-    Args:
-        made: A tensor or array, with or without a batch axis; a list of them; a dict or BatchFeature; or `(pixels, ImageGeometry)`.
-    """
+    """Read what a preprocessing returned: a tensor or array, a list of them, a dict, or `(pixels, ImageGeometry)`."""
     if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "input_size"):
         return replace(as_inputs(made[0]), geometry=made[1])
     if isinstance(made, Mapping) or (hasattr(made, "keys") and hasattr(made, "__getitem__")):
@@ -89,9 +86,7 @@ def with_pixels(inputs: ModelInputs, pixels: Tensor) -> ModelInputs:
 def each_tensor(inputs: ModelInputs, change: Callable[[Tensor], Tensor]) -> ModelInputs:
     """Apply a function to every tensor."""
     pixels = change(inputs.pixels)
-    if inputs.keywords is None:
-        return replace(inputs, pixels=pixels)
-    keywords = {
+    keywords = inputs.keywords and {
         name: pixels if value is inputs.pixels else change(value) if isinstance(value, Tensor) else value
         for name, value in inputs.keywords.items()
     }
@@ -109,9 +104,7 @@ def batched(several: Sequence[ModelInputs]) -> ModelInputs:
     """Put the inputs of several photos into one batch."""
     first = several[0]
     pixels = torch.cat([one.pixels for one in several])
-    if first.keywords is None:
-        return ModelInputs(pixels)
-    keywords = {
+    keywords = first.keywords and {
         name: pixels if value is first.pixels else _joined([(one.keywords or {}).get(name) for one in several])
         for name, value in first.keywords.items()
     }
@@ -136,7 +129,7 @@ def _tensor_if_possible(value: Any) -> Any:
 def _tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value.as_subclass(Tensor)  # torchvision's Image is one
-    if isinstance(value, list | tuple) and _holds_arrays(value):
+    if _holds_arrays(value):
         parts = [_tensor(one) for one in value]
         if len({part.shape for part in parts}) == 1:
             return torch.stack(parts)
@@ -157,11 +150,8 @@ def _tensor(value: Any) -> Tensor:
 
 def _holds_arrays(value: Any) -> bool:
     """Whether a list holds arrays or tensors, as slow processors return them."""
-    return (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and all(hasattr(one, "shape") or _holds_arrays(one) for one in value)
-    )
+    each = value if isinstance(value, list | tuple) else ()
+    return len(each) > 0 and all(hasattr(one, "shape") or _holds_arrays(one) for one in each)
 
 
 def _with_batch_axis(pixels: Tensor) -> Tensor:

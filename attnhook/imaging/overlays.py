@@ -31,12 +31,7 @@ _BAND = 2**16  # pixels that are painted at a time: few enough to stay in a CPU'
 def value_range(
     heatmap: Heatmap, scale: ScaleOption = Scale.MINMAX, *, uniform: float | None = None
 ) -> tuple[float, float]:
-    """Choose the values that get the first and the last colour.
-
-    Example:
-        >>> value_range(torch.tensor([[0.0, 0.5]]), "uniform", uniform=1 / 196)
-        (0.0, 0.04081632653061224)
-    """
+    """Choose the values that get the first and the last colour."""
     if not isinstance(scale, str):
         low, high = (float(edge) for edge in scale)
         if not (np.isfinite([low, high]).all() and low < high):
@@ -99,13 +94,7 @@ def colorize(
 
 
 def blend(image: ImageSource, heatmap: Heatmap, look: Look) -> Image.Image:
-    """Blend a heat map over its photo.
-
-    Example:
-        >>> photo = Image.new("RGB", (64, 48))
-        >>> blend(photo, torch.rand(48, 64), Look(alpha=0.6)).size
-        (64, 48)
-    """
+    """Blend a heat map over its photo."""
     opacity = checked_opacity(look.alpha)
     picture = read_image(image)  # a copy: painted band by band, so that nothing else of the photo's size is made
     values = sized_like(picture, heatmap)

@@ -39,11 +39,7 @@ def fitted_patches(
     known_side: int | None = None,
     known_grid: Size | None = None,
 ) -> AffineMap | None:
-    """Find where every patch is in the photo, and the grid they tile; None where they are padding alone.
-
-    Args:
-        black: `(patches, numbers)`: what a black photo became.
-    """
+    """Find where the grid that patches `(patches, numbers)` tile is in the photo; None where they are padding alone."""
     side = _patch_side(black.shape[1], known_side)
     gain = white - black
     peak = float(np.abs(gain).max(initial=0))
@@ -66,9 +62,7 @@ def fitted_patches(
         for axis in (0, 1)
     ]
     rows, columns = _whole_grid(grid, used, len(black), known_grid)
-    patches, places = np.full((len(black), 2), np.nan), np.full((len(black), 2), -1)
-    patches[used], places[used] = np.stack(centres, axis=1), np.stack(grid, axis=1)
-    return map_from_lines(lines, (rows * side, columns * side), size, patches=patches, grid=places)
+    return map_from_lines(lines, (rows * side, columns * side), size)
 
 
 def _patch_side(length: int, known: int | None) -> int:

@@ -19,12 +19,7 @@ BUNDLED = ("viridis", "magma", "inferno", "plasma", "cividis", "gray")
 
 
 def palette(colormap: Any) -> NDArray[np.uint8]:
-    """The 256 colours of a colormap.
-
-    Example:
-        >>> palette("viridis")[0].tolist()
-        [68, 1, 84]
-    """
+    """The 256 colours of a colormap, `(256, 3)`."""
     if isinstance(colormap, str):
         return _named(colormap)
     if not callable(colormap):

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -39,21 +40,13 @@ _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is
 
 @dataclass(frozen=True)
 class Panels:
-    """The panels of a figure.
+    """The panels of a figure."""
 
-    Attributes:
-        figure: The figure, or the sub-figure that holds the axes given.
-        cells: The panels, row by row.
-        host: The axes given, in whose place the panels are; None on a new figure.
-        size: Width and height of all panels together, in inches.
-        lines: The caption, to which lines may be added until `finish` writes it.
-    """
-
-    figure: Any
-    cells: tuple[Any, ...]
-    host: Any | None
-    size: tuple[float, float]
-    lines: list[str]
+    figure: Any  # or the sub-figure that holds the axes given
+    cells: tuple[Any, ...]  # row by row
+    host: Any | None  # the axes given, in whose place the panels are; None on a new figure
+    size: tuple[float, float]  # width and height of all panels together, in inches
+    lines: list[str]  # the caption, to which lines may be added until `finish` writes it
 
 
 def cell_size(photo: Size, width: float) -> tuple[float, float]:
@@ -118,18 +111,10 @@ def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None
         from matplotlib.patches import Rectangle
 
         top, left, bottom, right = mark
-        for color, line_width in _MARK_WIDTHS:
-            axes.add_patch(
-                Rectangle(
-                    (left - 0.5, top - 0.5),  # imshow puts pixel centres at whole numbers
-                    right - left,
-                    bottom - top,
-                    fill=False,
-                    edgecolor=color,
-                    linewidth=line_width,
-                    label="query",
-                )
-            )
+        corner = left - 0.5, top - 0.5  # imshow puts pixel centres at whole numbers
+        for color, width in _MARK_WIDTHS:
+            line: Any = {"edgecolor": color, "linewidth": width, "label": "query"}
+            axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, **line))
 
 
 def add_range(panels: Panels, heatmap: Heatmap, look: Look, label: str, of_what: str = "") -> None:
@@ -205,14 +190,21 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def style_plot(axes: Any, title: str, width: float) -> None:
-    """Give a panel with curves its title, a quiet grid and two spines."""
-    lines = wrapped(title, width * 0.9, TITLE_POINTS)
-    axes.set_title(plain("\n".join(lines)), fontsize=TITLE_POINTS, loc="left")
-    axes.tick_params(labelsize=TEXT_POINTS)
-    axes.grid(axis="y", color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+def make_plots(titles: Sequence[str], columns: int, cell: tuple[float, float], **room: Any) -> Panels:
+    """Make panels for curves, with a title, a quiet grid and two spines each; the last row may be filled in part."""
+    rows = -(-len(titles) // columns)
+    panels = make_panels((rows, columns), (columns * cell[0], rows * cell[1]), **room)
+    for axes, title in zip_longest(panels.cells, titles):
+        if title is None:
+            axes.set_axis_off()
+            continue
+        lines = wrapped(title, panels.size[0] / columns * 0.9, TITLE_POINTS)
+        axes.set_title(plain("\n".join(lines)), fontsize=TITLE_POINTS, loc="left")
+        axes.tick_params(labelsize=TEXT_POINTS)
+        axes.grid(axis="y", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return panels
 
 
 def finish(panels: Panels) -> "Figure":

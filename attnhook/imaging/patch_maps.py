@@ -1,7 +1,6 @@
 """Patch maps: one value per patch, with the place of the patches in the model's input and the meaning of the values.
 
-A `PatchMap` has everything that drawing needs, except the photo and the place of the model's input in it. So a forgotten argument cannot put a
-map on the wrong part of the input.
+A `PatchMap` has everything that drawing needs but the photo and the place of the input in it: no argument to forget.
 """
 
 import operator
@@ -189,12 +188,7 @@ class PatchMap:
             raise ValueError(
                 f"cannot save {target.name!r}: expected the suffix .npz, got {target.suffix!r}. For a picture, save what overlay returns."
             )
-        known = {
-            "input_size": self.input_size,
-            "area": self.area,
-            "uniform": self.uniform,
-            "caption": self.caption or None,
-        }
+        known = {name: getattr(self, name) or None for name in ("input_size", "area", "uniform", "caption")}
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in known.items() if value is not None}
         if self.outside is not None:
             arrays["outside"] = self.outside.detach().cpu().numpy()
@@ -333,10 +327,15 @@ class PatchMap:
         """
         chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
         look = Look(colormap, alpha, scale, self.uniform, weighted)
-        check_style(
-            chosen,
-            {"colormap": colormap, "alpha": alpha, "scale": scale, "mode": smooth, "weighted": weighted, "keep": keep},
-        )
+        given = {
+            "colormap": colormap,
+            "alpha": alpha,
+            "scale": scale,
+            "mode": smooth,
+            "weighted": weighted,
+            "keep": keep,
+        }
+        check_style(chosen, given)
         check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
         one = self._single()
         picture = read_image(photo)

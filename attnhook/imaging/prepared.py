@@ -17,23 +17,14 @@ from attnhook.options import Size
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One photo, ready for a model.
-
-    Attributes:
-        inputs: The model's input.
-        geometry: Which part of the photo the input shows.
-    """
+    """One photo, ready for a model."""
 
     inputs: ModelInputs
-    geometry: ImageGeometry
+    geometry: ImageGeometry  # which part of the photo the input shows
 
 
 def prepare(preprocess: Any, photo: Image.Image) -> Prepared:
-    """Run a preprocessing on a photo.
-
-    Args:
-        preprocess: A transform, an image processor, a timm data config, any callable, or a function that returns `(pixels, ImageGeometry)`.
-    """
+    """Run a preprocessing, as `ImageGeometry.of` takes it, on a photo."""
     size = (photo.height, photo.width)
     known = ignores_content(preprocess)
     inputs = run(preprocess, photo if known else photo.copy())  # a function may work in place, as PIL's thumbnail does
@@ -58,11 +49,7 @@ def seen_size(preprocess: Any, size: Size) -> Size | None:
 
 
 def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) -> ImageGeometry:
-    """Turn whatever says where a model looked into a geometry.
-
-    Args:
-        picture: The photo as it was read, if it was.
-    """
+    """Turn whatever says where a model looked into a geometry; `picture` is the photo as it was read, if it was."""
     if isinstance(where, ImageGeometry):
         return where if picture is None else ImageGeometry.of(where, (picture.height, picture.width))
     if where is None:

@@ -75,14 +75,11 @@ def _pixels(call: Call, photo: Image.Image) -> Array:
 
 
 def _check_same(first: Array, again: Array, run: int) -> None:
-    if first.shape == again.shape and np.allclose(again, first, rtol=0, atol=_SAME * np.abs(first).max()):
-        return
-    alike = first.shape == again.shape
-    seen = (
-        f"pixels that differ by up to {np.abs(first - again).max():.3g}"
-        if alike
-        else f"{first.shape}, then {again.shape}"
-    )
+    seen = f"{first.shape}, then {again.shape}"
+    if first.shape == again.shape:
+        if np.allclose(again, first, rtol=0, atol=_SAME * np.abs(first).max()):
+            return
+        seen = f"pixels that differ by up to {np.abs(first - again).max():.3g}"
     raise GeometryError(
         f"cannot follow the preprocessing: expected the same input every time, got {seen} from the same photo (run {run}). "
         "Remove the random step, or pass the transform that you use for evaluation."

@@ -27,15 +27,11 @@ Step: TypeAlias = Resize | Crop
 
 
 class CropRounding(StrEnum):
-    """Where a centred crop (or the photo inside a centred border) starts when the difference is odd.
+    """Where a centred crop (or the photo inside a centred border) starts when the difference is odd."""
 
-    `TORCHVISION` rounds half to even (also timm, and transformers' fast processors before 5.0). `FAST` and `SLOW` are the torchvision and
-    the PIL backend of transformers: both round down, but the slow one puts the odd pixel of a border in front.
-    """
-
-    TORCHVISION = "torchvision"
-    FAST = "fast"
-    SLOW = "slow"
+    TORCHVISION = "torchvision"  # half to even; also timm, and transformers' fast processors before 5.0
+    FAST = "fast"  # transformers' torchvision backend: down
+    SLOW = "slow"  # its PIL backend: down, but with the odd pixel of a border in front
 
 
 def centred_crop(size: Size, crop: Size, rounding: CropRounding) -> Crop:

@@ -1,7 +1,4 @@
-"""Styles other than a transparent heat map: lines of equal value, bare patches, a mask.
-
-All return pictures of the photo's size and leave what the model did not see unchanged.
-"""
+"""Styles other than a heat map: contours, patches, a mask. All leave what the model did not see unchanged."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -92,12 +89,7 @@ def draw_mask(photo: Image.Image, inside: Heatmap, alpha: float) -> Image.Image:
 
 
 def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
-    """Choose the fewest patches that hold a share of a map's mass, as DINO's figures do (Caron et al., 2021, arXiv 2104.14294).
-
-    Example:
-        >>> mass_mask(torch.tensor([[0.5, 0.2], [0.2, 0.1]])).tolist()
-        [[True, True], [False, False]]
-    """
+    """Choose the fewest patches that hold a share of the mass, as in DINO's figures (Caron et al., arXiv 2104.14294)."""
     if not 0 < keep <= 1:
         raise ValueError(f"cannot keep a share of the mass: expected 0 < keep <= 1, got {keep}.")
     values = patch_map.detach().cpu().double().flatten().nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)

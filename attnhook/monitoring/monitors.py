@@ -2,9 +2,7 @@
 
 Between logged steps nothing is attached to the model. At a logged step the probe runs the model in eval mode, without its DDP or compile
 wrapper, and everything that training could notice is put back (`untouched`). Every process runs the probe, because FSDP needs that; the first
-one writes.
-
-Limits: methods that need a backward are not offered. `observe` reads the batch of the first process only, and refuses compiled models.
+one writes. Methods that need a backward are not offered.
 """
 
 import warnings

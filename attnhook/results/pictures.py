@@ -1,8 +1,7 @@
 """Figures of one result: its heads, its blocks, its methods, its patches; each with a caption that says what is shown on which scale.
 
-Panels that are compared share one range of colours. By default it goes from 0 to 8 times uniform attention (1/N, the share of each of N
-tokens if attention were uniform), so figures of different photos and models can be compared, too. Larger values get the top colour, and
-the colour bar has an arrow there.
+Panels that are compared share one range of colours: by default 0 to 8 times uniform attention (1/N, the share of each of N tokens if attention
+were uniform), so that figures of different photos and models can be compared, too. Larger values get the top colour.
 """
 
 import math
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from attnhook.attribution.map_making import block_in_words, heads_in_words, make_map, row_in_words
 from attnhook.attribution.methods import METHODS, NEEDS, check_method
@@ -95,9 +95,8 @@ def blocks_figure(
     """
     shown = _same_grid(result)
     maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
-    titles = [
-        f"block {number} of {count}{_outside(one)}" for ((number, count), _), one in zip(shown, maps, strict=True)
-    ]
+    pairs = zip(shown, maps, strict=True)
+    titles = [f"block {number} of {count}{_outside(one)}" for ((number, count), _), one in pairs]
     fused = heads_in_words(heads, shown[-1][1].shape[1])
     caption = f"{_start(result)}, raw attention of each block, {fused}{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'}"
     return _compared(result, maps, titles, caption, scale=scale, options=options)
@@ -225,10 +224,8 @@ def query_figure(
         said: dict[str, Any] = {"caption": f"{caption}{left}. {scale_in_words(scale)}", "mark": boxes[0]}
         (pixels,) = _pixels(result, [fused])
         return overlay_figure(result.image, pixels, scale=scale, uniform=uniform, **(said | options))
-    titles = [
-        f"row {row}, column {column}" + _outside(one, before="\n")
-        for (row, column), one in zip(several, fused, strict=True)
-    ]
+    pairs = zip(several, fused, strict=True)
+    titles = [f"row {row}, column {column}" + _outside(one, before="\n") for (row, column), one in pairs]
     caption += f"; {_OUTSIDE}" if fused.adds_up else "."
     return _compared(result, [fused], titles, caption, scale=scale, options={"marks": boxes, **options})
 
@@ -246,9 +243,9 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
     blocks = attention_statistics(result.maps, diversity=False)
     keys = {block.shape[-1] for block in result.maps}
     tables = {
-        _ENTROPY: _by_head([block.entropy.mean(dim=0) for block in blocks]),
-        "attention distance (patches)": _by_head([block.distance_patches.mean(dim=0) for block in blocks]),
-        "largest sink (share)": _by_head([received_mass(block).amax(dim=-1).mean(dim=0) for block in result.maps]),
+        _ENTROPY: _by_head([block.entropy for block in blocks]),
+        "attention distance (patches)": _by_head([block.distance_patches for block in blocks]),
+        "largest sink (share)": _by_head([received_mass(block).amax(dim=-1) for block in result.maps]),
     }
     queries = "all queries" if result.maps.selected_rows is Rows.ALL else row_in_words(result.maps)
     one_length = len(keys) == 1
@@ -284,12 +281,9 @@ def _seen(result: AttentionResult) -> Image.Image:
     return result.image.crop((left, top, right, bottom))
 
 
-def _by_head(rows: list[Tensor]) -> Tensor:
-    """Blocks by heads; NaN where a block has fewer."""
-    table = torch.full((len(rows), max(map(len, rows))), math.nan, dtype=torch.float64)
-    for number, row in enumerate(rows):
-        table[number, : len(row)] = row
-    return table
+def _by_head(values: list[Tensor]) -> Tensor:
+    """Means over images, blocks by heads; NaN where a block has fewer."""
+    return pad_sequence([one.mean(dim=0).double() for one in values], batch_first=True, padding_value=math.nan)
 
 
 def _methods_in_words(result: AttentionResult, shown: list[str], left_out: list[str]) -> str:
@@ -307,11 +301,8 @@ def _methods_in_words(result: AttentionResult, shown: list[str], left_out: list[
 
 def _pixels(result: AttentionResult, maps: Sequence[PatchMap]) -> list[Tensor]:
     """All maps at the photo's size, in one list."""
-    return [
-        one
-        for each in maps
-        for one in each.heatmap(result.geometry, mode=result.mode).reshape(-1, result.image.height, result.image.width)
-    ]
+    shape = (-1, result.image.height, result.image.width)
+    return [one for each in maps for one in each.heatmap(result.geometry, mode=result.mode).reshape(shape)]
 
 
 def _outside(patch_map: PatchMap, *, before: str = ", ") -> str:

@@ -32,25 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResultSettings:
-    """The settings that a map was made with.
+    """The settings that a map was made with."""
 
-    Attributes:
-        model: The model's name.
-        method: One of `METHODS`.
-        block: The block's name, or the name of the last block if the method follows several.
-        heads: How heads became one map.
-        rows: Which row of the attention matrix the map shows.
-        target: The class that a gradient method followed, by name or index; None for other methods.
-        options: The method's own options.
-    """
-
-    model: str
-    method: str = "raw_attention"
-    block: str = ""
-    heads: HeadsOption = HeadFusion.MEAN.value
-    rows: str = ""
-    target: str | int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    model: str  # its name
+    method: str = "raw_attention"  # one of `METHODS`
+    block: str = ""  # its name, or the name of the last block if the method follows several
+    heads: HeadsOption = HeadFusion.MEAN.value  # how heads became one map
+    rows: str = ""  # which row of the attention matrix the map shows
+    target: str | int | None = None  # the class that a gradient method followed, by name or index
+    options: Mapping[str, Any] = field(default_factory=dict)  # the method's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,14 +272,8 @@ def attend(
         vision = as_vision_model(model, preprocess)
     name = vision.name if vision.assumed is None else f"{vision.name} (photos prepared as {vision.assumed})"
     needs = NEEDS[method]
-    capture = AttentionCapture(
-        vision.model,
-        blocks=blocks,
-        rows=_rows_for(method, rows),
-        gradients=needs.gradients,
-        values=needs.values,
-        device="cpu",
-    )
+    kept: Any = {"rows": _rows_for(method, rows), "gradients": needs.gradients, "values": needs.values}
+    capture = AttentionCapture(vision.model, blocks=blocks, device="cpu", **kept)
     results = []
     for image in each_image(images):
         photo = read_image(image)

@@ -1,7 +1,5 @@
 """What the viewer shows of one photo: rows of every block at 16 bits, whole matrices of chosen blocks at 8 bits, and rollout for both."""
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.options import BlocksOption, Rows
 from attnhook.pages.documents import packed_html
 from attnhook.pages.quantisation import MATRIX_BITS, ROW_BITS, Payload, quantise
+from attnhook.results.display import data_url, encoded, shrunk
 
 AUTO = "auto"
 """As `matrices`: the last block's matrix where all rows were captured, none otherwise. As `matrix_heads`: see `MOST_VALUES`."""
@@ -166,15 +165,13 @@ def _photo(scene: Scene, blocks: Sequence[dict[str, Any]], longest: int) -> dict
         raise GeometryError(
             f"the photo and its geometry differ: expected {tuple(geometry.image_size)}, got {(photo.height, photo.width)}."
         )
-    shrink = min(1.0, longest / max(photo.size))
-    shown = photo if shrink == 1 else photo.resize([max(1, round(edge * shrink)) for edge in photo.size])
-    buffer = io.BytesIO()
-    shown.save(buffer, format="JPEG", quality=_QUALITY, subsampling=0)
+    shown = shrunk(photo, longest)
+    jpeg = encoded(shown, "JPEG", quality=_QUALITY, subsampling=0)
     grid = next(tuple(block["grid"]) for block in blocks if "grid" in block)
     area = placed(scene.maps, torch.empty(grid, device="cpu")).area_on(geometry)
     return {
-        "photo": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
-        "photo_bytes": buffer.tell(),
+        "photo": data_url(jpeg),
+        "photo_bytes": len(jpeg),
         "size": [shown.height, shown.width],
         "original": [photo.height, photo.width],
         "scale": list(geometry.scale),

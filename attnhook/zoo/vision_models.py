@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attnhook.errors import GeometryError
+from attnhook.imaging.calling import timm_transform
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.prepared import Prepared, prepare, seen_size
@@ -184,16 +185,7 @@ def _own_preprocessing(model: nn.Module) -> tuple[Any, str]:
         raise ValueError(missing_preprocess(model))
     height, width = config["input_size"][1:]
     description = f"its own pretrained_cfg: {height} x {width} px, crop_pct {config['crop_pct']:g}"
-    hashable = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in config.items())
-    return _timm_transform(hashable), description
-
-
-@cache
-def _timm_transform(config: tuple[tuple[str, Any], ...]) -> Any:
-    """One object per configuration, because geometries are remembered per object."""
-    import timm
-
-    return timm.data.create_transform(**dict(config), is_training=False)
+    return timm_transform(config), description  # one object per configuration: geometries are remembered per object
 
 
 @cache

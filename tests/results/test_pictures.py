@@ -211,6 +211,10 @@ def test_a_minimum_over_heads_is_no_share(model):
     assert "outside" not in least.caption
 
 
+def test_a_scale_in_words():
+    assert scale_in_words("minmax", "all panels") == "Colours from the minimum to the maximum of all panels."
+
+
 def test_shares():
     shares = [0.0, -1e-8, 0.0002, 0.004, 0.07, 0.993, 0.998, 1.0]
     assert [share_in_words(share) for share in shares] == ["0%", "0%", "<0.1%", "0.4%", "7%", "99%", "99.8%", "100%"]

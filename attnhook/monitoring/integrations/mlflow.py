@@ -8,8 +8,7 @@ from PIL import Image
 
 from attnhook.monitoring.writers import import_library
 
-_BATCH = 1000
-"""The most metrics that MLflow takes in one request."""
+_BATCH = 1000  # the most metrics that MLflow takes in one request
 
 
 class MlflowWriter:
