@@ -167,7 +167,7 @@ class SoftmaxMatrix:
         to `(batch, heads or 1, queries, ...)`.
         """
         batch, heads, queries, keys = self.shape
-        if not batch:
+        if not batch or not queries:
             return measure(self.dense(), RowChunk(0, slice(0, queries)))
         cut = chunked_softmax.row_parts(slice(0, queries), 4 * heads * keys, BUDGET_BYTES)
         images = []
