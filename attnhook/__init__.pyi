@@ -1,26 +1,26 @@
 """The public names: type checkers read them here, and `attnhook.names` imports each when it is first used."""
 
-from attnhook.attribution.alarms import AlarmThresholds as AlarmThresholds
 from attnhook.attribution.gradients import gradient_attention as gradient_attention
 from attnhook.attribution.gradients import gradient_rollout as gradient_rollout
 from attnhook.attribution.gradients import legrad as legrad
-from attnhook.attribution.masks import attention_mask as attention_mask
 from attnhook.attribution.methods import METHODS as METHODS
 from attnhook.attribution.raw_maps import raw_attention as raw_attention
-from attnhook.attribution.received import received_attention as received_attention
+from attnhook.attribution.raw_maps import received_attention as received_attention
+from attnhook.attribution.raw_maps import value_weighted_attention as value_weighted_attention
 from attnhook.attribution.rollouts import rollout as rollout
+from attnhook.attribution.scores import attention_mask as attention_mask
 from attnhook.attribution.statistics import attention_statistics as attention_statistics
-from attnhook.attribution.value_weights import value_weighted_attention as value_weighted_attention
+from attnhook.attribution.summaries import AlarmThresholds as AlarmThresholds
 from attnhook.capture.anatomy import ModelAnatomy as ModelAnatomy
 from attnhook.capture.anatomy import Readout as Readout
 from attnhook.capture.layout import TokenLayout as TokenLayout
-from attnhook.capture.packing import PackedLayout as PackedLayout
 from attnhook.capture.records import AttentionMaps as AttentionMaps
 from attnhook.capture.records import BlockAttention as BlockAttention
 from attnhook.capture.registry import register_adapter as register_adapter
 from attnhook.capture.session import AttentionCapture as AttentionCapture
 from attnhook.capture.sites import AttentionSite as AttentionSite
 from attnhook.capture.traceable import TraceableCapture as TraceableCapture
+from attnhook.capture.windows import PackedLayout as PackedLayout
 from attnhook.capture.windows import WindowLayout as WindowLayout
 from attnhook.comparison.compare_models import compare as compare
 from attnhook.comparison.comparisons import Comparison as Comparison

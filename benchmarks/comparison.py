@@ -26,8 +26,8 @@ from peaks import peak_bytes, spawn
 from PIL import Image
 
 from attnhook import VisionModel, compare
+from attnhook.comparison.model_runs import Subject
 from attnhook.comparison.photographs import read_photos
-from attnhook.comparison.subjects import Subject
 
 NAMES = ("vit_small_patch16_224", "vit_base_patch16_224")
 

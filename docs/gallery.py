@@ -43,7 +43,7 @@ from attnhook.demo import PHOTOS, read_photos
 from attnhook.imaging import read_image
 from attnhook.options import Rows, Scale, ScaleOption, Style
 from attnhook.pages.documents import save_viewer
-from attnhook.results.captions import captioned
+from attnhook.results.display import captioned
 from attnhook.results.pictures import (
     blocks_figure,
     blocks_heads_figure,

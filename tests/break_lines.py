@@ -125,7 +125,7 @@ GUARDS = (
     ),
     Guard(
         "copies of hooks are inert",
-        "capture/hooks.py",
+        "capture/watched_modules.py",
         "CaptureHook.__reduce__",
         "result",
         "",

@@ -137,12 +137,12 @@ def tiny_stand_ins(folder):
 
 @pytest.mark.parametrize("preset", ["registers", "supervised-vs-ssl", "sizes"])
 def test_a_preset_from_its_names_to_its_report(preset, folder, monkeypatch, capsys):
-    from attnhook.comparison import subjects
+    from attnhook.comparison import model_runs
     from attnhook.zoo.loading import load
     from attnhook.zoo.presets import PRESETS
 
     stand_in = tiny_stand_ins(folder)
-    monkeypatch.setattr(subjects, "load", lambda spec, device=None: load(stand_in(spec), device=device))
+    monkeypatch.setattr(model_runs, "load", lambda spec, device=None: load(stand_in(spec), device=device))
     assert main(["compare", "cat.png", "dog.png", "--preset", preset, "--no-pictures"]) == 0
     specs = PRESETS[preset].specs
     assert f"{len(specs)} models, 2 photos" in capsys.readouterr().out

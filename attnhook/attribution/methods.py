@@ -7,9 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 from attnhook.attribution.gradients import gradient_attention, gradient_rollout, legrad
-from attnhook.attribution.raw_maps import raw_attention
+from attnhook.attribution.raw_maps import raw_attention, value_weighted_attention
 from attnhook.attribution.rollouts import rollout
-from attnhook.attribution.value_weights import value_weighted_attention
 from attnhook.imaging.patch_maps import PatchMap
 
 METHODS: Mapping[str, Callable[..., PatchMap]] = MappingProxyType(

@@ -1,14 +1,15 @@
-"""Raw attention: the row of the readout in one block, on the patch grid.
+"""Maps of one block: the row of the readout, attention weighted by the values' lengths, attention received from all queries.
 
-It does not measure importance: what a patch contributes also depends on its value vector and on all other blocks.
+Raw attention does not measure importance: what a patch contributes also depends on its value vector and on all other blocks.
 """
 
 import torch
 from torch import Tensor
 
 from attnhook.attribution.map_making import make_map, row_in_words
-from attnhook.attribution.propagation import readout_queries
+from attnhook.attribution.propagation import readout_queries, require_softmax_weights
 from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.windows import WindowLayout
 from attnhook.errors import RowsNotKeptError
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, Rows, choose
@@ -97,3 +98,91 @@ def fuse_heads(maps: Tensor, heads: HeadsOption, block: str | None = None) -> Te
     if fusion is HeadFusion.MEAN:
         return maps.mean(dim=1)
     return torch.amax(maps, dim=1) if fusion is HeadFusion.MAX else torch.amin(maps, dim=1)
+
+
+def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: HeadsOption = "mean") -> PatchMap:
+    """The attention that each position of a block's key grid receives, averaged over all queries of the image.
+
+    With A the block's attention matrix and q its queries (without the padding of windows), the map is `fuse_heads(mean_q A[:, :, q, j])` at the
+    grid position of key j. Windows are put back in their place, with shifts undone. Attention on padding and special tokens is left out, so a
+    map sums to 1 minus that. A position in several windows (halos) gets the sum of what it receives in each.
+
+    Args:
+        maps: Captured with `rows="all"`.
+        block: Index (negative from the end) or name.
+        heads: `"mean"`, `"max"` or `"min"` over heads, one head's index, or None to keep all heads.
+
+    Returns:
+        A map of `(batch, h, w)` float32 on the grid of the block's keys (`maps[block].layout.grid`), or of `(batch, heads, h, w)` for
+        `heads=None`.
+
+    Raises:
+        RowsNotKeptError: Unless captured with `rows="all"`.
+        TokenLayoutError: If the positions of the keys are unknown.
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, received_attention
+        >>> model = timm.create_model("swin_tiny_patch4_window7_224").eval()
+        >>> with torch.inference_mode(), AttentionCapture(model, rows="all", blocks=[1]) as capture:
+        ...     logits = model(torch.randn(1, 3, 224, 224))
+        >>> capture.maps[0].layout.describe()
+        '64 windows of 7x7 shifted by 3, 3 on a grid of 56x56'
+        >>> received_attention(capture.maps, 0).shape
+        torch.Size([1, 56, 56])
+    """
+    chosen = maps[block]
+    layout, matrix = chosen.layout, chosen.matrix
+    if isinstance(layout, WindowLayout):
+        real = layout.real_queries(matrix.shape[2]).to(matrix.device)
+        counted = real.repeat(matrix.shape[0] // len(real), 1)[:, None, None].double()
+        received = layout.scatter(matrix.left_multiply(counted)[:, :, 0] / int(real.sum()))
+        # Keys share the attention of their own window only: if it is uniform, every position of the grid receives the same.
+        uniform = 1 / (layout.grid[0] * layout.grid[1])
+    else:
+        received = layout.patches(matrix.column_sums() / matrix.shape[2])
+        uniform = 1 / matrix.shape[3]
+    values = fuse_heads(received.float(), heads, chosen.name)
+    return make_map(maps, values, [chosen], "received attention", heads=heads, row="all queries", uniform=uniform)
+
+
+def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, heads: HeadsOption = "mean") -> PatchMap:
+    """The readout's attention row of one block, each entry multiplied by the norm of its value vector.
+
+    Kobayashi et al., Attention is Not Only a Weight: Analyzing Transformers with Vector Norms, 2020, arXiv 2004.10102. In each head the map is
+    `||A[r, j] v_j|| = A[r, j] ||v_j||` for the readout r and the patches j; then heads are fused. The paper takes the vectors after the output
+    projection, `v_j W_O`; here they are taken before it, as the kernel gets them. For a mean readout it is the mean over the patches' rows; for
+    an attention pooling, over its queries.
+
+    Args:
+        maps: Captured with `values=True` (or `gradients=True`) and any `rows` that include the readout.
+        block: Index (negative from the end) or name.
+        heads: `"mean"`, `"max"` or `"min"` over heads, one head's index, or None to keep all heads.
+
+    Returns:
+        A map of `(batch, h, w)` float32, not negative, or of `(batch, heads, h, w)` for `heads=None`.
+
+    Raises:
+        GradientsNotKeptError: Unless captured with `values=True` or `gradients=True`, or if the model calls softmax itself.
+        NoReadoutError: If the model's head reads no class token, pooling or mean in this block.
+        TokenLayoutError: If the block's keys are not the tokens of one image.
+        UnsupportedModelError: If the block does not multiply its values by softmax rows alone.
+
+    Example:
+        >>> import timm, torch
+        >>> from attnhook import AttentionCapture, value_weighted_attention
+        >>> model = timm.create_model("vit_tiny_patch16_224").eval()
+        >>> with torch.inference_mode(), AttentionCapture(model, values=True) as capture:
+        ...     logits = model(torch.randn(2, 3, 224, 224))
+        >>> value_weighted_attention(capture.maps).shape
+        torch.Size([2, 14, 14])
+    """
+    chosen = maps[block]
+    require_softmax_weights(chosen, "value_weighted_attention")
+    weights = readout_row(maps, chosen)
+    values = chosen.values
+    precise = values.dtype if values.dtype is torch.float64 else torch.float32
+    norms: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=precise)
+    norms = norms.repeat_interleave(weights.shape[1] // norms.shape[1], dim=1)  # grouped queries share a value head
+    weighted = fuse_heads(chosen.layout.patches((weights * norms).float()), heads, chosen.name)
+    return make_map(maps, weighted, [chosen], "value-weighted attention", heads=heads)

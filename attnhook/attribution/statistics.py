@@ -10,13 +10,12 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from attnhook.attribution.row_measures import head_divergence
-from attnhook.attribution.streamed_rows import RowStatistics, stream_rows
+from attnhook.attribution.row_measures import RowStatistics, head_divergence, stream_rows
 from attnhook.attribution.token_tables import TOKEN_KINDS, distinct_entries, query_table
-from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import Layout
 from attnhook.capture.softmax_matrix import BUDGET_BYTES, SoftmaxMatrix
+from attnhook.capture.windows import PackedLayout
 from attnhook.errors import RowsNotKeptError
 from attnhook.options import PatchIndex, choose
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import BlockAttention
 from attnhook.capture.sites import Layout, Queries
-from attnhook.capture.windows import WindowLayout
+from attnhook.capture.windows import PackedLayout, WindowLayout
 from attnhook.options import Rows
 
 TOKEN_KINDS = ("class", "register", "patch", "other")

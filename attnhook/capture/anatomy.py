@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnhook.capture.packing import PackedLayout
 from attnhook.capture.sites import AttentionSite
+from attnhook.capture.windows import PackedLayout
 from attnhook.options import Rows, Size, choose
 
 

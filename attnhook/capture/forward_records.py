@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.calls import CapturedCall, FastLogits, finish_together
 from attnhook.capture.layout import TokenLayout, pixels_per_step
-from attnhook.capture.packing import PackedLayout
 from attnhook.capture.plan import CapturePlan
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.sites import AttentionSite, Kernel, Queries, SiteTokens
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
+from attnhook.capture.windows import PackedLayout
 from attnhook.errors import AttnhookError, BlockNotCapturedError, TokenLayoutError
 from attnhook.options import Size
 

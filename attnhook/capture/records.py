@@ -11,10 +11,9 @@ from torch import Tensor
 
 from attnhook.capture import serialization
 from attnhook.capture.anatomy import Readout
-from attnhook.capture.attention_gradient import AttentionGradient
 from attnhook.capture.block_choice import block_index
 from attnhook.capture.notebook import blocks_table, contact_sheet
-from attnhook.capture.output_gradients import CapturedGradients
+from attnhook.capture.output_gradients import AttentionGradient, CapturedGradients
 from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError

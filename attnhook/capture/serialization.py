@@ -14,9 +14,8 @@ from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.output_gradients import CapturedGradients
-from attnhook.capture.packing import PackedLayout
 from attnhook.capture.sites import Layout
-from attnhook.capture.windows import WindowLayout
+from attnhook.capture.windows import PackedLayout, WindowLayout
 from attnhook.errors import NothingCapturedError
 from attnhook.files import replacing
 from attnhook.options import Rows, Size

@@ -18,7 +18,6 @@ from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_log import ForwardLog
 from attnhook.capture.forward_records import ForwardRecord, finish
-from attnhook.capture.hooks import CaptureHook, shapes
 from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
@@ -28,6 +27,7 @@ from attnhook.capture.scopes import SDPA, ActiveCapture, ModeScope, Scope, forge
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
+from attnhook.capture.watched_modules import CaptureHook, shapes
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
 

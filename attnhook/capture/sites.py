@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import Operands
-from attnhook.capture.packing import PackedLayout
-from attnhook.capture.windows import WindowLayout
+from attnhook.capture.windows import PackedLayout, WindowLayout
 from attnhook.errors import UnsupportedModelError
 from attnhook.options import Size
 

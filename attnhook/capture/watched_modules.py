@@ -1,9 +1,15 @@
-"""The modules that a capture watches without capturing them: the model itself, what holds encoder layers, and what attends unexpectedly."""
+"""The hooks that a capture registers, and the modules that it watches without capturing them.
 
-from collections.abc import Mapping
+Those are the model itself, what holds encoder layers, and what attends unexpectedly. No hook relies on receiving keyword arguments: torch runs
+the hooks that a module had when its call began, and another thread may have removed one since, and with it the `with_kwargs` flag.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_records import ForwardRecord
@@ -98,3 +104,35 @@ def compilable(model: nn.Module, plan: CapturePlan) -> list[nn.Module]:
     hooked = attention | {anatomy.image_module, anatomy.grid_module, anatomy.token_module}
     inside = {m for module in attention for m in module.modules() if next(m.children(), None) is not None}
     return [m for m in model.modules() if m in inside or not hooked.isdisjoint(m.modules())]
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class CaptureHook:
+    """A hook of `capture`, except while a compiler traces it; its copies do nothing, so that models can be copied and saved in a context."""
+
+    capture: object
+    function: Callable[..., None]
+
+    def __call__(self, *args: Any) -> None:
+        """Call it."""
+        if not is_compiling():
+            self.function(*args)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return InertHook, ()
+
+
+class InertHook:
+    """What a copy of the model has instead of a `CaptureHook`."""
+
+    def __call__(self, *args: Any) -> None:
+        """Do nothing."""
+
+
+def shapes(value: Any) -> Any:
+    """Replace floating-point tensors by their shapes, also in tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return value.shape if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(map(shapes, value))
+    return {key: shapes(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,6 +1,7 @@
-"""Options that several commands share, and how their values are parsed."""
+"""Options that several commands share, how their values are parsed, and messages on stderr."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -135,3 +136,17 @@ def _pair(text: str, kind: Callable[[str], _Number], expected: str) -> tuple[_Nu
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
     return first, second
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def say(line: str) -> None:
+    """Print a line on stderr. File names may hold control characters for the terminal, so those are shown as `�`."""
+    print(
+        "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line),
+        file=sys.stderr,
+        flush=True,
+    )

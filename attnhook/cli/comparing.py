@@ -21,8 +21,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import DEFAULT, add_command
-from attnhook.cli.messages import one_line, say
+from attnhook.cli.arguments import DEFAULT, add_command, one_line, say
 
 _SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from attnhook import __version__
 from attnhook.cli import comparing, demonstration, description, extracting, overlaying, verifying, viewing
-from attnhook.cli.messages import one_line, say
+from attnhook.cli.arguments import one_line, say
 from attnhook.errors import AttnhookError
 
 _SHELLS = ("bash", "zsh", "tcsh")

@@ -22,8 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import BLOCKS_HELP, DEFAULT, ROWS_HELP, add_command, add_model, blocks_choice, rows_choice
-from attnhook.cli.messages import say
+from attnhook.cli.arguments import (
+    BLOCKS_HELP,
+    DEFAULT,
+    ROWS_HELP,
+    add_command,
+    add_model,
+    blocks_choice,
+    rows_choice,
+    say,
+)
 
 _SHOWN = 10
 _PASSED = ("rows", "blocks", "dtype", "batch_size", "shard_size", "device")  # as they are

@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnhook import __version__
-from attnhook.cli.arguments import DEFAULT, OPTION_ERRORS, add_command, add_map_options, add_model
-from attnhook.cli.messages import one_line, say
+from attnhook.cli.arguments import DEFAULT, OPTION_ERRORS, add_command, add_map_options, add_model, one_line, say
 from attnhook.errors import AttnhookError
 from attnhook.files import check_format, replacing
 from attnhook.options import Style
-from attnhook.running.versions import library_versions
+from attnhook.running.fingerprints import library_versions
 
 if TYPE_CHECKING:
     from attnhook.zoo.vision_models import VisionModel

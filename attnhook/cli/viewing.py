@@ -21,8 +21,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnhook.cli.arguments import BLOCKS_HELP, DEFAULT, OPTION_ERRORS, add_command, add_model, blocks_choice, whole
-from attnhook.cli.messages import one_line, say
+from attnhook.cli.arguments import (
+    BLOCKS_HELP,
+    DEFAULT,
+    OPTION_ERRORS,
+    add_command,
+    add_model,
+    blocks_choice,
+    one_line,
+    say,
+    whole,
+)
 from attnhook.errors import AttnhookError, ImageError
 from attnhook.options import BlocksOption
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from attnhook.comparison.measurements import Measurement
-from attnhook.comparison.subjects import ModelEntry
+from attnhook.comparison.model_runs import ModelEntry
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Size
 

@@ -11,15 +11,13 @@ from torch import Tensor
 from attnhook.comparison.agreements import PairAgreement, PhotoAgreement, pair_agreements, photo_agreement
 from attnhook.comparison.checks import make_notes
 from attnhook.comparison.comparisons import Comparison
-from attnhook.comparison.faithfulness import Faithfulness, mean_faithfulness
 from attnhook.comparison.findings import SharedArea
-from attnhook.comparison.map_kinds import MapKind, make_map_kinds
-from attnhook.comparison.measurements import Measurement
-from attnhook.comparison.model_runs import ModelRun, RunSettings
+from attnhook.comparison.measurements import MapKind, Measurement, make_map_kinds
+from attnhook.comparison.measuring import Faithfulness, mean_faithfulness
+from attnhook.comparison.model_runs import ModelRun, ModelSource, RunSettings, as_subjects
 from attnhook.comparison.objects import MaskSource, ObjectMask, ObjectScores, mean_scores, score_photo
 from attnhook.comparison.photographs import Failure, Photo, read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, common_box
-from attnhook.comparison.subjects import ModelSource, as_subjects
 from attnhook.comparison.tables import require_pandas
 from attnhook.errors import AttnhookError, ComparisonError, ScoreError
 from attnhook.files import cache_dir

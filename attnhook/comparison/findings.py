@@ -9,12 +9,11 @@ from torch import Tensor
 
 from attnhook.comparison.agreements import PairAgreement
 from attnhook.comparison.checks import Note
-from attnhook.comparison.faithfulness import Faithfulness
-from attnhook.comparison.map_kinds import MapKind
-from attnhook.comparison.measurements import Measurement
+from attnhook.comparison.measurements import MapKind, Measurement
+from attnhook.comparison.measuring import Faithfulness
+from attnhook.comparison.model_runs import ModelEntry
 from attnhook.comparison.objects import ObjectScores
 from attnhook.comparison.photographs import MEASURING, Failure, Photo
-from attnhook.comparison.subjects import ModelEntry
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
 

@@ -1,9 +1,13 @@
-"""How a model is measured on a photo: one forward under capture, and one with a backward if a method needs gradients."""
+"""How a model is measured on a photo: a forward under capture, a backward if a method needs it, and deletion and insertion.
+
+Deletion and insertion measure how a model reacts to images unlike those it was trained on (Petsiuk et al. 2018, arXiv 1806.07421), so only the
+difference from the random map means something.
+"""
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,21 +16,81 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attnhook.attribution.methods import METHODS, NEEDS, method_options
+from attnhook.attribution.perturbation import deletion, insertion
+from attnhook.attribution.scores import random_map
 from attnhook.attribution.summaries import summarise_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
-from attnhook.comparison.faithfulness import perturb
-from attnhook.comparison.map_kinds import MapKind
-from attnhook.comparison.measurements import Measurement
+from attnhook.comparison.measurements import MapKind, Measurement
 from attnhook.comparison.sampling_grids import points_seen
+from attnhook.comparison.tables import Estimate, estimate
 from attnhook.errors import AttnhookError, GeometryError, ScoreError
-from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Rows
-from attnhook.running.targets import TargetOption, run_towards
-from attnhook.running.vision_forward import run_vision
+from attnhook.running.targets import TargetOption, class_index, class_scores, run_towards, run_vision
 from attnhook.zoo.vision_models import VisionModel
+
+CURVES = ("deletion", "random_deletion", "insertion", "random_insertion")
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """One model, by index, over all photos."""
+
+    model: int
+    areas: dict[str, Estimate]  # under each of `CURVES`
+    gains: dict[str, Estimate]  # of "deletion" and "insertion" over the random map, per photo; positive is better
+
+
+def perturb(
+    vision: VisionModel,
+    inputs: ModelInputs,
+    patch_map: PatchMap,
+    target: TargetOption,
+    *,
+    steps: int = 20,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Areas under the `CURVES` of one photo. Removed pixels become 0, which is mid-grey for most models."""
+
+    def scores(given: ModelInputs) -> Tensor:
+        with torch.no_grad():
+            return class_scores(vision.model, run_vision(vision.model, given))
+
+    whole = scores(inputs)
+    index = int(whole[0].argmax()) if target is None else class_index(target, vision.labels, whole.shape[1])
+    pixels = inputs.pixels
+    height, width = patch_map.area or pixels.shape[-2:]
+    covered = pixels[..., :height, :width]
+    rows, columns = covered.shape[-2:]
+    # Where the patch embedding pads, the last patches reach beyond the pixels.
+    covered = torch.nn.functional.pad(covered, (0, width - columns, 0, height - rows))
+
+    def score(changed: Tensor) -> Tensor:
+        perturbed = pixels.clone()
+        perturbed[..., :rows, :columns] = changed[..., :rows, :columns]
+        return scores(with_pixels(inputs, perturbed)).float().softmax(dim=-1)[:, index].cpu()
+
+    grid = patch_map.grid
+    count = min(steps, grid[0] * grid[1])
+    areas = {}
+    for prefix, values in {"": patch_map.values[None], "random_": random_map(grid, seed=seed)[None]}.items():
+        areas[f"{prefix}deletion"] = float(deletion(score, covered, values, steps=count).area)
+        areas[f"{prefix}insertion"] = float(insertion(score, covered, values, steps=count).area)
+    return areas
+
+
+def mean_faithfulness(model: int, photos: Sequence[dict[str, float]]) -> Faithfulness:
+    """Average over photos."""
+    areas = {name: estimate([one[name] for one in photos]) for name in CURVES}
+    gains = {
+        "deletion": estimate([one["random_deletion"] - one["deletion"] for one in photos], interval=True),
+        "insertion": estimate([one["insertion"] - one["random_insertion"] for one in photos], interval=True),
+    }
+    return Faithfulness(model, areas, gains)
+
 
 STATISTICS = {
     "relative_entropy": "entropy of the rows divided by log N; 1 is uniform attention",

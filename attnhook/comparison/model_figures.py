@@ -4,7 +4,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from attnhook.comparison.findings import Findings, map_of
-from attnhook.comparison.map_kinds import MapKind
+from attnhook.comparison.measurements import MapKind
 from attnhook.comparison.measuring import STATISTICS
 from attnhook.comparison.summary_tables import depth_table
 from attnhook.imaging.comparison_figures import curves_figure, photos_by_models

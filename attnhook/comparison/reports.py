@@ -18,7 +18,7 @@ from PIL import Image
 
 from attnhook import __version__
 from attnhook.comparison.findings import FIGURE_PHOTOS, Findings, map_of
-from attnhook.comparison.map_kinds import MapKind
+from attnhook.comparison.measurements import MapKind
 from attnhook.comparison.model_figures import as_png, depth_figure, matrix_figure
 from attnhook.comparison.photographs import Failure
 from attnhook.comparison.summary_tables import all_tables
@@ -29,7 +29,7 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.pages.documents import report_html
 from attnhook.results.display import encoded
-from attnhook.running.versions import library_versions
+from attnhook.running.fingerprints import library_versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from attnhook.comparison.agreements import METRICS
-from attnhook.comparison.faithfulness import CURVES
 from attnhook.comparison.findings import Findings, measurements_of
-from attnhook.comparison.map_kinds import MapKind
-from attnhook.comparison.measurements import Measurement
-from attnhook.comparison.measuring import STATISTICS
+from attnhook.comparison.measurements import MapKind, Measurement
+from attnhook.comparison.measuring import CURVES, STATISTICS
 from attnhook.comparison.objects import CONTROLS, SCORES
 from attnhook.comparison.tables import Column, Table, estimate
 

@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 
 from attnhook.attribution.methods import METHODS, NEEDS, method_options
-from attnhook.capture.packing import PackedLayout
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
-from attnhook.capture.windows import WindowLayout
+from attnhook.capture.windows import PackedLayout, WindowLayout
 from attnhook.errors import ExtractionError
 from attnhook.extraction.settings import Settings
 from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, Rows
-from attnhook.results.captions import reads_block, rows_in_words
-from attnhook.running.targets import class_scores
+from attnhook.results.display import reads_block, rows_in_words
+from attnhook.running.targets import class_scores, run_vision
 from attnhook.running.training_state import SEED
-from attnhook.running.vision_forward import run_vision
 from attnhook.zoo.vision_models import VisionModel
 
 

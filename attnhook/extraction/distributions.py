@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import safe_open
 
 from attnhook.extraction import indices
-from attnhook.extraction.manifests import Manifest
+from attnhook.extraction.settings import Manifest
 from attnhook.files import replacing
 
 NAME = "statistics.json"

@@ -12,28 +12,26 @@ from torch import nn
 
 from attnhook import __version__
 from attnhook.errors import ExtractionError
-from attnhook.extraction import distributions, indices, manifests
+from attnhook.extraction import distributions, indices
 from attnhook.extraction.batch_attention import BatchForwards
 from attnhook.extraction.batches import PhotoBatches, explained_worker_deaths, load_batches
 from attnhook.extraction.items import Item
 from attnhook.extraction.listings import Listing, write_listing
-from attnhook.extraction.manifests import Manifest
 from attnhook.extraction.map_datasets import ExtractedMaps, open_maps
 from attnhook.extraction.processes import ProcessGroup, locked, process_group, writing
-from attnhook.extraction.settings import Settings, StoredType, check_count
+from attnhook.extraction.settings import MANIFEST_NAME, Manifest, Settings, StoredType, check_count
 from attnhook.extraction.shards import STATISTICS, BackgroundWriter
 from attnhook.extraction.sources import Source, open_source
 from attnhook.options import BlocksOption, RowsOption, choose
-from attnhook.running.fingerprints import fingerprint
+from attnhook.running.fingerprints import fingerprint, library_versions
 from attnhook.running.progress import progress_bar
 from attnhook.running.training_state import untouched
-from attnhook.running.versions import library_versions
 from attnhook.zoo.loading import as_vision_model, load
 from attnhook.zoo.vision_models import VisionModel
 
 _LISTING = ".listing.arrow"
 # Files that a killed run may leave in the folder.
-_PARTIAL = tuple(f"{name}.partial" for name in (_LISTING, manifests.NAME, indices.NAME, distributions.NAME))
+_PARTIAL = tuple(f"{name}.partial" for name in (_LISTING, MANIFEST_NAME, indices.NAME, distributions.NAME))
 
 
 def extract(

@@ -19,14 +19,13 @@ from attnhook.errors import ExtractionError, ImageError
 from attnhook.extraction import indices
 from attnhook.extraction.distributions import PERCENTILES, over_photos
 from attnhook.extraction.items import Item, require
-from attnhook.extraction.manifests import Manifest
-from attnhook.extraction.settings import decode
-from attnhook.extraction.shard_files import ShardFiles
+from attnhook.extraction.settings import Manifest, decode
+from attnhook.extraction.shards import ShardFiles
 from attnhook.extraction.sources import open_source, reopen_source
 from attnhook.imaging.images import read_image
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption
-from attnhook.results.captions import captioned, rows_in_words
+from attnhook.results.display import captioned, rows_in_words
 from attnhook.results.results import AttentionResult, ResultSettings
 
 _RAW = "raw_attention"

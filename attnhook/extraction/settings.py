@@ -1,13 +1,20 @@
-"""The settings of an extraction, everything that changes a number that it writes, and how rows are stored."""
+"""The settings of an extraction, how rows are stored, and the manifest of what made the files of a folder.
 
-from dataclasses import dataclass
+Settings are what changes a number that is written. A run whose manifest differs must not add to a folder.
+"""
+
+import json
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnhook.attribution.methods import check_method
+from attnhook.errors import ExtractionError
+from attnhook.files import replacing
 from attnhook.options import BlocksOption, HeadFusion, RowsOption
 
 _LEVELS = 255
@@ -66,3 +73,76 @@ def encode(rows: Tensor, dtype: StoredType) -> tuple[Tensor, Tensor | None]:
 def decode(stored: Tensor, scales: Tensor | None) -> Tensor:
     """Undo `encode`, in float32."""
     return stored.float() if scales is None else stored.float() * scales
+
+
+FORMAT = "attnhook-extraction-2"
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A folder's manifest."""
+
+    model: dict[str, Any]  # its spec, and SHA-256 of its weights, architecture and preprocessing
+    source: dict[str, Any]
+    settings: dict[str, Any]
+    blocks: list[str]  # names of the blocks whose rows are stored
+    statistics: list[str]  # names of the statistics that are stored
+    versions: dict[str, str]  # of Python, attnhook and the libraries that numbers depend on
+    shards: int
+    photos: int | None = None  # how many were extracted; None before the end
+    failed: int | None = None  # likewise
+
+    @property
+    def complete(self) -> bool:
+        """Whether all photos of the source were tried."""
+        return self.photos is not None
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest to a folder."""
+        content = {"format": FORMAT, **vars(self)}
+        with replacing(folder / MANIFEST_NAME, durable=True) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest | None":
+        """Read a folder's manifest, or None."""
+        path = folder / MANIFEST_NAME
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = content.pop("format", None)
+            if found == FORMAT:
+                return cls(**content)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ExtractionError(
+                f"cannot read {path}: expected a manifest, got {error}. Restore it, or extract again."
+            ) from error
+        if str(found).startswith(FORMAT.rstrip("2")):
+            raise ExtractionError(
+                f"cannot read {path}: expected format {FORMAT}, got {found}. Use the version of attnhook that wrote it."
+            )
+        raise ExtractionError(
+            f"{folder} holds something else: expected an empty folder, or one of an extraction, got a manifest of format {found!r}. Choose "
+            "another folder."
+        )
+
+    def resumed(self, wanted: "Manifest", folder: Path) -> "Manifest":
+        """The manifest with which a run continues what this one describes; a run that differs is refused."""
+        for part in ("model", "source", "settings", "blocks", "statistics", "versions"):
+            old, new = getattr(self, part), json.loads(json.dumps(getattr(wanted, part)))
+            if old != new:
+                raise ExtractionError(
+                    f"cannot resume the extraction in {folder}: expected {_difference(part, old, new)}. Run it as before, or write to "
+                    "another folder."
+                )
+        return replace(self, photos=None, failed=None)
+
+
+def _difference(part: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *new]:
+            if old.get(name) != new.get(name):
+                return f"{part} {name}={old.get(name)!r}, got {new.get(name)!r}"
+    return f"{part} {old!r}, got {new!r}"

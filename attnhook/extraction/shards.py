@@ -1,4 +1,4 @@
-"""Writing shards: attention is gathered in memory, then written whole, in a thread that runs next to the model."""
+"""Shards of tensors: written whole, in a thread that runs next to the model, and read from mapped memory, a few files open at a time."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,11 +18,12 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention, header_of
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import ExtractionError
+from attnhook.extraction import indices
 from attnhook.extraction.batch_attention import BatchAttention
 from attnhook.extraction.batches import Batch
+from attnhook.extraction.containers import OpenFiles
 from attnhook.extraction.indices import fragment_path, tensors_path, write_fragment
-from attnhook.extraction.manifests import NAME
-from attnhook.extraction.settings import Settings, encode
+from attnhook.extraction.settings import MANIFEST_NAME, Settings, encode
 from attnhook.files import replacing
 from attnhook.imaging.model_inputs import ModelInputs
 
@@ -173,7 +174,9 @@ class _Shard:
         header = {"mark": mark, "groups": [group.header for group in self._groups.values()]}
         with replacing(path, durable=True) as temporary:
             save_file(tensors, temporary, metadata={"attnhook": json.dumps(header)})
-            temporary.chmod((self._folder / NAME).stat().st_mode)  # safetensors makes it readable by its owner alone
+            temporary.chmod(
+                (self._folder / MANIFEST_NAME).stat().st_mode
+            )  # safetensors makes it readable by its owner alone
 
 
 def _content(header: dict[str, Any], layout: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> str:
@@ -188,3 +191,54 @@ def _mark(rows: list[dict[str, Any]]) -> int:
     """A hash of a shard's photos and their places in it, by which a reader notices that the shard was written again."""
     content = json.dumps([[row[name] for name in ("key", "digest", "group", "offset")] for row in rows])
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big", signed=True)
+
+
+class ShardFiles:
+    """The shards of an extraction, by what the index says of a photo (`record`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._files = folder, OpenFiles(limit=16)
+
+    def header(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Everything that is stored about a photo's maps besides tensors."""
+        header: dict[str, Any] = self._open(record)[1][record["group"]]
+        return header
+
+    def layout(self, record: dict[str, Any]) -> dict[str, Tensor]:
+        """The header's tensors."""
+        file, _ = self._open(record)
+        prefix = f"{record['group']}.layout."
+        return {name[len(prefix) :]: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+
+    def tensors(self, record: dict[str, Any], *wanted: str) -> dict[str, Tensor]:
+        """A photo's tensors, by name (`"maps.rollout"`) or kind (`"rows"`)."""
+        file, _ = self._open(record)
+        prefix, tensors = f"{record['group']}.", {}
+        for stored in sorted(file.keys()):
+            name = stored.removeprefix(prefix)
+            if name != stored and (name in wanted or name.partition(".")[0] in wanted):
+                tensors[name] = torch.as_tensor(file.get_slice(stored)[record["offset"]])
+        return tensors
+
+    def _open(self, record: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+        """The file of a photo's shard, and the headers of its groups."""
+        path = indices.tensors_path(self._folder, record["shard"])
+        opened: tuple[Any, list[dict[str, Any]]] = self._files.get(path, lambda: _open_shard(path, record["mark"]))
+        return opened
+
+
+def _open_shard(path: Path, mark: int) -> tuple[Any, list[dict[str, Any]]]:
+    try:
+        file = safe_open(path, framework="pt")
+        metadata: dict[str, str] = file.metadata()  # type: ignore[no-untyped-call]
+    except (OSError, SafetensorError) as error:
+        raise ExtractionError(
+            f"cannot read {path}: expected the shard that the index describes, got {error}. If extract runs, or ran, in that folder again, "
+            "open_maps again."
+        ) from error
+    header = json.loads(metadata["attnhook"])
+    if header["mark"] != mark:
+        raise ExtractionError(
+            f"cannot read {path}: expected the shard that the index describes, got one that was written again since. open_maps again."
+        )
+    return file, header["groups"]

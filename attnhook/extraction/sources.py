@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from attnhook.errors import ExtractionError
-from attnhook.extraction.archives import TarSource, ZipSource
+from attnhook.extraction.containers import TarSource, ZipSource
 from attnhook.extraction.file_sources import FileSource, walk
 from attnhook.extraction.image_tables import DatasetSource, ParquetSource
 from attnhook.extraction.items import PICTURE_SUFFIXES, Item

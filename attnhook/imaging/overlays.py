@@ -13,8 +13,7 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import UNIFORM_TOP, Look
-from attnhook.imaging.palettes import LEVELS, palette
+from attnhook.imaging.looks import LEVELS, UNIFORM_TOP, Look, palette
 from attnhook.options import Scale, ScaleOption, choose
 
 Heatmap: TypeAlias = "torch.Tensor | NDArray[Any]"

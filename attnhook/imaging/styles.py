@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from attnhook.imaging.looks import Look
+from attnhook.imaging.looks import LEVELS, Look, palette
 from attnhook.imaging.overlays import Heatmap, blend, checked_opacity, sized_like, value_range
-from attnhook.imaging.palettes import LEVELS, palette
 from attnhook.options import Interpolation, Style
 
 _SUPERSAMPLING = 2

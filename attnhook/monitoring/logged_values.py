@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from PIL import Image
 from torch import Tensor
 
-from attnhook.attribution.alarms import AlarmThresholds, raise_alarms
 from attnhook.attribution.methods import METHODS
-from attnhook.attribution.raw_maps import raw_attention
-from attnhook.attribution.received import received_attention
+from attnhook.attribution.raw_maps import raw_attention, received_attention
 from attnhook.attribution.row_measures import row_divergence
-from attnhook.attribution.summaries import BlockSummary
+from attnhook.attribution.summaries import AlarmThresholds, BlockSummary, raise_alarms
 from attnhook.capture.records import AttentionMaps
 from attnhook.imaging.overlays import common_range
 from attnhook.monitoring.probes import ProbeBatch

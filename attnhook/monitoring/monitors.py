@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnhook.attribution.alarms import AlarmThresholds
 from attnhook.attribution.methods import METHODS, NEEDS
-from attnhook.attribution.summaries import BlockSummary, summarise_block
+from attnhook.attribution.summaries import AlarmThresholds, BlockSummary, summarise_block
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import unwrapped
 from attnhook.capture.records import AttentionMaps
@@ -28,8 +27,8 @@ from attnhook.monitoring.probes import ProbeBatch
 from attnhook.monitoring.schedules import Schedule, is_first_process
 from attnhook.monitoring.writers import Writer, WriterGroup
 from attnhook.options import BlocksOption, Rows, ScaleOption
+from attnhook.running.targets import run_vision
 from attnhook.running.training_state import untouched
-from attnhook.running.vision_forward import run_vision
 from attnhook.zoo.loading import as_vision_model
 from attnhook.zoo.vision_models import VisionModel
 

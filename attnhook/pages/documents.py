@@ -16,8 +16,7 @@ from typing import Any
 
 from attnhook import __version__
 from attnhook.files import replacing
-from attnhook.imaging.looks import UNIFORM_TOP
-from attnhook.imaging.palettes import BUNDLED, palette
+from attnhook.imaging.looks import BUNDLED, UNIFORM_TOP, palette
 from attnhook.pages.quantisation import LETTERS, MATRIX_BITS, ROW_BITS
 
 _SIZE = "@@@@@@@@@@@@"  # replaced by the file's size, padded to as many characters

@@ -1,11 +1,17 @@
-"""How results look in a notebook: pictures of a moderate size, captions as plain text."""
+"""How results look in a notebook: pictures of a moderate size, captions as plain text; and what a caption adds to what the map says."""
 
 import base64
 import html
 import io
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
+
+from attnhook.attribution.methods import method_options
+from attnhook.capture.records import AttentionMaps
+from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import Rows
 
 _LONGEST = 640  # pixels of the longer edge
 _JPEG_QUALITY = 88
@@ -48,3 +54,22 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def data_url(jpeg: bytes) -> str:
     """A JPEG file inside a page."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def captioned(patch_map: PatchMap, model: str, target: str | int | None = None) -> PatchMap:
+    """Put the model's name, and the class of a gradient method, into a map's caption."""
+    of_class = "" if target is None else f", for class {target!r}"
+    return replace(patch_map, description=f"{model}: {patch_map.description}{of_class}")
+
+
+def rows_in_words(maps: AttentionMaps) -> str:
+    """Name the rows that are shown, for settings and manifests; for captions see `row_in_words` in `attnhook.attribution.map_making`."""
+    if not isinstance(maps.selected_rows, Rows):
+        return str(list(maps.selected_rows))
+    shown = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
+    return "all" if shown is None else shown.value
+
+
+def reads_block(method: str) -> bool:
+    """Whether a method computes its map from a single block."""
+    return bool(method_options(method, {"block": None}))

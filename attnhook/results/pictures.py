@@ -28,7 +28,7 @@ from attnhook.imaging.looks import scale_in_words, share_in_words
 from attnhook.imaging.overlays import common_range
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
-from attnhook.results.captions import reads_block
+from attnhook.results.display import reads_block
 from attnhook.results.results import AttentionResult
 
 if TYPE_CHECKING:

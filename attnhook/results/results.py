@@ -18,11 +18,9 @@ from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.imaging.looks import check_options, keywords
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import BlocksOption, HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Style, choose
-from attnhook.results.captions import captioned, reads_block, rows_in_words
-from attnhook.results.display import html_of, mimebundle, png_of
+from attnhook.results.display import captioned, html_of, mimebundle, png_of, reads_block, rows_in_words
 from attnhook.results.scenes import Scene
-from attnhook.running.targets import TargetOption, run_towards
-from attnhook.running.vision_forward import run_vision
+from attnhook.running.targets import TargetOption, run_towards, run_vision
 from attnhook.zoo.loading import as_vision_model
 from attnhook.zoo.vision_models import VisionModel
 

@@ -1,10 +1,15 @@
-"""A model identified by content: its weights, its architecture, its preprocessing. Names and files say nothing about that."""
+"""A model identified by content: its weights, its architecture, its preprocessing; and the versions of the libraries.
+
+Names and files say nothing about what a model is.
+"""
 
 import hashlib
 import inspect
 import json
+import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -142,3 +147,17 @@ def _preprocessing(vision: VisionModel) -> str:
             named = {name: tensor_digest(v) if isinstance(v, Tensor) else repr(v) for name, v in keywords}
             parts += [tensor_digest(prepared.inputs.pixels), json.dumps(named, sort_keys=True), repr(prepared.geometry)]
     return digest(parts)
+
+
+_PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that maps depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

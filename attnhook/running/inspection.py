@@ -15,7 +15,7 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel
 from attnhook.options import Size
-from attnhook.running.vision_forward import run_vision
+from attnhook.running.targets import run_vision
 from attnhook.zoo.uncaptured import uncaptured_attention
 
 _KERNELS = {

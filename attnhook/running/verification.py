@@ -18,7 +18,7 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel
 from attnhook.capture.streaming import MeasuringCapture
 from attnhook.running.inspection import aligned
-from attnhook.running.vision_forward import run_vision
+from attnhook.running.targets import run_vision
 
 TOLERANCE = 2e-5
 """Largest error of rows times values, relative to the largest value: float32 kernels differ by less over 4,097 tokens."""

@@ -65,7 +65,9 @@ def _layer_windows(context: ModuleContext, axis: int = 1) -> SiteOptions:
     """Windows that the layer around cuts by a function or method `window_partition` (SAM and others), height and width at `axis`."""
     layer = context.parent_with("window_size")
     kind = class_of(layer)
-    if layer is None or not any(hasattr(place, "window_partition") for place in (kind, sys.modules.get(kind.__module__))):
+    if layer is None or not any(
+        hasattr(place, "window_partition") for place in (kind, sys.modules.get(kind.__module__))
+    ):
         return {}
     stride = getattr(layer, "query_stride", None)
 

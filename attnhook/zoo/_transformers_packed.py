@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.packing import PackedLayout
 from attnhook.capture.recognition import class_of
 from attnhook.capture.sites import CallContext, SiteTokens
-from attnhook.capture.windows import WindowLayout
+from attnhook.capture.windows import PackedLayout, WindowLayout
 from attnhook.options import Size
 from attnhook.zoo._transformers_towers import SpecialTokens, Tower
 

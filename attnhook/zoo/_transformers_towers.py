@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from attnhook.capture.anatomy import SequenceInfo
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.packing import PackedLayout
 from attnhook.capture.recognition import class_of
+from attnhook.capture.windows import PackedLayout
 from attnhook.options import Size
 from attnhook.zoo.token_rules import pair
 

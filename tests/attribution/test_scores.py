@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from attnhook.attribution.masks import attention_mask
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import (
+    attention_mask,
     auroc,
     centre_prior,
     energy_in_mask,

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from attnhook import AttentionCapture, AttentionMaps, attention_statistics
-from attnhook.attribution import streamed_rows
+from attnhook.attribution import row_measures
 from attnhook.attribution.row_measures import (
     attention_distance,
     head_divergence,
     patch_distances,
     row_divergence,
     row_entropy,
+    stream_rows,
     token_mass,
     top_mass,
 )
 from attnhook.attribution.statistics import find_sinks, received_mass
-from attnhook.attribution.streamed_rows import stream_rows
 from attnhook.attribution.summaries import summarise_block
 from attnhook.attribution.token_tables import TokenTable, distinct_entries, token_table
 from attnhook.capture import softmax_matrix
@@ -241,7 +241,7 @@ def test_tokens_are_looked_up_once_where_they_differ(name: str, distinct: int, m
         looked_up.append(entry)
         return token_table(layout, entry)
 
-    monkeypatch.setattr(streamed_rows, "token_table", watched)
+    monkeypatch.setattr(row_measures, "token_table", watched)
     maps = maps_of(name)
     attention_statistics(maps[:1], sink_ratio=1e9)
     assert looked_up == [*range(distinct)]

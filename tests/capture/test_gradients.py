@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from attnhook import AttentionCapture, AttentionMaps, AttentionSite, ModelAnatomy, Readout, raw_attention
-from attnhook.capture.attention_gradient import AttentionGradient
+from attnhook.capture.output_gradients import AttentionGradient
 from attnhook.errors import GradientsNotKeptError, RowsNotKeptError, UnsupportedModelError
 from tests.models import GRID, IMAGE, TIMM, TRANSFORMERS, images
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from attnhook import ImageGeometry, VisionModel, compare
-from attnhook.comparison.map_kinds import make_map_kinds
+from attnhook.comparison.measurements import make_map_kinds
 from attnhook.running.fingerprints import fingerprint
 from tests.comparison.zoo import centre, photo, timm_vit
 

@@ -12,8 +12,8 @@ from PIL import Image
 from attnhook import ImageGeometry, compare
 from attnhook.comparison import measurements, reports
 from attnhook.comparison.agreements import METRICS
-from attnhook.comparison.faithfulness import perturb
 from attnhook.comparison.measurements import Measurement
+from attnhook.comparison.measuring import perturb
 from attnhook.comparison.photographs import read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, between_centres, common_box
 from attnhook.imaging.model_inputs import ModelInputs

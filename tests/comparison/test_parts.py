@@ -10,13 +10,11 @@ from PIL import Image
 
 from attnhook import ImageGeometry, heatmap
 from attnhook.comparison.agreements import METRICS, pair_agreements, photo_agreement
-from attnhook.comparison.map_kinds import MapKind, make_map_kinds
-from attnhook.comparison.measurements import Measurement
-from attnhook.comparison.model_runs import shuffle_weights
+from attnhook.comparison.measurements import MapKind, Measurement, make_map_kinds
+from attnhook.comparison.model_runs import as_subjects, shuffle_weights
 from attnhook.comparison.objects import read_mask, score_photo
 from attnhook.comparison.photographs import read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, at_patches, common_box
-from attnhook.comparison.subjects import as_subjects
 from attnhook.comparison.tables import Column, Table, as_csv, estimate
 from attnhook.errors import ImageError, ScoreError
 from attnhook.imaging.patch_maps import PatchMap

@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader
 
 from attnhook import METHODS, AttentionCapture, attend, attention_statistics, extract, open_maps
 from attnhook.errors import ExtractionError, ImageError
-from attnhook.extraction.shard_files import ShardFiles
-from attnhook.extraction.shards import STATISTICS
+from attnhook.extraction.shards import STATISTICS, ShardFiles
 from tests.comparison.zoo import hf_dinov2, seeing
 from tests.extraction.photographs import rows_in
 from tests.models import sharpen

@@ -10,7 +10,7 @@ import pytest
 
 from attnhook import extract
 from attnhook.errors import ExtractionError
-from attnhook.extraction.archives import TarSource
+from attnhook.extraction.containers import TarSource
 from attnhook.extraction.file_sources import FileSource
 from attnhook.extraction.image_tables import ROWS_TOGETHER, ParquetSource
 from attnhook.extraction.sources import open_source

@@ -53,7 +53,7 @@ def test_killed_while_shards_of_photos_that_are_gone_are_removed(photos, vision,
 
     with monkeypatch.context() as patched:
         if line == "save":
-            patched.setattr("attnhook.extraction.manifests.Manifest.save", dies)
+            patched.setattr("attnhook.extraction.settings.Manifest.save", dies)
         else:
             real = type(alone[0]).unlink
 

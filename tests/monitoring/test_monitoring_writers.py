@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 from attnhook import AlarmThresholds, AttentionMonitor, DirectoryWriter, MlflowWriter, TensorBoardWriter, WandbWriter
-from attnhook.attribution.alarms import raise_alarms
 from attnhook.attribution.row_measures import row_divergence
-from attnhook.attribution.summaries import summarise_block
+from attnhook.attribution.summaries import raise_alarms, summarise_block
 from attnhook.capture.anatomy import Readout
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention

@@ -17,7 +17,7 @@ from attnhook import AttentionMonitor, ImageGeometry, VisionModel, attend, compa
 from attnhook.errors import GeometryError
 from attnhook.imaging import images
 from attnhook.imaging.model_inputs import ModelInputs, as_inputs, batched, each_tensor, pixels_name, with_pixels
-from attnhook.running.vision_forward import run_vision
+from attnhook.running.targets import run_vision
 from attnhook.zoo import vision_models
 from tests.comparison.zoo import photo
 
