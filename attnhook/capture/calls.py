@@ -1,8 +1,7 @@
-"""One captured attention call, and the fast path for the commonest calls.
+"""One captured attention call, and the fast path for the commonest calls: few rows of float32 operands, no mask, no autograd.
 
-The fast path takes a few rows of float32 operands, without mask and autograd, in as few operations as can be: on a small model these are what a
-row costs. The logits of a forward's blocks share one piece of memory, because pieces between the model's own large tensors would break up the
-heap. One softmax finishes them all, into memory that is the user's.
+It takes as few operations as can be. The logits of a forward's blocks share one piece of memory (pieces between the model's own large tensors
+would break up the heap), and one softmax finishes them all, into memory that is the user's.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Parts of a softmax matrix before they are divided by their row sums, in chunks that stay in a CPU's cache.
+"""Parts of a softmax matrix before they are divided by their row sums, in chunks that stay in a CPU's cache, without autograd.
 
 `2 ** (logits / log 2)` replaces `exp(logits)`, which takes three times as long on CPUs; the factor goes into the scale of Q K^T. The caller
-divides something small by the sums. All chunks of one image are written into the same memory. Nothing is differentiable.
+divides something small by the sums. All chunks of one image are written into the same memory.
 """
 
 import math

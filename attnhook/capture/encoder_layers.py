@@ -1,7 +1,6 @@
-"""`nn.TransformerEncoderLayer`: its fast path runs a whole layer in one call, unless a hook is registered on any module of the layer.
+"""`nn.TransformerEncoderLayer`: its fast path runs a whole layer in one call, unless a hook is registered on any of its modules.
 
-So no module of a layer is hooked. While a module around it runs, the functions are watched through which the layer and its
-`nn.MultiheadAttention` call their kernels, and a layer is recognised by the weights that it passes.
+So none is hooked: while a module around it runs, the functions that call its kernels are watched; the weights they get identify the layer.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
 """Which modules of captured models are running in this context, and what watches the calls that they make.
 
-A hook before a module opens a scope, and one after it closes it; the innermost scope of a capture says whose calls are seen. Scopes are in a
-context variable, so that every task and every thread has its own.
+Hooks open a scope before a module and close it after; the innermost scope of a capture, a context variable, says whose calls are seen.
 """
 
 from collections.abc import Callable, Mapping

@@ -11,18 +11,18 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnhook.capture import watched_modules
-from attnhook.capture.anatomy import SequenceInfo
+from attnhook.capture.anatomy import Readout, SequenceInfo
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_log import ForwardLog
-from attnhook.capture.forward_records import ForwardRecord, finish
+from attnhook.capture.forward_records import ForwardRecord, finish, measured
 from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
-from attnhook.capture.records import AttentionMaps
+from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.scopes import SDPA, ActiveCapture, ModeScope, Scope, forget_closed, innermost
 from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
@@ -352,3 +352,30 @@ class AttentionCapture:
     def __repr__(self) -> str:
         state = "open" if self._active is not None else "closed"
         return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
+
+
+class MeasuringCapture(AttentionCapture):
+    """A capture that stores the result of `measure` for every block, and none of its rows.
+
+    `measure` runs during a block's call, without autograd and autocast; its result must not refer to the block. `on_output` gets the block's
+    name, values `(batch, key heads, keys, value_dim)` and output `(batch, heads, queries, value_dim)` of each fused call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        measure: Callable[[BlockAttention, Readout], Any],
+        *,
+        on_output: Callable[[str, Tensor, Tensor], None] | None = None,
+        blocks: BlocksOption = None,
+        layout: TokenLayout | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(model, blocks=blocks, rows="all", layout=layout, strict=strict)
+        for recorder in self._recorders:
+            recorder.measure, recorder.on_output = measure, on_output
+
+    @property
+    def measured(self) -> list[tuple[str, Any]]:
+        """Each block's name and measurement, of the last forward; errors as those of `maps`."""
+        return measured(self._last_record(), self._plan)

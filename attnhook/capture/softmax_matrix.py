@@ -97,10 +97,9 @@ class SoftmaxMatrix:
         return self.rows(slice(None))
 
     def left_multiply(self, r: Tensor) -> Tensor:
-        """The product r A, `(batch, heads, rows, keys)` of r's dtype, computed a chunk of A at a time.
+        """The product r A, `(batch, heads, rows, keys)` of r's dtype, a chunk of A at a time, added in float64.
 
-        `r` is `(batch, heads or 1, rows, queries)` float32 or float64; with 1 the same for all heads. Chunks are multiplied in float32 (float64
-        where the operands are) and added in float64.
+        `r` is `(batch, heads or 1, rows, queries)` float32 or float64; with 1 the same for all heads.
         """
         batch, heads, queries, keys = self.shape
         self._check(r, "r", (batch, heads, None, queries), "(batch, heads or 1, rows, queries)")
@@ -115,8 +114,7 @@ class SoftmaxMatrix:
     def fused_left_multiply(self, r: Tensor, fusion: str = "mean") -> Tensor:
         """The product of r, `(batch, rows, queries)` float32 or float64, with the `"mean"`, `"max"` or `"min"` over heads.
 
-        It is `(batch, rows, keys)` of r's dtype. `"mean"` forms no fused row: r, over each head's row sums, meets the rows of all heads in one
-        sum.
+        It is `(batch, rows, keys)` of r's dtype. `"mean"` forms no fused row: r, over each head's row sums, meets all heads' rows in one sum.
         """
         batch, heads, queries, keys = self.shape
         self._check(r, "r", (batch, None, queries), "(batch, rows, queries)")
@@ -131,10 +129,7 @@ class SoftmaxMatrix:
             return total.to(r.dtype)
 
     def right_multiply(self, x: Tensor) -> Tensor:
-        """The product A x, `(batch, heads, queries, columns)` of x's dtype.
-
-        `x` is `(batch, heads or 1, keys, columns)` float32 or float64; with 1 the same for all heads.
-        """
+        """The product A x, `(batch, heads, queries, columns)` of x's dtype; x is `(batch, heads or 1, keys, columns)`, float32 or 64."""
         batch, heads, queries, keys = self.shape
         self._check(x, "x", (batch, heads, keys, None), "(batch, heads or 1, keys, columns)")
         with exact_arithmetic(self.device.type):
@@ -146,10 +141,7 @@ class SoftmaxMatrix:
             return result
 
     def fused_chunks(self, fusion: str = "mean") -> Iterator[tuple[RowChunk, Tensor]]:
-        """The rows of the `"mean"`, `"max"` or `"min"` over heads, a chunk at a time.
-
-        Yields which rows, and `(rows, keys)` float32 (float64 where the operands are), valid until the next; may be overwritten.
-        """
+        """The rows of the `"mean"`, `"max"` or `"min"` over heads, a chunk at a time: which, and `(rows, keys)` valid until the next."""
         kind = choose(HeadFusion, fusion, "fusion")
         for image in range(self.shape[0]):
             found = chunked_softmax.fused_chunks(self._image_rows(image), kind, self._budget)
@@ -161,10 +153,9 @@ class SoftmaxMatrix:
                 yield RowChunk(image, chunk[0]), chunk[1]
 
     def rowwise(self, measure: Callable[[Tensor, RowChunk], Tensor]) -> Tensor:
-        """Reduce every row to something small, in chunks of at most `BUDGET_BYTES`.
+        """Reduce every row to something small, in chunks of at most `BUDGET_BYTES`: `(batch, heads or 1, queries, ...)`.
 
-        `measure` takes rows `(1, heads, rows, keys)` float32 and which they are, and returns `(1, heads or 1, rows, ...)`; results are joined
-        to `(batch, heads or 1, queries, ...)`.
+        `measure` takes rows `(1, heads, rows, keys)` float32 and which they are, and returns `(1, heads or 1, rows, ...)`.
         """
         batch, heads, queries, keys = self.shape
         if not batch or not queries:

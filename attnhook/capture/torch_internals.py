@@ -1,6 +1,6 @@
-"""All private functions of torch that attnhook uses, and why each is needed.
+"""All private functions of torch that attnhook uses, and why: if one is missing, importing or using `attnhook.capture` fails with it.
 
-Checked on torch 2.6, 2.13 and 2.14. Where a name is missing, importing or using `attnhook.capture` fails with it, never silently.
+They were checked on torch 2.6, 2.13 and 2.14.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Capture inside a compiled graph: a module that returns its model's output and the attention rows, for `torch.compile(fullgraph=True)`.
 
-Dynamo traces a function mode that sees the fused calls, and the graph returns the rows along with the output. Whatever needs hooks on modules
-(which never fire if registered after compiling) or whole matrices needs `AttentionCapture`.
+Dynamo traces a function mode that sees the fused calls. What needs hooks (which never fire if registered after compiling) or whole matrices
+needs `AttentionCapture`.
 """
 
 import inspect

@@ -17,8 +17,7 @@ from attnhook.attribution.summaries import AlarmThresholds, BlockSummary, summar
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import unwrapped
 from attnhook.capture.records import AttentionMaps
-from attnhook.capture.session import AttentionCapture
-from attnhook.capture.streaming import MeasuringCapture
+from attnhook.capture.session import AttentionCapture, MeasuringCapture
 from attnhook.errors import NoReadoutError, UnsupportedModelError
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.session import AttentionCapture
+from attnhook.capture.session import AttentionCapture, MeasuringCapture
 from attnhook.capture.sites import Kernel
-from attnhook.capture.streaming import MeasuringCapture
 from attnhook.running.inspection import aligned
 from attnhook.running.targets import run_vision
 

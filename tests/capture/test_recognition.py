@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from torch.nn.functional import softmax as normalised
 
 from attnhook import AttentionCapture, TokenLayout, rollout
-from attnhook.capture.streaming import MeasuringCapture
+from attnhook.capture.session import MeasuringCapture
 from attnhook.errors import BlockNotCapturedError, UnsupportedModelError
 from tests.models import sharpen
 
