@@ -47,6 +47,13 @@ class Scale(StrEnum):
     UNIFORM = "uniform"  # multiples of 1/N, each token's share if attention were uniform, on one range: comparable
 
 
+class Crop(StrEnum):
+    """What an overlay shows: the whole photo, or only the part that the model saw."""
+
+    PHOTO = "photo"
+    SEEN = "seen"
+
+
 class Interpolation(StrEnum):
     """How a patch map becomes pixels."""
 

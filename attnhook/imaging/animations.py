@@ -8,7 +8,6 @@ from attnhook.errors import GeometryError
 from attnhook.files import replacing
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import Heatmap, overlay_batch
-from attnhook.options import Scale, ScaleOption
 
 _FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
 
@@ -19,11 +18,7 @@ def overlay_video(
     path: str | Path,
     *,
     fps: float = 8.0,
-    colormap: Any = "viridis",
-    alpha: float = 0.5,
-    scale: ScaleOption = Scale.MINMAX,
-    uniform: float | None = None,
-    weighted: bool = False,
+    **look: Any,
 ) -> Path:
     """Blend one heat map over each frame, and write an animation that repeats.
 
@@ -34,11 +29,7 @@ def overlay_video(
         maps: One heat map per frame, (height, width), of the frames' size.
         path: The file's path; `.gif`, or `.png` or `.apng` for an animated PNG.
         fps: Frames per second.
-        colormap: A matplotlib colormap or its name.
-        alpha: Opacity of the heat map, 0 to 1.
-        uniform: 1/N, for `scale="uniform"`.
-        weighted: Whether opacity rises with the value.
-        scale: What `overlay` takes; "minmax" and "robust" stretch all frames together.
+        **look: What `overlay_batch` takes; "minmax" and "robust" stretch all frames together.
 
     Returns:
         The path.
@@ -60,9 +51,7 @@ def overlay_video(
         raise ValueError(f"cannot write {target.name!r}: expected a name that ends in .gif, .png or .apng.")
     if not 0 < fps <= 100:
         raise ValueError(f"cannot write {target.name!r}: expected 0 < fps <= 100, got {fps}.")
-    pictures = overlay_batch(
-        frames, list(maps), colormap=colormap, alpha=alpha, scale=scale, uniform=uniform, weighted=weighted
-    )
+    pictures = overlay_batch(frames, list(maps), **look)
     sizes = {picture.size for picture in pictures}
     if len(sizes) != 1:
         raise GeometryError(

@@ -8,22 +8,17 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.looks import Look, stretch_in_words
+from attnhook.imaging.figures import seen_part, split_look
+from attnhook.imaging.looks import stretch_in_words
 from attnhook.imaging.overlays import Heatmap, blend
-from attnhook.imaging.panels import (
-    BAR_INCHES,
-    HEADROOM,
+from attnhook.imaging.panels import HEADROOM, color_bar, make_pictures, make_plots, plain, settle, show
+from attnhook.imaging.picture_grids import (
     LINE_INCHES,
     TEXT_POINTS,
     TITLE_INCHES,
     TITLE_POINTS,
-    add_colorbar,
+    PictureGrid,
     cell_size,
-    finish,
-    make_panels,
-    make_plots,
-    plain,
-    show,
     wrapped,
 )
 from attnhook.options import Scale
@@ -52,7 +47,7 @@ def photos_by_models(
     **look: Any,
 ) -> "Figure":
     """Draw one row per photo and one column per model; `uniform` holds 1/N of every map."""
-    colors = Look.of(look, photos_by_models)
+    colors, figure = split_look(look, photos_by_models)
     wide = len(model_names) + 1
     if not photos or len(photo_names) != len(photos) or any(len(row) != len(model_names) for row in heatmaps):
         raise GeometryError(
@@ -60,32 +55,39 @@ def photos_by_models(
             f"{len(photo_names)} names and rows of {sorted({len(row) for row in heatmaps})}."
         )
     stretch = stretch_in_words(colors)
-    sizes = [cell_size((photo.height, photo.width), cell_width) for photo in photos]
-    cell_width = min(width for width, _ in sizes)  # ribbons get wider, unless some photo is not one
-    titles = [wrapped(name, cell_width, TITLE_POINTS) for name in ("photo", *model_names)]
-    side = [wrapped(name, cell_width) for name in photo_names]
-    names = LINE_INCHES * sum(len(one) + 0.6 for one in side)
-    size = (wide * cell_width, sum(tall for _, tall in sizes))
-    extra = (0.0 if stretch else BAR_INCHES, TITLE_INCHES * max(map(len, titles)) + names)
-    own = f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures."
-    panels = make_panels((len(photos), wide), size, texts=[caption, stretch and own], extra=extra, dpi=160)
-    drawn: list[Heatmap] = []
+    pictures, drawn = [], []
     for row, photo in enumerate(photos):
-        first, *cells = panels.cells[row * wide : (row + 1) * wide]
-        title, *heads = ["\n".join(title) for title in titles] if row == 0 else [""] * wide
-        show(first, photo, title)
-        first.text(0, -0.04, plain("\n".join(side[row])), transform=first.transAxes, fontsize=TEXT_POINTS, va="top")
-        for column, (cell, head, values) in enumerate(zip(cells, heads, heatmaps[row], strict=True)):
-            if values is None:
-                show(cell, Image.new("RGB", photo.size, (236, 236, 236)), head)
-                cell.text(0.5, 0.5, "no map", transform=cell.transAxes, ha="center", va="center")
-                continue
+        line: list[Any] = []
+        for column, values in enumerate(heatmaps[row]):
             one = None if uniform is None else uniform[row][column]
-            show(cell, blend(photo, values, replace(colors, uniform=one)), head)
-            drawn.append(values / one if colors.has_scale(Scale.UNIFORM) and one else values)
-    if drawn and not stretch:
-        add_colorbar(panels, drawn, replace(colors, uniform=1.0), label)  # in multiples of 1/N
-    return finish(panels)
+            line.append(None if values is None else blend(photo, values, replace(colors, uniform=one)))
+            if values is not None:
+                drawn.append(values / one if colors.has_scale(Scale.UNIFORM) and one else values)
+        pictures.append(
+            [next((seen_part(photo, one, colors) for one in heatmaps[row] if one is not None), photo), *line]
+        )
+    shapes = [(row[0].height, row[0].width) for row in pictures]
+    widest = min(cell_size(shape, cell_width)[0] for shape in shapes)  # ribbons get wider, unless some photo is not one
+    titles = [wrapped(name, widest, TITLE_POINTS) for name in ("photo", *model_names)]
+    side = [wrapped(name, wide * widest) for name in photo_names]
+    heights = tuple(widest * height / width for height, width in shapes)
+    heads = (max(map(len, titles)), *(0,) * (len(photos) - 1))
+    grid = PictureGrid((widest,) * wide, heights, heads, tuple(map(len, side)))
+    # In multiples of 1/N, so that maps of different models share it.
+    bar, flat = color_bar(drawn, replace(colors, uniform=1.0), label) if drawn and not stretch else (None, None)
+    own = f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures."
+    panels = make_pictures(grid, texts=[caption, flat, stretch and own], bar=bar, **({"dpi": 160} | figure))
+    for row, several in enumerate(pictures):
+        cells = panels.cells[row * wide : (row + 1) * wide]
+        for cell, picture, title in zip(cells, several, titles, strict=True):
+            show(cell, picture or Image.new("RGB", several[0].size, (236, 236, 236)), "" if row else "\n".join(title))
+            if picture is None:
+                cell.text(0.5, 0.5, "no map", transform=cell.transAxes, ha="center", va="center")
+        text = plain("\n".join(side[row]))
+        low = cells[0].annotate(text, (0, 0), (0, -3), "axes fraction", "offset points", va="top", fontsize=TEXT_POINTS)
+        low.set_linespacing(1.2)
+    finished: Figure = panels.figure
+    return finished
 
 
 def curves_figure(
@@ -99,7 +101,7 @@ def curves_figure(
     if not names:
         raise GeometryError("cannot draw curves: expected at least one line, got none.")
     columns = min(_PANELS_PER_ROW, len(curves))
-    extra = (0.0, LINE_INCHES * (-(-len(names) // columns) + 1))  # the legend
+    extra = LINE_INCHES * (-(-len(names) // columns) + 1)  # the legend
     size = (_CURVES_INCHES, _CURVES_INCHES * 0.7 + TITLE_INCHES * 1.5)
     panels = make_plots(list(curves), columns, size, texts=[caption], extra=extra, dpi=200)
     looks = cycle((color, dash, mark) for dash in _DASHES for color, mark in zip(_COLORS, _MARKS, strict=True))
@@ -115,4 +117,6 @@ def curves_figure(
     handles = {handle.get_label(): handle for cell in panels.cells[: len(curves)] for handle in cell.get_lines()}
     look: dict[str, Any] = {"ncols": columns, "fontsize": TEXT_POINTS, "frameon": False}
     panels.figure.legend(handles.values(), handles.keys(), loc="outside upper left", **look)
-    return finish(panels)
+    settle(panels.figure)
+    finished: Figure = panels.figure
+    return finished

@@ -1,7 +1,6 @@
 """Figures over the depth of a model: all heads of all blocks in one picture, and statistics block by block."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,34 +9,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attnhook.errors import GeometryError
+from attnhook.imaging.figures import split_look
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import Look
-from attnhook.imaging.overlays import colorize, value_range
-from attnhook.imaging.panels import (
-    BAR_INCHES,
-    HEADROOM,
-    LOWEST_BAR_INCHES,
-    TEXT_POINTS,
-    TITLE_INCHES,
-    TITLE_POINTS,
-    add_colorbar,
-    cell_size,
-    finish,
-    make_panels,
-    make_plots,
-    plain,
-    show,
-    wrapped,
-)
-from attnhook.options import Scale, Size
+from attnhook.imaging.looks import Look, check_options, keywords
+from attnhook.imaging.overlays import PAPER, blend, common_look
+from attnhook.imaging.panels import HEADROOM, color_bar, make_pictures, make_plots, plain, settle, show
+from attnhook.imaging.picture_grids import TEXT_POINTS, TITLE_INCHES, TITLE_POINTS, PictureGrid, cell_size, wrapped
+from attnhook.options import Size
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _GAP = 0.08  # of a cell's edge, between cells
 _MOST_ROWS_IN_INCHES = 9.0
-_LABEL_INCHES = 0.55
+_LABEL_INCHES = 0.5
 _DOT_COLOR, _MEAN_COLOR = "#0072b2", "black"  # a blue that colour-blind readers and printers tell from black
 _PANELS_PER_ROW = 3
 
@@ -51,12 +36,10 @@ def map_grid(
     caption: str | None = None,
     label: str = "attention",
     cell_width: float = 0.6,
-    dpi: int = 200,
-    ax: "Axes | None" = None,
     **look: Any,
 ) -> "Figure":
     """Draw many small maps `(rows, columns, h, w)`, all in one range of colours: blocks by heads."""
-    colors = Look.of(look, map_grid)
+    colors, figure = split_look(look, map_grid)
     values = torch.as_tensor(patch_maps).detach().float().cpu().numpy()
     if values.ndim != 4 or 0 in values.shape or values.shape[:2] != (len(row_labels), len(column_labels)):
         raise GeometryError(
@@ -64,53 +47,68 @@ def map_grid(
             f"labels, got shape {values.shape}."
         )
     rows, columns, height, width = values.shape
-    low, high = value_range(values, colors.scale, uniform=colors.uniform)
-    picture, step = _mosaic(values, colors.colormap, (low, high))
-    cell_width, cell_height = cell_size((height, width), cell_width)
-    shrink = min(1.0, _MOST_ROWS_IN_INCHES / (rows * cell_height))
-    across, down = columns * cell_width * shrink, max(rows * cell_height * shrink, LOWEST_BAR_INCHES)
-    photo = None if image is None or ax is not None else read_image(image)
-    thumb = 0.0 if photo is None else max(1.2, min(1.6, across / 2))
-    size, extra = (across + thumb, down), (_LABEL_INCHES + BAR_INCHES, _LABEL_INCHES)
-    panels = make_panels((1, 1 if photo is None else 2), size, texts=[caption], extra=extra, ax=ax, dpi=dpi)
-    axes = panels.cells[-1]
+    bar, flat = color_bar([values], common_look([values], colors), label)
+    picture, step = _mosaic(values, common_look([values], colors))
+    wide, tall = cell_size((height, width), cell_width)
+    shrink = min(1.0, _MOST_ROWS_IN_INCHES / (rows * tall))
+    across, down = columns * wide * shrink, rows * tall * shrink
+    photo = None if image is None or figure.get("ax") is not None else read_image(image)
+    thumb = () if photo is None else (min(max(1.2, min(1.6, across / 2)), down * photo.width / photo.height),)
+    turned = max(map(len, column_labels)) > 6
+    grid = PictureGrid((*thumb, across + _LABEL_INCHES), (down,), heads=(4 if turned else 2,))
+    panels = make_pictures(grid, texts=[caption, flat], bar=bar, **figure)
     if photo is not None:
-        axes.get_gridspec().set_width_ratios([thumb, across])
         show(panels.cells[0], photo, "photo, as seen")
         panels.cells[0].set_anchor("N")
+    axes = _right_of_labels(panels.cells[-1])
     axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
-    _label_cells(axes, row_labels, column_labels, step, (height, width))
-    if high > low:
-        shown = colors if colors.has_scale(Scale.UNIFORM) else replace(colors, scale=(low, high))
-        add_colorbar(panels, [values], shown, label, axes=[axes], width=across)
-    else:
-        panels.lines.append(f"Flat maps: every value is {low:.4g}.")
-    return finish(panels)
+    _label_cells(axes, row_labels, column_labels, step, (height, width), turned=turned)
+    drawn: Figure = panels.figure
+    return drawn
 
 
-def _mosaic(values: NDArray[np.float32], colormap: Any, bounds: tuple[float, float]) -> tuple[Image.Image, Size]:
+def _right_of_labels(cell: Any) -> Any:
+    """Axes inside a panel, with room for the labels of the rows at their left."""
+    cell.set_axis_off()
+    inner = cell.inset_axes((0, 0, 1, 1))
+
+    def place(axes: Any, renderer: Any) -> Any:
+        from matplotlib.transforms import Bbox
+
+        outer = cell.get_axes_locator()
+        box = cell.get_position() if outer is None else outer(cell, renderer)
+        left = _LABEL_INCHES * cell.figure.dpi / cell.figure.bbox.width
+        return Bbox.from_extents(box.x0 + left, box.y0, box.x1, box.y1)
+
+    inner.set_axes_locator(place)
+    return inner
+
+
+def _mosaic(values: NDArray[np.float32], look: Look) -> tuple[Image.Image, Size]:
     """Arrange all maps on white; also returns the step from one map to the next, (down, across), in pixels."""
     rows, columns, height, width = values.shape
     zoom = max(1, -(-40 // max(height, width)))
     gap = max(1, round(_GAP * max(height, width) * zoom))
     down, across = height * zoom + gap, width * zoom + gap
     canvas = np.full((rows * down - gap, columns * across - gap, 3), 255, np.uint8)
-    scale = bounds if bounds[1] > bounds[0] else Scale.MINMAX
+    paper = Image.new("RGB", (width, height), PAPER)
     for row in range(rows):
         for column in range(columns):
-            cell = colorize(values[row, column], colormap=colormap, scale=scale).repeat(zoom, 0).repeat(zoom, 1)
+            cell = np.asarray(blend(paper, values[row, column], look)).repeat(zoom, 0).repeat(zoom, 1)
             canvas[row * down : row * down + height * zoom, column * across : column * across + width * zoom] = cell
     return Image.fromarray(canvas), (down, across)
 
 
-def _label_cells(axes: Any, blocks: Sequence[str], heads: Sequence[str], step: Size, cell: Size) -> None:
+def _label_cells(
+    axes: Any, blocks: Sequence[str], heads: Sequence[str], step: Size, cell: Size, *, turned: bool
+) -> None:
     down, across = step
     zoom = down // cell[0]
     row_at = [number * down + cell[0] * zoom / 2 for number in range(len(blocks))]
     column_at = [number * across + cell[1] * zoom / 2 for number in range(len(heads))]
     axes.set_yticks(row_at, list(map(plain, blocks)), fontsize=TEXT_POINTS)
     axes.set_xticks(column_at, list(map(plain, heads)), fontsize=TEXT_POINTS)
-    if max(map(len, heads)) > 6:
+    if turned:
         axes.tick_params(axis="x", rotation=60)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
@@ -126,8 +124,8 @@ def depth_figure(
     caption: str | None = None,
     references: Mapping[str, float] | None = None,
     cell_width: float = 2.6,
-    dpi: int = 200,
-    ax: "Axes | None" = None,
+    dpi: float = 200,
+    **figure: Any,
 ) -> "Figure":
     """Draw statistics over depth, `(blocks, heads)` each, with a dot for every head and a line through their means."""
     tables = {name: _table(name, values) for name, values in statistics.items()}
@@ -135,10 +133,14 @@ def depth_figure(
         raise GeometryError("cannot draw statistics: expected at least one, got none.")
     title_lines = max(len(wrapped(name, cell_width * 0.9)) for name in tables)
     cell = cell_width, cell_width * 0.72 + TITLE_INCHES * title_lines
-    panels = make_plots(list(tables), min(_PANELS_PER_ROW, len(tables)), cell, texts=[caption], ax=ax, dpi=dpi)
+    check_options(figure, ("title", "width", "ax"), listed=keywords(depth_figure))
+    panels = make_plots(list(tables), min(_PANELS_PER_ROW, len(tables)), cell, texts=[caption], dpi=dpi, **figure)
     for axes, (name, values) in zip(panels.cells, tables.items(), strict=False):
         _draw_depth(axes, values, (references or {}).get(name))
-    return finish(panels)
+    if figure.get("ax") is None:
+        settle(panels.figure)
+    drawn: Figure = panels.figure
+    return drawn
 
 
 def _table(name: str, values: Any) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.imaging.heatmaps import checked_map
 from attnhook.imaging.images import ImageSource
-from attnhook.imaging.looks import Look, check_options, keywords
+from attnhook.imaging.looks import Look
 from attnhook.imaging.overlays import blend
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Interpolation, Size
@@ -72,11 +72,11 @@ def overlay(
         where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`. Leave it out for a heat map.
         patch_area: For a tensor or array: the part of the input that the grid covers, as `heatmap` takes it.
         uniform: For a tensor or array with scale="uniform": 1/N, one over the number of keys.
-        **look: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted` and `keep`, which `PatchMap.overlay` describes. For a heat map:
-            `colormap`, `alpha`, `scale` and `weighted`.
+        **look: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted` and the other options of `PatchMap.overlay`, which describes them. For
+            a heat map, those without `style`, `mode`, `keep` and `smallest`.
 
     Returns:
-        An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
+        An RGB image of the photo's size. What the model did not see is faded.
 
     Raises:
         GeometryError: If map, photo and geometry do not match.
@@ -91,7 +91,6 @@ def overlay(
     """
     if where is None and patch_area is None and not isinstance(patch_map, PatchMap):
         return blend(photo, patch_map, Look.of({"uniform": uniform} | look, overlay))
-    check_options(look, keywords(PatchMap.overlay))
     return _as_patch_map(patch_map, patch_area=patch_area, uniform=uniform).overlay(photo, where, **look)
 
 

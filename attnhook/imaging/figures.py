@@ -1,76 +1,55 @@
 """Figures for papers and reports: overlays with titles, a caption, and a colour bar.
 
-Each is a figure of its own, or inside the axes `ax`. Where each map is stretched on its own, words replace the bar.
+Each function returns a `matplotlib.figure.Figure` of its own, or draws inside the axes given as `ax`, without a caption. There is a colour bar
+if one range holds for all maps; if each map is stretched on its own, the figure says so instead. Photos and maps may be of the size at which
+they are shown.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 from PIL import Image
 
 from attnhook.errors import GeometryError
-from attnhook.imaging.geometry import Box
+from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import Look, stretch_in_words
-from attnhook.imaging.overlays import Heatmap, blend, sized_like
-from attnhook.imaging.panels import (
-    BAR_INCHES,
-    LOWEST_BAR_INCHES,
-    TITLE_INCHES,
-    TITLE_POINTS,
-    Panels,
-    add_colorbar,
-    add_range,
-    cell_size,
-    finish,
-    make_panels,
-    show,
-    wrapped,
-)
+from attnhook.imaging.overlays import PAPER, Heatmap, blend, plane, seen_box, sized_like
+from attnhook.imaging.panels import ColorBar, color_bar, make_pictures, show
+from attnhook.imaging.picture_grids import TITLE_POINTS, PictureGrid, cell_size, columns_for, wrapped
+from attnhook.options import Crop
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_Panel: TypeAlias = tuple[Image.Image, str, Box | None]  # a picture, its title, and a box to mark in it
+Panel: TypeAlias = tuple[Image.Image, str, Box | None]  # a picture, its title, and a box to mark in it
 Heatmaps: TypeAlias = "Heatmap | Sequence[Heatmap]"
 """Several heat maps of one photo: (maps, height, width), or a sequence of (height, width)."""
 
-_SHEET_ASPECT = 2.0  # width over height that a sheet aims at
-_FEWEST_COLUMNS, _MOST_COLUMNS = 3, 7
-_RIBBON = 0.3  # height over width below which a sheet may have a single column
-_HIGHEST_OVERLAY_INCHES, _NARROWEST_OVERLAY_INCHES = 8.0, 2.0
-_UNSEEN = (230, 230, 230)
+FIGURE_OPTIONS = ("title", "width", "cell_width", "dpi", "ax")
+_TALLEST = 1.6  # height over width: a taller photo's overlay gets less width than asked for
 
 
 def overlay_figure(
     image: ImageSource,
     heatmap: Heatmap,
     *,
-    title: str | None = None,
     caption: str | None = None,
     mark: Box | None = None,
     label: str = "attention",
     width: float = 5.0,
-    dpi: int = 200,
-    ax: "Axes | None" = None,
     **look: Any,
 ) -> "Figure":
-    """Draw one overlay with a colour bar and a caption. `look` holds the fields of `Look`, such as `alpha`."""
-    colors = Look.of(look, overlay_figure)
+    """Draw one overlay with a colour bar and a caption. `look` holds the fields of `Look` and what `make_pictures` takes."""
+    colors, figure = split_look(look, overlay_figure)
     photo = read_image(image)
-    tall = min((width - BAR_INCHES) * photo.height / photo.width, _HIGHEST_OVERLAY_INCHES)
-    inner = max(tall * photo.width / photo.height, _NARROWEST_OVERLAY_INCHES)
-    extra = (BAR_INCHES, TITLE_INCHES * len(wrapped(title, inner, TITLE_POINTS)))
-    size = (inner, max(tall, LOWEST_BAR_INCHES))
-    panels = make_panels((1, 1), size, texts=[caption], extra=extra, ax=ax, dpi=dpi)
-    heading = wrapped(title, panels.size[0], TITLE_POINTS)
-    show(panels.cells[0], blend(photo, heatmap, colors), "\n".join(heading), mark=mark)
-    add_range(panels, heatmap, colors, label, " of this image")
-    return finish(panels)
+    bar, flat = color_bar([heatmap], colors, label, of=" of this image")
+    picture = blend(photo, heatmap, colors)
+    wide = width if picture.height <= _TALLEST * picture.width else width * _TALLEST * picture.width / picture.height
+    return draw_pictures(
+        [(picture, "", shifted(mark, heatmap, colors))], 1, texts=[caption, flat], bar=bar, width=wide, **figure
+    )
 
 
 def triptych(
@@ -81,24 +60,18 @@ def triptych(
     caption: str | None = None,
     mark: Box | None = None,
     label: str = "attention",
-    cell_width: float = 2.2,
-    dpi: int = 200,
-    ax: "Axes | None" = None,
     **look: Any,
 ) -> "Figure":
-    """Draw the photo, the map in pure colours, and the overlay, with a colour bar for the map."""
-    colors = Look.of(look, triptych)
+    """Draw the photo, the map alone, and the overlay, with a colour bar for the map."""
+    colors, figure = split_look(look, triptych)
     if len(titles) != 3:
         raise GeometryError(f"cannot draw photo, map and overlay: expected three titles, got {len(titles)}.")
     photo = read_image(image)
-    unseen = np.isnan(sized_like(photo, heatmap))[..., None]
-    opaque = np.asarray(blend(photo, heatmap, replace(colors, alpha=1.0)))
-    pure = Image.fromarray(np.where(unseen, np.array(_UNSEEN, np.uint8), opaque))
-    pictures = zip((photo, pure, blend(photo, heatmap, colors)), titles, [mark] * 3, strict=True)
-    cell = cell_size((photo.height, photo.width), cell_width)
-    panels = _draw_panels(list(pictures), 3, cell, texts=[caption], bar=True, ax=ax, dpi=dpi)
-    add_range(panels, heatmap, colors, label)
-    return finish(panels)
+    bar, flat = color_bar([heatmap], colors, label)
+    pure = blend(Image.new("RGB", photo.size, PAPER), heatmap, colors)
+    pictures = [seen_part(photo, heatmap, colors), pure, blend(photo, heatmap, colors)]
+    panels = list(zip(pictures, titles, [shifted(mark, heatmap, colors)] * 3, strict=True))
+    return draw_pictures(panels, 3, texts=[caption, flat], bar=bar, **({"cell_width": 2.2} | figure))
 
 
 def sheet(
@@ -111,63 +84,93 @@ def sheet(
     columns: int | None = None,
     photo_title: str | None = "photo",
     label: str = "attention",
-    cell_width: float = 1.8,
-    dpi: int = 200,
-    ax: "Axes | None" = None,
     **look: Any,
 ) -> "Figure":
     """Draw the photo and its overlays side by side: the heads of a block, the blocks of a model, several models, methods or queries.
 
-    With scale="minmax" or "robust" each map is stretched on its own, and the figure says so. To stretch all of them together, pass
-    `scale=common_range(heatmaps)`. A common range, also that of scale="uniform", comes with a colour bar.
+    With scale="minmax" or "robust" each map is stretched on its own, and the figure says so; `common_look` stretches all of them together. A
+    common range, also that of scale="uniform", comes with a colour bar.
     """
-    colors = Look.of(look, sheet)
-    photo = read_image(image)
-    maps = list(heatmaps)
+    colors, figure = split_look(look, sheet)
+    photo, maps = read_image(image), list(heatmaps)
     boxes = [None] * len(maps) if marks is None else list(marks)
     if not maps or len(titles) != len(maps) or len(boxes) != len(maps):
         raise GeometryError(
             f"cannot draw the sheet: expected one title for each of at least one map, got {len(titles)} titles and "
             f"{len(maps)} maps ({len(boxes)} marks). Pass heatmaps of shape (maps, height, width)."
         )
-    cell = cell_size((photo.height, photo.width), cell_width)
-    pictures: list[_Panel] = [] if photo_title is None else [(photo, photo_title, None)]
+    pictures: list[Panel] = [] if photo_title is None else [(seen_part(photo, maps[0], colors), photo_title, None)]
     for one, title, box in zip(maps, titles, boxes, strict=True):
-        pictures.append((blend(photo, one, colors), "\n".join(wrapped(title, cell[0], TITLE_POINTS)), box))
-    wide = _columns(len(pictures), cell[1] / cell[0]) if columns is None else columns
+        pictures.append((blend(photo, one, colors), title, shifted(box, one, colors)))
+    first = pictures[0][0]
+    wide = columns_for(len(pictures), first.height / first.width) if columns is None else columns
     if wide < 1:
         raise ValueError(f"cannot draw the sheet: expected at least one column, got columns={columns}.")
     stretch = stretch_in_words(colors)
-    texts = [caption, stretch and f"Colours: {stretch} per image, not comparable between images."]
-    panels = _draw_panels(pictures, min(wide, len(pictures)), cell, texts=texts, bar=not stretch, ax=ax, dpi=dpi)
-    if not stretch:
-        add_colorbar(panels, maps, colors, label)
-    return finish(panels)
+    bar, flat = (None, None) if stretch else color_bar(maps, colors, label)
+    texts = [caption, flat, stretch and f"Colours: {stretch} per image, not comparable between images."]
+    return draw_pictures(pictures, min(wide, len(pictures)), texts=texts, bar=bar, **figure)
 
 
-def _draw_panels(
-    pictures: Sequence[_Panel], columns: int, cell: tuple[float, float], *, bar: bool, **room: Any
-) -> Panels:
-    """Draw pictures in rows, with room for a colour bar."""
-    rows = -(-len(pictures) // columns)
-    heads = [len(title.splitlines()) for _, title, _ in pictures]
-    title_lines = sum(max(heads[first : first + columns]) for first in range(0, len(heads), columns))
-    size = (columns * cell[0], max(rows * cell[1], LOWEST_BAR_INCHES) + TITLE_INCHES * title_lines)
-    extra = (BAR_INCHES if bar else 0.0, 0.0)
-    panels = make_panels((rows, columns), size, extra=extra, **room)
+def draw_pictures(
+    pictures: Sequence[Panel],
+    columns: int,
+    *,
+    texts: Sequence[str | None],
+    bar: ColorBar | None,
+    cell_width: float = 1.8,
+    width: float | None = None,
+    **options: Any,
+) -> "Figure":
+    """Draw pictures of one shape in rows, with a colour bar and a caption."""
+    first = pictures[0][0]
+    cell = cell_size((first.height, first.width), cell_width)
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    grid = PictureGrid(
+        (cell[0],) * columns, (cell[1],) * len(rows), (0,) * len(rows), bar=None if bar is None else bar.label
+    )
+    wide = cell[0] if width is None else grid.of_width(width).widths[0]
+    titles = [[wrapped(title, wide, TITLE_POINTS) for _, title, _ in row] for row in rows]
+    grid = replace(grid, heads=tuple(max(map(len, row)) for row in titles))
+    panels = make_pictures(grid, texts=texts, bar=bar, width=width, **options)
     for axes in panels.cells[len(pictures) :]:
         axes.set_axis_off()
-    for axes, (picture, title, box) in zip(panels.cells, pictures, strict=False):
+    lines = ["\n".join(title) for row in titles for title in row]
+    for axes, (picture, _, box), title in zip(panels.cells, pictures, lines, strict=False):
         show(axes, picture, title, mark=box)
-    return panels
+    figure: Figure = panels.figure
+    return figure
 
 
-def _columns(pictures: int, aspect: float) -> int:
-    """Choose the number of columns that leaves few cells empty and makes the sheet neither too tall nor too wide."""
+def split_look(options: dict[str, Any], function: Any) -> tuple[Look, dict[str, Any]]:
+    """The look among a figure's options, and what is left for `make_pictures`: title, width, dpi, ax."""
+    figure: dict[str, Any] = {name: options.pop(name) for name in FIGURE_OPTIONS if name in options}
+    return Look.of(options, function), figure
 
-    def cost(columns: int) -> float:
-        rows = -(-pictures // columns)
-        return 2 * (rows * columns - pictures) / pictures + abs(math.log(columns / (rows * aspect) / _SHEET_ASPECT)) / 2
 
-    fewest = 1 if aspect < _RIBBON else min(pictures, _FEWEST_COLUMNS)
-    return min(range(fewest, min(pictures, _MOST_COLUMNS) + 1), key=cost)
+def seen_part(photo: Image.Image, heatmap: Heatmap, look: Look) -> Image.Image:
+    """The photo as beside an overlay: cropped if that is."""
+    if look.crop != Crop.SEEN:
+        sized_like(photo, heatmap)
+        return photo
+    return blend(photo, heatmap, replace(look, alpha=0.0, fade=0.0))
+
+
+def shifted(mark: Box | None, heatmap: Heatmap, look: Look) -> Box | None:
+    """A box of the photo in its overlay, which may be cropped."""
+    if mark is None or look.crop != Crop.SEEN:
+        return mark
+    left, top, _, _ = seen_box(plane(heatmap))
+    return mark[0] - top, mark[1] - left, mark[2] - top, mark[3] - left
+
+
+def shown_at(photo: Image.Image, geometry: ImageGeometry, width: float) -> tuple[Image.Image, ImageGeometry]:
+    """The photo at the size at which it is shown, `width` pixels at most (never enlarged), and the place of the input in it.
+
+    Drawing a panel then costs what its own pixels cost, whatever the photo's size.
+    """
+    factor = min(1.0, width / photo.width)
+    if factor == 1.0:
+        return photo, geometry
+    size = max(1, round(photo.width * factor)), max(1, round(photo.height * factor))
+    return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0), geometry.with_photo_size((size[1], size[0]))

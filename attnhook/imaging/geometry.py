@@ -6,7 +6,7 @@ augmentation are refused.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -306,6 +306,19 @@ class ImageGeometry:
                 "Check that the geometry and the model input are of the same photo."
             )
         return self.crop((0, 0), (height, width))
+
+    def with_photo_size(self, size: Size) -> Self:
+        """The same place of the input in a smaller or larger copy of the photo.
+
+        Args:
+            size: Height and width of the copy, in pixels.
+
+        Returns:
+            The geometry of the copy.
+        """
+        height, width = _checked_size(size, "photo")
+        down, across = self.image_size[0] / height, self.image_size[1] / width
+        return replace(self, image_size=(height, width), scale=(self.scale[0] * down, self.scale[1] * across))
 
     def to_input(self, y: _Coordinate, x: _Coordinate) -> tuple[_Coordinate, _Coordinate]:
         """Map points of the photo to the model input.

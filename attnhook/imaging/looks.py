@@ -16,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from attnhook.options import Scale, ScaleOption, choose
+from attnhook.options import Crop, Scale, ScaleOption, choose
 
-UNIFORM_TOP = 8.0
-"""The top of the colours under `scale="uniform"`, in multiples of uniform attention, 1/N."""
+UNIFORM_TOP = 16.0
+"""The top of the colours under `scale="uniform"`, in multiples of uniform attention, 1/N; they begin at 1/N and are logarithmic."""
+
+STEEPNESS = 1.6
+"""How fast opacity rises: it is complete after 1/1.6 of the way from the value where it begins to the top of the colours."""
 
 _RANGES = {
-    Scale.MINMAX: "Colours from the minimum to the maximum of {}.",
-    Scale.ROBUST: "Colours from the 1st to the 99th percentile of {}; values beyond take the end colours.",
+    Scale.MINMAX: "Colours from the minimum to the maximum of {}",
+    Scale.ROBUST: "Colours from the 1st to the 99th percentile of {}, values beyond take the end colours",
 }
 _STRETCHES = {Scale.MINMAX: "min-max", Scale.ROBUST: "1st to 99th percentile"}
 
@@ -32,11 +35,16 @@ _STRETCHES = {Scale.MINMAX: "min-max", Scale.ROBUST: "1st to 99th percentile"}
 class Look:
     """Colours and opacity of a heat map."""
 
-    colormap: Any = "viridis"  # the name of a matplotlib colormap, or a `Colormap`
-    alpha: float = 0.5  # opacity of the heat map, 0 to 1
-    scale: ScaleOption = Scale.MINMAX
-    uniform: float | None = None  # for Scale.UNIFORM: 1/N, one over the number of keys
-    weighted: bool = False  # whether opacity follows the value
+    colormap: Any = "plasma"  # the name of a matplotlib colormap, or a `Colormap`
+    alpha: float = 0.85  # the highest opacity, 0 to 1
+    scale: ScaleOption = Scale.ROBUST  # "robust", "minmax", "uniform" (multiples of 1/N) or (lowest, highest)
+    uniform: float | None = None  # 1/N, one over the number of keys, for scale="uniform"
+    floor: float | None = (
+        None  # where opacity begins: None is the median, for "uniform" 1/N, for a given range its lowest value
+    )
+    weighted: bool = True  # whether opacity rises with the value from nothing; if not, it is `alpha` everywhere
+    fade: float = 0.4  # how much of what the model did not see turns grey, 0 to 1; 0 also leaves out the frame
+    crop: str = Crop.PHOTO  # "photo", or "seen": only the part that the model saw
 
     @classmethod
     def of(cls, options: Mapping[str, Any], function: Callable[..., Any]) -> Self:
@@ -73,14 +81,18 @@ def share_in_words(share: float) -> str:
     return f"{share:.1%}" if 0.0005 <= share < 0.00995 or 0.995 <= share < 0.9995 else f"{share:.0%}"
 
 
-def scale_in_words(scale: ScaleOption, shown: str = "this picture") -> str:
-    """Say what the colours mean."""
+def scale_in_words(look: Look, shown: str = "this picture") -> str:
+    """Say what colours and opacity mean."""
+    scale = look.scale
     if not isinstance(scale, str):
-        return f"Colours from {scale[0]:.4g} to {scale[1]:.4g}."
-    kind = choose(Scale, scale, "scale")
-    if kind is Scale.UNIFORM:
-        return f"Colours from 0 to {UNIFORM_TOP:g} times uniform attention (1/N)."
-    return _RANGES[kind].format(shown)
+        colors, floor = f"Colours from {scale[0]:.4g} to {scale[1]:.4g}", "the lowest"
+        floor = floor if look.floor is None else f"{look.floor:.4g}"
+    elif look.has_scale(Scale.UNIFORM):
+        colors, floor = f"Colours from 1 to {UNIFORM_TOP:g} times uniform attention (1/N), logarithmic", "1/N"
+    else:
+        colors, floor = _RANGES[choose(Scale, scale, "scale")].format(shown), "the median"
+    opacity = f"opacity from 0 at {floor} to {look.alpha:.0%}" if look.weighted else f"opacity {look.alpha:.0%}"
+    return f"{colors}; {opacity}."
 
 
 def stretch_in_words(look: Look) -> str | None:

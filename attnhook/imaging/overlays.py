@@ -1,20 +1,23 @@
 """Colours for heat maps, and heat maps over photos. The functions return pictures; they show, save and resize nothing.
 
-`alpha` is always the heat map's opacity. Where the heat map is NaN (the model did not look there) the photo stays untouched, bit for bit.
+Opacity rises with the value: from nothing at the median of the map (under "uniform" at 1/N, in a given range at its lowest value) to `alpha`.
+What the model did not see (NaN) is faded behind a thin frame.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import LEVELS, UNIFORM_TOP, Look, palette
-from attnhook.options import Scale, ScaleOption, choose
+from attnhook.imaging.looks import LEVELS, STEEPNESS, UNIFORM_TOP, Look, palette
+from attnhook.options import Crop, Scale, ScaleOption, choose
 
 Heatmap: TypeAlias = "torch.Tensor | NDArray[Any]"
 """One value per pixel, of shape (height, width); leading dimensions of length 1 are dropped."""
@@ -25,6 +28,83 @@ ROBUST_PERCENTILES = (1.0, 99.0)
 _FLAT = 1e-6  # a relative range below this is float32 rounding, not structure
 _NO_GRID = 100  # rows and columns; patch grids have fewer
 _BAND = 2**16  # pixels that are painted at a time: few enough to stay in a CPU's second-level cache
+_SAMPLES = 2**16  # pixels of which percentiles are taken: of a larger picture, every k-th row and column
+_FRAMES_PER_EDGE = 500  # the frame is as wide as the photo's longer edge over this
+_UNSEEN, _FRAME = (222, 222, 222), (96, 96, 96)
+PAPER = (240, 240, 240)  # behind a map that is drawn without its photo
+
+
+@dataclass(frozen=True)
+class ColorScale:
+    """The way from values to the 256 colours and their opacities."""
+
+    low: float
+    high: float
+    floor: float  # where opacity begins
+    logarithmic: bool = False
+
+    @property
+    def flat(self) -> bool:
+        """Whether all values have one colour, and no opacity."""
+        return not self.high > self.low
+
+    def levels(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Which of the 256 colours each value gets; NaN the first."""
+        if self.flat:
+            return np.zeros(values.shape, dtype=np.uint8)
+        if self.logarithmic:
+            levels = np.log(np.fmax(values, np.float32(self.low)) / np.float32(self.low))
+            levels *= np.float32((LEVELS - 1) / math.log(self.high / self.low))
+        else:
+            levels = np.subtract(values, self.low, dtype=np.float32)
+            levels /= np.float32(self.high - self.low)
+            levels *= np.float32(LEVELS - 1)
+        levels += np.float32(0.5)  # to the nearest colour
+        np.fmax(levels, 0, out=levels)  # also turns NaN into 0
+        np.fmin(levels, LEVELS - 1, out=levels)
+        return levels.astype(np.uint8)
+
+    def value(self, share: float) -> float:
+        """The value at a share of the colours, 0 to 1."""
+        if self.logarithmic:
+            return float(self.low * (self.high / self.low) ** share)
+        return self.low + (self.high - self.low) * share
+
+    def opacities(self, look: Look) -> NDArray[np.float64]:
+        """The opacity of each of the 256 colours, 0 to 1."""
+        alpha = checked_opacity(look.alpha) / 255
+        if not look.weighted:
+            return np.full(LEVELS, alpha)
+        if self.flat:
+            return np.zeros(LEVELS)
+        begin = 0.0 if self.logarithmic else (self.floor - self.low) / (self.high - self.low)
+        rise = (np.arange(LEVELS) / (LEVELS - 1) - begin) / (1 - begin)
+        return alpha * np.clip(STEEPNESS * rise, 0.0, 1.0)
+
+
+def color_scale(heatmap: Heatmap, look: Look) -> ColorScale:
+    """Choose the values that get the first and the last colour, and the one where opacity begins."""
+    low, high = value_range(heatmap, look.scale, uniform=look.uniform)
+    if look.has_scale(Scale.UNIFORM):
+        return ColorScale(low, high, low, logarithmic=True)
+    own = isinstance(look.scale, str) and look.floor is None
+    floor = _median([heatmap]) if own else low if look.floor is None else look.floor
+    # A map of which more than half is high would have no opacity left to tell its values apart.
+    return ColorScale(low, high, min(max(floor, low), (low + high) / 2))
+
+
+def common_look(heatmaps: Sequence[Heatmap], look: Look) -> Look:
+    """The same look with one range and one beginning of opacity for several maps of any sizes."""
+    if not isinstance(look.scale, str) or look.has_scale(Scale.UNIFORM) or not heatmaps:
+        return look
+    floor = _median(heatmaps) if look.floor is None else look.floor
+    return replace(look, scale=common_range(heatmaps, look.scale), floor=floor)
+
+
+def _median(heatmaps: Sequence[Heatmap]) -> float:
+    known = np.concatenate([_sampled(_values(one)).ravel() for one in heatmaps])
+    known = known[np.isfinite(known)]
+    return float(np.median(known)) if known.size else 0.0
 
 
 def value_range(
@@ -43,13 +123,14 @@ def value_range(
                 f"scale='uniform' shows multiples of 1/N: expected uniform=1/N, got uniform={uniform}. "
                 "Pass one over the number of keys, or scale='minmax'."
             )
-        return 0.0, UNIFORM_TOP * uniform
+        return uniform, UNIFORM_TOP * uniform
     values = _values(heatmap)
     if kind is Scale.ROBUST:
-        values = values[np.isfinite(values)]
-        if not values.size:
+        known = _sampled(values)
+        known = known[np.isfinite(known)]
+        if not known.size:
             return 0.0, 0.0
-        low, high = (float(edge) for edge in np.percentile(values, ROBUST_PERCENTILES))
+        low, high = (float(edge) for edge in np.percentile(known, ROBUST_PERCENTILES))
         if not _is_flat(low, high):
             return low, high
     low, high = value_ends(values)
@@ -88,49 +169,73 @@ def colorize(
     uniform: float | None = None,
 ) -> NDArray[np.uint8]:
     """Turn a heat map into colours."""
-    values = _plane(heatmap)
-    return np.array(_colored(_levels(values, value_range(values, scale, uniform=uniform)), palette(colormap)))
+    values = plane(heatmap)
+    scaled = color_scale(values, Look(scale=scale, uniform=uniform))
+    return np.array(_colored(Image.fromarray(scaled.levels(values)), palette(colormap)))
 
 
 def blend(image: ImageSource, heatmap: Heatmap, look: Look) -> Image.Image:
-    """Blend a heat map over its photo."""
-    opacity = checked_opacity(look.alpha)
+    """Blend a heat map over its photo.
+
+    Example:
+        >>> photo = Image.new("RGB", (64, 48))
+        >>> blend(photo, torch.rand(48, 64), Look(alpha=0.6)).size
+        (64, 48)
+    """
+    crop = choose(Crop, look.crop, "crop")
     picture = read_image(image)  # a copy: painted band by band, so that nothing else of the photo's size is made
     values = sized_like(picture, heatmap)
-    bounds = value_range(values, look.scale, uniform=look.uniform)
-    table = palette(look.colormap)
-    weights = np.rint(np.arange(LEVELS) * (opacity / (LEVELS - 1))).astype(np.uint8)
-    step = max(1, _BAND // picture.width)
+    scaled = color_scale(values, look)
+    table, weights = palette(look.colormap), np.rint(scaled.opacities(look) * 255).astype(int).tolist()
+    step, whole = max(1, _BAND // picture.width), True
     for top in range(0, picture.height, step):
         band = values[top : top + step]
-        levels = _levels(band, bounds)
-        mask = weights[levels] if look.weighted else np.full(band.shape, opacity, np.uint8)
+        levels = Image.fromarray(scaled.levels(band))
+        mask = levels.point(weights)  # Pillow looks numbers up faster than numpy does
         if np.isnan(band.min()):
-            mask[np.isnan(band)] = 0
-        picture.paste(_colored(levels, table), (0, top), Image.fromarray(mask))
+            mask.paste(0, mask=Image.fromarray(np.isnan(band)))
+            whole = False
+        picture.paste(_colored(levels, table), (0, top), mask)
+    return picture if whole else finish_unseen(picture, values, look.fade, crop)
+
+
+def finish_unseen(picture: Image.Image, values: NDArray[np.float32], fade: float, crop: str) -> Image.Image:
+    """Fade what the model did not see (NaN) and frame what it saw, or crop to that; in place where it can be."""
+    strength = checked_opacity(fade, "fade")
+    left, top, right, bottom = seen_box(values)
+    if strength:
+        picture.paste(_UNSEEN, (0, 0), Image.fromarray(np.isnan(values).view(np.uint8) * np.uint8(strength)))
+    if crop == Crop.SEEN:
+        return picture.crop((left, top, right, bottom))
+    width = max(1, round(max(picture.size) / _FRAMES_PER_EDGE)) if strength else 0
+    for number in range(1, width + 1):  # around, not over, what the model saw
+        ImageDraw.Draw(picture).rectangle(
+            (left - number, top - number, right - 1 + number, bottom - 1 + number), outline=_FRAME
+        )
     return picture
+
+
+def seen_box(values: NDArray[np.float32]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what the model saw."""
+    seen = ~np.isnan(values)
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    if not rows.size:
+        return 0, 0, values.shape[1], values.shape[0]
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def overlay_batch(
     images: Sequence[ImageSource],
     heatmaps: Sequence[Heatmap],
-    *,
-    colormap: Any = "viridis",
-    alpha: float = 0.5,
-    scale: ScaleOption = Scale.MINMAX,
-    uniform: float | None = None,
-    weighted: bool = False,
+    **look: Any,
 ) -> list[Image.Image]:
     """Blend heat maps over their photos, all on one range, so that the pictures can be compared.
 
     Args:
         images: The photos, as `read_image` takes them; of any sizes.
         heatmaps: One heat map per photo, (height, width) each, of the photo's size.
-        colormap: A matplotlib colormap or its name.
-        alpha: Opacity of the heat map, 0 to 1.
-        uniform: 1/N, for `scale="uniform"`.
-        weighted: Whether opacity rises with the value.
-        scale: What `overlay` takes, but "minmax" and "robust" stretch all maps together. To give each its own range, call `overlay` on each.
+        **look: `colormap`, `alpha`, `scale`, `weighted`, `fade` and `crop`, as `overlay` takes them, and `uniform`: 1/N, for scale="uniform".
+            "minmax" and "robust" stretch all maps together. To give each its own range, call `overlay` on each.
 
     Returns:
         RGB images of the photos' sizes.
@@ -147,8 +252,8 @@ def overlay_batch(
         raise GeometryError(
             f"cannot overlay a batch: expected one heat map for each photo, got {len(heatmaps)} heat maps and {len(images)} photos."
         )
-    look = Look(colormap, alpha, common_range(heatmaps, scale, uniform=uniform), uniform, weighted)
-    return [blend(image, one, look) for image, one in zip(images, heatmaps, strict=True)]
+    colors = common_look(heatmaps, Look.of(look, overlay_batch))
+    return [blend(image, one, colors) for image, one in zip(images, heatmaps, strict=True)]
 
 
 def common_range(
@@ -163,21 +268,21 @@ def common_range(
     if kind is Scale.MINMAX:
         parts = [np.array(value_ends(one), dtype=np.float32) for one in heatmaps]
     else:
-        parts = [_values(one).ravel() for one in heatmaps]
+        parts = [_sampled(_values(one)).ravel() for one in heatmaps]
     low, high = value_range(np.concatenate(parts), kind) if parts else (0.0, 0.0)
     return (low, high) if low < high else Scale.MINMAX
 
 
-def checked_opacity(alpha: float) -> int:
+def checked_opacity(alpha: float, name: str = "alpha") -> int:
     """Turn an opacity into steps of 1/255."""
     if not (isinstance(alpha, int | float) and 0 <= alpha <= 1):
-        raise ValueError(f"unknown alpha: expected one number from 0 (photo only) to 1 (heat map only), got {alpha!r}.")
+        raise ValueError(f"unknown {name}: expected one number from 0 (photo only) to 1 (no photo), got {alpha!r}.")
     return round(alpha * 255)
 
 
 def sized_like(photo: Image.Image, heatmap: Heatmap) -> NDArray[np.float32]:
     """Return the values, or refuse a heat map that does not have its photo's size."""
-    values = _plane(heatmap)
+    values = plane(heatmap)
     if values.shape != (photo.height, photo.width):
         raise GeometryError(
             f"cannot overlay: expected a heat map of the photo's size {(photo.height, photo.width)}, got {values.shape}. "
@@ -205,25 +310,15 @@ def _is_flat(low: float, high: float) -> bool:
     return high - low <= _FLAT * max(abs(low), abs(high))
 
 
-def _levels(values: NDArray[np.float32], bounds: tuple[float, float]) -> NDArray[np.uint8]:
-    """Which of the 256 colours each value gets; NaN the first."""
-    low, high = bounds
-    if not high > low:
-        return np.zeros(values.shape, dtype=np.uint8)
-    levels = np.subtract(values, low, dtype=np.float32)
-    levels /= np.float32(high - low)
-    levels *= np.float32(LEVELS - 1)
-    # To the nearest colour; under "uniform" a flat map is then far from the border between two colours.
-    levels += np.float32(0.5)
-    np.fmax(levels, 0, out=levels)  # also turns NaN into 0
-    np.fmin(levels, LEVELS - 1, out=levels)
-    return levels.astype(np.uint8)
+def _sampled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every k-th row and column of a large picture."""
+    step = max(1, math.isqrt(values.size // _SAMPLES))
+    return values[..., step // 2 :: step, step // 2 :: step] if values.ndim >= 2 else values
 
 
-def _colored(levels: NDArray[np.uint8], table: NDArray[np.uint8]) -> Image.Image:
-    picture = Image.fromarray(levels)
-    picture.putpalette(table.tobytes())  # Pillow looks colours up faster than numpy does
-    return picture.convert("RGB")
+def _colored(levels: Image.Image, table: NDArray[np.uint8]) -> Image.Image:
+    levels.putpalette(table.tobytes())
+    return levels.convert("RGB")
 
 
 def _values(heatmap: Heatmap) -> NDArray[np.float32]:
@@ -236,7 +331,8 @@ def _values(heatmap: Heatmap) -> NDArray[np.float32]:
     return values.astype(np.float32, copy=False)
 
 
-def _plane(heatmap: Heatmap) -> NDArray[np.float32]:
+def plane(heatmap: Heatmap) -> NDArray[np.float32]:
+    """The values `(height, width)` of one heat map."""
     values = _values(heatmap)
     shape = values.shape
     if values.ndim < 2 or values.size == 0 or any(length != 1 for length in shape[:-2]):

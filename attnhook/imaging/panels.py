@@ -1,108 +1,178 @@
-"""The parts of figures: panels on a new figure or inside given axes, pictures, marks, colour bars, captions.
+"""The parts of figures: pictures and curves in panels, marks, colour bars, captions.
 
 Plain `matplotlib.figure.Figure` objects with their own canvas: no pyplot, no global state, nothing shown or saved.
 """
 
 import io
-import re
-import textwrap
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from attnhook.imaging.geometry import Box
-from attnhook.imaging.looks import UNIFORM_TOP, Look, stretch_in_words
-from attnhook.imaging.overlays import Heatmap, value_ends, value_range
-from attnhook.options import Scale, Size
+from attnhook.imaging.looks import UNIFORM_TOP, Look, palette, stretch_in_words
+from attnhook.imaging.overlays import PAPER, Heatmap, color_scale, value_ends
+from attnhook.imaging.picture_grids import (
+    LINE_INCHES,
+    MARGIN_INCHES,
+    TEXT_POINTS,
+    TITLE_POINTS,
+    PictureGrid,
+    Place,
+    wrapped,
+)
+from attnhook.options import Scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BAR_INCHES = 0.9
-TITLE_INCHES = 0.24
-LINE_INCHES = 0.17
-TITLE_POINTS, TEXT_POINTS = 9, 8
-_BAR_WIDTH_INCHES = 0.12
-LOWEST_BAR_INCHES = 1.0
 HEADROOM = 1.06  # times the highest value, for an axis that begins at 0, so that no marker is cut off
-_LOWEST_CELL_INCHES, _HIGHEST_CELL_INCHES = 0.7, 4.0
-_WIDEST_CELL = 3.0  # times the requested width, for a panorama
-_MARGIN_INCHES = 0.03
 _LAYOUTS = 10
-_BAR_FRACTION = 1.5  # room for the bar, relative to its width: so its aspect decides how wide it is, not its room
 _ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
-_CHARACTERS = 120.0  # per inch, times points: DejaVu Sans, mixed text
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is visible on any photo
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Panels:
     """The panels of a figure."""
 
-    figure: Any  # or the sub-figure that holds the axes given
+    figure: Any
     cells: tuple[Any, ...]  # row by row
-    host: Any | None  # the axes given, in whose place the panels are; None on a new figure
-    size: tuple[float, float]  # width and height of all panels together, in inches
-    lines: list[str]  # the caption, to which lines may be added until `finish` writes it
+    bar: Any | None = None  # the axes of the colour bar
 
 
-def cell_size(photo: Size, width: float) -> tuple[float, float]:
-    """Choose the size of a panel that shows a photo, in inches: wide panoramas get more width, tall photos no more height than a page has.
+@dataclass(frozen=True)
+class ColorBar:
+    """What a colour bar shows: the colours as they appear over white paper, with arrows where values lie beyond them."""
 
-    Example:
-        >>> cell_size((300, 450), 1.8), cell_size((100, 1000), 1.8)
-        ((1.8, 1.2), (5.4, 0.54))
-    """
-    aspect = photo[0] / photo[1]
-    wide = min(max(width, _LOWEST_CELL_INCHES / aspect), _WIDEST_CELL * width)
-    return round(wide, 6), round(min(wide * aspect, _HIGHEST_CELL_INCHES), 6)
+    label: str
+    low: float
+    high: float
+    colors: Any  # (256, 3), 0 to 1
+    extend: str
+    logarithmic: bool
 
 
-def make_panels(
-    shape: Size,
-    size: tuple[float, float],
+def color_bar(
+    heatmaps: Sequence[Heatmap], look: Look, label: str, *, of: str = ""
+) -> tuple[ColorBar | None, str | None]:
+    """The colour bar of maps that share a range, or what the caption says of a map that has only one value."""
+    scaled = color_scale(heatmaps[0], look)
+    if scaled.flat:
+        return None, f"Flat map: every value is {scaled.low:.4g}."
+    ends, slack = [value_ends(one) for one in heatmaps], _ROUNDING * (scaled.high - scaled.low)
+    below = any(one[0] < scaled.low - slack for one in ends)
+    above = any(one[1] > scaled.high + slack for one in ends)
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
+    opacity = scaled.opacities(look)[:, None]
+    colors = palette(look.colormap) / 255 * opacity + np.array(PAPER) / 255 * (1 - opacity)
+    low, high = scaled.low, scaled.high
+    if look.has_scale(Scale.UNIFORM):
+        return ColorBar(f"{label}, multiples of 1/N", 1.0, UNIFORM_TOP, colors, extend, True), None
+    stretch = stretch_in_words(look)
+    label = f"{label} ({stretch}{of})" if stretch else label
+    size = max(abs(low), abs(high))
+    if not 1e-2 <= size < 1e4:  # a factor in the label takes less room than one at every tick
+        power = math.floor(math.log10(size))
+        label, low, high = f"{label}, 10{str(power).translate(_SUPERSCRIPTS)}", low / 10.0**power, high / 10.0**power
+    return ColorBar(label, low, high, colors, extend, False), None
+
+
+def figure_of(size: tuple[float, float], dpi: float, **options: Any) -> "Figure":
+    """A new figure with a canvas of its own. Its PDF and SVG files hold text as text, in TrueType fonts."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    class TextFigure(Figure):
+        def savefig(self, *args: Any, **kwargs: Any) -> None:
+            with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
+                super().savefig(*args, **kwargs)
+
+    figure = TextFigure(figsize=size, dpi=dpi, facecolor="white", **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def make_pictures(
+    grid: PictureGrid,
     *,
-    texts: Sequence[str | None],
-    extra: tuple[float, float] = (0.0, 0.0),
+    texts: Sequence[str | None] = (),
+    title: str | None = None,
+    bar: ColorBar | None = None,
+    width: float | None = None,
+    dpi: float = 200,
     ax: Any | None = None,
-    dpi: int,
 ) -> Panels:
-    """Make panels on a new figure with room for the texts below and for `extra` inches, or inside axes."""
-    if ax is None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        width = size[0] + extra[0]
-        lines = _caption_lines(texts, width)
-        height = size[1] + (LINE_INCHES * (len(lines) + 0.5) + extra[1])
-        figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
-        return Panels(figure, tuple(figure.subplots(*shape, squeeze=False).flat), None, size, lines)
-    box = ax.get_window_extent()
-    inches = (max(box.width / ax.figure.dpi, 0.5), max(box.height / ax.figure.dpi, 0.5))
-    lines = _caption_lines(texts, inches[0])
-    if shape == (1, 1):
-        return Panels(ax.figure, (ax,), ax, inches, lines)
-    place = ax.get_subplotspec()
-    if place is None:
-        raise ValueError(
-            "cannot draw several panels in these axes: expected axes on a grid, got axes placed by hand. "
-            "Make them with figure.subplots() or figure.add_subplot(), or leave ax out."
+    """Make panels for pictures on a new figure, or inside axes, where there is no caption."""
+    grid = replace(grid, bar=None if bar is None else bar.label)
+    if ax is not None:
+        ax.set_axis_off()
+        if title:
+            ax.set_title(plain(title), fontsize=TITLE_POINTS + 1)
+        places = [Place(ax, grid, number) for number in range(len(grid.widths) * len(grid.heights))]
+        cells = tuple(_inset(ax, place) for place in places)
+        return _with_bar(
+            Panels(ax.figure, cells, None if bar is None else _inset(ax, Place(ax, grid, None))), bar, grid
         )
-    ax.set_axis_off()
-    cells = place.subgridspec(*shape).subplots(squeeze=False)
-    return Panels(ax.figure, tuple(cells.flat), ax, inches, lines)
+    grid = grid if width is None else grid.of_width(width)
+    room = grid.size()[0] - 2 * MARGIN_INCHES
+    lines = tuple(line for text in texts for line in wrapped(text, room))
+    grid = replace(grid, lines=lines, title=tuple(wrapped(title, room, TITLE_POINTS + 1)))
+    wide, tall = grid.size()
+    figure = figure_of((wide, tall), dpi)
+    rectangles, bar_place = grid.places(wide, tall)
+    new = [figure.add_axes((x / wide, y / tall, w / wide, h / tall)) for x, y, w, h in rectangles]
+    strip = None
+    if bar is not None and bar_place is not None:
+        x, y, w, h = bar_place
+        strip = figure.add_axes((x / wide, y / tall, w / wide, h / tall))
+    if grid.title:
+        words = plain("\n".join(grid.title))
+        figure.text(0.5, 1 - MARGIN_INCHES / tall, words, ha="center", va="top", fontsize=TITLE_POINTS + 1)
+    if lines:
+        font: dict[str, Any] = {"fontsize": TEXT_POINTS, "linespacing": LINE_INCHES * 72 / TEXT_POINTS / 1.2}
+        figure.text(MARGIN_INCHES / wide, MARGIN_INCHES / tall, plain("\n".join(lines)), va="bottom", **font)
+    return _with_bar(Panels(figure, tuple(new), strip), bar, grid)
 
 
-def _caption_lines(texts: Sequence[str | None], width: float) -> list[str]:
-    return [line for text in texts for line in wrapped(text, width)]
+def _inset(host: Any, place: Place) -> Any:
+    axes = host.inset_axes((0, 0, 1, 1))
+    axes.set_axes_locator(place)
+    return axes
 
 
-def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None = None) -> None:
+def _with_bar(panels: Panels, bar: ColorBar | None, grid: PictureGrid) -> Panels:
+    if bar is None or panels.bar is None:
+        return panels
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, LogNorm, Normalize
+
+    norm = (LogNorm if bar.logarithmic else Normalize)(bar.low, bar.high)
+    drawn = panels.figure.colorbar(
+        ScalarMappable(norm, ListedColormap(bar.colors)),
+        cax=panels.bar,
+        extend=bar.extend,
+        orientation="vertical" if grid.upright else "horizontal",
+    )
+    drawn.set_label(plain("\n".join(grid.bar_label())), fontsize=TEXT_POINTS)
+    drawn.ax.tick_params(labelsize=TEXT_POINTS)
+    drawn.outline.set_linewidth(0.5)
+    if bar.logarithmic:
+        ticks = 2.0 ** np.arange(math.log2(UNIFORM_TOP) + 1)
+        drawn.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        drawn.minorticks_off()
+    return panels
+
+
+def show(axes: Any, picture: Image.Image, title: str = "", *, mark: Box | None = None) -> None:
     """Show a picture in a panel."""
+    # Icons are enlarged pixel by pixel: smoothing would invent what the photo does not show.
     axes.imshow(picture, interpolation="antialiased")
     axes.set_axis_off()
     if title:
@@ -117,125 +187,78 @@ def show(axes: Any, picture: "Image.Image", title: str = "", *, mark: Box | None
             axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, **line))
 
 
-def add_range(panels: Panels, heatmap: Heatmap, look: Look, label: str, of_what: str = "") -> None:
-    """Say which values one map's colours stand for: with a colour bar, or in the caption if the map is flat."""
-    low, high = value_range(heatmap, look.scale, uniform=look.uniform)
-    if high > low:
-        stretch = stretch_in_words(look)
-        add_colorbar(panels, [heatmap], look, f"{label} ({stretch}{of_what})" if stretch else label)
-    else:
-        panels.lines.append(f"Flat map: every value is {low:.4g}.")
-
-
-def add_colorbar(
-    panels: Panels,
-    heatmaps: Sequence[Heatmap],
-    look: Look,
-    label: str,
-    *,
-    axes: Sequence[Any] | None = None,
-    width: float | None = None,
-) -> None:
-    """Draw the colours of one range, with arrows where values lie beyond its ends; multiples of 1/N under "uniform"."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.ticker import ScalarFormatter
-
-    low, high = value_range(heatmaps[0], look.scale, uniform=look.uniform)
-    ends, slack = [value_ends(one) for one in heatmaps], _ROUNDING * (high - low)
-    below, above = any(one[0] < low - slack for one in ends), any(one[1] > high + slack for one in ends)
-    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[below, above]
-    if look.has_scale(Scale.UNIFORM):
-        low, high, label = 0.0, UNIFORM_TOP, f"{label}, multiples of 1/N"
-    height = panels.size[1]
-    across = panels.size[0] if width is None else width
-    bar = panels.figure.colorbar(
-        ScalarMappable(Normalize(low, high), look.colormap),
-        ax=list(panels.cells if axes is None else axes),
-        extend=extend,
-        extendfrac=_BAR_WIDTH_INCHES / height,
-        fraction=_BAR_FRACTION * _BAR_WIDTH_INCHES / across,
-        pad=0.08 / across,
-        aspect=height / _BAR_WIDTH_INCHES,
-    )
-    bar.set_label(plain("\n".join(wrapped(label, max(height, LOWEST_BAR_INCHES)))), fontsize=TEXT_POINTS)
-    bar.ax.tick_params(labelsize=TEXT_POINTS)
-    bar.ax.yaxis.get_offset_text().set_fontsize(TEXT_POINTS)
-    bar.outline.set_linewidth(0.5)
-    if isinstance(bar.formatter, ScalarFormatter):
-        bar.formatter.set_powerlimits((-3, 4))
-        bar.formatter.set_useMathText(True)  # 10 to a power, not 1e-3
-
-
-def wrapped(text: str | None, width: float, points: float = TEXT_POINTS) -> list[str]:
-    """Break a text into lines."""
-    columns = max(10, int(width * _CHARACTERS / points))
-    unbroken = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text or "")
-    unbroken = re.sub(rf"\S{{{columns + 1},}}", lambda name: _parted(name[0], columns), unbroken)
-    return [line for part in unbroken.splitlines() for line in textwrap.wrap(part, columns)]
-
-
-def _parted(name: str, columns: int) -> str:
-    parts = []
-    while len(name) > columns:
-        end = max(name.rfind(mark, 0, columns) for mark in "._/") + 1
-        end = end if end > columns // 3 else columns
-        parts.append(name[:end])
-        name = name[end:]
-    return " ".join([*parts, name])
-
-
 def plain(text: str) -> str:
     """Keep matplotlib from reading a formula in a text."""
     return text.replace("$", r"\$")
 
 
-def make_plots(titles: Sequence[str], columns: int, cell: tuple[float, float], **room: Any) -> Panels:
+def make_plots(
+    titles: Sequence[str],
+    columns: int,
+    cell: tuple[float, float],
+    *,
+    texts: Sequence[str | None],
+    extra: float = 0.0,
+    dpi: float,
+    width: float | None = None,
+    title: str | None = None,
+    ax: Any | None = None,
+) -> Panels:
     """Make panels for curves, with a title, a quiet grid and two spines each; the last row may be filled in part."""
     rows = -(-len(titles) // columns)
-    panels = make_panels((rows, columns), (columns * cell[0], rows * cell[1]), **room)
-    for axes, title in zip_longest(panels.cells, titles):
-        if title is None:
+    if ax is None:
+        cell = cell if width is None else (width / columns, cell[1] * width / (columns * cell[0]))
+        lines = [line for text in texts for line in wrapped(text, columns * cell[0] - 0.2)]
+        size = columns * cell[0], rows * cell[1] + LINE_INCHES * (len(lines) + 0.5) + extra + (0.25 if title else 0.0)
+        figure: Any = figure_of(size, dpi, layout="constrained")
+        cells = tuple(figure.subplots(rows, columns, squeeze=False).flat)
+        if lines:  # a figure label, unlike free text, is given room by the layout
+            figure.supxlabel(plain("\n".join(lines)), x=0.01, ha="left", fontsize=TEXT_POINTS, linespacing=1.25)
+        if title:
+            figure.suptitle(plain(title), fontsize=TITLE_POINTS + 1)
+    else:
+        figure, place = ax.figure, ax.get_subplotspec()
+        box = ax.get_window_extent()
+        cell = max(box.width / figure.dpi, 0.5) / columns, cell[1]
+        if len(titles) == 1:
+            cells = (ax,)
+        elif place is None:
+            raise ValueError(
+                "cannot draw several panels in these axes: expected axes on a grid, got axes placed by hand. "
+                "Make them with figure.subplots() or figure.add_subplot(), or leave ax out."
+            )
+        else:
+            ax.set_axis_off()
+            cells = tuple(place.subgridspec(rows, columns).subplots(squeeze=False).flat)
+        if title:
+            ax.set_title(plain(title), fontsize=TITLE_POINTS + 1)
+    for axes, name in zip_longest(cells, titles):
+        if name is None:
             axes.set_axis_off()
             continue
-        lines = wrapped(title, panels.size[0] / columns * 0.9, TITLE_POINTS)
-        axes.set_title(plain("\n".join(lines)), fontsize=TITLE_POINTS, loc="left")
+        heading = plain("\n".join(wrapped(name, cell[0] * 0.9, TITLE_POINTS)))
+        axes.set_title(heading, fontsize=TITLE_POINTS, loc="left")
         axes.tick_params(labelsize=TEXT_POINTS)
         axes.grid(axis="y", color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    return panels
+    return Panels(figure, cells)
 
 
-def finish(panels: Panels) -> "Figure":
-    """Write the caption below the panels, and make sure that everything lies inside a new figure."""
-    text = plain("\n".join(panels.lines))
-    font: dict[str, Any] = {"fontsize": TEXT_POINTS, "linespacing": 1.25}
-    if text and panels.host is not None:
-        panels.host.text(0, -0.03, text, transform=panels.host.transAxes, va="top", **font)
-    elif text:
-        # A figure label, unlike free text, is given room by the layout, so it can never be cut off.
-        panels.figure.supxlabel(text, x=0.01, ha="left", **font)
-    if panels.host is None:
-        _settle(panels.figure)
-    figure: Figure = panels.figure
-    return figure
+def settle(figure: Any) -> None:
+    """Repeat the layout of curves on a new figure until nothing moves and nothing is cut off.
 
-
-def _settle(figure: "Figure") -> None:
-    """Repeat the layout until nothing moves and nothing is cut off.
-
-    Constrained layout takes two steps at a time, too few around pictures of a fixed aspect, and leaves a text without room beyond the edge.
+    Constrained layout takes two steps at a time, too few around long texts, and leaves a text without room beyond the edge.
     """
     engine: Any = figure.get_layout_engine()
-    renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # Agg's
+    renderer: Any = figure.canvas.get_renderer()
     places: list[float] = []
     for step in range(_LAYOUTS):
         engine.execute(figure)
         before, places = places, [edge for axes in figure.axes for edge in axes.get_position().extents]
         box, (width, height) = figure.get_tightbbox(renderer), figure.get_size_inches()
-        wider = max(0.0, _MARGIN_INCHES - box.x0) + max(0.0, box.x1 + _MARGIN_INCHES - width)
-        higher = max(0.0, _MARGIN_INCHES - box.y0) + max(0.0, box.y1 + _MARGIN_INCHES - height)
+        wider = max(0.0, MARGIN_INCHES - box.x0) + max(0.0, box.x1 + MARGIN_INCHES - width)
+        higher = max(0.0, MARGIN_INCHES - box.y0) + max(0.0, box.y1 + MARGIN_INCHES - height)
         if max(wider, higher) > 0.001 and step > 0:
             figure.set_size_inches(width + wider, height + higher)
         elif before and max(abs(a - b) for a, b in zip(before, places, strict=True)) < 0.001:
@@ -243,7 +266,7 @@ def _settle(figure: "Figure") -> None:
 
 
 def rendered(figure: "Figure") -> Image.Image:
-    """A figure of ours as an RGB picture; `finish` has laid it out, and saving it would do so twice more."""
+    """A figure of ours as an RGB picture; it has been laid out."""
     figure.set_layout_engine("none")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -4,7 +4,7 @@ A `PatchMap` has everything that drawing needs but the photo and the place of th
 """
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
@@ -17,18 +17,17 @@ from torch import Tensor
 
 from attnhook.errors import GeometryError
 from attnhook.files import replacing
-from attnhook.imaging.figures import overlay_figure
+from attnhook.imaging.figures import overlay_figure, shown_at, split_look
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import Look, scale_in_words, share_in_words
+from attnhook.imaging.looks import Look, keywords, scale_in_words, share_in_words
 from attnhook.imaging.overlays import blend, check_scale
 from attnhook.imaging.prepared import by, locate
 from attnhook.imaging.styles import check_style, draw_contours, draw_mask, draw_patches, mass_mask
-from attnhook.options import Interpolation, PatchIndex, Scale, ScaleOption, Size, Style, choose
+from attnhook.options import Interpolation, PatchIndex, Size, Style, choose
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -296,12 +295,10 @@ class PatchMap:
         where: Any = None,
         *,
         style: str = Style.HEAT,
-        colormap: Any = "viridis",
-        alpha: float = 0.5,
-        scale: ScaleOption = Scale.MINMAX,
         mode: str = Interpolation.BILINEAR,
-        weighted: bool = False,
         keep: float = 0.6,
+        smallest: int = 1,
+        **look: Any,
     ) -> Image.Image:
         """Draw a single map over its photo.
 
@@ -310,78 +307,88 @@ class PatchMap:
             where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`.
             style: "heat" (an interpolated heat map), "patches" (one colour per patch), "contours" (lines of equal value) or "mask" (darkens all
                 but the fewest patches that hold `keep` of the attention, like DINO's figures; boolean values are used as the mask).
-            colormap: The name of a matplotlib colormap, or a `Colormap`; not with "mask".
-            alpha: Opacity of the heat map, 0 to 1; not with "contours".
-            scale: "minmax" (this picture's own range), "robust" (its 1st to 99th percentile), "uniform" (multiples of 1/N, the attention
-                of each of N tokens if it were uniform: comparable between pictures) or (lowest, highest); not with "mask".
             mode: "bilinear", "nearest" or "bicubic", as `heatmap` takes it; only with "heat" and "contours".
-            weighted: Whether opacity follows the value; only with "heat".
             keep: The share of the attention to keep; only with "mask".
+            smallest: Connected parts of fewer patches are left out of the mask; only with "mask".
+            **look: `colormap` ("plasma"): the name of a matplotlib colormap, or a `Colormap`. `scale` ("robust", 1st to 99th percentile):
+                "minmax" (this picture's own range), "uniform" (multiples of 1/N, the attention of each of N tokens if it were uniform,
+                logarithmic from 1/N on: comparable between pictures) or (lowest, highest). `alpha` (0.85): the highest opacity, 0 to 1.
+                `weighted` (True): whether opacity rises with the value, from nothing at the median; False gives `alpha` everywhere. `floor`:
+                the value where opacity begins, in place of the median. `fade` (0.4): how grey the part becomes that the model did not see; 0
+                leaves it alone. `crop` ("photo"): "seen" for only the part that the model saw.
 
         Returns:
-            An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
+            An RGB image of the photo's size, or with crop="seen" of the seen part's.
 
         Raises:
             GeometryError: If there is more than one map, or map and geometry do not match.
+            TypeError: If there is no such option.
             ValueError: If an option has an unknown value, or the style does not take it.
         """
         chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
-        look = Look(colormap, alpha, scale, self.uniform, weighted)
-        given = {
-            "colormap": colormap,
-            "alpha": alpha,
-            "scale": scale,
-            "mode": smooth,
-            "weighted": weighted,
-            "keep": keep,
-        }
-        check_style(chosen, given)
-        check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
+        colors = self.look(look, PatchMap.overlay)
+        check_style(chosen, vars(colors) | {"mode": smooth, "keep": keep, "smallest": smallest})
         one = self._single()
         picture = read_image(photo)
         geometry = locate(where, photo, picture)
         if chosen is Style.MASK:
-            mask = one.values if one.values.dtype is torch.bool else mass_mask(one.values, keep)
+            mask = one.values if one.values.dtype is torch.bool else mass_mask(one.values, keep, smallest)
             inside = replace(one, values=mask.float()).heatmap(geometry, mode=Interpolation.NEAREST)
-            return draw_mask(picture, inside, alpha)
+            return draw_mask(picture, inside, colors)
         if chosen is Style.PATCHES:
-            return draw_patches(picture, one.heatmap(geometry, mode=Interpolation.NEAREST), one.edges(geometry), look)
+            return draw_patches(picture, one.heatmap(geometry, mode=Interpolation.NEAREST), one.edges(geometry), colors)
         draw = draw_contours if chosen is Style.CONTOURS else blend
-        return draw(picture, one.heatmap(geometry, mode=smooth), look)
+        return draw(picture, one.heatmap(geometry, mode=smooth), colors)
+
+    def look(self, options: Mapping[str, Any], function: Callable[..., Any]) -> Look:
+        """Read the look that a function was given, with this map's own 1/N."""
+        if options.get("uniform") not in (None, self.uniform):
+            raise ValueError(
+                f"a PatchMap knows its own uniform: expected no uniform=, got {options['uniform']}. Leave uniform= out."
+            )
+        colors = replace(Look.of(options, function), uniform=self.uniform)
+        check_scale(colors.scale, mass=self.uniform is not None, shown=self.quantity)
+        return colors
 
     def figure(
         self,
         photo: ImageSource,
         where: Any = None,
         *,
-        ax: "Axes | None" = None,
-        scale: ScaleOption = Scale.MINMAX,
         mode: str = Interpolation.BILINEAR,
-        **look: Any,
+        **options: Any,
     ) -> "Figure":
         """Draw the overlay as a matplotlib figure with a colour bar and a caption.
 
         Args:
             photo: The photo, as `read_image` takes it.
             where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`.
-            ax: Axes to draw in; None makes a new figure.
-            scale: "minmax", "robust", "uniform" or (lowest, highest), as `overlay` takes it.
             mode: "bilinear", "nearest" or "bicubic", as `heatmap` takes it.
-            **look: `colormap`, `alpha`, `weighted`, `title`, `caption`, `mark` (a box), `label` (of the colour bar), `width` (in inches), `dpi`.
+            **options: Of the look: `colormap`, `alpha`, `weighted`, `floor`, `scale`, `fade` and `crop`, as `overlay` takes them. Of the figure:
+                `title`, `caption`, `mark` (a box), `label` (of the colour bar), `width` (in inches), `dpi`, and `ax` to draw in axes of your
+                own, without a caption.
 
         Returns:
             The figure; save it with `.savefig`.
 
         Raises:
             GeometryError: If there is more than one map, or map and geometry do not match.
+            TypeError: If there is no such option.
         """
-        check_scale(scale, mass=self.uniform is not None, shown=self.quantity)
-        one = self._single()
-        picture = read_image(photo)
-        values = one.heatmap(locate(where, photo, picture), mode=mode)
-        caption = ". ".join(filter(None, [self.caption, scale_in_words(scale)]))
-        said = {"caption": caption, "label": self.quantity, "scale": scale, "uniform": self.uniform, "ax": ax}
-        return overlay_figure(picture, values, **(said | look))
+        one, picture = self._single(), read_image(photo)
+        geometry = locate(where, photo, picture)
+        said = {"caption": self.caption, "label": self.quantity, "uniform": self.uniform} | options
+        look, _ = split_look(
+            {name: value for name, value in said.items() if name not in keywords(overlay_figure)}, overlay_figure
+        )
+        check_scale(look.scale, mass=self.uniform is not None, shown=self.quantity)
+        if "caption" not in options:
+            said["caption"] = ". ".join(filter(None, [self.caption, scale_in_words(look)]))
+        wide = picture.width
+        picture, geometry = shown_at(picture, geometry, float(said.get("width", 5.0)) * float(said.get("dpi", 200)))
+        if said.get("mark") is not None:
+            said["mark"] = tuple(edge * picture.width / wide for edge in said["mark"])
+        return overlay_figure(picture, one.heatmap(geometry, mode=mode), **said)
 
     def _single(self) -> Self:
         """The same map without axes of length 1 before `(h, w)`."""

@@ -11,12 +11,15 @@ from attnhook.attribution.raw_maps import raw_attention, received_attention
 from attnhook.attribution.row_measures import row_divergence
 from attnhook.attribution.summaries import AlarmThresholds, BlockSummary, raise_alarms
 from attnhook.capture.records import AttentionMaps
-from attnhook.imaging.overlays import common_range
+from attnhook.imaging.looks import Look
+from attnhook.imaging.overlays import common_look
 from attnhook.monitoring.probes import ProbeBatch
 from attnhook.options import ScaleOption
 
 RECEIVED = "received_attention"
 """What models without a readout have for overlays. It is not one of `METHODS`, which all start at a readout."""
+
+_SHEET_PIXELS, _SHEET_DPI = 198, 110  # of a panel in the sheet of heads, and of the sheet
 
 
 def scalars_of(
@@ -61,14 +64,14 @@ def pictures_of(
 
 
 def _sheet_of_heads(maps: AttentionMaps, probe: ProbeBatch, index: int, scale: ScaleOption) -> Image.Image:
-    from attnhook.imaging.figures import sheet
+    from attnhook.imaging.figures import sheet, shown_at
     from attnhook.imaging.panels import rendered
 
     of_heads = received_attention if maps.readout.rows is None else raw_attention
     patch_map = of_heads(maps, heads=None)[index].to("cpu")
-    heads, uniform = list(patch_map.heatmap(probe.geometries[index])), patch_map.uniform
-    shared = common_range(heads, scale, uniform=uniform)
+    photo, geometry = shown_at(probe.photos[index], probe.geometries[index], _SHEET_PIXELS)
+    heads = list(patch_map.heatmap(geometry))
+    look = common_look(heads, Look(scale=scale, uniform=patch_map.uniform))
     titles = [f"head {head}" for head in range(len(heads))]
     caption = f"Every head of {maps[-1].name}, on one scale."
-    figure = sheet(probe.photos[index], heads, titles, caption=caption, scale=shared, uniform=uniform, dpi=110)
-    return rendered(figure)
+    return rendered(sheet(photo, heads, titles, caption=caption, dpi=_SHEET_DPI, **vars(look)))

@@ -5,8 +5,9 @@ were uniform), so that figures of different photos and models can be compared, t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,10 +24,12 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention
 from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.depth_figures import depth_figure, map_grid
-from attnhook.imaging.figures import overlay_figure, sheet, triptych
-from attnhook.imaging.looks import scale_in_words, share_in_words
-from attnhook.imaging.overlays import common_range
+from attnhook.imaging.figures import overlay_figure, sheet, shown_at, triptych
+from attnhook.imaging.geometry import ImageGeometry
+from attnhook.imaging.looks import Look, scale_in_words, share_in_words
+from attnhook.imaging.overlays import common_look
 from attnhook.imaging.patch_maps import PatchMap
+from attnhook.imaging.picture_grids import cell_size
 from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
 from attnhook.results.display import reads_block
 from attnhook.results.results import AttentionResult
@@ -39,13 +42,13 @@ _OUTSIDE = "outside: attention on tokens that are not patches."
 _ENTROPY = "entropy (nats)"
 
 
-def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.MINMAX, **options: Any) -> "Figure":
+def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.ROBUST, **options: Any) -> "Figure":
     """Draw the photo, the map and the overlay, with a colour bar.
 
     Args:
         result: The result.
         scale: Which values the colours stand for, as `overlay` takes it.
-        **options: `colormap`, `alpha`, `weighted`, `titles`, `caption`, `mark`, `label`, `cell_width`, `dpi`, `ax`.
+        **options: `titles`, `caption`, `mark`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
 
     Returns:
         The figure.
@@ -54,8 +57,11 @@ def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.MINMAX, 
         >>> from attnhook import attend
         >>> figure = photo_figure(attend("demo", "cat.jpg")[0])  # doctest: +SKIP
     """
-    said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(scale)}", "label": result.quantity}
-    return triptych(result.image, result.heatmap, scale=scale, uniform=result.uniform, **(said | options))
+    photo, geometry = _shown(result, options, 2.2)
+    look = _look(options, scale, result.uniform)
+    said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(look)}", "label": result.quantity}
+    heatmap = result.patch_map.heatmap(geometry, mode=result.mode)
+    return triptych(photo, heatmap, scale=scale, uniform=result.uniform, **(said | options))
 
 
 def heads_figure(
@@ -67,7 +73,7 @@ def heads_figure(
         result: The result.
         block: The block; None takes the result's own.
         scale: Which values the colours stand for; "minmax" and "robust" stretch all heads together.
-        **options: `colormap`, `alpha`, `weighted`, `caption`, `columns`, `photo_title`, `label`, `cell_width`, `dpi`, `ax`.
+        **options: `caption`, `columns`, `photo_title`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
 
     Returns:
         The figure.
@@ -88,7 +94,7 @@ def blocks_figure(
         result: The result.
         heads: How heads become one map.
         scale: Which values the colours stand for; "minmax" and "robust" stretch all blocks together.
-        **options: `colormap`, `alpha`, `weighted`, `caption`, `columns`, `photo_title`, `label`, `cell_width`, `dpi`, `ax`.
+        **options: `caption`, `columns`, `photo_title`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
 
     Returns:
         The figure.
@@ -108,7 +114,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
     Args:
         result: The result.
         scale: Which values the colours stand for; "minmax" and "robust" stretch all maps together.
-        **options: `colormap`, `caption`, `row_labels`, `column_labels`, `label`, `cell_width`, `dpi`, `ax`.
+        **options: `caption`, `row_labels`, `column_labels`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
 
     Returns:
         The figure.
@@ -128,7 +134,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
     said: dict[str, Any] = {
         "caption": f"{_start(result)}, raw attention of every head of every block on the {grid[0]} x {grid[1]} patches; "
         f"{share_in_words(float(outside.min()))} to {share_in_words(float(outside.max()))} of it outside the patches. "
-        f"{scale_in_words(scale, _ALL)}",
+        f"{scale_in_words(_look(options, scale, maps[-1].uniform), _ALL)}",
         "image": _seen(result),
         "row_labels": [str(number) for (number, _), _ in shown],
         "column_labels": [str(head) for head in range(counts.pop())],
@@ -149,7 +155,7 @@ def methods_figure(
         methods: Names in `METHODS`; None draws all that this capture allows, and the caption names the others.
         scale: Which values the colours stand for. The default cuts off the sinks (tokens that draw most of the attention) of some models, which
             would otherwise take all of a rollout's colours.
-        **options: `colormap`, `alpha`, `weighted`, `caption`, `columns`, `photo_title`, `label`, `cell_width`, `dpi`, `ax`.
+        **options: `caption`, `columns`, `photo_title`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
 
     Returns:
         The figure.
@@ -173,10 +179,11 @@ def methods_figure(
         raise RowsNotKeptError(
             "this capture allows no method: expected what at least one needs, got none. Capture with rows='all'."
         )
-    pixels = _pixels(result, [one.to("cpu") for one in maps.values()])
+    photo, geometry = _shown(result, options)
+    pixels = _pixels(geometry, [one.to("cpu") for one in maps.values()], result.mode)
     titles = [name.replace("_", " ") + _outside(one, before="\n") for name, one in maps.items()]
     said: dict[str, Any] = {"caption": _methods_in_words(result, list(maps), left_out), "scale": scale}
-    return sheet(result.image, pixels, titles, **(said | options))
+    return sheet(photo, pixels, titles, **(said | options))
 
 
 def query_figure(
@@ -185,7 +192,7 @@ def query_figure(
     *,
     block: int | str | None = None,
     heads: HeadsOption = "mean",
-    scale: ScaleOption = Scale.MINMAX,
+    scale: ScaleOption = Scale.ROBUST,
     **options: Any,
 ) -> "Figure":
     """Draw where patches look: each is marked in its panel, over its own row of the attention matrix.
@@ -196,8 +203,8 @@ def query_figure(
         block: The block; None takes the result's own.
         heads: How heads become one map.
         scale: Which values the colours stand for; "minmax" and "robust" stretch several patches together.
-        **options: `colormap`, `alpha`, `weighted`, `caption`, `label`, `dpi`, `ax`; for one patch also `title` and `width`, for several
-            `columns`, `photo_title` and `cell_width`.
+        **options: `caption`, `label`; for several patches `columns` and `photo_title`; of the look and of the figure, what `PatchMap.figure`
+            takes.
 
     Returns:
         The figure.
@@ -217,13 +224,15 @@ def query_figure(
     uniform = 1 / chosen.shape[-1]
     values = layout.patches(fuse_heads(rows, heads))[0]
     fused = make_map(result.maps, values, [chosen], "raw attention", heads=heads, row="patches", uniform=uniform)
-    boxes = [fused.box(result.geometry, patch) for patch in several]
+    photo, geometry = _shown(result, options, 5.0 if len(several) == 1 else 1.8)
+    boxes = [fused.box(geometry, patch) for patch in several]
     caption = f"{result.settings.model}, raw attention of the marked patch in {block_in_words(chosen)}, {heads_in_words(heads, chosen.shape[1])}"
     if len(several) == 1:
         left = f"{_outside(fused[0])} the patches" if fused.adds_up else ""
-        said: dict[str, Any] = {"caption": f"{caption}{left}. {scale_in_words(scale)}", "mark": boxes[0]}
-        (pixels,) = _pixels(result, [fused])
-        return overlay_figure(result.image, pixels, scale=scale, uniform=uniform, **(said | options))
+        words = scale_in_words(_look(options, scale, uniform))
+        said: dict[str, Any] = {"caption": f"{caption}{left}. {words}", "mark": boxes[0]}
+        (pixels,) = _pixels(geometry, [fused], result.mode)
+        return overlay_figure(photo, pixels, scale=scale, uniform=uniform, **(said | options))
     pairs = zip(several, fused, strict=True)
     titles = [f"row {row}, column {column}" + _outside(one, before="\n") for (row, column), one in pairs]
     caption += f"; {_OUTSIDE}" if fused.adds_up else "."
@@ -235,7 +244,7 @@ def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
 
     Args:
         result: A result of `attend(..., rows="all")` gives means over all queries, any other the means over the rows that were captured.
-        **options: `caption`, `references`, `cell_width`, `dpi`, `ax`.
+        **options: `caption`, `references`, `title`, `width`, `dpi`, `ax`.
 
     Returns:
         The figure. It leaves out statistics that this capture does not allow: no attention distance without a patch's row.
@@ -267,10 +276,27 @@ def _compared(
     options: dict[str, Any],
 ) -> "Figure":
     """A sheet of maps on one scale; the user's options win."""
-    pixels, uniform = _pixels(result, maps), maps[-1].uniform
-    shared = common_range(pixels, scale, uniform=uniform)
-    said = {"caption": f"{caption} {scale_in_words(scale, _ALL)}", "scale": shared, "uniform": uniform}
-    return sheet(result.image, pixels, titles, **(said | options))
+    photo, geometry = _shown(result, options)
+    pixels, uniform = _pixels(geometry, maps, result.mode), maps[-1].uniform
+    look = common_look(pixels, _look(options, scale, uniform))
+    words = scale_in_words(_look(options, scale, uniform), _ALL)
+    said = {"caption": f"{caption} {words}", "scale": look.scale, "floor": look.floor, "uniform": uniform}
+    return sheet(photo, pixels, titles, **(said | options))
+
+
+def _look(options: Mapping[str, Any], scale: ScaleOption, uniform: float | None) -> Look:
+    """The look among a figure's options, for its caption."""
+    given = {one.name: options[one.name] for one in fields(Look) if one.name in options}
+    return Look(**{"scale": scale, "uniform": uniform} | given)
+
+
+def _shown(
+    result: AttentionResult, options: Mapping[str, Any], width: float = 1.8
+) -> tuple[Image.Image, ImageGeometry]:
+    """The photo at the size of a panel, and the place of the model's input in it."""
+    size = cell_size((result.image.height, result.image.width), options.get("cell_width", width))
+    inches = max(options.get("width") or size[0], 5.0 if options.get("ax") is not None else 0.0)
+    return shown_at(result.image, result.geometry, inches * options.get("dpi", 200))
 
 
 def _seen(result: AttentionResult) -> Image.Image:
@@ -299,10 +325,9 @@ def _methods_in_words(result: AttentionResult, shown: list[str], left_out: list[
     return f"{text} Not from this capture: {', '.join(left_out)}." if left_out else text
 
 
-def _pixels(result: AttentionResult, maps: Sequence[PatchMap]) -> list[Tensor]:
+def _pixels(geometry: ImageGeometry, maps: Sequence[PatchMap], mode: str) -> list[Tensor]:
     """All maps at the photo's size, in one list."""
-    shape = (-1, result.image.height, result.image.width)
-    return [one for each in maps for one in each.heatmap(result.geometry, mode=result.mode).reshape(shape)]
+    return [one for each in maps for one in each.heatmap(geometry, mode=mode).reshape(-1, *geometry.image_size)]
 
 
 def _outside(patch_map: PatchMap, *, before: str = ", ") -> str:

@@ -1,0 +1,188 @@
+"""Where the pictures, titles, colour bar and caption of a figure lie: worked out in inches, on a new figure or inside given axes.
+
+No layout engine is needed: pictures have known shapes, and texts are measured. Inside axes, places follow the axes wherever a layout moves them.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from attnhook.options import Size
+
+GAP_INCHES, MARGIN_INCHES = 0.07, 0.06
+TITLE_INCHES, LINE_INCHES = 0.18, 0.145
+TITLE_POINTS, TEXT_POINTS = 9, 8
+BAR_INCHES = 0.12
+_TICK_INCHES = 0.38  # beside an upright bar
+_LOWEST_BAR_INCHES, _LONGEST_BAR_INCHES = 1.0, 3.0
+_LOWEST_CELL_INCHES, _HIGHEST_CELL_INCHES = 0.6, 4.0
+_WIDEST_CELL = 3.0  # times the requested width, for a panorama
+
+Rectangle = tuple[float, float, float, float]
+"""Left, bottom, width and height."""
+
+
+def cell_size(photo: Size, width: float) -> tuple[float, float]:
+    """Choose the size of a panel that shows a photo, in inches: wide panoramas get more width, tall photos no more height than a page has.
+
+    Example:
+        >>> cell_size((300, 450), 1.8), cell_size((100, 1000), 1.8)
+        ((1.8, 1.2), (5.4, 0.54))
+    """
+    aspect = photo[0] / photo[1]
+    wide = min(max(width, _LOWEST_CELL_INCHES / aspect), _WIDEST_CELL * width, _HIGHEST_CELL_INCHES / aspect)
+    return round(wide, 6), round(wide * aspect, 6)
+
+
+@dataclass(frozen=True)
+class PictureGrid:
+    """Pictures in rows and columns, in inches; the pictures' sizes may be scaled, those of texts may not."""
+
+    widths: tuple[float, ...]  # of the columns
+    heights: tuple[float, ...]  # of the rows
+    heads: tuple[int, ...] = ()  # lines of title above each row
+    feet: tuple[int, ...] = ()  # lines below each row
+    left: float = 0.0  # room for labels
+    bar: str | None = None  # the label of the colour bar, if there is one
+    lines: tuple[str, ...] = field(default=())  # the caption
+    title: tuple[str, ...] = field(default=())
+
+    @property
+    def upright(self) -> bool:
+        """Whether the bar stands beside the pictures: below a low ribbon of pictures it lies."""
+        return sum(self.heights) + sum(self.heads) * TITLE_INCHES >= _LOWEST_BAR_INCHES
+
+    @property
+    def bar_length(self) -> float:
+        """The length of the bar."""
+        pictures = sum(self.heights) if self.upright else sum(self.widths)
+        return max(min(pictures, _LONGEST_BAR_INCHES), _LOWEST_BAR_INCHES if not self.upright else 0.0)
+
+    def bar_label(self) -> list[str]:
+        """The lines of the bar's label."""
+        room = sum(self.heights) + sum(self.heads) * TITLE_INCHES if self.upright else sum(self.widths)
+        return wrapped(self.bar, max(room, _LOWEST_BAR_INCHES))
+
+    def _fixed(self) -> tuple[float, float]:
+        """Width and height of all that is no picture, without caption and title."""
+        across = 2 * MARGIN_INCHES + self.left + GAP_INCHES * (len(self.widths) - 1)
+        down = 2 * MARGIN_INCHES + GAP_INCHES * (len(self.heights) - 1)
+        down += TITLE_INCHES * sum(self.heads) + LINE_INCHES * (sum(self.feet) + 0.4 * len(self.feet))
+        if self.bar is not None:
+            lines = LINE_INCHES * len(self.bar_label())
+            across += GAP_INCHES + BAR_INCHES + _TICK_INCHES + lines if self.upright else 0.0
+            down += 0.0 if self.upright else GAP_INCHES + BAR_INCHES + 1.3 * LINE_INCHES + lines
+        return across, down
+
+    def size(self) -> tuple[float, float]:
+        """Width and height of the figure."""
+        across, down = self._fixed()
+        texts = LINE_INCHES * (len(self.lines) + 0.4) if self.lines else 0.0
+        texts += TITLE_INCHES * (len(self.title) + 0.3) if self.title else 0.0
+        return across + sum(self.widths), down + sum(self.heights) + texts
+
+    def scaled(self, factor: float) -> "PictureGrid":
+        """The same grid with larger or smaller pictures."""
+        return replace(
+            self, widths=tuple(factor * one for one in self.widths), heights=tuple(factor * one for one in self.heights)
+        )
+
+    def of_width(self, width: float) -> "PictureGrid":
+        """The same grid in a figure of a given width."""
+        return self.scaled(max(0.1, (width - self._fixed()[0]) / sum(self.widths)))
+
+    def within(self, width: float, height: float) -> "PictureGrid":
+        """The same grid as large as fits a place, without caption and title."""
+        across, down = self._fixed()
+        factor = min((width - across) / sum(self.widths), (height - down) / sum(self.heights))
+        return replace(self, lines=(), title=()).scaled(max(0.05, factor))
+
+    def places(self, width: float, height: float) -> tuple[list[Rectangle], Rectangle | None]:
+        """Where the pictures, row by row, and the bar lie on a figure or in a place of this size."""
+        own_width, own_height = self.size()
+        top = height - max(0.0, height - own_height) / 2 - MARGIN_INCHES  # centred in a place that is larger
+        left = max(0.0, width - own_width) / 2 + MARGIN_INCHES + self.left
+        top -= TITLE_INCHES * (len(self.title) + 0.3) if self.title else 0.0
+        first, rectangles = top, []
+        for row, tall in enumerate(self.heights):
+            top -= TITLE_INCHES * self.heads[row] if self.heads else 0.0
+            across = left
+            for wide in self.widths:
+                rectangles.append((across, top - tall, wide, tall))
+                across += wide + GAP_INCHES
+            top -= tall + GAP_INCHES + (LINE_INCHES * (self.feet[row] + 0.4) if self.feet else 0.0)
+        if self.bar is None:
+            return rectangles, None
+        if self.upright:
+            highest = first - (TITLE_INCHES * self.heads[0] if self.heads else 0.0)
+            return rectangles, (across, highest - self.bar_length, BAR_INCHES, self.bar_length)
+        length = min(self.bar_length, sum(self.widths))
+        return rectangles, (left, top - BAR_INCHES, length, BAR_INCHES)
+
+
+class Place:
+    """Where a panel lies inside given axes; matplotlib asks whenever it draws, so it follows the axes through every layout."""
+
+    def __init__(self, host: Any, grid: PictureGrid, number: int | None) -> None:
+        self._host, self._grid, self._number = host, grid, number
+
+    def __call__(self, axes: Any, renderer: Any) -> Any:
+        """The place, in fractions of the figure."""
+        from matplotlib.transforms import Bbox
+
+        box, figure = self._host.get_position(), self._host.figure
+        width, height = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
+        inches = box.width * width, box.height * height
+        panels, bar = self._grid.within(*inches).places(*inches)
+        left, bottom, wide, tall = panels[self._number] if self._number is not None else bar or panels[0]
+        return Bbox.from_bounds(box.x0 + left / width, box.y0 + bottom / height, wide / width, tall / height)
+
+
+def columns_for(pictures: int, aspect: float) -> int:
+    """Choose the number of columns that leaves few cells empty and makes a sheet neither too tall nor too wide; aspect is height over width."""
+
+    def cost(columns: int) -> float:
+        rows = -(-pictures // columns)
+        return 2 * (rows * columns - pictures) / pictures + abs(math.log(columns / (rows * aspect) / 2.0)) / 2
+
+    fewest = 1 if aspect < 0.3 else min(pictures, 3)
+    return min(range(fewest, min(pictures, 7) + 1), key=cost)
+
+
+def wrapped(text: str | None, width: float, points: float = TEXT_POINTS) -> list[str]:
+    """Break a text into lines of at most `width` inches; long names break after a dot, a slash or an underscore."""
+    unbroken = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text or "")
+    lines = []
+    for part in unbroken.splitlines():
+        line = ""
+        for word in (piece for name in part.split() for piece in _pieces(name, width, points)):
+            longer = f"{line} {word}" if line else word
+            if line and inches(longer, points) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines += [line] if line else []
+    return lines
+
+
+def _pieces(word: str, width: float, points: float) -> list[str]:
+    pieces = []
+    while len(word) > 1 and inches(word, points) > width:
+        end = next((n for n in range(len(word) - 1, 1, -1) if inches(word[:n], points) <= width), 1)
+        mark = max(word.rfind(sign, 0, end) for sign in "._/") + 1
+        end = mark if mark > end // 3 else end
+        pieces.append(word[:end])
+        word = word[end:]
+    return [*pieces, word]
+
+
+@lru_cache(maxsize=4096)
+def inches(text: str, points: float) -> float:
+    """The width of a text in matplotlib's font."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)
+    return float(width) / 72
