@@ -148,7 +148,7 @@ class TokenLayout:
         if self.order is not None:
             raise TokenLayoutError(
                 f"patch {tuple(patch)} has no fixed token: this model drops or shuffles its patches per image. "
-                "Pass token indices, or switch its masking off."
+                "Pass token indices, or turn off its masking."
             )
         return self.num_prefix_tokens + (row % height) * width + column % width
 

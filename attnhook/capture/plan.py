@@ -53,7 +53,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     if not anatomy.sites:
         if layout is not None:
             raise UnsupportedModelError(
-                f"{type(inner).__name__} has no attention that can be recognised: expected modules whose code names a softmax or "
+                f"{type(inner).__name__} has no attention that can be recognised: expected modules whose code calls softmax or "
                 'scaled_dot_product_attention, got none. Name the modules that attend with blocks=["name", ...].'
             )
         raise UnsupportedModelError(

@@ -23,7 +23,7 @@ _libraries: dict[str, tuple[Adapter, Callable[[nn.Module], bool]]] = {}
 
 
 def register_adapter(model_type: type | str, adapter: Adapter) -> None:
-    """Teach capture a new type of model.
+    """Register an adapter for a new type of model.
 
     Args:
         model_type: The class of the models, or its full name (`"package.module.Class"`), so that registering imports nothing. Subclasses

@@ -44,7 +44,7 @@ class AttentionCapture:
 
     Args:
         model: A Vision Transformer of timm, transformers or torchvision, a module that holds one, or any model with attention modules.
-        blocks: Which blocks, with timm's meaning: None = all, int n = the last n, a sequence of indices (negative from the end) or names, or
+        blocks: Which blocks, as in timm: None = all, int n = the last n, a sequence of indices (negative from the end) or names, or
             a predicate over names.
         rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
             `"readout"` (the one of the three that the model's head reads), `"all"` (stores references to queries and keys; the matrix stays

@@ -88,7 +88,7 @@ class AttentionSite:
         seen_module: The module whose inputs `tokens_of` needs, or None.
         holder: The module around it.
         optional: Whether forwards may skip it (a second encoder, a prompt): it is left out of a forward in which it did not run.
-        guessed: Whether only its code says that it attends: it is left out where it calls no attention.
+        guessed: Whether it was recognised only by its code; a forward in which it calls no attention leaves it out.
         number: Its number among the model's blocks, from 1, and how many there are; the capture fills it in.
     """
 

@@ -46,7 +46,7 @@ def compare(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Comparison:
-    """Compare where models look: the same photos, one pixel grid, numbers with controls.
+    """Compare where models look, on the same photos and one pixel grid, with controls.
 
     Models are loaded one at a time, measured on every photo, and released. Every map is brought to the photo's own pixels through the model's
     own preprocessing, and numbers are taken over the area that all models saw.
@@ -69,7 +69,7 @@ def compare(
         controls: Whether, with masks, each model is also measured with its weights shuffled.
         resolution: The most points along a photo's longer edge at which maps are compared and scored; None for every pixel.
         cache: The folder where measurements are cached by content; `"auto"` is one in the user's cache folder, None disables the cache.
-        device: Where models run that are loaded by name.
+        device: The device of models that are loaded by name.
         seed: For shuffled weights, random maps, shuffles and intervals; torch's own generators are not touched.
         progress: Whether to show a progress bar on stderr; None shows it on terminals.
 

@@ -122,7 +122,7 @@ def make_map_kinds(methods: "str | Sequence[str]", depths: "float | Sequence[flo
     for method in chosen:
         check_method(method)
     if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"expected at least one method, each once, got {chosen}.")
+        raise ValueError(f"expected at least one method and no duplicates, got {chosen}.")
     if not places or not all(0 < place <= 1 for place in places):
         raise ValueError(f"expected relative depths above 0 and at most 1 (the last block), got {places}.")
     views: dict[str, MapKind] = {}

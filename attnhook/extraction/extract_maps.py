@@ -53,7 +53,7 @@ def extract(
 ) -> ExtractedMaps:
     """Extract the attention of all photos of a data set into a folder.
 
-    Run it again to continue where it stopped: shards that are whole are kept, unless one of their photos is new, has changed, or has become
+    Run it again to continue where it stopped: complete shards are kept, unless one of their photos is new, has changed, or has become
     readable. Under `torchrun` every process takes a part; the files are the same, byte for byte, however many processes there are. A photo that
     cannot be read is listed in the index with its error, and the run goes on.
 
@@ -74,7 +74,7 @@ def extract(
         statistics: Whether to store `attention_statistics` of the rows, one number per photo, block and head.
         dtype: How rows are stored: `"float16"` (within 1 in 2,048), `"float32"` (exact) or `"uint8"` (within 1/510 of a row's largest).
         batch_size: Photos per forward. It may change the last bit, so a resumed run needs the same.
-        num_workers: Processes that read photos ahead, for each process that runs a model; None for the remaining cores.
+        num_workers: Processes that read photos ahead, for each process that runs a model; None uses the remaining cores, at most 8.
         shard_size: About how many photos make a shard: the most that a killed run loses.
         device: Where the model runs; `"cuda"` is one GPU per process. None: your model stays where it is, a loaded one runs on the CPU. Your
             model is moved back afterwards, and is in eval mode meanwhile.
@@ -85,7 +85,7 @@ def extract(
 
     Raises:
         ExtractionError: If there are no photos, the folder holds something else, another run writes to it, this run differs from the one
-            that began it, or the disk is full (shards that are whole are kept).
+            that began it, or the disk is full (complete shards are kept).
         ValueError: If an option has an unknown value, or a module does not bring its preprocessing.
 
     Example:

@@ -172,7 +172,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
         if method in (None, _RAW):
             if heads != HeadFusion.MEAN and self.manifest.settings["heads"] == HeadFusion.MEAN:
                 raise ExtractionError(
-                    f"the heads are not stored: expected heads='mean', which is, got {heads!r}. Extract with heads=None to keep each."
+                    f"the heads are not stored: expected heads='mean', the only one stored, got {heads!r}. Extract with heads=None to keep each."
                 )
             return raw_attention(self.maps(photo), block=block, heads=heads)[0]
         facts, name = self._stored_facts(photo, method, block, heads), f"maps.{method}"
@@ -216,7 +216,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             ExtractionError: If no statistics were stored.
         """
         if not self.manifest.statistics:
-            raise ExtractionError("no statistics: expected an extraction with statistics=True. Extract again with it.")
+            raise ExtractionError("no statistics: expected an extraction with statistics=True. Extract again with statistics=True.")
         return over_photos(self.folder, self.manifest, percentiles)
 
     def photo(self, photo: int | str) -> Image.Image:
@@ -290,7 +290,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
 
 def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
-    """Open what `extract` wrote; while it is still running, the shards that are whole.
+    """Open what `extract` wrote; while it is still running, the complete shards.
 
     Args:
         folder: The folder of the extraction.

@@ -234,11 +234,11 @@ def _open_shard(path: Path, mark: int) -> tuple[Any, list[dict[str, Any]]]:
     except (OSError, SafetensorError) as error:
         raise ExtractionError(
             f"cannot read {path}: expected the shard that the index describes, got {error}. If extract runs, or ran, in that folder again, "
-            "open_maps again."
+            "Call open_maps again."
         ) from error
     header = json.loads(metadata["attnhook"])
     if header["mark"] != mark:
         raise ExtractionError(
-            f"cannot read {path}: expected the shard that the index describes, got one that was written again since. open_maps again."
+            f"cannot read {path}: expected the shard that the index describes, got one that was rewritten since. Call open_maps again."
         )
     return file, header["groups"]

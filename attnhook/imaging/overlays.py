@@ -139,7 +139,7 @@ def value_range(
     if np.isinf([low, high]).any():
         raise GeometryError(
             "cannot stretch a heat map: expected finite values (or NaN where the model did not look), got infinity. "
-            "Give the range: scale=(lowest, highest)."
+            "Pass the range: scale=(lowest, highest)."
         )
     return (low, low) if _is_flat(low, high) else (low, high)
 

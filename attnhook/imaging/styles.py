@@ -99,11 +99,11 @@ def outline(picture: Image.Image, inside: NDArray[np.float32]) -> None:
 def mass_mask(patch_map: torch.Tensor, keep: float = 0.6, smallest: int = 1) -> torch.Tensor:
     """Choose the fewest patches that hold a share of the mass, as in DINO's figures (Caron et al., arXiv 2104.14294)."""
     if not 0 < keep <= 1:
-        raise ValueError(f"cannot keep a share of the mass: expected 0 < keep <= 1, got {keep}.")
+        raise ValueError(f"bad keep: expected 0 < keep <= 1, got {keep}.")
     values = patch_map.detach().cpu().double().flatten().nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
     if ((values < 0) | values.isinf()).any():
         raise ValueError(
-            f"no share of the mass: expected finite values of at least 0, got {values.min():.3g} to {values.max():.3g}. Clamp the map."
+            f"cannot take a share of the map's total: expected finite values of at least 0, got {values.min():.3g} to {values.max():.3g}. Clamp the map."
         )
     ordered, order = values.sort(descending=True, stable=True)
     before = ordered.cumsum(0) - ordered

@@ -44,7 +44,7 @@ class AttentionMonitor:
             `pretrained_cfg`, which `repr` and the text "attention/probe" then name.
         mean: For pixels: what was subtracted from each channel, to draw them.
         std: For pixels: what each channel was divided by.
-        every_n_steps: `step` and `observe` log at multiples of it; with neither this nor `every_n_epochs`, whenever they are called.
+        every_n_steps: Log at steps that are multiples of this. If both this and `every_n_epochs` are None, log at every call.
         every_n_epochs: `end_epoch` logs when the number of finished epochs is a multiple; without `every_n_steps`, `step` then does nothing, and
             `observe` logs whenever it is entered.
         blocks: Which blocks, as in `AttentionCapture`.
@@ -249,7 +249,7 @@ class AttentionMonitor:
             except UnsupportedModelError:
                 raise UnsupportedModelError(
                     f"cannot observe {type(self._model).__name__}: expected an eager model, got one that is compiled, in whole or in part, and "
-                    "would run eagerly here, with other roundings. Call monitor.step(step) instead: its probe accepts compiled models."
+                    "would run eagerly here, and would round differently. Call monitor.step(step) instead: its probe accepts compiled models."
                 ) from None
             yield
         self._schedule.last_observed = step

@@ -177,7 +177,7 @@ def methods_figure(
             left_out.append(name)
     if not maps:
         raise RowsNotKeptError(
-            "this capture allows no method: expected what at least one needs, got none. Capture with rows='all'."
+            "no method can be computed from this capture: expected what at least one needs, got none. Capture with rows='all'."
         )
     photo, geometry = _shown(result, options)
     pixels = _pixels(geometry, [one.to("cpu") for one in maps.values()], result.mode)

@@ -1,4 +1,4 @@
-"""Runs a model in eval mode in the middle of a training that must not notice.
+"""Runs a model in eval mode in the middle of training, without affecting it.
 
 Put back are each module's attributes, buffers that the forward wrote to or replaced, the random numbers of torch (CPU and accelerators), NumPy
 and Python, and the state of FSDP2's parameters. Changes inside objects that a module holds, and what hooks of others do, are not undone.

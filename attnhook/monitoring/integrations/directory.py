@@ -64,5 +64,5 @@ class DirectoryWriter:
 def _write_whole(file: Any, line: bytes) -> None:
     written = file.write(line)
     if written != len(line):
-        raise OSError(f"a line was not written whole: expected {len(line)} bytes, got {written}. The disk is full?")
+        raise OSError(f"a line was not written whole: expected {len(line)} bytes, got {written}. Is the disk full?")
     os.fsync(file.fileno())
