@@ -123,7 +123,8 @@ def _wait_for_fragment(folder: Path, shard: int, count: int, deadline: float) ->
     while (table := whole_fragment(folder, shard)) is None or len(table) != count:
         if time.monotonic() > deadline:
             raise ExtractionError(
-                f"the extraction is incomplete: expected all shards in {folder / SHARDS}, got no shard {shard} of {count} photos. Check that all "
+                f"the extraction is incomplete: expected all shards in {folder / SHARDS}, got no shard {shard} of {count} photos. Check that "
+                "all "
                 "machines write to the same folder, and run the same command again."
             )
         time.sleep(0.1)

@@ -216,7 +216,9 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             ExtractionError: If no statistics were stored.
         """
         if not self.manifest.statistics:
-            raise ExtractionError("no statistics: expected an extraction with statistics=True. Extract again with statistics=True.")
+            raise ExtractionError(
+                "no statistics: expected an extraction with statistics=True. Extract again with statistics=True."
+            )
         return over_photos(self.folder, self.manifest, percentiles)
 
     def photo(self, photo: int | str) -> Image.Image:

@@ -103,8 +103,8 @@ def _check_content(call: Call, photo: Image.Image, seen: Array) -> None:
     unlike = max(float((np.abs(off) > _ALIKE * reach).mean()) for off in (seen + inverted - black - white, halves))
     if unlike > _MOST_UNLIKE:
         raise GeometryError(
-            "cannot follow the preprocessing: expected the same treatment of every photo of one size, got pixels of a photo, of its negative and "
-            f"of a copy with less contrast that do not add up ({unlike:.0%} of them). Leave out the step that depends on the photo's content "
+            "cannot follow the preprocessing: expected the same treatment of every photo of one size, got pixels of a photo, of its negative "
+            f"and of a copy with less contrast that do not add up ({unlike:.0%} of them). Leave out the step that depends on the photo's content "
             "(cropping margins, equalising, stretching contrast), or let your preprocessing return (pixels, ImageGeometry)."
         )
 

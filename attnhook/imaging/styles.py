@@ -103,7 +103,8 @@ def mass_mask(patch_map: torch.Tensor, keep: float = 0.6, smallest: int = 1) -> 
     values = patch_map.detach().cpu().double().flatten().nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
     if ((values < 0) | values.isinf()).any():
         raise ValueError(
-            f"cannot take a share of the map's total: expected finite values of at least 0, got {values.min():.3g} to {values.max():.3g}. Clamp the map."
+            f"cannot take a share of the map's total: expected finite values of at least 0, got {values.min():.3g} to {values.max():.3g}. "
+            "Clamp the map."
         )
     ordered, order = values.sort(descending=True, stable=True)
     before = ordered.cumsum(0) - ordered

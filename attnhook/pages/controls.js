@@ -95,7 +95,8 @@ function connect() {
   $("alpha").addEventListener("input", (e) => { state.alpha = Number(e.target.value) / 100; redraw(); });
   $("top").addEventListener("input", (e) => { state.top = 2 ** Number(e.target.value); redraw(); });
   $("scale").addEventListener("change", (e) => { state.scale = e.target.value; redraw(); });
-  $("colormap").addEventListener("change", (e) => { state.colormap = e.target.value; drawPalette(); redraw(); });
+  $("colormap").addEventListener("change", (e) => { state.colormap = e.target.value; redraw(); });
+  $("weighted").addEventListener("change", (e) => { state.weighted = e.target.checked; redraw(); });
   $("smooth").addEventListener("change", (e) => { state.smooth = e.target.checked; redraw(); });
   $("photo").addEventListener("change", (e) => show(Number(e.target.value)).catch(failed));
   $("query").addEventListener("change", (e) => {
@@ -168,9 +169,8 @@ function start() {
   scenes.forEach((scene, i) => $("photo").append(new Option(scene.facts.name, String(i))));
   $("photos").hidden = scenes.length < 2;
   if (scenes.length === 1) $("model").append(element("span", ` · ${scenes[0].facts.name}`, "quiet"));
-  for (const name of Object.keys(palettes)) $("colormap").append(new Option(name, name));
+  for (const name of Object.keys(palettes)) $("colormap").append(new Option(name, name, false, name === state.colormap));
   state.block = file.scenes[0].blocks.length - 1;
-  drawPalette();
   connect();
   show(0).catch(failed);
 }

@@ -37,19 +37,19 @@ const gridNow = () => scenes[state.scene].facts.blocks[state.block].grid;
 
 // --- drawing ------------------------------------------------------------------------------------------------------------------
 
-// The 1st and the 99th percentile of the pixels; the whole range where they coincide.
-const cached = { key: "", range: [0, 0] };
-function percentiles(scene, own) {
+// The 1st, 50th and 99th percentile of the pixels.
+const cached = { key: "", shares: [0, 0, 0] };
+function percentiles(scene) {
   const key = JSON.stringify([state.scene, state.block, state.head, state.source, state.query, state.smooth]);
-  if (cached.key !== key) {
-    const known = scene.values.filter((v) => v === v).sort();
-    const at = (share) => {
-      const place = share * (known.length - 1), i = Math.floor(place);
-      return known[i] + (known[Math.min(i + 1, known.length - 1)] - known[i]) * (place - i);
-    };
-    Object.assign(cached, { key, range: [at(0.01), at(0.99)] });
-  }
-  return isFlat(cached.range) ? own : cached.range;
+  if (cached.key !== key) Object.assign(cached, { key, shares: percentilesOf(scene.values) });
+  return cached.shares;
+}
+
+// The colours' range and where opacity begins; the whole range where the percentiles coincide.
+function scaleNow(scene, own, uniform) {
+  if (state.scale === "uniform") return colorScale([uniform, state.top * uniform], uniform, true);
+  const [first, middle, last] = percentiles(scene);
+  return colorScale(state.scale === "robust" && !isFlat([first, last]) ? [first, last] : own, middle);
 }
 
 function draw() {
@@ -67,12 +67,13 @@ function draw() {
     valuesAt(row.values.subarray(first, first + count), grid[1], ...placesOf(scene, grid), scene.values);
     const own = spread(endsOf(scene.values));
     const uniform = 1 / row.part.keys;
-    const range = state.scale === "uniform" ? [0, state.top * uniform] : state.scale === "robust" && !isFlat(own) ? percentiles(scene, own) : own;
-    context.putImageData(blended(scene.photo, scene.values, range), 0, 0);
-    $("low").textContent = `${own[0] < range[0] ? "≤ " : ""}${number(range[0])}`;
-    $("high").textContent = `${own[1] > range[1] ? "≥ " : ""}${number(range[1])}`;
+    const scale = scaleNow(scene, own, uniform);
+    context.putImageData(blended(scene.photo, scene.values, scale), 0, 0);
+    drawPalette(scale);
+    $("low").textContent = state.scale === "uniform" ? "\u2264 1/N" : `${own[0] < scale.low ? "≤ " : ""}${number(scale.low)}`;
+    $("high").textContent = `${own[1] > scale.high ? "≥ " : ""}${number(scale.high)}`;
     $("bar-text").textContent = state.scale === "uniform"
-      ? `0 to ${trim(state.top)} times uniform attention (1/${row.part.keys}): comparable between views`
+      ? `1 to ${trim(state.top)} times uniform attention (1/${row.part.keys}), logarithmic: comparable between views`
       : isFlat(own) ? "flat: every patch gets the same"
       : `${state.scale === "robust" ? "this view's 1st to 99th percentile" : "this view's own range"}: not comparable between views`;
     drawMasses(row);

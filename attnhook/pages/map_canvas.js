@@ -76,21 +76,60 @@ function endsOf(values) {
 const isFlat = ([low, high]) => !(high - low > FLAT * Math.max(Math.abs(low), Math.abs(high)));
 const spread = (ends) => (isFlat(ends) ? [ends[0], ends[0]] : ends);
 
-// Values in colours over a picture of as many pixels.
-function blended(bare, values, [low, high]) {
+// --- the look, the same as in Python --------------------------------------------------------------------------------------------
+
+const STEEPNESS = 1.6, FADE = 0.4, UNSEEN = 222, PAPER = 240;
+
+// The way from values to the 256 colours. Opacity begins at `floor`: the median, 1/N on the logarithmic scale, else the lowest value.
+function colorScale([low, high], middle = low, log = false) {
+  return { low, high, log, floor: log ? low : Math.min(Math.max(middle, low), (low + high) / 2) };
+}
+
+function opacities({ low, high, floor }) {
+  const alpha = Math.round(state.alpha * 255) / 255;
+  if (!state.weighted) return new Float64Array(256).fill(alpha);
+  if (!(high > low)) return new Float64Array(256);
+  const begin = (floor - low) / (high - low);
+  const rise = (i) => STEEPNESS * (i / 255 - begin) / (1 - begin);
+  return Float64Array.from({ length: 256 }, (_, i) => Math.round(alpha * Math.min(1, Math.max(0, rise(i))) * 255) / 255);
+}
+
+// The 1st, 50th and 99th percentile of what the model saw.
+function percentilesOf(values) {
+  const known = Float64Array.from(values.filter((v) => v === v)).sort();
+  if (!known.length) return [0, 0, 0];
+  return [0.01, 0.5, 0.99].map((share) => {
+    const place = share * (known.length - 1), i = Math.floor(place);
+    return known[i] + (known[Math.min(i + 1, known.length - 1)] - known[i]) * (place - i);
+  });
+}
+
+// Values in colours over a picture of as many pixels; what the model did not see is faded.
+function blended(bare, values, scale) {
   const picture = new ImageData(new Uint8ClampedArray(bare.data), bare.width, bare.height), data = picture.data;
-  const table = palettes[state.colormap], opacity = Math.round(state.alpha * 255) / 255, factor = high > low ? 255 / (high - low) : 0;
-  for (let i = 0; opacity > 0 && i < values.length; i++) {
-    const v = values[i];
-    if (v !== v) continue;
-    const level = Math.min(255, Math.max(0, Math.floor((v - low) * factor + 0.5))), at = 4 * i, color = 3 * level;
-    for (let k = 0; k < 3; k++) data[at + k] = data[at + k] * (1 - opacity) + table[color + k] * opacity;
+  const { low, high, log } = scale, table = palettes[state.colormap], weights = opacities(scale);
+  const factor = high > low ? 255 / (log ? Math.log(high / low) : high - low) : 0;
+  for (let i = 0; i < values.length; i++) {
+    const v = values[i], at = 4 * i;
+    if (v !== v) {
+      for (let k = 0; k < 3; k++) data[at + k] = data[at + k] * (1 - FADE) + UNSEEN * FADE;
+      continue;
+    }
+    const above = log ? Math.log(Math.max(v, low) / low) : v - low;
+    const level = Math.min(255, Math.max(0, Math.floor(above * factor + 0.5))), opacity = weights[level], color = 3 * level;
+    if (opacity > 0) for (let k = 0; k < 3; k++) data[at + k] = data[at + k] * (1 - opacity) + table[color + k] * opacity;
   }
   return picture;
 }
 
-function drawPalette() {
-  const small = $("colors").getContext("2d"), picture = small.createImageData(256, 1), table = palettes[state.colormap];
-  for (let i = 0; i < 256; i++) picture.data.set([table[3 * i], table[3 * i + 1], table[3 * i + 2], 255], 4 * i);
+// The colours as they appear over white paper, [red, green, blue] of each level.
+function shownColors(scale) {
+  const table = palettes[state.colormap], weights = opacities(scale);
+  return Array.from(weights, (opacity, i) => [0, 1, 2].map((k) => Math.round(table[3 * i + k] * opacity + PAPER * (1 - opacity))));
+}
+
+function drawPalette(scale = colorScale([0, 1])) {
+  const small = $("colors").getContext("2d"), picture = small.createImageData(256, 1);
+  shownColors(scale).forEach((color, i) => picture.data.set([...color, 255], 4 * i));
   small.putImageData(picture, 0, 0);
 }

@@ -2,8 +2,8 @@
 
 const READOUT = 0; // the first of the rows that every block has
 const state = {
-  scene: 0, block: 0, head: -1, alpha: 0.6, scale: "minmax", top: 8, source: "raw",
-  query: { row: READOUT }, smooth: true, colormap: "viridis", cursor: null, pointer: null, shown: null,
+  scene: 0, block: 0, head: -1, alpha: 0.85, weighted: true, scale: "robust", top: 16, source: "raw",
+  query: { row: READOUT }, smooth: true, colormap: "plasma", cursor: null, pointer: null, shown: null,
 };
 const scenes = file.scenes.map((facts) => ({ facts, bytes: null, photo: null, places: null }));
 const canvas = $("canvas");

@@ -71,9 +71,9 @@ function drawAbout() {
 
 function drawLegend() {
   const words = {
-    own: "From each map's own lowest to its own highest value. Colours do not compare between pictures.",
-    uniform: `From 0 to ${state.top} \u00d7 1/N, where 1/N is uniform attention over a model's N keys. Colours compare between all pictures.`,
-    row: "From the lowest to the highest value of all models over one photo. Colours compare within a photo's row.",
+    own: "From the 1st to the 99th percentile of each map; opacity begins at its median. Colours do not compare between pictures.",
+    uniform: `From 1 to ${state.top} \u00d7 1/N, logarithmic, where 1/N is uniform attention over a model's N keys; less leaves the photo as it is. Colours compare between all pictures.`,
+    row: "From the lowest 1st to the highest 99th percentile of all models over one photo. Colours compare within a photo's row.",
   };
   $("legend").textContent = words[state.scale];
   $("alpha-text").textContent = `${Math.round(state.alpha * 100)} %`;
@@ -82,8 +82,7 @@ function drawLegend() {
 
 function drawColors() {
   drawPalette();
-  const table = palettes[state.colormap];
-  const stops = Array.from({ length: 18 }, (_, i) => `rgb(${table.subarray(45 * i, 45 * i + 3).join()})`);
+  const colors = shownColors(colorScale([0, 1])), stops = Array.from({ length: 18 }, (_, i) => `rgb(${colors[15 * i].join()})`);
   $("matrix").style.setProperty("--colors", `linear-gradient(to right, ${stops.join()})`);
 }
 
@@ -102,8 +101,9 @@ function connectControls() {
   on("view", "change", (field) => { state.view = Number(field.value); });
   on("scale", "change", (field) => { state.scale = field.value; });
   on("top", "change", (field) => { state.top = Number(field.value); });
-  on("alpha", "input", (field) => { state.alpha = Number(field.value) / 100; });
+  on("alpha", "input", (field) => { state.alpha = Number(field.value) / 100; drawColors(); });
   on("colormap", "change", (field) => { state.colormap = field.value; drawColors(); });
+  on("weighted", "change", (field) => { state.weighted = field.checked; drawColors(); });
   on("smooth", "change", (field) => { state.smooth = field.checked; });
   on("frame", "change", (field) => { state.frame = field.checked; });
   on("together", "change", (field) => { state.together = field.checked; if (field.checked && lastRow) setLook(lastRow, lastRow.look); });
@@ -119,7 +119,7 @@ function startMaps() {
   $("view").append(...views.map((view, i) => new Option(view.label, String(i))));
   $("view-field").hidden = views.length < 2;
   if (views.length === 1) $("maps-title").textContent = `Maps: ${views[0].label}`;
-  for (const name of Object.keys(palettes)) $("colormap").append(new Option(name, name));
+  for (const name of Object.keys(palettes)) $("colormap").append(new Option(name, name, false, name === state.colormap));
   for (const top of [2, 4, 8, 16, 32, 64]) $("top").append(new Option(`${top} \u00d7 1/N`, String(top)));
   $("top").value = String(state.top);
   fold();

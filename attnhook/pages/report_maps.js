@@ -2,7 +2,7 @@
 
 const { photos, models, views } = file;
 const state = {
-  view: 0, alpha: 0.6, scale: "own", top: file.uniform_top, colormap: "viridis", smooth: true, frame: true, together: false,
+  view: 0, alpha: 0.85, weighted: true, scale: "uniform", top: file.uniform_top, colormap: "plasma", smooth: true, frame: true, together: false,
 };
 const WHOLE = Object.freeze({ top: 0, left: 0, size: 1 }); // the part of a photo that is shown, relative to the photo
 const byPlace = (list) => new Map(list.map((one) => [[one.view, one.model, one.photo].join(), one]));
@@ -41,45 +41,34 @@ function mapValues(map, down, across) {
 
 // --- ranges -------------------------------------------------------------------------------------------------------------------
 
-// The pixels of the whole photo next to patch centres and edges and at the ends of what the model saw. Between them values only rise or only
-// fall, so the lowest and the highest value of all pixels are among these.
-function tellingPixels(map, photo, axis) {
-  const count = axis ? photo.width : photo.height, found = new Set();
-  const add = (onInput) => {
-    const pixel = Math.floor((onInput - map.offset[axis]) / map.scale[axis] - 0.5);
-    for (const i of [pixel - 1, pixel, pixel + 1, pixel + 2]) if (i >= 0 && i < count) found.add(i);
-  };
-  for (let half = 0; half <= 2 * map.grid[axis]; half++) add(half / 2 * map.area[axis] / map.grid[axis]);
-  add(map.valid[axis]);
-  add(Math.min(map.valid[axis + 2], map.area[axis]));
-  found.add(0).add(count - 1);
-  return Float64Array.from([...found].sort((p, q) => p - q), (i) => i + 0.5);
-}
+const SAMPLES = 160; // along each edge of the photo
 
-// The lowest and the highest value of a map over the whole photo, however much of it is shown.
-function rangeOf(map, photo) {
+// The 1st, 50th and 99th percentile of a map over the whole photo, however much of it is shown.
+function sharesOf(map, photo) {
   valuesOf(map);
-  const key = String(state.smooth);
-  map.ranges[key] ??= endsOf(mapValues(map, ...[0, 1].map((axis) => mapAlong(map, axis, tellingPixels(map, photo, axis)))));
+  const key = String(state.smooth), places = (size) => Float64Array.from({ length: SAMPLES }, (_, i) => ((i + 0.5) / SAMPLES) * size);
+  map.ranges[key] ??= percentilesOf(mapValues(map, mapAlong(map, 0, places(photo.height)), mapAlong(map, 1, places(photo.width))));
   return map.ranges[key];
 }
 
-// The values that get the first and the last colour, and on which scale that is.
-function colorRange(map, photo, number) {
-  if (state.scale === "uniform" && map.uniform) return { ends: [0, state.top * map.uniform], scale: "uniform" };
+// The colours of a map, where its opacity begins, and the name of its scale.
+function colorsOf(map, photo, number) {
+  if (state.scale === "uniform" && map.uniform) return { ...colorScale([map.uniform, state.top * map.uniform], 0, true), name: "uniform" };
   if (state.scale === "row") {
-    const ranges = models.map((_, m) => mapOf(m, number)).filter(Boolean).map((one) => rangeOf(one, photo));
-    const ends = spread([Math.min(...ranges.map((r) => r[0])), Math.max(...ranges.map((r) => r[1]))]);
-    if (ends[1] > ends[0]) return { ends, scale: "row" };
+    const shares = models.map((_, m) => mapOf(m, number)).filter(Boolean).map((one) => sharesOf(one, photo));
+    const ends = spread([Math.min(...shares.map((s) => s[0])), Math.max(...shares.map((s) => s[2]))]);
+    const middle = shares.reduce((sum, s) => sum + s[1], 0) / shares.length;
+    if (ends[1] > ends[0]) return { ...colorScale(ends, middle), name: "row" };
   }
-  return { ends: spread(rangeOf(map, photo)), scale: "own" };
+  const [first, middle, last] = sharesOf(map, photo);
+  return { ...colorScale(spread([first, last]), middle), name: "own" };
 }
 
 // --- colours ------------------------------------------------------------------------------------------------------------------
 
 // The map blended over a picture of the part of the photo that `look` says.
-function painted(map, photo, bare, look, ends) {
+function painted(map, photo, bare, look, scale) {
   const { width, height } = bare, places = (n, size, start) => Float64Array.from({ length: n }, (_, i) => (start + ((i + 0.5) / n) * look.size) * size);
   const down = mapAlong(map, 0, places(height, photo.height, look.top)), across = mapAlong(map, 1, places(width, photo.width, look.left));
-  return blended(bare, mapValues(map, down, across), ends);
+  return blended(bare, mapValues(map, down, across), scale);
 }

@@ -136,12 +136,12 @@ function drawCell(cell) {
   if (!bare) return;
   let picture = bare;
   if (map) {
-    const { ends, scale } = colorRange(map, row.photo, row.number);
-    picture = painted(map, row.photo, bare, row.look, ends);
-    cell.low.textContent = trim(ends[0]);
-    cell.high.textContent = trim(ends[1]);
-    cell.bar.title = scale === state.scale ? "" : "its own range: the chosen scale does not fit this map";
-    cell.bar.classList.toggle("own", scale !== state.scale);
+    const scale = colorsOf(map, row.photo, row.number);
+    picture = painted(map, row.photo, bare, row.look, scale);
+    cell.low.textContent = trim(scale.low);
+    cell.high.textContent = trim(scale.high);
+    cell.bar.title = scale.name === state.scale ? "" : "its own range: the chosen scale does not fit this map";
+    cell.bar.classList.toggle("own", scale.name !== state.scale);
   }
   if (model !== null) {
     const reason = reasonOf(model, row.number);
