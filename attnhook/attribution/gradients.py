@@ -175,8 +175,9 @@ def legrad(maps: AttentionMaps) -> PatchMap:
     attention pooling counts as a block, its queries as the queries. No readout is needed: all queries count.
 
     One departure: the paper scores the tokens of every layer l by the classifier, and E_l is of that score's own gradient. After one backward of
-    the model's score, all E_l are of that one, because only the model knows how to score a layer's tokens. If you do, you
-    have the paper's: inside one capture, `torch.autograd.grad(score_l, input_of_block_l, retain_graph=True)` for every block; such a backward passes through no other.
+    the model's score, all E_l are of that one, because only the model knows how to score a layer's tokens. If you know it too,
+    this gives the paper's: inside one capture, `torch.autograd.grad(score_l, input_of_block_l, retain_graph=True)` for every block; such a
+    backward passes through no other.
 
     Either tells classes apart less than methods that weigh the gradient with the attention, for a patch that no query reads counts as much as
     one that all do: with two digits on a canvas (`tests/attribution/test_digits.py`, 2,000 cases) the map peaks inside the right one in 65 %, by

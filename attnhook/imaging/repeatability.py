@@ -104,8 +104,8 @@ def _check_content(call: Call, photo: Image.Image, seen: Array) -> None:
     if unlike > _MOST_UNLIKE:
         raise GeometryError(
             "cannot follow the preprocessing: expected the same treatment of every photo of one size, got pixels of a photo, of its negative "
-            f"and of a copy with less contrast that do not add up ({unlike:.0%} of them). Leave out the step that depends on the photo's content "
-            "(cropping margins, equalising, stretching contrast), or let your preprocessing return (pixels, ImageGeometry)."
+            f"and of a copy with less contrast that do not add up ({unlike:.0%} of them). Leave out the step that depends on the photo's "
+            "content (cropping margins, equalising, stretching contrast), or let your preprocessing return (pixels, ImageGeometry)."
         )
 
 
