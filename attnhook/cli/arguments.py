@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from attnhook.errors import NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
-from attnhook.options import BlocksOption, HeadFusion, Interpolation, Rows, RowsOption, Scale, ScaleOption, choose
+from attnhook.options import BlocksOption, Crop, HeadFusion, Interpolation, Rows, RowsOption, Scale, ScaleOption, choose
 
 DEFAULT = "(default: %(default)s)"
 BLOCKS_HELP = "all, last:N, or indices (negative from the end) and names with commas between them, such as 0,5,-1 (--blocks=-2,-1)"
@@ -70,15 +70,30 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale",
         type=_scale,
-        default="minmax",
-        help="range of the colours: minmax (each picture's own range), robust (its 1st to 99th percentile, for when a sink, a token that draws "
-        "most of the attention, hides the rest), uniform (multiples of 1/N, the share of each of N tokens if attention were uniform, comparable "
-        f"between pictures) or VMIN,VMAX {DEFAULT}",
+        default="robust",
+        help="range of the colours: robust (each picture's 1st to 99th percentile), minmax (its whole range), uniform (multiples of 1/N, the "
+        f"share of each of N tokens if attention were uniform, comparable between pictures) or VMIN,VMAX {DEFAULT}",
     )
-    parser.add_argument("--colormap", default="viridis", help=f"a matplotlib colormap {DEFAULT}")
-    parser.add_argument("--alpha", type=float, default=0.5, help=f"opacity of the map, 0 to 1 {DEFAULT}")
+    parser.add_argument("--colormap", default="plasma", help=f"a matplotlib colormap {DEFAULT}")
+    parser.add_argument("--alpha", type=float, help="the map's highest opacity, 0 to 1 (default: 0.85; of a mask 0.6)")
+    parser.add_argument(
+        "--weighted",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="opacity rises with the value, or is the same everywhere (default: it rises)",
+    )
+    parser.add_argument(
+        "--fade", type=float, default=0.4, help=f"how grey the part is that the model did not see, 0 to 1 {DEFAULT}"
+    )
+    parser.add_argument(
+        "--crop",
+        choices=[crop.value for crop in Crop],
+        default="photo",
+        help=f"show the whole photo, or the part seen {DEFAULT}",
+    )
     parser.add_argument(
         "--mode",
+        "--interpolation",
         choices=[mode.value for mode in Interpolation],
         default="bilinear",
         help=f"interpolation between patches: %(choices)s; bicubic overshoots {DEFAULT}",

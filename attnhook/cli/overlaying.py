@@ -1,9 +1,9 @@
 """Draw a model's attention over your photos.
 
-Writes one PNG per photo and a manifest.json. By default, the map is one softmax row of one
+Writes one picture per photo (or a figure, or the map's numbers) and a manifest.json. By default, the map is one softmax row of one
 block: where the model's readout looked, that is, what its classifier reads (usually the
-class token). Attention is not importance. Pixels that the model did not see (most models
-crop the centre) stay as they are.
+class token). Attention is not importance. What the model did not see (most models crop the
+centre) is faded.
 
 A photo that cannot be read is reported, the others are done, and the exit code is 1.
 
@@ -11,6 +11,7 @@ Examples:
   attnhook overlay cat.jpg
   attnhook overlay photos/*.jpg --model hf:facebook/dinov2-small --out maps
   attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --block 8 --heads max --scale uniform
+  attnhook overlay cat.jpg --figure                       photo, map and overlay, with a colour bar and a caption
   attnhook overlay cat.jpg --method rollout               attention followed through all blocks
   attnhook overlay cat.jpg --model timm:vit_base_patch16_224 --method gradient_rollout --target 281    for one class
   attnhook overlay cat.jpg --rows 18,12 --mode nearest    where the patch in row 18, column 12 looks
@@ -31,12 +32,23 @@ from attnhook.options import Style
 from attnhook.running.fingerprints import library_versions
 
 if TYPE_CHECKING:
+    from attnhook.results.results import AttentionResult
     from attnhook.zoo.vision_models import VisionModel
 
 MANIFEST = "manifest.json"
 _FORMAT = "attnhook-overlay-1"
 _MAP = ("method", "heads", "rows", "target", "mode")
-_LOOK = ("scale", "colormap", "alpha", "style")
+_LOOK = ("scale", "colormap", "alpha", "weighted", "fade", "crop")
+_STYLE = ("style", "keep", "smallest")
+_SUFFIXES = {
+    "overlay": ".png",
+    "figure": ".png",
+    "pdf": ".pdf",
+    "svg": ".svg",
+    "heatmap": ".png",
+    "npy": ".npy",
+    "npz": ".npz",
+}
 
 
 def add(commands: Any) -> None:
@@ -52,6 +64,21 @@ def add(commands: Any) -> None:
         help="heat (an interpolated heat map), patches (one colour per patch), contours, or mask (darkens all but the patches with 60%% of the "
         f"attention) {DEFAULT}",
     )
+    overlay.add_argument(
+        "--keep", type=float, default=0.6, help=f"share of the attention that style mask keeps {DEFAULT}"
+    )
+    overlay.add_argument(
+        "--smallest", type=int, default=1, help=f"patches below which a connected part of a mask is left out {DEFAULT}"
+    )
+    overlay.add_argument(
+        "--as",
+        dest="kind",
+        choices=list(_SUFFIXES),
+        default="overlay",
+        help="what to write: the overlay as PNG, a figure with a colour bar and a caption (figure is PNG), the heat map alone as transparent "
+        f"PNG, or its numbers at the photo's size (npy) or on the patch grid (npz) {DEFAULT}",
+    )
+    overlay.add_argument("--figure", dest="kind", action="store_const", const="figure", help="the same as --as figure")
     overlay.add_argument("--out", type=Path, default=Path("attention"), help=f"folder {DEFAULT}")
 
 
@@ -62,7 +89,7 @@ def _overlay(arguments: argparse.Namespace) -> int:
     check_format(arguments.out, _FORMAT, "with overlays", ValueError)
     model = load(arguments.model, device=arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    targets = _targets(arguments.images, arguments.out)
+    targets = _targets(arguments.images, arguments.out, _SUFFIXES[arguments.kind])
     entries = []
     for number, (image, target) in enumerate(zip(arguments.images, targets, strict=True), 1):
         entries.append(_overlay_one(model, image, target, arguments))
@@ -86,7 +113,11 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
     from attnhook.imaging.patch_maps import PatchMap
 
     check_method(arguments.method)
-    look = {name: getattr(arguments, name) for name in (*_LOOK, "mode")}
+    if arguments.kind != "overlay" and arguments.style != Style.HEAT:
+        raise ValueError(
+            f"--style {arguments.style} is for overlays: expected --as overlay, got --as {arguments.kind}. Leave one of them out."
+        )
+    look = _options(arguments, *_LOOK, *_STYLE, "mode")
     PatchMap(torch.zeros(1, 1), uniform=1.0).overlay(Image.new("RGB", (1, 1)), ImageGeometry.identity((1, 1)), **look)
 
 
@@ -98,7 +129,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
         (result,) = attend(model, str(image), **{name: getattr(arguments, name) for name in _MAP})
         if arguments.block != -1:
             result = result[arguments.block]
-        result.save(target, **{name: getattr(arguments, name) for name in _LOOK})
+        _write(result, target, arguments)
     except OPTION_ERRORS:
         raise
     except IndexError as error:  # --block or --heads beyond what the model has
@@ -123,7 +154,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
 def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[str, Any]:
     from attnhook.zoo.model_metadata import library_of
 
-    chosen = ("method", "target", "block", "heads", "rows", *_LOOK, "mode", "device")
+    chosen = ("method", "target", "block", "heads", "rows", *_LOOK, *_STYLE, "kind", "mode", "device")
     return {
         "format": _FORMAT,
         "versions": {"attnhook": __version__} | library_versions(),
@@ -138,15 +169,44 @@ def _manifest_head(model: "VisionModel", arguments: argparse.Namespace) -> dict[
     }
 
 
-def _targets(images: Sequence[Path], out: Path) -> list[Path]:
+def _options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """What was asked for, without what was left to the default of a style."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def _write(result: "AttentionResult", target: Path, arguments: argparse.Namespace) -> None:
+    """Write one result as what was asked for, under a temporary name first."""
+    look = _options(arguments, *_LOOK)
+    if arguments.kind == "overlay":
+        result.save(target, **look, **_options(arguments, *_STYLE))
+    elif arguments.kind == "npz":
+        result.patch_map.save(target)
+    elif arguments.kind == "npy":
+        import numpy as np
+
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            np.save(file, result.heatmap.numpy())
+    elif arguments.kind == "heatmap":
+        from attnhook.imaging.overlays import layer
+        from attnhook.results.results import save_image
+
+        save_image(layer(result.heatmap, result.patch_map.look(look, layer)), target)
+    else:
+        from attnhook.results.pictures import photo_figure
+
+        with replacing(target) as temporary:
+            photo_figure(result, **look).savefig(temporary, format=target.suffix[1:])
+
+
+def _targets(images: Sequence[Path], out: Path, suffix: str) -> list[Path]:
     """One path per image, different even on file systems that ignore case, and never an input."""
     taken = {str(image.expanduser().resolve()).casefold() for image in images}
     targets = []
     for image in images:
-        number, name = 1, f"{image.stem}-attention.png"
+        number, name = 1, f"{image.stem}-attention{suffix}"
         while (key := str((out / name).resolve()).casefold()) in taken:
             number += 1
-            name = f"{image.stem}-attention-{number}.png"
+            name = f"{image.stem}-attention-{number}{suffix}"
         taken.add(key)
         targets.append(out / name)
     return targets

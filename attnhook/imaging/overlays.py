@@ -199,6 +199,18 @@ def blend(image: ImageSource, heatmap: Heatmap, look: Look) -> Image.Image:
     return picture if whole else finish_unseen(picture, values, look.fade, crop)
 
 
+def layer(heatmap: Heatmap, look: Look) -> Image.Image:
+    """A heat map alone, as an RGBA picture that is transparent where nothing is painted: to lay over a photo elsewhere."""
+    values = plane(heatmap)
+    scaled = color_scale(values, look)
+    levels = Image.fromarray(scaled.levels(values))
+    opacity = levels.point(np.rint(scaled.opacities(look) * 255).astype(int).tolist())
+    opacity.paste(0, mask=Image.fromarray(np.isnan(values)))
+    picture = _colored(levels, palette(look.colormap))
+    picture.putalpha(opacity)
+    return picture.crop(seen_box(values)) if look.crop == Crop.SEEN else picture
+
+
 def finish_unseen(picture: Image.Image, values: NDArray[np.float32], fade: float, crop: str) -> Image.Image:
     """Fade what the model did not see (NaN) and frame what it saw, or crop to that; in place where it can be."""
     strength = checked_opacity(fade, "fade")

@@ -42,9 +42,9 @@ function drawFigures() {
 }
 
 function drawContents() {
-  const links = file.tables.map((table, i) => [table.title, `#table-${i}`]);
+  const links = photos.length ? [["Maps", "#maps"]] : [];
+  links.push(...file.tables.map((table, i) => [table.title, `#table-${i}`]));
   links.push(...file.figures.map((one, i) => [one.title, `#figure-${i}`]));
-  if (photos.length) links.push(["Maps", "#maps"]);
   links.push(["What this is", "#about-title"]);
   $("contents").append(...links.map(([text, target]) => {
     const link = element("a", text);

@@ -138,8 +138,8 @@ function drawCell(cell) {
   if (map) {
     const scale = colorsOf(map, row.photo, row.number);
     picture = painted(map, row.photo, bare, row.look, scale);
-    cell.low.textContent = trim(scale.low);
-    cell.high.textContent = trim(scale.high);
+    cell.low.textContent = scale.log ? "1/N" : trim(scale.low);
+    cell.high.textContent = scale.log ? `${state.top}/N` : trim(scale.high);
     cell.bar.title = scale.name === state.scale ? "" : "its own range: the chosen scale does not fit this map";
     cell.bar.classList.toggle("own", scale.name !== state.scale);
   }
