@@ -122,7 +122,8 @@ class SiteRecorder:
     ) -> None:
         self._refuse_transforms()
         rows = self._rows_slice
-        self._check_sequence(record, *multihead_lengths(module, arguments))
+        if rows is not None:  # otherwise `_captured` does, unless all rows are wanted
+            self._check_sequence(record, *multihead_lengths(module, arguments))
         call = multihead_operands(module, arguments, rows)
         gradients = self._output_gradients(multihead_output(module, arguments, output)) if self.plan.values else None
         with exact_arithmetic(call.query.device.type):

@@ -261,8 +261,11 @@ def shuffle_weights(model: nn.Module, *, seed: int = 0) -> nn.Module:
     Each tensor keeps its distribution, so activations stay in range in any architecture. Buffers (position indices, running statistics) stay.
     """
     generator = torch.Generator().manual_seed(seed)
+    firsts: dict[int, nn.Parameter] = {}  # of parameters that share memory
+    for parameter in model.parameters():
+        firsts.setdefault(parameter.data_ptr(), parameter)
     with torch.no_grad():
-        for parameter in {parameter.data_ptr(): parameter for parameter in model.parameters()}.values():
+        for parameter in firsts.values():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.reshape(-1)[order].reshape(parameter.shape))
     return model

@@ -83,7 +83,7 @@ def test_multihead_attention_with_a_forward_of_its_own_is_read_from_what_it_pass
     torch.testing.assert_close(kept, expected[:, :, : kept.shape[2]], atol=1e-6, rtol=0)
 
 
-def test_a_row_of_cross_attention_is_not_taken_for_the_class_token() -> None:
+def test_a_row_of_cross_attention_is_not_taken_for_the_class_token_but_all_rows_are_kept() -> None:
     class Decoder(nn.Module):
         def __init__(self):
             super().__init__()
@@ -97,6 +97,11 @@ def test_a_row_of_cross_attention_is_not_taken_for_the_class_token() -> None:
         model(tokens())
     with pytest.raises(TokenLayoutError, match="3 queries over 5 keys"):
         _ = capture.maps
+    x = tokens()
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT, rows="all") as capture:
+        model(x)
+    expected = spelled_out(model.blocks[0].attention, x[:, :3], x)
+    torch.testing.assert_close(capture.maps[0].rows.double(), expected, atol=1e-6, rtol=0)
 
 
 def two_blocks() -> Model:

@@ -331,6 +331,16 @@ def test_shuffled_weights_have_the_numbers_and_not_the_order() -> None:
         assert old.dim() < 2 or old.shape[-1] == 1 or not torch.equal(old, new), name
 
 
+def test_of_weights_that_share_memory_the_first_is_shuffled_whole() -> None:
+    model = torch.nn.Module()
+    model.table = torch.nn.Parameter(torch.arange(400.0).view(100, 4))
+    model.first = torch.nn.Parameter(model.table.data[:2])
+    before = model.table.detach().clone()
+    shuffle_weights(model)
+    assert torch.equal(model.table.flatten().sort().values, before.flatten())
+    assert int((model.table != before).sum()) > 350
+
+
 # --- map kinds, tables, files -----------------------------------------------------------------------------------------------------------------
 
 
