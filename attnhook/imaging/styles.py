@@ -133,6 +133,8 @@ def _contours(values: NDArray[np.float32], level: float) -> list[Line]:
     """Lines of one value; pixel centres are half a pixel in."""
     from contourpy import contour_generator
 
+    if min(values.shape) < 2:
+        return []
     masked = np.ma.masked_invalid(values)
     lines: list[Any] = list(contour_generator(z=masked).lines(level) or ())
     return [[(float(x) + 0.5, float(y) + 0.5) for x, y in line] for line in lines]

@@ -15,7 +15,7 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
-from attnhook.imaging.looks import check_options, keywords
+from attnhook.imaging.looks import keywords
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import BlocksOption, HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Style, choose
 from attnhook.results.display import captioned, html_of, mimebundle, png_of, reads_block, rows_in_words
@@ -120,24 +120,24 @@ class AttentionResult:
         """Draw the map over the photo.
 
         Args:
-            **look: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted` and `keep`, which `PatchMap.overlay` describes.
+            **look: `style`, `colormap`, `alpha`, `scale`, `mode` and the other options of `PatchMap.overlay`, which describes them.
 
         Returns:
-            An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
+            An RGB image of the photo's size. What the model did not see is faded.
 
         Raises:
+            TypeError: If there is no such option.
             ValueError: If an option has an unknown value, or the style does not take it.
         """
-        check_options(look, keywords(PatchMap.overlay))
         smooth = look.get("style", Style.HEAT) in (Style.HEAT, Style.CONTOURS)
         return self.patch_map.overlay(self.image, self.geometry, **({"mode": self.mode} | look if smooth else look))
 
     def figure(self, **look: Any) -> "Figure":
-        """Draw the overlay as a matplotlib figure with a colour bar and a caption.
+        """Draw the overlay as a matplotlib figure with a colour bar and a caption; `photo_figure` shows photo, map and overlay.
 
         Args:
-            **look: `scale`, `colormap`, `alpha`, `weighted`, `title`, `caption`, `mark`, `label`, `width`, `dpi`, and `ax` to draw in axes of
-                your own.
+            **look: Options of the look and of the figure, as `PatchMap.figure` takes them, such as `title`, `width` (in inches), and `ax` to
+                draw in axes of your own.
 
         Returns:
             The figure; save it with `.savefig`.
