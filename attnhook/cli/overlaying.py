@@ -188,9 +188,10 @@ def _write(result: "AttentionResult", target: Path, arguments: argparse.Namespac
             np.save(file, result.heatmap.numpy())
     elif arguments.kind == "heatmap":
         from attnhook.imaging.overlays import layer
+        from attnhook.imaging.patch_maps import look_of
         from attnhook.results.results import save_image
 
-        save_image(layer(result.heatmap, result.patch_map.look(look, layer)), target)
+        save_image(layer(result.heatmap, look_of(result.patch_map, look, layer)), target)
     else:
         from attnhook.results.pictures import photo_figure
 

@@ -46,29 +46,24 @@ class Comparison(Findings):
         view: "int | str" = 0,
         *,
         photos: "Sequence[int | str] | int | str | None" = None,
-        scale: ScaleOption = "minmax",
-        colormap: Any = "viridis",
-        alpha: float = 0.5,
-        cell_width: float = 1.8,
+        scale: ScaleOption | None = None,
+        **options: Any,
     ) -> "Figure":
         """Draw a row per photo: the photo, then every model's map over it.
 
         Args:
             view: Which maps, by index or name.
             photos: Which photos, by index or name; None for the first eight.
-            scale: `"minmax"` (each map's own range), `"robust"` (each map's 1st to 99th percentile), `"uniform"` (multiples of uniform
-                attention, comparable) or `(vmin, vmax)`.
-            colormap: A matplotlib colormap or its name.
-            alpha: Opacity of the maps, 0 to 1.
-            cell_width: Width of one picture, in inches.
+            scale: `"uniform"` (multiples of uniform attention, comparable), `"robust"` (each map's 1st to 99th percentile), `"minmax"` (each
+                map's own range) or `(vmin, vmax)`. None takes "uniform" for maps of attention and "robust" for others.
+            **options: Of the look and of the figure, what `PatchMap.figure` takes; `cell_width` is the width of one picture, in inches.
 
         Returns:
             The figure; save it with `.savefig`.
         """
         photos = range(len(self.photos))[:FIGURE_PHOTOS] if photos is None else photos
         chosen = map(self.photo_index, [photos] if isinstance(photos, str | int) else photos)
-        look = {"scale": scale, "colormap": colormap, "alpha": alpha, "cell_width": cell_width}
-        return matrix_figure(self, self.view(view), list(chosen), **look)
+        return matrix_figure(self, self.view(view), list(chosen), scale=scale, **options)
 
     def depth_figure(self) -> "Figure":
         """Draw every statistic over relative depth, with a line per model, so that models of different depth can be compared.

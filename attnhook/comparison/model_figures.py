@@ -8,6 +8,7 @@ from attnhook.comparison.measurements import MapKind
 from attnhook.comparison.measuring import STATISTICS
 from attnhook.comparison.summary_tables import depth_table
 from attnhook.imaging.comparison_figures import curves_figure, photos_by_models
+from attnhook.imaging.figures import shrunk
 from attnhook.imaging.overlays import check_scale
 from attnhook.options import Scale, ScaleOption
 
@@ -16,15 +17,22 @@ if TYPE_CHECKING:
 
 
 def matrix_figure(
-    findings: Findings, view: MapKind, photos: list[int], *, scale: ScaleOption = Scale.MINMAX, **look: Any
+    findings: Findings, view: MapKind, photos: list[int], *, scale: ScaleOption | None = None, **look: Any
 ) -> "Figure":
     """A row per photo and a column per model."""
+    if scale is None:
+        scale = Scale.UNIFORM if view.mass else Scale.ROBUST
     check_scale(scale, mass=view.mass, shown=view.label)
+    width = look.get("cell_width", 1.8) * look.get("dpi", 160)
     rows = [[map_of(findings, model, photo, view) for model in range(len(findings.models))] for photo in photos]
     part = "" if len(photos) == len(findings.photos) else f" {len(photos)} of {len(findings.photos)} photos."
+    shown = [shrunk(findings.photos[photo].read(), width) for photo in photos]
     return photos_by_models(
-        [findings.photos[photo].read() for photo in photos],
-        [[found and found[0].heatmap(found[1]) for found in row] for row in rows],
+        shown,
+        [
+            [found and found[0].heatmap(found[1].with_photo_size((photo.height, photo.width))) for found in row]
+            for photo, row in zip(shown, rows, strict=True)
+        ],
         photo_names=[_title(findings, photo) for photo in photos],
         model_names=[entry.name for entry in findings.models],
         uniform=[[found and found[0].uniform for found in row] for row in rows],

@@ -169,8 +169,13 @@ def shown_at(photo: Image.Image, geometry: ImageGeometry, width: float) -> tuple
 
     Drawing a panel then costs what its own pixels cost, whatever the photo's size.
     """
-    factor = min(1.0, width / photo.width)
-    if factor == 1.0:
-        return photo, geometry
-    size = max(1, round(photo.width * factor)), max(1, round(photo.height * factor))
-    return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0), geometry.with_photo_size((size[1], size[0]))
+    small = shrunk(photo, width)
+    return small, geometry if small is photo else geometry.with_photo_size((small.height, small.width))
+
+
+def shrunk(photo: Image.Image, width: float) -> Image.Image:
+    """The photo, at most `width` pixels wide."""
+    if photo.width <= width:
+        return photo
+    size = max(1, round(width)), max(1, round(photo.height * width / photo.width))
+    return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)

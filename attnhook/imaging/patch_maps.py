@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attnhook.errors import GeometryError
 from attnhook.files import replacing
-from attnhook.imaging.figures import overlay_figure, shown_at, split_look
+from attnhook.imaging.figures import FIGURE_OPTIONS, overlay_figure, shown_at
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
@@ -326,7 +326,7 @@ class PatchMap:
             ValueError: If an option has an unknown value, or the style does not take it.
         """
         chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
-        colors = self.look(look, PatchMap.overlay)
+        colors = look_of(self, look, PatchMap.overlay)
         check_style(chosen, vars(colors) | {"mode": smooth, "keep": keep, "smallest": smallest})
         one = self._single()
         picture = read_image(photo)
@@ -339,16 +339,6 @@ class PatchMap:
             return draw_patches(picture, one.heatmap(geometry, mode=Interpolation.NEAREST), one.edges(geometry), colors)
         draw = draw_contours if chosen is Style.CONTOURS else blend
         return draw(picture, one.heatmap(geometry, mode=smooth), colors)
-
-    def look(self, options: Mapping[str, Any], function: Callable[..., Any]) -> Look:
-        """Read the look that a function was given, with this map's own 1/N."""
-        if options.get("uniform") not in (None, self.uniform):
-            raise ValueError(
-                f"a PatchMap knows its own uniform: expected no uniform=, got {options['uniform']}. Leave uniform= out."
-            )
-        colors = replace(Look.of(options, function), uniform=self.uniform)
-        check_scale(colors.scale, mass=self.uniform is not None, shown=self.quantity)
-        return colors
 
     def figure(
         self,
@@ -378,10 +368,8 @@ class PatchMap:
         one, picture = self._single(), read_image(photo)
         geometry = locate(where, photo, picture)
         said = {"caption": self.caption, "label": self.quantity, "uniform": self.uniform} | options
-        look, _ = split_look(
-            {name: value for name, value in said.items() if name not in keywords(overlay_figure)}, overlay_figure
-        )
-        check_scale(look.scale, mass=self.uniform is not None, shown=self.quantity)
+        own = {*keywords(overlay_figure), *FIGURE_OPTIONS}
+        look = look_of(self, {name: value for name, value in said.items() if name not in own}, overlay_figure)
         if "caption" not in options:
             said["caption"] = ". ".join(filter(None, [self.caption, scale_in_words(look)]))
         wide = picture.width
@@ -397,3 +385,14 @@ class PatchMap:
                 f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one by indexing: patch_map[0]."
             )
         return replace(self, values=self.values.reshape(self.grid))
+
+
+def look_of(patch_map: PatchMap, options: Mapping[str, Any], function: Callable[..., Any]) -> Look:
+    """Read the look that a function was given, with the map's own 1/N."""
+    if options.get("uniform") not in (None, patch_map.uniform):
+        raise ValueError(
+            f"a PatchMap knows its own uniform: expected no uniform=, got {options['uniform']}. Leave uniform= out."
+        )
+    colors = replace(Look.of(options, function), uniform=patch_map.uniform)
+    check_scale(colors.scale, mass=patch_map.uniform is not None, shown=patch_map.quantity)
+    return colors
