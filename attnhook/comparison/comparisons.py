@@ -46,7 +46,7 @@ class Comparison(Findings):
         view: "int | str" = 0,
         *,
         photos: "Sequence[int | str] | int | str | None" = None,
-        scale: ScaleOption | None = None,
+        scale: "ScaleOption | None" = None,
         **options: Any,
     ) -> "Figure":
         """Draw a row per photo: the photo, then every model's map over it.

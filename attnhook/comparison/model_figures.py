@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def matrix_figure(
-    findings: Findings, view: MapKind, photos: list[int], *, scale: ScaleOption | None = None, **look: Any
+    findings: Findings, view: MapKind, photos: list[int], *, scale: "ScaleOption | None" = None, **look: Any
 ) -> "Figure":
     """A row per photo and a column per model."""
     if scale is None:
