@@ -32,14 +32,14 @@ def test_the_public_interface_is_what_it_was() -> None:
 
 
 def test_a_change_is_shown_with_the_way_to_renew() -> None:
-    now = public_api.public_api().replace("alpha: float=0.5", "opacity: float=0.5", 1)
+    now = public_api.public_api().replace("keep: float=0.6", "share: float=0.6", 1)
     with pytest.raises(pytest.fail.Exception, match="is not what it was") as caught:
         check(now)
     message = str(caught.value)
     changed = [line for line in message.splitlines() if line.startswith(("+ ", "- ", "+attn", "-attn"))]
     assert len(changed) == 2
-    assert "alpha: float=0.5" in changed[0]
-    assert "opacity: float=0.5" in changed[1]
+    assert "keep: float=0.6" in changed[0]
+    assert "share: float=0.6" in changed[1]
     assert "python -m tests.public_api --write" in message
 
 

@@ -26,7 +26,10 @@ def matrix_figure(
     width = look.get("cell_width", 1.8) * look.get("dpi", 160)
     rows = [[map_of(findings, model, photo, view) for model in range(len(findings.models))] for photo in photos]
     part = "" if len(photos) == len(findings.photos) else f" {len(photos)} of {len(findings.photos)} photos."
-    shown = [shrunk(findings.photos[photo].read(), width) for photo in photos]
+    shown = [
+        shrunk(findings.photos[photo].read(), width, *(found[1] for found in row if found))
+        for photo, row in zip(photos, rows, strict=True)
+    ]
     return photos_by_models(
         shown,
         [

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from PIL import Image
 
 from attnhook.errors import GeometryError
@@ -28,6 +29,7 @@ Heatmaps: TypeAlias = "Heatmap | Sequence[Heatmap]"
 """Several heat maps of one photo: (maps, height, width), or a sequence of (height, width)."""
 
 FIGURE_OPTIONS = ("title", "width", "cell_width", "dpi", "ax")
+_FEWEST_PIXELS = 8
 _TALLEST = 1.6  # height over width: a taller photo's overlay gets less width than asked for
 
 
@@ -169,13 +171,14 @@ def shown_at(photo: Image.Image, geometry: ImageGeometry, width: float) -> tuple
 
     Drawing a panel then costs what its own pixels cost, whatever the photo's size.
     """
-    small = shrunk(photo, width)
+    small = shrunk(photo, width, geometry)
     return small, geometry if small is photo else geometry.with_photo_size((small.height, small.width))
 
 
-def shrunk(photo: Image.Image, width: float) -> Image.Image:
-    """The photo, at most `width` pixels wide."""
-    if photo.width <= width:
+def shrunk(photo: Image.Image, width: float, *inputs: ImageGeometry) -> Image.Image:
+    """The photo, at most `width` pixels wide; as it is if little would be left of the photo, or of what some input shows of it."""
+    edges = [photo.height, *(edge for one in inputs for edge in np.subtract(one.visible[2:], one.visible[:2]))]
+    if photo.width <= width or min(edges) * width / photo.width < _FEWEST_PIXELS:
         return photo
     size = max(1, round(width)), max(1, round(photo.height * width / photo.width))
     return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)

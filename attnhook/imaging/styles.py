@@ -110,7 +110,8 @@ def mass_mask(patch_map: torch.Tensor, keep: float = 0.6, smallest: int = 1) -> 
     before = ordered.cumsum(0) - ordered
     short = before < keep * (1 - _SUMMING) * ordered.sum()
     chosen = torch.zeros_like(short).scatter(0, order, short & (ordered > 0))
-    return without_small_parts(chosen.reshape(patch_map.shape), smallest)
+    mask = chosen.reshape(patch_map.shape)
+    return mask if smallest <= 1 else without_small_parts(mask, smallest)
 
 
 def without_small_parts(mask: torch.Tensor, smallest: int) -> torch.Tensor:

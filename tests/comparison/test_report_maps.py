@@ -8,7 +8,6 @@ from PIL import Image
 
 from attnhook import ImageGeometry
 from attnhook.imaging.drawing import heatmap, overlay
-from attnhook.imaging.overlays import common_range, value_range
 from tests.comparison.contents import find, shown_photo, unpacked
 
 TIMES = "\u00d7"
@@ -36,45 +35,67 @@ def pixel_values(shown, view, model, photo, *, mode="bilinear", size=None):
 # --- pictures -----------------------------------------------------------------------------------------------------------------
 
 
+def own_range(shown, view, model, photo, *, mode="bilinear"):
+    """Colours from the 1st to the 99th percentile of 160 x 160 points of the photo, opacity from their median on."""
+    values = pixel_values(shown, view, model, photo, mode=mode, size=(160, 160)).numpy()
+    low, floor, high = np.percentile(values[~np.isnan(values)], [1, 50, 99])
+    return {"scale": (low, high), "floor": floor}
+
+
+def expected_pixels(picture, values, **look):
+    """What Python draws, without its frame; what the model did not see is two fifths of a light grey."""
+    drawn, unseen = np.asarray(overlay(picture, values, fade=0, **look)).astype(int), values.isnan().numpy()
+    drawn[unseen] = np.rint(np.asarray(picture)[unseen] * 0.6 + 222 * 0.4)
+    return drawn
+
+
 @pytest.mark.parametrize("model", [0, 1, 2])
 def test_pixels_are_those_of_python(report, shown, model):
     page = report(shown, **WIDE)
     picture = shown_photo(shown, 0)
     smooth, flat = (pixel_values(shown, 0, model, 0, mode=mode) for mode in ("bilinear", "nearest"))
+    uniform = find(shown, 0, model, 0)["uniform"]
+    expected = expected_pixels(picture, smooth, scale="uniform", uniform=uniform)
+    assert np.abs(page.pixels(model, 0) - expected).max() <= PIXEL_TOLERANCE + COLOR_STEP
+    page.choose("scale", "own")
     for opacity in (0, 60, 100):
         page.slide("alpha", opacity)
-        difference = np.abs(
-            page.pixels(model, 0) - np.asarray(overlay(picture, smooth, alpha=opacity / 100)).astype(int)
-        )
+        expected = expected_pixels(picture, smooth, alpha=opacity / 100, **own_range(shown, 0, model, 0))
+        difference = np.abs(page.pixels(model, 0) - expected)
         assert difference.max() <= PIXEL_TOLERANCE + (COLOR_STEP if opacity else 0)
         assert difference.mean() < 1
-        unseen = smooth.isnan().numpy()
-        assert not unseen.any() or difference[unseen].max() <= PIXEL_TOLERANCE
     hottest = np.unravel_index(int(np.nanargmax(smooth.numpy())), smooth.shape)
-    assert np.abs(page.pixels(model, 0)[hottest] - [253, 231, 37]).max() <= 2  # viridis' top
+    assert np.abs(page.pixels(model, 0)[hottest] - [240, 249, 33]).max() <= 2  # plasma's top
+    page.check("weighted", False)
+    look = {"alpha": 1.0, "weighted": False}
+    expected = expected_pixels(picture, smooth, **look, **own_range(shown, 0, model, 0))
+    assert np.abs(page.pixels(model, 0) - expected).max() <= COLOR_STEP
     page.check("smooth", False)
-    assert np.abs(page.pixels(model, 0) - np.asarray(overlay(picture, flat, alpha=1.0))).max() <= COLOR_STEP
+    expected = expected_pixels(picture, flat, **look, **own_range(shown, 0, model, 0, mode="nearest"))
+    assert np.abs(page.pixels(model, 0) - expected).max() <= COLOR_STEP
     page.choose("scale", "uniform")
     page.choose("colormap", "magma")
-    uniform = find(shown, 0, model, 0)["uniform"]
-    expected = overlay(picture, flat, alpha=1.0, scale="uniform", uniform=uniform, colormap="magma")
-    assert np.abs(page.pixels(model, 0) - np.asarray(expected)).max() <= COLOR_STEP
+    expected = expected_pixels(picture, flat, **look, scale="uniform", uniform=uniform, colormap="magma")
+    assert np.abs(page.pixels(model, 0) - expected).max() <= COLOR_STEP
     page.choose("scale", "row")
     page.check("smooth", True)
-    bounds = common_range([pixel_values(shown, 0, one, 0) for one in range(3)])
-    expected = overlay(picture, smooth, alpha=1.0, scale=bounds, colormap="magma")
-    assert np.abs(page.pixels(model, 0) - np.asarray(expected)).max() <= COLOR_STEP
+    every = [own_range(shown, 0, one, 0)["scale"] for one in range(3)]
+    bounds = min(low for low, _ in every), max(high for _, high in every)
+    expected = expected_pixels(picture, smooth, **look, scale=bounds, colormap="magma")
+    assert np.abs(page.pixels(model, 0) - expected).max() <= COLOR_STEP
 
 
 @pytest.mark.parametrize("model", [0, 1])
 def test_a_smaller_jpeg_lies_under_the_same_map(report, shown, model):
-    """The range is that of the whole photo's pixels, the place of each value that of the original."""
+    """The range is that of the whole photo, the place of each value that of the original."""
     page = report(shown, **WIDE)
     page.slide("alpha", 100)
+    page.choose("scale", "own")
+    page.check("weighted", False)
     found = page.pixels(model, 1)
-    bounds = value_range(pixel_values(shown, 0, model, 1))
     values = pixel_values(shown, 0, model, 1, size=found.shape[:2])
-    expected = np.asarray(overlay(Image.new("RGB", found.shape[1::-1]), values, scale=bounds, alpha=1.0)).astype(int)
+    bare = Image.new("RGB", found.shape[1::-1])
+    expected = expected_pixels(bare, values, alpha=1.0, weighted=False, **own_range(shown, 0, model, 1))
     seen = ~values.isnan().numpy()
     assert found.shape[:2] == (260, 200)
     assert np.abs(found - expected)[seen].max() <= COLOR_STEP
@@ -82,12 +103,16 @@ def test_a_smaller_jpeg_lies_under_the_same_map(report, shown, model):
 
 def test_the_range_under_a_picture_is_that_of_its_pixels(report, shown):
     page = report(shown)
-    for model in range(3):
+
+    def ends(model):
         page.canvas(model, 0)
         texts = page.cell(model, 0).locator(".bar span").all_inner_texts()
-        assert [float(texts[0]), float(texts[-1])] == pytest.approx(
-            value_range(pixel_values(shown, 0, model, 0)), rel=6e-3
-        )
+        return texts[0], texts[-1]
+
+    assert [ends(model) for model in range(3)] == [("1/N", "16/N")] * 3
+    page.choose("scale", "own")
+    for model in range(3):
+        assert [float(end) for end in ends(model)] == pytest.approx(own_range(shown, 0, model, 0)["scale"], rel=6e-3)
 
 
 def test_every_control_changes_the_pictures(report, shown):
@@ -100,10 +125,18 @@ def test_every_control_changes_the_pictures(report, shown):
         assert np.abs(after - before).max() > 8
         before = after
 
-    for name, value in (("scale", "row"), ("scale", "uniform"), ("top", "32"), ("colormap", "cividis")):
+    for name, value in (
+        ("scale", "own"),
+        ("scale", "row"),
+        ("scale", "uniform"),
+        ("top", "2"),
+        ("colormap", "cividis"),
+    ):
         page.choose(name, value)
         changed()
-    page.slide("alpha", 90)
+    page.slide("alpha", 20)
+    changed()
+    page.check("weighted", False)
     changed()
     page.check("smooth", False)
     changed()
@@ -200,6 +233,7 @@ def test_all_pictures_of_a_row_zoom_at_the_pointer(report, shown):
 def test_a_zoomed_picture_is_that_part_of_pythons(report, shown):
     page = report(shown, **WIDE)
     page.slide("alpha", 100)
+    page.choose("scale", "own")
     for _ in range(2):
         page.cell(-1, 0).get_by_role("button", name="zoom in").click()
     page.settle()
@@ -211,9 +245,11 @@ def test_a_zoomed_picture_is_that_part_of_pythons(report, shown):
     offset = tuple(o + s * start * n for o, s, n in zip(whole.offset, whole.scale, (height, width), strict=True))
     cropped = ImageGeometry((height, width), whole.input_size, scale, offset, whole.valid)
     values = heatmap(unpacked(one), cropped, patch_area=whole.input_size)
-    bounds = value_range(pixel_values(shown, 0, 1, 0))
-    expected = overlay(Image.new("RGB", (width, height)), values, scale=bounds, alpha=1.0)
-    assert np.abs(page.pixels(1, 0) - np.asarray(expected)).max() <= COLOR_STEP
+    page.check("weighted", False)
+    bare = Image.new("RGB", (width, height))
+    expected = expected_pixels(bare, values, alpha=1.0, weighted=False, **own_range(shown, 0, 1, 0))
+    seen = ~values.isnan().numpy()
+    assert np.abs(page.pixels(1, 0) - expected)[seen].max() <= COLOR_STEP
 
 
 def test_keys_and_buttons(report, shown):
