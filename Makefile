@@ -75,6 +75,7 @@ docs: $(VENV)/.installed
 pictures: $(VENV)/.installed
 	rm -f docs/pictures/*.jpg
 	$(BIN)/python docs/gallery.py docs/pictures --docs
+	$(BIN)/python docs/look_sheet.py docs/pictures/looks.jpg
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

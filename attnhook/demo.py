@@ -1,7 +1,6 @@
 """`attnhook demo`: a real backbone on real photos, its pictures, and two numbers that say whether to trust them.
 
-Overlays and heads are coloured from the 1st to the 99th percentile: DINOv2 without registers has sinks, a few patches that draw most of the
-attention, and one of them would take the whole range. Blocks are coloured in multiples of uniform attention, the same range for all photos.
+All pictures have the default look; heads and blocks are coloured in multiples of uniform attention, the same range for all photos.
 """
 
 import statistics
@@ -16,7 +15,7 @@ from torch import Tensor
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
 from attnhook.imaging.panels import rendered
-from attnhook.results.pictures import blocks_figure, heads_figure
+from attnhook.results.pictures import blocks_figure, heads_figure, photo_figure
 from attnhook.results.results import AttentionResult, attend, save_image
 from attnhook.zoo.loading import load
 from attnhook.zoo.vision_models import VisionModel
@@ -75,9 +74,9 @@ def draw(model: VisionModel, photo: Any, out: Path, name: str) -> tuple[Attentio
     (last,) = attend(model, [photo])
     pictures = {}
     for suffix, shown in (("", last), ("-block-before", last[-2])):
-        pictures[f"{suffix}-overlay"] = shown.overlay(scale="robust")
-        pictures[f"{suffix}-figure"] = rendered(shown.figure(scale="robust"))
-    pictures["-heads"] = rendered(heads_figure(last, scale="robust"))
+        pictures[f"{suffix}-overlay"] = shown.overlay()
+        pictures[f"{suffix}-figure"] = rendered(photo_figure(shown))
+    pictures["-heads"] = rendered(heads_figure(last))
     pictures["-blocks"] = rendered(blocks_figure(last))
     return last, [save_image(picture, out / f"{name}{suffix}.png") for suffix, picture in pictures.items()]
 

@@ -58,7 +58,7 @@ from attnhook.results.scenes import viewer_html
 
 DOCS = Path(__file__).parent
 WIDTH = 900
-COLORMAPS = ("viridis", "magma", "cividis", "turbo")
+COLORMAPS = ("viridis", "inferno", "cividis", "turbo")
 
 
 class Gallery:
@@ -127,11 +127,10 @@ def draw_styles(gallery: Gallery, name: str, result: AttentionResult) -> None:
     for style in Style:
         picture = result.overlay(style=style, **_scaled(style, scale))
         gallery.picture(f"{name}-style-{style}", f"{name}, style {style}", picture)
-    gallery.picture(
-        f"{name}-weighted", f"{name}, opacity by value", result.overlay(weighted=True, alpha=0.9, scale=scale)
-    )
+    film = result.overlay(weighted=False, alpha=0.5, scale="minmax", fade=0)
+    gallery.picture(f"{name}-film", f"{name}, the same opacity everywhere", film)
     for colormap in COLORMAPS:
-        picture = result.overlay(colormap=colormap, scale=scale, alpha=0.6)
+        picture = result.overlay(colormap=colormap, scale=scale)
         gallery.picture(f"{name}-colors-{colormap}", f"{name}, {colormap}", picture)
 
 
