@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from attnhook.attribution.gradients import gradient_attention, gradient_rollout, legrad
-from attnhook.attribution.raw_maps import raw_attention, value_weighted_attention
+from attnhook.attribution.raw_maps import raw_attention, received_attention, value_weighted_attention
 from attnhook.attribution.rollouts import rollout
 from attnhook.imaging.patch_maps import PatchMap
 
@@ -16,6 +16,7 @@ METHODS: Mapping[str, Callable[..., PatchMap]] = MappingProxyType(
         "raw_attention": raw_attention,
         "rollout": rollout,
         "value_weighted_attention": value_weighted_attention,
+        "received_attention": received_attention,
         "gradient_attention": gradient_attention,
         "gradient_rollout": gradient_rollout,
         "legrad": legrad,
@@ -44,6 +45,7 @@ NEEDS: Mapping[str, MethodNeeds] = MappingProxyType(
         "raw_attention": MethodNeeds(),
         "rollout": MethodNeeds(all_rows=True),
         "value_weighted_attention": MethodNeeds(values=True),
+        "received_attention": MethodNeeds(all_rows=True, readout=False),
         "gradient_attention": MethodNeeds(all_rows=True, gradients=True),
         "gradient_rollout": MethodNeeds(all_rows=True, gradients=True),
         "legrad": MethodNeeds(all_rows=True, gradients=True, readout=False),

@@ -16,9 +16,6 @@ from attnhook.imaging.overlays import common_look
 from attnhook.monitoring.probes import ProbeBatch
 from attnhook.options import ScaleOption
 
-RECEIVED = "received_attention"
-"""What models without a readout have for overlays. It is not one of `METHODS`, which all start at a readout."""
-
 _SHEET_PIXELS, _SHEET_DPI = 198, 110  # of a panel in the sheet of heads, and of the sheet
 
 
@@ -54,7 +51,7 @@ def pictures_of(
 ) -> Iterator[tuple[str, Image.Image]]:
     """Draw every method's overlay on every photo, and on the first photos a sheet of the last block's heads."""
     for number, method in enumerate(methods):
-        patch_maps = received_attention(maps) if method == RECEIVED else METHODS[method](maps)
+        patch_maps = METHODS[method](maps)
         folder = "overlay" if number == 0 else method
         for index, patch_map in enumerate(patch_maps):
             picture = patch_map.to("cpu").overlay(probe.photos[index], probe.geometries[index], scale=scale)

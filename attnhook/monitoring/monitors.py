@@ -21,7 +21,7 @@ from attnhook.capture.session import AttentionCapture, MeasuringCapture
 from attnhook.errors import NoReadoutError, UnsupportedModelError
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale
-from attnhook.monitoring.logged_values import RECEIVED, pictures_of, scalars_of
+from attnhook.monitoring.logged_values import pictures_of, scalars_of
 from attnhook.monitoring.probes import ProbeBatch
 from attnhook.monitoring.schedules import Schedule, is_first_process
 from attnhook.monitoring.writers import Writer, WriterGroup
@@ -49,7 +49,7 @@ class AttentionMonitor:
             `observe` logs whenever it is entered.
         blocks: Which blocks, as in `AttentionCapture`.
         layout: What the tokens are, for models that attnhook does not know.
-        methods: What overlays show: names in `METHODS`, or `"received_attention"`; empty for no pictures.
+        methods: What overlays show: names in `METHODS` that need no gradient; empty for no pictures.
         statistics: Whether to log numbers and alarms.
         writers: Where to log; see `attnhook.monitoring.writers.Writer`.
         also: Further models to run the same probe on, such as `{"ema": averaged}`; their tags begin with their names.
@@ -184,7 +184,7 @@ class AttentionMonitor:
         return capture.maps
 
     def _capture(self, model: nn.Module) -> AttentionCapture:
-        values = any(NEEDS[method].values for method in self._methods if method in NEEDS)
+        values = any(NEEDS[method].values for method in self._methods)
         return AttentionCapture(model, blocks=self._blocks, rows="all", layout=self._layout, values=values)
 
     def _write(self, prefix: str, maps: AttentionMaps, step: int) -> None:
@@ -283,16 +283,16 @@ class AttentionMonitor:
 
 def _check(capture: AttentionCapture, methods: Sequence[str], scale: ScaleOption) -> None:
     """Refuse at construction what would fail at the first logged step."""
-    legal = [name for name in METHODS if not NEEDS[name].gradients] + [RECEIVED]
+    legal = [name for name in METHODS if not NEEDS[name].gradients]
     for method in methods:
         if method not in legal:
             raise ValueError(f"cannot monitor {method!r}: expected methods among {', '.join(map(repr, legal))}.")
-        check_scale(scale, mass=method == RECEIVED or NEEDS[method].mass, shown=method)
+        check_scale(scale, mass=NEEDS[method].mass, shown=method)
     readout = capture.plan.anatomy.readout
-    if readout.rows is None and any(method != RECEIVED for method in methods):
+    if readout.rows is None and any(NEEDS[method].readout for method in methods):
         raise NoReadoutError(
-            f"{type(capture.plan.model).__name__} has no readout to draw: {readout.reason}. Use methods=({RECEIVED!r},), or methods=() for "
-            "numbers alone."
+            f"{type(capture.plan.model).__name__} has no readout to draw: {readout.reason}. Use methods=('received_attention',), or "
+            "methods=() for numbers alone."
         )
 
 
