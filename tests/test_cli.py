@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -291,3 +292,74 @@ def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):
     monkeypatch.setattr("attnhook.zoo.loading.load", interrupted)
     assert main(["describe"]) == 130
     assert capsys.readouterr().err == "attnhook describe: interrupted\n"
+
+
+@pytest.mark.parametrize("kind", ["overlay", "figure", "pdf", "svg", "heatmap", "npy", "npz"])
+def test_what_is_written_can_be_chosen(spec, folder, kind):
+    assert main(["overlay", "cat.png", "--model", spec, "--as", kind, "--out", "maps"]) == 0
+    (entry,) = json.loads((folder / "maps/manifest.json").read_text())["images"]
+    path, result = folder / "maps" / entry["output"], attend(spec, photo())[0]
+    assert sorted(one.name for one in path.parent.iterdir()) == [path.name, "manifest.json"]
+    if kind == "overlay":
+        assert Image.open(path).tobytes() == result.overlay().tobytes()
+    elif kind == "figure":
+        with Image.open(path) as figure:
+            assert figure.width > 1000
+    elif kind in ("pdf", "svg"):
+        assert path.read_bytes().startswith({"pdf": b"%PDF", "svg": b"<?xml"}[kind])
+    elif kind == "npy":
+        assert np.array_equal(np.load(path), result.heatmap.numpy(), equal_nan=True)
+    elif kind == "npz":
+        assert np.array_equal(np.load(path)["values"], result.attention.numpy())
+    else:  # over the photo, the transparent map gives the overlay
+        layer = Image.open(path)
+        laid = np.asarray(Image.alpha_composite(photo().convert("RGBA"), layer).convert("RGB")).astype(int)
+        assert layer.mode == "RGBA"
+        assert np.abs(laid - np.asarray(result.overlay(fade=0))).max() <= 1
+
+
+def test_a_figure_has_no_style_of_overlays(spec, folder, capsys):
+    assert main(["overlay", "cat.png", "--model", spec, "--figure", "--style", "mask"]) == 2
+    assert "--style mask is for overlays: expected --as overlay, got --as figure" in capsys.readouterr().err
+
+
+def test_the_look_of_the_command_line_is_that_of_python(spec, folder):
+    look = [
+        "--no-weighted",
+        "--fade",
+        "0",
+        "--crop",
+        "seen",
+        "--alpha",
+        "0.5",
+        "--colormap",
+        "viridis",
+        "--scale",
+        "minmax",
+    ]
+    assert main(["overlay", "cat.png", "--model", spec, "--out", "maps", *look]) == 0
+    expected = attend(spec, photo())[0].overlay(
+        weighted=False, fade=0, crop="seen", alpha=0.5, colormap="viridis", scale="minmax"
+    )
+    assert Image.open(folder / "maps/cat-attention.png").tobytes() == expected.tobytes()
+    assert (
+        main(
+            [
+                "overlay",
+                "cat.png",
+                "--model",
+                spec,
+                "--out",
+                "masks",
+                "--style",
+                "mask",
+                "--keep",
+                "0.3",
+                "--smallest",
+                "2",
+            ]
+        )
+        == 0
+    )
+    expected = attend(spec, photo())[0].overlay(style="mask", keep=0.3, smallest=2)
+    assert Image.open(folder / "masks/cat-attention.png").tobytes() == expected.tobytes()

@@ -48,8 +48,8 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         default="raw_attention",
-        help="how the map is computed: raw_attention or value_weighted_attention (one block), received_attention (one block, all queries: windowed "
-        "models have it too), rollout (attention followed through all blocks), or for a class gradient_rollout, gradient_attention, legrad "
+        help="how the map is computed: raw_attention or value_weighted_attention (one block), received_attention (one block, all queries: also "
+        "of windowed models), rollout (attention followed through all blocks), or for one class gradient_rollout, gradient_attention, legrad "
         f"{DEFAULT}",
     )
     parser.add_argument(
