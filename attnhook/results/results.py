@@ -15,7 +15,7 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
-from attnhook.imaging.looks import check_options, keywords
+from attnhook.imaging.looks import keywords
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import BlocksOption, HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Style, choose
 from attnhook.results.display import captioned, html_of, mimebundle, png_of, reads_block, rows_in_words
@@ -120,15 +120,15 @@ class AttentionResult:
         """Draw the map over the photo.
 
         Args:
-            **look: `style`, `colormap`, `alpha`, `scale`, `mode`, `weighted` and `keep`, which `PatchMap.overlay` describes.
+            **look: `style`, `mode`, `colormap`, `alpha`, `scale`, `fade`, `crop` and the other options that `PatchMap.overlay` describes.
 
         Returns:
-            An RGB image of the photo's size. Pixels that the model did not see are left unchanged.
+            An RGB image of the photo's size, or with crop="seen" of the seen part's. What the model did not see is faded.
 
         Raises:
+            TypeError: If there is no such option.
             ValueError: If an option has an unknown value, or the style does not take it.
         """
-        check_options(look, keywords(PatchMap.overlay))
         smooth = look.get("style", Style.HEAT) in (Style.HEAT, Style.CONTOURS)
         return self.patch_map.overlay(self.image, self.geometry, **({"mode": self.mode} | look if smooth else look))
 
