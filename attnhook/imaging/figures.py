@@ -170,8 +170,8 @@ def _heads(titles: list[list[list[str]]]) -> tuple[int, ...]:
 
 def _in_place(
     rows: Sequence[Sequence[Panel]], cell: tuple[float, float], bar: str | None, place: tuple[float, float]
-) -> tuple[tuple[bool, float], PictureGrid, list[list[list[str]]]]:
-    """How good so many columns are inside a place (no broken words, then large pictures), the grid, and its titles."""
+) -> tuple[tuple[bool, bool, float], PictureGrid, list[list[list[str]]]]:
+    """How good so many columns are inside a place (room for all, no broken words, large pictures), the grid, and its titles."""
     columns, count = len(rows[0]), len(rows)
     grid = PictureGrid((cell[0],) * columns, (cell[1],) * count, (0,) * count, bar=bar)
     longest = max(
@@ -186,7 +186,8 @@ def _in_place(
         lines = [inches(line, TITLE_POINTS) for row in titles for title in row for line in title]
         column = max(cell[0] * scale, min(wide, max(lines, default=0.0)))
         grid = replace(grid, widths=(column,) * columns, heights=(cell[1] * scale,) * count)
-    return (wide >= min(longest, _WORD), scale), grid, titles
+    fits = min(place[0] - grid.fixed()[0], place[1] - grid.fixed()[1]) > 0.0
+    return (fits, wide >= min(longest, _WORD), scale), grid, titles
 
 
 def split_look(options: dict[str, Any], function: Any) -> tuple[Look, dict[str, Any]]:

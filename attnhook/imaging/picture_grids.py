@@ -11,7 +11,7 @@ from typing import Any
 
 from attnhook.options import Size
 
-GAP_INCHES, MARGIN_INCHES = 0.07, 0.06
+GAP_INCHES, MARGIN_INCHES = 0.07, 0.08
 TITLE_INCHES, LINE_INCHES = 0.18, 0.145
 TITLE_POINTS, TEXT_POINTS = 9, 8
 BAR_INCHES = 0.12
@@ -70,7 +70,9 @@ class PictureGrid:
     @property
     def bar_length(self) -> float:
         """The length of the bar."""
-        pictures = sum(self.heights) if self.upright else sum(self.widths)
+        pictures = sum(self.widths)
+        if self.upright:  # from the top of the first row to the bottom of the last
+            pictures = sum(self.heights) + TITLE_INCHES * sum(self.heads[1:]) + GAP_INCHES * (len(self.heights) - 1)
         return max(min(pictures, _LONGEST_BAR_INCHES), _LOWEST_BAR_INCHES if not self.upright else 0.0)
 
     def bar_label(self) -> list[str]:
@@ -158,7 +160,8 @@ class PictureGrid:
         if self.upright:
             highest = first - (TITLE_INCHES * self.heads[0] if self.heads else 0.0)
             return rectangles, (across, highest - self.bar_length, BAR_INCHES, self.bar_length)
-        return rectangles, (left, top - BAR_INCHES, self.bar_length, BAR_INCHES)
+        # Half of the first and of the last tick's number lies beyond the bar.
+        return rectangles, (left + _TICK_INCHES / 2, top - BAR_INCHES, self.bar_length - _TICK_INCHES, BAR_INCHES)
 
 
 class Place:
