@@ -39,15 +39,15 @@ def panels_of(name, count, **options):
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 5, 12, 24])
 def test_nothing_overlaps_on_a_new_figure(name, count):
-    for look in (ON_ONE_SCALE, {"scale": "robust"}):
-        for options in ({"caption": CAPTION, "title": "What every head of the last block looks at"}, {}):
-            figure = panels_of(name, count, dpi=80, **options, **look)
-            check_nothing_overlaps(figure)
-            assert len(shown(figure)) == count
-            assert max(figure.get_size_inches()) < 25
-            for axes in shown(figure):
-                picture = axes.images[0].get_window_extent()
-                assert min(picture.size) >= 4, picture.size
+    texts = {"caption": CAPTION, "title": "What every head of the last block looks at"}
+    for options in (texts | ON_ONE_SCALE, {"scale": "robust"}):
+        figure = panels_of(name, count, dpi=80, **options)
+        check_nothing_overlaps(figure)
+        assert len(shown(figure)) == count
+        assert max(figure.get_size_inches()) < 25
+        for axes in shown(figure):
+            picture = axes.images[0].get_window_extent()
+            assert min(picture.size) >= 4, picture.size
 
 
 @pytest.mark.parametrize("layout", [None, "tight", "constrained"])
