@@ -19,6 +19,7 @@ from attnhook.imaging.picture_grids import (
     TITLE_POINTS,
     PictureGrid,
     cell_size,
+    column_width,
     wrapped,
 )
 from attnhook.options import Scale
@@ -68,11 +69,12 @@ def photos_by_models(
         )
     shapes = [(row[0].height, row[0].width) for row in pictures]
     widest = min(cell_size(shape, cell_width)[0] for shape in shapes)  # ribbons get wider, unless some photo is not one
-    titles = [wrapped(name, widest, TITLE_POINTS) for name in ("photo", *model_names)]
-    side = [wrapped(name, wide * widest) for name in photo_names]
+    across = column_width((widest, 0.0), cell_width)
+    titles = [wrapped(name, across, TITLE_POINTS) for name in ("photo", *model_names)]
+    side = [wrapped(name, wide * across) for name in photo_names]
     heights = tuple(widest * height / width for height, width in shapes)
     heads = (max(map(len, titles)), *(0,) * (len(photos) - 1))
-    grid = PictureGrid((widest,) * wide, heights, heads, tuple(map(len, side)))
+    grid = PictureGrid((across,) * wide, heights, heads, tuple(map(len, side)))
     # In multiples of 1/N, so that maps of different models share it.
     bar, flat = color_bar(drawn, replace(colors, uniform=1.0), label) if drawn and not stretch else (None, None)
     own = f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures."

@@ -14,7 +14,15 @@ from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import Look, check_options, keywords
 from attnhook.imaging.overlays import PAPER, blend, common_look
 from attnhook.imaging.panels import HEADROOM, color_bar, make_pictures, make_plots, plain, settle, show
-from attnhook.imaging.picture_grids import TEXT_POINTS, TITLE_INCHES, TITLE_POINTS, PictureGrid, cell_size, wrapped
+from attnhook.imaging.picture_grids import (
+    TEXT_POINTS,
+    TITLE_INCHES,
+    TITLE_POINTS,
+    PictureGrid,
+    cell_size,
+    inches,
+    wrapped,
+)
 from attnhook.options import Size
 
 if TYPE_CHECKING:
@@ -25,6 +33,7 @@ _MOST_ROWS_IN_INCHES = 9.0
 _LABEL_INCHES = 0.5
 _DOT_COLOR, _MEAN_COLOR = "#0072b2", "black"  # a blue that colour-blind readers and printers tell from black
 _PANELS_PER_ROW = 3
+_PHOTO_TITLE = "photo, as seen"
 
 
 def map_grid(
@@ -53,12 +62,15 @@ def map_grid(
     shrink = min(1.0, _MOST_ROWS_IN_INCHES / (rows * tall))
     across, down = columns * wide * shrink, rows * tall * shrink
     photo = None if image is None or figure.get("ax") is not None else read_image(image)
-    thumb = () if photo is None else (min(max(1.2, min(1.6, across / 2)), down * photo.width / photo.height),)
+    thumb: tuple[float, ...] = ()
+    if photo is not None:
+        fitting = min(max(1.2, min(1.6, across / 2)), down * photo.width / photo.height)
+        thumb = (max(fitting, inches(_PHOTO_TITLE, TITLE_POINTS)),)
     turned = max(map(len, column_labels)) > 6
     grid = PictureGrid((*thumb, across + _LABEL_INCHES), (down,), heads=(4 if turned else 2,))
     panels = make_pictures(grid, texts=[caption, flat], bar=bar, **figure)
     if photo is not None:
-        show(panels.cells[0], photo, "photo, as seen")
+        show(panels.cells[0], photo, _PHOTO_TITLE)
         panels.cells[0].set_anchor("N")
     axes = _right_of_labels(panels.cells[-1])
     axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))

@@ -5,6 +5,7 @@ if one range holds for all maps; if each map is stretched on its own, the figure
 they are shown.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,8 +18,16 @@ from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import Look, stretch_in_words
 from attnhook.imaging.overlays import PAPER, Heatmap, blend, plane, seen_box, sized_like
-from attnhook.imaging.panels import ColorBar, color_bar, make_pictures, show
-from attnhook.imaging.picture_grids import TITLE_POINTS, PictureGrid, cell_size, columns_for, wrapped
+from attnhook.imaging.panels import ColorBar, color_bar, inches_of, make_pictures, show
+from attnhook.imaging.picture_grids import (
+    TITLE_POINTS,
+    PictureGrid,
+    cell_size,
+    column_width,
+    columns_for,
+    inches,
+    wrapped,
+)
 from attnhook.options import Crop
 
 if TYPE_CHECKING:
@@ -30,7 +39,8 @@ Heatmaps: TypeAlias = "Heatmap | Sequence[Heatmap]"
 
 FIGURE_OPTIONS = ("title", "width", "cell_width", "dpi", "ax")
 _FEWEST_PIXELS = 8
-_TALLEST = 1.6  # height over width: a taller photo's overlay gets less width than asked for
+_NARROWEST_CELL, _WORD = 0.02, 0.6  # inches: where there is no room, and of a word that may be broken
+_TALLEST = 1.6  # of a photo over the width of its figure: the overlay of a taller one gets less width than asked for
 
 
 def overlay_figure(
@@ -48,10 +58,9 @@ def overlay_figure(
     photo = read_image(image)
     bar, flat = color_bar([heatmap], colors, label, of=" of this image")
     picture = blend(photo, heatmap, colors)
-    wide = width if picture.height <= _TALLEST * picture.width else width * _TALLEST * picture.width / picture.height
-    return draw_pictures(
-        [(picture, "", shifted(mark, heatmap, colors))], 1, texts=[caption, flat], bar=bar, width=wide, **figure
-    )
+    panel = picture, "", shifted(mark, heatmap, colors)
+    size: dict[str, Any] = {"width": width, "highest": _TALLEST * width}
+    return draw_pictures([panel], 1, texts=[caption, flat], bar=bar, **size, **figure)
 
 
 def triptych(
@@ -104,37 +113,42 @@ def sheet(
     pictures: list[Panel] = [] if photo_title is None else [(seen_part(photo, maps[0], colors), photo_title, None)]
     for one, title, box in zip(maps, titles, boxes, strict=True):
         pictures.append((blend(photo, one, colors), title, shifted(box, one, colors)))
-    first = pictures[0][0]
-    wide = columns_for(len(pictures), first.height / first.width) if columns is None else columns
-    if wide < 1:
+    if columns is not None and columns < 1:
         raise ValueError(f"cannot draw the sheet: expected at least one column, got columns={columns}.")
     stretch = stretch_in_words(colors)
     bar, flat = (None, None) if stretch else color_bar(maps, colors, label)
     texts = [caption, flat, stretch and f"Colours: {stretch} per image, not comparable between images."]
-    return draw_pictures(pictures, min(wide, len(pictures)), texts=texts, bar=bar, **figure)
+    return draw_pictures(pictures, columns, texts=texts, bar=bar, **figure)
 
 
 def draw_pictures(
     pictures: Sequence[Panel],
-    columns: int,
+    columns: int | None,
     *,
     texts: Sequence[str | None],
     bar: ColorBar | None,
     cell_width: float = 1.8,
     width: float | None = None,
+    highest: float = math.inf,
     **options: Any,
 ) -> "Figure":
-    """Draw pictures of one shape in rows, with a colour bar and a caption."""
-    first = pictures[0][0]
+    """Draw pictures of one shape in rows, with a colour bar and a caption; without `columns` in as many as suit the place."""
+    first, ax = pictures[0][0], options.get("ax")
     cell = cell_size((first.height, first.width), cell_width)
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    grid = PictureGrid(
-        (cell[0],) * columns, (cell[1],) * len(rows), (0,) * len(rows), bar=None if bar is None else bar.label
-    )
-    wide = cell[0] if width is None else grid.of_width(width).widths[0]
-    titles = [[wrapped(title, wide, TITLE_POINTS) for _, title, _ in row] for row in rows]
-    grid = replace(grid, heads=tuple(max(map(len, row)) for row in titles))
-    panels = make_pictures(grid, texts=texts, bar=bar, width=width, **options)
+    label = None if bar is None else bar.label
+    if ax is None:
+        count = columns_for(len(pictures), first.height / first.width) if columns is None else columns
+        wide = column_width(cell, cell_width)
+        rows = _rows(pictures, count)
+        grid = PictureGrid((wide,) * len(rows[0]), (cell[1],) * len(rows), (0,) * len(rows), bar=label)
+        wide = wide if width is None else grid.of_width(width, highest).widths[0]
+        titles = _wrapped(rows, wide)
+        grid = replace(grid, heads=_heads(titles))
+    else:
+        counts = range(1, len(pictures) + 1) if columns is None else [columns]
+        ways = [_in_place(_rows(pictures, count), cell, label, inches_of(ax)) for count in counts]
+        _, grid, titles = max(ways, key=lambda way: way[0])
+    panels = make_pictures(grid, texts=texts, bar=bar, width=width, highest=highest, **options)
     for axes in panels.cells[len(pictures) :]:
         axes.set_axis_off()
     lines = ["\n".join(title) for row in titles for title in row]
@@ -142,6 +156,40 @@ def draw_pictures(
         show(axes, picture, title, mark=box)
     figure: Figure = panels.figure
     return figure
+
+
+def _rows(pictures: Sequence[Panel], columns: int) -> list[Sequence[Panel]]:
+    return [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+
+
+def _wrapped(rows: Sequence[Sequence[Panel]], width: float) -> list[list[list[str]]]:
+    return [[wrapped(title, width, TITLE_POINTS) for _, title, _ in row] for row in rows]
+
+
+def _heads(titles: list[list[list[str]]]) -> tuple[int, ...]:
+    return tuple(max(map(len, row)) for row in titles)
+
+
+def _in_place(
+    rows: Sequence[Sequence[Panel]], cell: tuple[float, float], bar: str | None, place: tuple[float, float]
+) -> tuple[tuple[bool, bool, float], PictureGrid, list[list[list[str]]]]:
+    """How good so many columns are inside a place (room for all, no broken words, large pictures), the grid, and its titles."""
+    columns, count = len(rows[0]), len(rows)
+    grid = PictureGrid((cell[0],) * columns, (cell[1],) * count, (0,) * count, bar=bar)
+    longest = max(
+        (inches(word, TITLE_POINTS) for row in rows for _, title, _ in row for word in title.split()), default=0
+    )
+    for _ in range(3):  # titles and bar take room from pictures, whose size says how long titles and bar may be
+        grid = grid.settled_within(*place)
+        wide = max((place[0] - grid.fixed()[0]) / columns, _NARROWEST_CELL)
+        titles = _wrapped(rows, wide)
+        grid = replace(grid, heads=_heads(titles))
+        scale = min(wide / cell[0], max((place[1] - grid.fixed()[1]) / count, _NARROWEST_CELL) / cell[1])
+        lines = [inches(line, TITLE_POINTS) for row in titles for title in row for line in title]
+        column = max(cell[0] * scale, min(wide, max(lines, default=0.0)))
+        grid = replace(grid, widths=(column,) * columns, heights=(cell[1] * scale,) * count)
+    fits = min(place[0] - grid.fixed()[0], place[1] - grid.fixed()[1]) > 0.0
+    return (fits, wide >= min(longest, _WORD), scale), grid, titles
 
 
 def split_look(options: dict[str, Any], function: Any) -> tuple[Look, dict[str, Any]]:

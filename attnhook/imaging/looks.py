@@ -86,11 +86,12 @@ def scale_in_words(look: Look, shown: str = "this picture") -> str:
     scale = look.scale
     if not isinstance(scale, str):
         colors, floor = f"Colours from {scale[0]:.4g} to {scale[1]:.4g}", "the lowest"
-        floor = floor if look.floor is None else f"{look.floor:.4g}"
     elif look.has_scale(Scale.UNIFORM):
         colors, floor = f"Colours from 1 to {UNIFORM_TOP:g} times uniform attention (1/N), logarithmic", "1/N"
     else:
         colors, floor = _RANGES[choose(Scale, scale, "scale")].format(shown), "the median"
+    if look.floor is not None and not look.has_scale(Scale.UNIFORM):
+        floor = f"{look.floor:.4g}"
     opacity = f"opacity from 0 at {floor} to {look.alpha:.0%}" if look.weighted else f"opacity {look.alpha:.0%}"
     return f"{colors}; {opacity}."
 

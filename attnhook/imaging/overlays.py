@@ -182,7 +182,7 @@ def blend(image: ImageSource, heatmap: Heatmap, look: Look) -> Image.Image:
         >>> blend(photo, torch.rand(48, 64), Look(alpha=0.6)).size
         (64, 48)
     """
-    crop = choose(Crop, look.crop, "crop")
+    crop, _ = choose(Crop, look.crop, "crop"), checked_opacity(look.fade, "fade")
     picture = read_image(image)  # a copy: painted band by band, so that nothing else of the photo's size is made
     values = sized_like(picture, heatmap)
     scaled = color_scale(values, look)
@@ -213,7 +213,7 @@ def layer(heatmap: Heatmap, look: Look) -> Image.Image:
 
 def finish_unseen(picture: Image.Image, values: NDArray[np.float32], fade: float, crop: str) -> Image.Image:
     """Fade what the model did not see (NaN) and frame what it saw, or crop to that; in place where it can be."""
-    strength = checked_opacity(fade, "fade")
+    strength, crop = checked_opacity(fade, "fade"), choose(Crop, crop, "crop")
     left, top, right, bottom = seen_box(values)
     if strength:
         picture.paste(_UNSEEN, (0, 0), Image.fromarray(np.isnan(values).view(np.uint8) * np.uint8(strength)))

@@ -19,6 +19,7 @@ from attnhook.imaging.overlays import PAPER, Heatmap, color_scale, value_ends
 from attnhook.imaging.picture_grids import (
     LINE_INCHES,
     MARGIN_INCHES,
+    NARROWEST_TEXT_INCHES,
     TEXT_POINTS,
     TITLE_POINTS,
     PictureGrid,
@@ -106,12 +107,14 @@ def make_pictures(
     title: str | None = None,
     bar: ColorBar | None = None,
     width: float | None = None,
+    highest: float = math.inf,
     dpi: float = 200,
     ax: Any | None = None,
 ) -> Panels:
     """Make panels for pictures on a new figure, or inside axes, where there is no caption."""
     grid = replace(grid, bar=None if bar is None else bar.label)
     if ax is not None:
+        grid = grid.settled_within(*inches_of(ax))
         ax.set_axis_off()
         if title:
             ax.set_title(plain(title), fontsize=TITLE_POINTS + 1)
@@ -120,11 +123,12 @@ def make_pictures(
         return _with_bar(
             Panels(ax.figure, cells, None if bar is None else _inset(ax, Place(ax, grid, None))), bar, grid
         )
-    grid = grid if width is None else grid.of_width(width)
-    room = grid.size()[0] - 2 * MARGIN_INCHES
+    grid = grid if width is None else grid.of_width(width, highest)
+    narrowest = NARROWEST_TEXT_INCHES if title or any(texts) else 0.0
+    room = max(grid.size()[0], narrowest) - 2 * MARGIN_INCHES
     lines = tuple(line for text in texts for line in wrapped(text, room))
     grid = replace(grid, lines=lines, title=tuple(wrapped(title, room, TITLE_POINTS + 1)))
-    wide, tall = grid.size()
+    wide, tall = room + 2 * MARGIN_INCHES, grid.size()[1]
     figure = figure_of((wide, tall), dpi)
     rectangles, bar_place = grid.places(wide, tall)
     new = [figure.add_axes((x / wide, y / tall, w / wide, h / tall)) for x, y, w, h in rectangles]
@@ -139,6 +143,12 @@ def make_pictures(
         font: dict[str, Any] = {"fontsize": TEXT_POINTS, "linespacing": LINE_INCHES * 72 / TEXT_POINTS / 1.2}
         figure.text(MARGIN_INCHES / wide, MARGIN_INCHES / tall, plain("\n".join(lines)), va="bottom", **font)
     return _with_bar(Panels(figure, tuple(new), strip), bar, grid)
+
+
+def inches_of(axes: Any) -> tuple[float, float]:
+    """Width and height of axes as they are now."""
+    box, (width, height) = axes.get_position(), axes.figure.get_size_inches()
+    return box.width * width, box.height * height
 
 
 def _inset(host: Any, place: Place) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from attnhook.options import Size
 
-GAP_INCHES, MARGIN_INCHES = 0.07, 0.06
+GAP_INCHES, MARGIN_INCHES = 0.07, 0.08
 TITLE_INCHES, LINE_INCHES = 0.18, 0.145
 TITLE_POINTS, TEXT_POINTS = 9, 8
 BAR_INCHES = 0.12
@@ -19,6 +19,10 @@ _TICK_INCHES = 0.38  # beside an upright bar
 _LOWEST_BAR_INCHES, _LONGEST_BAR_INCHES = 1.0, 3.0
 _LOWEST_CELL_INCHES, _HIGHEST_CELL_INCHES = 0.6, 4.0
 _WIDEST_CELL = 3.0  # times the requested width, for a panorama
+_NARROWEST_COLUMN_INCHES = 0.8  # a tall photo stands in a wider column, so that its title is no column of letters
+_NARROWEST_PICTURE_INCHES = 0.05  # where given axes have no room
+_RESOLUTIONS = (60, 80, 100, 150, 200)  # dots per inch: rounded to dots, letters take up to a tenth more
+NARROWEST_TEXT_INCHES = 2.4  # of a figure with a caption or a title
 
 Rectangle = tuple[float, float, float, float]
 """Left, bottom, width and height."""
@@ -36,6 +40,11 @@ def cell_size(photo: Size, width: float) -> tuple[float, float]:
     return round(wide, 6), round(wide * aspect, 6)
 
 
+def column_width(cell: tuple[float, float], width: float) -> float:
+    """How wide a column of pictures is."""
+    return max(cell[0], min(_NARROWEST_COLUMN_INCHES, width))
+
+
 @dataclass(frozen=True)
 class PictureGrid:
     """Pictures in rows and columns, in inches; the pictures' sizes may be scaled, those of texts may not."""
@@ -48,24 +57,29 @@ class PictureGrid:
     bar: str | None = None  # the label of the colour bar, if there is one
     lines: tuple[str, ...] = field(default=())  # the caption
     title: tuple[str, ...] = field(default=())
+    lying: bool | None = None  # the bar, where that is settled; so are the lines of its label
+    bar_lines: tuple[str, ...] = ()
 
     @property
     def upright(self) -> bool:
         """Whether the bar stands beside the pictures: below a low ribbon of pictures it lies."""
+        if self.lying is not None:
+            return not self.lying
         return sum(self.heights) + sum(self.heads) * TITLE_INCHES >= _LOWEST_BAR_INCHES
 
     @property
     def bar_length(self) -> float:
         """The length of the bar."""
-        pictures = sum(self.heights) if self.upright else sum(self.widths)
+        pictures = sum(self.widths)
+        if self.upright:  # from the top of the first row to the bottom of the last
+            pictures = sum(self.heights) + TITLE_INCHES * sum(self.heads[1:]) + GAP_INCHES * (len(self.heights) - 1)
         return max(min(pictures, _LONGEST_BAR_INCHES), _LOWEST_BAR_INCHES if not self.upright else 0.0)
 
     def bar_label(self) -> list[str]:
         """The lines of the bar's label."""
-        room = sum(self.heights) + sum(self.heads) * TITLE_INCHES if self.upright else sum(self.widths)
-        return wrapped(self.bar, max(room, _LOWEST_BAR_INCHES))
+        return list(self.bar_lines) or wrapped(self.bar, max(self.bar_length, _LOWEST_CELL_INCHES))
 
-    def _fixed(self) -> tuple[float, float]:
+    def fixed(self) -> tuple[float, float]:
         """Width and height of all that is no picture, without caption and title."""
         across = 2 * MARGIN_INCHES + self.left + GAP_INCHES * (len(self.widths) - 1)
         down = 2 * MARGIN_INCHES + GAP_INCHES * (len(self.heights) - 1)
@@ -78,10 +92,13 @@ class PictureGrid:
 
     def size(self) -> tuple[float, float]:
         """Width and height of the figure."""
-        across, down = self._fixed()
+        across, down = self.fixed()
         texts = LINE_INCHES * (len(self.lines) + 0.4) if self.lines else 0.0
         texts += TITLE_INCHES * (len(self.title) + 0.3) if self.title else 0.0
-        return across + sum(self.widths), down + sum(self.heights) + texts
+        wide = across + sum(self.widths)
+        if self.bar is not None and not self.upright:
+            wide = max(wide, self.bar_length + 2 * MARGIN_INCHES)
+        return wide, down + sum(self.heights) + texts
 
     def scaled(self, factor: float) -> "PictureGrid":
         """The same grid with larger or smaller pictures."""
@@ -89,15 +106,40 @@ class PictureGrid:
             self, widths=tuple(factor * one for one in self.widths), heights=tuple(factor * one for one in self.heights)
         )
 
-    def of_width(self, width: float) -> "PictureGrid":
-        """The same grid in a figure of a given width."""
-        return self.scaled(max(0.1, (width - self._fixed()[0]) / sum(self.widths)))
+    def of_width(self, width: float, highest: float = math.inf) -> "PictureGrid":
+        """The same grid in a figure of a given width, or narrower if its pictures would be higher than they may be."""
+        grid = self
+        for settled in (False, False, False, True):  # the bar's label takes more lines beside lower pictures
+            if settled:
+                grid = grid.settled(lying=not grid.upright)
+            factor = min((width - grid.fixed()[0]) / sum(grid.widths), highest / sum(grid.heights))
+            grid = grid.scaled(max(_NARROWEST_PICTURE_INCHES / max(grid.widths), factor))
+        return grid
+
+    def settled(self, *, lying: bool) -> "PictureGrid":
+        """The same grid, whose bar no longer changes as the pictures get larger or smaller."""
+        grid = replace(self, lying=lying)
+        return replace(grid, bar_lines=tuple(grid.bar_label()))
+
+    def settled_within(self, width: float, height: float) -> "PictureGrid":
+        """The same grid with the bar where it leaves the pictures more room in a place."""
+        if self.bar is None:
+            return self
+        ways = []
+        for lying in (False, True):
+            grid = self.settled(lying=lying)
+            for _ in range(2):
+                lines = replace(grid.within(width, height), bar_lines=()).settled(lying=lying).bar_lines
+                grid = replace(grid, bar_lines=lines)
+            ways.append(grid)
+        return max(ways, key=lambda grid: grid.within(width, height).widths[0])
 
     def within(self, width: float, height: float) -> "PictureGrid":
         """The same grid as large as fits a place, without caption and title."""
-        across, down = self._fixed()
+        across, down = self.fixed()
         factor = min((width - across) / sum(self.widths), (height - down) / sum(self.heights))
-        return replace(self, lines=(), title=()).scaled(max(0.05, factor))
+        grid = replace(self, lines=(), title=())
+        return grid.scaled(max(_NARROWEST_PICTURE_INCHES / max(self.widths), factor))
 
     def places(self, width: float, height: float) -> tuple[list[Rectangle], Rectangle | None]:
         """Where the pictures, row by row, and the bar lie on a figure or in a place of this size."""
@@ -118,8 +160,8 @@ class PictureGrid:
         if self.upright:
             highest = first - (TITLE_INCHES * self.heads[0] if self.heads else 0.0)
             return rectangles, (across, highest - self.bar_length, BAR_INCHES, self.bar_length)
-        length = min(self.bar_length, sum(self.widths))
-        return rectangles, (left, top - BAR_INCHES, length, BAR_INCHES)
+        # Half of the first and of the last tick's number lies beyond the bar.
+        return rectangles, (left + _TICK_INCHES / 2, top - BAR_INCHES, self.bar_length - _TICK_INCHES, BAR_INCHES)
 
 
 class Place:
@@ -180,9 +222,14 @@ def _pieces(word: str, width: float, points: float) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def inches(text: str, points: float) -> float:
-    """The width of a text in matplotlib's font."""
+    """The width of a text in matplotlib's font, at whatever resolution it takes the most room."""
+    from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)
-    return float(width) / 72
+    font = FontProperties(size=points)
+    widest = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+    for dpi in _RESOLUTIONS:
+        width, _, _ = RendererAgg(1, 1, dpi).get_text_width_height_descent(text, font, ismath=False)
+        widest = max(widest, width / dpi)
+    return float(widest)

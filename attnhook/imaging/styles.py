@@ -40,7 +40,7 @@ def check_style(style: Style, options: Mapping[str, Any]) -> None:
     """Refuse options that a style would ignore.
 
     Example:
-        >>> check_style(Style.MASK, {"alpha": 0.8, "colormap": "viridis"})
+        >>> check_style(Style.MASK, {"alpha": 0.8, "colormap": "plasma"})
     """
     for name, value in options.items():
         if name not in (*_TAKEN[style], *_ALWAYS) and value != DEFAULTS[name]:
@@ -116,6 +116,8 @@ def mass_mask(patch_map: torch.Tensor, keep: float = 0.6, smallest: int = 1) -> 
 
 def without_small_parts(mask: torch.Tensor, smallest: int) -> torch.Tensor:
     """Leave out connected parts, `(h, w)` and their eight neighbours, of fewer than `smallest` patches."""
+    if smallest <= 1:
+        return mask
     left, kept = {(row, column) for row, column in mask.nonzero().tolist()}, torch.zeros_like(mask)
     while left:
         part, edge = set(), [left.pop()]

@@ -1,6 +1,6 @@
 """Figures of one result: its heads, its blocks, its methods, its patches; each with a caption that says what is shown on which scale.
 
-Panels that are compared share one range of colours: by default 0 to 8 times uniform attention (1/N, the share of each of N tokens if attention
+Panels that are compared share one range of colours: by default 1 to 16 times uniform attention (1/N, the share of each of N tokens if attention
 were uniform), so that figures of different photos and models can be compared, too. Larger values get the top colour.
 """
 

@@ -120,10 +120,10 @@ class AttentionResult:
         """Draw the map over the photo.
 
         Args:
-            **look: `style`, `colormap`, `alpha`, `scale`, `mode` and the other options of `PatchMap.overlay`, which describes them.
+            **look: `style`, `mode`, `colormap`, `alpha`, `scale`, `fade`, `crop` and the other options that `PatchMap.overlay` describes.
 
         Returns:
-            An RGB image of the photo's size. What the model did not see is faded.
+            An RGB image of the photo's size, or with crop="seen" of the seen part's. What the model did not see is faded.
 
         Raises:
             TypeError: If there is no such option.

@@ -1,4 +1,4 @@
-"""Overlays: hot is hot, alpha is the heat map's, and what the model did not see stays as it was."""
+"""Overlays: hot is hot, alpha is the heat map's, what is cold or unseen by the model stays as it was."""
 
 import matplotlib as mpl
 import numpy as np
@@ -9,8 +9,9 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.looks import UNIFORM_TOP
-from attnhook.imaging.overlays import colorize, common_range, overlay_batch, value_range
+from attnhook.imaging.looks import Look
+from attnhook.imaging.overlays import colorize, common_look, common_range, overlay_batch, value_range
+from tests.imaging.expected import PLAIN, differs_little, frame_around, greyed, painted, robust, table
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 
@@ -56,9 +57,11 @@ def test_hot_is_hot(colormap):
             assert (colors[:, -1] == top).all(), values.dtype
             assert (colors[:, 0] == bottom).all(), values.dtype
             assert (colors == expected).all(), values.dtype
-    painted = np.asarray(overlay(PHOTO, ramp(), colormap=colormap, alpha=1.0))
-    assert (painted[:, -1] == top).all()
-    assert (np.asarray(overlay(PHOTO, ramp(), colormap=colormap, alpha=0)) == np.asarray(PHOTO)).all()
+    for options in ({}, PLAIN):
+        drawn = np.asarray(overlay(PHOTO, ramp(), **(options | {"colormap": colormap, "alpha": 1.0})))
+        assert (drawn[:, -1] == top).all()
+        bare = np.asarray(overlay(PHOTO, ramp(), **(options | {"colormap": colormap, "alpha": 0})))
+        assert (bare == np.asarray(PHOTO)).all()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -128,25 +131,121 @@ def test_robust_of_several_maps_is_of_all_values_together():
 
 
 @pytest.mark.parametrize("scale", ["minmax", "robust"])
-def test_a_batch_shares_one_range(scale):
+def test_a_batch_shares_one_range_and_one_beginning_of_opacity(scale):
     photos, maps = [PHOTO, PHOTO.resize((30, 20))], [ramp() * 0.1, ramp()[:20, :30]]
-    bounds = common_range(maps, scale)
+    together = np.concatenate([one.ravel() for one in maps])
+    low, high = (together.min(), together.max()) if scale == "minmax" else np.percentile(together, [1, 99])
+    floor = np.median(together)
     pictures = overlay_batch(photos, maps, scale=scale)
     assert [picture.size for picture in pictures] == [(60, 40), (30, 20)]
     for picture, photo, values in zip(pictures, photos, maps, strict=True):
-        assert picture.tobytes() == overlay(photo, values, scale=bounds).tobytes()
+        assert picture.tobytes() == overlay(photo, values, scale=(low, high), floor=floor).tobytes()
+        assert differs_little(picture, painted(photo, values, low, high, floor))
+    look = common_look(maps, Look(scale=scale))
+    assert look.scale == pytest.approx((low, high))
+    assert look.floor == pytest.approx(floor)
     assert overlay_batch([], []) == []
     with pytest.raises(GeometryError, match=r"expected one heat map for each photo, got 1 heat maps and 2 photos"):
         overlay_batch(photos, maps[:1])
+    with pytest.raises(TypeError, match=r"got 'color'\. Did you mean 'colormap'"):
+        overlay_batch(photos, maps, color="jet")
+
+
+def test_a_batch_in_a_plain_look():
+    photos, maps = [PHOTO, PHOTO.resize((30, 20))], [ramp() * 0.1, ramp()[:20, :30]]
+    bounds = common_range(maps, "minmax")
+    assert bounds == pytest.approx((0.0, ramp()[0, 29]))
+    for picture, photo, values in zip(overlay_batch(photos, maps, alpha=0.5, **PLAIN), photos, maps, strict=True):
+        options = PLAIN | {"scale": bounds}
+        assert picture.tobytes() == overlay(photo, values, alpha=0.5, **options).tobytes()
+        expected = 0.5 * table("viridis")[np.rint(values / bounds[1] * 255).astype(int)] + 0.5 * np.asarray(photo)
+        assert differs_little(picture, expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_default_look_is_its_formula(seed):
+    """1st to 99th percentile of plasma; opacity from nothing at the median, 1.6 steep, to 0.85."""
+    values = np.random.default_rng(seed).random((40, 60)).astype(np.float32) ** (1 + seed) * 0.01
+    low, high, floor = robust([values])
+    picture = overlay(PHOTO, values)
+    assert differs_little(picture, painted(PHOTO, values, low, high, floor))
+    step, photo = (high - low) / 255, np.asarray(PHOTO)
+    cold = values < np.median(values) - step / 2
+    assert cold.mean() > 0.4
+    assert (np.asarray(picture)[cold] == photo[cold]).all()
+    below = values <= np.median(values)  # within half a colour of the median, an opacity of 1/255 at most
+    assert below.mean() >= 0.5
+    assert np.abs(np.asarray(picture).astype(int) - photo)[below].max() <= 2
+    hot = values >= floor + (high - floor) / 1.6
+    top = 0.15 * photo + 0.85 * table("plasma")[np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(int)]
+    assert hot.sum() > 10
+    assert differs_little(picture, top, where=hot)
+    assert overlay(PHOTO, values, colormap="plasma", alpha=0.85, scale="robust", weighted=True).tobytes() == (
+        picture.tobytes()
+    )
+
+
+def test_one_hot_patch_is_all_that_is_painted():
+    """An eager marker: the photo is untouched, byte by byte, but within half a patch of the one that is hot."""
+    geometry = ImageGeometry.identity((84, 112))
+    photo = np.random.default_rng(2).integers(0, 256, (84, 112, 3), np.uint8)
+    for row, column in ((0, 0), (3, 5), (5, 7)):
+        marker = torch.zeros(6, 8)
+        marker[row, column] = 1.0
+        changed = (np.asarray(overlay(photo, marker, geometry)) != photo).any(axis=-1)
+        ys, xs = np.nonzero(changed)
+        assert changed[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14].mean() > 0.9
+        assert row * 14 - 7 <= ys.min() <= ys.max() < row * 14 + 21
+        assert column * 14 - 7 <= xs.min() <= xs.max() < column * 14 + 21
+
+
+def test_a_map_that_is_mostly_high_keeps_its_differences():
+    """The median lies at the top: opacity begins half way up the colours instead."""
+    values = np.ones((40, 60), np.float32)
+    values[:, :12] = np.linspace(0, 1, 12)
+    picture = np.asarray(overlay(PHOTO, values, scale="minmax"))
+    assert differs_little(picture, painted(PHOTO, values, 0.0, 1.0, 0.5))
+    assert (picture[:, :6] == np.asarray(PHOTO)[:, :6]).all()
+    assert (picture[:, 8] != np.asarray(PHOTO)[:, 8]).any()
+
+
+@pytest.mark.parametrize("colormap", ["plasma", "viridis"])
+def test_a_given_floor_and_a_given_range(colormap):
+    low, high = 0.1, 0.9
+    for floor, begin in ((None, low), (0.4, 0.4), (-3.0, low), (0.8, 0.5)):
+        picture = overlay(PHOTO, ramp(), scale=(low, high), floor=floor, alpha=0.7, colormap=colormap)
+        expected = painted(PHOTO, ramp(), low, high, begin, alpha=0.7, colormap=colormap)
+        assert differs_little(picture, expected)
+        cold = ramp() < begin - (high - low) / 510
+        assert (np.asarray(picture)[cold] == np.asarray(PHOTO)[cold]).all()
+
+
+def test_uniform_is_logarithmic_and_begins_at_uniform_attention():
+    uniform = 1 / 50
+    values = (np.tile(np.geomspace(0.1, 40, 60), (40, 1)) * uniform).astype(np.float32)
+    picture = np.asarray(overlay(PHOTO, values, scale="uniform", uniform=uniform))
+    assert differs_little(picture, painted(PHOTO, values, uniform, 16 * uniform, uniform, logarithmic=True))
+    below = values <= uniform
+    assert below.mean() > 0.3
+    assert (picture[below] == np.asarray(PHOTO)[below]).all()
+    colors = colorize(values, scale="uniform", uniform=uniform, colormap="plasma")
+    assert (colors[values >= 16 * uniform] == table("plasma")[255]).all()
+    for times in (1, 2, 4, 8, 16):
+        flat = np.full((4, 4), times * uniform, np.float32)
+        flat[0, 0] = 0
+        share = np.log2(times) / 4
+        assert (colorize(flat, scale="uniform", uniform=uniform)[1, 1] == table("viridis")[round(share * 255)]).all()
 
 
 def test_weighted_opacity_follows_the_value():
     photo = np.asarray(PHOTO).astype(float)
-    painted = np.asarray(overlay(PHOTO, ramp(), alpha=0.8, weighted=True)).astype(float)
-    opacity = 0.8 * np.rint(ramp() * 255)[..., None] / 255
+    look = {"alpha": 0.8, "weighted": True, "scale": "minmax", "colormap": "viridis", "fade": 0}
+    drawn = np.asarray(overlay(PHOTO, ramp(), floor=0.0, **look)).astype(float)
+    opacity = 0.8 * np.minimum(1.6 * np.rint(ramp() * 255)[..., None] / 255, 1)
     expected = photo * (1 - opacity) + colorize(ramp()) * opacity
-    assert np.abs(painted - expected).max() <= 2
-    assert (painted[:, 0] == photo[:, 0]).all()
+    assert np.abs(drawn - expected).max() <= 2
+    assert (drawn[:, 0] == photo[:, 0]).all()
+    assert (np.asarray(overlay(PHOTO, ramp(), **look))[:, :30] == photo[:, :30]).all()
     assert overlay(PHOTO, ramp(), alpha=0, weighted=True).tobytes() == PHOTO.tobytes()
 
 
@@ -158,14 +257,15 @@ def test_colours_agree_with_matplotlib():
 
 
 def test_alpha_zero_is_the_photo_and_one_the_map():
-    assert overlay(PHOTO, ramp(), alpha=0).tobytes() == PHOTO.tobytes()
-    assert np.array_equal(np.asarray(overlay(PHOTO, ramp(), alpha=1)), colorize(ramp()))
+    for options in ({}, PLAIN):
+        assert overlay(PHOTO, ramp(), alpha=0, **options).tobytes() == PHOTO.tobytes()
+    assert np.array_equal(np.asarray(overlay(PHOTO, ramp(), alpha=1, **PLAIN)), colorize(ramp()))
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.8])
 def test_alpha_is_the_maps_opacity(alpha):
     expected = alpha * colorize(ramp()).astype(float) + (1 - alpha) * np.asarray(PHOTO)
-    assert np.abs(np.asarray(overlay(PHOTO, ramp(), alpha=alpha)) - expected).max() <= 1.2
+    assert np.abs(np.asarray(overlay(PHOTO, ramp(), alpha=alpha, **PLAIN)) - expected).max() <= 1.2
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
@@ -176,15 +276,63 @@ def test_what_the_model_did_not_see_is_untouched(alpha, scale, weighted):
     geometry = ImageGeometry.identity((96, 160)).resize(64).center_crop(56)
     values = heatmap(torch.rand(7, 7) + 0.1, geometry)
     outside = values.isnan().numpy()
-    options = {"alpha": alpha, "scale": scale, "uniform": 1 / 49, "weighted": weighted}
-    painted = np.asarray(overlay(photo, values, colormap="jet", **options))
+    options = {"alpha": alpha, "scale": scale, "uniform": 1 / 49, "weighted": weighted, "floor": 0.0}
+    drawn = np.asarray(overlay(photo, values, colormap="jet", fade=0, **options))
     assert 0 < outside.mean() < 1
-    assert (painted[outside] == np.asarray(photo)[outside]).all()
-    assert (painted[~outside] != np.asarray(photo)[~outside]).any(-1).mean() > (0.6 if weighted else 0.95)
+    assert (drawn[outside] == np.asarray(photo)[outside]).all()
+    assert (drawn[~outside] != np.asarray(photo)[~outside]).any(-1).mean() > (0.6 if weighted else 0.95)
+    faded = np.asarray(overlay(photo, values, colormap="jet", **options))
+    assert (faded[~outside] == drawn[~outside]).all()  # fading is for the rest
+
+
+@pytest.mark.parametrize("size", [(96, 160), (480, 1600)])
+@pytest.mark.parametrize("fade", [0.4, 0.1, 1.0])
+def test_what_the_model_did_not_see_is_greyed_behind_a_frame(size, fade):
+    photo = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    values = np.full(size, np.nan, np.float32)
+    top, left, bottom, right = box = 12, 40, size[0] - 20, size[1] - 30
+    values[top:bottom, left:right] = np.random.default_rng(0).random((bottom - top, right - left))
+    drawn = np.asarray(overlay(photo, values) if fade == 0.4 else overlay(photo, values, fade=fade))
+    frame = frame_around(box, size, 1 if size[1] == 160 else 3)  # a five-hundredth of the longer edge
+    assert (drawn[frame] == 96).all()
+    rest = np.isnan(values) & ~frame
+    assert np.abs(drawn - greyed(photo, fade))[rest].max() <= 1.2
+    look = {"scale": (0.1, 0.9), "floor": 0.5}  # percentiles of a large picture are those of its every k-th pixel
+    inside = np.asarray(overlay(photo, values, fade=fade, **look))[top:bottom, left:right]
+    alone = np.asarray(overlay(photo[top:bottom, left:right], values[top:bottom, left:right], **look))
+    assert (inside == alone).all()
+    plain = np.asarray(overlay(photo, values, fade=0))
+    assert (plain[np.isnan(values)] == photo[np.isnan(values)]).all()
+
+
+@pytest.mark.parametrize("style", ["heat", "patches", "contours", "mask"])
+def test_a_crop_is_the_seen_part_of_the_overlay(style):
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (96, 160, 3), np.uint8))
+    geometry = ImageGeometry.identity((96, 160)).resize(64).center_crop(56)
+    seen = ~heatmap(torch.rand(7, 7), geometry, mode="nearest").isnan().numpy()
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    assert (box[2] - box[0]) * (box[3] - box[1]) == seen.sum() < seen.size
+    values = torch.rand(7, 7, generator=torch.Generator().manual_seed(1))
+    for fade in (0.4, 0.0):
+        whole = overlay(photo, values, geometry, style=style, fade=fade)
+        cropped = overlay(photo, values, geometry, style=style, fade=fade, crop="seen")
+        assert cropped.size == (box[2] - box[0], box[3] - box[1])
+        assert cropped.tobytes() == whole.crop(box).tobytes()
+    with pytest.raises(ValueError, match="'photo', 'seen', got 'middle'"):
+        overlay(photo, values, geometry, style=style, crop="middle")
+
+
+def test_a_crop_of_what_was_seen_whole_is_all_of_it():
+    assert overlay(PHOTO, ramp(), crop="seen").tobytes() == overlay(PHOTO, ramp()).tobytes()
 
 
 def test_all_nan_returns_the_photo():
-    assert overlay(PHOTO, np.full((40, 60), np.nan)).tobytes() == PHOTO.tobytes()
+    nothing = np.full((40, 60), np.nan)
+    for options in (PLAIN, {"fade": 0}, {"fade": 0, "crop": "seen"}, {"alpha": 1.0, "fade": 0}):
+        assert overlay(PHOTO, nothing, **options).tobytes() == PHOTO.tobytes()
+    faded = np.asarray(overlay(PHOTO, nothing))
+    assert np.abs(faded - greyed(PHOTO)).max() <= 1.2  # all of it, without a frame
 
 
 def test_a_flat_map_renders_flat():
@@ -193,7 +341,12 @@ def test_a_flat_map_renders_flat():
     for values in (flat, noisy, np.zeros_like(flat)):
         for options in ({"scale": "minmax"}, {"scale": "uniform", "uniform": 1 / 197}):
             assert len(np.unique(colorize(values, **options).reshape(-1, 3), axis=0)) == 1
-    assert (colorize(flat, scale="uniform", uniform=1 / 197)[0, 0] == color("viridis", 1 / UNIFORM_TOP)).all()
+    assert (colorize(flat, scale="uniform", uniform=1 / 197)[0, 0] == color("viridis", 0.0)).all()
+    for values in (flat, noisy):
+        for options in ({}, {"scale": "minmax"}, {"scale": "uniform", "uniform": 1 / 197}):
+            assert overlay(PHOTO, values, **options).tobytes() == PHOTO.tobytes()  # nothing stands out
+        bare = np.asarray(overlay(PHOTO, values, alpha=0.5, **PLAIN))
+        assert differs_little(bare, 0.5 * table("viridis")[0] + 0.5 * np.asarray(PHOTO))
 
 
 def test_uniform_makes_maps_comparable():
@@ -201,7 +354,8 @@ def test_uniform_makes_maps_comparable():
     low[0, 0] = high[0, 0] = 0.0
     shown = [colorize(values, scale="uniform", uniform=1 / 50)[1, 1] for values in (low, high)]
     assert (shown[0] != shown[1]).any()
-    assert (shown[1] == color("viridis", 3 / UNIFORM_TOP)).all()
+    assert (shown[0] == color("viridis", 0.0)).all()
+    assert (shown[1] == table("viridis")[round(np.log(3) / np.log(16) * 255)]).all()
     stretched = [colorize(values)[1, 1] for values in (low, high)]
     assert (stretched[0] == stretched[1]).all()
 
@@ -217,7 +371,7 @@ def test_value_ranges():
     values = torch.tensor([[0.1, float("nan")], [0.4, 0.2]])
     assert value_range(values) == pytest.approx((0.1, 0.4))
     assert value_range(torch.stack([values, values * 2])) == pytest.approx((0.1, 0.8))
-    assert value_range(values, "uniform", uniform=1 / 4) == (0, UNIFORM_TOP / 4)
+    assert value_range(values, "uniform", uniform=1 / 4) == (1 / 4, 4.0)
     assert value_range(values, (1, 2)) == (1.0, 2.0)
     assert value_range(torch.full((2, 2), float("nan"))) == (0.0, 0.0)
 
@@ -244,6 +398,9 @@ def test_other_inputs(tmp_path):
         ({"alpha": 1.5}, ValueError, r"from 0 .*to 1 .*got 1.5"),
         ({"alpha": float("nan")}, ValueError, "alpha"),
         ({"alpha": "half"}, ValueError, "'half'"),
+        ({"fade": -0.1}, ValueError, r"unknown fade: .*from 0 .*to 1 .*got -0.1"),
+        ({"crop": "square"}, ValueError, r"'photo', 'seen', got 'square'"),
+        ({"colour": "jet"}, TypeError, r"got 'colour'. Did you mean 'colormap'"),
         ({"colormap": "virids"}, ValueError, r"'virids'.*Did you mean 'viridis'"),
         ({"colormap": 3}, TypeError, r"Colormap, got int"),
         ({"scale": "uniform"}, ValueError, r"expected uniform=1/N, got uniform=None"),
@@ -258,7 +415,7 @@ def test_other_inputs(tmp_path):
         ({"heatmap": np.ones((60, 40))}, GeometryError, r"\(40, 60\), got \(60, 40\)\. Height and width look swapped"),
         ({"heatmap": np.ones((150, 451))}, GeometryError, r"The geometry was made for a photo of 150 x 451 \(height x"),
         ({"heatmap": np.ones((3, 40, 60))}, GeometryError, r"got \(3, 40, 60\).*heatmaps\[0\]"),
-        ({"heatmap": np.full((40, 60), np.inf)}, GeometryError, r"infinity"),
+        ({"heatmap": np.full((40, 60), np.inf), "scale": "minmax"}, GeometryError, r"infinity"),
         ({"heatmap": np.ones((40, 60), complex)}, GeometryError, r"complex"),
     ],
 )

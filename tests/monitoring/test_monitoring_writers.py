@@ -9,6 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -72,14 +73,19 @@ def test_photos_are_drawn_true_and_only_where_the_model_looked() -> None:
 
     def preprocess(image):
         geometry = ImageGeometry.identity((64, 96)).resize((32, 48)).center_crop((32, 32))
-        return torch.zeros(1, 3, 32, 32), geometry
+        return torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), geometry
 
-    writer = MemoryWriter()
-    AttentionMonitor(small_vit(), [photo, photo], preprocess=preprocess, writers=[writer]).step(0)
+    model, writer = small_vit(), MemoryWriter()
+    scale_queries(model)
+    AttentionMonitor(model, [photo, photo], preprocess=preprocess, writers=[writer], scale="robust").step(0)
     picture = writer.pictures["attention/overlay/1", 0]
     assert picture.size == (192, 128)  # twice as large
-    assert picture.getpixel((10, 60)) == (200, 40, 40)  # left of the crop
-    assert picture.getpixel((96, 60)) != (200, 40, 40)
+    assert picture.getpixel((10, 60)) == (209, 113, 113)  # left of the crop: 40% of the way to a grey of 222
+    assert picture.getpixel((31, 60)) == (96, 96, 96)  # the frame
+    inside = np.asarray(picture)[:, 32:160].reshape(-1, 3)
+    untouched = (inside == (200, 40, 40)).all(-1)
+    assert 0.3 < untouched.mean() < 0.8  # what is colder than the median
+    assert len(np.unique(inside, axis=0)) > 20
     with pytest.raises(ValueError, match="pass preprocess="):
         AttentionMonitor(torch.nn.Sequential(small_vit()), [photo])
     for one_or_several, count in ((photo, 1), (iter([photo, photo]), 2)):

@@ -28,8 +28,9 @@ from attnhook import (
 )
 from attnhook.errors import RowsNotKeptError
 from attnhook.imaging.drawing import overlay
-from attnhook.imaging.looks import scale_in_words, share_in_words
+from attnhook.imaging.looks import Look, scale_in_words, share_in_words
 from attnhook.options import Rows
+from tests.imaging.expected import all_axes, differs_little, painted, robust, said, shown
 from tests.models import TIMM
 from tests.results.test_results import PHOTO, prepare
 
@@ -48,20 +49,28 @@ def result(model):
 def text_of(figure):
     figure.canvas.draw()
     titles = [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes]
-    labels = [axes.get_ylabel() for axes in figure.axes]
-    caption = re.sub(r"\s+", " ", figure.get_supxlabel())
-    return " ".join(titles).replace("\n", " "), " ".join(labels).replace("\n", " "), caption
+    labels = [label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
+    return " ".join(titles).replace("\n", " "), " ".join(labels).replace("\n", " "), said(figure)
 
 
 def pictures_of(figure):
-    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    return [np.asarray(axes.images[0].get_array()) for axes in shown(figure)]
 
 
 def outside(patch_map):
     return f"{share_in_words(1 - float(patch_map.sum()))} outside"
 
 
-@pytest.mark.parametrize("scale", ["minmax", "robust", "uniform", (0.0, 0.1)])
+WORDS = {
+    "minmax": "Colours from the minimum to the maximum of this picture; opacity from 0 at the median to 85%.",
+    "robust": "Colours from the 1st to the 99th percentile of this picture, values beyond take the end colours; "
+    "opacity from 0 at the median to 85%.",
+    "uniform": "Colours from 1 to 16 times uniform attention (1/N), logarithmic; opacity from 0 at 1/N to 85%.",
+    (0.0, 0.1): "Colours from 0 to 0.1; opacity from 0 at the lowest to 85%.",
+}
+
+
+@pytest.mark.parametrize("scale", list(WORDS))
 def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, scale):
     share = share_in_words(result.outside)
     for figure in (result.figure(scale=scale), photo_figure(result, scale=scale)):
@@ -74,7 +83,7 @@ def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, sca
             f"{share} of the attention outside the patches",
         ):
             assert part in caption
-        assert scale_in_words(scale) in caption
+        assert caption.endswith(WORDS[scale])
         assert "attention" in labels
 
 
@@ -110,14 +119,19 @@ def test_heads(result):
         "class-token row",
         "every head of block 2 of 2 (blocks.1.attn)",
         "tokens that are not patches",
-        "8 times uniform",
+        "Colours from 1 to 16 times uniform attention (1/N), logarithmic; opacity from 0 at 1/N to 85%.",
     ):
         assert part in caption
     assert "multiples of 1/N" in labels
     pixels = result.upsample(maps)
     expected = [overlay(PHOTO, one, scale="uniform", uniform=1 / 16) for one in pixels]
-    for shown, wanted in zip(pictures_of(heads_figure(result))[1:], expected, strict=True):
-        assert (shown == np.asarray(wanted)).all()
+    for panel, wanted, values in zip(pictures_of(heads_figure(result))[1:], expected, pixels, strict=True):
+        assert (panel == np.asarray(wanted)).all()
+        formula = painted(PHOTO, values, 1 / 16, 1.0, 1 / 16, logarithmic=True)
+        assert differs_little(panel, formula, where=~np.isnan(np.asarray(values)))
+    together = robust(pixels)
+    for panel, values in zip(pictures_of(heads_figure(result, scale="robust", fade=0))[1:], pixels, strict=True):
+        assert differs_little(panel, painted(PHOTO, values, *together))
     assert "blocks.0.attn" in text_of(heads_figure(result, block=0))[2]
     assert "99th percentile of all panels" in text_of(heads_figure(result, scale="robust"))[2]
 
@@ -137,9 +151,9 @@ def test_blocks_by_heads_show_the_seen_part_of_the_photo(result):
     figure = blocks_heads_figure(result)
     corner = pictures_of(figure)[0]
     assert (corner == np.asarray(PHOTO)[:, 10:90]).all()
-    grid = next(axes for axes in figure.axes if axes.get_ylabel() == "block")
+    grid = next(axes for axes in all_axes(figure) if axes.get_ylabel() == "block")
     assert [label.get_text() for label in grid.get_yticklabels()] == ["1", "2"]
-    assert "of it outside the patches. Colours from 0 to 8 times" in text_of(figure)[2]
+    assert "of it outside the patches. Colours from 1 to 16 times" in text_of(figure)[2]
 
 
 def test_methods_name_what_they_are_of(result):
@@ -180,12 +194,15 @@ def test_queries(result):
         f"marked patch in block 2 of 2 (blocks.1.attn), mean over 4 heads, {outside(row)} the patches. Colours"
         in caption
     )
-    assert "min-max of this image" in labels
+    assert "attention (1st to 99th percentile of this image)" in labels
     several = query_figure(result, [(0, 0), (2, 4)], scale="uniform")
     titles, labels, caption = text_of(several)
     assert f"row 2, column 4 {outside(row)}" in titles
     assert "multiples of 1/N" in labels
-    assert len([axes for axes in several.axes if axes.patches and axes.images]) == 2
+    marked = [axes for axes in several.axes if axes.patches and axes.images]
+    assert len(marked) == 2
+    (box,) = {patch.get_bbox().bounds for patch in marked[1].patches}  # PHOTO is seen from column 10 on, halved
+    assert box == pytest.approx((10 + 4 * 16 - 0.5, 2 * 16 - 0.5, 16, 16))
     assert "outside" not in text_of(query_figure(result, (2, 4), heads="min"))[2]
 
 
@@ -212,7 +229,20 @@ def test_a_minimum_over_heads_is_no_share(model):
 
 
 def test_a_scale_in_words():
-    assert scale_in_words("minmax", "all panels") == "Colours from the minimum to the maximum of all panels."
+    ranges = {
+        "minmax": "Colours from the minimum to the maximum of all panels; opacity from 0 at the median",
+        "robust": "Colours from the 1st to the 99th percentile of all panels, values beyond take the end colours; opacity from 0 at the median",
+        "uniform": "Colours from 1 to 16 times uniform attention (1/N), logarithmic; opacity from 0 at 1/N",
+        (0.125, 0.5): "Colours from 0.125 to 0.5; opacity from 0 at the lowest",
+    }
+    for scale, words in ranges.items():
+        assert scale_in_words(Look(scale=scale, alpha=0.7), "all panels") == f"{words} to 70%."
+        start = words.split(";")[0]
+        assert scale_in_words(Look(scale=scale, weighted=False), "all panels") == f"{start}; opacity 85%."
+    for scale in ((0.0, 1.0), "minmax", "robust"):
+        assert scale_in_words(Look(scale=scale, floor=0.25)).endswith("opacity from 0 at 0.25 to 85%.")
+    assert "at 1/N" in scale_in_words(Look(scale="uniform", floor=0.25))  # which has no other floor
+    assert scale_in_words(Look()) == WORDS["robust"]
 
 
 def test_shares():

@@ -15,6 +15,7 @@ from attnhook.attribution.methods import NEEDS
 from attnhook.errors import GeometryError
 from attnhook.options import Style
 from attnhook.results.results import save_image
+from tests.imaging.expected import differs_little, greyed, painted, robust
 from tests.models import GRID, IMAGE, TIMM
 from tests.zoo.saved_models import photo
 
@@ -67,10 +68,25 @@ def test_caption(result):
 
 
 def test_overlay_leaves_the_rest_of_the_photo(result):
-    before, after = np.asarray(PHOTO), np.asarray(result.overlay())
+    plain = {"alpha": 0.5, "weighted": False, "scale": "minmax", "fade": 0, "colormap": "viridis"}
+    before, after = np.asarray(PHOTO), np.asarray(result.overlay(**plain))
     assert (before[:, :10] == after[:, :10]).all()
     assert (before[:, 90:] == after[:, 90:]).all()
     assert (before[:, 10:90] != after[:, 10:90]).any(-1).mean() > 0.9
+
+
+def test_overlay_greys_the_rest_of_the_photo_behind_a_frame(result):
+    after, grey = np.asarray(result.overlay()), greyed(PHOTO)
+    assert (after[:, [9, 90]] == 96).all()
+    for rest in (slice(0, 9), slice(91, 100)):
+        assert np.abs(after[:, rest] - grey[:, rest]).max() <= 1.2
+    values = np.asarray(result.heatmap)
+    low, high, floor = robust([values])
+    inside = slice(10, 90)
+    assert differs_little(after[:, inside], painted(PHOTO, values, low, high, floor)[:, inside])
+    cropped = result.overlay(crop="seen")
+    assert cropped.size == (80, 48)
+    assert (np.asarray(cropped) == after[:, inside]).all()
 
 
 def test_notebook_picture(result):
@@ -142,8 +158,14 @@ def test_rollout_captures_what_it_needs(model):
         ("mask", {"scale": (0, 1)}),
         ("heat", {"keep": 0.5}),
         ("contours", {"keep": 0.5}),
-        ("patches", {"weighted": True}),
-        ("mask", {"weighted": True}),
+        ("patches", {"mode": "nearest"}),
+        ("patches", {"smallest": 2}),
+        ("heat", {"smallest": 2}),
+        ("contours", {"weighted": False}),
+        ("contours", {"floor": 0.1}),
+        ("mask", {"weighted": False}),
+        ("mask", {"floor": 0.1}),
+        ("mask", {"mode": "nearest"}),
     ],
 )
 def test_options_that_a_style_does_not_take_are_refused(result, style, option):
@@ -154,9 +176,11 @@ def test_options_that_a_style_does_not_take_are_refused(result, style, option):
 
 
 def test_defaults_of_styles_are_those_of_overlay(result):
+    taken = inspect.signature(result.patch_map.overlay).parameters
+    named = {name: taken[name].default for name in taken if name not in {"photo", "where", "style", "look"}}
+    look = {"colormap": "plasma", "alpha": 0.85, "scale": "robust", "weighted": True, "floor": None, "fade": 0.4}
     for style in Style:
-        taken = inspect.signature(result.patch_map.overlay).parameters
-        options = {name: taken[name].default for name in taken if name not in {"photo", "where", "style"}}
+        options = named | look | {"crop": "photo"}
         assert result.overlay(style=style, **options) == result.overlay(style=style)
 
 
