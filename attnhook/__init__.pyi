@@ -38,6 +38,9 @@ from attnhook.monitoring.integrations.mlflow import MlflowWriter as MlflowWriter
 from attnhook.monitoring.integrations.tensorboard import TensorBoardWriter as TensorBoardWriter
 from attnhook.monitoring.integrations.wandb import WandbWriter as WandbWriter
 from attnhook.monitoring.monitors import AttentionMonitor as AttentionMonitor
+from attnhook.results.head_pictures import dominant_heads_figure as dominant_heads_figure
+from attnhook.results.head_pictures import head_masks_figure as head_masks_figure
+from attnhook.results.head_pictures import results_figure as results_figure
 from attnhook.results.pictures import blocks_figure as blocks_figure
 from attnhook.results.pictures import blocks_heads_figure as blocks_heads_figure
 from attnhook.results.pictures import heads_figure as heads_figure

@@ -57,7 +57,7 @@ def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.ROBUST, 
         >>> from attnhook import attend
         >>> figure = photo_figure(attend("demo", "cat.jpg")[0])  # doctest: +SKIP
     """
-    photo, geometry = _shown(result, options, 2.2)
+    photo, geometry = shown_result(result, options, 2.2)
     look = _look(options, scale, result.uniform)
     said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(look)}", "label": result.quantity}
     heatmap = result.patch_map.heatmap(geometry, mode=result.mode)
@@ -179,7 +179,7 @@ def methods_figure(
         raise RowsNotKeptError(
             "no method can be computed from this capture: expected what at least one needs, got none. Capture with rows='all'."
         )
-    photo, geometry = _shown(result, options)
+    photo, geometry = shown_result(result, options)
     pixels = _pixels(geometry, [one.to("cpu") for one in maps.values()], result.mode)
     titles = [name.replace("_", " ") + _outside(one, before="\n") for name, one in maps.items()]
     said: dict[str, Any] = {"caption": _methods_in_words(result, list(maps), left_out), "scale": scale}
@@ -224,7 +224,7 @@ def query_figure(
     uniform = 1 / chosen.shape[-1]
     values = layout.patches(fuse_heads(rows, heads))[0]
     fused = make_map(result.maps, values, [chosen], "raw attention", heads=heads, row="patches", uniform=uniform)
-    photo, geometry = _shown(result, options, 5.0 if len(several) == 1 else 1.8)
+    photo, geometry = shown_result(result, options, 5.0 if len(several) == 1 else 1.8)
     boxes = [fused.box(geometry, patch) for patch in several]
     caption = f"{result.settings.model}, raw attention of the marked patch in {block_in_words(chosen)}, {heads_in_words(heads, chosen.shape[1])}"
     if len(several) == 1:
@@ -276,7 +276,7 @@ def _compared(
     options: dict[str, Any],
 ) -> "Figure":
     """A sheet of maps on one scale; the user's options win."""
-    photo, geometry = _shown(result, options)
+    photo, geometry = shown_result(result, options)
     pixels, uniform = _pixels(geometry, maps, result.mode), maps[-1].uniform
     look = common_look(pixels, _look(options, scale, uniform))
     words = scale_in_words(_look(options, scale, uniform), _ALL)
@@ -290,7 +290,7 @@ def _look(options: Mapping[str, Any], scale: ScaleOption, uniform: float | None)
     return Look(**{"scale": scale, "uniform": uniform} | given)
 
 
-def _shown(
+def shown_result(
     result: AttentionResult, options: Mapping[str, Any], width: float = 1.8
 ) -> tuple[Image.Image, ImageGeometry]:
     """The photo at the size of a panel, and the place of the model's input in it."""

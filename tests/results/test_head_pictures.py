@@ -1,0 +1,73 @@
+"""Figures that tell heads apart, and results side by side, against pixels worked out in the tests."""
+
+import numpy as np
+import pytest
+
+from attnhook import VisionModel, attend, dominant_heads_figure, head_masks_figure, raw_attention, results_figure
+from tests.models import TIMM
+from tests.results.test_pictures import pictures_of
+from tests.results.test_results import PHOTO, prepare
+
+COLORS = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)]  # of the first four heads
+
+
+@pytest.fixture(scope="module")
+def model():
+    return VisionModel(next(case for case in TIMM if case.name == "vit").build(), prepare, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return attend(model, PHOTO, rows="all")[0]
+
+
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def test_each_patch_has_the_colour_of_its_dominant_head(result):
+    keys = result.maps[-1].shape[-1]
+    rows = result.maps[-1].rows[0, :, 0, -15:].reshape(-1, 3, 5).numpy() * keys
+    (picture,) = pictures_of(dominant_heads_figure(result, fade=0))
+    ys, xs = result.patch_map.edges(result.geometry)
+    painted = 0
+    for row in range(3):
+        for column in range(5):
+            y, x = int((ys[row] + ys[row + 1]) / 2), int((xs[column] + xs[column + 1]) / 2)
+            head = int(rows[:, row, column].argmax())
+            opacity = 0.85 * np.clip(1.6 * np.log(rows[head, row, column]) / np.log(16), 0, 1)
+            expected = np.asarray(PHOTO)[y, x] * (1 - opacity) + np.array(COLORS[head]) * opacity
+            assert np.abs(picture[y, x] - expected).max() <= 3
+            painted += opacity > 0
+    assert painted
+
+
+def test_the_panel_of_masks_is_each_heads_own_mask_and_map(result):
+    figure = head_masks_figure(result, keep=0.4, smallest=2)
+    assert titles(figure) == [f"head {head}" for head in range(4)]
+    shown, heads = pictures_of(figure), raw_attention(result.maps, heads=None)[0]
+    for number, head in enumerate(heads):
+        mask = head.overlay(PHOTO, result.geometry, style="mask", keep=0.4, smallest=2)
+        flat = head.overlay(PHOTO, result.geometry, mode="nearest", scale="uniform")
+        assert np.array_equal(shown[number], mask)
+        assert np.array_equal(shown[4 + number], flat)
+
+
+def test_results_side_by_side_share_a_scale(model, result):
+    other = attend(model, PHOTO.rotate(180))[0]
+    figure = results_figure([result, other], ["one", "two"])
+    assert titles(figure) == ["one", "two"]
+    for shown, one in zip(pictures_of(figure), (result, other), strict=True):
+        assert np.array_equal(shown, one.overlay(scale="uniform"))
+    assert titles(results_figure([result, other])) == ["photo 1", "photo 2"]
+    own = results_figure([result, other], scale="minmax")
+    assert any("not comparable" in text.get_text() for text in own.texts)
+
+
+def test_results_without_titles_for_each_are_refused(result):
+    with pytest.raises(ValueError, match="a title for each, got 1 and 2 titles"):
+        results_figure([result], ["a", "b"])
+    with pytest.raises(ValueError, match="expected at least one"):
+        results_figure([])
+    with pytest.raises(TypeError, match="unknown option"):
+        dominant_heads_figure(result, colormap="jet")
