@@ -21,10 +21,11 @@ from attnhook.capture.session import AttentionCapture, MeasuringCapture
 from attnhook.errors import NoReadoutError, UnsupportedModelError
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale
+from attnhook.monitoring.integrations.tensorboard import as_writers
 from attnhook.monitoring.logged_values import pictures_of, scalars_of
 from attnhook.monitoring.probes import ProbeBatch
 from attnhook.monitoring.schedules import Schedule, is_first_process
-from attnhook.monitoring.writers import Writer, WriterGroup
+from attnhook.monitoring.writers import WriterGroup
 from attnhook.options import BlocksOption, Rows, ScaleOption
 from attnhook.running.targets import run_vision
 from attnhook.running.training_state import untouched
@@ -51,7 +52,8 @@ class AttentionMonitor:
         layout: What the tokens are, for models that attnhook does not know.
         methods: What overlays show: names in `METHODS` that need no gradient; empty for no pictures.
         statistics: Whether to log numbers and alarms.
-        writers: Where to log; see `attnhook.monitoring.writers.Writer`.
+        writers: Where to log: a writer such as `TensorBoardWriter`, a `SummaryWriter` of your own, or several; `()` if the values that `step`
+            returns are enough. See `attnhook.monitoring.writers.Writer`.
         also: Further models to run the same probe on, such as `{"ema": averaged}`; their tags begin with their names.
         thresholds: When alarms are raised.
         scale: The scale of pictures, as in `overlay`; the default is the same at every step.
@@ -70,7 +72,7 @@ class AttentionMonitor:
         >>> import timm, torch
         >>> from attnhook import AttentionMonitor
         >>> model = timm.create_model("test_vit", num_classes=5)
-        >>> monitor = AttentionMonitor(model, torch.rand(2, 3, 160, 160), every_n_steps=100)
+        >>> monitor = AttentionMonitor(model, torch.rand(2, 3, 160, 160), every_n_steps=100, writers=())
         >>> [monitor.step(step) for step in (0, 1, 99, 100, 100)]
         [True, False, False, True, False]
     """
@@ -89,7 +91,7 @@ class AttentionMonitor:
         layout: TokenLayout | None = None,
         methods: Sequence[str] = ("raw_attention",),
         statistics: bool = True,
-        writers: Sequence[Writer] = (),
+        writers: Any = None,
         also: Mapping[str, nn.Module] | None = None,
         thresholds: AlarmThresholds | None = None,
         scale: ScaleOption = "uniform",
@@ -108,7 +110,6 @@ class AttentionMonitor:
         self._thresholds = thresholds or AlarmThresholds()
         self._strict = strict
         self._schedule = Schedule(every_n_steps, every_n_epochs)
-        self._writers = WriterGroup(writers, strict=strict)
         self._assumed: str | None = None  # the preprocessing that was assumed, in words
         if isinstance(images, Tensor):
             self._probe = ProbeBatch.of_pixels(images, mean, std)
@@ -121,6 +122,7 @@ class AttentionMonitor:
         self._observing: AttentionCapture | None = None
         for monitored in self.models.values():
             _check(self._capture(monitored), self._methods, scale)
+        self._writers = WriterGroup(as_writers(writers), strict=strict)
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -184,7 +186,7 @@ class AttentionMonitor:
         return capture.maps
 
     def _capture(self, model: nn.Module) -> AttentionCapture:
-        values = any(NEEDS[method].values for method in self._methods)
+        values = any(NEEDS[method].values for method in self._methods if method in NEEDS)
         return AttentionCapture(model, blocks=self._blocks, rows="all", layout=self._layout, values=values)
 
     def _write(self, prefix: str, maps: AttentionMaps, step: int) -> None:

@@ -27,6 +27,8 @@ from attnhook.zoo.vision_models import VisionModel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_SHOWN = 8  # of several results in a notebook
+
 
 @dataclass(frozen=True)
 class ResultSettings:
@@ -200,6 +202,16 @@ class AttentionResult:
         return f"AttentionResult({self.image.width}x{self.image.height} photo, grid {tuple(self.attention.shape)}, {self.caption})"
 
 
+class _Results(list[AttentionResult]):
+    """Results that a notebook shows as pictures when they are the last line of a cell."""
+
+    def _repr_html_(self) -> str:
+        shown = "".join(one._repr_html_() for one in self[:_MOST_SHOWN])
+        left = len(self) - _MOST_SHOWN
+        more = f"<p>and {left} more</p>" if left > 0 else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{shown}</div>{more}'
+
+
 def attend(
     model: "str | VisionModel | nn.Module",
     images: "ImageSource | Iterable[ImageSource]",
@@ -272,7 +284,7 @@ def attend(
     needs = NEEDS[method]
     kept: Any = {"rows": _rows_for(method, rows), "gradients": needs.gradients, "values": needs.values}
     capture = AttentionCapture(vision.model, blocks=blocks, device="cpu", **kept)
-    results = []
+    results = _Results()
     for image in each_image(images):
         photo = read_image(image)
         prepared = vision.prepare(photo)

@@ -33,7 +33,7 @@ pytestmark = [  # what the compiler says of its own
 
 
 def watch_every_step(model: nn.Module) -> AttentionMonitor:
-    return AttentionMonitor(model, probe_pixels(), strict=True)
+    return AttentionMonitor(model, probe_pixels(), strict=True, writers=())
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def test_the_probe_runs_without_autocast_and_without_a_graph() -> None:
         )
     )
     with torch.autocast("cpu", torch.bfloat16):
-        AttentionMonitor(model, probe_pixels(), sheets=0).step(0)
+        AttentionMonitor(model, probe_pixels(), sheets=0, writers=()).step(0)
         assert torch.is_autocast_enabled("cpu")
     assert seen == [(False, False, False)]
 
@@ -110,7 +110,7 @@ def test_the_probe_runs_without_autocast_and_without_a_graph() -> None:
 def test_batch_norm_learns_nothing_from_the_probe() -> None:
     model = Hybrid().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    AttentionMonitor(model, probe_pixels(), strict=True).step(0)
+    AttentionMonitor(model, probe_pixels(), strict=True, writers=()).step(0)
     assert same(before, dict(model.state_dict()))
     assert model.calls == 0
     assert model.stem[1].training
@@ -134,7 +134,7 @@ def test_what_a_sharded_module_holds_is_put_back(process_group) -> None:
     for block in model.vit.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    AttentionMonitor(model, probe_pixels(), strict=True, sheets=0).step(0)
+    AttentionMonitor(model, probe_pixels(), strict=True, sheets=0, writers=()).step(0)
     assert (model.calls, float(model.seen)) == (0, 0.0)
     model(probe_pixels()).sum().backward()
     assert model.calls == 1
@@ -159,7 +159,7 @@ def fail(*_):
 
 def test_a_later_failing_probe_is_reported_once_and_training_goes_on() -> None:
     model = small_vit()
-    monitor, strict = (AttentionMonitor(model, probe_pixels(), strict=strict) for strict in (False, True))
+    monitor, strict = (AttentionMonitor(model, probe_pixels(), strict=strict, writers=()) for strict in (False, True))
     monitor.step(0)
     strict.step(0)
     handle = model.blocks[1].register_forward_hook(fail)
@@ -176,13 +176,13 @@ def test_gradients_are_left_alone() -> None:
     model = small_vit()
     model(probe_pixels()).sum().backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
-    AttentionMonitor(model, probe_pixels()).step(0)
+    AttentionMonitor(model, probe_pixels(), writers=()).step(0)
     assert same(before, {name: p.grad for name, p in model.named_parameters()})
 
 
 def test_no_hook_and_no_work_between_logged_steps() -> None:
     model = small_vit()
-    monitor = AttentionMonitor(model, probe_pixels(), every_n_steps=10)
+    monitor = AttentionMonitor(model, probe_pixels(), every_n_steps=10, writers=())
     ran = []
     model.register_forward_hook(lambda *_: ran.append(1))
     assert [step for step in range(25) if monitor.step(step)] == [0, 10, 20]
@@ -238,7 +238,7 @@ def test_observing_keeps_no_operand_alive() -> None:
 @pytest.mark.parametrize("name", ["compiled", "compiled in place", "compiled blocks"])
 def test_observing_a_compiled_model_is_refused(name: str) -> None:
     model = KINDS[name].wrap(small_vit())
-    monitor = AttentionMonitor(model, probe_pixels())
+    monitor = AttentionMonitor(model, probe_pixels(), writers=())
     with (
         pytest.raises(UnsupportedModelError, match=r"that is compiled.*Call monitor\.step\(step\)") as said,
         monitor.observe(0),
@@ -251,7 +251,7 @@ def test_observing_a_compiled_model_is_refused(name: str) -> None:
 
 
 def test_observing_nothing_is_an_error() -> None:
-    monitor = AttentionMonitor(small_vit(), probe_pixels())
+    monitor = AttentionMonitor(small_vit(), probe_pixels(), writers=())
     with pytest.raises(NothingCapturedError), monitor.observe(0):
         pass
     with pytest.raises(ZeroDivisionError), monitor.observe(1):
@@ -263,7 +263,7 @@ def test_what_a_forward_caches_serves_training_afterwards() -> None:
     from tests.models import TIMM
 
     model = next(case.build() for case in TIMM if case.name == "eva_rope").train()
-    AttentionMonitor(model, torch.rand(1, 3, 24, 40)).step(0)
+    AttentionMonitor(model, torch.rand(1, 3, 24, 40), writers=()).step(0)
     model(torch.rand(2, 3, 24, 40)).sum().backward()
 
 

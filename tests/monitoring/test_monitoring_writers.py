@@ -401,3 +401,25 @@ def test_wandb_offline_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {0, 10} <= set(found["attention/step"])
     assert found["attention/overlay/0/width"] == [192, 192]
     assert len(list(tmp_path.rglob("*.png"))) == 6
+
+
+def test_one_writer_a_summary_writer_and_none(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = small_vit()
+    with pytest.raises(ValueError, match="would log nothing: expected writers, got none"):
+        AttentionMonitor(model, probe_pixels())
+    AttentionMonitor(model, probe_pixels(), writers=DirectoryWriter(tmp_path / "log"), sheets=0).step(0)
+    assert (tmp_path / "log" / "scalars.jsonl").read_text()
+    own = SummaryWriter(str(tmp_path / "events"))
+    monitor = AttentionMonitor(model, probe_pixels(), writers=own, sheets=0)
+    monitor.step(0)
+    monitor.close()
+    own.add_scalar("mine", 1.0, 0)  # it is left open
+    own.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert "mine" in events.Tags()["scalars"]
+    assert any(tag.endswith("/entropy") for tag in events.Tags()["scalars"])

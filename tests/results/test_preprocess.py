@@ -133,10 +133,10 @@ def test_every_form_in_attend_and_in_a_vision_model(form, make):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_in_a_monitor(form):
-    monitor = AttentionMonitor(timm_vit(), [PHOTO, photo(seed=1)], preprocess=FORMS[form], every_n_steps=1)
+    monitor = AttentionMonitor(timm_vit(), [PHOTO, photo(seed=1)], preprocess=FORMS[form], every_n_steps=1, writers=())
     assert torch.equal(monitor._probe.inputs.pixels[:1], fed(FORMS[form]))
     assert monitor.step(0)
-    assert AttentionMonitor(hf_vit(), PHOTO, preprocess=FORMS[form], every_n_steps=1, strict=True).step(0)
+    assert AttentionMonitor(hf_vit(), PHOTO, preprocess=FORMS[form], every_n_steps=1, strict=True, writers=()).step(0)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -206,9 +206,9 @@ def test_a_timm_model_brings_its_own_and_says_so(caplog, tmp_path):
     assert compare({"own": lambda: model}, [PHOTO], cache=None, progress=False).failures == ()
     PHOTO.save(tmp_path / "0.png")
     assert len(extract(model, tmp_path / "0.png", tmp_path / "out", num_workers=0, progress=False)) == 1
-    monitor = AttentionMonitor(model, PHOTO, every_n_steps=1)
+    monitor = AttentionMonitor(model, PHOTO, every_n_steps=1, writers=())
     assert f"1 images prepared as {words}" in repr(monitor)
-    assert "prepared as" not in repr(AttentionMonitor(model, PHOTO, preprocess=COMPOSE, every_n_steps=1))
+    assert "prepared as" not in repr(AttentionMonitor(model, PHOTO, preprocess=COMPOSE, every_n_steps=1, writers=()))
 
 
 def test_a_timm_model_of_another_size_is_fed_that_size():
@@ -251,7 +251,7 @@ def test_other_models_ask_for_it_in_one_sentence(model, asked, tmp_path):
     calls = [
         partial(attend, model, PHOTO),
         partial(VisionModel, model),
-        partial(AttentionMonitor, model, PHOTO),
+        partial(AttentionMonitor, model, PHOTO, writers=()),
         partial(compare, [model], [PHOTO]),
         partial(compare, {"own": model}, [PHOTO]),
         partial(extract, model, tmp_path, tmp_path / "out"),
@@ -264,7 +264,7 @@ def test_other_models_ask_for_it_in_one_sentence(model, asked, tmp_path):
 
 
 def test_pixels_need_no_preprocessing():
-    assert AttentionMonitor(hf_vit(), torch.rand(1, 3, SIZE, SIZE), every_n_steps=1).step(0)
+    assert AttentionMonitor(hf_vit(), torch.rand(1, 3, SIZE, SIZE), every_n_steps=1, writers=()).step(0)
 
 
 @pytest.mark.parametrize("wrong", [7, None, SMALL])
@@ -385,7 +385,7 @@ def test_packed_patches_with_everything_that_belongs_to_them(tmp_path):
 
 @pytest.mark.parametrize("made", [torch.zeros(3, 3, SIZE, SIZE), torch.zeros(1, 3, 3, SIZE, SIZE)])
 def test_several_inputs_of_one_photo(made):
-    for call in (partial(attend, hf_vit()), partial(AttentionMonitor, hf_vit())):
+    for call in (partial(attend, hf_vit()), partial(AttentionMonitor, hf_vit(), writers=())):
         with pytest.raises(GeometryError, match="expected one input per photo, got 3"):
             call(PHOTO, preprocess=lambda picture: {"pixel_values": made})
 

@@ -244,3 +244,12 @@ def test_one_result_holds_several_blocks(model):
         both[2]
     with pytest.raises(ValueError, match=r"expected blocks=, got block=3\. Pass blocks=\[3\], .*result\[3\]"):
         attend(model, PHOTO, block=3)
+
+
+def test_several_results_show_their_pictures_in_a_notebook(model):
+    several = attend(model, [PHOTO] * 9)
+    shown = several._repr_html_()
+    assert isinstance(several, list)
+    assert shown.count("<img ") == 8
+    assert "and 1 more" in shown
+    assert several[0]._repr_html_() in shown

@@ -1,13 +1,13 @@
 """Writes TensorBoard event files, through `torch.utils.tensorboard`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from attnhook.monitoring.writers import import_library
+from attnhook.monitoring.writers import Writer, import_library
 
 
 class TensorBoardWriter:
@@ -52,3 +52,16 @@ class TensorBoardWriter:
         if self._summary_writer is not None and self._is_own:
             self._summary_writer.close()
             self._summary_writer = None
+
+
+def as_writers(writers: Any) -> list[Any]:
+    """One writer or several, where a `SummaryWriter` counts as one; refuses None, which would log nothing."""
+    if writers is None:
+        raise ValueError(
+            "the monitor would log nothing: expected writers, got none. Pass writers=TensorBoardWriter('runs/1') or DirectoryWriter('log'), or "
+            "writers=() if the values that step returns are enough."
+        )
+    several = writers if isinstance(writers, Sequence) else [writers]
+    return [
+        TensorBoardWriter(one) if hasattr(one, "add_scalar") and not isinstance(one, Writer) else one for one in several
+    ]
