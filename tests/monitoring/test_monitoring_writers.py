@@ -50,7 +50,7 @@ def test_tags_are_stable() -> None:
     assert {tag for tag, _ in writer.pictures} == tags | {f"ema/{tag}" for tag in tags}
     ((tag, text, step),) = writer.texts
     assert (tag, step) == ("attention/probe", 0)
-    assert text.endswith(AttentionMonitor(small_vit(), probe_pixels()).digest)
+    assert text.endswith(AttentionMonitor(small_vit(), probe_pixels(), writers=()).digest)
 
 
 def test_change_is_the_divergence_from_the_last_logged_step() -> None:
@@ -87,9 +87,9 @@ def test_photos_are_drawn_true_and_only_where_the_model_looked() -> None:
     assert 0.3 < untouched.mean() < 0.8  # what is colder than the median
     assert len(np.unique(inside, axis=0)) > 20
     with pytest.raises(ValueError, match="pass preprocess="):
-        AttentionMonitor(torch.nn.Sequential(small_vit()), [photo])
+        AttentionMonitor(torch.nn.Sequential(small_vit()), [photo], writers=())
     for one_or_several, count in ((photo, 1), (iter([photo, photo]), 2)):
-        assert len(AttentionMonitor(small_vit(), one_or_several, preprocess=preprocess)._probe) == count
+        assert len(AttentionMonitor(small_vit(), one_or_several, preprocess=preprocess, writers=())._probe) == count
 
 
 def test_pixels_are_drawn_with_mean_and_std() -> None:
@@ -100,7 +100,7 @@ def test_pixels_are_drawn_with_mean_and_std() -> None:
     assert monitor._probe.photos[0].getpixel((3, 3)) == (128, 64, 0)
     for wrong in (torch.zeros(3, SIZE, SIZE), torch.zeros(0, 3, SIZE, SIZE)):
         with pytest.raises(GeometryError, match=r"expected pixels \(batch, 3"):
-            AttentionMonitor(small_vit(), wrong)
+            AttentionMonitor(small_vit(), wrong, writers=())
 
 
 def test_methods_and_models_without_a_readout() -> None:
@@ -109,12 +109,12 @@ def test_methods_and_models_without_a_readout() -> None:
     writer = logged(methods=("raw_attention", "rollout"))
     assert ("attention/rollout/1", 0) in writer.pictures
     with pytest.raises(ValueError, match="'rollout'"):
-        AttentionMonitor(small_vit(), probe_pixels(), methods=("gradcam",))
+        AttentionMonitor(small_vit(), probe_pixels(), methods=("gradcam",), writers=())
     swin = timm.create_model(
         "swin_tiny_patch4_window7_224", img_size=32, window_size=2, embed_dim=12, depths=(1, 1, 1, 1)
     )
     with pytest.raises(NoReadoutError, match="received_attention"):
-        AttentionMonitor(swin, probe_pixels())
+        AttentionMonitor(swin, probe_pixels(), writers=())
     writer = logged(swin, methods=("received_attention",))
     assert ("attention/heads/0", 0) in writer.pictures
     assert writer.numbers[0]["attention/alarms/entropy_collapse"] == 0
@@ -124,7 +124,7 @@ def test_weights_of_values_are_drawn_on_a_scale_of_their_own() -> None:
     methods = ("raw_attention", "value_weighted_attention")
     assert ("attention/value_weighted_attention/1", 0) in logged(methods=methods, scale="minmax").pictures
     with pytest.raises(ValueError, match=r"expected a map of attention, got one of value_weighted_attention"):
-        AttentionMonitor(small_vit(), probe_pixels(), methods=methods)
+        AttentionMonitor(small_vit(), probe_pixels(), methods=methods, writers=())
 
 
 def test_epochs() -> None:
@@ -135,7 +135,7 @@ def test_epochs() -> None:
     assert sorted(writer.numbers) == [20, 40]
     for wrong in ({"every_n_steps": 0}, {"every_n_epochs": -1}):
         with pytest.raises(ValueError, match="expected at least 1"):
-            AttentionMonitor(small_vit(), probe_pixels(), **wrong)
+            AttentionMonitor(small_vit(), probe_pixels(), **wrong, writers=())
 
 
 # --- alarms -------------------------------------------------------------------------------------------------------------------------------
