@@ -44,7 +44,7 @@ def heatmap(
     Raises:
         GeometryError: If `patch_map` is not a map, contains infinity, or does not match the geometry; or if a tensor's grid cannot cover the
             input exactly and there is no `patch_area`.
-        ValueError: If `mode` is unknown, or if a `PatchMap`, which knows its own area, comes with `patch_area`.
+        ValueError: If `mode` is unknown, or if a `PatchMap`, which knows its own area, comes with one.
 
     Example:
         >>> from attnhook import ImageGeometry
@@ -81,7 +81,7 @@ def overlay(
     Raises:
         GeometryError: If map, photo and geometry do not match.
         TypeError: If there is no such option.
-        ValueError: If an option has an unknown value, or if a `PatchMap` comes with `patch_area` or `uniform`, which it knows itself.
+        ValueError: If an option has an unknown value, or if a `PatchMap` comes with what it knows itself, its area or `uniform`.
 
     Example:
         >>> from attnhook import ImageGeometry
