@@ -1,6 +1,6 @@
 """Patch maps: one value per patch, with the place of the patches in the model's input and the meaning of the values.
 
-A `PatchMap` has everything that drawing needs but the photo and the place of the input in it: no argument to forget.
+So a forgotten argument cannot put a map on the wrong part of the input.
 """
 
 import operator
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attnhook.errors import GeometryError
 from attnhook.files import replacing
+from attnhook.imaging import styles
 from attnhook.imaging.figures import FIGURE_OPTIONS, overlay_figure, shown_at
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
@@ -24,7 +25,6 @@ from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import Look, keywords, scale_in_words, share_in_words
 from attnhook.imaging.overlays import blend, check_scale
 from attnhook.imaging.prepared import by, locate
-from attnhook.imaging.styles import check_style, draw_contours, draw_mask, draw_patches, mass_mask
 from attnhook.options import Interpolation, PatchIndex, Size, Style, choose
 
 if TYPE_CHECKING:
@@ -310,12 +310,11 @@ class PatchMap:
             mode: "bilinear", "nearest" or "bicubic", as `heatmap` takes it; only with "heat" and "contours".
             keep: The share of the attention to keep; only with "mask".
             smallest: Connected parts of fewer patches are left out of the mask; only with "mask".
-            **look: `colormap` ("plasma"): the name of a matplotlib colormap, or a `Colormap`. `scale` ("robust", 1st to 99th percentile):
-                "minmax" (this picture's own range), "uniform" (multiples of 1/N, the attention of each of N tokens if it were uniform,
-                logarithmic from 1/N on: comparable between pictures) or (lowest, highest). `alpha` (0.85): the highest opacity, 0 to 1.
-                `weighted` (True): whether opacity rises with the value, from nothing at the median; False gives `alpha` everywhere. `floor`:
-                the value where opacity begins, in place of the median. `fade` (0.4): how grey the part becomes that the model did not see; 0
-                leaves it alone. `crop` ("photo"): "seen" for only the part that the model saw.
+            **look: `colormap` ("plasma"): a matplotlib colormap or its name. `scale` ("robust", 1st to 99th percentile): "minmax" (its own
+                range), "uniform" (multiples of 1/N, logarithmic from 1/N on: comparable between pictures) or (lowest, highest). `alpha`
+                (0.85): the highest opacity, 0 to 1. `weighted` (True): whether opacity rises with the value, from nothing at the median; False
+                gives `alpha` everywhere. `floor`: the value where opacity begins, in place of the median. `fade` (0.4): how grey the part
+                becomes that the model did not see; 0 leaves it alone. `crop` ("photo"): "seen" for only the part that the model saw.
 
         Returns:
             An RGB image of the photo's size, or with crop="seen" of the seen part's.
@@ -327,17 +326,21 @@ class PatchMap:
         """
         chosen, smooth = choose(Style, style, "style"), choose(Interpolation, mode, "mode")
         colors = look_of(self, look, PatchMap.overlay)
-        check_style(chosen, vars(colors) | {"mode": smooth, "keep": keep, "smallest": smallest})
+        styles.check_style(chosen, vars(colors) | {"mode": smooth, "keep": keep, "smallest": smallest})
         one = self._single()
         picture = read_image(photo)
         geometry = locate(where, photo, picture)
         if chosen is Style.MASK:
-            mask = one.values if one.values.dtype is torch.bool else mass_mask(one.values, keep, smallest)
-            inside = replace(one, values=mask.float()).heatmap(geometry, mode=Interpolation.NEAREST)
-            return draw_mask(picture, inside, colors)
+            mask = one.values if one.values.dtype is torch.bool else styles.mass_mask(one.values, keep)
+            inside = replace(one, values=styles.without_small_parts(mask, smallest).float()).heatmap(
+                geometry, mode=Interpolation.NEAREST
+            )
+            return styles.draw_mask(picture, inside, replace(colors, alpha=look.get("alpha", styles.SHADE)))
         if chosen is Style.PATCHES:
-            return draw_patches(picture, one.heatmap(geometry, mode=Interpolation.NEAREST), one.edges(geometry), colors)
-        draw = draw_contours if chosen is Style.CONTOURS else blend
+            return styles.draw_patches(
+                picture, one.heatmap(geometry, mode=Interpolation.NEAREST), one.edges(geometry), colors
+            )
+        draw = styles.draw_contours if chosen is Style.CONTOURS else blend
         return draw(picture, one.heatmap(geometry, mode=smooth), colors)
 
     def figure(

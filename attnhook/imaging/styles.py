@@ -20,7 +20,7 @@ _DARK, _LIGHT = (0, 0, 0), (255, 255, 255)
 _SUMMING = 1e-12  # relative rounding of a sum of shares
 _GRID_OPACITY = 0.35
 _NARROWEST_PATCH = 20  # pixels: borders between smaller patches would cover what they bound
-_SHADE = 0.6  # the opacity of a mask's shade
+SHADE = 0.6  # the opacity of a mask's shade
 _LEVELS = 4  # contour lines
 
 DEFAULTS: Mapping[str, Any] = vars(Look()) | {"mode": Interpolation.BILINEAR, "keep": 0.6, "smallest": 1}
@@ -81,7 +81,7 @@ def draw_patches(
 def draw_mask(photo: Image.Image, inside: Heatmap, look: Look) -> Image.Image:
     """Darken what the model saw outside a mask, and outline the mask."""
     known, picture = sized_like(photo, inside), photo
-    if opacity := checked_opacity(_SHADE if look.alpha == DEFAULTS["alpha"] else look.alpha):
+    if opacity := checked_opacity(look.alpha):
         shade = Image.fromarray(np.where(known == 0, np.uint8(opacity), np.uint8(0)))
         picture = Image.composite(Image.new("RGB", photo.size), photo, shade)
         outline(picture, np.nan_to_num(known))
@@ -96,7 +96,7 @@ def outline(picture: Image.Image, inside: NDArray[np.float32]) -> None:
     _stroke(picture, lines, _LIGHT, width * 1.4, 1.0)
 
 
-def mass_mask(patch_map: torch.Tensor, keep: float = 0.6, smallest: int = 1) -> torch.Tensor:
+def mass_mask(patch_map: torch.Tensor, keep: float = 0.6) -> torch.Tensor:
     """Choose the fewest patches that hold a share of the mass, as in DINO's figures (Caron et al., arXiv 2104.14294)."""
     if not 0 < keep <= 1:
         raise ValueError(f"bad keep: expected 0 < keep <= 1, got {keep}.")
@@ -110,8 +110,7 @@ def mass_mask(patch_map: torch.Tensor, keep: float = 0.6, smallest: int = 1) -> 
     before = ordered.cumsum(0) - ordered
     short = before < keep * (1 - _SUMMING) * ordered.sum()
     chosen = torch.zeros_like(short).scatter(0, order, short & (ordered > 0))
-    mask = chosen.reshape(patch_map.shape)
-    return mask if smallest <= 1 else without_small_parts(mask, smallest)
+    return chosen.reshape(patch_map.shape)
 
 
 def without_small_parts(mask: torch.Tensor, smallest: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.overlays import colorize
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.imaging.styles import mass_mask
+from attnhook.imaging.styles import mass_mask, without_small_parts
 from tests.imaging.expected import PLAIN, differs_little, frame_around, greyed, painted, robust
 
 SIZE = (96, 160)
@@ -168,7 +168,7 @@ def test_small_parts_are_left_out_of_a_mask():
     values = parts(rows)
 
     def kept(smallest):
-        return mass_mask(values, 1.0, smallest)
+        return without_small_parts(mass_mask(values, 1.0), smallest)
 
     def expected(letters):
         return torch.tensor([[sign in letters for sign in row] for row in rows])
@@ -182,6 +182,10 @@ def test_small_parts_are_left_out_of_a_mask():
     assert drawn[1].getpixel((45, 5)) == (255, 255, 255)  # b
     assert max(drawn[2].getpixel((45, 5))) <= 128
     assert drawn[1].getpixel((4, 4)) == drawn[2].getpixel((4, 4)) == (255, 255, 255)  # a
+    own = overlay(white, PatchMap(values > 0), where, style="mask", smallest=2, alpha=0.5)
+    assert own == drawn[2]  # a mask of one's own loses its small parts, too
+    strong = overlay(white, values, where, style="mask", keep=1.0, alpha=0.85)
+    assert strong.getpixel((25, 5)) == (round(255 * (1 - round(0.85 * 255) / 255)),) * 3
     assert overlay(black, values, where, style="mask", keep=1.0, smallest=9).getpixel((4, 4)) == (0, 0, 0)
 
 
@@ -200,7 +204,7 @@ def test_parts_of_random_masks_by_flooding(seed, smallest):
         if part.sum() >= smallest:
             expected |= part
     assert 0 < expected.sum() < chosen.sum()
-    assert torch.equal(mass_mask(chosen.float(), 1.0, smallest), expected)
+    assert torch.equal(without_small_parts(chosen, smallest), expected)
 
 
 def test_patches_lie_where_the_heat_map_has_them():
