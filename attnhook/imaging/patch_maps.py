@@ -366,7 +366,6 @@ class PatchMap:
 
         Raises:
             GeometryError: If there is more than one map, or map and geometry do not match.
-            TypeError: If there is no such option.
         """
         one, picture = self._single(), read_image(photo)
         geometry = locate(where, photo, picture)
