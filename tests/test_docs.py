@@ -118,7 +118,7 @@ def test_commands_are_those_of_the_parser(page: Path) -> None:
 def test_commands_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
     Image.open("cat.jpg").save("coffee.jpg")
     commands = [command for block in blocks_of(ROOT / "README.md") for command in block.commands]
-    assert [command[0] for command in commands] == ["overlay", "view", "describe", "verify"]
+    assert [command[0] for command in commands] == ["overlay", "view", "compare", "describe", "verify"]
     for command in commands:
         assert main(list(expanded(command))) == 0
     assert "blocks.11.attn" in capsys.readouterr().out

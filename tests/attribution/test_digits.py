@@ -15,6 +15,7 @@ from attnhook import (
     gradient_rollout,
     legrad,
     raw_attention,
+    received_attention,
     rollout,
     value_weighted_attention,
 )
@@ -109,7 +110,9 @@ def test_legrad_leans_to_the_right_digit_and_no_more() -> None:
     assert 0.1 < layer_wise_wrong < wrong
 
 
-@pytest.mark.parametrize("method", [raw_attention, rollout, value_weighted_attention], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "method", [raw_attention, rollout, value_weighted_attention, received_attention], ids=lambda m: m.__name__
+)
 def test_what_is_read_off_the_forward_cannot_tell_classes_apart(method) -> None:
     first, second = (maps_towards(method, number) for number in range(2))
     assert torch.equal(first, second)
@@ -121,7 +124,7 @@ def test_what_is_read_off_the_forward_cannot_tell_classes_apart(method) -> None:
 def test_every_method_is_tried() -> None:
     followed = {name for name, needs in NEEDS.items() if needs.gradients}
     assert followed == {"gradient_rollout", "gradient_attention", "legrad"}
-    assert set(METHODS) == followed | {"raw_attention", "rollout", "value_weighted_attention"}
+    assert set(METHODS) == followed | {"raw_attention", "rollout", "value_weighted_attention", "received_attention"}
 
 
 def test_attend_with_a_target() -> None:

@@ -359,7 +359,7 @@ def test_views_are_methods_at_depths() -> None:
     for methods, depths, words in (
         ("gradcam", 1, "unknown method"),
         ([], 1, "at least one method"),
-        (["rollout", "rollout"], 1, "each once"),
+        (["rollout", "rollout"], 1, "no duplicates"),
         ("rollout", 0, "relative depths"),
         ("rollout", [], "relative depths"),
     ):

@@ -130,7 +130,7 @@ def test_a_reader_does_not_take_a_shard_that_was_written_again_for_its_own(photo
         if maps.record(key)["mark"] == fresh.record(key)["mark"]:
             assert torch.equal(rows_in(maps[key], 0), rows_in(fresh[key], 0))
             continue
-        with pytest.raises(ExtractionError, match="written again"):
+        with pytest.raises(ExtractionError, match="rewritten since"):
             maps[key]
         refused += 1
     assert refused

@@ -160,7 +160,7 @@ def test_methods_name_what_they_are_of(result):
     titles, _, caption = text_of(methods_figure(result))
     assert "raw attention " + outside(result.attention) in titles
     assert "rollout" in titles
-    assert "raw_attention: blocks.1.attn; the others: all 2 blocks captured" in caption
+    assert "raw_attention, received_attention: blocks.1.attn; the others: all 2 blocks captured" in caption
     assert "Not from this capture: value_weighted_attention, gradient_attention, gradient_rollout, legrad." in caption
     assert "1st to 99th percentile per image, not comparable" in caption
     with pytest.raises(RowsNotKeptError):
