@@ -19,6 +19,7 @@ from attnhook.imaging.picture_grids import (
     TITLE_INCHES,
     TITLE_POINTS,
     PictureGrid,
+    RightOf,
     cell_size,
     inches,
     wrapped,
@@ -72,28 +73,13 @@ def map_grid(
     if photo is not None:
         show(panels.cells[0], photo, _PHOTO_TITLE)
         panels.cells[0].set_anchor("N")
-    axes = _right_of_labels(panels.cells[-1])
+    panels.cells[-1].set_axis_off()
+    axes = panels.cells[-1].inset_axes((0, 0, 1, 1))
+    axes.set_axes_locator(RightOf(panels.cells[-1], _LABEL_INCHES))
     axes.imshow(picture, interpolation="nearest", extent=(0, picture.width, picture.height, 0))
     _label_cells(axes, row_labels, column_labels, step, (height, width), turned=turned)
     drawn: Figure = panels.figure
     return drawn
-
-
-def _right_of_labels(cell: Any) -> Any:
-    """Axes inside a panel, with room for the labels of the rows at their left."""
-    cell.set_axis_off()
-    inner = cell.inset_axes((0, 0, 1, 1))
-
-    def place(axes: Any, renderer: Any) -> Any:
-        from matplotlib.transforms import Bbox
-
-        outer = cell.get_axes_locator()
-        box = cell.get_position() if outer is None else outer(cell, renderer)
-        left = _LABEL_INCHES * cell.figure.dpi / cell.figure.bbox.width
-        return Bbox.from_extents(box.x0 + left, box.y0, box.x1, box.y1)
-
-    inner.set_axes_locator(place)
-    return inner
 
 
 def _mosaic(values: NDArray[np.float32], look: Look) -> tuple[Image.Image, Size]:

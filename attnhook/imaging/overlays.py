@@ -70,6 +70,10 @@ class ColorScale:
             return float(self.low * (self.high / self.low) ** share)
         return self.low + (self.high - self.low) * share
 
+    def weights(self, look: Look) -> NDArray[np.uint8]:
+        """The opacity of each of the 256 colours in steps of 1/255."""
+        return np.rint(self.opacities(look) * 255).astype(np.uint8)
+
     def opacities(self, look: Look) -> NDArray[np.float64]:
         """The opacity of each of the 256 colours, 0 to 1."""
         alpha = checked_opacity(look.alpha) / 255
@@ -186,7 +190,7 @@ def blend(image: ImageSource, heatmap: Heatmap, look: Look) -> Image.Image:
     picture = read_image(image)  # a copy: painted band by band, so that nothing else of the photo's size is made
     values = sized_like(picture, heatmap)
     scaled = color_scale(values, look)
-    table, weights = palette(look.colormap), np.rint(scaled.opacities(look) * 255).astype(int).tolist()
+    table, weights = palette(look.colormap), scaled.weights(look).tolist()
     step, whole = max(1, _BAND // picture.width), True
     for top in range(0, picture.height, step):
         band = values[top : top + step]
@@ -204,7 +208,7 @@ def layer(heatmap: Heatmap, look: Look) -> Image.Image:
     values = plane(heatmap)
     scaled = color_scale(values, look)
     levels = Image.fromarray(scaled.levels(values))
-    opacity = levels.point(np.rint(scaled.opacities(look) * 255).astype(int).tolist())
+    opacity = levels.point(scaled.weights(look).tolist())
     opacity.paste(0, mask=Image.fromarray(np.isnan(values)))
     picture = _colored(levels, palette(look.colormap))
     picture.putalpha(opacity)

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -86,18 +87,20 @@ def color_bar(
 
 def figure_of(size: tuple[float, float], dpi: float, **options: Any) -> "Figure":
     """A new figure with a canvas of its own. Its PDF and SVG files hold text as text, in TrueType fonts."""
-    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    class TextFigure(Figure):
-        def savefig(self, *args: Any, **kwargs: Any) -> None:
-            with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
-                super().savefig(*args, **kwargs)
-
-    figure = TextFigure(figsize=size, dpi=dpi, facecolor="white", **options)
+    figure = Figure(figsize=size, dpi=dpi, facecolor="white", **options)
+    figure.savefig = partial(_save, figure)  # type: ignore[method-assign]  # a subclass made here could not be pickled
     FigureCanvasAgg(figure)
     return figure
+
+
+def _save(figure: "Figure", *args: Any, **kwargs: Any) -> None:
+    import matplotlib as mpl
+
+    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
+        type(figure).savefig(figure, *args, **kwargs)
 
 
 def make_pictures(

@@ -5,7 +5,7 @@ No layout engine is needed: pictures have known shapes, and texts are measured. 
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -53,10 +53,9 @@ class PictureGrid:
     heights: tuple[float, ...]  # of the rows
     heads: tuple[int, ...] = ()  # lines of title above each row
     feet: tuple[int, ...] = ()  # lines below each row
-    left: float = 0.0  # room for labels
     bar: str | None = None  # the label of the colour bar, if there is one
-    lines: tuple[str, ...] = field(default=())  # the caption
-    title: tuple[str, ...] = field(default=())
+    lines: tuple[str, ...] = ()  # the caption
+    title: tuple[str, ...] = ()
     lying: bool | None = None  # the bar, where that is settled; so are the lines of its label
     bar_lines: tuple[str, ...] = ()
 
@@ -81,7 +80,7 @@ class PictureGrid:
 
     def fixed(self) -> tuple[float, float]:
         """Width and height of all that is no picture, without caption and title."""
-        across = 2 * MARGIN_INCHES + self.left + GAP_INCHES * (len(self.widths) - 1)
+        across = 2 * MARGIN_INCHES + GAP_INCHES * (len(self.widths) - 1)
         down = 2 * MARGIN_INCHES + GAP_INCHES * (len(self.heights) - 1)
         down += TITLE_INCHES * sum(self.heads) + LINE_INCHES * (sum(self.feet) + 0.4 * len(self.feet))
         if self.bar is not None:
@@ -145,7 +144,7 @@ class PictureGrid:
         """Where the pictures, row by row, and the bar lie on a figure or in a place of this size."""
         own_width, own_height = self.size()
         top = height - max(0.0, height - own_height) / 2 - MARGIN_INCHES  # centred in a place that is larger
-        left = max(0.0, width - own_width) / 2 + MARGIN_INCHES + self.left
+        left = max(0.0, width - own_width) / 2 + MARGIN_INCHES
         top -= TITLE_INCHES * (len(self.title) + 0.3) if self.title else 0.0
         first, rectangles = top, []
         for row, tall in enumerate(self.heights):
@@ -180,6 +179,21 @@ class Place:
         panels, bar = self._grid.within(*inches).places(*inches)
         left, bottom, wide, tall = panels[self._number] if self._number is not None else bar or panels[0]
         return Bbox.from_bounds(box.x0 + left / width, box.y0 + bottom / height, wide / width, tall / height)
+
+
+class RightOf:
+    """Where axes lie inside a panel, with `room` inches for labels at their left."""
+
+    def __init__(self, panel: Any, room: float) -> None:
+        self._panel, self._room = panel, room
+
+    def __call__(self, axes: Any, renderer: Any) -> Any:
+        """The place, in fractions of the figure."""
+        from matplotlib.transforms import Bbox
+
+        outer, figure = self._panel.get_axes_locator(), self._panel.figure
+        box = self._panel.get_position() if outer is None else outer(self._panel, renderer)
+        return Bbox.from_extents(box.x0 + self._room * figure.dpi / figure.bbox.width, box.y0, box.x1, box.y1)
 
 
 def columns_for(pictures: int, aspect: float) -> int:

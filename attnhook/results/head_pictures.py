@@ -5,14 +5,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
 
 from attnhook.attribution.map_making import block_in_words
 from attnhook.attribution.raw_maps import raw_attention
 from attnhook.imaging.figures import FIGURE_OPTIONS, Panel, draw_pictures, split_look
 from attnhook.imaging.looks import check_options, scale_in_words, stretch_in_words
 from attnhook.imaging.overlays import Heatmap, blend, check_scale, color_scale, finish_unseen
-from attnhook.imaging.panels import color_bar, plain
+from attnhook.imaging.panels import color_bar
 from attnhook.imaging.picture_grids import TEXT_POINTS
 from attnhook.options import Interpolation, Scale, ScaleOption
 from attnhook.results.pictures import shown_result
@@ -21,7 +22,7 @@ from attnhook.results.results import AttentionResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_COLUMNS = 8
+_MOST_COLUMNS, _OTHERS = 8, "#777777"
 # Okabe and Ito's colours, told apart by colour-blind readers, and four more for models with many heads.
 _HEAD_COLORS = (
     *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
@@ -53,11 +54,11 @@ def head_masks_figure(
     chosen = result.maps[result.settings.block if block is None else block]
     heads = raw_attention(result.maps, block=chosen.name, heads=None)[0]
     photo, geometry = shown_result(result, options)
-    said = {
-        "caption": f"{result.settings.model}, every head of {block_in_words(chosen)}: the fewest patches with {keep:.0%} of its attention to "
-        "the patches, and the map in multiples of 1/N."
-    }
-    texts = [options.pop("caption", said["caption"])]
+    caption = options.pop(
+        "caption",
+        f"{result.settings.model}, every head of {block_in_words(chosen)}: the fewest patches with {keep:.0%} of its attention to the patches, "
+        "and the map in multiples of 1/N.",
+    )
     colors, figure = split_look({"scale": Scale.UNIFORM, "uniform": heads.uniform} | options, head_masks_figure)
     maps = [one.heatmap(geometry, mode=Interpolation.NEAREST) for one in heads]
     masks = [
@@ -71,7 +72,7 @@ def head_masks_figure(
         pictures += [(masks[number], f"head {number}", None) for number in numbers] + blank
         pictures += [(blend(photo, maps[number], colors), "", None) for number in numbers] + blank
     bar, flat = color_bar(maps, colors, heads.quantity)
-    return draw_pictures(pictures, min(_MOST_COLUMNS, len(maps)), texts=[*texts, flat], bar=bar, **figure)
+    return draw_pictures(pictures, min(_MOST_COLUMNS, len(maps)), texts=[caption, flat], bar=bar, **figure)
 
 
 def dominant_heads_figure(result: AttentionResult, *, block: int | str | None = None, **options: Any) -> "Figure":
@@ -83,14 +84,15 @@ def dominant_heads_figure(result: AttentionResult, *, block: int | str | None = 
         **options: `caption`; of the look (`alpha`, `fade`, `crop`) and of the figure, what `PatchMap.figure` takes.
 
     Returns:
-        The figure, with a legend. Below uniform attention, 1/N, the photo is untouched; opacity is complete at 16/N.
+        The figure, with a legend. Below uniform attention, 1/N, the photo is untouched; opacity is complete at 5.7/N. Of more
+        than twelve heads that dominate some patch, the twelve that dominate most have colours, and the others are grey.
     """
     chosen = result.maps[result.settings.block if block is None else block]
     heads = raw_attention(result.maps, block=chosen.name, heads=None)[0]
     photo, geometry = shown_result(result, options, 3.2)
     caption = options.pop(
         "caption",
-        f"{result.settings.model}, {block_in_words(chosen)}: the head that gives each patch the most attention; opacity rises from 1/N to 16/N.",
+        f"{result.settings.model}, {block_in_words(chosen)}: the head that gives each patch the most attention; opacity rises from 1/N on.",
     )
     check_options(options, ("alpha", "fade", "crop", *FIGURE_OPTIONS))
     colors, figure = split_look({"scale": Scale.UNIFORM, "uniform": heads.uniform} | options, dominant_heads_figure)
@@ -99,20 +101,29 @@ def dominant_heads_figure(result: AttentionResult, *, block: int | str | None = 
     best = np.where(unseen, 0, np.nan_to_num(values, nan=-1.0).argmax(axis=0))
     highest = np.where(unseen, np.nan, values.max(axis=0)).astype(np.float32)
     scale = color_scale(highest, colors)
-    opacity = np.where(unseen, 0, np.rint(scale.opacities(colors) * 255)[scale.levels(highest)]).astype(np.uint8)
-    table = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in _HEAD_COLORS], np.uint8)
+    opacity = np.where(unseen, 0, scale.weights(colors)[scale.levels(highest)]).astype(np.uint8)
+    named, others = _colors_of(np.bincount(best[opacity > 0], minlength=len(heads)))
+    table = np.array([ImageColor.getrgb(named.get(head, _OTHERS)) for head in range(len(heads))], np.uint8)
     picture = photo.copy()
-    picture.paste(Image.fromarray(table[best % len(table)]), (0, 0), Image.fromarray(opacity))
+    picture.paste(Image.fromarray(table[best]), (0, 0), Image.fromarray(opacity))
     if unseen.any():
         picture = finish_unseen(picture, highest, colors.fade, colors.crop)
-    used = sorted(set(best[opacity > 0].tolist())) or [0]
     drawn = draw_pictures([(picture, "", None)], 1, texts=[caption], bar=None, **({"cell_width": 3.2} | figure))
     axes = drawn.axes[-1] if figure.get("ax") is None else figure["ax"].child_axes[-1]
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=_HEAD_COLORS[head % len(_HEAD_COLORS)], label=plain(f"head {head}")) for head in used]
+    handles = [Patch(color=color, label=f"head {head}") for head, color in named.items()]
+    handles += [Patch(color=_OTHERS, label=f"{others} other heads")] if others else []
     axes.legend(handles=handles, fontsize=TEXT_POINTS, loc="upper left", framealpha=0.85, handlelength=1.0)
     return drawn
+
+
+def _colors_of(counts: NDArray[np.int_]) -> tuple[dict[int, str], int]:
+    """Colours by head, of the heads that dominate most pixels, and how many heads that dominate some are left without one."""
+    ranked = [int(head) for head in np.argsort(-counts, kind="stable") if counts[head]]
+    shown = sorted(ranked[: len(_HEAD_COLORS)])
+    few = not shown or shown[-1] < len(_HEAD_COLORS)  # then a head has the same colour in every figure
+    return {head: _HEAD_COLORS[head if few else place] for place, head in enumerate(shown)}, len(ranked) - len(shown)
 
 
 def results_figure(
@@ -168,5 +179,7 @@ def results_figure(
     unit = replace(colors, uniform=1.0)
     bar, flat = (None, None) if stretch else color_bar(drawn, unit, label)
     own = stretch and f"Colours: {stretch} per image, not comparable between images."
-    text = f"{several[0].patch_map.description}. {scale_in_words(unit, 'each picture')}" if caption is None else caption
-    return draw_pictures(pictures, columns, texts=[text, flat, own], bar=bar, **figure)
+    if caption is None:
+        maps = "; ".join(dict.fromkeys(one.patch_map.description for one in several))
+        caption = f"{maps}. {scale_in_words(unit, 'each picture')}"
+    return draw_pictures(pictures, columns, texts=[caption, flat, own], bar=bar, **figure)

@@ -200,7 +200,8 @@ def wide_table(shown, columns=16):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_paper_has_all_maps_and_whole_tables(report, shown, scheme):
-    page = report({**shown, "tables": [*shown["tables"], wide_table(shown)]}, color_scheme=scheme)
+    small = {"width": 1280, "height": 200}  # the maps come first: a low window shows a few of them
+    page = report({**shown, "tables": [*shown["tables"], wide_table(shown)]}, color_scheme=scheme, viewport=small)
     drawn, size = page.page.locator("canvas[data-drawn]"), {"width": 720, "height": 900}
     page.settle()
     before = drawn.count()
@@ -220,10 +221,10 @@ def test_paper_has_all_maps_and_whole_tables(report, shown, scheme):
     assert page.page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     assert page.page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 31, 35)"
     page.page.emulate_media(media="screen")
-    page.page.set_viewport_size({"width": 1280, "height": 900})
+    page.page.set_viewport_size(small)
     page.page.evaluate("() => { scrollTo(0, 0); dispatchEvent(new Event('afterprint')); }")
     page.settle()
-    assert drawn.count() == before <= 10
+    assert drawn.count() == before < 10
 
 
 def test_printing_waits_for_nothing(report, shown):

@@ -1,9 +1,25 @@
 """Figures that tell heads apart, and results side by side, against pixels worked out in the tests."""
 
+import copy
+import io
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from attnhook import VisionModel, attend, dominant_heads_figure, head_masks_figure, raw_attention, results_figure
+from attnhook import (
+    VisionModel,
+    attend,
+    blocks_heads_figure,
+    dominant_heads_figure,
+    head_masks_figure,
+    photo_figure,
+    raw_attention,
+    results_figure,
+    statistics_figure,
+)
+from attnhook.results.head_pictures import _colors_of
 from tests.models import TIMM
 from tests.results.test_pictures import pictures_of
 from tests.results.test_results import PHOTO, prepare
@@ -19,6 +35,10 @@ def model():
 @pytest.fixture(scope="module")
 def result(model):
     return attend(model, PHOTO, rows="all")[0]
+
+
+def pickled(figure):
+    return pickle.loads(pickle.dumps(figure))  # noqa: S301 (our own figure)
 
 
 def titles(figure):
@@ -71,3 +91,36 @@ def test_results_without_titles_for_each_are_refused(result):
         results_figure([])
     with pytest.raises(TypeError, match="unknown option"):
         dominant_heads_figure(result, colormap="jet")
+
+
+def test_more_heads_than_colours_never_share_one():
+    counts = np.zeros(16, int)
+    counts[[0, 3, 15]] = [5, 9, 1]
+    named, others = _colors_of(counts)
+    assert (list(named), others) == ([0, 3, 15], 0)
+    assert len(set(named.values())) == 3
+    named, others = _colors_of(np.arange(16, 0, -1))
+    assert (list(named), others) == (list(range(12)), 4)
+    assert len(set(named.values())) == 12
+    assert _colors_of(np.zeros(6, int)) == ({}, 0)
+
+
+def test_results_of_several_classes_are_all_in_the_caption(result):
+    other = replace(result, patch_map=replace(result.patch_map, description="tiny: the same, for class 'dog'"))
+    said = " ".join(text.get_text() for text in results_figure([result, other]).texts).replace("\n", " ")
+    assert result.patch_map.description in said
+    assert "for class 'dog'" in said
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [dominant_heads_figure, head_masks_figure, photo_figure, blocks_heads_figure, statistics_figure],
+    ids=lambda draw: draw.__name__,
+)
+@pytest.mark.parametrize("copied", [pickled, copy.deepcopy])
+def test_figures_can_be_pickled_and_copied(result, draw, copied):
+    figure = draw(result)
+    pictures = [io.BytesIO(), io.BytesIO()]
+    for one, buffer in zip((figure, copied(figure)), pictures, strict=True):
+        one.savefig(buffer, format="png")
+    assert pictures[0].getvalue() == pictures[1].getvalue()
