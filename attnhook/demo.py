@@ -15,9 +15,10 @@ from torch import Tensor
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
 from attnhook.imaging.panels import rendered
+from attnhook.results.head_pictures import results_figure
 from attnhook.results.pictures import blocks_figure, heads_figure, photo_figure
 from attnhook.results.results import AttentionResult, attend, save_image
-from attnhook.zoo.loading import load
+from attnhook.zoo.loading import DIGITS_WEIGHTS, load
 from attnhook.zoo.vision_models import VisionModel
 
 PHOTOS = ("chelsea", "astronaut", "coffee", "rocket")
@@ -41,6 +42,9 @@ def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
         )
         for path in paths:
             print(f"  {path}")
+    classes = draw_classes(out)
+    written.append(classes)
+    print(f"\ntwo digits, and where a small ViT looks for each class (gradient rollout)\n  {classes}")
     pixels = model.preprocess(next(iter(photos.values())))[0]
     height, width = pixels.shape[-2:]
     print(
@@ -79,6 +83,13 @@ def draw(model: VisionModel, photo: Any, out: Path, name: str) -> tuple[Attentio
     pictures["-heads"] = rendered(heads_figure(last))
     pictures["-blocks"] = rendered(blocks_figure(last))
     return last, [save_image(picture, out / f"{name}{suffix}.png") for suffix, picture in pictures.items()]
+
+
+def draw_classes(out: Path) -> Path:
+    """Draw the maps of two classes in one picture: only gradient methods tell classes apart."""
+    model, photo = load("digits"), DIGITS_WEIGHTS.with_name("digits.png")
+    results = [attend(model, photo, method="gradient_rollout", target=target)[0] for target in ("5", "0")]
+    return save_image(rendered(results_figure(results)), out / "digits-classes.png")
 
 
 def library_difference(first: VisionModel, second: VisionModel, pixels: Tensor) -> float:

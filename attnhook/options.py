@@ -71,6 +71,13 @@ class Style(StrEnum):
     MASK = "mask"  # darkens all but the patches that hold most of the mass
 
 
+class FigureStyle(StrEnum):
+    """What a figure is for: its size, its resolution, and how large its text is beside its pictures. Both leave out the caption."""
+
+    PAPER = "paper"  # as wide as the text of a two-column paper
+    SLIDES = "slides"  # as wide as a screen
+
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 

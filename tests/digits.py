@@ -5,13 +5,13 @@ A class-specific map is right if it peaks inside the digit of its class, and wro
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-WEIGHTS = Path(__file__).parent / "assets" / "digits_vit.safetensors"
+from attnhook import load
+
 CANVAS, DIGIT, PATCH, CLASSES = 32, 12, 4, 10
 GRID = CANVAS // PATCH
 HELD_OUT = 5
@@ -52,11 +52,7 @@ def build() -> VisionTransformer:
 
 def trained() -> VisionTransformer:
     """The model with the weights that `python -m tests.assets.train_digits` made, in eval mode."""
-    from safetensors.torch import load_file
-
-    model = build()
-    model.load_state_dict(load_file(WEIGHTS))
-    return model.eval()
+    return load("digits").model
 
 
 def digits(*, held_out: bool) -> tuple[Tensor, Tensor]:
@@ -75,12 +71,14 @@ def draw(
     count: int,
     generator: torch.Generator,
     distort: Callable[[Tensor], Tensor] | None = None,
+    *,
+    step: int = PATCH,
 ) -> DigitPairs:
-    """Draw pairs: random digits of different classes at random places, whole patches apart, where their boxes do not meet."""
+    """Draw pairs: random digits of different classes at random places, multiples of `step` pixels, where their boxes do not meet."""
     images, labels = digits_of
     chosen = _different(labels, count, generator)
     drawn = images[chosen] if distort is None else distort(images[chosen].flatten(0, 1)).unflatten(0, (count, 2))
-    corners = _apart(count, generator)
+    corners = _apart(count, generator, step)
     canvas = torch.zeros(count, CANVAS, CANVAS)
     each = torch.arange(count)[:, None, None]
     for number in range(2):
@@ -98,10 +96,10 @@ def _different(labels: Tensor, count: int, generator: torch.Generator) -> Tensor
     return pairs
 
 
-def _apart(count: int, generator: torch.Generator) -> Tensor:
-    """Corners on whole patches: a tiny model has then less to learn."""
-    places, least = (CANVAS - DIGIT) // PATCH + 1, DIGIT // PATCH
+def _apart(count: int, generator: torch.Generator, step: int) -> Tensor:
+    """Corners; on whole patches, a tiny model has less to learn."""
+    places, least = (CANVAS - DIGIT) // step + 1, DIGIT // step
     corners = torch.randint(places, (count, 2, 2), generator=generator)
     while (meet := ((corners[:, 0] - corners[:, 1]).abs() < least).all(dim=1)).any():
         corners[meet] = torch.randint(places, (int(meet.sum()), 2, 2), generator=generator)
-    return corners * PATCH
+    return corners * step

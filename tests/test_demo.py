@@ -24,7 +24,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     assert "differ by at most" in said
     assert "times the bare forward" in said
     paths = sorted((tmp_path / "out").iterdir())
-    assert len(paths) == 6
+    assert len(paths) == 7
     for path in paths:
         assert str(path) in said
         with Image.open(path) as picture:

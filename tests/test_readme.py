@@ -51,7 +51,7 @@ def test_all_of_it_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert mean_difference(folder / f"{name}.png", ROOT / "docs" / "pictures" / f"{name}.jpg") < 4
     assert names["last"].shape == (1, 6, 1370, 1370)
     printed = capsys.readouterr().out
-    assert "raw attention of block 12 of 12" in printed
+    assert "CLS to patches, block 12 of 12, mean of 6 heads, centre crop" in printed
     assert "demo:timm@224" in printed
     assert list((folder / "runs" / "1").glob("events.out.tfevents.*"))
     assert (folder / "report" / "report.html").stat().st_size > 10_000

@@ -214,7 +214,7 @@ def legrad(maps: AttentionMaps) -> PatchMap:
                 f"{layout.grid[0]}x{layout.grid[1]}. Capture blocks of one grid with blocks=."
             )
         found.append(layout.patches(mean_positive_gradient(block)))
-    return make_map(maps, torch.stack(found).mean(dim=0).float(), list(maps), "legrad", row="all queries")
+    return make_map(maps, torch.stack(found).mean(dim=0).float(), list(maps), "legrad", row="all queries to patches")
 
 
 def _layout(block: BlockAttention, method: str) -> TokenLayout:

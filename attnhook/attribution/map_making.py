@@ -11,7 +11,7 @@ from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, Rows
 
-_ROWS = {Rows.CLS: "class-token row", Rows.POOL: "pooling-query row", Rows.MEAN: "mean of the patches' rows"}
+_ROWS = {Rows.CLS: "CLS", Rows.POOL: "pooling query", Rows.MEAN: "mean over patches"}
 
 
 def make_map(
@@ -38,7 +38,7 @@ def make_map(
         placed(maps, values),
         uniform=uniform,
         adds_up=adds_up and not video,
-        description=f"{method} {_blocks_in_words(blocks)}, {heads_in_words(heads, last.shape[1])}, {shown_row}",
+        description=f"{method}, {shown_row}, {_blocks_in_words(blocks)}, {heads_in_words(heads, last.shape[1])}",
         quantity="attention" if method in ("raw attention", "received attention") else method,
     )
 
@@ -65,35 +65,41 @@ def heads_in_words(heads: HeadsOption, count: int) -> str:
     """How the heads were fused."""
     if heads is None:
         return f"each of {count} heads"
-    return f"head {heads % count}" if isinstance(heads, int) else f"{heads} over {count} heads"
+    if isinstance(heads, int):
+        return f"head {heads % count}"
+    return f"{heads} of {count} heads" if count > 1 else "1 head"
 
 
 def block_in_words(block: BlockAttention) -> str:
-    """A block's number, counted from 1, and its name: `block 12 of 12 (blocks.11.attn)`."""
+    """A block's number, counted from 1, where the model has one."""
     if block.pooling:
-        return f"the attention pooling ({block.name})"
-    if block.number is None:
-        return f"block {block.name}"
-    return f"block {block.number[0]} of {block.number[1]} ({block.name})"
+        return "attention pooling"
+    return f"block {block.name}" if block.number is None else f"block {block.number[0]} of {block.number[1]}"
 
 
 def row_in_words(maps: AttentionMaps, row: int | None = None) -> str:
-    """Whose attention a map shows."""
+    """Whose attention a map shows, and to what: `CLS to patches`."""
+    query = query_in_words(maps, row)
+    return f"{query} to patches" if query else "no readout"
+
+
+def query_in_words(maps: AttentionMaps, row: int | None = None) -> str:
+    """Whose rows were captured, or are read of whole matrices; empty if there is no readout."""
     if not isinstance(maps.selected_rows, Rows):
         chosen = maps.selected_rows if row is None else [maps.selected_rows[row]]
         words = [f"patch {tuple(one)}" if isinstance(one, tuple | list) else f"token {one}" for one in chosen]
-        return f"row of {' or '.join(words)}"
+        return " or ".join(words)
     if row is not None:
-        return f"row of {'token' if maps.selected_rows is Rows.ALL else 'query'} {row}"
+        return f"{'token' if maps.selected_rows is Rows.ALL else 'query'} {row}"
     shown = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
-    return _ROWS.get(shown, "no readout") if shown is not None else "no readout"
+    return _ROWS.get(shown, "") if shown is not None else ""
 
 
 def _blocks_in_words(blocks: Sequence[BlockAttention]) -> str:
     if len(blocks) == 1:
-        return f"of {block_in_words(blocks[0])}"
+        return block_in_words(blocks[0])
     first, last = blocks[0], next((block for block in reversed(blocks) if not block.pooling), blocks[-1])
-    pooled = " and the attention pooling" if blocks[-1].pooling and last is not blocks[-1] else ""
+    pooled = " and attention pooling" if blocks[-1].pooling and last is not blocks[-1] else ""
     if first.number is not None and last.number is not None:
-        return f"through blocks {first.number[0]} to {last.number[0]} of {last.number[1]}{pooled}"
-    return f"through {len(blocks)} blocks, {first.name} to {last.name}{pooled}"
+        return f"blocks {first.number[0]} to {last.number[0]} of {last.number[1]}{pooled}"
+    return f"{len(blocks)} blocks from {first.name} to {last.name}{pooled}"

@@ -143,7 +143,9 @@ def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: Hea
         received = layout.patches(matrix.column_sums() / matrix.shape[2])
         uniform = 1 / matrix.shape[3]
     values = fuse_heads(received.float(), heads, chosen.name)
-    return make_map(maps, values, [chosen], "received attention", heads=heads, row="all queries", uniform=uniform)
+    return make_map(
+        maps, values, [chosen], "received attention", heads=heads, row="all queries to patches", uniform=uniform
+    )
 
 
 def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, heads: HeadsOption = "mean") -> PatchMap:

@@ -1,11 +1,12 @@
 """Which blocks a selector chooses: timm's meaning of `blocks=`."""
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
-from attnhook.capture.sites import AttentionSite
 from attnhook.errors import UnknownBlockError
 from attnhook.options import BlocksOption
+
+_Named = TypeVar("_Named", bound=Any)  # has a name: an attention site, a captured block
 
 
 def are_names(blocks: BlocksOption) -> TypeGuard[str | Sequence[str]]:
@@ -15,8 +16,8 @@ def are_names(blocks: BlocksOption) -> TypeGuard[str | Sequence[str]]:
     )
 
 
-def choose_blocks(sites: Sequence[AttentionSite], blocks: BlocksOption) -> tuple[AttentionSite, ...]:
-    """The sites that a block selector chooses, in the order of the model; `UnknownBlockError`, with the legal ones, if it chooses none.
+def choose_blocks(sites: Sequence[_Named], blocks: BlocksOption) -> tuple[_Named, ...]:
+    """The sites, or captured blocks, that a block selector chooses, in the model's order; `UnknownBlockError`, with the legal ones, if none.
 
     It has timm's meaning: None = all, int n = the last n, a name, indices (negative from the end) and names, or a predicate over names.
     """

@@ -158,7 +158,7 @@ class ModelMeasurer:
         self, measurement: Measurement, capture: AttentionCapture, inputs: ModelInputs, target: TargetOption
     ) -> Measurement:
         try:
-            index = run_towards(capture, self.vision.model, inputs, target, self.vision.labels)
+            index, _ = run_towards(capture, self.vision.model, inputs, target, self.vision.labels)
         except (AttnhookError, RuntimeError) as error:  # also out of memory, or operations that have no gradient
             measurement.problems.update(dict.fromkeys([view.id for view in self._backward], str(error)))
             return measurement

@@ -13,7 +13,7 @@ from attnhook.imaging.figures import split_look
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import Look, check_options, keywords
 from attnhook.imaging.overlays import PAPER, blend, common_look
-from attnhook.imaging.panels import HEADROOM, color_bar, make_pictures, make_plots, plain, settle, show
+from attnhook.imaging.panels import HEADROOM, color_bar, make_pictures, make_plots, plain, plot_width, settle, show
 from attnhook.imaging.picture_grids import (
     TEXT_POINTS,
     TITLE_INCHES,
@@ -34,6 +34,7 @@ _MOST_ROWS_IN_INCHES = 9.0
 _LABEL_INCHES = 0.5
 _DOT_COLOR, _MEAN_COLOR = "#0072b2", "black"  # a blue that colour-blind readers and printers tell from black
 _PANELS_PER_ROW = 3
+_ASPECT = 0.6  # of curves
 _PHOTO_TITLE = "photo, as seen"
 
 
@@ -129,10 +130,12 @@ def depth_figure(
     tables = {name: _table(name, values) for name, values in statistics.items()}
     if not tables:
         raise GeometryError("cannot draw statistics: expected at least one, got none.")
-    title_lines = max(len(wrapped(name, cell_width * 0.9)) for name in tables)
-    cell = cell_width, cell_width * 0.72 + TITLE_INCHES * title_lines
     check_options(figure, ("title", "width", "ax"), listed=keywords(depth_figure))
-    panels = make_plots(list(tables), min(_PANELS_PER_ROW, len(tables)), cell, texts=[caption], dpi=dpi, **figure)
+    columns = min(_PANELS_PER_ROW, len(tables))
+    wide = (figure.pop("width", None) or columns * cell_width) / columns
+    title_lines = max(len(wrapped(name, plot_width(wide))) for name in tables)
+    cell = wide, wide * _ASPECT + TITLE_INCHES * (title_lines + 2)
+    panels = make_plots(list(tables), columns, cell, texts=[caption], dpi=dpi, **figure)
     for axes, (name, values) in zip(panels.cells, tables.items(), strict=False):
         _draw_depth(axes, values, (references or {}).get(name))
     if figure.get("ax") is None:

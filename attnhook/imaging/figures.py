@@ -6,7 +6,7 @@ they are shown.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,7 +28,7 @@ from attnhook.imaging.picture_grids import (
     inches,
     wrapped,
 )
-from attnhook.options import Crop
+from attnhook.options import Crop, FigureStyle, choose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +38,10 @@ Heatmaps: TypeAlias = "Heatmap | Sequence[Heatmap]"
 """Several heat maps of one photo: (maps, height, width), or a sequence of (height, width)."""
 
 FIGURE_OPTIONS = ("title", "width", "cell_width", "dpi", "ax")
+_STYLES: Mapping[FigureStyle, Mapping[str, Any]] = {
+    FigureStyle.PAPER: {"width": 6.75, "dpi": 300, "caption": ""},
+    FigureStyle.SLIDES: {"width": 5.0, "dpi": 384, "caption": ""},  # 1920 pixels, in which 9 points are 48
+}
 _FEWEST_PIXELS = 8
 _NARROWEST_CELL, _WORD = 0.02, 0.6  # inches: where there is no room, and of a word that may be broken
 _TALLEST = 1.6  # of a photo over the width of its figure: the overlay of a taller one gets less width than asked for
@@ -190,6 +194,13 @@ def _in_place(
         grid = replace(grid, widths=(column,) * columns, heights=(cell[1] * scale,) * count)
     fits = min(place[0] - grid.fixed()[0], place[1] - grid.fixed()[1]) > 0.0
     return (fits, wide >= min(longest, _WORD), scale), grid, titles
+
+
+def styled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A figure's options with what its `style` stands for; what was given as well wins."""
+    given = dict(options)
+    style = given.pop("style", None)
+    return given if style is None else {**_STYLES[choose(FigureStyle, style, "style of a figure")], **given}
 
 
 def split_look(options: dict[str, Any], function: Any) -> tuple[Look, dict[str, Any]]:

@@ -81,6 +81,14 @@ def share_in_words(share: float) -> str:
     return f"{share:.1%}" if 0.0005 <= share < 0.00995 or 0.995 <= share < 0.9995 else f"{share:.0%}"
 
 
+def caption_of(description: str, outside: Any = None, view: str = "") -> str:
+    """What was computed, which part of the photo the model saw, and of a single map the mass outside the patches."""
+    words = [", ".join(filter(None, [description, view]))]
+    if outside is not None and outside.numel() == 1:
+        words.append(f"{share_in_words(float(outside))} of the attention outside the patches")
+    return "; ".join(filter(None, words))
+
+
 def scale_in_words(look: Look, shown: str = "this picture") -> str:
     """Say what colours and opacity mean."""
     scale = look.scale

@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 HEADROOM = 1.06  # times the highest value, for an axis that begins at 0, so that no marker is cut off
 _LAYOUTS = 10
+_AXIS_INCHES = 0.6
 _ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is visible on any photo
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -86,21 +86,14 @@ def color_bar(
 
 
 def figure_of(size: tuple[float, float], dpi: float, **options: Any) -> "Figure":
-    """A new figure with a canvas of its own. Its PDF and SVG files hold text as text, in TrueType fonts."""
+    """A new figure with a canvas of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=dpi, facecolor="white", **options)
-    figure.savefig = partial(_save, figure)  # type: ignore[method-assign]  # a subclass made here could not be pickled
+    from attnhook.imaging.notebook_figures import PaperFigure
+
+    figure = PaperFigure(figsize=size, dpi=dpi, facecolor="white", **options)
     FigureCanvasAgg(figure)
     return figure
-
-
-def _save(figure: "Figure", *args: Any, **kwargs: Any) -> None:
-    import matplotlib as mpl
-
-    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
-        type(figure).savefig(figure, *args, **kwargs)
 
 
 def make_pictures(
@@ -213,14 +206,12 @@ def make_plots(
     texts: Sequence[str | None],
     extra: float = 0.0,
     dpi: float,
-    width: float | None = None,
     title: str | None = None,
     ax: Any | None = None,
 ) -> Panels:
     """Make panels for curves, with a title, a quiet grid and two spines each; the last row may be filled in part."""
     rows = -(-len(titles) // columns)
     if ax is None:
-        cell = cell if width is None else (width / columns, cell[1] * width / (columns * cell[0]))
         lines = [line for text in texts for line in wrapped(text, columns * cell[0] - 0.2)]
         size = columns * cell[0], rows * cell[1] + LINE_INCHES * (len(lines) + 0.5) + extra + (0.25 if title else 0.0)
         figure: Any = figure_of(size, dpi, layout="constrained")
@@ -249,7 +240,7 @@ def make_plots(
         if name is None:
             axes.set_axis_off()
             continue
-        heading = plain("\n".join(wrapped(name, cell[0] * 0.9, TITLE_POINTS)))
+        heading = plain("\n".join(wrapped(name, plot_width(cell[0]), TITLE_POINTS)))
         axes.set_title(heading, fontsize=TITLE_POINTS, loc="left")
         axes.tick_params(labelsize=TEXT_POINTS)
         axes.grid(axis="y", color="0.9", linewidth=0.6)
@@ -258,12 +249,18 @@ def make_plots(
     return Panels(figure, cells)
 
 
+def plot_width(cell: float) -> float:
+    """How wide the curves of a cell are, which is the room for their title: numbers and a label stand at their left."""
+    return max(cell - _AXIS_INCHES, cell / 2)
+
+
 def settle(figure: Any) -> None:
     """Repeat the layout of curves on a new figure until nothing moves and nothing is cut off.
 
     Constrained layout takes two steps at a time, too few around long texts, and leaves a text without room beyond the edge.
     """
     engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=MARGIN_INCHES, h_pad=MARGIN_INCHES)
     renderer: Any = figure.canvas.get_renderer()
     places: list[float] = []
     for step in range(_LAYOUTS):

@@ -18,13 +18,13 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.files import replacing
 from attnhook.imaging import styles
-from attnhook.imaging.figures import FIGURE_OPTIONS, overlay_figure, shown_at
+from attnhook.imaging.figures import FIGURE_OPTIONS, overlay_figure, shown_at, styled, triptych
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import Look, keywords, scale_in_words, share_in_words
+from attnhook.imaging.looks import Look, caption_of, keywords, scale_in_words
 from attnhook.imaging.overlays import blend, check_scale
-from attnhook.imaging.prepared import by, locate
+from attnhook.imaging.prepared import by, locate, view_in_words
 from attnhook.options import Interpolation, PatchIndex, Size, Style, choose
 
 if TYPE_CHECKING:
@@ -83,12 +83,8 @@ class PatchMap:
 
     @property
     def caption(self) -> str:
-        """The caption of a figure: method, block, heads, readout; for a single map also the mass outside the patches."""
-        words = [self.description] if self.description else []
-        outside = self.outside
-        if outside is not None and outside.numel() == 1:
-            words.append(f"{share_in_words(float(outside))} of the attention outside the patches")
-        return "; ".join(words)
+        """The caption of a figure: method, readout, block, heads; for a single map also the mass outside the patches."""
+        return caption_of(self.description, self.outside)
 
     def __len__(self) -> int:
         self._check_indexable()
@@ -351,15 +347,16 @@ class PatchMap:
         mode: str = Interpolation.BILINEAR,
         **options: Any,
     ) -> "Figure":
-        """Draw the overlay as a matplotlib figure with a colour bar and a caption.
+        """Draw the photo, the map and the overlay as a matplotlib figure with a colour bar and a caption; in axes of your own, the overlay.
 
         Args:
             photo: The photo, as `read_image` takes it.
             where: What turned the photo into pixels (a transform, a processor, any callable), or an `ImageGeometry`.
             mode: "bilinear", "nearest" or "bicubic", as `heatmap` takes it.
             **options: Of the look: `colormap`, `alpha`, `weighted`, `floor`, `scale`, `fade` and `crop`, as `overlay` takes them. Of the figure:
-                `title`, `caption`, `mark` (a box), `label` (of the colour bar), `width` (in inches), `dpi`, and `ax` to draw in axes of your
-                own, without a caption.
+                `title`, `titles` of the three panels, `caption`, `mark` (a box), `label` (of the colour bar), `width` (in inches), `dpi`,
+                `style` ("paper": 6.75 inches, 300 dpi; "slides": 1920 pixels, large text; both without a caption), and `ax` for axes of your
+                own, which get the overlay, without a caption.
 
         Returns:
             The figure; save it with `.savefig`.
@@ -369,16 +366,17 @@ class PatchMap:
         """
         one, picture = self._single(), read_image(photo)
         geometry = locate(where, photo, picture)
-        said = {"caption": self.caption, "label": self.quantity, "uniform": self.uniform} | options
-        own = {*keywords(overlay_figure), *FIGURE_OPTIONS}
-        look = look_of(self, {name: value for name, value in said.items() if name not in own}, overlay_figure)
-        if "caption" not in options:
-            said["caption"] = ". ".join(filter(None, [self.caption, scale_in_words(look)]))
+        said: dict[str, Any] = {"label": self.quantity, "uniform": self.uniform} | styled(options)
+        draw = triptych if said.get("ax") is None else overlay_figure
+        own = {*keywords(draw), *FIGURE_OPTIONS}
+        look = look_of(self, {name: value for name, value in said.items() if name not in own}, draw)
+        words = caption_of(self.description, self.outside, view_in_words(geometry))
+        said = {"caption": f"{words}. {scale_in_words(look)}"} | said
         wide = picture.width
-        picture, geometry = shown_at(picture, geometry, float(said.get("width", 5.0)) * float(said.get("dpi", 200)))
+        picture, geometry = shown_at(picture, geometry, float(said.get("width") or 5.0) * float(said.get("dpi", 200)))
         if said.get("mark") is not None:
             said["mark"] = tuple(edge * picture.width / wide for edge in said["mark"])
-        return overlay_figure(picture, one.heatmap(geometry, mode=mode), **said)
+        return draw(picture, one.heatmap(geometry, mode=mode), **said)
 
     def _single(self) -> Self:
         """The same map without axes of length 1 before `(h, w)`."""

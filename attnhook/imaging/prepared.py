@@ -73,3 +73,14 @@ def locate(where: Any, photo: Any = None, picture: Image.Image | None = None) ->
 def by(size: Size) -> str:
     """Write a size as in `480 x 640`."""
     return f"{size[0]} x {size[1]}"
+
+
+def view_in_words(geometry: ImageGeometry) -> str:
+    """Say which part of the photo the model saw, to an input pixel."""
+    (height, width), (top, left, bottom, right) = geometry.image_size, geometry.visible
+    margins = (top, height - bottom), (left, width - right)
+    pixels = [1 / abs(scale) for scale in geometry.scale]
+    if all(max(sides) <= pixel for sides, pixel in zip(margins, pixels, strict=True)):
+        return "whole photo"
+    centred = all(abs(first - last) <= 2 * pixel for (first, last), pixel in zip(margins, pixels, strict=True))
+    return "centre crop" if centred else "crop"

@@ -13,6 +13,7 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Rows
 
+FOR_CLASS = ", for class "  # how the class of a gradient method begins in a caption
 _LONGEST = 640  # pixels of the longer edge
 _JPEG_QUALITY = 88
 
@@ -56,10 +57,15 @@ def data_url(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
-def captioned(patch_map: PatchMap, model: str, target: str | int | None = None) -> PatchMap:
-    """Put the model's name, and the class of a gradient method, into a map's caption."""
-    of_class = "" if target is None else f", for class {target!r}"
+def captioned(patch_map: PatchMap, model: str, target: str | int | None = None, score: float | None = None) -> PatchMap:
+    """Put the model's name, and the class of a gradient method with its score, into a map's caption."""
+    of_class = "" if target is None else f", for {class_in_words(target, score)}"
     return replace(patch_map, description=f"{model}: {patch_map.description}{of_class}")
+
+
+def class_in_words(target: str | int, score: float | None) -> str:
+    """A class and its score."""
+    return f"class {target!r}" if score is None else f"class {target!r} (score {score:.3g})"
 
 
 def rows_in_words(maps: AttentionMaps) -> str:

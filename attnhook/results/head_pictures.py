@@ -10,12 +10,13 @@ from PIL import Image, ImageColor
 
 from attnhook.attribution.map_making import block_in_words
 from attnhook.attribution.raw_maps import raw_attention
-from attnhook.imaging.figures import FIGURE_OPTIONS, Panel, draw_pictures, split_look
+from attnhook.imaging.figures import FIGURE_OPTIONS, Panel, draw_pictures, split_look, styled
 from attnhook.imaging.looks import check_options, scale_in_words, stretch_in_words
 from attnhook.imaging.overlays import Heatmap, blend, check_scale, color_scale, finish_unseen
 from attnhook.imaging.panels import color_bar
 from attnhook.imaging.picture_grids import TEXT_POINTS
 from attnhook.options import Interpolation, Scale, ScaleOption
+from attnhook.results.display import FOR_CLASS
 from attnhook.results.pictures import shown_result
 from attnhook.results.results import AttentionResult
 
@@ -51,6 +52,7 @@ def head_masks_figure(
         >>> from attnhook import attend, head_masks_figure
         >>> figure = head_masks_figure(attend("demo", "cat.jpg")[0])  # doctest: +SKIP
     """
+    options = styled(options)
     chosen = result.maps[result.settings.block if block is None else block]
     heads = raw_attention(result.maps, block=chosen.name, heads=None)[0]
     photo, geometry = shown_result(result, options)
@@ -87,6 +89,7 @@ def dominant_heads_figure(result: AttentionResult, *, block: int | str | None = 
         The figure, with a legend. Below uniform attention, 1/N, the photo is untouched; opacity is complete at 5.7/N. Of more
         than twelve heads that dominate some patch, the twelve that dominate most have colours, and the others are grey.
     """
+    options = styled(options)
     chosen = result.maps[result.settings.block if block is None else block]
     heads = raw_attention(result.maps, block=chosen.name, heads=None)[0]
     photo, geometry = shown_result(result, options, 3.2)
@@ -137,7 +140,7 @@ def results_figure(
 
     Args:
         results: Results of `attend`.
-        titles: One title for each; None takes the class, where there is one, and numbers them otherwise.
+        titles: One title for each; None takes the class and its score, where there is one, and numbers them otherwise.
         scale: Which values the colours stand for. None takes "uniform", comparable, if all maps are shares of attention, and else "robust".
         **options: `caption`, `columns`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
 
@@ -151,12 +154,8 @@ def results_figure(
         >>> from attnhook import attend, results_figure
         >>> figure = results_figure(attend("demo", ["cat.jpg", "dog.jpg"]))  # doctest: +SKIP
     """
-    several = list(results)
-    named = (
-        [str(one.settings.target or f"photo {number}") for number, one in enumerate(several, 1)]
-        if titles is None
-        else list(titles)
-    )
+    several, options = list(results), styled(options)
+    named = [_title(one, number) for number, one in enumerate(several, 1)] if titles is None else list(titles)
     if not several or len(named) != len(several):
         raise ValueError(
             f"cannot draw results: expected at least one, and a title for each, got {len(several)} and {len(named)} titles."
@@ -180,6 +179,18 @@ def results_figure(
     bar, flat = (None, None) if stretch else color_bar(drawn, unit, label)
     own = stretch and f"Colours: {stretch} per image, not comparable between images."
     if caption is None:
-        maps = "; ".join(dict.fromkeys(one.patch_map.description for one in several))
+        # A class that is in the title is not said again.
+        titled = [titles is None and one.settings.target is not None for one in several]
+        words = [one.patch_map.description for one in several]
+        shown = [said.partition(FOR_CLASS)[0] if known else said for said, known in zip(words, titled, strict=True)]
+        maps = "; ".join(dict.fromkeys(shown))
         caption = f"{maps}. {scale_in_words(unit, 'each picture')}"
     return draw_pictures(pictures, columns, texts=[caption, flat, own], bar=bar, **figure)
+
+
+def _title(result: AttentionResult, number: int) -> str:
+    target, score = result.settings.target, result.settings.score
+    if target is None:
+        return f"photo {number}"
+    name = target if isinstance(target, str) else f"class {target}"
+    return name if score is None else f"{name}, score {score:.3g}"

@@ -16,22 +16,24 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from attnhook.attribution.map_making import block_in_words, heads_in_words, make_map, row_in_words
+from attnhook.attribution.map_making import block_in_words, heads_in_words, make_map, query_in_words, row_in_words
 from attnhook.attribution.methods import METHODS, NEEDS, check_method
 from attnhook.attribution.raw_maps import fuse_heads, raw_attention
 from attnhook.attribution.statistics import attention_statistics, received_mass
+from attnhook.capture.block_choice import choose_blocks
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import BlockAttention
 from attnhook.errors import AttnhookError, RowsNotKeptError, TokenLayoutError
 from attnhook.imaging.depth_figures import depth_figure, map_grid
-from attnhook.imaging.figures import overlay_figure, sheet, shown_at, triptych
+from attnhook.imaging.figures import overlay_figure, sheet, shown_at, styled
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.looks import Look, scale_in_words, share_in_words
+from attnhook.imaging.looks import Look, caption_of, scale_in_words, share_in_words
 from attnhook.imaging.overlays import common_look
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.imaging.picture_grids import cell_size
-from attnhook.options import HeadsOption, PatchIndex, Rows, Scale, ScaleOption
-from attnhook.results.display import reads_block
+from attnhook.imaging.prepared import view_in_words
+from attnhook.options import BlocksOption, HeadsOption, PatchIndex, Rows, Scale, ScaleOption
+from attnhook.results.display import captioned, class_in_words, reads_block
 from attnhook.results.results import AttentionResult
 
 if TYPE_CHECKING:
@@ -43,12 +45,12 @@ _ENTROPY = "entropy (nats)"
 
 
 def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.ROBUST, **options: Any) -> "Figure":
-    """Draw the photo, the map and the overlay, with a colour bar.
+    """Draw the photo, the map and the overlay, with a colour bar: the same as `result.figure()`.
 
     Args:
         result: The result.
         scale: Which values the colours stand for, as `overlay` takes it.
-        **options: `titles`, `caption`, `mark`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
+        **options: What `PatchMap.figure` takes.
 
     Returns:
         The figure.
@@ -57,11 +59,7 @@ def photo_figure(result: AttentionResult, *, scale: ScaleOption = Scale.ROBUST, 
         >>> from attnhook import attend
         >>> figure = photo_figure(attend("demo", "cat.jpg")[0])  # doctest: +SKIP
     """
-    photo, geometry = shown_result(result, options, 2.2)
-    look = _look(options, scale, result.uniform)
-    said: dict[str, Any] = {"caption": f"{result.caption}. {scale_in_words(look)}", "label": result.quantity}
-    heatmap = result.patch_map.heatmap(geometry, mode=result.mode)
-    return triptych(photo, heatmap, scale=scale, uniform=result.uniform, **(said | options))
+    return result.figure(scale=scale, **options)
 
 
 def heads_figure(
@@ -78,20 +76,27 @@ def heads_figure(
     Returns:
         The figure.
     """
+    options = styled(options)
     chosen = result.maps[result.settings.block if block is None else block]
     patches = raw_attention(result.maps, block=chosen.name, heads=None)[0]
-    caption = f"{_start(result)}, raw attention of every head of {block_in_words(chosen)}; {_OUTSIDE}"
+    caption = f"{_raw(result, block_in_words(chosen), f'each of {len(patches)} heads')}; {_OUTSIDE}"
     titles = [f"head {head}{_outside(one)}" for head, one in enumerate(patches)]
     return _compared(result, [patches], titles, caption, scale=scale, options=options)
 
 
 def blocks_figure(
-    result: AttentionResult, *, heads: HeadsOption = "mean", scale: ScaleOption = Scale.UNIFORM, **options: Any
+    result: AttentionResult,
+    *,
+    blocks: BlocksOption = None,
+    heads: HeadsOption = "mean",
+    scale: ScaleOption = Scale.UNIFORM,
+    **options: Any,
 ) -> "Figure":
     """Draw where the readout looks in every block, on one scale, and how much of its attention falls outside the patches.
 
     Args:
         result: The result.
+        blocks: Which of the captured blocks to draw, as `AttentionCapture` takes them; None draws all that share the map's grid.
         heads: How heads become one map.
         scale: Which values the colours stand for; "minmax" and "robust" stretch all blocks together.
         **options: `caption`, `columns`, `photo_title`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
@@ -99,20 +104,24 @@ def blocks_figure(
     Returns:
         The figure.
     """
-    shown = _same_grid(result)
+    options = styled(options)
+    shown = _same_grid(result, blocks)
     maps = [raw_attention(result.maps, block=block.name, heads=heads)[0] for _, block in shown]
     pairs = zip(shown, maps, strict=True)
     titles = [f"block {number} of {count}{_outside(one)}" for ((number, count), _), one in pairs]
     fused = heads_in_words(heads, shown[-1][1].shape[1])
-    caption = f"{_start(result)}, raw attention of each block, {fused}{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'}"
+    caption = f"{_raw(result, f'{len(maps)} blocks', fused)}{f'; {_OUTSIDE}' if maps[-1].adds_up else '.'}"
     return _compared(result, maps, titles, caption, scale=scale, options=options)
 
 
-def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.UNIFORM, **options: Any) -> "Figure":
+def blocks_heads_figure(
+    result: AttentionResult, *, blocks: BlocksOption = None, scale: ScaleOption = Scale.UNIFORM, **options: Any
+) -> "Figure":
     """Draw every head of every block as a small map on the patch grid, on one scale.
 
     Args:
         result: The result.
+        blocks: Which of the captured blocks to draw, as `AttentionCapture` takes them; None draws all that share the map's grid.
         scale: Which values the colours stand for; "minmax" and "robust" stretch all maps together.
         **options: `caption`, `row_labels`, `column_labels`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
 
@@ -122,7 +131,8 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
     Raises:
         TokenLayoutError: If the blocks differ in their numbers of heads.
     """
-    shown = _same_grid(result)
+    options = styled(options)
+    shown = _same_grid(result, blocks)
     maps = [raw_attention(result.maps, block=block.name, heads=None)[0] for _, block in shown]
     counts = {len(one) for one in maps}
     if len(counts) != 1:
@@ -132,7 +142,7 @@ def blocks_heads_figure(result: AttentionResult, *, scale: ScaleOption = Scale.U
     grid = result.patch_map.grid
     outside = torch.stack([one.outside for one in maps if one.outside is not None])
     said: dict[str, Any] = {
-        "caption": f"{_start(result)}, raw attention of every head of every block on the {grid[0]} x {grid[1]} patches; "
+        "caption": f"{_raw(result, 'every head of every block', f'{grid[0]} x {grid[1]} patches')}; "
         f"{share_in_words(float(outside.min()))} to {share_in_words(float(outside.max()))} of it outside the patches. "
         f"{scale_in_words(_look(options, scale, maps[-1].uniform), _ALL)}",
         "image": _seen(result),
@@ -164,6 +174,7 @@ def methods_figure(
         ValueError: If a method is unknown.
         RowsNotKeptError: If this capture allows no method.
     """
+    options = styled(options)
     for name in methods or ():
         check_method(name)
     maps: dict[str, PatchMap] = {}
@@ -213,6 +224,7 @@ def query_figure(
         RowsNotKeptError: Unless all rows were captured.
         TokenLayoutError: If the block's tokens are not on one patch grid.
     """
+    options = styled(options)
     several = cast(list[PatchIndex], [patches] if isinstance(patches[0], int) else list(patches))
     chosen = result.maps[result.settings.block if block is None else block]
     layout = chosen.layout
@@ -223,14 +235,16 @@ def query_figure(
     rows = chosen.matrix.rows([layout.token_of(patch) for patch in several])
     uniform = 1 / chosen.shape[-1]
     values = layout.patches(fuse_heads(rows, heads))[0]
-    fused = make_map(result.maps, values, [chosen], "raw attention", heads=heads, row="patches", uniform=uniform)
+    row = "marked patch to patches"
+    fused = make_map(result.maps, values, [chosen], "raw attention", heads=heads, row=row, uniform=uniform)
     photo, geometry = shown_result(result, options, 5.0 if len(several) == 1 else 1.8)
     boxes = [fused.box(geometry, patch) for patch in several]
-    caption = f"{result.settings.model}, raw attention of the marked patch in {block_in_words(chosen)}, {heads_in_words(heads, chosen.shape[1])}"
+    outside = fused.outside if len(several) == 1 else None
+    description = captioned(fused, result.settings.model).description
+    caption = caption_of(description, outside, view_in_words(result.geometry))
     if len(several) == 1:
-        left = f"{_outside(fused[0])} the patches" if fused.adds_up else ""
         words = scale_in_words(_look(options, scale, uniform))
-        said: dict[str, Any] = {"caption": f"{caption}{left}. {words}", "mark": boxes[0]}
+        said: dict[str, Any] = {"caption": f"{caption}. {words}", "mark": boxes[0]}
         (pixels,) = _pixels(geometry, [fused], result.mode)
         return overlay_figure(photo, pixels, scale=scale, uniform=uniform, **(said | options))
     pairs = zip(several, fused, strict=True)
@@ -239,27 +253,30 @@ def query_figure(
     return _compared(result, [fused], titles, caption, scale=scale, options={"marks": boxes, **options})
 
 
-def statistics_figure(result: AttentionResult, **options: Any) -> "Figure":
+def statistics_figure(result: AttentionResult, *, blocks: BlocksOption = None, **options: Any) -> "Figure":
     """Draw statistics over depth, a dot for each head: entropy, attention distance, and the mass of the largest sink.
 
     Args:
         result: A result of `attend(..., rows="all")` gives means over all queries, any other the means over the rows that were captured.
-        **options: `caption`, `references`, `title`, `width`, `dpi`, `ax`.
+        blocks: Which of the captured blocks to draw, as `AttentionCapture` takes them; None draws all.
+        **options: `caption`, `references`, `title`, `width`, `dpi`, `style`, `ax`.
 
     Returns:
         The figure. It leaves out statistics that this capture does not allow: no attention distance without a patch's row.
     """
-    blocks = attention_statistics(result.maps, diversity=False)
-    keys = {block.shape[-1] for block in result.maps}
+    options = styled(options)
+    maps = result.maps.with_blocks(choose_blocks(tuple(result.maps), blocks))
+    measured = attention_statistics(maps, diversity=False)
+    keys = {block.shape[-1] for block in maps}
     tables = {
-        _ENTROPY: _by_head([block.entropy for block in blocks]),
-        "attention distance (patches)": _by_head([block.distance_patches for block in blocks]),
-        "largest sink (share)": _by_head([received_mass(block).amax(dim=-1) for block in result.maps]),
+        _ENTROPY: _by_head([block.entropy for block in measured]),
+        "attention distance (patches)": _by_head([block.distance_patches for block in measured]),
+        "largest sink (share)": _by_head([received_mass(block).amax(dim=-1) for block in maps]),
     }
-    queries = "all queries" if result.maps.selected_rows is Rows.ALL else row_in_words(result.maps)
+    queries = "all queries" if maps.selected_rows is Rows.ALL else f"query {query_in_words(maps)}"
     one_length = len(keys) == 1
     said: dict[str, Any] = {
-        "caption": f"{result.settings.model}, {queries}; dots are heads, lines are their means"
+        "caption": f"{result.settings.model}: {queries}; dots are heads, lines are their means"
         f"{', dashed: uniform attention' if one_length else ''}. Sink: the token that gets the most attention, averaged over the queries.",
         "references": {_ENTROPY: math.log(keys.pop())} if one_length else {},
     }
@@ -314,11 +331,16 @@ def _by_head(values: list[Tensor]) -> Tensor:
 
 def _methods_in_words(result: AttentionResult, shown: list[str], left_out: list[str]) -> str:
     of_one = [name for name in shown if reads_block(name)]
-    words = [f"{_start(result)}, mean over heads; defaults of each method"]
+    row = row_in_words(result.maps)
+    words = [
+        f"{result.settings.model}: {row}, mean of heads, {view_in_words(result.geometry)}; defaults of each method"
+    ]
     if of_one:
-        words.append(f"{', '.join(of_one)}: {result.maps[-1].name}")
+        words.append(f"{', '.join(of_one)}: {block_in_words(result.maps[-1])}")
     if len(of_one) < len(shown):
         words.append(f"{'the others: ' if of_one else ''}all {len(result.maps)} blocks captured")
+    if result.settings.target is not None and any(NEEDS[name].gradients for name in shown):
+        words.append(f"gradients for {class_in_words(result.settings.target, result.settings.score)}")
     if any(NEEDS[name].mass for name in shown):
         words.append(_OUTSIDE.removesuffix("."))
     text = f"{'; '.join(words)}."
@@ -334,15 +356,18 @@ def _outside(patch_map: PatchMap, *, before: str = ", ") -> str:
     return "" if patch_map.outside is None else f"{before}{share_in_words(float(patch_map.outside))} outside"
 
 
-def _start(result: AttentionResult) -> str:
-    return f"{result.settings.model}, {row_in_words(result.maps)}"
+def _raw(result: AttentionResult, *what: str) -> str:
+    """The caption of a sheet of raw attention."""
+    return f"{result.settings.model}: {', '.join(['raw attention', row_in_words(result.maps), *what, view_in_words(result.geometry)])}"
 
 
-def _same_grid(result: AttentionResult) -> list[tuple[tuple[int, int], BlockAttention]]:
-    """The blocks whose keys are on the result's grid and that have the readout's row, each with its number and how many there are."""
-    grid = result.patch_map.grid
+def _same_grid(result: AttentionResult, blocks: BlocksOption) -> list[tuple[tuple[int, int], BlockAttention]]:
+    """Chosen blocks whose keys are on the result's grid and that have the readout's row, each with its number and how many there are."""
+    grid, chosen = result.patch_map.grid, {block.name for block in choose_blocks(tuple(result.maps), blocks)}
     found = []
     for at, block in enumerate(result.maps, 1):
+        if block.name not in chosen:
+            continue
         layout = block.token_layout
         if isinstance(layout, TokenLayout) and layout.frames == 1 and layout.grid == grid:
             with suppress(AttnhookError):

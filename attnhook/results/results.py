@@ -15,8 +15,9 @@ from attnhook.capture.session import AttentionCapture
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
-from attnhook.imaging.looks import keywords
+from attnhook.imaging.looks import caption_of, keywords
 from attnhook.imaging.patch_maps import PatchMap
+from attnhook.imaging.prepared import view_in_words
 from attnhook.options import BlocksOption, HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Style, choose
 from attnhook.results.display import captioned, html_of, mimebundle, png_of, reads_block, rows_in_words
 from attnhook.results.scenes import Scene
@@ -40,6 +41,7 @@ class ResultSettings:
     heads: HeadsOption = HeadFusion.MEAN.value  # how heads became one map
     rows: str = ""  # which row of the attention matrix the map shows
     target: str | int | None = None  # the class that a gradient method followed, by name or index
+    score: float | None = None  # of that class, as the model gives it (a logit)
     options: Mapping[str, Any] = field(default_factory=dict)  # the method's own
 
 
@@ -110,8 +112,8 @@ class AttentionResult:
 
     @property
     def caption(self) -> str:
-        """The caption of a figure: model, method, block, heads, readout, mass outside the patches."""
-        return self.patch_map.caption
+        """The caption of a figure: model, method, readout, block, heads, the part of the photo that was seen, mass outside the patches."""
+        return caption_of(self.patch_map.description, self.patch_map.outside, view_in_words(self.geometry))
 
     @property
     def quantity(self) -> str:
@@ -135,11 +137,11 @@ class AttentionResult:
         return self.patch_map.overlay(self.image, self.geometry, **({"mode": self.mode} | look if smooth else look))
 
     def figure(self, **look: Any) -> "Figure":
-        """Draw the overlay as a matplotlib figure with a colour bar and a caption; `photo_figure` shows photo, map and overlay.
+        """Draw the photo, the map and the overlay as a matplotlib figure with a colour bar and a caption; in axes of your own, the overlay.
 
         Args:
-            **look: Options of the look and of the figure, as `PatchMap.figure` takes them, such as `title`, `width` (in inches), and `ax` to
-                draw in axes of your own.
+            **look: Options of the look and of the figure, as `PatchMap.figure` takes them, such as `title`, `width` (in inches), `style`
+                ("paper" or "slides"), and `ax` to draw in axes of your own.
 
         Returns:
             The figure; save it with `.savefig`.
@@ -288,9 +290,9 @@ def attend(
     for image in each_image(images):
         photo = read_image(image)
         prepared = vision.prepare(photo)
-        followed = None
+        followed = score = None
         if needs.gradients:
-            index = run_towards(
+            index, score = run_towards(
                 capture, vision.model, prepared.inputs, target, vision.labels, model_kwargs=model_kwargs
             )
             followed = index if vision.labels is None else vision.labels[index]
@@ -299,7 +301,7 @@ def attend(
             with torch.no_grad(), capture:
                 run_vision(vision.model, prepared.inputs, model_kwargs)
         maps = capture.maps
-        settings = ResultSettings(name, method, maps[-1].name, heads, rows_in_words(maps), followed, options)
+        settings = ResultSettings(name, method, maps[-1].name, heads, rows_in_words(maps), followed, score, options)
         patch_map = _mapped(maps, settings)
         patch_map.area_on(prepared.geometry)  # a mismatch is reported now, not when something is drawn
         results.append(AttentionResult(photo, patch_map, prepared.geometry, maps, settings, smooth))
@@ -310,7 +312,7 @@ def _mapped(maps: AttentionMaps, settings: ResultSettings) -> PatchMap:
     """The first image's map, with the model's name in front of its caption."""
     options = method_options(settings.method, {"block": settings.block, "heads": settings.heads})
     patch_map = METHODS[settings.method](maps, **options, **settings.options)[0]
-    return captioned(patch_map, settings.model, settings.target)
+    return captioned(patch_map, settings.model, settings.target, settings.score)
 
 
 def _check_target(method: str, target: TargetOption, heads: HeadsOption) -> None:

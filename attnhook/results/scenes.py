@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
@@ -97,7 +97,7 @@ def _chosen(maps: AttentionMaps, matrices: BlocksOption) -> set[str]:
             "cannot show whole matrices: expected a capture with rows='all', got "
             f"rows={rows.value if isinstance(rows, Rows) else list(rows)}. Run attend(..., rows='all'), or pass matrices=()."
         )
-    return {block.name for block in choose_blocks(cast(Any, tuple(maps)), matrices)}
+    return {block.name for block in choose_blocks(tuple(maps), matrices)}
 
 
 def _names(maps: AttentionMaps) -> list[str]:

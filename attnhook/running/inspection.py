@@ -1,15 +1,19 @@
 """What would be captured from a model, what would not, and why."""
 
+import html
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.notebook import html_table
 from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
@@ -47,8 +51,32 @@ class PartDescription:
     num_modules: int  # attention modules in it
 
 
+Table: TypeAlias = tuple[
+    Sequence[tuple[str, str]], Sequence[Sequence[str]]
+]  # named facts, and rows of which the first is the head
+
+
+class Tabular(ABC):
+    """What is printed, and shown in a notebook, as a table below some facts."""
+
+    @abstractmethod
+    def _table(self) -> Table: ...
+
+    def __str__(self) -> str:
+        facts, rows = self._table()
+        wide = max(len(name) for name, _ in facts)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([*(f"{name:<{wide}} {value}" for name, value in facts), "", *lines])
+
+    def _repr_html_(self) -> str:
+        facts, rows = self._table()
+        said = "".join(f"<div><strong>{html.escape(name)}</strong> {html.escape(value)}</div>" for name, value in facts)
+        return f"<div>{said}{html_table(rows)}</div>"
+
+
 @dataclass(frozen=True)
-class ModelDescription:
+class ModelDescription(Tabular):
     """What attnhook knows about a model; `str()` of it is a table.
 
     Attributes:
@@ -73,7 +101,7 @@ class ModelDescription:
     captured: tuple[PartDescription, ...] = ()
     not_captured: tuple[PartDescription, ...] = ()
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         grid = "read off each forward" if self.grid is None else f"{self.grid[0]} x {self.grid[1]}"
         if self.input_size is not None:
             grid += f" patches of a {self.input_size[0]} x {self.input_size[1]} px input (height x width)"
@@ -92,13 +120,7 @@ class ModelDescription:
             kind = f"{block.type_name} (pooling)" if block.pooling else block.type_name
             shape = "" if block.shape is None else ", ".join(map(str, block.shape))
             rows.append((f"{number:>2}  {block.name}", kind, block.kernel, shape))
-        return "\n".join([*(f"{name:<8} {value}" for name, value in head), "", *aligned(rows)])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose columns are aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return head, rows
 
 
 def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription:

@@ -54,15 +54,15 @@ def run_towards(
     labels: tuple[str, ...] | None,
     *,
     model_kwargs: Mapping[str, Any] | None = None,
-) -> int:
-    """Run a model inside a capture, then the score of one class backward. Parameters keep their `.grad` and `requires_grad`."""
+) -> tuple[int, float]:
+    """Run a model inside a capture, then the score of one class backward; returns both. Parameters keep their `.grad` and `requires_grad`."""
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = inputs.pixels.detach().clone().requires_grad_()
         with capture:
             scores = class_scores(model, run_vision(model, with_pixels(inputs, leaf), model_kwargs))
         index = int(scores[0].argmax()) if target is None else class_index(target, labels, scores.shape[1])
         torch.autograd.grad(scores[0, index], leaf, allow_unused=True)
-    return index
+    return index, float(scores[0, index].detach())
 
 
 def class_scores(model: nn.Module, output: Any) -> Tensor:

@@ -16,11 +16,12 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture, MeasuringCapture
 from attnhook.capture.sites import Kernel
-from attnhook.running.inspection import aligned
+from attnhook.running.inspection import Table, Tabular
 from attnhook.running.targets import run_vision
 
 TOLERANCE = 2e-5
 """Largest error of rows times values, relative to the largest value: float32 kernels differ by less over 4,097 tokens."""
+_SUM_TOLERANCE = 1e-5
 EXPLICIT_TOLERANCE = 1e-3
 """Largest error against the eager reference, whose own activations drift away from the fused model's block by block (4e-5 after 12)."""
 
@@ -39,7 +40,7 @@ class BlockVerification:
 
 
 @dataclass(frozen=True)
-class VerificationReport:
+class VerificationReport(Tabular):
     """The result of `verify`; `str()` of it is a table.
 
     Attributes:
@@ -59,13 +60,18 @@ class VerificationReport:
         """Whether every error is within its tolerance and the output was unchanged."""
         return self.output_unchanged and all(map(self._is_good, self.blocks))
 
-    def _is_good(self, block: BlockVerification) -> bool:
-        explicit = max(EXPLICIT_TOLERANCE, 50 * self.tolerance)
-        limits = ((block.output_error, self.tolerance), (block.sum_error, 1e-5), (block.explicit_error, explicit))
-        return all(error is None or error <= limit for error, limit in limits)
+    def _limits(self) -> tuple[float, float, float]:
+        return self.tolerance, _SUM_TOLERANCE, max(EXPLICIT_TOLERANCE, 50 * self.tolerance)
 
-    def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("block", "kernel", "rows x values", "sum of rows", "explicit softmax", "")]
+    def _is_good(self, block: BlockVerification) -> bool:
+        errors = block.output_error, block.sum_error, block.explicit_error
+        return all(error is None or error <= limit for error, limit in zip(errors, self._limits(), strict=True))
+
+    def _table(self) -> Table:
+        names = zip(("rows x values", "sum of rows", "explicit softmax"), self._limits(), strict=True)
+        rows: list[tuple[str, ...]] = [
+            ("block", "kernel", *(f"{name} (limit {limit:.0e})" for name, limit in names), "")
+        ]
         for block in self.blocks:
             errors = (block.output_error, block.sum_error, block.explicit_error)
             numbers = ["-" if error is None else f"{error:.1e}" for error in errors]
@@ -74,7 +80,7 @@ class VerificationReport:
             rows.append((block.name, block.kernel, *numbers, verdict))
         unchanged = "unchanged, bit for bit" if self.output_unchanged else "CHANGED by the capture"
         result = "passed" if self.passed else "FAILED"
-        return "\n".join([f"model   {self.type_name}", f"output  {unchanged}", f"result  {result}", "", *aligned(rows)])
+        return [("model", self.type_name), ("output", unchanged), ("result", result)], rows
 
 
 def verify(model: nn.Module, pixels: Tensor, *, layout: TokenLayout | None = None) -> VerificationReport:

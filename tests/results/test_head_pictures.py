@@ -124,3 +124,12 @@ def test_figures_can_be_pickled_and_copied(result, draw, copied):
     for one, buffer in zip((figure, copied(figure)), pictures, strict=True):
         one.savefig(buffer, format="png")
     assert pictures[0].getvalue() == pictures[1].getvalue()
+
+
+def test_classes_are_titles_with_their_scores(model):
+    classes = [attend(model, PHOTO, method="gradient_rollout", target=target)[0] for target in (0, 1)]
+    figure = results_figure(classes)
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    assert titles == [f"class {number}, score {one.settings.score:.3g}" for number, one in enumerate(classes)]
+    said = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
+    assert said.count("gradient rollout, CLS to patches, blocks 1 to 2 of 2") == 1

@@ -26,7 +26,7 @@ from attnhook import (
     raw_attention,
     statistics_figure,
 )
-from attnhook.errors import RowsNotKeptError
+from attnhook.errors import RowsNotKeptError, UnknownBlockError
 from attnhook.imaging.drawing import overlay
 from attnhook.imaging.looks import Look, scale_in_words, share_in_words
 from attnhook.options import Rows
@@ -77,9 +77,7 @@ def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, sca
         _, labels, caption = text_of(figure)
         for part in (
             "tiny",
-            "blocks.1.attn",
-            "mean over 4 heads",
-            "class-token row",
+            "CLS to patches, block 2 of 2, mean of 4 heads, centre crop",
             f"{share} of the attention outside the patches",
         ):
             assert part in caption
@@ -116,8 +114,7 @@ def test_heads(result):
         assert f"head {head}, {outside(one)}" in titles
     for part in (
         "tiny",
-        "class-token row",
-        "every head of block 2 of 2 (blocks.1.attn)",
+        "raw attention, CLS to patches, block 2 of 2, each of 4 heads, centre crop",
         "tokens that are not patches",
         "Colours from 1 to 16 times uniform attention (1/N), logarithmic; opacity from 0 at 1/N to 85%.",
     ):
@@ -132,7 +129,7 @@ def test_heads(result):
     together = robust(pixels)
     for panel, values in zip(pictures_of(heads_figure(result, scale="robust", fade=0))[1:], pixels, strict=True):
         assert differs_little(panel, painted(PHOTO, values, *together))
-    assert "blocks.0.attn" in text_of(heads_figure(result, block=0))[2]
+    assert "block 1 of 2" in text_of(heads_figure(result, block=0))[2]
     assert "99th percentile of all panels" in text_of(heads_figure(result, scale="robust"))[2]
 
 
@@ -143,7 +140,7 @@ def test_blocks(result, heads):
         one = raw_attention(result.maps, block=block, heads=heads).values[0]
         assert f"block {block + 1} of 2" in titles
         assert (f"block {block + 1} of 2, {outside(one)}" in titles) == (heads != "max")  # a maximum is no share
-    assert ("head 1" if heads == 1 else f"{heads} over 4 heads") in caption
+    assert ("head 1" if heads == 1 else f"{heads} of 4 heads") in caption
     assert ("tokens that are not patches" in caption) == (heads != "max")
 
 
@@ -160,7 +157,7 @@ def test_methods_name_what_they_are_of(result):
     titles, _, caption = text_of(methods_figure(result))
     assert "raw attention " + outside(result.attention) in titles
     assert "rollout" in titles
-    assert "raw_attention, received_attention: blocks.1.attn; the others: all 2 blocks captured" in caption
+    assert "raw_attention, received_attention: block 2 of 2; the others: all 2 blocks captured" in caption
     assert "Not from this capture: value_weighted_attention, gradient_attention, gradient_rollout, legrad." in caption
     assert "1st to 99th percentile per image, not comparable" in caption
     with pytest.raises(RowsNotKeptError):
@@ -191,8 +188,8 @@ def test_queries(result):
     row = result.maps[-1].weights()[0, :, 1 + 2 * 5 + 4].mean(0)[1:]
     titles, labels, caption = text_of(query_figure(result, (2, 4)))
     assert (
-        f"marked patch in block 2 of 2 (blocks.1.attn), mean over 4 heads, {outside(row)} the patches. Colours"
-        in caption
+        "tiny: raw attention, marked patch to patches, block 2 of 2, mean of 4 heads, centre crop; "
+        f"{outside(row).removesuffix(' outside')} of the attention outside the patches. Colours" in caption
     )
     assert "attention (1st to 99th percentile of this image)" in labels
     several = query_figure(result, [(0, 0), (2, 4)], scale="uniform")
@@ -210,7 +207,7 @@ def test_statistics(result):
     titles, _, caption = text_of(statistics_figure(result))
     for part in ("entropy (nats)", "attention distance (patches)", "largest sink (share)"):
         assert part in titles
-    assert "tiny, all queries; dots are heads, lines are their means" in caption
+    assert "tiny: all queries; dots are heads, lines are their means" in caption
     matrix = result.maps[0].weights()[0].double()
     entropy = -(matrix * matrix.log()).sum(-1).mean(-1)
     dots = [line.get_ydata()[0] for line in statistics_figure(result).axes[0].lines[:4]]
@@ -219,7 +216,7 @@ def test_statistics(result):
     assert sinks == pytest.approx(matrix.mean(1).amax(-1).tolist(), abs=1e-5)
     titles, _, caption = text_of(statistics_figure(attend_rows(result)))
     assert "distance" not in titles
-    assert "tiny, class-token row" in caption
+    assert "tiny: query CLS; dots" in caption
 
 
 def test_a_minimum_over_heads_is_no_share(model):
@@ -276,3 +273,37 @@ def test_captured_maps_in_a_notebook(result):
     page = result.maps._repr_html_()
     assert "blocks.1.attn" in page
     assert len(page) < 100_000
+
+
+def test_chosen_blocks(model):
+    (result,) = attend(model, PHOTO, rows="all")
+    first = text_of(blocks_figure(result, blocks=[0]))[0]
+    assert "block 1 of 2" in first
+    assert "block 2 of 2" not in first
+    assert "block 1 of 2" not in text_of(blocks_figure(result, blocks=1))[0]  # the last one, as in AttentionCapture
+    named = blocks_heads_figure(result, blocks="blocks.1.attn")
+    rows = [label.get_text() for axes in named.axes for inner in axes.child_axes for label in inner.get_yticklabels()]
+    assert rows == ["2"]
+    both, one = (statistics_figure(result, **options).axes[0].lines for options in ({}, {"blocks": [1]}))
+    assert [line.get_ydata()[-1] for line in one] == [line.get_ydata()[-1] for line in both][: len(one)]
+    assert all(len(line.get_ydata()) == 1 for line in one[:4])
+    with pytest.raises(UnknownBlockError, match="unknown block 7"):
+        blocks_figure(result, blocks=[7])
+
+
+@pytest.mark.parametrize("style", ["paper", "slides"])
+def test_every_figure_has_styles(model, style):
+    (result,) = attend(model, PHOTO, rows="all")
+    widths = {"paper": 6.75, "slides": 5.0}
+    for draw in (
+        photo_figure,
+        heads_figure,
+        blocks_figure,
+        blocks_heads_figure,
+        methods_figure,
+        statistics_figure,
+        lambda result, **options: query_figure(result, [(0, 0), (2, 4)], **options),
+    ):
+        figure = draw(result, style=style)
+        assert figure.get_size_inches()[0] == pytest.approx(widths[style], rel=0.02)
+        assert "tiny" not in text_of(figure)[2]

@@ -110,18 +110,16 @@ def test_captions_name_the_blocks_place_in_the_model():
     with torch.no_grad(), AttentionCapture(model, rows="all", blocks=1) as capture:
         model(torch.rand(1, 3, 64, 64))
     assert raw_attention(capture.maps).caption.startswith(
-        "raw attention of block 2 of 2 (blocks.1.attn), mean over 3 heads, class-token row; "
+        "raw attention, CLS to patches, block 2 of 2, mean of 3 heads; "
     )
     assert raw_attention(capture.maps, heads=-1, row=0).caption.startswith(
-        "raw attention of block 2 of 2 (blocks.1.attn), head 2, row of token 0; "
+        "raw attention, token 0 to patches, block 2 of 2, head 2; "
     )
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(torch.rand(1, 3, 64, 64))
-    assert rollout(capture.maps).caption.startswith(
-        "rollout through blocks 1 to 2 of 2, mean over 3 heads, class-token row; "
-    )
+    assert rollout(capture.maps).caption.startswith("rollout, CLS to patches, blocks 1 to 2 of 2, mean of 3 heads; ")
     assert received_attention(capture.maps).caption.startswith(
-        "received attention of block 2 of 2 (blocks.1.attn), mean over 3 heads, all queries; "
+        "received attention, all queries to patches, block 2 of 2, mean of 3 heads; "
     )
 
 
@@ -167,8 +165,12 @@ def test_blocks_that_run_twice_have_no_place_among_the_models_blocks():
     model.blocks = torch.nn.Sequential(*model.blocks, *model.blocks)
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model(torch.rand(1, 3, 64, 64))
-    assert raw_attention(capture.maps).caption.startswith("raw attention of block blocks.1.attn:1, mean over 3 heads")
-    assert rollout(capture.maps).caption.startswith("rollout through 4 blocks, blocks.0.attn to blocks.1.attn:1, mean")
+    assert raw_attention(capture.maps).caption.startswith(
+        "raw attention, CLS to patches, block blocks.1.attn:1, mean of 3 heads"
+    )
+    assert rollout(capture.maps).caption.startswith(
+        "rollout, CLS to patches, 4 blocks from blocks.0.attn to blocks.1.attn:1, mean"
+    )
 
 
 def test_labels_by_index_are_in_the_order_of_the_numbers():

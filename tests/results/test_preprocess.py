@@ -191,7 +191,7 @@ def test_a_timm_model_brings_its_own_and_says_so(caplog, tmp_path):
     assert [record.message for record in caplog.records] == [
         f"no preprocess= was given: test_vit is fed photos as {words}"
     ]
-    assert result.caption.startswith(f"test_vit (photos prepared as {words}): raw attention of")
+    assert result.caption.startswith(f"test_vit (photos prepared as {words}): raw attention, CLS to patches")
     assert repr(VisionModel(model)) == f"VisionModel(name='test_vit', preprocess={words})"
     config = timm.data.resolve_model_data_config(model)
     (explicit,) = attend(model, PHOTO, preprocess=timm.data.create_transform(**config, is_training=False))

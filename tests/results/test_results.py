@@ -62,7 +62,7 @@ def test_fields(result):
 
 def test_caption(result):
     assert result.caption.startswith(
-        "tiny: raw attention of block 2 of 2 (blocks.1.attn), mean over 4 heads, class-token row; "
+        "tiny: raw attention, CLS to patches, block 2 of 2, mean of 4 heads, centre crop; "
     )
     assert "% of the attention outside the patches" in result.caption
 
@@ -139,7 +139,7 @@ def test_rollout_captures_what_it_needs(model):
     assert one.maps.selected_rows == "all"
     torch.testing.assert_close(one.attention, rollout(one.maps, heads="max", discard=0.5).values[0])
     assert one.settings.options == {"discard": 0.5}
-    assert one.caption.startswith("tiny: rollout through blocks 1 to 2 of 2, max over 4 heads, class-token row")
+    assert one.caption.startswith("tiny: rollout, CLS to patches, blocks 1 to 2 of 2, max of 4 heads, centre crop")
     with pytest.raises(
         ValueError, match=r"method 'rollout' follows attention to the model's own readout.*Leave rows out"
     ):

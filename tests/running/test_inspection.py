@@ -1,9 +1,14 @@
 """What `describe` says."""
 
+import html
+import re
+
 import pytest
+import timm
 from torch import nn
 
 from attnhook import describe
+from attnhook.capture.notebook import html_table
 from attnhook.errors import UnsupportedModelError
 from tests.models import IMAGE, TIMM, images
 
@@ -181,3 +186,13 @@ def test_a_head_that_reads_the_class_token_and_the_mean(family):
     assert said.readout == "cls"
     assert "readout  cls (its head reads the class token and the mean of the patches; rows='mean' gives" in str(said)
     assert describe(getattr(transformers, f"{family}Model")(config)).readout_reason == "the class token"
+
+
+def test_notebooks_show_the_same_table() -> None:
+    said = describe(timm.create_model("test_vit", pretrained=False))
+    page = said._repr_html_()
+    cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", page)]
+    assert [cells[start].split()[-1] for start in range(0, len(cells), 4)] == [block.name for block in said.blocks]
+    for words in (said.type_name, said.tokens, said.readout_reason):
+        assert html.escape(words) in page
+    assert html_table([["<b>"], ["&"]]).count("<") == 12

@@ -7,6 +7,7 @@ from torch import nn
 from attnhook import METHODS, AttentionCapture, VisionModel, attend
 from attnhook.attribution.methods import NEEDS
 from attnhook.errors import TargetError
+from attnhook.imaging.images import read_image
 from attnhook.running.targets import class_index, class_scores
 from tests.models import GRID, TIMM, TRANSFORMERS
 from tests.results.test_results import PHOTO, pixels_of, prepare
@@ -73,10 +74,14 @@ def test_transformers_logits() -> None:
 
 
 def test_caption_and_scale() -> None:
-    (result,) = attend(vision(), PHOTO, method="gradient_rollout", target="dog")
-    assert (
-        result.caption
-        == "tiny: gradient rollout through blocks 1 to 2 of 2, mean over 4 heads, class-token row, for class 'dog'"
+    model = vision()
+    (result,) = attend(model, PHOTO, method="gradient_rollout", target="dog")
+    with torch.no_grad():
+        score = model.model(model.prepare(read_image(PHOTO)).inputs.pixels)[0, model.labels.index("dog")]
+    assert result.settings.score == pytest.approx(float(score), abs=1e-6)
+    assert result.caption == (
+        "tiny: gradient rollout, CLS to patches, blocks 1 to 2 of 2, mean of 4 heads, "
+        f"for class 'dog' (score {float(score):.3g}), centre crop"
     )
     assert "all queries" in attend(vision(), PHOTO, method="legrad", target="dog")[0].caption
     with pytest.raises(ValueError, match=r"expected a map of attention, got one of gradient rollout"):

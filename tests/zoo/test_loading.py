@@ -1,6 +1,7 @@
 """`load`: what comes back, that its geometry tells the truth, what it refuses, and the demo."""
 
 import dataclasses
+import socket
 import subprocess
 import sys
 
@@ -10,12 +11,13 @@ import timm
 import torch
 import torchvision
 import transformers
+from PIL import Image
 from safetensors.torch import save_file
 
 from attnhook.errors import GeometryError, MissingPackageError, ModelLoadError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.zoo import loading
-from attnhook.zoo.loading import load
+from attnhook.zoo.loading import DIGITS_WEIGHTS, load
 from attnhook.zoo.model_metadata import library_of
 from attnhook.zoo.vision_models import VisionModel
 from tests.zoo.saved_models import TIMM_NAME, photo, save_hf, save_timm, tiny_torchvision_vit
@@ -209,3 +211,17 @@ def test_both_demos_are_one_network(demo_cache):
         torch.testing.assert_close(
             ours.model(pixels).last_hidden_state, timms.model.forward_features(pixels), atol=1e-5, rtol=0
         )
+
+
+def test_digits_come_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and the photo's ten-fold pixels give back the pixels they were made of, within the photo's 8 bits."""
+    monkeypatch.setattr(socket, "socket", None)
+    digits = load("digits")
+    assert digits.labels == tuple("0123456789")
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8))
+    inputs = digits.prepare(small.resize((320, 320), Image.Resampling.NEAREST).convert("RGB")).inputs
+    expected = torch.tensor(np.asarray(small), dtype=torch.float32) / 255 - 0.5
+    assert (inputs.pixels - expected).abs().max() < 1.5 / 255
+    with Image.open(DIGITS_WEIGHTS.with_name("digits.png")) as photo:
+        scores = digits.model(digits.prepare(photo.convert("RGB")).inputs.pixels)[0]
+    assert set(scores.topk(2).indices.tolist()) == {5, 0}
