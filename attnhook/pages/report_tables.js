@@ -11,6 +11,9 @@ const written = (value, digits) => {
   return value < 0 && Number(text) !== 0 ? `\u2212${text}` : text;
 };
 
+// An error that rounds to nothing has one digit that says something.
+const seen = (error, digits) => (error > 0 && Number(error.toFixed(digits)) === 0 && error >= 1e-4 ? error.toPrecision(1) : written(error, digits));
+
 // Names break after their separators, numbers do not.
 function breakable(target, text) {
   const parts = String(text).split(/(?<=[_./:@-])(?<!\.(?=\d))(?![_./:@-])/);
@@ -27,8 +30,10 @@ function fillCell(target, cell, digits) {
   }
   const value = bare(cell);
   if (!isNumber(value)) {
-    breakable(target, value);
-    if (String(value).length <= SHORT) target.classList.add("short");
+    const short = String(value).length <= SHORT;
+    target.classList.toggle("short", short);
+    if (short) target.textContent = value;
+    else breakable(target, value);
     return;
   }
   target.classList.add("number");
@@ -36,7 +41,7 @@ function fillCell(target, cell, digits) {
   target.textContent = written(value, digits);
   const interval = isNumber(low) && isNumber(high);
   if (isNumber(error)) title[0] += ` \u00b1 ${error}`;
-  if (isNumber(error) && !interval) target.append(element("span", ` \u00b1\u00a0${written(error, digits)}`, "spread"));
+  if (isNumber(error) && !interval) target.append(element("span", ` \u00b1\u00a0${seen(error, digits)}`, "spread"));
   if (interval) target.append(element("span", ` (${written(low, digits)}\u2013${written(high, digits)})`, "spread"));
   if (interval) title.push(`from ${low} to ${high}`);
   if (isNumber(n)) title.push(`n = ${n}`);
@@ -105,7 +110,9 @@ function drawTable(table, index) {
   grid.style.setProperty("--columns", table.columns.length);
   grid.append(header, body);
   scroll.append(grid);
-  section.append(scroll);
+  const hint = element("p", "more columns: scroll \u2192", "hint");
+  hint.setAttribute("aria-hidden", "true");
+  section.append(hint, scroll);
   const helped = table.columns.filter((column) => column.help);
   if (helped.length) {
     const details = element("details"), list = element("dl");
@@ -114,4 +121,19 @@ function drawTable(table, index) {
     section.append(details);
   }
   return section;
+}
+
+// Whether a table goes on to the left or to the right of what is shown.
+function watchTables() {
+  const look = (box) => {
+    const room = box.scrollWidth - box.clientWidth;
+    box.parentElement.classList.toggle("more", room > 1 && box.scrollLeft < room - 1);
+    box.parentElement.classList.toggle("less", room > 1 && box.scrollLeft > 1);
+    box.parentElement.classList.toggle("scrolls", room > 1);
+  };
+  const watch = new ResizeObserver((entries) => entries.forEach(({ target }) => look(target)));
+  for (const box of document.querySelectorAll(".table .scroll")) {
+    watch.observe(box);
+    box.addEventListener("scroll", () => look(box), { passive: true });
+  }
 }
