@@ -16,7 +16,7 @@ function drawing(kind, attributes = {}, ...inside) {
 
 const named = (kind) => kind.replaceAll("_", " ");
 const shape = (kind) => drawing(SHAPES[kind][0], { ...SHAPES[kind][1], class: `mark ${kind}` });
-const interval = ({ low, high }) => (isNumber(low) && isNumber(high) ? ` (${written(low, 2)}\u2013${written(high, 2)})` : "");
+const interval = ({ low, high }) => (isNumber(low) && isNumber(high) ? ` ${between(low, high, 2)}` : "");
 const across = (strip, value) => `${(100 * (value - strip.low)) / (strip.high - strip.low)}%`;
 
 function drawRow(strip, row) {

@@ -11,6 +11,9 @@ const written = (value, digits) => {
   return value < 0 && Number(text) !== 0 ? `\u2212${text}` : text;
 };
 
+// A dash after a minus sign is hard to read.
+const between = (low, high, digits) => `(${written(low, digits)}${low < 0 ? " to " : "\u2013"}${written(high, digits)})`;
+
 // An error that rounds to nothing has one digit that says something.
 const seen = (error, digits) => (error > 0 && Number(error.toFixed(digits)) === 0 && error >= 1e-4 ? error.toPrecision(1) : written(error, digits));
 
@@ -42,7 +45,7 @@ function fillCell(target, cell, digits) {
   const interval = isNumber(low) && isNumber(high);
   if (isNumber(error)) title[0] += ` \u00b1 ${error}`;
   if (isNumber(error) && !interval) target.append(element("span", ` \u00b1\u00a0${seen(error, digits)}`, "spread"));
-  if (interval) target.append(element("span", ` (${written(low, digits)}\u2013${written(high, digits)})`, "spread"));
+  if (interval) target.append(element("span", ` ${between(low, high, digits)}`, "spread"));
   if (interval) title.push(`from ${low} to ${high}`);
   if (isNumber(n)) title.push(`n = ${n}`);
   target.title = title.join(", ");
@@ -82,6 +85,9 @@ function drawTable(table, index) {
     return head;
   });
   names.append(...heads);
+  // On a phone the first column alone stays in sight; where it does not tell rows apart, it says the next ones, too.
+  const firsts = table.rows.map((row) => row[table.columns[0].key]), numbers = heads.findIndex((head) => head.classList.contains("number"));
+  const telling = new Set(firsts).size < firsts.length ? table.columns.slice(1, Math.max(1, numbers)) : [];
   const lines = table.rows.map((row) => {
     const line = element("tr");
     table.columns.forEach((column, place) => {
@@ -89,6 +95,8 @@ function drawTable(table, index) {
       if (!place) cell.scope = "row";
       if (heads[place].classList.contains("number")) cell.classList.add("number");
       fillCell(cell, row[column.key] ?? null, column.digits);
+      const also = place ? [] : telling.map(({ key }) => bare(row[key] ?? null)).filter(Boolean);
+      if (also.length) cell.append(element("span", also.join(", "), "also"));
       line.append(cell);
     });
     return { row, line };

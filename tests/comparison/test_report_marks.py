@@ -164,14 +164,23 @@ def test_a_table_says_that_it_goes_on(report, shown) -> None:
     assert "more" not in wide.page.locator("#table-1").get_attribute("class").split()
 
 
-def test_errors_too_small_for_their_column_have_a_digit(report, shown) -> None:
-    rows = [
-        {"model": "a", "iou": {"value": 0.45, "error": 0.0008}},
-        {"model": "b", "iou": {"value": 0.45, "error": 0.0}},
+def test_on_a_phone_rows_of_one_name_are_told_apart(report, shown) -> None:
+    columns = [{"key": key, "label": key, "help": "", "digits": 2} for key in ("model", "map", "score")]
+    rows = [{"model": "a", "map": kind, "score": 0.5} for kind in ("model", "random map")] + [
+        {"map": "prior", "score": 0.1}
     ]
-    table = {**shown["tables"][0], "rows": rows}
+    table = {"id": "t", "title": "T", "note": "", "columns": columns, "rows": rows}
+    for screen, expected in ((PHONE, ["a\nmodel", "a\nrandom map", f"{DASH}\nprior"]), ({}, ["a", "a", DASH])):
+        page = report({**shown, "tables": [table]}, **screen)
+        assert page.column(0, 0) == expected
+
+
+def test_errors_and_intervals_can_be_read(report, shown) -> None:
+    cells = ({"error": 0.0008}, {"error": 0.0}, {"low": -0.2, "high": 0.6}, {"low": 0.3, "high": 0.6})
+    table = {**shown["tables"][0], "rows": [{"model": "a", "iou": {"value": 0.45, **cell}} for cell in cells]}
     page = report({**shown, "tables": [table]})
-    assert page.column(0, 1) == ["0.45 ±\xa00.0008", "0.45 ±\xa00.00"]
+    expected = ["±\xa00.0008", "±\xa00.00", f"({MINUS}0.20 to 0.60)", f"(0.30{DASH}0.60)"]
+    assert page.column(0, 1) == [f"0.45 {text}" for text in expected]
 
 
 def test_pictures_come_first_then_scores_then_tables(report, shown) -> None:
