@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 
 from attnhook import compare
 from attnhook.comparison import reports
@@ -74,6 +75,18 @@ def test_pictures_are_jpegs_of_limited_size(tmp_path) -> None:
     with Image.open(overlay) as picture:
         assert (picture.format, picture.size) == ("JPEG", (1024, 384))
     assert page.stat().st_size < 1e6
+
+
+def test_a_report_of_twelve_photos_is_small(tmp_path) -> None:
+    """Three models, two methods: every file together."""
+    scenes = [Image.fromarray(one()).convert("RGB") for one in (data.chelsea, data.coffee, data.astronaut, data.rocket)]
+    photos = [scene.resize((640, 480)).rotate(turn) for scene in scenes for turn in (0, 7, 180)]
+    models = [timm_vit("a"), timm_vit("b", depth=2), hf_dinov2()]
+    asked = {"methods": ["raw_attention", "rollout"], "masks": [disc(480, 640)] * 12, "statistics": False}
+    compare(models, photos, cache=None, progress=False, **asked).save(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 12 * 3 * 2 + 2 + 4
+    assert sum(path.stat().st_size for path in files) < 15e6
 
 
 # --- on the page ----------------------------------------------------------------------------------------------------------------
