@@ -293,10 +293,10 @@ def test_the_keyboard(viewer, scenes):
     press("u")
     page.settle()
     assert "times uniform attention" in page.text("bar-text")
-    press("r")
-    page.settle()
-    assert "rollout" in page.text("query-text")
-    press("r")
+    for name in ("rollout", "received", "raw"):
+        press("r")
+        page.settle()
+        assert f"{name} attention" in page.text("query-text").replace("rollout up to here", "rollout attention")
     page.page.locator("#stage").focus()
     press("ArrowRight")
     press("ArrowDown")
@@ -315,20 +315,31 @@ def test_the_keyboard(viewer, scenes):
 
 def test_what_the_file_does_not_hold_is_said(viewer, scenes):
     one = scenes["square"]
-    page = viewer(one)
+    page = viewer(one, matrices=[-1])
     page.click(one, (1, 1))
     page.slide("block", 0)
-    assert "only for block 2." in page.text("notice")
+    assert "only for block 2 of 2." in page.text("notice")
+    assert page.page.locator("#save").is_disabled()
     header, _ = pack_scene(one, matrices=(), matrix_heads="auto", longest=1280)
     assert np.abs(page.pixels() - np.asarray(photo_of(header)).astype(int)).max() <= PIXEL_TOLERANCE
     page.page.keyboard.press("Escape")
     page.settle()
     assert page.text("notice") == ""
 
+    page.slide("block", 1)
+    page.source("rollout")
+    page.click(one, (1, 1))
+    assert "Rollout from a patch needs the matrices of all blocks up to this one" in page.text("notice")
+
     fused = viewer(one, matrix_heads="mean")
-    fused.click(one, (1, 1))
     fused.slide("head", 2)
-    assert "mean over heads" in fused.text("notice")
+    fused.click(one, (1, 1))
+    assert "block 2 of 2, mean over 4 heads" in fused.text("query-text")
+    assert "this file has the mean over heads" in fused.text("module")
+    assert fused.page.locator("#head").is_disabled()
+    fused.page.keyboard.press("Escape")
+    fused.settle()
+    assert "block 2 of 2, head 2" in fused.text("query-text")
 
     rows = viewer(scene("square", rows="readout"))
     rows.click(one, (1, 1))
@@ -387,8 +398,8 @@ def test_the_file_says_its_size_and_what_it_holds(viewer, scenes, tmp_path):
     assert f"{round(size / 1000)} KB in all" in said
     assert "cat.jpg, 160 \u00d7 96 pixels, as JPEG" in said
     assert "6 \u00d7 6 patches, class token, register 1, register 2, register 3, register 4" in said
-    assert "class token of blocks 1 to 2, every head, 16 bits" in said
-    assert "blocks 2, every head, 8 bits" in said
+    assert "class token of blocks 1 to 2 of 2, every head, 16 bits" in said
+    assert "blocks 1 to 2 of 2, mean over heads; every head of block 2 of 2, 8 bits" in said
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

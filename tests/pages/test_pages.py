@@ -51,7 +51,7 @@ def test_a_class_token_file_is_small():
 
 @pytest.mark.slow
 def test_a_file_of_all_matrices_is_under_six_megabytes():
-    page = viewer_html([synthetic(12, 6, (16, 16), full=True)], model="vit", matrices=None)
+    page = viewer_html([synthetic(12, 6, (16, 16), full=True)], model="vit", matrices=None, matrix_heads="all")
     assert all(block["matrix"]["heads"] == 6 for block in header_of(page)["scenes"][0]["blocks"])
     assert len(page) < 6_000_000
 
@@ -59,8 +59,8 @@ def test_a_file_of_all_matrices_is_under_six_megabytes():
 def test_what_is_kept():
     whole = scene("registers")
     first, last = header_of(viewer_html([whole], model="vit"))["scenes"][0]["blocks"]
-    assert "matrix" not in first
-    assert "rollout_rows" in first
+    assert (first["matrix"]["heads"], first["matrix"]["queries"]) == (1, 41)
+    assert {"rows", "rollout_rows", "received"} <= first.keys()
     assert (last["matrix"]["heads"], last["matrix"]["queries"]) == (4, 41)
     assert [name for _, name in last["specials"]] == ["class token", *(f"register {n}" for n in (1, 2, 3, 4))]
     fused = header_of(viewer_html([whole], model="vit", matrices=[0], matrix_heads="mean"))["scenes"][0]["blocks"]
