@@ -113,7 +113,7 @@ function pictureName(facts, block) {
   const { head } = state.shown, patch = patchOfQuery();
   const parts = [facts.name.replace(/\.[^.]*$/, ""), block.pooling ? "pooling" : `block-${block.number[0]}`, head < 0 ? "" : `head-${head}`,
     patch ? `patch-${patch.row}-${patch.column}` : "", state.source === "raw" ? "" : state.source, state.mask ? "mask" : ""];
-  return `${parts.filter(Boolean).join("-").replace(/[^\p{L}\p{N}._-]+/gu, "-")}.png`;
+  return `${parts.filter(Boolean).join("-").replace(/[^\p{L}\p{N}._]+/gu, "-")}.png`;
 }
 
 function about(facts) {

@@ -10,77 +10,16 @@ import torch
 from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.looks import UNIFORM_TOP
 from attnhook.imaging.overlays import value_range
-from attnhook.imaging.patch_maps import PatchMap
-from attnhook.pages.documents import save_viewer
-from attnhook.results.scenes import pack_scene, viewer_html
-from tests.open_pages import OpenPage
-from tests.pages.scenes import MODELS, PHOTO, photo_of, scene
+from attnhook.results.scenes import pack_scene
+from tests.pages.scenes import MODELS, photo_of, scene
 from tests.pages.test_pages import NASTY
 
 PIXEL_TOLERANCE = 3  # two JPEG decoders differ by up to 2, and each blend rounds once
 
 
-class Page(OpenPage):
-    """A viewer open in the browser."""
-
-    def __init__(self, browser, path, **options):
-        super().__init__(browser, path, **({"viewport": {"width": 1280, "height": 800}} | options))
-        self.page.wait_for_selector("#canvas[data-drawn]")
-
-    def source(self, name):
-        self.page.locator(f'[name="source"][value="{name}"]').check()
-        self.settle()
-
-    def _position(self, one, patch):
-        top, left, bottom, right = PatchMap(torch.rand(one.maps[-1].layout.grid)).box(one.geometry, patch)
-        box = self.page.locator("#canvas").bounding_box()
-        return {"x": (left + right) / 2 * box["width"] / PHOTO[1], "y": (top + bottom) / 2 * box["height"] / PHOTO[0]}
-
-    def hover(self, one, patch):
-        self.page.locator("#canvas").hover(position=self._position(one, patch))
-
-    def click(self, one, patch):
-        self.page.locator("#canvas").click(position=self._position(one, patch))
-        self.settle()
-
-    def value(self, one, patch):
-        """Under the pointer: the patch, the value and its bound, as kept and as written."""
-        self.hover(one, patch)
-        out = self.page.locator("#value")
-        facts = out.evaluate("(node) => ({...node.dataset})")
-        assert (int(facts["row"]), int(facts["column"])) == patch
-        written = re.search(r"column \d+: ([\d.]+) ± ([\d.]+), ", out.inner_text())
-        return float(facts["value"]), float(facts["bound"]), float(written[1]), float(written[2])
-
-    def pixels(self):
-        code = """() => { const c = document.getElementById("canvas");
-            return [c.height, c.width, Array.from(c.getContext("2d").getImageData(0, 0, c.width, c.height).data)]; }"""
-        height, width, flat = self.page.evaluate(code)
-        return np.array(flat, np.uint8).reshape(height, width, 4)[..., :3].astype(int)
-
-    def text(self, name):
-        return self.page.locator(f"#{name}").inner_text()
-
-
 @pytest.fixture(scope="module")
 def scenes():
     return {kind: scene(kind) for kind in MODELS}
-
-
-@pytest.fixture
-def viewer(browser, tmp_path):
-    opened = []
-
-    def open_(*shown, options=None, model="tiny", **settings):
-        path = save_viewer(viewer_html(shown, model=model, **settings), tmp_path / "view.html")
-        opened.append(Page(browser, path, **(options or {})))
-        return opened[-1]
-
-    yield open_
-    for page in opened:
-        page.context.close()
-        assert page.complaints == []
-        assert all(url.startswith(("file:", "data:", "blob:")) for url in page.requests)
 
 
 def ten_patches(grid, seed=0):
@@ -410,7 +349,7 @@ def test_a_phone(viewer, scenes, scheme):
     box = page.page.locator("#canvas").bounding_box()
     assert box["width"] > 250
     assert box["y"] + box["height"] < 667
-    position = page._position(scenes["registers"], (2, 3))
+    position = page.position(scenes["registers"], (2, 3))
     page.page.locator("#canvas").tap(position=position)
     page.settle()
     assert "Patch at row 2, column 3" in page.text("query-text")
