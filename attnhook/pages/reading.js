@@ -88,23 +88,26 @@ function averaged(bytes, part, query) {
 // A token's row of rollout: its unit row times W = (I + A) / 2 of each block down to the first, A the mean over heads. With r off by at most e, and A
 // by at most E, r A is off by at most e A + (r + e) E.
 function rolledRow(bytes, blocks, query) {
-  const keys = blocks[0].matrix.keys;
-  let row = { values: new Float64Array(keys), bounds: new Float64Array(keys) };
-  row.values[query] = 1;
-  for (const { matrix } of [...blocks].reverse()) {
-    const next = { values: row.values.map((v) => v / 2), bounds: row.bounds.map((v) => v / 2) };
-    for (let i = 0; i < keys; i++) {
-      const value = row.values[i] / 2, off = row.bounds[i] / 2;
+  const shares = Float64Array.from({ length: 256 }, (_, code) => (code / 255) ** 2);
+  const errors = Float64Array.from({ length: 256 }, (_, code) => (code + 0.25) / 255 ** 2);
+  const { keys } = blocks[0].matrix, view = new DataView(bytes);
+  let values = new Float64Array(keys), bounds = new Float64Array(keys);
+  values[query] = 1;
+  for (const { matrix: { heads, codes: start, maxima } } of [...blocks].reverse()) {
+    const nextValues = values.map((v) => v / 2), nextBounds = bounds.map((v) => v / 2);
+    for (let row = 0; row < heads * keys; row++) {
+      const scale = view.getFloat32(maxima + row * 4, true) / (2 * heads), value = scale * values[row % keys], off = scale * bounds[row % keys];
       if (value + off === 0) continue;
-      const one = averaged(bytes, matrix, i);
+      const codes = new Uint8Array(bytes, start + row * keys, keys);
       for (let j = 0; j < keys; j++) {
-        next.values[j] += value * one.values[j];
-        next.bounds[j] += off * one.values[j] + (value + off) * one.bounds[j];
+        const code = codes[j];
+        nextValues[j] += value * shares[code];
+        nextBounds[j] += off * shares[code] + (value + off) * errors[code];
       }
     }
-    row = next;
+    [values, bounds] = [nextValues, nextBounds];
   }
-  return row;
+  return { values, bounds };
 }
 
 // The blocks that a patch's rollout passes through; or none, if the file does not have all of their matrices.

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 
 from attnhook import AttentionMaps, BlockAttention, ImageGeometry, Readout, TokenLayout, attend, rollout
 from attnhook.capture.sites import Queries
@@ -54,6 +55,21 @@ def test_a_file_of_all_matrices_is_under_six_megabytes():
     page = viewer_html([synthetic(12, 6, (16, 16), full=True)], model="vit", matrices=None, matrix_heads="all")
     assert all(block["matrix"]["heads"] == 6 for block in header_of(page)["scenes"][0]["blocks"])
     assert len(page) < 6_000_000
+
+
+def test_a_file_at_224_pixels_is_under_six_megabytes():
+    """ViT-B's size; random rows deflate less than a model's."""
+    page = viewer_html([synthetic(12, 12, (14, 14), full=True)], model="vit")
+    assert [block["matrix"]["heads"] for block in header_of(page)["scenes"][0]["blocks"]] == [1] * 11 + [12]
+    assert len(page) < 6_000_000
+
+
+@pytest.mark.slow
+def test_a_file_at_518_pixels_is_under_twenty_megabytes():
+    (result,) = attend("demo", data.astronaut(), rows="all")
+    page = result.to_html()
+    assert all(block["matrix"]["heads"] == 1 for block in header_of(page)["scenes"][0]["blocks"])
+    assert len(page) < 20_000_000
 
 
 def test_what_is_kept():
