@@ -28,8 +28,10 @@ function askPatch(patch) {
 const canAsk = () => factsNow().blocks.some((block) => block.matrix) && (state.source !== "received" || Boolean(blockNow().matrix));
 const follows = () => $("follow").checked && !$("follow").disabled && state.source !== "received";
 
+// Where no row is what the model reads, to received attention.
 function askReadout() {
   state.cursor = null;
+  if (!factsNow().named.length) chooseSource("received");
   state.query = { row: READOUT };
   redraw();
 }
@@ -62,8 +64,7 @@ async function show(number) {
   allowSources(facts);
   if (state.query.token !== undefined || !facts.named[state.query.row]) state.query = { row: READOUT };
   $("follow").disabled = !facts.blocks.some((block) => block.matrix);
-  const [verb, home] = touch ? ["Tap", "“Back to the readout”"] : ["Click", "Esc"];
-  $("keys-short").textContent = !$("follow").disabled ? `${verb} a patch to see where it looks. ${home} goes back to the readout.`
+  $("keys-short").textContent = !$("follow").disabled ? `${touch ? "Tap" : "Click"} a patch to see where it looks.${touch ? "" : " Esc goes back."}`
     : facts.named.length ? "This file has only the readout's attention, not where single patches look."
     : "This model has no readout row: its map is what each position receives from all queries.";
   about(facts);

@@ -3,8 +3,8 @@
 Attention is heavy-tailed: one sink may draw nine tenths of a row. On a linear scale of 8 bits, everything else in that row would be 0 to 3;
 square roots spend the levels where the values are. With m the row's largest value, L the top level and c the code, a value is read as
 m (c / L)^2, and the true value is within m (c + 1/4) / L^2 of it.
-A row r of rollout times a block's matrix A, with r off by at most e and A by at most E, is off by at most e A + (r + e) E: the page adds this up, block by
-block.
+A row r of rollout times a block's matrix A, with r off by at most e and A by at most E, is off by at most e A + (r + e) E: the page adds this
+up, block by block.
 
 Neighbouring patches look at similar places, so of a whole matrix the codes go into the file as differences from a guess: the mean of the row
 before and of the row of the patch above. That is exact, and takes about 15 % less (DINOv2-small at 518 px).

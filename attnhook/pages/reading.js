@@ -119,7 +119,7 @@ function blocksOfRollout() {
 // What to show: values over all tokens, of which head (-1: the mean); or a sentence that says why the file does not have them.
 function currentRow() {
   const { bytes, facts } = scenes[state.scene], block = blockNow(), { source, query } = state;
-  if (!block.grid) return { missing: `This file has no map of ${block.name}: its keys are not on one patch grid (${block.refused}).` };
+  if (!block.grid) return { missing: `This file has no map of ${blockName(block)}: it is not known where its keys lie in the photo (${block.refused}).` };
   const asksRow = query.row !== undefined, rollout = source === "rollout";
   if (rollout && !asksRow) {
     const blocks = blocksOfRollout();

@@ -3,7 +3,7 @@
 const number = (value) => String(Number(value.toPrecision(3))); // plain decimals down to a millionth
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const touch = matchMedia("(hover: none)").matches; // a phone: no pointer that hovers, no keys
-const homeward = touch ? "go back to the readout" : "press Esc for the readout";
+const homeward = ({ named }) => (!named.length ? "choose received attention" : touch ? "go back to the readout" : "press Esc for the readout");
 const SOURCES = { raw: "raw attention", rollout: "rollout up to here", received: "received attention" };
 
 const blockName = ({ pooling, number: [n, count] }) => (pooling ? "attention pooling" : `block ${n} of ${count}`);
@@ -29,8 +29,8 @@ function missingText(facts, block) {
     return `${name} has no row of the model's readout${state.source === "rollout" ? " under rollout" : ""}. ${advice}${matrices.length ? `, or ${touch ? "tap" : "click"} a patch` : ""}.`;
   }
   if (!matrices.length) return "This file has only the readout's attention, not where single patches look.";
-  if (state.source === "rollout") return `Rollout from a patch needs the matrices of all blocks up to this one; this file has those of ${blockNames(matrices)}. Choose raw attention, or ${homeward}.`;
-  return `This file has the rows of single tokens only for ${blockNames(matrices)}. Go there, or ${homeward}.`;
+  if (state.source === "rollout") return `Rollout from a patch needs the matrices of all blocks up to this one; this file has those of ${blockNames(matrices)}. Choose raw attention, or ${homeward(facts)}.`;
+  return `This file has the rows of single tokens only for ${blockNames(matrices)}. Go there, or ${homeward(facts)}.`;
 }
 
 function drawTexts() {
@@ -55,7 +55,8 @@ function drawTexts() {
   option.textContent = patch ? `row ${patch.row}, column ${patch.column}` : "";
   $("query").disabled = received;
   $("query").value = received ? "all" : state.query.row !== undefined ? `row ${state.query.row}` : patch ? "patch" : `token ${state.query.token}`;
-  $("back").hidden = received || !facts.named.length || state.query.row === READOUT;
+  $("back").hidden = received || state.query.row === READOUT;
+  $("back").textContent = facts.named.length ? "Back to the readout" : "Back to received attention";
 }
 
 function drawValue() {

@@ -148,8 +148,10 @@ def _pack_block(
         return entry | {"refused": unknown if isinstance(unknown, str) else unknown.describe()}
     try:
         area = placed(maps, torch.empty(layout.grid, device="cpu")).area_on(scene.geometry)
-    except GeometryError as error:
-        return entry | {"refused": str(error)}
+    except GeometryError:
+        return entry | {
+            "refused": f"{layout.grid[0]} x {layout.grid[1]} patches do not cover the model's input exactly"
+        }
     entry |= {"grid": list(layout.grid), "area": list(area)}
     if maps.selected_rows is Rows.ALL:
         entry["received"] = payload.add(quantise(_received(maps, block)[:, None], ROW_BITS))

@@ -1,10 +1,13 @@
 """What the viewer lets people do, in a real browser: ask any patch, received attention, mask, zoom, photos, pictures as files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from attnhook import raw_attention, received_attention
+from attnhook import AttentionMaps, Readout, raw_attention, received_attention
+from attnhook.options import Rows
 from tests.pages.scenes import MODELS, scene, windowed_scene
 from tests.pages.test_browser import matrix, patch_of, ten_patches
 
@@ -64,6 +67,32 @@ def test_asking_a_patch_leaves_received_attention(viewer):
     assert page.text("query-text") == "All queries, block 2 of 2, mean over 4 heads, received attention"
     page.click(one, (1, 2))
     assert page.text("query-text") == "Patch at row 1, column 2, block 2 of 2, mean over 4 heads, raw attention"
+
+
+def test_a_model_without_a_readout(viewer):
+    """Its patches can be asked, and back is received attention. A block whose keys are anywhere is refused, and says so."""
+    one = scene("square", depth=3)
+    first, *others = one.maps
+    words = "two images in one sequence"
+    odd = [replace(first, token_layout=words), *others]
+    maps = AttentionMaps(odd, rows=Rows.ALL, readout=Readout(None, "it has no head"), input_size=one.maps.input_size)
+    page = viewer(replace(one, maps=maps))
+    assert page.text("query-text") == "All queries, block 3 of 3, mean over 4 heads, received attention"
+    for back in (page.page.locator("#back").click, lambda: page.press("Escape")):
+        page.click(one, (1, 2))
+        assert "Patch at row 1, column 2, block 3 of 3, mean over 4 heads, raw" in page.text("query-text")
+        assert page.text("back") == "Back to received attention"
+        back()
+        page.settle()
+        assert "All queries" in page.text("query-text")
+    page.slide("block", 0)
+    notice = f"This file has no map of block 1 of 3: it is not known where its keys lie in the photo ({words})."
+    assert page.text("notice") == notice
+    page.slide("block", 1)
+    page.source("raw")
+    assert (
+        page.text("notice") == "Block 2 of 3 has no row of the model's readout. Choose another map, or click a patch."
+    )
 
 
 @pytest.mark.parametrize("kind", MODELS)
