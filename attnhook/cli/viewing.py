@@ -6,8 +6,9 @@ patch looks. It opens from disk, in any browser since 2023, and loads nothing.
 It stores the readout's row of every block and head, that is, where what the classifier reads
 (usually the class token) looked; what each position receives from all queries, which is what
 windowed models such as Swin begin with; and for the blocks in --blocks the whole attention
-matrices, at 8 bits, so that you can click any patch. With the defaults, a photo takes about
-1.4 MB for a ViT-S at 224 px, and 12 to 19 MB at 518 px; the command and the page say how much.
+matrices, at 8 bits, so that you can click any patch. With the defaults, a photo takes
+1.1 to 1.4 MB for the demo model at 224 px, and 12 to 19 MB at 518 px; the command and the page
+say how much.
 
 A photo that cannot be read is reported, the others are done, and the exit code is 1.
 

@@ -18,7 +18,7 @@ from attnhook.options import Rows
 from attnhook.pages.documents import save_viewer
 from attnhook.pages.quantisation import quantise
 from attnhook.results import scenes
-from attnhook.results.scenes import Scene, viewer_html
+from attnhook.results.scenes import Scene, pack_scene, viewer_html
 from tests.models import TIMM
 from tests.pages.scenes import photo, scene
 
@@ -85,6 +85,14 @@ def test_what_is_kept():
     assert "rows='all'" in rows["no_rollout"]
     assert rows["named"] == ["class token"]
     assert not any("matrix" in block for block in rows["blocks"])
+
+
+@pytest.mark.parametrize(
+    "size, stored", [((96, 160), (60, 100)), ((50, 150), (50, 150)), ((90, 720), (38, 300)), ((800, 200), (200, 50))]
+)
+def test_an_elongated_photo_keeps_its_shorter_edge(size, stored):
+    header, _ = pack_scene(scene("square", "readout", photo_size=size), matrices=(), matrix_heads="auto", longest=100)
+    assert tuple(header["size"]) == stored
 
 
 def test_chosen_rows_have_their_names():
