@@ -1,4 +1,4 @@
-"""Writes into a plain directory: `scalars.jsonl`, `texts.jsonl`, and pictures as PNG. Needs no library and no viewer."""
+"""Writes into a plain directory: `scalars.jsonl`, `texts.jsonl`, and pictures as JPEG. Needs no library and no viewer."""
 
 import json
 import os
@@ -8,11 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from attnhook.results.results import save_image
+from attnhook.files import replacing
+from attnhook.monitoring.writers import as_jpeg
 
 
 class DirectoryWriter:
-    r"""A directory with one line of JSON per step, and one picture per tag and step: `attention/overlay/0/step-00000100.png`.
+    r"""A directory with one line of JSON per step, and one picture per tag and step: `attention/overlay/0/step-00000100.jpg`.
 
     Lines are on disk before `scalars` returns; a line that could not be written whole is removed. Pictures appear whole or not at all. A
     resumed run appends; where it repeats a step, the later line is valid.
@@ -37,10 +38,11 @@ class DirectoryWriter:
         self._append("scalars.jsonl", {"step": step, **values})
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
-        """Write a PNG."""
-        path = self.directory / tag / f"step-{step:08d}.png"
+        """Write a JPEG."""
+        path = self.directory / tag / f"step-{step:08d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(picture, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(as_jpeg(picture))
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Append a line to `texts.jsonl`."""
