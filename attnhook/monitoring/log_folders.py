@@ -33,9 +33,10 @@ def page_of(folder: Path, *, most: int) -> str:
     drawn = sorted({*_spread(sorted(values), _POINTS), *(shown & values.keys())})
     tags = sorted({tag for step in drawn for tag in values[step] if "/head" not in tag})
     texts, _ = _lines(folder / "texts.jsonl")
+    tagged = [(tag, sorted(shown & found.keys())) for tag, found in files.items() if shown & found.keys()]
     content = {
         "title": folder.resolve().name,
-        "tags": [{"tag": tag, "steps": sorted(shown & found.keys())} for tag, found in files.items()],
+        "tags": [{"tag": tag, "steps": found} for tag, found in tagged],
         "logged": len(steps),
         "shown": len(shown),
         "unread": unread,
@@ -43,7 +44,7 @@ def page_of(folder: Path, *, most: int) -> str:
         "numbers": {tag: [_rounded(values[step].get(tag)) for step in drawn] for tag in tags},
         "texts": [[str(line.get("tag")), str(line.get("text"))] for line in texts],
     }
-    return log_html(content, [[_jpeg(files[one["tag"]][step]) for step in one["steps"]] for one in content["tags"]])
+    return log_html(content, [[_jpeg(files[tag][step]) for step in found] for tag, found in tagged])
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -3,7 +3,7 @@
 const WIDE = 388, HIGH = 120, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 20;
 const state = { tag: 0, at: 0, timer: 0 };
 const plots = [];
-const number = (v) => (v === null || v === undefined ? "none" : String(+v.toPrecision(3)));
+const number = (v) => (v === null || v === undefined ? "none" : String(+v.toPrecision(4)));
 const stepsNow = () => (file.tags.length ? file.tags[state.tag].steps : file.steps);
 
 function start() {
@@ -17,8 +17,6 @@ function start() {
   $("step").oninput = () => { pause(); show(+$("step").value); };
   $("play").onclick = () => (state.timer ? pause() : play());
   document.addEventListener("keydown", onKey);
-  const tag = file.tags.findIndex((one) => one.steps.length);
-  state.tag = Math.max(tag, 0);
   show(stepsNow().length - 1);
 }
 
