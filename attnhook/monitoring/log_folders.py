@@ -1,6 +1,7 @@
 """A folder that `DirectoryWriter` wrote, as one HTML page with a slider over its steps."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,8 +77,9 @@ def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
     return [items[round(number * last / (most - 1))] for number in range(most)] if last >= most else list(items)
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+def _rounded(value: Any) -> float | None:
+    """A value as the page has it; None if it is missing or no finite number, as what others write may be."""
+    return float(f"{value:.4g}") if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _jpeg(path: Path) -> bytes:

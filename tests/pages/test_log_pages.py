@@ -215,6 +215,18 @@ def test_half_a_line_costs_that_line_alone(tmp_path):
     assert header["numbers"]["attention/blocks.0.attn/entropy"] == [4, 3, 1.5, 0, None]
 
 
+def test_values_that_are_no_numbers_are_gaps(log_page, tmp_path):
+    writer = write_log(tmp_path / "run")
+    writer.scalars({"attention/entropy": float("nan"), "attention/blocks.2.attn/sink_mass": "much"}, 250)
+    header = header_of(writer.to_html())
+    assert header["numbers"]["attention/entropy"] == [4, 3, None, 0]
+    assert header["numbers"]["attention/blocks.2.attn/sink_mass"] == [0.1, 0.1, None, 0.1]
+    page = log_page(writer)
+    page.slide("step", 2)
+    assert page.values(0) == {"all blocks": "none"}
+    assert page.page.locator(".plot").first.locator("path").nth(1).get_attribute("d").count("M") == 2
+
+
 def test_long_runs_show_pictures_of_some_steps_and_say_so(log_page, tmp_path):
     writer = DirectoryWriter(tmp_path / "long")
     for step in range(30):
