@@ -25,7 +25,7 @@ from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import Look, caption_of, keywords, scale_in_words
 from attnhook.imaging.overlays import blend, check_scale
 from attnhook.imaging.prepared import by, locate, view_in_words
-from attnhook.options import Interpolation, PatchIndex, Size, Style, choose
+from attnhook.options import NO_OVERLAP, Interpolation, Overlap, PatchIndex, Size, Style, choose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,7 @@ class PatchMap:
         input_size: Height and width of the model's input, in pixels; None if unknown.
         area: Height and width of the part of the input that the grid covers, in input pixels from the top left; None if unknown. Smaller than
             the input where the patch embedding drops a remainder, larger where it pads.
+        overlap: How patches lie that overlap or are padded; cells lie around the centres of their kernels.
         uniform: 1/N, the attention that each of N tokens would get if attention were uniform; None if the values are not shares of softmax mass.
         adds_up: Whether each map adds up to 1 together with the mass on other tokens.
         description: What was computed: method, block, heads, readout.
@@ -65,6 +66,7 @@ class PatchMap:
     adds_up: bool = False
     description: str = ""
     quantity: str = "attention"
+    overlap: Overlap = NO_OVERLAP
 
     @property
     def shape(self) -> torch.Size:
@@ -143,13 +145,16 @@ class PatchMap:
 
     def facts(self) -> dict[str, Any]:
         """Everything but the values, as JSON can store it, for `with_facts`."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "values"}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "values"} | {
+            "overlap": [self.overlap.start, self.overlap.reach]
+        }
 
     @classmethod
     def with_facts(cls, values: Tensor, facts: Mapping[str, Any]) -> Self:
         """Make a map from values and what `facts` returned."""
         sizes = {name: None if facts[name] is None else tuple(facts[name]) for name in ("input_size", "area")}
-        return cls(values, **{**facts, **sizes})
+        overlap = Overlap(*map(tuple, facts.get("overlap", [])))
+        return cls(values, **{**facts, **sizes, "overlap": overlap})
 
     def like(self, values: Tensor) -> Self:
         """Make a map of other values for the same patches. They are not attention: `uniform`, `outside` and `description` are unknown.
@@ -164,7 +169,7 @@ class PatchMap:
             raise GeometryError(
                 f"cannot place other values: expected this map's grid, {self.grid}, got {tuple(values.shape[-2:])}. Pass one value per patch."
             )
-        return type(self)(values, input_size=self.input_size, area=self.area, quantity="value")
+        return replace(self, values=values, quantity="value", uniform=None, adds_up=False, description="")
 
     def save(self, path: str | Path) -> Path:
         """Write the map and its place to a NumPy archive. It is written under a temporary name first, so no file is ever half-written.
@@ -232,7 +237,8 @@ class PatchMap:
         geometry = locate(where)
         height, width = self.area_on(geometry)
         rows, columns = self.grid
-        y, x = np.arange(rows + 1) * (height / rows), np.arange(columns + 1) * (width / columns)
+        top, left = self.overlap.start
+        y, x = top + np.arange(rows + 1) * (height / rows), left + np.arange(columns + 1) * (width / columns)
         return geometry.to_image(y, x)
 
     def box(self, where: Any, patch: PatchIndex) -> Box:
@@ -283,7 +289,7 @@ class PatchMap:
         """
         geometry = locate(where, photo)
         checked_map(self.values)
-        return interpolate(self.values, geometry, self.area_on(geometry), mode)
+        return interpolate(self.values, geometry, self.area_on(geometry), mode, self.overlap)
 
     def overlay(
         self,
