@@ -52,7 +52,8 @@ def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
         area = (steps[0] * grid[0], steps[1] * grid[1]) if all(steps) else None
     elif area is not None and any(pixels % patches for pixels, patches in zip(area, grid, strict=True)):
         area = None
-    overlap = NO_OVERLAP if area is None else overlap_of(maps.overlaps, (area[0] / grid[0], area[1] / grid[1]))
+    covered = area or maps.input_size
+    overlap = NO_OVERLAP if covered is None else overlap_of(maps.overlaps, (covered[0] / grid[0], covered[1] / grid[1]))
     return PatchMap(values, input_size=maps.input_size, area=area, overlap=overlap)
 
 
