@@ -69,7 +69,7 @@ def read_photos() -> dict[str, Any]:
     except (ImportError, OSError) as error:
         raise MissingPackageError(
             f"no photos for the demo: expected the package scikit-image with {', '.join(PHOTOS)}, got {error}. "
-            'Run `pip install "attnhook[demo]"`.'
+            'Run `pip install ".[demo]"` in a clone.'
         ) from error
 
 

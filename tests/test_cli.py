@@ -226,7 +226,7 @@ def test_completions_without_their_package(monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main(["--print-completion", "bash"])
     assert left.value.code == 2
-    assert 'expected the package shtab. Install it: pip install "attnhook[completion]".' in capsys.readouterr().err
+    assert 'expected the package shtab. Run `pip install ".[completion]"` in a clone.' in capsys.readouterr().err
 
 
 def test_python_runs_the_package():

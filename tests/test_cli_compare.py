@@ -45,7 +45,7 @@ def test_a_report(specs, folder, capsys):
     assert "photo/s" not in said.err  # no bar outside a terminal
     metrics = json.loads((folder / "out/metrics.json").read_text())
     objects = next(table for table in metrics["tables"] if table["id"] == "objects")
-    assert {row["view"] for row in objects["rows"]} == {"raw_attention", "raw_attention@0.5", "rollout"}
+    assert {row["view"] for row in objects["rows"][:-1]} == {"raw_attention", "raw_attention@0.5", "rollout"}
     assert {row["pointing"]["n"] for row in objects["rows"]} == {1}
     assert list((folder / "cache" / "comparisons").rglob("*.safetensors"))
 
@@ -65,7 +65,7 @@ def test_what_fails_is_said_and_the_others_are_done(specs, folder, capsys):
     said = capsys.readouterr()
     assert "bad.png: reading: cannot read" in said.err
     assert "timm:no_such: loading: timm has no model" in said.err
-    assert "1 models, 1 photos" in said.out
+    assert "1 model, 1 photo: " in said.out
     assert not (folder / "cache").exists()
     assert not (folder / "attnhook-report" / "overlays").exists()
 
@@ -79,12 +79,34 @@ def test_what_fails_is_said_and_the_others_are_done(specs, folder, capsys):
         (["cat.png", "--model", "demo", "--masks", "nowhere"], "expected a folder"),
         (["dog.png", "--model", "demo", "--masks", "masks"], "such as dog.png"),
         (["cat.png", "--model", "demo", "--depth", "2"], "relative depths"),
+        (["cat.png", "--model", "demo", "--method", "legrad", "--heads", "1"], "'legrad' takes the mean over heads"),
         (["cat.png", "--model", "demo", "--method", "gradcam"], "unknown method"),
         (["bad.png", "--model", "demo"], "no photo could be read"),
     ],
 )
 def test_commands_that_cannot_be_done(folder, capsys, arguments, words):
     assert main(["compare", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_heads(specs, folder, capsys):
+    arguments = ["compare", "cat.png", *models(specs[:1]), "--heads", "1", "--heads=-1", "--heads", "max"]
+    assert main([*arguments, "--no-pictures"]) == 0
+    manifest = json.loads((folder / "attnhook-report" / "manifest.json").read_text())
+    assert manifest["settings"]["heads"] == [1, -1, "max"]
+    assert manifest["settings"]["views"] == [f"raw_attention-{name}" for name in ("head1", "head-1", "max")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--models", "demo"], "unrecognized arguments: --models demo; did you mean --model?"),
+        (["--heads", "sum"], "expected one of 'mean', 'max', 'min', got 'sum'. Or give one head's index."),
+    ],
+)
+def test_a_wrong_option_is_answered_with_the_right_one(asked, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", "cat.png", *asked])
     assert words in capsys.readouterr().err
 
 
@@ -145,7 +167,7 @@ def test_a_preset_from_its_names_to_its_report(preset, folder, monkeypatch, caps
     monkeypatch.setattr(model_runs, "load", lambda spec, device=None: load(stand_in(spec), device=device))
     assert main(["compare", "cat.png", "dog.png", "--preset", preset, "--no-pictures"]) == 0
     specs = PRESETS[preset].specs
-    assert f"{len(specs)} models, 2 photos" in capsys.readouterr().out
+    assert f"{len(specs)} models, 2 photos: " in capsys.readouterr().out
     metrics = json.loads((folder / "attnhook-report" / "metrics.json").read_text())
     models = next(table for table in metrics["tables"] if table["id"] == "models")
     assert [row["model"] for row in models["rows"]] == list(specs)

@@ -12,7 +12,7 @@ from attnhook.errors import MissingPackageError
 
 def test_without_scikit_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(MissingPackageError, match=r'pip install "attnhook\[demo\]"'):
+    with pytest.raises(MissingPackageError, match=r'pip install "\.\[demo\]"'):
         demo.read_photos()
 
 

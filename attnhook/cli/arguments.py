@@ -64,7 +64,9 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         default=-1,
         help="index, negative from the end, or name (default: %(default)s, the last)",
     )
-    parser.add_argument("--heads", type=_heads, default="mean", help=f"mean, max, min, or one head's index {DEFAULT}")
+    parser.add_argument(
+        "--heads", type=heads_choice, default="mean", help=f"mean, max, min, or one head's index {DEFAULT}"
+    )
     parser.add_argument(
         "--rows", type=rows_choice, default="readout", help=f"{ROWS_HELP}, or ROW,COLUMN of one patch {DEFAULT}"
     )
@@ -115,7 +117,8 @@ def _index_or_name(text: str) -> int | str:
         return text
 
 
-def _heads(text: str) -> int | str:
+def heads_choice(text: str) -> int | str:
+    """Parse `--heads`."""
     chosen = _index_or_name(text)
     try:
         return chosen if isinstance(chosen, int) else choose(HeadFusion, chosen, "heads").value

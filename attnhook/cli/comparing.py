@@ -15,13 +15,14 @@ Examples:
   attnhook compare cat.jpg --model demo --model demo@224 --method raw_attention --method rollout
   attnhook compare photos/*.jpg --masks masks --model timm:vit_base_patch16_224.dino --model demo
   attnhook compare photos/*.jpg --preset registers --depth 0.5 --depth 1
+  attnhook compare cat.jpg --model demo --heads 0 --heads 5 --heads mean
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import DEFAULT, add_command, one_line, say
+from attnhook.cli.arguments import DEFAULT, add_command, heads_choice, one_line, say
 
 _SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 
@@ -49,6 +50,12 @@ def add(commands: Any) -> None:
         **_SEVERAL,
         type=float,
         help="relative depth of the block (above 0, at most 1) for methods of one block; repeat it for several (default: 1, the last block)",
+    )
+    compare.add_argument(
+        "--heads",
+        **_SEVERAL,
+        type=heads_choice,
+        help="mean, max, min, or one head's index (--heads=-1 is the last); repeat it for several maps (default: mean)",
     )
     compare.add_argument(
         "--masks",
@@ -84,13 +91,16 @@ def _compare(arguments: argparse.Namespace) -> int:
             print(f"{name}: {preset.question}", *(f"  {spec}" for spec in preset.specs), sep="\n")
         return 0
     if not arguments.images:
-        raise ValueError("nothing to compare on: expected at least one IMAGE.")
+        raise ValueError(
+            "nothing to compare on: expected at least one IMAGE, got none. Pass image files, such as photos/*.jpg."
+        )
     check_folder(arguments.out)
     found = compare(
         _models(arguments, PRESETS),
         [str(image) for image in arguments.images],
         methods=arguments.method or "raw_attention",
         depths=arguments.depth or 1.0,
+        heads=arguments.heads or "mean",
         masks=_masks(arguments),
         statistics=not arguments.no_statistics,
         faithfulness=arguments.faithfulness,
@@ -101,9 +111,11 @@ def _compare(arguments: argparse.Namespace) -> int:
         where = ", ".join(part for part in (failure.model, failure.photo) if part)
         say(f"{where}: {failure.what}: {one_line(failure.error)}")
     page = found.save(arguments.out, pictures=not arguments.no_pictures)
+    counts = ((len(found.models), "model"), (len(found.photos), "photo"))
     for note in found.notes:
         print(f"{note.level}: {note.text}")
-    print(f"{len(found.models)} models, {len(found.photos)} photos: {page}")
+    models, photos = (f"{n} {what}{'' if n == 1 else 's'}" for n, what in counts)
+    print(f"{models}, {photos}: {page}")
     return 1 if found.failures else 0
 
 

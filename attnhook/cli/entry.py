@@ -5,6 +5,7 @@ Exit codes: 0 success; 1 some images or checks failed, and the rest is done; 2 t
 
 import argparse
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,7 +21,11 @@ class _Parser(argparse.ArgumentParser):
     """A parser with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        known = {option for action in _actions(self) for option in action.option_strings}
+        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
+        near = [name for word in unknown for name in get_close_matches(word.partition("=")[0], known, n=1)]
+        hint = f"; did you mean {' and '.join(near)}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} (see {self.prog} --help)\n")
 
 
 class _PrintCompletion(argparse.Action):
@@ -33,7 +38,7 @@ class _PrintCompletion(argparse.Action):
             import shtab
         except ImportError:
             parser.error(
-                'cannot write completions: expected the package shtab. Install it: pip install "attnhook[completion]".'
+                'cannot write completions: expected the package shtab. Run `pip install ".[completion]"` in a clone.'
             )
         for action in _actions(parser):
             if action.type is Path:

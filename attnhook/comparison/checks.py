@@ -75,7 +75,7 @@ def _other_grids(entry: ModelEntry, measurements: dict[int, Measurement]) -> lis
 
 
 def _sizes(grids: Sequence[Size]) -> str:
-    shown = ", ".join(f"{grid[0]} x {grid[1]}" for grid in grids[:3])
+    shown = ", ".join(f"{grid[0]} \u00d7 {grid[1]}" for grid in grids[:3])
     return f"{shown} and others" if len(grids) > 3 else shown
 
 
@@ -88,7 +88,7 @@ def _pair_note(
         rows, columns = both[0][0].grid
         photos = f"{len(both)} photo{'s' if len(both) > 1 else ''}"
         how = "are equal" if apart == 0 else f"differ by at most {apart:.1e}"
-        return Note("ok", f"{pair} give the same maps: they {how} over {photos}, on a grid of {rows} x {columns}.")
+        return Note("ok", f"{pair} give the same maps: they {how} over {photos}, on a grid of {rows} \u00d7 {columns}.")
     where = f"look at the same part of the photos on the same grid; their maps differ by up to {apart:.1e}"
     shared = first.fingerprint.shared(second.fingerprint)
     if shared < _ALL:

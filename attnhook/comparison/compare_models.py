@@ -15,13 +15,24 @@ from attnhook.comparison.findings import SharedArea
 from attnhook.comparison.measurements import MapKind, Measurement, make_map_kinds
 from attnhook.comparison.measuring import Faithfulness, mean_faithfulness
 from attnhook.comparison.model_runs import ModelRun, ModelSource, RunSettings, as_subjects
-from attnhook.comparison.objects import MaskSource, ObjectMask, ObjectScores, mean_scores, score_photo
+from attnhook.comparison.objects import (
+    MaskSource,
+    ObjectMask,
+    ObjectScores,
+    PhotoScores,
+    mean_scores,
+    object_area,
+    random_maps,
+    score_photo,
+    score_prior,
+)
 from attnhook.comparison.photographs import Failure, Photo, read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, common_box
 from attnhook.comparison.tables import require_pandas
 from attnhook.errors import AttnhookError, ComparisonError, ScoreError
 from attnhook.files import cache_dir
 from attnhook.imaging.images import ImageSource
+from attnhook.imaging.patch_maps import PatchMap
 from attnhook.running.progress import progress_bar
 
 AUTO = "auto"
@@ -39,6 +50,7 @@ def compare(
     statistics: bool | int = True,
     faithfulness: bool = False,
     depths: "float | Sequence[float]" = 1.0,
+    heads: "str | int | Sequence[str | int]" = "mean",
     controls: bool = True,
     resolution: int | None = 128,
     cache: "str | Path | None" = AUTO,
@@ -66,6 +78,8 @@ def compare(
         faithfulness: Whether to measure how the model's score changes as patches are removed: about 84 more forwards per photo, model and map.
         depths: Relative depths, above 0 and at most 1, of the block for methods that read a single block: the same place in models of different
             depth.
+        heads: How heads become one map: `"mean"`, `"max"` or `"min"` over heads, or one head's index (negative from the end), as for
+            `raw_attention`. Several, such as `[0, 1, "mean"]`, are a map each. Gradient methods take the mean only.
         controls: Whether, with masks, each model is also measured with its weights shuffled.
         resolution: The most points along a photo's longer edge at which maps are compared and scored; None for every pixel.
         cache: The folder where measurements are cached by content; `"auto"` is one in the user's cache folder, None disables the cache.
@@ -95,7 +109,7 @@ def compare(
         raise ValueError(
             f"expected statistics of at least 0 photos and a resolution of at least 1 point, got {statistics} and {resolution}."
         )
-    views = make_map_kinds(methods if method is None else method, depths)
+    views = make_map_kinds(methods if method is None else method, depths, heads)
     chosen = as_subjects(models)
     photos, unread = read_photos(images, masks, labels)
     if not photos:
@@ -113,7 +127,11 @@ def compare(
             runs[-1].run(photos)
             bar.update(number * each - bar.n)
     settings: dict[str, Any] = {"resolution": resolution, "seed": seed, "statistics": min(few, len(photos))}
-    settings |= {"faithfulness": faithfulness, "controls": controls}
+    settings |= {
+        "faithfulness": faithfulness,
+        "controls": controls,
+        "heads": list(dict.fromkeys(v.heads for v in views)),
+    }
     return _Assembly(runs, photos, resolution, seed).comparison(views, unread, settings)
 
 
@@ -131,6 +149,7 @@ class _Assembly:
         self.sampling = [SamplingGrid.of_photo(photo.size, resolution) for photo in photos]
         self.seen = list(map(self._seen, range(len(photos))))
         self.masks = [self._mask(photo) for photo in photos]
+        self.random: dict[Any, PhotoScores] = {}  # scores of random maps, by what they depend on
         # Photos, by the model, what failed, and why.
         self.problems: dict[tuple[int, str, str], list[int]] = defaultdict(list)
         for model, run in enumerate(self.runs):
@@ -150,6 +169,7 @@ class _Assembly:
             areas=tuple(map(self._area, range(len(self.photos)))),
             agreements=agreements,
             objects={view.id: self._objects(view) for view in views if masked},
+            centre_prior=self._prior() if masked else None,
             faithful={view.id: found for view in views if (found := self._faithfulness(view))},
             failures=(*unread, *self.failures, *self._problems()),
             notes=tuple(make_notes(self.entries, [run.measurements for run in self.runs], views[0].id)),
@@ -200,17 +220,33 @@ class _Assembly:
     def _objects(self, view: MapKind) -> tuple[ObjectScores, ...]:
         found = []
         for model, run in enumerate(self.runs):
-            scores = []
+            scores, areas = [], []
             for photo, measurement in run.measurements.items():
                 mask = self.masks[photo]
                 if mask is not None and view.id in measurement.maps:
                     own = {"model": measurement, "random_weights": run.controls.get(photo)}
                     maps = {name: one.maps[view.id] for name, one in own.items() if one and view.id in one.maps}
-                    at = (self.sampling[photo], self.seen[photo], mask, measurement)
-                    scores.append(score_photo(*at, maps, seed=self.seed + photo))
+                    at = (self.sampling[photo], self.seen[photo], mask)
+                    drawn = self._random(photo, mask, measurement, maps["model"])
+                    scored = score_photo(*at, measurement, maps)
+                    scores.append({name: scored[name] | drawn[name] for name in scored})
+                    areas.append(object_area(*at))
             if scores:
-                found.append(mean_scores(model, scores))
+                found.append(mean_scores(model, scores, areas))
         return tuple(found)
+
+    def _random(self, photo: int, mask: ObjectMask, measurement: Measurement, own: PatchMap) -> PhotoScores:
+        """Scores of random maps on a model's grid: the same for all views and models of one grid and crop."""
+        key = (photo, own.grid, own.area, measurement.geometry, measurement.area)
+        if key not in self.random:
+            maps = {"random_map": random_maps(own, seed=self.seed + photo)}
+            self.random[key] = score_photo(self.sampling[photo], self.seen[photo], mask, measurement, maps)
+        return self.random[key]
+
+    def _prior(self) -> ObjectScores:
+        every = zip(self.sampling, self.seen, self.masks, strict=True)
+        at = [(sampling, seen, mask) for sampling, seen, mask in every if mask is not None]
+        return mean_scores(None, [score_prior(*one) for one in at], [object_area(*one) for one in at])
 
     def _faithfulness(self, view: MapKind) -> tuple[Faithfulness, ...]:
         areas = [[one.areas[view.id] for one in run.measurements.values() if view.id in one.areas] for run in self.runs]

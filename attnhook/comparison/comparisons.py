@@ -39,6 +39,7 @@ class Comparison(Findings):
         failures: What could not be done.
         notes: What the comparison noticed about the models.
         settings: The settings it was made with.
+        centre_prior: The scores of a Gaussian in the middle against masks, if there are masks: the same for all models.
     """
 
     def figure(

@@ -44,6 +44,7 @@ class Findings:
     failures: tuple[Failure, ...]
     notes: tuple[Note, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    centre_prior: ObjectScores | None = None
 
     def heatmap(self, model: "int | str", photo: "int | str" = 0, view: "int | str" = 0) -> Tensor:
         """Return one map at the photo's own pixels.

@@ -6,18 +6,19 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from attnhook.attribution.methods import NEEDS, check_method
+from attnhook.attribution.methods import NEEDS, check_method, method_options
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import Size
+from attnhook.options import HeadFusion, HeadsOption, Size, choose
 from attnhook.results.display import reads_block
 from attnhook.zoo.demo_weights import fingerprint
 
@@ -91,19 +92,33 @@ class MapKind:
 
     method: str  # one of `METHODS`
     depth: float | None = None  # of the block, relative, at most 1 (the last); None if the method follows all blocks
+    heads: str | int = "mean"  # how heads become one map: "mean", "max", "min", or the index of one
 
     @property
     def id(self) -> str:
         """Short name, for files and columns."""
-        return self.method if self.depth in (None, 1.0) else f"{self.method}@{self.depth:g}"
+        fused = f"head{self.heads}" if isinstance(self.heads, int) else str(self.heads)
+        name = self.method if self.depth in (None, 1.0) else f"{self.method}@{self.depth:g}"
+        return name if self.heads == HeadFusion.MEAN else f"{name}-{fused}"
 
     @property
     def label(self) -> str:
         """In words."""
-        words = self.method.replace("_", " ")
-        if self.depth is None:
-            return f"{words}, through all blocks"
-        return f"{words}, last block" if self.depth == 1 else f"{words}, block at {self.depth:.0%} of the depth"
+        words = f"{self.method.replace('_', ' ')}, through all blocks"
+        if self.depth is not None:
+            where = "last block" if self.depth == 1 else f"block at {self.depth:.0%} of the depth"
+            words = f"{self.method.replace('_', ' ')}, {where}"
+        return words if self.heads == HeadFusion.MEAN else f"{words}, {self.heads_label}"
+
+    @property
+    def heads_label(self) -> str:
+        """The heads in words."""
+        return f"head {self.heads}" if isinstance(self.heads, int) else f"{self.heads} over heads"
+
+    @property
+    def full_label(self) -> str:
+        """In words, with the heads even if they are the usual mean."""
+        return f"{self.label}, {self.heads_label}" if self.heads == HeadFusion.MEAN else self.label
 
     @property
     def mass(self) -> bool:
@@ -115,8 +130,12 @@ class MapKind:
         return max(1, math.ceil((self.depth or 1.0) * count - 1e-9)) - 1
 
 
-def make_map_kinds(methods: "str | Sequence[str]", depths: "float | Sequence[float]") -> tuple[MapKind, ...]:
-    """All methods at all depths."""
+def make_map_kinds(
+    methods: "str | Sequence[str]",
+    depths: "float | Sequence[float]",
+    heads: "HeadsOption | Sequence[str | int]" = "mean",
+) -> tuple[MapKind, ...]:
+    """All methods at all depths with all choices of heads."""
     chosen = [methods] if isinstance(methods, str) else list(methods)
     places = sorted({float(depth) for depth in ([depths] if isinstance(depths, int | float) else depths)}, reverse=True)
     for method in chosen:
@@ -125,12 +144,35 @@ def make_map_kinds(methods: "str | Sequence[str]", depths: "float | Sequence[flo
         raise ValueError(f"expected at least one method and no duplicates, got {chosen}.")
     if not places or not all(0 < place <= 1 for place in places):
         raise ValueError(f"expected relative depths above 0 and at most 1 (the last block), got {places}.")
+    fusions = _checked_heads(heads, chosen)
     views: dict[str, MapKind] = {}
     for method in chosen:
-        for view in [MapKind(method, place) for place in places] if reads_block(method) else [MapKind(method)]:
+        blocks = places if reads_block(method) else [None]
+        for view in [MapKind(method, place, fusion) for place in blocks for fusion in fusions]:
             if view.id in views:
                 raise ValueError(
                     f"two depths are both called {view.id!r}: expected depths further apart, got {places}."
                 )
             views[view.id] = view
     return tuple(views.values())
+
+
+def _checked_heads(heads: "HeadsOption | Sequence[str | int]", methods: Sequence[str]) -> list[str | int]:
+    """Every choice of heads, a map of its own each."""
+    given: list[Any] = [heads] if heads is None or isinstance(heads, str | int) else list(heads)
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"expected at least one choice of heads and no duplicates, got {given}.")
+    chosen: list[str | int] = []
+    for one in given:
+        if one is None or isinstance(one, bool):
+            raise ValueError(
+                f"a comparison shows one map per model: expected heads='mean', 'max', 'min' or a head's index, got {one}. Pass a list of "
+                "indices for several heads, such as heads=[0, 1, 2]."
+            )
+        chosen.append(int(one) if isinstance(one, Integral) else choose(HeadFusion, one, "heads").value)
+    for method in methods:
+        if chosen != [HeadFusion.MEAN] and not method_options(method, {"heads": None}):
+            raise ValueError(
+                f"method {method!r} takes the mean over heads: expected heads='mean', got {heads!r}. Leave heads out."
+            )
+    return chosen

@@ -180,12 +180,12 @@ def _add_maps(measurement: Measurement, maps: AttentionMaps, views: Sequence[Map
             found = _map(maps, view)
             found.area_on(measurement.geometry)  # a mismatch is a problem of this map, not of the comparison
             measurement.maps[view.id] = found
-        except AttnhookError as error:
+        except (AttnhookError, IndexError) as error:  # an index error: this model has no such head
             measurement.problems[view.id] = str(error)
 
 
 def _map(maps: AttentionMaps, view: MapKind) -> PatchMap:
-    options: dict[str, Any] = method_options(view.method, {"block": view.block(len(maps))})
+    options: dict[str, Any] = method_options(view.method, {"block": view.block(len(maps)), "heads": view.heads})
     found = METHODS[view.method](maps, **options)[0]
     found = replace(found, values=found.values.detach().float().cpu().clone())
     if found.values.isinf().any():

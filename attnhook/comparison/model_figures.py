@@ -39,7 +39,7 @@ def matrix_figure(
         photo_names=[_title(findings, photo) for photo in photos],
         model_names=[entry.name for entry in findings.models],
         uniform=[[found and found[0].uniform for found in row] for row in rows],
-        caption=f"{view.label[0].upper()}{view.label[1:]}; mean over heads, row of the token that each model's head reads.{part}",
+        caption=f"{view.full_label[0].upper()}{view.full_label[1:]}; row of the token that each model's head reads.{part}",
         label=view.method.replace("_", " "),
         scale=scale,
         **look,
@@ -67,6 +67,13 @@ def as_png(figure: "Figure", **options: Any) -> bytes:
     """A figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", **options)
+    return buffer.getvalue()
+
+
+def as_jpeg(figure: "Figure") -> bytes:
+    """A figure of photos as the content of a JPEG file: a fifth of the size as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 90, "subsampling": 0})
     return buffer.getvalue()
 
 

@@ -91,7 +91,9 @@ def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | Mod
     sources = [VisionModel(model) if isinstance(model, nn.Module) else model for model in given]
     names = names or _names(sources)
     if not sources:
-        raise ValueError("nothing to compare: expected at least one model, got none.")
+        raise ValueError(
+            "nothing to compare: expected at least one model, got none. Pass a spec such as 'demo', a VisionModel, or a list of them."
+        )
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(
@@ -249,7 +251,7 @@ class ModelRun:
         label = (photo.label, vision.labels) if isinstance(photo.label, str) else photo.label
         parameter = next(vision.model.parameters(), None)
         where = None if parameter is None else (parameter.device.type, parameter.dtype)
-        views = [(view.method, view.depth) for view in self._settings.views]
+        views = [(view.method, view.depth, view.heads) for view in self._settings.views]
         versions = [_CACHE_FORMAT, __version__, library_versions(), torch.get_default_dtype()]
         name = digest([*versions, entry.fingerprint.key, photo.digest, views, key, label, where])
         return folder / name[:2] / f"{name}.safetensors"

@@ -28,7 +28,9 @@ SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "auroc": auroc,
     "iou": iou_at_mass,
 }
-CONTROLS = ("model", "random_weights", "centre_prior", "random_map")
+CONTROLS = ("model", "random_weights", "random_map", "centre_prior")
+RANDOM_DRAWS = 20
+"""How many random maps are drawn for each photo."""
 
 MaskSource = Any
 """A file, a PIL image, an array or a tensor `(height, width)`; or a box `(left, top, right, bottom)` in pixels, or several, also as an array."""
@@ -82,7 +84,7 @@ def _from_boxes(boxes: Sequence[Any], size: Size, photo: str) -> ObjectMask:
         box = ((rows >= top) & (rows <= bottom))[:, None] & ((columns >= left) & (columns <= right))
         if not box.any():
             raise ImageError(
-                f"a box of {photo} contains no pixel: expected (left, top, right, bottom) within {size[1]} x {size[0]} pixels (width x height), "
+                f"a box of {photo} contains no pixel: expected (left, top, right, bottom) within height x width {size[0]} x {size[1]} pixels, "
                 f"got {(left, top, right, bottom)}."
             )
         inside |= box
@@ -113,12 +115,31 @@ def _values(source: Any, photo: str) -> NDArray[Any]:
     return values
 
 
+PhotoScores = dict[str, dict[str, Tensor]]
+"""By score, then by one of `CONTROLS`: the score of every draw `(draws,)` float64, one but for random maps; NaN where there is none."""
+
+
 @dataclass(frozen=True)
 class ObjectScores:
-    """One model, by index, over all photos that have a mask."""
+    """One model, by index, over all photos that have a mask; or what is the same for all models, the centre prior."""
 
-    model: int
+    model: int | None
+    area: Estimate  # the object's share of what all models saw: what a map without any knowledge scores
     estimates: dict[str, dict[str, Estimate]]  # by score, then by one of `CONTROLS`
+
+
+def object_area(sampling: SamplingGrid, seen: Tensor, mask: ObjectMask) -> float:
+    """The object's share of the points that are scored; NaN if there are none, or no object among them."""
+    counted = seen & ~sampling.nearest(mask.ignored)
+    inside = int((sampling.nearest(mask.inside) & counted).sum())
+    return inside / int(counted.sum()) if inside else math.nan
+
+
+def score_prior(sampling: SamplingGrid, seen: Tensor, mask: ObjectMask) -> PhotoScores:
+    """Score the centre prior on one photo: the same for all models, because it is scored where all of them looked."""
+    counted = seen & ~sampling.nearest(mask.ignored)
+    values = centre_prior(sampling.size).masked_fill(~counted, math.nan)
+    return {name: {"centre_prior": one} for name, one in _scored(values[None], sampling.nearest(mask.inside)).items()}
 
 
 def score_photo(
@@ -127,38 +148,57 @@ def score_photo(
     mask: ObjectMask,
     measurement: Measurement,
     maps: dict[str, PatchMap],
-    *,
-    seed: int,
-) -> dict[str, dict[str, float]]:
-    """Score a model's map of one photo, and the controls, at the points that all models saw, `seen` `(rows, columns)` bool."""
+) -> PhotoScores:
+    """Score maps of one photo, by control, at the points that all models saw, `seen` `(rows, columns)` bool; several draws in a batch."""
     inside = sampling.nearest(mask.inside)
     counted = seen & ~sampling.nearest(mask.ignored)
-    own = maps["model"]
-    patches = maps | {"random_map": own.like(random_map(own.grid, seed=seed))}
-    sampled = {control: sampling.sample(measurement, patch_map) for control, patch_map in patches.items()}
-    sampled["centre_prior"] = centre_prior(sampling.size)
-    scores: dict[str, dict[str, float]] = {name: dict.fromkeys(CONTROLS, math.nan) for name in SCORES}
-    for control, values in sampled.items():
-        known = values.masked_fill(~counted, math.nan)
-        for name, score in SCORES.items():
-            with suppress(ScoreError):  # nothing of the object, or no background, where all looked; a map without mass
-                scores[name][control] = float(score(known, inside))
-        if control in patches and (inside & counted).any():
-            scores["pointing"][control] = _pointing(measurement, patches[control], counted, mask)
+    scores: PhotoScores = {name: {} for name in SCORES}
+    for control, patch_map in maps.items():
+        values = sampling.sample(measurement, patch_map).masked_fill(~counted, math.nan)
+        found = _scored(values.reshape(-1, *values.shape[-2:]), inside)
+        if (inside & counted).any():
+            found["pointing"] = _pointing(measurement, patch_map, counted, mask)
+        for name, one in found.items():
+            scores[name][control] = one
     return scores
 
 
-def _pointing(measurement: Measurement, patch_map: PatchMap, counted: Tensor, mask: ObjectMask) -> float:
-    """Whether the centre of the highest patch, before interpolation, is on the object; ties share."""
+def random_maps(like: PatchMap, *, seed: int) -> PatchMap:
+    """Draw random values for the same patches: `(RANDOM_DRAWS, h, w)`."""
+    return like.like(torch.stack([random_map(like.grid, seed=seed * RANDOM_DRAWS + n) for n in range(RANDOM_DRAWS)]))
+
+
+def _scored(values: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    """Every score of every map of a batch."""
+    found = {name: torch.full((len(values),), math.nan, dtype=torch.float64) for name in SCORES}
+    for draw, one in enumerate(values):
+        for name, score in SCORES.items():
+            with suppress(ScoreError):  # nothing of the object, or no background, where all looked; a map without mass
+                found[name][draw] = score(one, inside)
+    return found
+
+
+def _pointing(measurement: Measurement, patch_map: PatchMap, counted: Tensor, mask: ObjectMask) -> Tensor:
+    """Whether the centre of the highest patch, before interpolation, is on the object, for each draw; ties share."""
     known = at_patches(measurement, patch_map, counted) & ~at_patches(measurement, patch_map, mask.ignored)
-    values = patch_map.values.masked_fill(~known, -math.inf).nan_to_num(-math.inf)
-    highest = values == values.max()
-    return float(at_patches(measurement, patch_map, mask.inside)[highest].double().mean()) if known.any() else math.nan
+    values = patch_map.values.masked_fill(~known, -math.inf).nan_to_num(-math.inf).reshape(-1, *known.shape)
+    if not known.any():
+        return torch.full((len(values),), math.nan, dtype=torch.float64)
+    highest = values == values.amax(dim=(1, 2), keepdim=True)
+    on_object = highest & at_patches(measurement, patch_map, mask.inside)
+    return on_object.sum(dim=(1, 2)).double() / highest.sum(dim=(1, 2))
 
 
-def mean_scores(model: int, photos: "Sequence[dict[str, dict[str, float]]]") -> ObjectScores:
-    """Average a model's scores over photos."""
-    table = {
-        name: {control: estimate([one[name][control] for one in photos]) for control in CONTROLS} for name in SCORES
-    }
-    return ObjectScores(model, table)
+def mean_scores(model: int | None, photos: Sequence[PhotoScores], areas: Sequence[float]) -> ObjectScores:
+    """Average scores over photos, and random maps over draws, too: their error is that of the draws."""
+
+    def mean(name: str, control: str) -> Estimate:
+        draws = [one[name][control] for one in photos if control in one[name]]
+        known = torch.stack([one for one in draws if not one.isnan().any()] or [torch.empty(0)])
+        if known.shape[1] <= 1:
+            return estimate(known.flatten(), interval=True)
+        means = estimate(known.mean(dim=0))  # over photos, of every draw
+        return Estimate(means.value, len(known), means.error)
+
+    table = {name: {control: mean(name, control) for control in CONTROLS} for name in SCORES}
+    return ObjectScores(model, estimate(list(areas)), table)

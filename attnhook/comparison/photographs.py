@@ -74,7 +74,9 @@ def read_photos(
     """Read all photos once, for their size and content."""
     sources = each_image(images)
     if not sources:
-        raise ValueError("nothing to compare on: expected at least one photo, got none.")
+        raise ValueError(
+            "nothing to compare on: expected at least one photo, got none. Pass a path, a PIL image, an array, or a list of them."
+        )
     masks, labels = _one_each("mask", masks, len(sources)), _one_each("label", labels, len(sources))
     names = _names(sources)
     photos, failures = [], []

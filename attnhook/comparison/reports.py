@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from attnhook import __version__
+from attnhook.comparison.dot_strips import MARKS, score_strips
 from attnhook.comparison.findings import FIGURE_PHOTOS, Findings, map_of
 from attnhook.comparison.measurements import MapKind
-from attnhook.comparison.model_figures import as_png, depth_figure, matrix_figure
-from attnhook.comparison.photographs import Failure
+from attnhook.comparison.model_figures import as_jpeg, as_png, depth_figure, matrix_figure
+from attnhook.comparison.photographs import Failure, Photo
+from attnhook.comparison.sampling_grids import SamplingGrid
 from attnhook.comparison.summary_tables import all_tables
 from attnhook.comparison.tables import Table, as_csv
 from attnhook.errors import AttnhookError, ComparisonError
@@ -36,6 +40,12 @@ if TYPE_CHECKING:
 
 PICTURE_LONGEST = 640
 """Longer edge, in pixels, of the largest photo inside the page."""
+
+OVERLAY_LONGEST = 1024
+"""Longer edge, in pixels, of the largest overlay beside it."""
+
+OUTLINE_POINTS = 320
+"""The most points along a photo's longer edge at which the outline of its object turns."""
 
 FORMAT = "attnhook-comparison-1"
 _STEPS = 65534
@@ -122,7 +132,9 @@ def page_content(
         "figures": [{"title": "Statistics over depth", "png": _base64(as_png(depth, dpi=130))}] if depth else [],
         "photos": list(photos),
         "models": [{"name": name} for name in names],
-        "views": [{"id": view.id, "label": view.label, "mass": view.mass} for view in findings.views],
+        "views": [{"id": view.id, "label": view.full_label, "mass": view.mass} for view in findings.views],
+        "strips": score_strips(findings),
+        "marks": MARKS,
         "maps": _maps(findings),
         "reasons": list(_reasons(findings)),
     }
@@ -166,9 +178,46 @@ def _photos(findings: Findings) -> tuple[list[dict[str, Any]], dict[int, Failure
                 "jpeg": _base64(jpeg),
                 "shared": 0.0 if area is None else area.part,
                 "box": [0.0, 0.0, 0.0, 0.0] if area is None else list(area.box),
+                "outline": _outline(photo),
             }
         )
     return entries, unreadable
+
+
+def _outline(photo: Photo) -> dict[str, Any] | None:
+    """The edges between the object and the rest, as the path of an SVG in units of a grid over the photo; None without a mask."""
+    try:
+        mask = photo.object_mask()
+    except (AttnhookError, OSError):  # among the failures already
+        mask = None
+    if mask is None:
+        return None
+    inside = SamplingGrid.of_photo(photo.size, OUTLINE_POINTS).nearest(mask.inside).numpy()
+    across = [f"M{start} {row + 1}h{length}" for row, start, length in _runs(inside[1:] != inside[:-1])]
+    down = [f"M{column + 1} {start}v{length}" for column, start, length in _runs((inside[:, 1:] != inside[:, :-1]).T)]
+    return {"size": list(inside.shape), "path": "".join([*across, *down])}
+
+
+def _runs(edges: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
+    """Unbroken runs in each line: its number, where it begins, and how long it is."""
+    turns = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    begins, ends = np.argwhere(turns == 1).tolist(), np.argwhere(turns == -1).tolist()
+    for (line, begin), (_, end) in zip(begins, ends, strict=True):
+        yield line, begin, end - begin
+
+
+def _peak(found: PatchMap, geometry: ImageGeometry) -> list[float] | None:
+    """The centre of the highest patch that shows some of the photo, as y and x in photo pixels; None if all are equal."""
+    shown, centres = [], []
+    for axis, (count, length) in enumerate(zip(found.grid, found.area_on(geometry), strict=True)):
+        centres.append((torch.arange(count, dtype=torch.float64) + 0.5) * length / count)
+        shown.append((centres[axis] >= geometry.valid[axis]) & (centres[axis] <= geometry.valid[axis + 2]))
+    values = found.values.double().masked_fill(~(shown[0][:, None] & shown[1]), math.nan)
+    known = values[~values.isnan()]
+    if not known.numel() or known.min() == known.max():
+        return None
+    row, column = divmod(int(values.nan_to_num(-math.inf).argmax()), found.grid[1])
+    return [float(at) for at in geometry.to_image(centres[0][row], centres[1][column])]
 
 
 def _map(found: PatchMap, geometry: ImageGeometry) -> dict[str, Any]:
@@ -187,23 +236,32 @@ def _map(found: PatchMap, geometry: ImageGeometry) -> dict[str, Any]:
         "low": low,
         "high": high,
         "uniform": found.uniform,
+        "peak": _peak(found, geometry),
         "data": _base64(steps.numpy().astype(np.dtype("<u2")).tobytes()),
     }
 
 
 def _pictures(findings: Findings, unreadable: Container[int], depth: "Figure | None") -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the PNGs: an overlay of every photo, model and view, then the figures."""
-    read = lru_cache(maxsize=1)(lambda photo: findings.photos[photo].read())  # one photo in memory at a time
+    """Names and contents of the pictures: an overlay of every photo, model and view, then the figures."""
+
+    @lru_cache(maxsize=1)  # one photo in memory at a time
+    def read(photo: int) -> Image.Image:
+        picture = findings.photos[photo].read()
+        picture.thumbnail((OVERLAY_LONGEST, OVERLAY_LONGEST), Image.Resampling.LANCZOS)
+        return picture
+
     for (model, photo, view), _, found in _places(findings):
         if found is not None and photo not in unreadable:
             words = [_slug(findings.photos[photo].name), _slug(findings.models[model].name), _slug(view.id)]
-            overlay = encoded(found[0].overlay(read(photo), found[1]), "PNG", compress_level=1)
-            yield f"overlays/{photo:03}-{words[0]}--{model:02}-{words[1]}--{words[2]}.png", overlay
+            shown, (patch_map, geometry) = read(photo), found
+            overlay = patch_map.overlay(shown, geometry.with_photo_size((shown.height, shown.width)))
+            name = f"overlays/{photo:03}-{words[0]}--{model:02}-{words[1]}--{words[2]}.jpg"
+            yield name, encoded(overlay, "JPEG", quality=_QUALITY)
     if depth is not None:
         yield "depth.png", as_png(depth)
     photos = [number for number in range(len(findings.photos)) if number not in unreadable][:FIGURE_PHOTOS]
     for view in findings.views if photos else ():
-        yield f"photos-by-models--{_slug(view.id)}.png", as_png(matrix_figure(findings, view, photos))
+        yield f"photos-by-models--{_slug(view.id)}.jpg", as_jpeg(matrix_figure(findings, view, photos))
 
 
 def _listed(folder: Path) -> dict[str, str]:

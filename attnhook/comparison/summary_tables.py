@@ -11,7 +11,7 @@ from attnhook.comparison.agreements import METRICS
 from attnhook.comparison.findings import Findings, measurements_of
 from attnhook.comparison.measurements import MapKind, Measurement
 from attnhook.comparison.measuring import CURVES, STATISTICS
-from attnhook.comparison.objects import CONTROLS, SCORES
+from attnhook.comparison.objects import CONTROLS, RANDOM_DRAWS, SCORES, ObjectScores
 from attnhook.comparison.tables import Column, Table, estimate
 
 
@@ -32,8 +32,12 @@ _MODEL_COLUMNS = (
     Column("library", "library"),
     Column("architecture", "class", "the model's class"),
     Column("parameters", "parameters, M", "number of parameters, in millions", 1),
-    Column("input", "input", "height x width of the model's input in pixels, if it is the same for all photos"),
-    Column("grid", "grid", "patch rows x columns"),
+    Column(
+        "input",
+        "input, h \u00d7 w",
+        "height \u00d7 width of the model's input in pixels, if it is the same for all photos",
+    ),
+    Column("grid", "grid, h \u00d7 w", "rows \u00d7 columns of patches"),
     Column("patch", "patch, px", "edge of a patch in input pixels", 1),
     Column("tokens", "tokens", "number of keys in the last block", 0),
     Column("readout", "readout", "the token whose attention is shown: the one that the model's head reads"),
@@ -109,14 +113,14 @@ def photos_table(findings: Findings) -> Table:
     shared = "share of the photo that all of these models saw; maps are compared there only"
     columns = (
         Column("photo", "photo"),
-        Column("size", "size", "height x width in pixels"),
+        Column("size", "size, h \u00d7 w", "height \u00d7 width in pixels"),
         Column("models", "models", "number of models that were measured on it", 0),
         Column("shared", "shared area", shared),
     )
     return Table("photos", "Photos", "Models crop photos differently.", columns, rows)
 
 
-_METRIC_WORDS = {
+METRIC_WORDS = {
     "spearman": ("Spearman", "rank correlation of the two maps over the shared area; 1 is the same order"),
     "jensen_shannon": (
         "JS divergence",
@@ -137,19 +141,21 @@ def agreement_table(findings: Findings, views: Sequence[MapKind]) -> Table:
         for view in views
         for pair in findings.agreements.get(view.id, ())
     ]
-    columns = [Column("view", "map"), Column("first", "model"), Column("second", "and model")]
-    for metric, (label, words) in _METRIC_WORDS.items():
+    columns = [Column("first", "model"), Column("second", "and model"), Column("view", "view")]
+    for metric, (label, words) in METRIC_WORDS.items():
         crossed = "the same with the second model's map of another photo: what the models have in common on any photo"
         columns += [
-            Column(metric, label, f"{words}; mean over photos with a 95 % bootstrap interval over photos"),
-            Column(f"{metric}_shuffled", f"{label}, shuffled", "the same with the points of one map in random order"),
-            Column(f"{metric}_other_photo", f"{label}, other photo", crossed),
+            Column(metric, label, f"{words}; mean over photos with a 95 % bootstrap interval over photos", 2),
+            Column(
+                f"{metric}_shuffled", f"{label}, shuffled", "the same with the points of one map in random order", 2
+            ),
+            Column(f"{metric}_other_photo", f"{label}, other photo", crossed, 2),
         ]
     note = "Two maps that agree may both be wrong. Compare each number with its baselines."
     return Table("agreement", "Agreement between models", note, tuple(columns), tuple(rows))
 
 
-_SCORE_WORDS = {
+SCORE_WORDS = {
     "pointing": ("pointing game", "share of the photos where the centre of the highest patch is on the object"),
     "energy": ("energy in mask", "share of the map's mass on the object"),
     "auroc": ("AUROC", "the map as a detector of the object's pixels; 0.5 is chance"),
@@ -161,26 +167,37 @@ _SCORE_WORDS = {
 
 
 def objects_table(findings: Findings) -> Table:
-    """One row per model, view and control."""
+    """One row per model, view and control, and one of the centre prior, which is the same for all."""
     rows = [
-        {"view": view, "model": findings.models[scores.model].name, "map": control.replace("_", " ")}
-        | {name: scores.estimates[name][control].plain() for name in SCORES}
+        _objects_row(scores, control, {"view": view, "model": findings.models[scores.model or 0].name})
         for view, found in findings.objects.items()
         for scores in found
         for control in CONTROLS
         if scores.estimates["energy"][control].n
     ]
+    if rows and findings.centre_prior is not None:
+        rows.append(_objects_row(findings.centre_prior, "centre_prior", {"view": None, "model": None}))
     maps = (
-        "the model's map, or a control: the same model with shuffled weights, a Gaussian in the middle, random patches"
+        "the model's map, or a control: the same model with its weights shuffled, random values on its patches (mean of "
+        f"{RANDOM_DRAWS} draws), or a Gaussian in the middle of the photo"
     )
-    means = "mean over photos and its standard error"
-    columns = [Column("view", "map"), Column("model", "model"), Column("map", "model or control", maps)]
-    columns += [Column(name, label, f"{words}; {means}") for name, (label, words) in _SCORE_WORDS.items()]
-    note = "Photographers centre objects, so compare each score with the centre prior and with random weights."
+    area = "the object's share of what all models saw, with its standard error: chance in the pointing game and for the energy in the mask"
+    means = (
+        f"mean over photos with a 95 % bootstrap interval; of random maps, the standard error over {RANDOM_DRAWS} draws"
+    )
+    columns = [Column("model", "model"), Column("map", "model or control", maps), Column("view", "view")]
+    columns.append(Column("area", "object's area", area, 2))
+    columns += [Column(name, label, f"{words}; {means}", 2) for name, (label, words) in SCORE_WORDS.items()]
+    note = "Photographers centre objects, so compare each score with the centre prior, with random weights and with the object's area."
     return Table("objects", "Maps against masks", note, tuple(columns), tuple(rows))
 
 
-_CURVE_WORDS = {
+def _objects_row(scores: ObjectScores, control: str, where: dict[str, Any]) -> dict[str, Any]:
+    found = {name: scores.estimates[name][control].plain() for name in SCORES}
+    return {**where, "map": control.replace("_", " "), "area": scores.area.plain(), **found}
+
+
+CURVE_WORDS = {
     "deletion": "while the highest patches are removed; low if the model relied on them",
     "insertion": "while the highest patches are shown first; high if they suffice",
 }
@@ -195,12 +212,12 @@ def faithfulness_table(findings: Findings) -> Table:
         for view, several in findings.faithful.items()
         for found in several
     ]
-    columns = [Column("view", "map"), Column("model", "model")]
-    for name, words in _CURVE_WORDS.items():
+    columns = [Column("model", "model"), Column("view", "view")]
+    for name, words in CURVE_WORDS.items():
         columns += [
-            Column(name, name, f"area under the model's score {words}"),
-            Column(f"random_{name}", f"{name}, random", "the same for a random map of the same grid"),
-            Column(f"{name}_gain", f"{name}, gain", "distance from the random map, per photo; positive is better"),
+            Column(name, name, f"area under the model's score {words}", 2),
+            Column(f"random_{name}", f"{name}, random", "the same for a random map of the same grid", 2),
+            Column(f"{name}_gain", f"{name}, gain", "distance from the random map, per photo; positive is better", 2),
         ]
     note = "Softmax probability of the class under each model. Removed patches become mid-grey, which no model was trained on."
     return Table("faithfulness", "Deletion and insertion", note, tuple(columns), tuple(rows))

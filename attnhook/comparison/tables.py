@@ -108,6 +108,6 @@ def require_pandas() -> Any:
         import pandas
     except ImportError as error:
         raise MissingPackageError(
-            f'compare needs the package pandas, got {error}. Run `pip install "attnhook[compare]"`.'
+            f'compare needs the package pandas, got {error}. Run `pip install ".[compare]"` in a clone.'
         ) from error
     return pandas

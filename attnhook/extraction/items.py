@@ -82,5 +82,5 @@ def require(module: str) -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise MissingPackageError(
-            f'extraction needs the package {package}, got {error}. Run `pip install "attnhook[extract]"`.'
+            f'extraction needs the package {package}, got {error}. Run `pip install ".[extract]"` in a clone.'
         ) from error

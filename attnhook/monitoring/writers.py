@@ -71,5 +71,5 @@ def import_library(module: str, *, needed_by: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingPackageError(
-            f"{needed_by} needs the package {extra}, got {error}. Install it: pip install 'attnhook[{extra}]'."
+            f'{needed_by} needs the package {extra}, got {error}. Run `pip install ".[{extra}]"` in a clone.'
         ) from None

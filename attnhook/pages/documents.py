@@ -24,8 +24,20 @@ _SIZE = "@@@@@@@@@@@@"  # replaced by the file's size, padded to as many charact
 
 def report_html(content: dict[str, Any]) -> str:
     """Make the page of a comparison."""
-    scripts = ("report_maps.js", "report_tables.js", "report_matrix.js", "report_zoom.js", "report.js")
-    return _document("report", scripts, str(content["title"]), {"figures": [], **content, "uniform_top": UNIFORM_TOP})
+    scripts = (
+        "report_maps.js",
+        "report_tables.js",
+        "report_dots.js",
+        "report_matrix.js",
+        "report_zoom.js",
+        "report.js",
+    )
+    return _document(
+        "report",
+        scripts,
+        str(content["title"]),
+        {"figures": [], "strips": [], "marks": {}, **content, "uniform_top": UNIFORM_TOP},
+    )
 
 
 def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> str:

@@ -41,13 +41,19 @@ function drawFigures() {
   }));
 }
 
+const counted = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+
 function drawContents() {
+  const warnings = file.notes.filter((note) => note.level === "warning").length;
   const links = photos.length ? [["Maps", "#maps"]] : [];
+  if (strips.length) links.push(["Scores", "#scores"]);
+  if (file.notes.length) links.push([warnings ? counted(warnings, "warning") : "Notes", "#notes", warnings && "warned"]);
+  if (file.failures.length) links.push([counted(file.failures.length, "failure"), "#failures", "failed"]);
   links.push(...file.tables.map((table, i) => [table.title, `#table-${i}`]));
   links.push(...file.figures.map((one, i) => [one.title, `#figure-${i}`]));
   links.push(["What this is", "#about-title"]);
-  $("contents").append(...links.map(([text, target]) => {
-    const link = element("a", text);
+  $("contents").append(...links.map(([text, target, name]) => {
+    const link = element("a", text, name);
     link.href = target;
     return link;
   }));
@@ -56,7 +62,6 @@ function drawContents() {
 function drawAbout() {
   const sized = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);
   const pictures = photos.reduce((sum, photo) => sum + photo.jpeg.length, 0), values = file.maps.reduce((sum, map) => sum + map.data.length, 0);
-  const counted = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
   const lines = [
     ["size", `${sized(Number(file.bytes))}: photos ${sized(pictures)}, maps ${sized(values)}`],
     ["holds", `${counted(models.length, "model")}, ${counted(photos.length, "photo")}, ${counted(views.length, "view")}, ${counted(file.maps.length, "map")}`],
@@ -106,6 +111,8 @@ function connectControls() {
   on("weighted", "change", (field) => { state.weighted = field.checked; drawColors(); });
   on("smooth", "change", (field) => { state.smooth = field.checked; });
   on("frame", "change", (field) => { state.frame = field.checked; });
+  on("outline", "change", (field) => { state.outline = field.checked; });
+  on("peak", "change", (field) => { state.peak = field.checked; });
   on("together", "change", (field) => { state.together = field.checked; if (field.checked && lastRow) setLook(lastRow, lastRow.look); });
   $("controls").addEventListener("toggle", measure);
   PHONE.addEventListener("change", fold);
@@ -118,6 +125,7 @@ function startMaps() {
   if ($("maps").hidden) return;
   $("view").append(...views.map((view, i) => new Option(view.label, String(i))));
   $("view-field").hidden = views.length < 2;
+  $("outline-field").hidden = !photos.some((photo) => photo.outline);
   if (views.length === 1) $("maps-title").textContent = `Maps: ${views[0].label}`;
   for (const name of Object.keys(palettes)) $("colormap").append(new Option(name, name, false, name === state.colormap));
   for (const top of [2, 4, 8, 16, 32, 64]) $("top").append(new Option(`${top} \u00d7 1/N`, String(top)));
@@ -139,6 +147,8 @@ function start() {
   $("tables").append(...file.tables.map(drawTable));
   drawFigures();
   startMaps();
+  startStrips();
+  watchTables();
   drawContents();
   drawAbout();
 }

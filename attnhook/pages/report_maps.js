@@ -3,6 +3,7 @@
 const { photos, models, views } = file;
 const state = {
   view: 0, alpha: 0.85, weighted: true, scale: "uniform", top: file.uniform_top, colormap: "plasma", smooth: true, frame: true, together: false,
+  outline: true, peak: true,
 };
 const WHOLE = Object.freeze({ top: 0, left: 0, size: 1 }); // the part of a photo that is shown, relative to the photo
 const byPlace = (list) => new Map(list.map((one) => [[one.view, one.model, one.photo].join(), one]));

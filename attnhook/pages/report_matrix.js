@@ -17,7 +17,9 @@ function makeCell(row, model) {
   cell.point = element("div", "", "point");
   cell.point.hidden = true;
   cell.none = element("p", "", "none");
-  picture.append(canvas, cell.frame, cell.point, cell.none);
+  cell.outline = makeOutline(photos[row.number].outline);
+  cell.peak = cased("0 0 16 16", "M3 3 13 13M13 3 3 13", "peak");
+  picture.append(canvas, cell.outline, cell.frame, cell.peak, cell.point, cell.none);
   const who = breakable(element("p", "", "who"), name);
   who.setAttribute("aria-hidden", "true"); // the table's header says it
   place.append(who, picture);
@@ -158,6 +160,8 @@ function drawCell(cell) {
   canvas.getContext("2d", { willReadFrequently: true }).putImageData(picture, 0, 0);
   canvas.dataset.drawn = "yes";
   drawFrame(cell);
+  drawOutline(cell);
+  drawPeak(cell);
   drawPoint(cell);
 }
 
@@ -194,6 +198,34 @@ function drawFrame({ row, model, frame }) {
   frame.style.left = percent((left / photo.width - look.left) / look.size);
   frame.style.height = percent((bottom - top) / photo.height / look.size);
   frame.style.width = percent((right - left) / photo.width / look.size);
+}
+
+// White over a dark edge, so that lines show on any picture.
+function cased(box, path, name) {
+  const lines = ["casing", "line"].map((kind) => drawing("path", { d: path, class: kind, "vector-effect": "non-scaling-stroke" }));
+  return drawing("svg", { viewBox: box, class: name, preserveAspectRatio: "none", "aria-hidden": "true" }, ...lines);
+}
+
+function makeOutline(outline) {
+  const [tall, wide] = outline ? outline.size : [1, 1];
+  return cased(`0 0 ${wide} ${tall}`, outline ? outline.path : "", "outline");
+}
+
+const toggle = (drawn, shown) => drawn.classList.toggle("off", !shown); // SVG elements know nothing of `hidden`
+
+function drawOutline({ row, outline }) {
+  const { look, photo } = row;
+  toggle(outline, state.outline && photo.outline);
+  if (!photo.outline) return;
+  const [tall, wide] = photo.outline.size;
+  outline.setAttribute("viewBox", [look.left * wide, look.top * tall, look.size * wide, look.size * tall].join(" "));
+}
+
+function drawPeak({ row, model, peak }) {
+  const { look, photo } = row, at = model === null ? null : mapOf(model, row.number)?.peak;
+  const place = at && { y: (at[0] / photo.height - look.top) / look.size, x: (at[1] / photo.width - look.left) / look.size };
+  toggle(peak, state.peak && place && place.y >= 0 && place.y <= 1 && place.x >= 0 && place.x <= 1);
+  if (place) { peak.style.top = percent(place.y); peak.style.left = percent(place.x); }
 }
 
 // What is at the row's point: a mark on each picture, and a line under it.

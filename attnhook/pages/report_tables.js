@@ -11,6 +11,12 @@ const written = (value, digits) => {
   return value < 0 && Number(text) !== 0 ? `\u2212${text}` : text;
 };
 
+// A dash after a minus sign is hard to read.
+const between = (low, high, digits) => `(${written(low, digits)}${low < 0 ? " to " : "\u2013"}${written(high, digits)})`;
+
+// An error that rounds to nothing has one digit that says something.
+const seen = (error, digits) => (error > 0 && Number(error.toFixed(digits)) === 0 && error >= 1e-4 ? error.toPrecision(1) : written(error, digits));
+
 // Names break after their separators, numbers do not.
 function breakable(target, text) {
   const parts = String(text).split(/(?<=[_./:@-])(?<!\.(?=\d))(?![_./:@-])/);
@@ -27,8 +33,10 @@ function fillCell(target, cell, digits) {
   }
   const value = bare(cell);
   if (!isNumber(value)) {
-    breakable(target, value);
-    if (String(value).length <= SHORT) target.classList.add("short");
+    const short = String(value).length <= SHORT;
+    target.classList.toggle("short", short);
+    if (short) target.textContent = value;
+    else breakable(target, value);
     return;
   }
   target.classList.add("number");
@@ -36,8 +44,8 @@ function fillCell(target, cell, digits) {
   target.textContent = written(value, digits);
   const interval = isNumber(low) && isNumber(high);
   if (isNumber(error)) title[0] += ` \u00b1 ${error}`;
-  if (isNumber(error) && !interval) target.append(element("span", ` \u00b1\u00a0${written(error, digits)}`, "spread"));
-  if (interval) target.append(element("span", ` (${written(low, digits)}\u2013${written(high, digits)})`, "spread"));
+  if (isNumber(error) && !interval) target.append(element("span", ` \u00b1\u00a0${seen(error, digits)}`, "spread"));
+  if (interval) target.append(element("span", ` ${between(low, high, digits)}`, "spread"));
   if (interval) title.push(`from ${low} to ${high}`);
   if (isNumber(n)) title.push(`n = ${n}`);
   target.title = title.join(", ");
@@ -77,6 +85,9 @@ function drawTable(table, index) {
     return head;
   });
   names.append(...heads);
+  // On a phone the first column alone stays in sight; where it does not tell rows apart, it says the next ones, too.
+  const firsts = table.rows.map((row) => row[table.columns[0].key]), numbers = heads.findIndex((head) => head.classList.contains("number"));
+  const telling = new Set(firsts).size < firsts.length ? table.columns.slice(1, Math.max(1, numbers)) : [];
   const lines = table.rows.map((row) => {
     const line = element("tr");
     table.columns.forEach((column, place) => {
@@ -84,6 +95,8 @@ function drawTable(table, index) {
       if (!place) cell.scope = "row";
       if (heads[place].classList.contains("number")) cell.classList.add("number");
       fillCell(cell, row[column.key] ?? null, column.digits);
+      const also = place ? [] : telling.map(({ key }) => bare(row[key] ?? null)).filter(Boolean);
+      if (also.length) cell.append(element("span", also.join(", "), "also"));
       line.append(cell);
     });
     return { row, line };
@@ -105,7 +118,9 @@ function drawTable(table, index) {
   grid.style.setProperty("--columns", table.columns.length);
   grid.append(header, body);
   scroll.append(grid);
-  section.append(scroll);
+  const hint = element("p", "more columns: scroll \u2192", "hint");
+  hint.setAttribute("aria-hidden", "true");
+  section.append(hint, scroll);
   const helped = table.columns.filter((column) => column.help);
   if (helped.length) {
     const details = element("details"), list = element("dl");
@@ -114,4 +129,19 @@ function drawTable(table, index) {
     section.append(details);
   }
   return section;
+}
+
+// Whether a table goes on to the left or to the right of what is shown.
+function watchTables() {
+  const look = (box) => {
+    const room = box.scrollWidth - box.clientWidth;
+    box.parentElement.classList.toggle("more", room > 1 && box.scrollLeft < room - 1);
+    box.parentElement.classList.toggle("less", room > 1 && box.scrollLeft > 1);
+    box.parentElement.classList.toggle("scrolls", room > 1);
+  };
+  const watch = new ResizeObserver((entries) => entries.forEach(({ target }) => look(target)));
+  for (const box of document.querySelectorAll(".table .scroll")) {
+    watch.observe(box);
+    box.addEventListener("scroll", () => look(box), { passive: true });
+  }
 }

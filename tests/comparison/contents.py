@@ -24,6 +24,34 @@ MODELS = ("vit_small_patch16_224.augreg", "a wide grid", "whole photo")
 GRIDS = ((14, 14), (6, 10), (5, 7))
 
 
+OUTLINE = {"size": [10, 20], "path": "M5 2h10M5 8h10M5 2v6M15 2v6"}
+"""A box around the middle: rows 0.2 to 0.8, columns 0.25 to 0.75 of the photo."""
+
+MARKS = {"model": "the model's own map", "random_map": "random values", "centre_prior": "a Gaussian in the middle"}
+
+
+def strips():
+    """Two scores of the first view, and one of the second."""
+    rows = [
+        {"name": name, "guide": False, "marks": [mark("model", 0.2 + i / 10, 0.1), mark("random_map", 0.3, 0.02)]}
+        for i, name in enumerate(MODELS)
+    ]
+    rows.append({"name": "centre prior", "guide": True, "marks": [mark("centre_prior", 0.65, 0.2)]})
+    axis = {"low": 0.0, "high": 1.0, "step": 0.2, "group": "Maps against masks", "rows": rows}
+    alone = [
+        {"name": MODELS[0], "guide": False, "marks": [{**mark("model", -0.25, 0), "low": None, "high": None, "n": 1}]}
+    ]
+    return [
+        {"view": 0, "title": "AUROC", "help": "the map as a detector", **axis},
+        {"view": 0, "title": "energy", "help": "share of the mass", **axis},
+        {"view": 1, "title": "Spearman", "help": "rank correlation", **axis, "low": -0.4, "rows": alone},
+    ]
+
+
+def mark(kind, value, half):
+    return {"kind": kind, "n": 12, "value": value, "low": value - half, "high": value + half}
+
+
 def photos():
     """Real photos at `SIZES`, upright."""
     cat, woman = Image.fromarray(data.chelsea()), Image.fromarray(data.astronaut())
@@ -77,8 +105,22 @@ def map_of(view, model, photo, size):
         "valid": list(geometry.valid),
         "area": list(geometry.input_size),
         "uniform": 1 / (values.size + 1) if view == 0 else None,
+        "peak": peak_of(values, geometry),
         **packed(values),
     }
+
+
+def peak_of(values, geometry):
+    """The centre of the highest patch, in photo pixels: one patch at a time."""
+    best, where = -np.inf, None
+    for row, column in np.ndindex(values.shape):
+        at = [
+            (i + 0.5) * n / count for i, n, count in zip((row, column), geometry.input_size, values.shape, strict=True)
+        ]
+        inside = all(low <= a <= high for a, low, high in zip(at, geometry.valid[:2], geometry.valid[2:], strict=True))
+        if inside and values[row, column] > best:
+            best, where = values[row, column], list(geometry.to_image(*at))
+    return where
 
 
 def photo_entry(picture, name, label):
@@ -96,6 +138,7 @@ def photo_entry(picture, name, label):
         "jpeg": base64.b64encode(buffer.getvalue()).decode(),
         "shared": (box[2] - box[0]) * (box[3] - box[1]) / (height * width),
         "box": box,
+        "outline": None if label is None else OUTLINE,
     }
 
 
@@ -176,6 +219,8 @@ def content(*, names=("chelsea.jpg", "astronaut.jpg"), models=MODELS, title="Thr
                 "rows": [{"pair": f"{models[0]} and {models[1]}", "rank": {"value": 0.41, "low": 0.3, "high": 0.5}}],
             },
         ],
+        "strips": strips(),
+        "marks": MARKS,
         "photos": entries,
         "models": [{"name": name} for name in (*models, "broken_model")],
         "views": VIEWS,

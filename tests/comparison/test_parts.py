@@ -12,7 +12,7 @@ from attnhook import ImageGeometry, heatmap
 from attnhook.comparison.agreements import METRICS, pair_agreements, photo_agreement
 from attnhook.comparison.measurements import MapKind, Measurement, make_map_kinds
 from attnhook.comparison.model_runs import as_subjects, shuffle_weights
-from attnhook.comparison.objects import read_mask, score_photo
+from attnhook.comparison.objects import read_mask, score_photo, score_prior
 from attnhook.comparison.photographs import read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, at_patches, common_box
 from attnhook.comparison.tables import Column, Table, as_csv, estimate
@@ -429,7 +429,7 @@ def scored(patch_map, mask, geometry=None):
     one = measured(geometry or ImageGeometry.identity((90, 120)))
     sampling = SamplingGrid.of_photo((90, 120), None)
     maps = {"model": PatchMap(torch.as_tensor(patch_map))}
-    return score_photo(sampling, sampling.seen(one), read_mask(mask, (90, 120), "x"), one, maps, seed=0)
+    return score_photo(sampling, sampling.seen(one), read_mask(mask, (90, 120), "x"), one, maps)
 
 
 def test_scores_against_a_mask() -> None:
@@ -444,8 +444,14 @@ def test_scores_against_a_mask() -> None:
     assert found["energy"]["model"] == pytest.approx(
         float(inside / heatmap(hit, ImageGeometry.identity((90, 120))).sum())
     )
-    assert math.isnan(found["pointing"]["random_weights"])
-    assert found["pointing"]["centre_prior"] in {0.0, 0.25, 0.5}  # the middle of the photo is a corner of the box
+    assert set(found["pointing"]) == {"model"}
+    whole = SamplingGrid.of_photo((90, 120), None), torch.ones(90, 120, dtype=torch.bool)
+    prior = score_prior(*whole, read_mask(box, (90, 120), "x"))
+    assert float(prior["pointing"]["centre_prior"]) in {
+        0.0,
+        0.25,
+        0.5,
+    }  # the middle of the photo is a corner of the box
     miss = torch.full((3, 4), 0.01)
     miss[1, 1] = miss[1, 2] = 0.5
     assert scored(miss, box)["pointing"]["model"] == 0.5  # two highest patches, one of them right

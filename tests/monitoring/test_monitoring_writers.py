@@ -317,7 +317,7 @@ def test_a_missing_library_is_an_error_at_construction(kind, package: str, monke
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingPackageError, match=rf"pip install 'attnhook\[{package}\]'"):
+    with pytest.raises(MissingPackageError, match=rf'pip install "\.\[{package}\]"'):
         kind("here") if package == "tensorboard" else kind()
 
 

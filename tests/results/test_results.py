@@ -131,7 +131,7 @@ def test_one_patch_one_head(model):
     (one,) = attend(model, PHOTO, rows=[(2, 4)], heads=1, blocks=[0])
     assert one.maps.selected_rows == ((2, 4),)
     torch.testing.assert_close(one.attention.flatten(), one.maps[0].rows[0, 1, 0, 1:])
-    assert "head 1, row of patch (2, 4)" in one.caption
+    assert "patch (2, 4) to patches, block 1 of 2, head 1" in one.caption
 
 
 def test_rollout_captures_what_it_needs(model):
@@ -236,7 +236,7 @@ def test_one_result_holds_several_blocks(model):
         assert one.settings.block == both.maps[block].name
         torch.testing.assert_close(one.attention, raw_attention(both.maps, block=block).values[0])
         assert one.overlay().tobytes() == attend(model, PHOTO, blocks=[block])[0].overlay().tobytes()
-        assert f"({both.maps[block].name})" in one.caption
+        assert f"block {both.maps[block].number[0]} of 2" in one.caption
     assert both[-1].overlay().tobytes() == both.overlay().tobytes()
     assert attend(model, PHOTO, blocks=1)[0].maps.block_names == ("blocks.1.attn",)
     assert "block 2 of 2" in attend(model, PHOTO, blocks=1)[0].caption  # of the model, not of what was captured
