@@ -217,7 +217,8 @@ class ShardFiles:
         for stored in sorted(file.keys()):
             name = stored.removeprefix(prefix)
             if name != stored and (name in wanted or name.partition(".")[0] in wanted):
-                tensors[name] = torch.as_tensor(file.get_slice(stored)[record["offset"]], device="cpu")
+                with torch.device("cpu"):  # whatever the process's default
+                    tensors[name] = torch.as_tensor(file.get_slice(stored)[record["offset"]])
         return tensors
 
     def _open(self, record: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
