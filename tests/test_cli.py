@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import weakref
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import transforms
 
 import attnhook
-from attnhook import attend
+from attnhook import VisionModel, attend
 from attnhook.cli import main
 from attnhook.errors import GeometryError
+from tests.pages.scenes import swin
 from tests.zoo.saved_models import photo, save_timm
 
 
@@ -270,12 +273,21 @@ def test_view_writes_one_page_and_counts(spec, folder, capsys, blocks):
     "arguments, words",
     [
         (["cat.png", "--out", "nowhere/cat.html"], "expected nowhere to exist"),
-        (["cat.png", "--out", "cat.png"], "cat.png is one of the images: expected another name"),
+        (["cat.html", "--out", "cat.html"], "cat.html is one of the images: expected another name"),
+        (
+            ["cat.png", "--out", "view.png"],
+            "cannot write 'view.png': expected a name that ends in .html, or a folder, got .png. Change",
+        ),
+        (
+            ["cat.png", "--out", "view"],
+            "cannot write 'view': expected a name that ends in .html, or a folder, got no suffix.",
+        ),
         (["bad.png", "--out", "bad.html"], "expected at least one image, got none of 1"),
         (["cat.png", "--longest", "12"], "expected a number of pixels, at least 16, got '12'"),
     ],
 )
 def test_view_says_what_it_cannot_do(spec, folder, capsys, arguments, words):
+    photo().save("cat.html", format="png")
     try:
         code = main(["view", *arguments, "--model", spec])
     except SystemExit as left:
@@ -283,6 +295,31 @@ def test_view_says_what_it_cannot_do(spec, folder, capsys, arguments, words):
     assert code == 2
     assert words in capsys.readouterr().err
     assert not (folder / "bad.html").exists()
+
+
+@pytest.mark.parametrize("out", ["other", "new/pages/", "other/cat.HTM"])
+def test_view_takes_a_file_or_a_folder(spec, folder, capsys, out):
+    assert main(["view", "cat.png", "--model", spec, "--out", out]) == 0
+    path = folder / (out if out.endswith("HTM") else f"{out}/view.html")
+    assert f"1 of 1 images in {path.relative_to(folder)}, {path.stat().st_size / 1e6:.2f} MB" in capsys.readouterr().out
+
+
+def test_view_refuses_a_suffix_before_it_loads_a_model(folder, capsys):
+    assert main(["view", "cat.png", "--model", "timm:no_such_model", "--out", "view.pdf"]) == 2
+    assert "got .pdf. Change the suffix, or end the name in / for a folder." in capsys.readouterr().err
+
+
+def test_view_draws_a_windowed_model(folder, capsys, monkeypatch):
+    transform = transforms.Compose([transforms.Resize((64, 64)), transforms.ToTensor()])
+    monkeypatch.setattr("attnhook.zoo.loading.load", lambda *_, **__: VisionModel(swin(), transform, name="swin"))
+    assert main(["view", "cat.png", "--model", "swin"]) == 0
+    assert "[1/1] cat.png: 8 x 8 patches" in capsys.readouterr().err
+    header = json.loads(re.search(r'id="header">(.*?)</script>', (folder / "view.html").read_text())[1])
+    blocks = header["scenes"][0]["blocks"]
+    assert [block["grid"] for block in blocks] == [[16, 16]] * 2 + [[8, 8]] * 2
+    assert all("received" in block and "rows" not in block for block in blocks)
+    assert main(["view", "cat.png", "--model", "swin", "--blocks", "none"]) == 2
+    assert "received_attention" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_says_so(folder, capsys, monkeypatch):

@@ -41,7 +41,7 @@ class _PrintCompletion(argparse.Action):
                 'cannot write completions: expected the package shtab. Run `pip install ".[completion]"` in a clone.'
             )
         for action in _actions(parser):
-            if action.type is Path:
+            if action.type is Path or action.dest == "out":
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
         print(shtab.complete(parser, shell=str(values)))
         parser.exit()

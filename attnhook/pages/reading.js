@@ -3,9 +3,11 @@
 const READOUT = 0; // the first of the rows that every block has
 const state = {
   scene: 0, block: 0, head: -1, alpha: 0.85, weighted: true, scale: "robust", top: 16, source: "raw",
-  query: { row: READOUT }, smooth: true, colormap: "plasma", cursor: null, pointer: null, shown: null,
+  query: { row: READOUT }, smooth: true, colormap: "plasma", mask: false, keep: 0.6, cursor: null, pointer: null, shown: null,
 };
 const scenes = file.scenes.map((facts) => ({ facts, bytes: null, photo: null, places: null }));
+const factsNow = () => scenes[state.scene].facts;
+const blockNow = () => factsNow().blocks[state.block];
 const canvas = $("canvas");
 const context = canvas.getContext("2d", { willReadFrequently: true });
 
@@ -30,6 +32,7 @@ async function open(number) {
   const packed = fromLetters($(`payload-${number}`).textContent, scene.facts.length);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   const bytes = await new Response(stream).arrayBuffer();
+  for (const { matrix } of scene.facts.blocks) if (matrix) addGuesses(bytes, matrix);
   const image = new Image();
   image.src = scene.facts.photo;
   await image.decode();
@@ -42,6 +45,15 @@ async function open(number) {
   scene.values = new Float32Array(width * height);
   scene.places = new Map();
   scene.bytes = bytes;
+}
+
+// A matrix is stored as differences from a guess: the mean of the row before and of the row of the patch above.
+function addGuesses(bytes, { heads, queries, keys, columns, codes: start }) {
+  const length = queries * keys, above = columns * keys;
+  for (let head = 0; head < heads; head++) {
+    const codes = new Uint8Array(bytes, start + head * length, length);
+    for (let i = keys; i < length; i++) codes[i] += (codes[i - keys] + (i < above ? 0 : codes[i - above])) >> 1;
+  }
 }
 
 // Values of one row of one head, and how far the true ones may be from them.
@@ -73,34 +85,51 @@ function averaged(bytes, part, query) {
   return sum;
 }
 
-// What to show: values over all tokens, or a sentence that says why the file does not have them.
-function currentRow() {
-  const scene = scenes[state.scene], block = scene.facts.blocks[state.block];
-  if (!block.grid) return { missing: `The keys of ${block.name} are not on a patch grid (${block.refused}).` };
-  const rollout = state.source === "rollout";
-  const asksRow = state.query.row !== undefined;
-  const part = asksRow ? block[rollout ? "rollout_rows" : "rows"] : block[rollout ? "rollout_matrix" : "matrix"];
-  if (!part) return { missing: missingText(scene, block, rollout, asksRow) };
-  const query = asksRow ? state.query.row : state.query.token;
-  if (query >= part.queries) return { missing: `${block.name} has no such query.` };
-  if (state.head >= 0 && state.head >= part.heads && !rollout) return { missing: `For single tokens of ${block.name}, this file has only the mean over heads. Choose the mean, or press Esc for the readout.` };
-  const row = rollout || state.head < 0 ? averaged(scene.bytes, part, query) : readRow(scene.bytes, part, state.head, query);
-  return { ...row, block, part };
-}
-
-function missingText(scene, block, rollout, asksRow) {
-  if (asksRow) return `${block.name} has no row of the model's readout${rollout ? " under rollout" : ""}. Click a patch, or choose the last block.`;
-  const stored = scene.facts.blocks.filter((one) => one[rollout ? "rollout_matrix" : "matrix"]);
-  if (!stored.length) return "This file has only the readout's attention, not where single patches look.";
-  return `This file has the rows of single tokens only for block${stored.length > 1 ? "s" : ""} ${ranges(stored)}. Go there, or press Esc for the readout.`;
-}
-
-// Numbers of blocks, counted from 1: "1 to 4, 7".
-function ranges(blocks) {
-  const runs = [];
-  for (const { number: [n] } of blocks) {
-    const last = runs[runs.length - 1];
-    if (last && last[1] === n - 1) last[1] = n; else runs.push([n, n]);
+// A token's row of rollout: its unit row times W = (I + A) / 2 of each block down to the first, A the mean over heads. With r off by at most e, and A
+// by at most E, r A is off by at most e A + (r + e) E.
+function rolledRow(bytes, blocks, query) {
+  const shares = Float64Array.from({ length: 256 }, (_, code) => (code / 255) ** 2);
+  const errors = Float64Array.from({ length: 256 }, (_, code) => (code + 0.25) / 255 ** 2);
+  const { keys } = blocks[0].matrix, view = new DataView(bytes);
+  let values = new Float64Array(keys), bounds = new Float64Array(keys);
+  values[query] = 1;
+  for (const { matrix: { heads, codes: start, maxima } } of [...blocks].reverse()) {
+    const nextValues = values.map((v) => v / 2), nextBounds = bounds.map((v) => v / 2);
+    for (let row = 0; row < heads * keys; row++) {
+      const scale = view.getFloat32(maxima + row * 4, true) / (2 * heads), value = scale * values[row % keys], off = scale * bounds[row % keys];
+      if (value + off === 0) continue;
+      const codes = new Uint8Array(bytes, start + row * keys, keys);
+      for (let j = 0; j < keys; j++) {
+        const code = codes[j];
+        nextValues[j] += value * shares[code];
+        nextBounds[j] += off * shares[code] + (value + off) * errors[code];
+      }
+    }
+    [values, bounds] = [nextValues, nextBounds];
   }
-  return runs.map(([a, b]) => (a === b ? `${a}` : `${a} to ${b}`)).join(", ");
+  return { values, bounds };
+}
+
+// The blocks that a patch's rollout passes through; or none, if the file does not have all of their matrices.
+function blocksOfRollout() {
+  const blocks = factsNow().blocks.slice(0, state.block + 1);
+  return blocks.every((block) => block.matrix && block.adds_up) ? blocks : null;
+}
+
+// What to show: values over all tokens, of which head (-1: the mean); or a sentence that says why the file does not have them.
+function currentRow() {
+  const { bytes, facts } = scenes[state.scene], block = blockNow(), { source, query } = state;
+  if (!block.grid) return { missing: `This file has no map of ${blockName(block)}: it is not known where its keys lie in the photo (${block.refused}).` };
+  const asksRow = query.row !== undefined, rollout = source === "rollout";
+  if (rollout && !asksRow) {
+    const blocks = blocksOfRollout();
+    if (!blocks) return { missing: missingText(facts, block) };
+    return { ...rolledRow(bytes, blocks, query.token), block, part: block.matrix, head: -1, fused: true };
+  }
+  const part = source === "received" ? block.received : !asksRow ? block.matrix : rollout ? block.rollout_rows : block.rows;
+  const index = source === "received" ? 0 : asksRow ? query.row : query.token;
+  if (!part || index >= part.queries) return { missing: missingText(facts, block) };
+  const fused = part.heads === 1, head = fused ? -1 : state.head;
+  const row = head < 0 ? averaged(bytes, part, index) : readRow(bytes, part, head, index);
+  return { ...row, block, part, head, fused };
 }

@@ -166,11 +166,13 @@ class AttentionResult:
         Args:
             path: Where to write it; None only returns it.
             name: The photo's name on the page; any text.
-            **options: `matrices` (the blocks whose whole matrices go into the page: "auto" for the last one, or what `AttentionCapture` takes
-                as `blocks`), `matrix_heads` ("all", "mean" or "auto") and `longest` (of the photo's edges, in pixels).
+            **options: `matrices` (the blocks whose whole matrices go into the page: "auto" for every block whose tokens all attend to each
+                other, or what `AttentionCapture` takes as `blocks`), `matrix_heads` ("all", "mean", or "auto" for every head of the last of
+                these blocks, if that is at most six million values, and the mean of the others) and `longest` (of the photo's edges, in pixels;
+                up to three times that of panoramas).
 
         Returns:
-            The HTML. It shows what patches look at only after `attend(..., rows="all")`.
+            The HTML. It shows what patches look at, and received attention, only after `attend(..., rows="all")`.
         """
         from attnhook.pages.documents import save_viewer
         from attnhook.results.scenes import viewer_html

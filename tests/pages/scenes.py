@@ -1,4 +1,4 @@
-"""Three tiny models' attention over one photo: a square grid, a grid of 2:1, and registers."""
+"""Tiny models' attention over one photo: a square grid, a grid of 2:1, registers, and windows."""
 
 import base64
 import io
@@ -6,10 +6,11 @@ import io
 import numpy as np
 import torch
 from PIL import Image
+from timm.models.swin_transformer import SwinTransformer
 
 from attnhook import AttentionCapture, ImageGeometry
 from attnhook.results.scenes import Scene
-from tests.models import images, timm
+from tests.models import images, sharpen, timm
 
 PHOTO = (96, 160)
 INPUTS = {"square": (48, 48), "wide": (32, 64), "registers": (48, 48)}
@@ -23,15 +24,34 @@ def photo(size=PHOTO):
     return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
 
 
-def scene(kind, rows="all", name="cat.jpg", **settings):
+def scene(kind, rows="all", name="cat.jpg", photo_size=PHOTO, **settings):
     registers = {"reg_tokens": 4, "no_embed_class": True} if kind == "registers" else {}
     size = INPUTS[kind]
     model = timm("vision_transformer.VisionTransformer", img_size=size, **registers, **settings)()
+    geometry = ImageGeometry.identity(photo_size)
+    geometry = geometry.resize(64).center_crop(size) if kind != "wide" else geometry.resize(size)
+    return Scene(name, photo(photo_size), geometry, captured(model, size, rows))
+
+
+def captured(model, size, rows="all"):
     with torch.inference_mode(), AttentionCapture(model, rows=rows) as capture:
         model(images(1, size=size))
-    geometry = ImageGeometry.identity(PHOTO)
-    geometry = geometry.resize(64).center_crop(size) if kind != "wide" else geometry.resize(size)
-    return Scene(name, photo(), geometry, capture.maps)
+    return capture.maps
+
+
+def swin():
+    torch.manual_seed(0)
+    kind = SwinTransformer(
+        img_size=64, window_size=4, embed_dim=12, depths=(2, 2), num_heads=(2, 3), patch_size=4, num_classes=5
+    )
+    return sharpen(kind)
+
+
+def windowed_scene():
+    """Two stages, of 16 by 16 and 8 by 8 positions."""
+    return Scene(
+        "cat.jpg", photo(), ImageGeometry.identity(PHOTO).resize(72).center_crop((64, 64)), captured(swin(), (64, 64))
+    )
 
 
 def photo_of(header):

@@ -10,77 +10,16 @@ import torch
 from attnhook.imaging.drawing import heatmap, overlay
 from attnhook.imaging.looks import UNIFORM_TOP
 from attnhook.imaging.overlays import value_range
-from attnhook.imaging.patch_maps import PatchMap
-from attnhook.pages.documents import save_viewer
-from attnhook.results.scenes import pack_scene, viewer_html
-from tests.open_pages import OpenPage
-from tests.pages.scenes import MODELS, PHOTO, photo_of, scene
+from attnhook.results.scenes import pack_scene
+from tests.pages.scenes import MODELS, photo_of, scene
 from tests.pages.test_pages import NASTY
 
 PIXEL_TOLERANCE = 3  # two JPEG decoders differ by up to 2, and each blend rounds once
 
 
-class Page(OpenPage):
-    """A viewer open in the browser."""
-
-    def __init__(self, browser, path, **options):
-        super().__init__(browser, path, **({"viewport": {"width": 1280, "height": 800}} | options))
-        self.page.wait_for_selector("#canvas[data-drawn]")
-
-    def source(self, name):
-        self.page.locator(f'[name="source"][value="{name}"]').check()
-        self.settle()
-
-    def _position(self, one, patch):
-        top, left, bottom, right = PatchMap(torch.rand(one.maps[-1].layout.grid)).box(one.geometry, patch)
-        box = self.page.locator("#canvas").bounding_box()
-        return {"x": (left + right) / 2 * box["width"] / PHOTO[1], "y": (top + bottom) / 2 * box["height"] / PHOTO[0]}
-
-    def hover(self, one, patch):
-        self.page.locator("#canvas").hover(position=self._position(one, patch))
-
-    def click(self, one, patch):
-        self.page.locator("#canvas").click(position=self._position(one, patch))
-        self.settle()
-
-    def value(self, one, patch):
-        """Under the pointer: the patch, the value and its bound, as kept and as written."""
-        self.hover(one, patch)
-        out = self.page.locator("#value")
-        facts = out.evaluate("(node) => ({...node.dataset})")
-        assert (int(facts["row"]), int(facts["column"])) == patch
-        written = re.search(r"column \d+: ([\d.]+) ± ([\d.]+), ", out.inner_text())
-        return float(facts["value"]), float(facts["bound"]), float(written[1]), float(written[2])
-
-    def pixels(self):
-        code = """() => { const c = document.getElementById("canvas");
-            return [c.height, c.width, Array.from(c.getContext("2d").getImageData(0, 0, c.width, c.height).data)]; }"""
-        height, width, flat = self.page.evaluate(code)
-        return np.array(flat, np.uint8).reshape(height, width, 4)[..., :3].astype(int)
-
-    def text(self, name):
-        return self.page.locator(f"#{name}").inner_text()
-
-
 @pytest.fixture(scope="module")
 def scenes():
     return {kind: scene(kind) for kind in MODELS}
-
-
-@pytest.fixture
-def viewer(browser, tmp_path):
-    opened = []
-
-    def open_(*shown, options=None, model="tiny", **settings):
-        path = save_viewer(viewer_html(shown, model=model, **settings), tmp_path / "view.html")
-        opened.append(Page(browser, path, **(options or {})))
-        return opened[-1]
-
-    yield open_
-    for page in opened:
-        page.context.close()
-        assert page.complaints == []
-        assert all(url.startswith(("file:", "data:", "blob:")) for url in page.requests)
 
 
 def ten_patches(grid, seed=0):
@@ -293,10 +232,10 @@ def test_the_keyboard(viewer, scenes):
     press("u")
     page.settle()
     assert "times uniform attention" in page.text("bar-text")
-    press("r")
-    page.settle()
-    assert "rollout" in page.text("query-text")
-    press("r")
+    for name in ("rollout", "received", "raw"):
+        press("r")
+        page.settle()
+        assert f"{name} attention" in page.text("query-text").replace("rollout up to here", "rollout attention")
     page.page.locator("#stage").focus()
     press("ArrowRight")
     press("ArrowDown")
@@ -315,20 +254,31 @@ def test_the_keyboard(viewer, scenes):
 
 def test_what_the_file_does_not_hold_is_said(viewer, scenes):
     one = scenes["square"]
-    page = viewer(one)
+    page = viewer(one, matrices=[-1])
     page.click(one, (1, 1))
     page.slide("block", 0)
-    assert "only for block 2." in page.text("notice")
+    assert "only for block 2 of 2." in page.text("notice")
+    assert page.page.locator("#save").is_disabled()
     header, _ = pack_scene(one, matrices=(), matrix_heads="auto", longest=1280)
     assert np.abs(page.pixels() - np.asarray(photo_of(header)).astype(int)).max() <= PIXEL_TOLERANCE
     page.page.keyboard.press("Escape")
     page.settle()
     assert page.text("notice") == ""
 
+    page.slide("block", 1)
+    page.source("rollout")
+    page.click(one, (1, 1))
+    assert "Rollout from a patch needs the matrices of all blocks up to this one" in page.text("notice")
+
     fused = viewer(one, matrix_heads="mean")
-    fused.click(one, (1, 1))
     fused.slide("head", 2)
-    assert "mean over heads" in fused.text("notice")
+    fused.click(one, (1, 1))
+    assert "block 2 of 2, mean over 4 heads" in fused.text("query-text")
+    assert "this file has the mean over heads" in fused.text("module")
+    assert fused.page.locator("#head").is_disabled()
+    fused.page.keyboard.press("Escape")
+    fused.settle()
+    assert "block 2 of 2, head 2" in fused.text("query-text")
 
     rows = viewer(scene("square", rows="readout"))
     rows.click(one, (1, 1))
@@ -387,8 +337,8 @@ def test_the_file_says_its_size_and_what_it_holds(viewer, scenes, tmp_path):
     assert f"{round(size / 1000)} KB in all" in said
     assert "cat.jpg, 160 \u00d7 96 pixels, as JPEG" in said
     assert "6 \u00d7 6 patches, class token, register 1, register 2, register 3, register 4" in said
-    assert "class token of blocks 1 to 2, every head, 16 bits" in said
-    assert "blocks 2, every head, 8 bits" in said
+    assert "class token of blocks 1 to 2 of 2, every head, 16 bits" in said
+    assert "blocks 1 to 2 of 2, mean over heads; every head of block 2 of 2, 8 bits" in said
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -399,7 +349,7 @@ def test_a_phone(viewer, scenes, scheme):
     box = page.page.locator("#canvas").bounding_box()
     assert box["width"] > 250
     assert box["y"] + box["height"] < 667
-    position = page._position(scenes["registers"], (2, 3))
+    position = page.position(scenes["registers"], (2, 3))
     page.page.locator("#canvas").tap(position=position)
     page.settle()
     assert "Patch at row 2, column 3" in page.text("query-text")

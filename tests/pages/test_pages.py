@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 
 from attnhook import AttentionMaps, BlockAttention, ImageGeometry, Readout, TokenLayout, attend, rollout
 from attnhook.capture.sites import Queries
@@ -17,7 +18,7 @@ from attnhook.options import Rows
 from attnhook.pages.documents import save_viewer
 from attnhook.pages.quantisation import quantise
 from attnhook.results import scenes
-from attnhook.results.scenes import Scene, viewer_html
+from attnhook.results.scenes import Scene, pack_scene, viewer_html
 from tests.models import TIMM
 from tests.pages.scenes import photo, scene
 
@@ -51,16 +52,31 @@ def test_a_class_token_file_is_small():
 
 @pytest.mark.slow
 def test_a_file_of_all_matrices_is_under_six_megabytes():
-    page = viewer_html([synthetic(12, 6, (16, 16), full=True)], model="vit", matrices=None)
+    page = viewer_html([synthetic(12, 6, (16, 16), full=True)], model="vit", matrices=None, matrix_heads="all")
     assert all(block["matrix"]["heads"] == 6 for block in header_of(page)["scenes"][0]["blocks"])
     assert len(page) < 6_000_000
+
+
+def test_a_file_at_224_pixels_is_under_six_megabytes():
+    """ViT-B's size; random rows deflate less than a model's."""
+    page = viewer_html([synthetic(12, 12, (14, 14), full=True)], model="vit")
+    assert [block["matrix"]["heads"] for block in header_of(page)["scenes"][0]["blocks"]] == [1] * 11 + [12]
+    assert len(page) < 6_000_000
+
+
+@pytest.mark.slow
+def test_a_file_at_518_pixels_is_under_twenty_megabytes():
+    (result,) = attend("demo", data.astronaut(), rows="all")
+    page = result.to_html()
+    assert all(block["matrix"]["heads"] == 1 for block in header_of(page)["scenes"][0]["blocks"])
+    assert len(page) < 20_000_000
 
 
 def test_what_is_kept():
     whole = scene("registers")
     first, last = header_of(viewer_html([whole], model="vit"))["scenes"][0]["blocks"]
-    assert "matrix" not in first
-    assert "rollout_rows" in first
+    assert (first["matrix"]["heads"], first["matrix"]["queries"]) == (1, 41)
+    assert {"rows", "rollout_rows", "received"} <= first.keys()
     assert (last["matrix"]["heads"], last["matrix"]["queries"]) == (4, 41)
     assert [name for _, name in last["specials"]] == ["class token", *(f"register {n}" for n in (1, 2, 3, 4))]
     fused = header_of(viewer_html([whole], model="vit", matrices=[0], matrix_heads="mean"))["scenes"][0]["blocks"]
@@ -69,6 +85,14 @@ def test_what_is_kept():
     assert "rows='all'" in rows["no_rollout"]
     assert rows["named"] == ["class token"]
     assert not any("matrix" in block for block in rows["blocks"])
+
+
+@pytest.mark.parametrize(
+    "size, stored", [((96, 160), (60, 100)), ((50, 150), (50, 150)), ((90, 720), (38, 300)), ((800, 200), (200, 50))]
+)
+def test_an_elongated_photo_keeps_its_shorter_edge(size, stored):
+    header, _ = pack_scene(scene("square", "readout", photo_size=size), matrices=(), matrix_heads="auto", longest=100)
+    assert tuple(header["size"]) == stored
 
 
 def test_chosen_rows_have_their_names():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnhook.pages.quantisation import LETTERS, Payload, quantise
+from attnhook.pages.quantisation import LETTERS, Payload, differences, quantise
 
 
 def values_of(small):
@@ -52,6 +52,17 @@ def test_what_is_no_softmax_row_is_refused(bad):
 def unpacked(text, length):
     """What the page does in JavaScript: HTML's letters back to Python's, 85 to a byte string, inflated."""
     return zlib.decompress(base64.b85decode(text.translate(str.maketrans(",.:", "<>&")))[:length])
+
+
+def test_differences_give_the_codes_back():
+    """As the page does it: row by row, from the rows that it has."""
+    codes = np.random.default_rng(0).integers(0, 256, (2, 13, 5), dtype=np.uint8)
+    left = differences(codes, 3)
+    back = np.zeros(codes.shape, int)
+    for head, query, key in np.ndindex(codes.shape):
+        near, above = (int(back[head, query - rows, key]) if query >= rows else 0 for rows in (1, 3))
+        back[head, query, key] = (int(left[head, query, key]) + (near + above) // 2) % 256
+    assert (back == codes).all()
 
 
 def test_a_payload_is_read_back_where_its_header_says():
