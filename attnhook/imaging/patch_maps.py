@@ -4,7 +4,7 @@ So a forgotten argument cannot put a map on the wrong part of the input.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
@@ -18,12 +18,12 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.files import replacing
 from attnhook.imaging import styles
-from attnhook.imaging.figures import FIGURE_OPTIONS, overlay_figure, shown_at, styled, triptych
+from attnhook.imaging.figures import FIGURE_OPTIONS, look_of, overlay_figure, shown_at, styled, triptych
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import Look, caption_of, keywords, scale_in_words
-from attnhook.imaging.overlays import blend, check_scale
+from attnhook.imaging.looks import caption_of, keywords, scale_in_words
+from attnhook.imaging.overlays import blend
 from attnhook.imaging.prepared import by, locate, view_in_words
 from attnhook.options import NO_OVERLAP, Interpolation, Overlap, PatchIndex, Size, Style, choose
 
@@ -190,6 +190,8 @@ class PatchMap:
             )
         known = {name: getattr(self, name) or None for name in ("input_size", "area", "uniform", "caption")}
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in known.items() if value is not None}
+        if self.overlap != NO_OVERLAP:
+            arrays |= {name: np.asarray(value) for name, value in vars(self.overlap).items()}
         if self.outside is not None:
             arrays["outside"] = self.outside.detach().cpu().numpy()
         with replacing(target) as temporary, temporary.open("wb") as file:
@@ -391,14 +393,3 @@ class PatchMap:
                 f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one by indexing: patch_map[0]."
             )
         return replace(self, values=self.values.reshape(self.grid))
-
-
-def look_of(patch_map: PatchMap, options: Mapping[str, Any], function: Callable[..., Any]) -> Look:
-    """Read the look that a function was given, with the map's own 1/N."""
-    if options.get("uniform") not in (None, patch_map.uniform):
-        raise ValueError(
-            f"a PatchMap knows its own uniform: expected no uniform=, got {options['uniform']}. Leave uniform= out."
-        )
-    colors = replace(Look.of(options, function), uniform=patch_map.uniform)
-    check_scale(colors.scale, mass=patch_map.uniform is not None, shown=patch_map.quantity)
-    return colors
