@@ -273,7 +273,7 @@ def training_strip() -> Image.Image:
         events = EventAccumulator(out, size_guidance={"images": 0})
         events.Reload()
         logged = events.Images("attention/overlay/0")[::3]
-    figure, axes = plt.subplots(1, len(logged), figsize=(9, 9 / len(logged) + 0.3), layout="constrained")
+    figure, axes = plt.subplots(1, len(logged), figsize=(9, 11 / len(logged) + 0.3), layout="constrained")
     for ax, event in zip(axes, logged, strict=True):
         ax.imshow(Image.open(io.BytesIO(event.encoded_image_string)))
         ax.set(title=f"step {event.step}", xticks=[], yticks=[])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from attnhook import __version__
-from attnhook.cli import comparing, demonstration, description, extracting, overlaying, verifying, viewing
+from attnhook.cli import comparing, demonstration, description, extracting, logs, overlaying, verifying, viewing
 from attnhook.cli.arguments import one_line, say
 from attnhook.errors import AttnhookError
 
@@ -85,6 +85,6 @@ def _parser() -> argparse.ArgumentParser:
         help=f"print a script that completes commands, for {', '.join(_SHELLS)}, and exit (needs shtab)",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demonstration, overlaying, viewing, comparing, extracting, description, verifying):
+    for command in (demonstration, overlaying, viewing, comparing, extracting, logs, description, verifying):
         command.add(commands)
     return parser

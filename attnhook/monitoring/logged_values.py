@@ -11,12 +11,14 @@ from attnhook.attribution.raw_maps import raw_attention, received_attention
 from attnhook.attribution.row_measures import row_divergence
 from attnhook.attribution.summaries import AlarmThresholds, BlockSummary, raise_alarms
 from attnhook.capture.records import AttentionMaps
+from attnhook.imaging.lettering import with_color_bar
 from attnhook.imaging.looks import Look
-from attnhook.imaging.overlays import common_look
+from attnhook.imaging.overlays import blend, common_look
+from attnhook.imaging.panels import color_bar, rendered
 from attnhook.monitoring.probes import ProbeBatch
 from attnhook.options import ScaleOption
 
-_SHEET_PIXELS, _SHEET_DPI = 198, 110  # of a panel in the sheet of heads, and of the sheet
+_SHEET_PIXELS, _SHEET_DPI = 166, 92  # of a panel in the sheet of heads, and of the sheet
 
 
 def scalars_of(
@@ -40,6 +42,9 @@ def scalars_of(
         values[f"{start}/relative_entropy"] = float(block.relative_entropy.mean())
         values[f"{start}/sink_mass"] = float(block.block_sink_mass)
         values[f"{start}/head_diversity"] = float(block.head_diversity)
+    for kind in ("entropy", "relative_entropy"):
+        of_blocks = [float(getattr(block, kind).mean()) for block in summaries]
+        values[f"{prefix}attention/{kind}"] = sum(of_blocks) / len(of_blocks)
     if any(block.whole for block in summaries):
         alarms = raise_alarms(summaries, thresholds)
         values |= {f"{prefix}attention/alarms/{name}": float(count) for name, count in alarms.items()}
@@ -49,20 +54,21 @@ def scalars_of(
 def pictures_of(
     maps: AttentionMaps, probe: ProbeBatch, methods: Sequence[str], *, scale: ScaleOption, sheets: int
 ) -> Iterator[tuple[str, Image.Image]]:
-    """Draw every method's overlay on every photo, and on the first photos a sheet of the last block's heads."""
+    """Draw every method's overlay on every photo above its colour bar, and of the first photos a sheet of the last block's heads."""
     for number, method in enumerate(methods):
         patch_maps = METHODS[method](maps)
         folder = "overlay" if number == 0 else method
-        for index, patch_map in enumerate(patch_maps):
-            picture = patch_map.to("cpu").overlay(probe.photos[index], probe.geometries[index], scale=scale)
-            yield f"attention/{folder}/{index}", picture
+        for index, patch_map in enumerate(patch_maps.to("cpu")):
+            values = patch_map.heatmap(probe.geometries[index])
+            look = Look(scale=scale, uniform=patch_map.uniform)
+            picture = blend(probe.photos[index], values, look)
+            yield f"attention/{folder}/{index}", with_color_bar(picture, *color_bar([values], look, patch_map.quantity))
     for index in range(min(sheets, len(probe)) if methods else 0):
         yield f"attention/heads/{index}", _sheet_of_heads(maps, probe, index, scale)
 
 
 def _sheet_of_heads(maps: AttentionMaps, probe: ProbeBatch, index: int, scale: ScaleOption) -> Image.Image:
     from attnhook.imaging.figures import sheet, shown_at
-    from attnhook.imaging.panels import rendered
 
     of_heads = received_attention if maps.readout.rows is None else raw_attention
     patch_map = of_heads(maps, heads=None)[index].to("cpu")

@@ -57,7 +57,7 @@ class AttentionMonitor:
         also: Further models to run the same probe on, such as `{"ema": averaged}`; their tags begin with their names.
         thresholds: When alarms are raised.
         scale: The scale of pictures, as in `overlay`; the default is the same at every step.
-        picture_size: The largest side of a picture.
+        picture_size: The largest side of a photo in a picture, in pixels.
         sheets: The number of images for which a sheet of all heads is drawn.
         strict: Whether errors of writers and probes are raised. If not, each is reported once and training goes on; only an error of the
             first probe, which means that something is not set up correctly, is always raised.
@@ -95,7 +95,7 @@ class AttentionMonitor:
         also: Mapping[str, nn.Module] | None = None,
         thresholds: AlarmThresholds | None = None,
         scale: ScaleOption = "uniform",
-        picture_size: int = 512,
+        picture_size: int = 448,
         sheets: int = 1,
         strict: bool = False,
     ) -> None:

@@ -8,6 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from attnhook.errors import MissingPackageError
+from attnhook.results.display import encoded
+
+JPEG_QUALITY = 85
 
 
 @runtime_checkable
@@ -63,6 +66,11 @@ class WriterGroup:
                     "tried again, further failures of this writer are not reported. strict=True raises instead.",
                     stacklevel=2,
                 )
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    """The content of a JPEG file: a fifth of a PNG's bytes."""
+    return encoded(picture.convert("RGB"), "JPEG", quality=JPEG_QUALITY)
 
 
 def import_library(module: str, *, needed_by: str, extra: str) -> Any:

@@ -1,4 +1,4 @@
-"""Self-contained HTML files: the viewer and the report of a comparison, with style, script and data inside.
+"""Self-contained HTML files: the viewer, the report of a comparison and the log of a training, with style, script and data inside.
 
 A page's policy allows its own script, by its hash, and no request. The script puts texts from the data into the page as text, never as markup.
 """
@@ -58,6 +58,17 @@ def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> 
         "scenes": [one for one, _ in packed],
     }
     return _document("viewer", _VIEWER, title, header, payloads=payloads)
+
+
+def log_html(content: dict[str, Any], pictures: Sequence[Sequence[bytes]]) -> str:
+    """Make the page of a training log; the pictures are JPEG files, one per tag and step of `content["tags"]`."""
+    payloads = "\n".join(
+        f'<script type="text/plain" id="picture-{tag}-{step}">{base64.b64encode(one).decode("ascii")}</script>'
+        for tag, found in enumerate(pictures)
+        for step, one in enumerate(found)
+    )
+    made = {"version": __version__, "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    return _document("log", ("log.js",), f"Attention log: {content['title']}", {**content, **made}, payloads=payloads)
 
 
 def save_viewer(page: str, path: str | Path) -> Path:

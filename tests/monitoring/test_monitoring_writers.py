@@ -45,7 +45,8 @@ def test_tags_are_stable() -> None:
     assert {f"{BLOCK}/{kind}" for kind in TAGS} <= numbers.keys()
     assert {f"ema/{BLOCK}/head3/{kind}" for kind in ("entropy", "distance", "sink_mass")} <= numbers.keys()
     assert {f"attention/alarms/{name}" for name in ALARMS} <= numbers.keys()
-    assert len(numbers) == 2 * (2 * (len(TAGS) + 4 * 3) + len(ALARMS))
+    assert {"attention/entropy", "ema/attention/relative_entropy"} <= numbers.keys()
+    assert len(numbers) == 2 * (2 * (len(TAGS) + 4 * 3) + len(ALARMS) + 2)
     tags = {"attention/overlay/0", "attention/overlay/1", "attention/heads/0"}
     assert {tag for tag, _ in writer.pictures} == tags | {f"ema/{tag}" for tag in tags}
     ((tag, text, step),) = writer.texts
@@ -79,10 +80,11 @@ def test_photos_are_drawn_true_and_only_where_the_model_looked() -> None:
     scale_queries(model)
     AttentionMonitor(model, [photo, photo], preprocess=preprocess, writers=[writer], scale="robust").step(0)
     picture = writer.pictures["attention/overlay/1", 0]
-    assert picture.size == (192, 128)  # twice as large
+    assert picture.size[0] == 192  # twice as large
+    assert 128 < picture.size[1] < 192  # with a colour bar
     assert picture.getpixel((10, 60)) == (209, 113, 113)  # left of the crop: 40% of the way to a grey of 222
     assert picture.getpixel((31, 60)) == (96, 96, 96)  # the frame
-    inside = np.asarray(picture)[:, 32:160].reshape(-1, 3)
+    inside = np.asarray(picture)[:128, 32:160].reshape(-1, 3)
     untouched = (inside == (200, 40, 40)).all(-1)
     assert 0.3 < untouched.mean() < 0.8  # what is colder than the median
     assert len(np.unique(inside, axis=0)) > 20
@@ -136,6 +138,33 @@ def test_epochs() -> None:
     for wrong in ({"every_n_steps": 0}, {"every_n_epochs": -1}):
         with pytest.raises(ValueError, match="expected at least 1"):
             AttentionMonitor(small_vit(), probe_pixels(), **wrong, writers=())
+
+
+def test_one_number_per_model_is_the_mean_over_blocks_heads_rows_and_images() -> None:
+    model, writer = small_vit().eval(), MemoryWriter()
+    scale_queries(model)
+    AttentionMonitor(model, probe_pixels(), writers=[writer], methods=()).step(0)
+    inputs: list[torch.Tensor] = []
+    hooks = [block.attn.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for block in model.blocks]
+    with torch.no_grad():
+        model(probe_pixels())
+    for hook in hooks:
+        hook.remove()
+    entropies = []
+    for block, x in zip(model.blocks, inputs, strict=True):
+        weight, bias = block.attn.qkv.weight.double(), block.attn.qkv.bias.double()
+        heads = (x.double() @ weight.T + bias).reshape(2, 17, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        rows = torch.softmax(heads[0] @ heads[1].transpose(-1, -2) / math.sqrt(8), dim=-1)
+        entropies.append(-(rows * rows.log()).sum(-1))
+    expected = torch.stack(entropies).mean().item()
+    assert 0.3 < expected < 2.8
+    assert writer.numbers[0]["attention/entropy"] == pytest.approx(expected, abs=1e-5)
+    assert writer.numbers[0]["attention/relative_entropy"] == pytest.approx(expected / math.log(17), abs=1e-5)
+    with torch.no_grad():
+        model.blocks[1].attn.qkv.weight[:32] = math.nan  # queries; no mean is better than one of the other block
+    AttentionMonitor(model, probe_pixels(), writers=[writer], methods=()).step(1)
+    assert "attention/entropy" not in writer.numbers[1]
+    assert writer.numbers[1]["attention/alarms/not_finite"] == 1
 
 
 # --- alarms -------------------------------------------------------------------------------------------------------------------------------
@@ -342,9 +371,11 @@ def check_events(folder: Path, *, steps: list[int], overlay: tuple[int, int], bl
     assert [event.value for event in events.Scalars("attention/alarms/dead_heads")] == [0.0] * len(steps)
     assert [event.step for event in events.Images("attention/overlay/0")] == steps
     for tag in ("attention/overlay/1", "attention/heads/0"):
-        picture = Image.open(io.BytesIO(events.Images(tag)[-1].encoded_image_string)).convert("RGB")
-        assert len(picture.getcolors(2**24)) > 50
-        assert tag != "attention/overlay/1" or picture.size == overlay
+        event = events.Images(tag)[-1]
+        picture = Image.open(io.BytesIO(event.encoded_image_string))
+        assert (picture.format, picture.size) == ("JPEG", (event.width, event.height))
+        assert len(picture.convert("RGB").getcolors(2**24)) > 50
+        assert tag != "attention/overlay/1" or (picture.width == overlay[0] and picture.height > overlay[1])
 
 
 def test_tensorboard_read_back(tmp_path: Path) -> None:
@@ -358,8 +389,9 @@ def test_directory_read_back(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 10]
     assert monitor.digest in (tmp_path / "texts.jsonl").read_text()
-    with Image.open(tmp_path / "attention/overlay/0/step-00000010.png") as picture:
-        assert picture.size == (192, 192)
+    with Image.open(tmp_path / "attention/overlay/0/step-00000010.jpg") as picture:
+        assert (picture.format, picture.width) == ("JPEG", 192)
+        assert picture.height > 192  # with a colour bar
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -400,7 +432,7 @@ def test_wandb_offline_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(found[f"{BLOCK}/entropy"]) == 2
     assert {0, 10} <= set(found["attention/step"])
     assert found["attention/overlay/0/width"] == [192, 192]
-    assert len(list(tmp_path.rglob("*.png"))) == 6
+    assert len(list(tmp_path.rglob("*.jpg"))) == 6
 
 
 def test_one_writer_a_summary_writer_and_none(tmp_path):
@@ -423,3 +455,53 @@ def test_one_writer_a_summary_writer_and_none(tmp_path):
     events.Reload()
     assert "mine" in events.Tags()["scalars"]
     assert any(tag.endswith("/entropy") for tag in events.Tags()["scalars"])
+
+
+def photos_of_skimage() -> list[Image.Image]:
+    data = pytest.importorskip("skimage.data")
+    return [Image.fromarray(getattr(data, name)()) for name in ("astronaut", "chelsea", "coffee")]
+
+
+@pytest.mark.parametrize("size", [None, (3000, 2000)])
+@pytest.mark.parametrize("kind", [DirectoryWriter, TensorBoardWriter])
+def test_three_photos_cost_at_most_300_kb_a_log(kind, size, tmp_path: Path) -> None:
+    from torchvision import transforms
+
+    photos = [photo if size is None else photo.resize(size) for photo in photos_of_skimage()]
+    steps = [transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor()]
+    model = small_vit(img_size=224, patch_size=16, embed_dim=96, num_heads=12)
+    scale_queries(model)
+    monitor = AttentionMonitor(model, photos, preprocess=transforms.Compose(steps), writers=kind(tmp_path), strict=True)
+    monitor.step(0)
+    before = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    monitor.step(1)
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) - before
+    assert 100_000 < written <= 300_000
+    monitor.close()
+
+
+def test_how_to_see_all_images_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("tensorboard")
+    from attnhook.monitoring.integrations import tensorboard
+
+    tensorboard._say_how_to_see_all.cache_clear()
+    watched_steps(TensorBoardWriter(tmp_path / "first"))
+    watched_steps(TensorBoardWriter(tmp_path / "second"))
+    said = [record for record in caplog.records if "--samples_per_plugin images=" in record.message]
+    assert [record.name for record in said] == ["attnhook"]
+
+
+def test_a_closed_summary_writer_still_takes_pictures(tmp_path: Path) -> None:
+    """As `add_scalar` and `add_image` of torch's own do: it opens another file."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    own = SummaryWriter(str(tmp_path))
+    own.close()
+    TensorBoardWriter(own).image("a", Image.new("RGB", (20, 10), (255, 0, 0)), 3)
+    own.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Images("a")
+    assert (event.step, event.width, event.height) == (3, 20, 10)

@@ -1,4 +1,4 @@
-"""Writes into a plain directory: `scalars.jsonl`, `texts.jsonl`, and pictures as PNG. Needs no library and no viewer."""
+"""Writes into a plain directory: `scalars.jsonl`, `texts.jsonl`, and pictures as JPEG. Needs no library and no viewer."""
 
 import json
 import os
@@ -8,11 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from attnhook.results.results import save_image
+from attnhook.files import replacing
+from attnhook.monitoring.writers import as_jpeg
 
 
 class DirectoryWriter:
-    r"""A directory with one line of JSON per step, and one picture per tag and step: `attention/overlay/0/step-00000100.png`.
+    r"""A directory with one line of JSON per step, and one picture per tag and step: `attention/overlay/0/step-00000100.jpg`.
 
     Lines are on disk before `scalars` returns; a line that could not be written whole is removed. Pictures appear whole or not at all. A
     resumed run appends; where it repeats a step, the later line is valid.
@@ -37,10 +38,11 @@ class DirectoryWriter:
         self._append("scalars.jsonl", {"step": step, **values})
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
-        """Write a PNG."""
-        path = self.directory / tag / f"step-{step:08d}.png"
+        """Write a JPEG."""
+        path = self.directory / tag / f"step-{step:08d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(picture, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(as_jpeg(picture))
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Append a line to `texts.jsonl`."""
@@ -49,16 +51,48 @@ class DirectoryWriter:
     def close(self) -> None:
         """Nothing is open between calls."""
 
+    def to_html(self, path: str | Path | None = None, *, steps: int = 100) -> str:
+        """Make one self-contained page of what is in the directory: a slider over the steps, pictures, and curves of the main numbers.
+
+        It works on a directory that another process wrote, or still writes. The pictures are inside, so the page is a third larger than they.
+
+        Args:
+            path: Where to write it; None only returns it.
+            steps: The most steps whose pictures are shown, evenly spread over the run.
+
+        Returns:
+            The HTML.
+
+        Raises:
+            FileNotFoundError: If there is no log in the directory.
+            ValueError: If `steps` is below 2.
+        """
+        from attnhook.monitoring.log_folders import page_of
+        from attnhook.pages.documents import save_viewer
+
+        page = page_of(self.directory, most=steps)
+        if path is not None:
+            save_viewer(page, path)
+        return page
+
     def _append(self, name: str, entry: dict[str, Any]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         line = (json.dumps(entry) + "\n").encode()
-        with (self.directory / name).open("ab", buffering=0) as file:
+        with (self.directory / name).open("a+b", buffering=0) as file:
             start = file.seek(0, os.SEEK_END)
+            if start and not _ends_line(file, start):
+                line = b"\n" + line
             try:
                 _write_whole(file, line)
             except OSError:
                 file.truncate(start)
                 raise
+
+
+def _ends_line(file: Any, end: int) -> bool:
+    """Whether a file ends with its last line; one that a killed process left may not."""
+    file.seek(end - 1)
+    return bool(file.read(1) == b"\n")
 
 
 def _write_whole(file: Any, line: bytes) -> None:

@@ -12,7 +12,7 @@ _BATCH = 1000  # the most metrics that MLflow takes in one request
 
 
 class MlflowWriter:
-    """MLflow: metrics under their tags, pictures as artifacts `attention/overlay/0/step-00000100.png`, texts likewise.
+    """MLflow: metrics under their tags, pictures as artifacts `attention/overlay/0/step-00000100.jpg`, texts likewise.
 
     Args:
         run_id: Your run, which `close` leaves open; None takes the active run at the first write, or creates one.
@@ -47,7 +47,7 @@ class MlflowWriter:
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Store a picture as an artifact."""
-        self._client().log_image(self._run_id, picture, f"{tag}/step-{step:08d}.png")
+        self._client().log_image(self._run_id, picture.convert("RGB"), f"{tag}/step-{step:08d}.jpg")
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Store a text as an artifact."""

@@ -1,17 +1,24 @@
 """Writes TensorBoard event files, through `torch.utils.tensorboard`."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from attnhook.monitoring.writers import Writer, import_library
+from attnhook.monitoring.writers import Writer, as_jpeg, import_library
+
+_LOGGER = logging.getLogger("attnhook")
 
 
 class TensorBoardWriter:
-    """TensorBoard: scalars, images and texts under their tags.
+    """TensorBoard: scalars, images (as JPEG) and texts under their tags.
+
+    TensorBoard shows only 10 of a tag's images, those of steps that it draws at random. Start it with
+    `tensorboard --logdir runs --samples_per_plugin images=1000` to see all of them; the first image that is written says so, once per process.
 
     Args:
         log_dir: Where event files go, or your own `SummaryWriter`, which `close` leaves open.
@@ -39,8 +46,14 @@ class TensorBoardWriter:
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Write a picture and flush it to disk."""
-        self._writer.add_image(tag, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
-        self._writer.flush()
+        writer, rgb = self._writer, picture.convert("RGB")
+        _say_how_to_see_all()
+        file = getattr(writer, "file_writer", None)
+        if isinstance(writer, self._library.SummaryWriter) and file is not None:
+            file.add_summary(_summary(tag, rgb), step)
+        else:  # of another library, or closed
+            writer.add_image(tag, np.asarray(rgb), step, dataformats="HWC")
+        writer.flush()
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text and flush it to disk."""
@@ -52,6 +65,22 @@ class TensorBoardWriter:
         if self._summary_writer is not None and self._is_own:
             self._summary_writer.close()
             self._summary_writer = None
+
+
+def _summary(tag: str, picture: Image.Image) -> Any:
+    """A picture as JPEG; `SummaryWriter.add_image` would encode it as a PNG, which is five times as large."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    size = {"height": picture.height, "width": picture.width, "colorspace": 3}
+    image = Summary.Image(encoded_image_string=as_jpeg(picture), **size)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+@cache
+def _say_how_to_see_all() -> None:
+    _LOGGER.warning(
+        "TensorBoard shows at most 10 images of a tag. To see every logged step, start it with --samples_per_plugin images=1000"
+    )
 
 
 def as_writers(writers: Any) -> list[Any]:

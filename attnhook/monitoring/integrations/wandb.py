@@ -35,7 +35,7 @@ class WandbWriter:
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Log a picture."""
-        self._log({tag: self._wandb.Image(picture)}, step)
+        self._log({tag: self._wandb.Image(picture.convert("RGB"), file_type="jpg")}, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Log a text, and keep it in the run's summary."""

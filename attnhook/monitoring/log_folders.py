@@ -1,0 +1,89 @@
+"""A folder that `DirectoryWriter` wrote, as one HTML page with a slider over its steps."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from attnhook.monitoring.writers import as_jpeg
+from attnhook.pages.documents import log_html
+
+_POINTS = 1000  # of a curve
+_Item = TypeVar("_Item")
+
+
+def page_of(folder: Path, *, most: int) -> str:
+    """Make the page, with pictures of at most `most` steps."""
+    numbers, unread = _lines(folder / "scalars.jsonl")
+    files = _pictures(folder)
+    if not numbers and not files:
+        raise FileNotFoundError(
+            f"no log in {folder}: expected scalars.jsonl or pictures such as attention/overlay/0/step-00000100.jpg. Pass the folder that a "
+            "DirectoryWriter wrote."
+        )
+    if most < 2:
+        raise ValueError(f"bad number of steps: expected at least 2, got {most}.")
+    steps = sorted({step for found in files.values() for step in found})
+    shown = set(_spread(steps, most))
+    values: dict[int, dict[str, float]] = {}
+    for line in numbers:
+        values.setdefault(line.pop("step"), {}).update(line)  # of a step that was repeated, the later line is valid
+    drawn = sorted({*_spread(sorted(values), _POINTS), *(shown & values.keys())})
+    tags = sorted({tag for step in drawn for tag in values[step] if "/head" not in tag})
+    texts, _ = _lines(folder / "texts.jsonl")
+    tagged = [(tag, sorted(shown & found.keys())) for tag, found in files.items() if shown & found.keys()]
+    content = {
+        "title": folder.resolve().name,
+        "tags": [{"tag": tag, "steps": found} for tag, found in tagged],
+        "logged": len(steps),
+        "shown": len(shown),
+        "unread": unread,
+        "steps": drawn,
+        "numbers": {tag: [_rounded(values[step].get(tag)) for step in drawn] for tag in tags},
+        "texts": [[str(line.get("tag")), str(line.get("text"))] for line in texts],
+    }
+    return log_html(content, [[_jpeg(files[tag][step]) for step in found] for tag, found in tagged])
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a file that are whole, and how many are not: a run that was killed may have left half a line."""
+    found: list[dict[str, Any]] = []
+    unread = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            found.append({**entry, "step": int(entry["step"])})
+        except (ValueError, TypeError, KeyError):
+            unread += 1
+    return found, unread
+
+
+def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
+    """The pictures by tag and step: overlays first, heads last."""
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.rglob("step-*.*")):
+        number = path.stem.removeprefix("step-")
+        if number.isdecimal() and path.suffix in (".jpg", ".png"):
+            found.setdefault(path.parent.relative_to(folder).as_posix(), {})[int(number)] = path
+    return dict(sorted(found.items(), key=lambda item: ("/heads/" in item[0], item[0])))
+
+
+def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
+    """At most so many, evenly spread, the first and the last among them."""
+    last = len(items) - 1
+    return [items[round(number * last / (most - 1))] for number in range(most)] if last >= most else list(items)
+
+
+def _rounded(value: Any) -> float | None:
+    """A value as the page has it; None if it is missing or no finite number, as what others write may be."""
+    return float(f"{value:.4g}") if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _jpeg(path: Path) -> bytes:
+    if path.suffix == ".jpg":
+        return path.read_bytes()
+    with Image.open(path) as picture:
+        return as_jpeg(picture)
