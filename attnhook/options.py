@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias, TypeVar
 
@@ -17,6 +18,17 @@ RowsOption: TypeAlias = "str | Sequence[int | PatchIndex]"
 BlocksOption: TypeAlias = "int | str | Sequence[int | str] | Callable[[str], bool] | None"
 HeadsOption: TypeAlias = "str | int | None"
 ScaleOption: TypeAlias = "str | tuple[float, float]"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How patches lie that overlap or are padded, as (down, across) in input pixels. Cells then lie around the kernels' centres."""
+
+    start: tuple[float, float] = (0.0, 0.0)  # where the first cell begins
+    reach: tuple[float, float] = (0.0, 0.0)  # how far kernels reach beyond their cells
+
+
+NO_OVERLAP = Overlap()
 
 
 class Rows(StrEnum):

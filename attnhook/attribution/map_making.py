@@ -6,10 +6,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout, pixels_per_step
+from attnhook.capture.patch_cells import overlap_of
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import HeadFusion, HeadsOption, Rows
+from attnhook.options import NO_OVERLAP, HeadFusion, HeadsOption, Rows
 
 _ROWS = {Rows.CLS: "CLS", Rows.POOL: "pooling query", Rows.MEAN: "mean over patches"}
 
@@ -51,7 +52,9 @@ def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
         area = (steps[0] * grid[0], steps[1] * grid[1]) if all(steps) else None
     elif area is not None and any(pixels % patches for pixels, patches in zip(area, grid, strict=True)):
         area = None
-    return PatchMap(values, input_size=maps.input_size, area=area)
+    covered = area or maps.input_size
+    overlap = NO_OVERLAP if covered is None else overlap_of(maps.overlaps, (covered[0] / grid[0], covered[1] / grid[1]))
+    return PatchMap(values, input_size=maps.input_size, area=area, overlap=overlap)
 
 
 def _is_hierarchical(maps: AttentionMaps) -> bool:

@@ -120,7 +120,7 @@ def _products(maps: AttentionMaps, residual: float) -> Iterator[Tensor | None]:
 def _multiplied(matrix: SoftmaxMatrix, product: Tensor | None, residual: float) -> Tensor:
     """W of a block times a product."""
     batch, _, queries, keys = matrix.shape
-    result = torch.empty(batch, queries, keys, device=matrix.device)
+    result = torch.empty(batch, queries, keys, dtype=torch.float32, device=matrix.device)
     for chunk, fused in matrix.fused_chunks():
         with exact_arithmetic(matrix.device.type):
             weights = (1 - residual) * fused.float()

@@ -68,7 +68,7 @@ def attention_distance(rows: Tensor, patches: slice | Tensor, distances: Tensor,
 
 def patch_distances(queries: Tensor, keys: Tensor, patch_size: tuple[float, float] = (1.0, 1.0)) -> Tensor:
     """Distance between the centres of patches, `(queries, keys)` float32, from their `(row, column)` in units of `patch_size`."""
-    unit = torch.tensor(patch_size, device=queries.device)
+    unit = queries.new_tensor(patch_size)
     # By differences: the default of more than 25 patches, a product of matrices, loses half of the digits.
     return torch.cdist(queries * unit, keys * unit, compute_mode="donot_use_mm_for_euclid_dist")
 

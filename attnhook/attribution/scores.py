@@ -50,14 +50,17 @@ def iou_at_mass(patch_map: Tensor, mask: Any, *, keep: float = 0.6) -> Tensor:
 
 def centre_prior(size: Size, *, sigma: float = 0.25) -> Tensor:
     """A Gaussian in the middle, `(h, w)` float32, summing to 1: the score of assuming that photographers centre objects."""
-    axes = [torch.exp(-(((torch.arange(n, device="cpu") + 0.5) / n - 0.5) ** 2) / (2 * sigma**2)) for n in size]
+    axes = [
+        torch.exp(-(((torch.arange(n, dtype=torch.float32, device="cpu") + 0.5) / n - 0.5) ** 2) / (2 * sigma**2))
+        for n in size
+    ]
     prior = axes[0][:, None] * axes[1]
     return prior / prior.sum()
 
 
 def random_map(size: Size, *, seed: int = 0) -> Tensor:
     """Independent uniform numbers, `(h, w)` float32, summing to 1: the score without any knowledge of the photo."""
-    values = torch.rand(size, generator=torch.Generator().manual_seed(seed), device="cpu")
+    values = torch.rand(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
     return values / values.sum()
 
 

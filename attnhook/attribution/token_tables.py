@@ -51,7 +51,7 @@ def token_table(layout: Layout, entry: int = 0, *, of_queries: bool = False) -> 
     in_order = torch.arange(layout.num_patches, device="cpu")
     index = in_order if order is None else order[entry if len(order) > 1 else 0].cpu()
     cell = index % (layout.grid[0] * layout.grid[1])  # frames of a video share their grid
-    coordinates = torch.full((layout.num_tokens, 2), float("nan"), device="cpu")
+    coordinates = torch.full((layout.num_tokens, 2), math.nan, dtype=torch.float32, device="cpu")
     coordinates[layout.patch_tokens] = torch.stack([cell // layout.grid[1], cell % layout.grid[1]], dim=-1).float()
     return TokenTable(kinds, coordinates)
 
@@ -62,7 +62,9 @@ _NOT_IN_LAYOUT = (Queries.POOL, Queries.CLASS)
 def query_table(rows: Rows | Sequence[Any], block: BlockAttention, entry: int) -> TokenTable:
     """The captured rows of one batch entry, with positions in units of the keys' grid."""
     count = block.shape[2]
-    unknown = TokenTable(torch.full((count,), _OTHER, device="cpu"), torch.full((count, 2), math.nan, device="cpu"))
+    unknown = TokenTable(
+        torch.full((count,), _OTHER, device="cpu"), torch.full((count, 2), math.nan, dtype=torch.float32, device="cpu")
+    )
     layout = block.token_layout if block.query_token_layout is None else block.query_token_layout
     mean = isinstance(rows, Rows) and rows is not Rows.ALL
     if mean or isinstance(layout, str) or isinstance(block.token_layout, str) or block.queries in _NOT_IN_LAYOUT:
@@ -93,7 +95,7 @@ def _on_grid_of_keys(coordinates: Tensor, queries: Layout, keys: Layout) -> Tens
     grid = queries.query_grid or queries.grid if isinstance(queries, WindowLayout) else queries.grid
     if grid == keys.grid:
         return coordinates
-    ratio = torch.tensor([keys.grid[0] / grid[0], keys.grid[1] / grid[1]], device="cpu")
+    ratio = coordinates.new_tensor([keys.grid[0] / grid[0], keys.grid[1] / grid[1]])
     return (coordinates + 0.5) * ratio - 0.5
 
 
@@ -110,7 +112,7 @@ def _of_window(layout: WindowLayout, entry: int, *, of_queries: bool) -> TokenTa
 def _of_images(layout: PackedLayout, entry: int) -> TokenTable:
     """Several images in one sequence; positions are on each image's own grid."""
     kinds = torch.full((layout.num_tokens,), _OTHER, device="cpu")
-    coordinates = torch.full((layout.num_tokens, 2), float("nan"), device="cpu")
+    coordinates = torch.full((layout.num_tokens, 2), math.nan, dtype=torch.float32, device="cpu")
     for image, at, start in zip(layout.images, layout.entries, layout.starts, strict=True):
         if at == entry:
             table = token_table(image)

@@ -123,6 +123,7 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
             readout=plan.anatomy.readout,
             input_size=record.input_size,
             patch_area=record.area,
+            overlaps=plan.overlaps,
         )
 
 

@@ -13,12 +13,13 @@ from torch import nn
 from attnhook.capture.anatomy import ModelAnatomy, Readout
 from attnhook.capture.block_choice import are_names, choose_blocks
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.patch_cells import overlaps
 from attnhook.capture.recognition import guess_sites
 from attnhook.capture.registry import find_anatomy
 from attnhook.capture.sites import AttentionSite, Queries
 from attnhook.capture.torch_internals import compiled_module
 from attnhook.errors import NoClassTokenError, NoReadoutError, UnsupportedModelError
-from attnhook.options import BlocksOption, PatchIndex, Rows, RowsOption, choose
+from attnhook.options import BlocksOption, Overlap, PatchIndex, Rows, RowsOption, Size, choose
 
 RowsChoice = Rows | tuple[int | PatchIndex, ...]
 
@@ -35,6 +36,11 @@ class CapturePlan:
     guessed: bool = False  # whether the sites were recognised by their code, so that there may be others
     gradients: bool = False  # whether gradients are captured
     values: bool = False  # whether values are stored; always with gradients
+
+    @cached_property
+    def overlaps(self) -> tuple[tuple[Size, Overlap], ...]:
+        """How patches lie that overlap or are padded, by their steps in pixels."""
+        return overlaps(self.model, self.anatomy.grid_module, [site.name for site in self.anatomy.sites])
 
     @cached_property
     def site_of(self) -> dict[str, AttentionSite]:

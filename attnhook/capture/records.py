@@ -17,7 +17,7 @@ from attnhook.capture.output_gradients import AttentionGradient, CapturedGradien
 from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError
-from attnhook.options import Rows, Size
+from attnhook.options import Overlap, Rows, Size
 
 _FORMAT = "attnhook-maps-1"
 
@@ -157,6 +157,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         input_size: Height and width in pixels of the input images, or None if not seen.
         patch_area: Height and width in pixels that the patch grid covers from the top left, or None if not seen. Differs from `input_size`
             where the model pads its input to whole patches, or drops a remainder.
+        overlaps: How patches lie that overlap or are padded, by their steps, (down, across) in pixels.
     """
 
     def __init__(
@@ -167,12 +168,14 @@ class AttentionMaps(Sequence[BlockAttention]):
         readout: Readout,
         input_size: Size | None = None,
         patch_area: Size | None = None,
+        overlaps: Sequence[tuple[Size, Overlap]] = (),
     ) -> None:
         self._blocks = tuple(blocks)
         self._rows = rows
         self._readout = readout
         self._input_size = input_size
         self._patch_area = patch_area
+        self._overlaps = tuple(overlaps)
 
     @overload
     def __getitem__(self, index: int | str) -> BlockAttention: ...
@@ -241,6 +244,11 @@ class AttentionMaps(Sequence[BlockAttention]):
     def patch_area(self) -> Size | None:
         """Height and width in pixels that the patch grid covers, from the input's top left, or None if not seen."""
         return self._patch_area
+
+    @property
+    def overlaps(self) -> tuple[tuple[Size, Overlap], ...]:
+        """How patches lie that overlap or are padded, by their steps, (down, across) in pixels."""
+        return self._overlaps
 
     def stack(self) -> Tensor:
         """All blocks in one tensor, `(blocks, batch, heads, queries, keys)` float32; raises `RowsNotKeptError` if their shapes differ."""
@@ -313,6 +321,7 @@ def header_of(maps: AttentionMaps) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "readout": [maps.readout.rows, maps.readout.reason],
         "input_size": maps.input_size,
         "patch_area": maps.patch_area,
+        "overlaps": [[steps, overlap.start, overlap.reach] for steps, overlap in maps.overlaps],
         "blocks": [entry for entry, _ in packed],
     }
     return header, {name: tensor for _, tensors in packed for name, tensor in tensors.items()}
@@ -327,6 +336,7 @@ def maps_from(header: dict[str, Any], tensors: dict[str, Tensor]) -> AttentionMa
         readout=Readout(None if readout is None else Rows(readout), serialization.checked(reason, str)),
         input_size=serialization.checked_size(header["input_size"]),
         patch_area=serialization.checked_size(header["patch_area"]),
+        overlaps=[serialization.checked_overlap(one) for one in header.get("overlaps", [])],
     )
 
 

@@ -18,7 +18,7 @@ from attnhook.capture.sites import Layout
 from attnhook.capture.windows import PackedLayout, WindowLayout
 from attnhook.errors import NothingCapturedError
 from attnhook.files import replacing
-from attnhook.options import Rows, Size
+from attnhook.options import Overlap, Rows, Size
 
 _FIELDS = ("grid", "cls", "registers", "distillation", "suffix", "frames")
 _Read = TypeVar("_Read")
@@ -113,6 +113,13 @@ def checked(entry: Any, kind: type[_Read]) -> _Read:
 def checked_size(entry: Any) -> Size | None:
     """A pair of integers, such as height and width; None stays None."""
     return None if entry is None else (checked(entry[0], int), checked(entry[1], int))
+
+
+def checked_overlap(entry: Any) -> tuple[Size, Overlap]:
+    """Steps and how patches of these steps lie."""
+    steps, start, reach = entry
+    pairs = [(float(one[0]), float(one[1])) for one in (start, reach)]
+    return (checked(steps[0], int), checked(steps[1], int)), Overlap(*pairs)
 
 
 def checked_rows(entry: Any) -> Rows | list[int | Size | None]:

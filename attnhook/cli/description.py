@@ -29,6 +29,6 @@ def _describe(arguments: argparse.Namespace) -> int:
     from attnhook.zoo.loading import load
 
     loaded = load(arguments.model, device=arguments.device)
-    pixels = None if loaded.input_size is None else torch.zeros(1, 3, *loaded.input_size)
+    pixels = None if loaded.input_size is None else torch.zeros(1, 3, *loaded.input_size, device="cpu")
     print(describe(loaded.model, pixels))
     return 0

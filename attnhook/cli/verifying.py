@@ -35,7 +35,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.image is not None:
         pixels, _ = loaded.preprocess(str(arguments.image))
     elif loaded.input_size is not None:
-        pixels = torch.randn(1, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0))
+        pixels = torch.randn(1, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0), device="cpu")
     else:
         raise ValueError("this model has no fixed input size: expected --image PHOTO, got none. Pass a photo.")
     report = verify(loaded.model, pixels)

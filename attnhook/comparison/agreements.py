@@ -58,13 +58,13 @@ def photo_agreement(
     drawn = {m: sampling.sample(measurements[m], values)[seen].double() for m, values in maps.items()}
     without = tuple(m for m, values in drawn.items() if len(values) and not values.nansum())
     models = tuple(m for m in maps if m not in without)
-    points = torch.stack([drawn[m] for m in models]) if models else torch.empty(0, 0)
+    points = torch.stack([drawn[m] for m in models]) if models else torch.empty(0, 0, device="cpu")
     points = points[:, ~points.isnan().any(dim=0)]
     if not points.numel():
         return PhotoAgreement((), {}, {}, {}, without) if without else None
     maps_here = _standardised(points)
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(points.shape[1], generator=generator) for _ in range(shuffles)]
+    orders = [torch.randperm(points.shape[1], generator=generator, device="cpu") for _ in range(shuffles)]
     shuffled = [_compared(maps_here, {name: rows[:, order] for name, rows in maps_here.items()}) for order in orders]
     mean = {name: torch.stack([one[name] for one in shuffled]).mean(dim=0) for name in METRICS}
     box = SamplingGrid(_BOX_POINTS, between_centres(common_box(seen, sampling), sampling))

@@ -183,7 +183,7 @@ class _Assembly:
     def _seen(self, photo: int) -> Tensor:
         sampling = self.sampling[photo]
         seen = [sampling.seen(measurement) for measurement in self._of(photo).values()]
-        return torch.stack(seen).all(dim=0) if seen else torch.zeros(sampling.size, dtype=torch.bool)
+        return torch.stack(seen).all(dim=0) if seen else torch.zeros(sampling.size, dtype=torch.bool, device="cpu")
 
     def _mask(self, photo: Photo) -> ObjectMask | None:
         try:

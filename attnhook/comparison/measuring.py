@@ -20,6 +20,7 @@ from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import random_map
 from attnhook.attribution.summaries import summarise_block
 from attnhook.capture.layout import TokenLayout
+from attnhook.capture.patch_cells import overlap_of
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.comparison.measurements import MapKind, Measurement
@@ -28,7 +29,7 @@ from attnhook.comparison.tables import Estimate, estimate
 from attnhook.errors import AttnhookError, GeometryError, ScoreError
 from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import Rows
+from attnhook.options import Rows, Size
 from attnhook.running.targets import TargetOption, class_index, class_scores, run_towards, run_vision
 from attnhook.zoo.vision_models import VisionModel
 
@@ -62,15 +63,16 @@ def perturb(
     whole = scores(inputs)
     index = int(whole[0].argmax()) if target is None else class_index(target, vision.labels, whole.shape[1])
     pixels = inputs.pixels
-    height, width = patch_map.area or pixels.shape[-2:]
-    covered = pixels[..., :height, :width]
-    rows, columns = covered.shape[-2:]
-    # Where the patch embedding pads, the last patches reach beyond the pixels.
-    covered = torch.nn.functional.pad(covered, (0, width - columns, 0, height - rows))
+    (height, width), (rows, columns) = patch_map.area or pixels.shape[-2:], pixels.shape[-2:]
+    top, left = (math.floor(start + 0.5) for start in patch_map.overlap.start)
+    # Where the patch embedding pads, patches reach beyond the pixels.
+    covered = torch.nn.functional.pad(pixels, (-left, left + width - columns, -top, top + height - rows))
+    down, across = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
 
     def score(changed: Tensor) -> Tensor:
         perturbed = pixels.clone()
-        perturbed[..., :rows, :columns] = changed[..., :rows, :columns]
+        inside = changed[..., max(-top, 0) :, max(-left, 0) :]
+        perturbed[..., down, across] = inside[..., : rows - down.start, : columns - across.start]
         return scores(with_pixels(inputs, perturbed)).float().softmax(dim=-1)[:, index].cpu()
 
     grid = patch_map.grid
@@ -80,6 +82,18 @@ def perturb(
         areas[f"{prefix}deletion"] = float(deletion(score, covered, values, steps=count).area)
         areas[f"{prefix}insertion"] = float(insertion(score, covered, values, steps=count).area)
     return areas
+
+
+def _seen_area(maps: AttentionMaps) -> Size | None:
+    """Where what the patches see of the input ends, in pixels from the top left."""
+    if maps.patch_area is None:
+        return None
+    (rows, columns), grid = maps.patch_area, maps[-1].token_layout
+    if isinstance(grid, TokenLayout):
+        overlap = overlap_of(maps.overlaps, (rows / grid.grid[0], columns / grid.grid[1]))
+        down, across = (start + reach for start, reach in zip(overlap.start, overlap.reach, strict=True))
+        return round(rows + down), round(columns + across)
+    return maps.patch_area
 
 
 def mean_faithfulness(model: int, photos: Sequence[dict[str, float]]) -> Faithfulness:
@@ -138,7 +152,7 @@ class ModelMeasurer:
         with torch.no_grad():
             measurement = Measurement(
                 geometry=geometry,
-                area=maps.patch_area,
+                area=_seen_area(maps),
                 blocks=maps.block_names,
                 tokens=maps[-1].shape[3],
                 readout=None if maps.readout.rows is None else maps.readout.rows.value,

@@ -268,6 +268,6 @@ def shuffle_weights(model: nn.Module, *, seed: int = 0) -> nn.Module:
         firsts.setdefault(parameter.data_ptr(), parameter)
     with torch.no_grad():
         for parameter in firsts.values():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            order = torch.randperm(parameter.numel(), generator=generator, device="cpu").to(parameter.device)
             parameter.copy_(parameter.reshape(-1)[order].reshape(parameter.shape))
     return model

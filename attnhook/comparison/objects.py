@@ -78,8 +78,8 @@ def is_box(source: Any) -> bool:
 
 
 def _from_boxes(boxes: Sequence[Any], size: Size, photo: str) -> ObjectMask:
-    inside = torch.zeros(size, dtype=torch.bool)
-    rows, columns = (torch.arange(length) + 0.5 for length in size)
+    inside = torch.zeros(size, dtype=torch.bool, device="cpu")
+    rows, columns = (torch.arange(length, dtype=torch.float64, device="cpu") + 0.5 for length in size)
     for left, top, right, bottom in boxes:
         box = ((rows >= top) & (rows <= bottom))[:, None] & ((columns >= left) & (columns <= right))
         if not box.any():
@@ -170,7 +170,7 @@ def random_maps(like: PatchMap, *, seed: int) -> PatchMap:
 
 def _scored(values: Tensor, inside: Tensor) -> dict[str, Tensor]:
     """Every score of every map of a batch."""
-    found = {name: torch.full((len(values),), math.nan, dtype=torch.float64) for name in SCORES}
+    found = {name: torch.full((len(values),), math.nan, dtype=torch.float64, device="cpu") for name in SCORES}
     for draw, one in enumerate(values):
         for name, score in SCORES.items():
             with suppress(ScoreError):  # nothing of the object, or no background, where all looked; a map without mass
@@ -183,7 +183,7 @@ def _pointing(measurement: Measurement, patch_map: PatchMap, counted: Tensor, ma
     known = at_patches(measurement, patch_map, counted) & ~at_patches(measurement, patch_map, mask.ignored)
     values = patch_map.values.masked_fill(~known, -math.inf).nan_to_num(-math.inf).reshape(-1, *known.shape)
     if not known.any():
-        return torch.full((len(values),), math.nan, dtype=torch.float64)
+        return torch.full((len(values),), math.nan, dtype=torch.float64, device="cpu")
     highest = values == values.amax(dim=(1, 2), keepdim=True)
     on_object = highest & at_patches(measurement, patch_map, mask.inside)
     return on_object.sum(dim=(1, 2)).double() / highest.sum(dim=(1, 2))
@@ -194,7 +194,7 @@ def mean_scores(model: int | None, photos: Sequence[PhotoScores], areas: Sequenc
 
     def mean(name: str, control: str) -> Estimate:
         draws = [one[name][control] for one in photos if control in one[name]]
-        known = torch.stack([one for one in draws if not one.isnan().any()] or [torch.empty(0)])
+        known = torch.stack([one for one in draws if not one.isnan().any()] or [torch.empty(0, device="cpu")])
         if known.shape[1] <= 1:
             return estimate(known.flatten(), interval=True)
         means = estimate(known.mean(dim=0))  # over photos, of every draw

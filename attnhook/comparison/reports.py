@@ -210,7 +210,8 @@ def _peak(found: PatchMap, geometry: ImageGeometry) -> list[float] | None:
     """The centre of the highest patch that shows some of the photo, as y and x in photo pixels; None if all are equal."""
     shown, centres = [], []
     for axis, (count, length) in enumerate(zip(found.grid, found.area_on(geometry), strict=True)):
-        centres.append((torch.arange(count, dtype=torch.float64) + 0.5) * length / count)
+        steps = (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) * length / count
+        centres.append(found.overlap.start[axis] + steps)
         shown.append((centres[axis] >= geometry.valid[axis]) & (centres[axis] <= geometry.valid[axis + 2]))
     values = found.values.double().masked_fill(~(shown[0][:, None] & shown[1]), math.nan)
     known = values[~values.isnan()]
@@ -233,6 +234,8 @@ def _map(found: PatchMap, geometry: ImageGeometry) -> dict[str, Any]:
         "offset": list(geometry.offset),
         "valid": list(geometry.valid),
         "area": list(found.area_on(geometry)),
+        "start": list(found.overlap.start),
+        "reach": list(found.overlap.reach),
         "low": low,
         "high": high,
         "uniform": found.uniform,

@@ -46,7 +46,7 @@ class SamplingGrid:
     def sample(self, measurement: Measurement, patch_map: PatchMap) -> Tensor:
         """A map at these points: `(..., rows, columns)` float32, NaN where the model did not look."""
         if not self.seen(measurement).any():
-            return torch.full((*patch_map.shape[:-2], *self.size), math.nan)
+            return torch.full((*patch_map.shape[:-2], *self.size), math.nan, dtype=torch.float32, device="cpu")
         return patch_map.heatmap(self.geometry(measurement.geometry))
 
     def seen(self, measurement: Measurement) -> Tensor:
@@ -57,7 +57,7 @@ class SamplingGrid:
     def nearest(self, pixels: Tensor) -> Tensor:
         """The values `(height, width)` of a whole photo at these points, each from the pixel that the point is in."""
         rows, columns = (
-            ((torch.arange(points) + 0.5) * length / points).long()
+            ((torch.arange(points, dtype=torch.float64, device="cpu") + 0.5) * length / points).long()
             for points, length in zip(self.size, pixels.shape, strict=True)
         )
         return pixels[rows][:, columns]
@@ -68,17 +68,19 @@ def points_seen(geometry: ImageGeometry, area: Size | None = None) -> tuple[Tens
     area = area or geometry.input_size
     found = []
     for axis, length in enumerate(geometry.image_size):
-        at = (torch.arange(length, dtype=torch.float64) + 0.5) * geometry.scale[axis] + geometry.offset[axis]
+        at = (torch.arange(length, dtype=torch.float64, device="cpu") + 0.5) * geometry.scale[axis] + geometry.offset[
+            axis
+        ]
         found.append((at >= geometry.valid[axis]) & (at <= min(geometry.valid[axis + 2], float(area[axis]))))
     return found[0], found[1]
 
 
 def at_patches(measurement: Measurement, patch_map: PatchMap, values: Tensor) -> Tensor:
     """Values, bool `(rows, columns)` of a photo, at the patches' centres: `(h, w)` bool, False outside the photo."""
-    geometry, area = measurement.geometry, patch_map.area_on(measurement.geometry)
-    centres = [(torch.arange(count) + 0.5) * length / count for count, length in zip(patch_map.grid, area, strict=True)]
+    edges = [torch.as_tensor(one, device="cpu") for one in patch_map.edges(measurement.geometry)]
+    centres = [(one[1:] + one[:-1]) / 2 for one in edges]
     indices, inside = [], []
-    for at, length, points in zip(geometry.to_image(*centres), geometry.image_size, values.shape, strict=True):
+    for at, length, points in zip(centres, measurement.geometry.image_size, values.shape, strict=True):
         inside.append((at >= 0) & (at < length))
         indices.append((at * points / length).long().clamp(0, points - 1))
     return values[indices[0]][:, indices[1]] & inside[0][:, None] & inside[1]

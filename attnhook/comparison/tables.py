@@ -34,7 +34,7 @@ class Estimate:
 
 def estimate(values: "Tensor | list[float]", *, interval: bool = False, seed: int = 0) -> Estimate:
     """Average over photos, leaving out NaN; the interval needs two photos."""
-    known = torch.as_tensor(values, dtype=torch.float64)
+    known = torch.as_tensor(values, dtype=torch.float64, device="cpu")
     known = known[~known.isnan()]
     count = len(known)
     if not count:
@@ -43,8 +43,10 @@ def estimate(values: "Tensor | list[float]", *, interval: bool = False, seed: in
     error = float(known.std() / math.sqrt(count)) if count > 1 else None
     if error is None or not interval:
         return Estimate(mean, count, error)
-    drawn = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(seed))
-    low, high = torch.quantile(known[drawn].mean(dim=1), torch.tensor(_INTERVAL, dtype=torch.float64)).tolist()
+    drawn = torch.randint(count, (_DRAWS, count), generator=torch.Generator().manual_seed(seed), device="cpu")
+    low, high = torch.quantile(
+        known[drawn].mean(dim=1), torch.tensor(_INTERVAL, dtype=torch.float64, device="cpu")
+    ).tolist()
     return Estimate(mean, count, error, low, high)
 
 

@@ -246,7 +246,8 @@ def _run(
     settings, workers = forwards.settings, num_workers if shards else 0
     pinned = settings.device == "cuda"
     loader = load_batches(batches, shards, batch_size=settings.batch_size, num_workers=workers, pinned=pinned)
-    loaded = iter(loader)  # starts the worker processes, before there is a thread whose locks they would inherit
+    with torch.device("cpu"):  # whatever the process's default: the loader draws a seed
+        loaded = iter(loader)  # starts the worker processes, before there is a thread whose locks they would inherit
     writer = BackgroundWriter(folder, settings, shards)
     with explained_worker_deaths(), writer, untouched(forwards.vision.model), forwards.hooked():
         for batch in loaded:

@@ -57,7 +57,7 @@ class BackgroundWriter:
         """Hand a batch over; waits while too many are waiting."""
         while self._waiting and (len(self._waiting) >= _MAX_WAITING or self._waiting[0].done()):
             self._waiting.popleft().result()
-        nothing = ModelInputs(torch.empty(0))
+        nothing = ModelInputs(torch.empty(0, device="cpu"))
         without_pixels = Batch(batch.shard, batch.photos, [(places, nothing) for places, _ in batch.groups])
         self._waiting.append(self._executor.submit(self._write, without_pixels, attentions))
 
@@ -217,7 +217,8 @@ class ShardFiles:
         for stored in sorted(file.keys()):
             name = stored.removeprefix(prefix)
             if name != stored and (name in wanted or name.partition(".")[0] in wanted):
-                tensors[name] = torch.as_tensor(file.get_slice(stored)[record["offset"]])
+                with torch.device("cpu"):  # whatever the process's default
+                    tensors[name] = torch.as_tensor(file.get_slice(stored)[record["offset"]])
         return tensors
 
     def _open(self, record: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:

@@ -51,7 +51,7 @@ def map_grid(
 ) -> "Figure":
     """Draw many small maps `(rows, columns, h, w)`, all in one range of colours: blocks by heads."""
     colors, figure = split_look(look, map_grid)
-    values = torch.as_tensor(patch_maps).detach().float().cpu().numpy()
+    values = _array(patch_maps).astype(np.float32)
     if values.ndim != 4 or 0 in values.shape or values.shape[:2] != (len(row_labels), len(column_labels)):
         raise GeometryError(
             f"cannot draw the grid of maps: expected (rows, columns, h, w) with {len(row_labels)} row labels and {len(column_labels)} column "
@@ -81,6 +81,10 @@ def map_grid(
     _label_cells(axes, row_labels, column_labels, step, (height, width), turned=turned)
     drawn: Figure = panels.figure
     return drawn
+
+
+def _array(values: Any) -> NDArray[Any]:
+    return values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _mosaic(values: NDArray[np.float32], look: Look) -> tuple[Image.Image, Size]:
@@ -145,7 +149,7 @@ def depth_figure(
 
 
 def _table(name: str, values: Any) -> NDArray[np.float64]:
-    table: NDArray[np.float64] = torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy()
+    table: NDArray[np.float64] = _array(values).astype(np.float64)
     table = table[:, None] if table.ndim == 1 else table
     if table.ndim != 2 or 0 in table.shape:
         raise GeometryError(f"cannot draw {name!r}: expected shape (blocks, heads) or (blocks,), got {table.shape}.")

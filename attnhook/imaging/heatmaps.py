@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.options import Interpolation, Size, choose
+from attnhook.options import NO_OVERLAP, Interpolation, Overlap, Size, choose
 
 _CUBIC = -0.75  # the coefficient of torch's bicubic
 
@@ -23,13 +23,14 @@ def interpolate(
     geometry: ImageGeometry,
     area: Size,
     mode: str = Interpolation.BILINEAR,
+    overlap: Overlap = NO_OVERLAP,
 ) -> torch.Tensor:
     """Interpolate a map `(..., h, w)`, whose grid covers `area` of the input, to the photo's pixels, `(..., H, W)`."""
     interpolation = choose(Interpolation, mode, "mode")
     values = checked_map(patch_map)
     rows, columns = values.shape[-2:]
-    vertical = _positions(geometry, 0, rows, area)
-    horizontal = _positions(geometry, 1, columns, area)
+    vertical = _positions(geometry, 0, rows, area, overlap)
+    horizontal = _positions(geometry, 1, columns, area, overlap)
     seen_rows, seen_columns = ~np.isnan(vertical), ~np.isnan(horizontal)
     if not (seen_rows.any() and seen_columns.any()):
         raise GeometryError(
@@ -64,13 +65,20 @@ def checked_map(patch_map: torch.Tensor | NDArray[np.floating]) -> torch.Tensor:
     return values
 
 
-def _positions(geometry: ImageGeometry, axis: int, patches: int, area: Size) -> NDArray[np.float64]:
+def _positions(geometry: ImageGeometry, axis: int, patches: int, area: Size, overlap: Overlap) -> NDArray[np.float64]:
     """Each photo pixel's centre along one axis in units of patches, from the first patch's edge; NaN where the model did not look."""
     centres = np.arange(geometry.image_size[axis], dtype=np.float64) + 0.5
     on_input = centres * geometry.scale[axis] + geometry.offset[axis]
-    end = min(geometry.valid[axis + 2], float(area[axis]))
-    seen = (on_input >= geometry.valid[axis]) & (on_input <= end)
-    return np.where(seen, on_input * (patches / area[axis]), np.nan)
+    begin, end = seen_stretch(geometry, axis, area, overlap)
+    seen = (on_input >= begin) & (on_input <= end)
+    return np.where(seen, (on_input - overlap.start[axis]) * (patches / area[axis]), np.nan)
+
+
+def seen_stretch(geometry: ImageGeometry, axis: int, area: Size, overlap: Overlap = NO_OVERLAP) -> tuple[float, float]:
+    """Where what the patches saw of the photo begins and ends along one axis of the input, in pixels."""
+    start, reach = overlap.start[axis], overlap.reach[axis]
+    end = start + float(area[axis]) + reach
+    return max(geometry.valid[axis], start - reach), min(geometry.valid[axis + 2], end)
 
 
 def _own_patches(values: torch.Tensor, y: NDArray[np.float64], x: NDArray[np.float64]) -> torch.Tensor:

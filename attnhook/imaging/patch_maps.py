@@ -4,7 +4,7 @@ So a forgotten argument cannot put a map on the wrong part of the input.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, SupportsIndex
@@ -18,14 +18,14 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.files import replacing
 from attnhook.imaging import styles
-from attnhook.imaging.figures import FIGURE_OPTIONS, overlay_figure, shown_at, styled, triptych
+from attnhook.imaging.figures import FIGURE_OPTIONS, look_of, overlay_figure, shown_at, styled, triptych
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
-from attnhook.imaging.looks import Look, caption_of, keywords, scale_in_words
-from attnhook.imaging.overlays import blend, check_scale
+from attnhook.imaging.looks import caption_of, keywords, scale_in_words
+from attnhook.imaging.overlays import blend
 from attnhook.imaging.prepared import by, locate, view_in_words
-from attnhook.options import Interpolation, PatchIndex, Size, Style, choose
+from attnhook.options import NO_OVERLAP, Interpolation, Overlap, PatchIndex, Size, Style, choose
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,7 @@ class PatchMap:
         input_size: Height and width of the model's input, in pixels; None if unknown.
         area: Height and width of the part of the input that the grid covers, in input pixels from the top left; None if unknown. Smaller than
             the input where the patch embedding drops a remainder, larger where it pads.
+        overlap: How patches lie that overlap or are padded; cells lie around the centres of their kernels.
         uniform: 1/N, the attention that each of N tokens would get if attention were uniform; None if the values are not shares of softmax mass.
         adds_up: Whether each map adds up to 1 together with the mass on other tokens.
         description: What was computed: method, block, heads, readout.
@@ -65,6 +66,7 @@ class PatchMap:
     adds_up: bool = False
     description: str = ""
     quantity: str = "attention"
+    overlap: Overlap = NO_OVERLAP
 
     @property
     def shape(self) -> torch.Size:
@@ -143,13 +145,16 @@ class PatchMap:
 
     def facts(self) -> dict[str, Any]:
         """Everything but the values, as JSON can store it, for `with_facts`."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "values"}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "values"} | {
+            "overlap": [self.overlap.start, self.overlap.reach]
+        }
 
     @classmethod
     def with_facts(cls, values: Tensor, facts: Mapping[str, Any]) -> Self:
         """Make a map from values and what `facts` returned."""
         sizes = {name: None if facts[name] is None else tuple(facts[name]) for name in ("input_size", "area")}
-        return cls(values, **{**facts, **sizes})
+        overlap = Overlap(*map(tuple, facts.get("overlap", [])))
+        return cls(values, **{**facts, **sizes, "overlap": overlap})
 
     def like(self, values: Tensor) -> Self:
         """Make a map of other values for the same patches. They are not attention: `uniform`, `outside` and `description` are unknown.
@@ -164,7 +169,7 @@ class PatchMap:
             raise GeometryError(
                 f"cannot place other values: expected this map's grid, {self.grid}, got {tuple(values.shape[-2:])}. Pass one value per patch."
             )
-        return type(self)(values, input_size=self.input_size, area=self.area, quantity="value")
+        return replace(self, values=values, quantity="value", uniform=None, adds_up=False, description="")
 
     def save(self, path: str | Path) -> Path:
         """Write the map and its place to a NumPy archive. It is written under a temporary name first, so no file is ever half-written.
@@ -185,6 +190,8 @@ class PatchMap:
             )
         known = {name: getattr(self, name) or None for name in ("input_size", "area", "uniform", "caption")}
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in known.items() if value is not None}
+        if self.overlap != NO_OVERLAP:
+            arrays |= {name: np.asarray(value) for name, value in vars(self.overlap).items()}
         if self.outside is not None:
             arrays["outside"] = self.outside.detach().cpu().numpy()
         with replacing(target) as temporary, temporary.open("wb") as file:
@@ -232,7 +239,8 @@ class PatchMap:
         geometry = locate(where)
         height, width = self.area_on(geometry)
         rows, columns = self.grid
-        y, x = np.arange(rows + 1) * (height / rows), np.arange(columns + 1) * (width / columns)
+        top, left = self.overlap.start
+        y, x = top + np.arange(rows + 1) * (height / rows), left + np.arange(columns + 1) * (width / columns)
         return geometry.to_image(y, x)
 
     def box(self, where: Any, patch: PatchIndex) -> Box:
@@ -283,7 +291,7 @@ class PatchMap:
         """
         geometry = locate(where, photo)
         checked_map(self.values)
-        return interpolate(self.values, geometry, self.area_on(geometry), mode)
+        return interpolate(self.values, geometry, self.area_on(geometry), mode, self.overlap)
 
     def overlay(
         self,
@@ -385,14 +393,3 @@ class PatchMap:
                 f"cannot draw several maps over one photo: expected one map, got shape {tuple(self.shape)}. Take one by indexing: patch_map[0]."
             )
         return replace(self, values=self.values.reshape(self.grid))
-
-
-def look_of(patch_map: PatchMap, options: Mapping[str, Any], function: Callable[..., Any]) -> Look:
-    """Read the look that a function was given, with the map's own 1/N."""
-    if options.get("uniform") not in (None, patch_map.uniform):
-        raise ValueError(
-            f"a PatchMap knows its own uniform: expected no uniform=, got {options['uniform']}. Leave uniform= out."
-        )
-    colors = replace(Look.of(options, function), uniform=patch_map.uniform)
-    check_scale(colors.scale, mass=patch_map.uniform is not None, shown=patch_map.quantity)
-    return colors

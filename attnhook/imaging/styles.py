@@ -127,7 +127,7 @@ def without_small_parts(mask: torch.Tensor, smallest: int) -> torch.Tensor:
             left -= near
             edge += near
         if len(part) >= smallest:
-            kept[tuple(torch.tensor(sorted(part)).T)] = True
+            kept[tuple(torch.tensor(sorted(part), device="cpu").T)] = True
     return kept
 
 

@@ -64,8 +64,8 @@ class ProbeBatch:
 
 def _photo(image: Tensor, mean: Any, std: Any) -> Image.Image:
     """Undo normalisation; without `mean` and `std`, stretch values outside 0 to 1."""
-    scale = torch.as_tensor(1.0 if std is None else std, dtype=torch.float32).reshape(-1, 1, 1)
-    offset = torch.as_tensor(0.0 if mean is None else mean, dtype=torch.float32).reshape(-1, 1, 1)
+    scale = torch.as_tensor(1.0 if std is None else std, dtype=torch.float32, device="cpu").reshape(-1, 1, 1)
+    offset = torch.as_tensor(0.0 if mean is None else mean, dtype=torch.float32, device="cpu").reshape(-1, 1, 1)
     image = image * scale + offset
     low, high = float(image.min()), float(image.max())
     if mean is None and std is None and (low < 0 or high > 1):

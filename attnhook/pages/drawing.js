@@ -3,20 +3,20 @@
 // --- between photo and patches ------------------------------------------------------------------------------------------------
 
 // Where the photo's pixels are among a block's patches, along both axes.
-function placesOf(scene, { grid, area }) {
+function placesOf(scene, { grid, area, start, reach }) {
   const key = grid.join(), { facts } = scene;
   if (!scene.places.has(key)) {
     scene.places.set(key, [0, 1].map((axis) => {
       const stretch = facts.original[axis] / facts.size[axis];
-      return along({ ...facts, area }, axis, grid[axis], Float64Array.from({ length: facts.size[axis] }, (_, i) => (i + 0.5) * stretch));
+      return along({ ...facts, area, start, reach }, axis, grid[axis], Float64Array.from({ length: facts.size[axis] }, (_, i) => (i + 0.5) * stretch));
     }));
   }
   return scene.places.get(key);
 }
 
-function boxOf(facts, { grid, area }, row, column) {
+function boxOf(facts, { grid, area, start }, row, column) {
   const edge = (axis, i) => {
-    const at = (i * area[axis] / grid[axis] - facts.offset[axis]) / facts.scale[axis] * facts.size[axis] / facts.original[axis];
+    const at = (start[axis] + i * area[axis] / grid[axis] - facts.offset[axis]) / facts.scale[axis] * facts.size[axis] / facts.original[axis];
     return Math.min(Math.max(at, 0), facts.size[axis]);
   };
   return { y: edge(0, row), x: edge(1, column), bottom: edge(0, row + 1), right: edge(1, column + 1) };

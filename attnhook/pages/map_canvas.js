@@ -14,15 +14,17 @@ function element(kind, text, name) {
 }
 
 // Where places along one axis of the photo (in its pixels) are among `count` patches; `own` is -1 where the model did not look.
-// `where` has the scale, offset, valid part and area of the model's input.
+// `where` has the scale, offset and valid part of the model's input, and how patches lie on it: the area that their cells cover, where the first
+// cell starts, and how far kernels reach beyond their cells.
 function along(where, axis, count, places) {
-  const end = Math.min(where.valid[axis + 2], where.area[axis]), n = places.length;
+  const start = where.start[axis], reach = where.reach[axis], n = places.length;
+  const begin = Math.max(where.valid[axis], start - reach), end = Math.min(where.valid[axis + 2], start + where.area[axis] + reach);
   const axes = { own: new Int32Array(n), first: new Int32Array(n), second: new Int32Array(n), t: new Float64Array(n) };
   const clip = (v) => Math.min(Math.max(v, 0), count - 1);
   for (let i = 0; i < n; i++) {
     const onInput = places[i] * where.scale[axis] + where.offset[axis];
-    if (!(onInput >= where.valid[axis] && onInput <= end)) { axes.own[i] = -1; continue; }
-    const at = onInput * (count / where.area[axis]), before = Math.floor(at - 0.5);
+    if (!(onInput >= begin && onInput <= end)) { axes.own[i] = -1; continue; }
+    const at = (onInput - start) * (count / where.area[axis]), before = Math.floor(at - 0.5);
     axes.own[i] = clip(Math.floor(at));
     axes.first[i] = clip(before);
     axes.second[i] = clip(before + 1);

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -147,12 +147,13 @@ def _pack_block(
         unknown = block.token_layout
         return entry | {"refused": unknown if isinstance(unknown, str) else unknown.describe()}
     try:
-        area = placed(maps, torch.empty(layout.grid, device="cpu")).area_on(scene.geometry)
+        place = placed(maps, torch.empty(layout.grid, device="cpu"))
+        area = place.area_on(scene.geometry)
     except GeometryError:
         return entry | {
             "refused": f"{layout.grid[0]} x {layout.grid[1]} patches do not cover the model's input exactly"
         }
-    entry |= {"grid": list(layout.grid), "area": list(area)}
+    entry |= {"grid": list(layout.grid), "area": list(area)} | asdict(place.overlap)
     if maps.selected_rows is Rows.ALL:
         entry["received"] = payload.add(quantise(_received(maps, block)[:, None], ROW_BITS))
     if isinstance(layout, WindowLayout):

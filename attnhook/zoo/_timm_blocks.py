@@ -146,7 +146,7 @@ def _halo(context: ModuleContext) -> SiteOptions:
     def cut(call: CallContext) -> WindowLayout:
         height, width = input_grid(call, 2)
         size, halo = module.block_size, module.halo_size
-        index = torch.arange(1.0, height * width + 1, device="cpu").reshape(1, 1, height, width)
+        index = torch.arange(1.0, height * width + 1, dtype=torch.float32, device="cpu").reshape(1, 1, height, width)
         keys = F.unfold(index, kernel_size=size + 2 * halo, padding=halo, stride=size)[0].T.long() - 1
         stride = size // module.block_size_ds
         query_grid = (height // stride, width // stride)

@@ -67,6 +67,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, name: str, s
         raise ModelLoadError(
             f"{source} does not hold the weights of {name}: expected exactly its {len(own)} tensors, got {differences}. {remedy}"
         )
+    model.float()  # under another default dtype, parameters would round what is loaded
     model.load_state_dict(state, strict=True)
 
 

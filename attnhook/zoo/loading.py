@@ -87,21 +87,8 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
     """
     library, colon, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     dtype = dtype or torch.float32
-    if isinstance(spec, str) and (demo := _DEMO_SPEC.fullmatch(spec)):
-        loaded = _load_demo(spec, in_timm=bool(demo["timm"]), size=int(demo["size"] or _DEMO_SIZE))
-    elif spec == "digits":
-        loaded = _load_digits()
-    elif library == "timm" and name:
-        loaded = _load_timm(*_split(name))
-    elif library == "torchvision" and name:
-        loaded = _load_torchvision(*_split(name))
-    elif library == "hf" and name:
-        loaded = _load_transformers(name, dtype)
-    else:
-        hint = "Check the spelling." if colon or not library else f"Add the library: 'timm:{spec}', 'hf:{spec}'?"
-        raise ModelLoadError(
-            f"cannot load a model: expected one of the forms {', '.join(SPEC_FORMS)}, got {spec!r}. {hint}"
-        )
+    with torch.device("cpu"):  # whatever the process's default
+        loaded = _load(spec, library, colon, name, dtype)
     try:
         loaded.model.eval().to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises for unknown devices and dtypes
@@ -110,6 +97,23 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
             f"({error}). Choose others."
         ) from error
     return loaded
+
+
+def _load(spec: str, library: str, colon: str, name: str, dtype: torch.dtype) -> VisionModel:
+    if isinstance(spec, str) and (demo := _DEMO_SPEC.fullmatch(spec)):
+        return _load_demo(spec, in_timm=bool(demo["timm"]), size=int(demo["size"] or _DEMO_SIZE))
+    if spec == "digits":
+        return _load_digits()
+    if library == "timm" and name:
+        return _load_timm(*_split(name))
+    if library == "torchvision" and name:
+        return _load_torchvision(*_split(name))
+    if library == "hf" and name:
+        return _load_transformers(name, dtype)
+    hint = "Check the spelling." if colon or not library else f"Add the library: 'timm:{spec}', 'hf:{spec}'?"
+    raise ModelLoadError(
+        f"cannot load a model: expected one of the forms {', '.join(SPEC_FORMS)}, got {spec!r}. {hint}"
+    )
 
 
 def _split(name: str) -> tuple[str, str | None]:

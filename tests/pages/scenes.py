@@ -13,7 +13,7 @@ from attnhook.results.scenes import Scene
 from tests.models import images, sharpen, timm
 
 PHOTO = (96, 160)
-INPUTS = {"square": (48, 48), "wide": (32, 64), "registers": (48, 48)}
+INPUTS = {"square": (48, 48), "wide": (32, 64), "registers": (48, 48), "overlap": (48, 48)}
 MODELS = tuple(INPUTS)
 
 
@@ -28,6 +28,10 @@ def scene(kind, rows="all", name="cat.jpg", photo_size=PHOTO, **settings):
     registers = {"reg_tokens": 4, "no_embed_class": True} if kind == "registers" else {}
     size = INPUTS[kind]
     model = timm("vision_transformer.VisionTransformer", img_size=size, **registers, **settings)()
+    if kind == "overlap":  # as many patches, each half as wide again as the step to the next
+        old = model.patch_embed.proj
+        step = old.stride[0]
+        model.patch_embed.proj = torch.nn.Conv2d(3, old.out_channels, step + step // 2, step, step // 2)
     geometry = ImageGeometry.identity(photo_size)
     geometry = geometry.resize(64).center_crop(size) if kind != "wide" else geometry.resize(size)
     return Scene(name, photo(photo_size), geometry, captured(model, size, rows))

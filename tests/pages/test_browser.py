@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from attnhook.imaging.drawing import heatmap, overlay
+from attnhook import raw_attention
+from attnhook.imaging.drawing import overlay
 from attnhook.imaging.looks import UNIFORM_TOP
 from attnhook.imaging.overlays import value_range
 from attnhook.results.scenes import pack_scene
@@ -117,12 +118,17 @@ def expected_pixels(one, values, **options):
     return drawn
 
 
+def readout_heatmap(one, mode="bilinear"):
+    """Of the class token's row in the last block, where `raw_attention` places it."""
+    patches = one.maps.layout.patches(matrix(one, -1)[:, 0].mean(0).float())
+    return raw_attention(one.maps)[0].like(patches).heatmap(one.geometry, mode=mode)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_pixels_are_those_of_python(viewer, scenes, kind):
     one = scenes[kind]
     page = viewer(one)
-    patches = one.maps.layout.patches(matrix(one, -1)[:, 0].mean(0).float())
-    smooth, bare = (heatmap(patches, one.geometry, mode=mode) for mode in ("bilinear", "nearest"))
+    smooth, bare = (readout_heatmap(one, mode) for mode in ("bilinear", "nearest"))
     unseen = smooth.isnan().numpy()
     for alpha in (0, 60, 100):
         page.slide("alpha", alpha)
@@ -158,7 +164,7 @@ def test_a_robust_scale_is_that_of_python(viewer, scenes, kind):
     page = viewer(one)
     page.choose("scale", "robust")
     page.slide("alpha", 100)
-    values = heatmap(one.maps.layout.patches(matrix(one, -1)[:, 0].mean(0).float()), one.geometry)
+    values = readout_heatmap(one)
     expected = expected_pixels(one, values, alpha=1.0, scale="robust")
     assert np.abs(page.pixels() - expected).max() <= 5
     low, high = value_range(values, "robust")
@@ -168,7 +174,7 @@ def test_a_robust_scale_is_that_of_python(viewer, scenes, kind):
     assert "1st to 99th percentile: not comparable" in page.text("bar-text")
     page.page.locator("#smooth").uncheck()
     page.settle()
-    bare = heatmap(one.maps.layout.patches(matrix(one, -1)[:, 0].mean(0).float()), one.geometry, mode="nearest")
+    bare = readout_heatmap(one, "nearest")
     assert np.abs(page.pixels() - expected_pixels(one, bare, alpha=1.0, scale="robust")).max() <= 5
 
 
