@@ -25,9 +25,7 @@ def page_of(folder: Path, *, most: int) -> str:
             "DirectoryWriter writes into."
         )
     if most < 2:
-        raise ValueError(
-            f"cannot show pictures of so few steps: expected steps of at least 2, got {most}. Pass a larger number."
-        )
+        raise ValueError(f"bad number of steps: expected at least 2, got {most}. Pass a larger number.")
     steps = sorted({step for found in files.values() for step in found})
     shown = set(_spread(steps, most))
     values: dict[int, dict[str, float]] = {}
