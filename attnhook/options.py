@@ -22,7 +22,7 @@ ScaleOption: TypeAlias = "str | tuple[float, float]"
 
 @dataclass(frozen=True)
 class Overlap:
-    """How patches lie that overlap or are padded, as (down, across) in input pixels. Cells then lie around the kernels' centres."""
+    """How patches lie if they overlap or reach into padding, (down, across) in input pixels: cells lie around the kernels' centres."""
 
     start: tuple[float, float] = (0.0, 0.0)  # where the first cell begins
     reach: tuple[float, float] = (0.0, 0.0)  # how far kernels reach beyond their cells

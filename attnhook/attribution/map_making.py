@@ -12,7 +12,7 @@ from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import NO_OVERLAP, HeadFusion, HeadsOption, Rows
 
-_ROWS = {Rows.CLS: "CLS", Rows.POOL: "pooling query", Rows.MEAN: "mean over patches"}
+_ROWS = {Rows.CLS: "CLS", Rows.POOL: "pooling query", Rows.MEAN: "all patches (mean)"}
 
 
 def make_map(

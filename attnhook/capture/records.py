@@ -157,7 +157,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         input_size: Height and width in pixels of the input images, or None if not seen.
         patch_area: Height and width in pixels that the patch grid covers from the top left, or None if not seen. Differs from `input_size`
             where the model pads its input to whole patches, or drops a remainder.
-        overlaps: How patches lie that overlap or are padded, by their steps, (down, across) in pixels.
+        overlaps: How patches lie if they overlap or reach into padding, by their step (down, across) in pixels.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class AttentionMaps(Sequence[BlockAttention]):
 
     @property
     def overlaps(self) -> tuple[tuple[Size, Overlap], ...]:
-        """How patches lie that overlap or are padded, by their steps, (down, across) in pixels."""
+        """How patches lie if they overlap or reach into padding, by their step (down, across) in pixels."""
         return self._overlaps
 
     def stack(self) -> Tensor:

@@ -1,14 +1,14 @@
 """Compare where models look, as a report.
 
-Every model sees the same photos. All maps are measured on one pixel grid, and every number
-comes with a control.
+Every model sees the same photos. All maps are measured on one pixel grid, and every score
+comes with controls.
 
-Models are loaded one at a time. Measurements are cached, so a second run is quick and an
-interrupted one goes on where it stopped. A model or a photo that fails is reported, the
+Models are loaded one at a time. Measurements are cached, so a second run is quick, and an
+interrupted one continues where it stopped. A model or a photo that fails is reported, the
 others finish, and the exit code is 1.
 
 The folder gets report.html (one page that opens from disk), metrics.json, metrics.csv,
-PNGs and manifest.json.
+pictures and manifest.json.
 
 Examples:
   attnhook compare photos/*.jpg --model demo --model demo:timm --out report
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
         "--heads",
         **_SEVERAL,
         type=heads_choice,
-        help="mean, max, min, or one head's index (--heads=-1 is the last); repeat it for several maps (default: mean)",
+        help="mean, max, min, or one head's index (--heads=-1 is the last); repeat it to compare several (default: mean)",
     )
     compare.add_argument(
         "--masks",
@@ -73,7 +73,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="leave out entropy, distance, and sinks (tokens that draw most of the attention)",
     )
-    compare.add_argument("--no-pictures", action="store_true", help="leave out the PNGs")
+    compare.add_argument("--no-pictures", action="store_true", help="leave out the pictures beside the report")
     compare.add_argument(
         "--cache", type=Path, metavar="FOLDER", help="where measurements are cached (default: your cache folder)"
     )

@@ -63,8 +63,8 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="METHOD",
-        help="also store the maps of a method: raw_attention, rollout, value_weighted_attention, gradient_attention, gradient_rollout or "
-        "legrad; repeat it for several",
+        help="also store the maps of a method: raw_attention, rollout, value_weighted_attention, received_attention, gradient_attention, "
+        "gradient_rollout or legrad; repeat it for several",
     )
     extract.add_argument(
         "--no-statistics", action="store_true", help="leave out entropy, attention mass and attention distance"

@@ -1,14 +1,14 @@
 """Explore attention in one HTML file.
 
-The file has sliders for block and head, shows the value under the pointer, and where any
-patch looks. It opens from disk, in any browser since 2023, and loads nothing.
+The file has sliders for block and head, and shows the value under the pointer and where any
+patch looks. It opens from disk in any browser since 2023, and needs no network.
 
-It stores the readout's row of every block and head, that is, where what the classifier reads
-(usually the class token) looked; what each position receives from all queries, which is what
-windowed models such as Swin begin with; and for the blocks in --blocks the whole attention
-matrices, at 8 bits, so that you can click any patch. With the defaults, a photo takes
-1.1 to 1.4 MB for the demo model at 224 px, and 12 to 19 MB at 518 px; the command and the page
-say how much.
+For every block and head, it stores the readout's row, that is, where what the classifier
+reads (usually the class token) looked. It also stores how much attention each position
+receives from all queries, which is what windowed models such as Swin show first. For the
+blocks in --blocks it stores the whole attention matrices, at 8 bits, so that you can click
+any patch. With the defaults, a photo takes 1.1 to 1.4 MB with the demo model at 224 px, and
+12 to 19 MB at 518 px; the command and the page say how much.
 
 A photo that cannot be read is reported, the others are done, and the exit code is 1.
 
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
         "--out",
         default=_NAME,
         metavar="FILE.html",
-        help=f"the file, or a folder (one that exists, or a name that ends in /), in which it is called {_NAME} {DEFAULT}",
+        help=f"the file; or a folder (one that exists, or a name that ends in /), which then gets {_NAME} {DEFAULT}",
     )
     view.add_argument(
         "--blocks",
@@ -68,15 +68,15 @@ def add(commands: Any) -> None:
         "--matrix-heads",
         choices=("auto", "all", "mean"),
         default="auto",
-        help="store every head of those blocks, or their mean; auto stores every head of the last of them, if that is at most six million "
-        f"values, and the mean of the others {DEFAULT}",
+        help="store every head of those blocks, or the mean over heads; auto stores every head of the last of them, if that is at most six "
+        f"million values, and the mean over heads of the others {DEFAULT}",
     )
     view.add_argument(
         "--longest",
         type=partial(whole, least=16, expected="a number of pixels, at least 16"),
         default=1280,
         metavar="PIXELS",
-        help=f"longer edge of the photos in the file; up to three times that of panoramas {DEFAULT}",
+        help=f"longer edge of the photos in the file; of panoramas up to three times as long {DEFAULT}",
     )
 
 
@@ -92,7 +92,7 @@ def _view(arguments: argparse.Namespace) -> int:
 
     out = _target(arguments.out)
     if any(image.resolve() == out.resolve() for image in arguments.images):
-        raise ValueError(f"{out} is one of the images: expected another name. Choose --out.")
+        raise ValueError(f"{out} is one of the images: expected another name. Choose another --out.")
     model = load(arguments.model, device=arguments.device)
     scenes = [scene for number in range(len(arguments.images)) if (scene := _packed(model, arguments, number))]
     if not scenes:
@@ -117,7 +117,9 @@ def _target(text: str) -> Path:
             "Change the suffix, or end the name in / for a folder."
         )
     if not path.parent.is_dir():
-        raise ValueError(f"no folder for the file: expected {path.parent} to exist. Make it, or choose --out.")
+        raise ValueError(
+            f"no folder for the file: expected {path.parent} to exist. Create it, or choose another --out."
+        )
     return path
 
 

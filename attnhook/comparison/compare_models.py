@@ -79,7 +79,7 @@ def compare(
         depths: Relative depths, above 0 and at most 1, of the block for methods that read a single block: the same place in models of different
             depth.
         heads: How heads become one map: `"mean"`, `"max"` or `"min"` over heads, or one head's index (negative from the end), as for
-            `raw_attention`. Several, such as `[0, 1, "mean"]`, are a map each. Gradient methods take the mean only.
+            `raw_attention`. A list, such as `[0, 1, "mean"]`, gives one map for each entry. Gradient methods accept only the mean.
         controls: Whether, with masks, each model is also measured with its weights shuffled.
         resolution: The most points along a photo's longer edge at which maps are compared and scored; None for every pixel.
         cache: The folder where measurements are cached by content; `"auto"` is one in the user's cache folder, None disables the cache.

@@ -39,7 +39,7 @@ class Comparison(Findings):
         failures: What could not be done.
         notes: What the comparison noticed about the models.
         settings: The settings it was made with.
-        centre_prior: The scores of a Gaussian in the middle against masks, if there are masks: the same for all models.
+        centre_prior: With masks, the scores of a Gaussian in the middle of each photo, the same for all models; None without masks.
     """
 
     def figure(

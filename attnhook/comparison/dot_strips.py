@@ -17,9 +17,9 @@ MARKS = {
     "random_weights": "the same model with its weights shuffled",
     "random_map": f"random values on the same patches (mean of {RANDOM_DRAWS} draws)",
     "centre_prior": "a Gaussian in the middle of the photo",
-    "chance": "what a map without any knowledge scores on average",
+    "chance": "what a map that ignores the photo scores on average",
     "shuffled": "the same values at random points",
-    "other_photo": "with the second model's map of another photo",
+    "other_photo": "the first model's map, and the second model's map of another photo",
     "random": "a random map of the same grid",
 }
 """Every kind of mark, in words."""

@@ -161,7 +161,9 @@ def _checked_heads(heads: "HeadsOption | Sequence[str | int]", methods: Sequence
     """Every choice of heads, a map of its own each."""
     given: list[Any] = [heads] if heads is None or isinstance(heads, str | int) else list(heads)
     if not given or len(set(given)) < len(given):
-        raise ValueError(f"expected at least one choice of heads and no duplicates, got {given}.")
+        raise ValueError(
+            f"bad heads: expected at least one choice of heads and no duplicates, got {given}. Pass each one once."
+        )
     chosen: list[str | int] = []
     for one in given:
         if one is None or isinstance(one, bool):

@@ -181,7 +181,7 @@ def objects_table(findings: Findings) -> Table:
         "the model's map, or a control: the same model with its weights shuffled, random values on its patches (mean of "
         f"{RANDOM_DRAWS} draws), or a Gaussian in the middle of the photo"
     )
-    area = "the object's share of what all models saw, with its standard error: chance in the pointing game and for the energy in the mask"
+    area = "the object's share of what all models saw, with its standard error: what chance gives in pointing game and energy in mask"
     means = (
         f"mean over photos with a 95 % bootstrap interval; of random maps, the standard error over {RANDOM_DRAWS} draws"
     )

@@ -36,14 +36,14 @@ def overlay_video(
 ) -> Path:
     """Blend one heat map over each frame, and write a video or an animation that repeats.
 
-    All frames share one range of values, so brightness over time means something. An animated PNG is exact, but large; MP4 and WebP are small.
-    A GIF has 256 colours per frame, which are dithered.
+    All frames share one range of values, so you can compare colours over time. An animated PNG is exact but large; MP4 and WebP are small.
+    A GIF has 256 colours per frame, and is dithered.
 
     Args:
         frames: The frames, all of one size, as `read_image` takes them.
         maps: One heat map per frame, (height, width), of the frames' size.
-        path: The file's path; `.mp4`, `.webp`, `.gif`, or `.png` or `.apng` for an animated PNG. MP4 needs the package av or an `ffmpeg` on
-            the PATH, and repeats the last row or column of pictures with an odd number of them.
+        path: The file's path; `.mp4`, `.webp`, `.gif`, or `.png` or `.apng` for an animated PNG. MP4 needs the package av, or `ffmpeg` on the
+            PATH; the last row or column is repeated where their number is odd.
         fps: Frames per second.
         numbers: Whether to write "frame 12 of 40" into the top left corner of each frame.
         **look: What `overlay_batch` takes; "minmax" and "robust" stretch all frames together.

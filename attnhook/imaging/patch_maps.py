@@ -44,7 +44,7 @@ class PatchMap:
         input_size: Height and width of the model's input, in pixels; None if unknown.
         area: Height and width of the part of the input that the grid covers, in input pixels from the top left; None if unknown. Smaller than
             the input where the patch embedding drops a remainder, larger where it pads.
-        overlap: How patches lie that overlap or are padded; cells lie around the centres of their kernels.
+        overlap: How patches lie if they overlap or reach into padding: each cell then lies around the centre of its kernel.
         uniform: 1/N, the attention that each of N tokens would get if attention were uniform; None if the values are not shares of softmax mass.
         adds_up: Whether each map adds up to 1 together with the mass on other tokens.
         description: What was computed: method, block, heads, readout.
@@ -355,7 +355,7 @@ class PatchMap:
         mode: str = Interpolation.BILINEAR,
         **options: Any,
     ) -> "Figure":
-        """Draw the photo, the map and the overlay as a matplotlib figure with a colour bar and a caption; in axes of your own, the overlay.
+        """Draw photo, map and overlay as a matplotlib figure with a colour bar and a caption; with `ax=`, only the overlay.
 
         Args:
             photo: The photo, as `read_image` takes it.
@@ -363,8 +363,8 @@ class PatchMap:
             mode: "bilinear", "nearest" or "bicubic", as `heatmap` takes it.
             **options: Of the look: `colormap`, `alpha`, `weighted`, `floor`, `scale`, `fade` and `crop`, as `overlay` takes them. Of the figure:
                 `title`, `titles` of the three panels, `caption`, `mark` (a box), `label` (of the colour bar), `width` (in inches), `dpi`,
-                `style` ("paper": 6.75 inches, 300 dpi; "slides": 1920 pixels, large text; both without a caption), and `ax` for axes of your
-                own, which get the overlay, without a caption.
+                `style` ("paper": 6.75 inches, 300 dpi; "slides": 1920 pixels, large text; both without a caption), and `ax`: your own
+                axes, into which only the overlay is drawn, without a caption.
 
         Returns:
             The figure; save it with `.savefig`.

@@ -22,10 +22,10 @@ def page_of(folder: Path, *, most: int) -> str:
     if not numbers and not files:
         raise FileNotFoundError(
             f"no log in {folder}: expected scalars.jsonl or pictures such as attention/overlay/0/step-00000100.jpg. Pass the folder that a "
-            "DirectoryWriter wrote."
+            "DirectoryWriter writes into."
         )
     if most < 2:
-        raise ValueError(f"bad number of steps: expected at least 2, got {most}.")
+        raise ValueError(f"bad number of steps: expected at least 2, got {most}. Pass a larger number.")
     steps = sorted({step for found in files.values() for step in found})
     shown = set(_spread(steps, most))
     values: dict[int, dict[str, float]] = {}

@@ -27,7 +27,7 @@ function drawMask(scene, block, values) {
   context.putImageData(picture, 0, 0);
   outline(scene, block, inside);
   $("low").textContent = $("high").textContent = "";
-  $("bar-text").textContent = `in the light: the ${count} of ${values.length} patches that hold ${Math.round(state.keep * 100)} % of what falls on patches`;
+  $("bar-text").textContent = `not darkened: the ${count} of ${values.length} patches that hold ${Math.round(state.keep * 100)} % of the attention on patches`;
 }
 
 function outline(scene, block, inside) {

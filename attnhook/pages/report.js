@@ -65,7 +65,7 @@ function drawAbout() {
   const lines = [
     ["size", `${sized(Number(file.bytes))}: photos ${sized(pictures)}, maps ${sized(values)}`],
     ["holds", `${counted(models.length, "model")}, ${counted(photos.length, "photo")}, ${counted(views.length, "view")}, ${counted(file.maps.length, "map")}`],
-    ["photos", "scaled down, as JPEG; values are placed by the size of the original"],
+    ["photos", "scaled down, as JPEG; positions refer to the original size"],
     ["precision", "maps are stored in 65535 steps between their lowest and highest value; tables show rounded numbers, their tooltips the full ones"],
     ["made", `${file.made}, attnhook ${file.version}`],
   ];
@@ -76,9 +76,9 @@ function drawAbout() {
 
 function drawLegend() {
   const words = {
-    own: "From the 1st to the 99th percentile of each map; opacity begins at its median. Colours do not compare between pictures.",
-    uniform: `From 1 to ${state.top} \u00d7 1/N, logarithmic, where 1/N is uniform attention over a model's N keys; less leaves the photo as it is. Colours compare between all pictures.`,
-    row: "From the lowest 1st to the highest 99th percentile of all models over one photo. Colours compare within a photo's row.",
+    own: "From the 1st to the 99th percentile of each map; opacity begins at its median. You cannot compare colours between pictures.",
+    uniform: `From 1 to ${state.top} \u00d7 1/N, logarithmic, where 1/N is uniform attention over a model's N keys; lower values leave the photo as it is. You can compare colours between all pictures.`,
+    row: "From the lowest 1st to the highest 99th percentile of all models' maps of one photo. You can compare colours within a row.",
   };
   $("legend").textContent = words[state.scale];
   $("alpha-text").textContent = `${Math.round(state.alpha * 100)} %`;

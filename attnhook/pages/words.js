@@ -30,15 +30,15 @@ function missingText(facts, block) {
   }
   if (!matrices.length) return "This file has only the readout's attention, not where single patches look.";
   if (state.source === "rollout") return `Rollout from a patch needs the matrices of all blocks up to this one; this file has those of ${blockNames(matrices)}. Choose raw attention, or ${homeward(facts)}.`;
-  return `This file has the rows of single tokens only for ${blockNames(matrices)}. Go there, or ${homeward(facts)}.`;
+  return `This file has the rows of single tokens only for ${blockNames(matrices)}. Choose one of these, or ${homeward(facts)}.`;
 }
 
 function drawTexts() {
   const facts = factsNow(), block = blockNow(), row = state.shown, { heads } = block, received = state.source === "received";
   const fused = !row.missing && row.fused, single = !fused && state.head >= 0;
-  const head = heads === undefined ? "" : single ? `, head ${state.head}` : `, mean over ${heads} head${heads > 1 ? "s" : ""}`;
+  const head = heads === undefined ? "" : single ? `, head ${state.head}` : (heads > 1 ? `, mean of ${heads} heads` : ", 1 head");
   $("query-text").textContent = `${received ? "All queries" : queryName()}, ${blockName(block)}${head}, ${SOURCES[state.source]}`;
-  $("module").textContent = `${block.name}${fused && heads > 1 && state.source === "raw" ? " (of its matrix, this file has the mean over heads)" : ""}`;
+  $("module").textContent = `${block.name}${fused && heads > 1 && state.source === "raw" ? " (this file has only the mean over heads of its matrix)" : ""}`;
   $("block-text").textContent = block.pooling ? "pooling" : block.number.join(" of ");
   $("head-text").textContent = single ? `${state.head} of ${heads - 1}` : "mean";
   $("alpha-text").textContent = `${Math.round(state.alpha * 100)} %`;
@@ -123,14 +123,14 @@ function about(facts) {
   const rows = having("rows"), matrices = having("matrix"), whole = matrices.filter(({ matrix, heads }) => matrix.heads === heads);
   const any = facts.blocks.find((block) => block.grid), heads = whole.length === matrices.length ? "every head" : `mean over heads${whole.length ? `; every head of ${blockNames(whole)}` : ""}`;
   const lines = [
-    ["size", `${sized(Number(file.bytes))} in all; this photo ${sized(facts.photo_bytes)}, its attention ${sized(facts.length)} deflated`],
+    ["size", `${sized(Number(file.bytes))} in all; this photo ${sized(facts.photo_bytes)}, its attention ${sized(facts.length)}, compressed`],
     ["photo", `${facts.name}, ${facts.original[1]} × ${facts.original[0]} pixels${facts.size[0] === facts.original[0] ? "" : `, stored at ${facts.size[1]} × ${facts.size[0]}`}, as JPEG`],
     ["model", file.model],
     ["tokens", `${any.grid[0]} × ${any.grid[1]} patches${any.specials.length ? `, ${any.specials.map(([, name]) => name).join(", ")}` : ""}`],
     ["rows", rows.length ? `${facts.named.join(", ") || "readout"} of ${blockNames(rows)}, every head, ${file.bits.rows} bits` : "none"],
     ["matrices", matrices.length ? `${blockNames(matrices)}, ${heads}, ${file.bits.matrices} bits` : "none"],
     ["received", having("received").length ? `${blockNames(having("received"))}, every head, ${file.bits.rows} bits` : "none"],
-    ["precision", "values are stored as square roots, relative to the largest of their row; every value shown is within its ± of the true value"],
+    ["precision", "values are rounded, and the true value is within ± of each value shown (stored: square roots relative to the largest value of the row)"],
     ["made", `${file.made}, attnhook ${file.version}`],
   ];
   $("about").replaceChildren(...lines.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));

@@ -140,7 +140,7 @@ def results_figure(
 
     Args:
         results: Results of `attend`.
-        titles: One title for each; None takes the class and its score, where there is one, and numbers them otherwise.
+        titles: One title for each; None uses each result's class and score, or else its number.
         scale: Which values the colours stand for. None takes "uniform", comparable, if all maps are shares of attention, and else "robust".
         **options: `caption`, `columns`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
 

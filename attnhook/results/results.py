@@ -137,11 +137,11 @@ class AttentionResult:
         return self.patch_map.overlay(self.image, self.geometry, **({"mode": self.mode} | look if smooth else look))
 
     def figure(self, **look: Any) -> "Figure":
-        """Draw the photo, the map and the overlay as a matplotlib figure with a colour bar and a caption; in axes of your own, the overlay.
+        """Draw photo, map and overlay as a matplotlib figure with a colour bar and a caption; with `ax=`, only the overlay.
 
         Args:
             **look: Options of the look and of the figure, as `PatchMap.figure` takes them, such as `title`, `width` (in inches), `style`
-                ("paper" or "slides"), and `ax` to draw in axes of your own.
+                ("paper" or "slides"), and `ax` to draw the overlay into your own axes.
 
         Returns:
             The figure; save it with `.savefig`.
@@ -168,8 +168,8 @@ class AttentionResult:
             name: The photo's name on the page; any text.
             **options: `matrices` (the blocks whose whole matrices go into the page: "auto" for every block whose tokens all attend to each
                 other, or what `AttentionCapture` takes as `blocks`), `matrix_heads` ("all", "mean", or "auto" for every head of the last of
-                these blocks, if that is at most six million values, and the mean of the others) and `longest` (of the photo's edges, in pixels;
-                up to three times that of panoramas).
+                these blocks, if that is at most six million values, and the mean over heads of the others) and `longest` (the photo's longer
+                edge in pixels; of panoramas up to three times as long).
 
         Returns:
             The HTML. It shows what patches look at, and received attention, only after `attend(..., rows="all")`.

