@@ -188,6 +188,7 @@ function fillAbout() {
     ...file.texts,
   ];
   if (file.shown < file.logged) $("notice").textContent = `Pictures of ${file.shown} of ${file.logged} logged steps.`;
+  if (file.steps.length < file.measured) $("notice").textContent += ` Curves with ${file.steps.length} of ${file.measured} logged steps.`;
   if (file.unread) $("notice").textContent += ` ${file.unread} incomplete ${file.unread === 1 ? "line" : "lines"} of scalars.jsonl left out.`;
   for (const [name, text] of facts) $("about").append(element("dt", name), element("dd", text));
 }
