@@ -10,7 +10,7 @@ from attnhook.capture.patch_cells import overlap_of
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import NO_OVERLAP, HeadFusion, HeadsOption, Rows
+from attnhook.options import NO_OVERLAP, HeadFusion, HeadsOption, Rows, Size
 
 _ROWS = {Rows.CLS: "CLS", Rows.POOL: "pooling query", Rows.MEAN: "all patches (mean)"}
 
@@ -36,7 +36,7 @@ def make_map(
     video = getattr(last.token_layout, "frames", 1) > 1
     shown_row = row_in_words(maps) if row is None else row
     return replace(
-        placed(maps, values),
+        placed(maps, values, last),
         uniform=uniform,
         adds_up=adds_up and not video,
         description=f"{method}, {shown_row}, {_blocks_in_words(blocks)}, {heads_in_words(heads, last.shape[1])}",
@@ -44,8 +44,8 @@ def make_map(
     )
 
 
-def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
-    """A `PatchMap` of values `(..., h, w)` at their position in the model's input."""
+def placed(maps: AttentionMaps, values: Tensor, block: BlockAttention) -> PatchMap:
+    """A `PatchMap` of a block's values `(..., h, w)` at their position in the model's input."""
     area, grid = maps.patch_area, (values.shape[-2], values.shape[-1])
     if maps.input_size is not None and _is_hierarchical(maps):
         steps = [pixels_per_step(*axis) for axis in zip(maps.input_size, grid, strict=True)]
@@ -53,8 +53,20 @@ def placed(maps: AttentionMaps, values: Tensor) -> PatchMap:
     elif area is not None and any(pixels % patches for pixels, patches in zip(area, grid, strict=True)):
         area = None
     covered = area or maps.input_size
-    overlap = NO_OVERLAP if covered is None else overlap_of(maps.overlaps, (covered[0] / grid[0], covered[1] / grid[1]))
+    # Keys may be merged inside the block: which embedding its tokens come from is seen in the queries, which are not.
+    tokens = _query_grid(block) or grid
+    overlap = (
+        NO_OVERLAP if covered is None else overlap_of(maps.overlaps, (covered[0] / tokens[0], covered[1] / tokens[1]))
+    )
     return PatchMap(values, input_size=maps.input_size, area=area, overlap=overlap)
+
+
+def _query_grid(block: BlockAttention) -> Size | None:
+    """The grid of a block's queries where it is not that of its keys."""
+    layout = block.query_token_layout
+    if isinstance(layout, WindowLayout):
+        return layout.query_grid or layout.grid
+    return layout.grid if isinstance(layout, TokenLayout) else None
 
 
 def _is_hierarchical(maps: AttentionMaps) -> bool:

@@ -1,6 +1,7 @@
 """Which blocks a selector chooses: timm's meaning of `blocks=`."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeGuard, TypeVar
 
 from attnhook.errors import UnknownBlockError
@@ -30,12 +31,13 @@ def choose_blocks(sites: Sequence[_Named], blocks: BlocksOption) -> tuple[_Named
         raise UnknownBlockError(
             f"unknown block {blocks!r}: expected an index or a name. Pass one, such as blocks=[-1]."
         )
-    elif isinstance(blocks, int):
-        if not 0 < blocks <= len(names):
+    elif isinstance(blocks, int | Integral):  # NumPy's, too
+        count = int(blocks)
+        if not 0 < count <= len(names):
             raise UnknownBlockError(
-                f"blocks={blocks} means the last {blocks}: expected 1 to {len(names)}. For one, pass [index]."
+                f"blocks={count} means the last {count}: expected 1 to {len(names)}. For one, pass [index]."
             )
-        chosen = set(range(len(names) - blocks, len(names)))
+        chosen = set(range(len(names) - count, len(names)))
     else:
         chosen = {block_index(names, block) for block in ([blocks] if isinstance(blocks, str) else blocks)}
     if not chosen:

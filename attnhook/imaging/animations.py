@@ -44,7 +44,7 @@ def overlay_video(
         maps: One heat map per frame, (height, width), of the frames' size.
         path: The file's path; `.mp4`, `.webp`, `.gif`, or `.png` or `.apng` for an animated PNG. MP4 needs the package av, or `ffmpeg` on the
             PATH; the last row or column is repeated where their number is odd.
-        fps: Frames per second.
+        fps: Frames per second, 0.01 to 100. A GIF shows each frame for whole hundredths of a second, WebP and PNG for whole thousandths.
         numbers: Whether to write "frame 12 of 40" into the top left corner of each frame.
         **look: What `overlay_batch` takes; "minmax" and "robust" stretch all frames together.
 
@@ -70,8 +70,8 @@ def overlay_video(
         raise ValueError(
             f"cannot write {target.name!r}: expected a name that ends in .mp4, .webp, .gif, .png or .apng. Change the suffix."
         )
-    if not 0 < fps <= 100:
-        raise ValueError(f"cannot write {target.name!r}: expected 0 < fps <= 100, got {fps}.")
+    if not 0.01 <= fps <= 100:
+        raise ValueError(f"cannot write {target.name!r}: expected 0.01 <= fps <= 100, got {fps}.")
     pictures = overlay_batch(frames, list(maps), **look)
     sizes = {picture.size for picture in pictures}
     if len(sizes) != 1:
@@ -86,7 +86,11 @@ def overlay_video(
             _write_mp4(pictures, temporary, Fraction(fps).limit_denominator(1000))
         else:
             pictures = [_dithered(picture) for picture in pictures] if kind == "GIF" else pictures
-            options = {"append_images": pictures[1:], "duration": round(1000 / fps), "loop": 0, **_OPTIONS[kind]}
+            unit = (
+                10 if kind == "GIF" else 1
+            )  # milliseconds; Pillow cuts off what a GIF cannot hold: 60 frames would become 100
+            times = {"duration": unit * round(1000 / fps / unit), "loop": 0}
+            options = {"append_images": pictures[1:], **times, **_OPTIONS[kind]}
             pictures[0].save(temporary, kind, save_all=True, **options)
     return target
 

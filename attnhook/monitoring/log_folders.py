@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from attnhook.monitoring.writers import as_jpeg
 from attnhook.pages.documents import log_html
 
 _POINTS = 1000  # of a curve
+_OF_HEAD = re.compile(r"/head\d+/")
 _Item = TypeVar("_Item")
 
 
@@ -32,7 +34,7 @@ def page_of(folder: Path, *, most: int) -> str:
     for line in numbers:
         values.setdefault(line.pop("step"), {}).update(line)  # of a step that was repeated, the later line is valid
     drawn = sorted({*_spread(sorted(values), _POINTS), *(shown & values.keys())})
-    tags = sorted({tag for step in drawn for tag in values[step] if "/head" not in tag})
+    tags = sorted({tag for step in drawn for tag in values[step] if not _OF_HEAD.search(tag)})
     texts, _ = _lines(folder / "texts.jsonl")
     tagged = [(tag, sorted(shown & found.keys())) for tag, found in files.items() if shown & found.keys()]
     content = {
@@ -42,6 +44,7 @@ def page_of(folder: Path, *, most: int) -> str:
         "shown": len(shown),
         "unread": unread,
         "steps": drawn,
+        "measured": len(values),
         "numbers": {tag: [_rounded(values[step].get(tag)) for step in drawn] for tag in tags},
         "texts": [[str(line.get("tag")), str(line.get("text"))] for line in texts],
     }
@@ -56,7 +59,7 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             entry = json.loads(line)
             found.append({**entry, "step": int(entry["step"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             unread += 1
     return found, unread
 

@@ -4,7 +4,7 @@
 
 // Where the photo's pixels are among a block's patches, along both axes.
 function placesOf(scene, { grid, area, start, reach }) {
-  const key = grid.join(), { facts } = scene;
+  const key = JSON.stringify([grid, area, start, reach]), { facts } = scene; // blocks of one grid may lie differently
   if (!scene.places.has(key)) {
     scene.places.set(key, [0, 1].map((axis) => {
       const stretch = facts.original[axis] / facts.size[axis];

@@ -188,6 +188,7 @@ function fillAbout() {
     ...file.texts,
   ];
   if (file.shown < file.logged) $("notice").textContent = `This page has the pictures of ${file.shown} of ${file.logged} logged steps.`;
+  if (file.steps.length < file.measured) $("notice").textContent += ` The curves have ${file.steps.length} of ${file.measured} logged steps.`;
   if (file.unread) $("notice").textContent += ` ${file.unread} incomplete ${file.unread === 1 ? "line of scalars.jsonl was" : "lines of scalars.jsonl were"} left out.`;
   for (const [name, text] of facts) $("about").append(element("dt", name), element("dd", text));
 }

@@ -147,7 +147,7 @@ def _pack_block(
         unknown = block.token_layout
         return entry | {"refused": unknown if isinstance(unknown, str) else unknown.describe()}
     try:
-        place = placed(maps, torch.empty(layout.grid, device="cpu"))
+        place = placed(maps, torch.empty(layout.grid, device="cpu"), block)
         area = place.area_on(scene.geometry)
     except GeometryError:
         return entry | {

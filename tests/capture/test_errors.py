@@ -165,6 +165,7 @@ def test_rows_that_do_not_exist() -> None:
         ([2], "expected an index from -2 to 1"),
         ([-3], "expected an index from -2 to 1"),
         (3, "blocks=3 means the last 3: expected 1 to 2"),
+        (np.int64(3), "blocks=3 means the last 3: expected 1 to 2"),
         (0, "expected 1 to 2"),
         (True, "expected an index or a name"),
         ([], "selects no block"),

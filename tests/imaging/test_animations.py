@@ -41,6 +41,14 @@ def test_every_frame_on_one_scale(tmp_path, name, scale):
     assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+    ("fps", "duration"), [(60, 20), (50, 20), (55, 20), (30, 30), (24, 40), (100, 10), (0.01, 100_000)]
+)
+def test_a_gif_takes_the_nearest_hundredth_of_a_second(tmp_path, fps, duration):
+    with Image.open(overlay_video(FRAMES, MAPS, tmp_path / "a.gif", fps=fps)) as video:
+        assert video.info["duration"] == duration
+
+
 def soft(height: int, width: int, count: int) -> tuple[list[Image.Image], torch.Tensor]:
     """Photos and maps whose colours change slowly, as in a sky: what few colours break into bands, and video codecs keep."""
     y, x = np.mgrid[:height, :width]
@@ -135,7 +143,7 @@ def test_an_mp4_of_a_real_ffmpeg(tmp_path, monkeypatch):
 def test_what_ffmpeg_is_given(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingPackageError, match=r"got neither. Install it: pip install 'attnhook\[video\]'"):
+    with pytest.raises(MissingPackageError, match=r'got neither. Run `pip install "\.\[video\]"`'):
         overlay_video(FRAMES, MAPS, tmp_path / "a.mp4")
     program = tmp_path / "ffmpeg"
     lines = f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1], 'wb').write(sys.stdin.buffer.read())\n"
@@ -186,8 +194,10 @@ def test_refusals(tmp_path):
         overlay_video(FRAMES, MAPS, tmp_path / "a.gif", frames_per_second=3)
     with pytest.raises(ValueError, match=r"ends in \.mp4, \.webp, \.gif, \.png or \.apng"):
         overlay_video(FRAMES, MAPS, tmp_path / "a.avi")
-    with pytest.raises(ValueError, match="0 < fps <= 100, got 0"):
+    with pytest.raises(ValueError, match=r"0\.01 <= fps <= 100, got 0"):
         overlay_video(FRAMES, MAPS, tmp_path / "a.gif", fps=0)
+    with pytest.raises(ValueError, match=r"got 0\.0001"):
+        overlay_video(FRAMES, MAPS, tmp_path / "a.mp4", fps=1e-4)  # PyAV would take 24
     with pytest.raises(GeometryError, match="at least one frame"):
         overlay_video([], [], tmp_path / "a.gif")
     with pytest.raises(GeometryError, match="all of one size"):

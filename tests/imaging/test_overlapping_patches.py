@@ -125,6 +125,33 @@ def test_stems_and_stages(name: str) -> None:
         assert [(ys[row] + ys[row + 1]) / 2, (xs[column] + xs[column + 1]) / 2] == pytest.approx(centre)
 
 
+def test_merged_keys_lie_where_their_own_stage_puts_them() -> None:
+    """PVTv2: all stages have keys 32 pixels apart, merged without overlap from tokens that lie differently; against gradients of `sr`."""
+    model = timm.create_model("pvt_v2_b0", pretrained=False).eval()
+    size = (224, 224)
+    maps = captured(model, size, rows="all")
+    pixels = torch.rand(1, 3, *size, requires_grad=True)
+    merged: dict[str, Tensor] = {}
+
+    def keep(name: str) -> None:
+        module = model.get_submodule(name)
+        module.register_forward_hook(lambda *call: 0 * call[-1])  # it would mix all tokens
+        if module.sr is not None:
+            module.sr.register_forward_hook(lambda *call: merged.__setitem__(name, call[-1]))
+
+    for block in maps:
+        keep(block.name)
+    model(pixels)
+    for name in [f"stages.{stage}.blocks.0.attn" for stage in range(3)]:
+        (gradient,) = torch.autograd.grad(merged[name][0, :, 3, 3].square().sum(), pixels, retain_graph=True)
+        seen = gradient[0].abs().sum(0)
+        rows, columns = (seen > 1e-6 * seen.max()).nonzero().unbind(1)
+        ys, xs = received_attention(maps, block=name)[0].edges(ImageGeometry.identity(size))
+        # The depthwise kernels of the blocks before are symmetric, so they move no centre.
+        assert (ys[3] + ys[4]) / 2 == pytest.approx((rows.min() + rows.max() + 1).item() / 2, abs=0.51)
+        assert (xs[3] + xs[4]) / 2 == pytest.approx((columns.min() + columns.max() + 1).item() / 2, abs=0.51)
+
+
 def test_spectrograms() -> None:
     """AST: kernels of 16 ten pixels apart; all but the last pixels are painted."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

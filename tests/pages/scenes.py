@@ -6,6 +6,7 @@ import io
 import numpy as np
 import torch
 from PIL import Image
+from timm import create_model
 from timm.models.swin_transformer import SwinTransformer
 
 from attnhook import AttentionCapture, ImageGeometry
@@ -56,6 +57,13 @@ def windowed_scene():
     return Scene(
         "cat.jpg", photo(), ImageGeometry.identity(PHOTO).resize(72).center_crop((64, 64)), captured(swin(), (64, 64))
     )
+
+
+def merged_scene():
+    """PVTv2: every stage has keys of 2 by 2, which lie differently because the stages' tokens do."""
+    torch.manual_seed(0)
+    model = create_model("pvt_v2_b0", pretrained=False, num_classes=0).eval()
+    return Scene("cat.jpg", photo(), ImageGeometry.identity(PHOTO).resize((64, 64)), captured(model, (64, 64)))
 
 
 def photo_of(header):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from attnhook import AttentionMaps, Readout, raw_attention, received_attention
 from attnhook.options import Rows
-from tests.pages.scenes import MODELS, scene, windowed_scene
+from tests.pages.scenes import MODELS, merged_scene, scene, windowed_scene
 from tests.pages.test_browser import matrix, patch_of, ten_patches
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -42,6 +42,24 @@ def test_received_attention_is_that_of_python(viewer, make):
                 value, bound, *_ = page.value(one, patch, block)
                 assert abs(value - float(expected[patch])) <= bound * (1 + 1e-5) + 1e-7
                 assert bound < 1e-5
+
+
+def test_blocks_of_one_grid_may_lie_differently(viewer):
+    """The border between keys that were merged, which is where it is in Python, in the first stage and in the last."""
+    one = merged_scene()
+    page = viewer(one)
+    box, (width, height) = page.page.locator("#canvas").bounding_box(), one.image.size
+    borders = []
+    for number, block in enumerate(one.maps):
+        page.slide("block", number)
+        ys, xs = received_attention(one.maps, block.name)[0].edges(one.geometry)
+        borders.append(float(ys[1]))
+        for off, patch in ((-2, ("0", "0")), (2, ("1", "1"))):
+            place = {"x": (xs[1] + off) * box["width"] / width, "y": (ys[1] + off) * box["height"] / height}
+            page.page.locator("#canvas").hover(position=place)
+            facts = page.page.locator("#value").evaluate("(node) => ({...node.dataset})")
+            assert (facts["row"], facts["column"]) == patch
+    assert max(borders) - min(borders) > 10
 
 
 def test_a_windowed_model_begins_with_received_attention(viewer):

@@ -227,6 +227,16 @@ def test_values_that_are_no_numbers_are_gaps(log_page, tmp_path):
     assert page.page.locator(".plot").first.locator("path").nth(1).get_attribute("d").count("M") == 2
 
 
+def test_a_block_may_be_called_head(tmp_path):
+    writer = DirectoryWriter(tmp_path / "run")
+    writer.scalars({"attention/head.attention/entropy": 1.0, "attention/head.attention/head0/entropy": 2.0}, 0)
+    with (tmp_path / "run/scalars.jsonl").open("a") as file:
+        file.write('{"step": Infinity, "attention/entropy": 1.0}\n')
+    header = header_of(writer.to_html())
+    assert header["numbers"] == {"attention/head.attention/entropy": [1]}
+    assert header["unread"] == 1
+
+
 def test_long_runs_show_pictures_of_some_steps_and_say_so(log_page, tmp_path):
     writer = DirectoryWriter(tmp_path / "long")
     for step in range(30):
@@ -243,7 +253,9 @@ def test_long_runs_show_pictures_of_some_steps_and_say_so(log_page, tmp_path):
     assert {0, 10, 19, 29, 4999} <= set(header["steps"])
     writer.to_html(tmp_path / "log.html", steps=4)
     page = log_page(writer)  # with all 30
-    assert page.page.locator("#notice").inner_text() == ""
+    drawn = len(header_of(writer.to_html())["steps"])
+    assert drawn < 1030
+    assert page.page.locator("#notice").inner_text() == f"The curves have {drawn} of 5000 logged steps."
     with pytest.raises(ValueError, match="expected at least 2, got 1"):
         writer.to_html(steps=1)
 

@@ -23,7 +23,7 @@ class Page(OpenPage):
     def position(self, one, patch, block=-1):
         """The middle of a patch, from the canvas's corner."""
         grid = torch.rand(one.maps[block].layout.grid)
-        top, left, bottom, right = placed(one.maps, grid).box(one.geometry, patch)
+        top, left, bottom, right = placed(one.maps, grid, one.maps[block]).box(one.geometry, patch)
         box, (width, height) = self.page.locator("#canvas").bounding_box(), one.image.size
         return {"x": (left + right) / 2 * box["width"] / width, "y": (top + bottom) / 2 * box["height"] / height}
 
