@@ -60,7 +60,7 @@ def overlay_figure(
     """Draw one overlay with a colour bar and a caption. `look` holds the fields of `Look` and what `make_pictures` takes."""
     colors, figure = split_look(look, overlay_figure)
     photo = read_image(image)
-    bar, flat = color_bar([heatmap], colors, label, of=" of this image")
+    bar, flat = color_bar([heatmap], colors, label)
     picture = blend(photo, heatmap, colors)
     panel = picture, "", shifted(mark, heatmap, colors)
     size: dict[str, Any] = {"width": width, "highest": _TALLEST * width}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 HEADROOM = 1.06  # times the highest value, for an axis that begins at 0, so that no marker is cut off
 _LAYOUTS = 10
 _AXIS_INCHES = 0.6
+_TICK_INCHES = {True: 0.25, False: 0.5}  # of an upright and of a lying bar, for each number
 _ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is visible on any photo
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -60,9 +61,7 @@ class ColorBar:
     logarithmic: bool
 
 
-def color_bar(
-    heatmaps: Sequence[Heatmap], look: Look, label: str, *, of: str = ""
-) -> tuple[ColorBar | None, str | None]:
+def color_bar(heatmaps: Sequence[Heatmap], look: Look, label: str) -> tuple[ColorBar | None, str | None]:
     """The colour bar of maps that share a range, or what the caption says of a map that has only one value."""
     scaled = color_scale(heatmaps[0], look)
     if scaled.flat:
@@ -77,7 +76,7 @@ def color_bar(
     if look.has_scale(Scale.UNIFORM):
         return ColorBar(f"{label}, multiples of 1/N", 1.0, UNIFORM_TOP, colors, extend, True), None
     stretch = stretch_in_words(look)
-    label = f"{label} ({stretch}{of})" if stretch else label
+    label = f"{label} ({stretch})" if stretch else label
     size = max(abs(low), abs(high))
     if not 1e-2 <= size < 1e4:  # a factor in the label takes less room than one at every tick
         power = math.floor(math.log10(size))
@@ -117,7 +116,10 @@ def make_pictures(
         places = [Place(ax, grid, number) for number in range(len(grid.widths) * len(grid.heights))]
         cells = tuple(_inset(ax, place) for place in places)
         return _with_bar(
-            Panels(ax.figure, cells, None if bar is None else _inset(ax, Place(ax, grid, None))), bar, grid
+            Panels(ax.figure, cells, None if bar is None else _inset(ax, Place(ax, grid, None))),
+            bar,
+            grid,
+            grid.within(*inches_of(ax)).bar_length,
         )
     grid = grid if width is None else grid.of_width(width, highest)
     narrowest = NARROWEST_TEXT_INCHES if title or any(texts) else 0.0
@@ -138,7 +140,7 @@ def make_pictures(
     if lines:
         font: dict[str, Any] = {"fontsize": TEXT_POINTS, "linespacing": LINE_INCHES * 72 / TEXT_POINTS / 1.2}
         figure.text(MARGIN_INCHES / wide, MARGIN_INCHES / tall, plain("\n".join(lines)), va="bottom", **font)
-    return _with_bar(Panels(figure, tuple(new), strip), bar, grid)
+    return _with_bar(Panels(figure, tuple(new), strip), bar, grid, grid.bar_length)
 
 
 def inches_of(axes: Any) -> tuple[float, float]:
@@ -153,11 +155,12 @@ def _inset(host: Any, place: Place) -> Any:
     return axes
 
 
-def _with_bar(panels: Panels, bar: ColorBar | None, grid: PictureGrid) -> Panels:
+def _with_bar(panels: Panels, bar: ColorBar | None, grid: PictureGrid, length: float) -> Panels:
     if bar is None or panels.bar is None:
         return panels
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, LogNorm, Normalize
+    from matplotlib.ticker import MaxNLocator
 
     norm = (LogNorm if bar.logarithmic else Normalize)(bar.low, bar.high)
     drawn = panels.figure.colorbar(
@@ -173,6 +176,9 @@ def _with_bar(panels: Panels, bar: ColorBar | None, grid: PictureGrid) -> Panels
         ticks = 2.0 ** np.arange(math.log2(UNIFORM_TOP) + 1)
         drawn.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         drawn.minorticks_off()
+    else:
+        drawn.locator = MaxNLocator(max(1, int(length / _TICK_INCHES[grid.upright])))
+        drawn.update_ticks()
     return panels
 
 

@@ -29,7 +29,7 @@ def test_an_overlay_with_bar_and_caption(shape):
     text = drawn(figure)
     assert CAPTION.replace("$", r"\$") in text
     assert "head 3" in text
-    assert "1st to 99th percentile of this image" in text
+    assert "1st to 99th percentile" in text
     assert len(figure.axes) == 2
     assert figure.get_size_inches()[0] == pytest.approx(5.0)
     assert shown(figure)[0].get_window_extent().height / figure.dpi <= 8.0 + 1e-6
@@ -162,7 +162,7 @@ def test_titles_do_not_overlap():
 def test_a_robust_scale_is_labelled_and_its_clipped_ends_have_arrows():
     values = torch.rand(48, 80)
     figure = overlay_figure(PHOTO, values, scale="robust")
-    assert "(1st to 99th percentile of this image)" in drawn(figure)
+    assert "(1st to 99th percentile)" in drawn(figure)
     (bar,) = bars(figure)
     assert bar.get_ylim() == pytest.approx(tuple(np.percentile(values, [1, 99])))
     assert extend_of(figure) == extend_of(overlay_figure(PHOTO, values)) == "both"

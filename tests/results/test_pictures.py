@@ -191,7 +191,7 @@ def test_queries(result):
         "tiny: raw attention, marked patch to patches, block 2 of 2, mean of 4 heads, centre crop; "
         f"{outside(row).removesuffix(' outside')} of the attention outside the patches. Colours" in caption
     )
-    assert "attention (1st to 99th percentile of this image)" in labels
+    assert "attention (1st to 99th percentile)" in labels
     several = query_figure(result, [(0, 0), (2, 4)], scale="uniform")
     titles, labels, caption = text_of(several)
     assert f"row 2, column 4 {outside(row)}" in titles
