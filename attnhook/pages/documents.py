@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnhook import __version__
-from attnhook.files import replacing
+from attnhook.files import readable, replacing, user_path
 from attnhook.imaging.looks import BUNDLED, UNIFORM_TOP, palette
 from attnhook.pages.quantisation import LETTERS, MATRIX_BITS, ROW_BITS
 
@@ -62,9 +62,20 @@ def packed_html(packed: Sequence[tuple[dict[str, Any], str]], *, model: str) -> 
 
 def save_viewer(page: str, path: str | Path) -> Path:
     """Write a page to a temporary name, then rename: never half a file."""
-    target = Path(path)
+    target = check_page_name(path)
     with replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
+    return target
+
+
+def check_page_name(path: str | Path) -> Path:
+    """The path of a page; another suffix is refused, because no browser would open the file."""
+    target = user_path(path)
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(
+            f"cannot write {str(path)!r}: expected a name that ends in .html, or a folder, got {target.suffix or 'no suffix'}. "
+            "Change the suffix, or end the name in / for a folder."
+        )
     return target
 
 
@@ -75,7 +86,7 @@ def _document(kind: str, scripts: Sequence[str], title: str, header: dict[str, A
     palettes = {name: base64.b64encode(palette(name).tobytes()).decode("ascii") for name in BUNDLED}
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     parts |= {
-        "title": html.escape(title),
+        "title": html.escape(readable(title)),
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "style": _read(f"{kind}.css"),
         "header": _json({**header, "palettes": palettes, "bytes": _SIZE}),

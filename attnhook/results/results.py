@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attnhook.attribution.methods import METHODS, NEEDS, check_method, method_options
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
-from attnhook.files import replacing
+from attnhook.files import replacing, user_path
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.imaging.looks import caption_of, keywords
@@ -174,9 +174,11 @@ class AttentionResult:
         Returns:
             The HTML. It shows what patches look at, and received attention, only after `attend(..., rows="all")`.
         """
-        from attnhook.pages.documents import save_viewer
+        from attnhook.pages.documents import check_page_name, save_viewer
         from attnhook.results.scenes import viewer_html
 
+        if path is not None:
+            check_page_name(path)
         page = viewer_html([self.scene(name)], model=self.settings.model, **options)
         if path is not None:
             save_viewer(page, path)
@@ -342,7 +344,7 @@ def _rows_for(method: str, rows: RowsOption) -> RowsOption:
 
 def save_image(picture: Image.Image, path: str | Path) -> Path:
     """Write a picture under a temporary name, then rename it, so that no file is ever half-written."""
-    target = Path(path)
+    target = user_path(path)
     format_name = Image.registered_extensions().get(target.suffix.lower())
     if format_name is None:
         raise ValueError(
