@@ -100,7 +100,7 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
         (518, 518)
     """
     usable_device(device)
-    library, colon, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    library, _, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     dtype = dtype or torch.float32
     if isinstance(spec, str) and (demo := _DEMO_SPEC.fullmatch(spec)):
         loaded = _load_demo(spec, in_timm=bool(demo["timm"]), size=int(demo["size"] or _DEMO_SIZE))
@@ -132,7 +132,7 @@ def _advice(library: str, name: str) -> str:
     """What may have been meant by a spec that has none of the forms."""
     if name or not library:
         near = [f"{one}:{name}" for one in difflib.get_close_matches(library, _LIBRARIES, n=1)]
-    elif "/" in library or os.path.isdir(library):
+    elif "/" in library or Path(library).is_dir():
         near = [f"hf:{library}"]
     else:
         near = difflib.get_close_matches(library, [form for form in SPEC_FORMS if form.islower()], n=1)
@@ -306,9 +306,7 @@ def _load_open_clip(name: str, file: str | None) -> VisionModel:
             f"{', '.join(tags) or '(none)'}, got {tag or 'no tag'!r}. Add the tag."
         )
     state = None if file is None else read_safetensors(file)
-    random = logging.Filter()
-    random.filter = lambda record: "initialized randomly" not in record.getMessage()  # type: ignore[method-assign]
-    logging.getLogger().addFilter(random)  # not so: the file's weights come next
+    logging.getLogger().addFilter(_is_true)
     try:
         weights = {"pretrained": tag} if state is None else {"pretrained": None, "pretrained_text": False}
         model = library.create_model(name, **weights)
@@ -318,12 +316,17 @@ def _load_open_clip(name: str, file: str | None) -> VisionModel:
             f"Check the connection{_offline()}, or pass a local file: open_clip:NAME@FILE.safetensors."
         ) from error
     finally:
-        logging.getLogger().removeFilter(random)
+        logging.getLogger().removeFilter(_is_true)
     if state is not None:
         load_strictly(model, state, name=f"open_clip:{name}", source=str(file))
     settings = {**model.visual.preprocess_cfg, **_preparation(library, name, tag or next(iter(tags), ""))}
-    transform = library.image_transform_v2(library.transform.PreprocessCfg(**settings), is_train=False)
+    transform = library.transform.image_transform_v2(library.transform.PreprocessCfg(**settings), is_train=False)
     return VisionModel(model.visual, transform, name=_short_name("open_clip", f"{name}/{tag}" if tag else name, file))
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    """A file's weights are loaded after open_clip has said that a model stays random."""
+    return "initialized randomly" not in record.getMessage()
 
 
 def _preparation(library: Any, name: str, tag: str) -> dict[str, Any]:
