@@ -98,8 +98,8 @@ def _compare(arguments: argparse.Namespace) -> int:
             "nothing to compare on: expected at least one IMAGE, got none. Pass image files, such as photos/*.jpg."
         )
     models, images = _models(arguments, PRESETS), photos_of(arguments.images)
-    check_folder(arguments.out)
     check_writable(arguments.out)
+    check_folder(arguments.out)
     found = compare(
         models,
         images,

@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
         if wrong := re.search("invalid choice: '(.+?)'", message):
             known = {str(choice) for action in self._actions for choice in action.choices or ()}
             unknown = [wrong[1]]
-        near = [name for word in unknown for name in get_close_matches(word.partition("=")[0], known, n=1)]
+        near = [name for word in unknown for name in _nearest(word.partition("=")[0], known)]
         near += [f"./{word}" for word in unknown if os.path.lexists(word)]
         hint = f"; did you mean {' and '.join(near)}?" if near else ""
         self.exit(2, f"{printable(one_line(f'{self.prog}: error: {message}{hint} (see {self.prog} --help)'))}\n")
@@ -54,6 +54,11 @@ class _PrintCompletion(argparse.Action):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
         print(shtab.complete(parser, shell=str(values)))
         parser.exit()
+
+
+def _nearest(word: str, known: set[str]) -> list[str]:
+    """The name that was meant, if any is near; letters that changed places are nearer than one too few."""
+    return [name for name in known if sorted(name) == sorted(word)][:1] or get_close_matches(word, known, n=1)
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

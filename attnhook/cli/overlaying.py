@@ -100,8 +100,8 @@ def _overlay(arguments: argparse.Namespace) -> int:
     from attnhook.zoo.loading import load
 
     _check_map_options(arguments)
-    check_format(arguments.out, _FORMAT, "with overlays", ValueError)
     check_writable(arguments.out)
+    check_format(arguments.out, _FORMAT, "with overlays", ValueError)
     images = photos_of(arguments.images)
     targets = _targets(images, arguments.out, _SUFFIXES[arguments.kind])
     model = load(arguments.model, device=arguments.device)

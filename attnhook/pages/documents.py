@@ -7,6 +7,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attnhook import __version__
-from attnhook.files import readable, replacing, user_path
+from attnhook.files import LONGEST_NAME, readable, replacing, user_path
 from attnhook.imaging.looks import BUNDLED, UNIFORM_TOP, palette
 from attnhook.pages.quantisation import LETTERS, MATRIX_BITS, ROW_BITS
 
@@ -75,6 +76,10 @@ def check_page_name(path: str | Path) -> Path:
         raise ValueError(
             f"cannot write {str(path)!r}: expected a name that ends in .html, or a folder, got {target.suffix or 'no suffix'}. "
             "Change the suffix, or end the name in / for a folder."
+        )
+    if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
+        raise ValueError(
+            f"cannot write the page: expected a name of at most {LONGEST_NAME} bytes, got {length}. Shorten it."
         )
     return target
 
