@@ -53,9 +53,12 @@ def names(tmp_path, monkeypatch, model):
     """The odd files, in the current folder; the model is there already."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATTNHOOK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("attnhook.zoo.loading.load", lambda *_, **__: model)
-    monkeypatch.setattr("attnhook.comparison.model_runs.load", lambda *_, **__: model)
-    monkeypatch.setattr("attnhook.extraction.extract_maps.load", lambda *_, **__: model)
+    for place in (
+        "comparison.model_runs",
+        "extraction.extract_maps",
+        "zoo.loading",
+    ):  # the last, which the others import from, last
+        monkeypatch.setattr(f"attnhook.{place}.load", lambda *_, **__: model)
     photo().save("plain.png")
     content = (tmp_path / "plain.png").read_bytes()
     for name in GOOD[1:]:

@@ -41,7 +41,7 @@ def no_model(monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    for place in ("zoo.loading", "comparison.model_runs", "extraction.extract_maps"):
+    for place in ("comparison.model_runs", "extraction.extract_maps", "zoo.loading"):
         monkeypatch.setattr(f"attnhook.{place}.load", loaded)
 
 

@@ -1,4 +1,4 @@
-"""Lists and tables come from anyone: what they name outside their folder is not read. One folder has one writer. Photos are those of one column."""
+"""What lists and tables name outside their folder is not read. A folder has one writer. Photos are those of one column."""
 
 import hashlib
 import logging
