@@ -68,21 +68,17 @@ def check_writable(folder: Path, error: type[Exception] = ValueError) -> None:
     """Refuse a folder that cannot be made or written to, before anything is computed. Leaves nothing there."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise error(f"cannot write to {folder}: expected a folder, got a file. Choose another name.")
-    made: list[Path] = []
-    try:
-        for missing in [one for one in (folder, *folder.parents) if not os.path.lexists(one)][::-1]:
-            missing.mkdir()
-            made.append(missing)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+    place, missing = folder, list[str]()
+    while not os.path.lexists(place):
+        place, missing = place.parent, [place.name, *missing]
+    try:  # under a name of its own: others may be about to make the folder
+        with tempfile.TemporaryDirectory(prefix=".", dir=place) as private:
+            Path(private, *missing).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as found:  # ValueError: a zero byte
         raise error(
             f"cannot write to {folder}: expected a folder that can be written to, got {getattr(found, 'strerror', None) or found}. Choose "
             "another folder."
         ) from found
-    finally:
-        for one in reversed(made):
-            one.rmdir()
 
 
 @contextmanager
@@ -98,7 +94,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             _flush(path.parent, os.O_RDONLY)
     except OSError as error:
-        if error.filename is not None and os.fspath(error.filename) == os.fspath(temporary):
+        if str(error.filename) == str(temporary):
             error.filename = os.fspath(path)  # the name that the user knows
         raise
     finally:

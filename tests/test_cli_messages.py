@@ -10,8 +10,8 @@ import pytest
 
 from attnhook import attend
 from attnhook.cli import main
-from attnhook.cli.arguments import show
 from attnhook.errors import ImageError
+from attnhook.zoo.presets import PRESETS
 from tests.zoo.saved_models import photo, save_timm
 
 
@@ -172,9 +172,11 @@ def test_a_glob_without_matches_is_an_error_in_python(spec):
 
 def test_a_name_that_the_terminal_cannot_write(monkeypatch):
     written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
-    show("caf\u00e9 \udcff\x1b[2J\n12")
-    assert written.getvalue() == b"caf\\xe9 \\ufffd\\ufffd[2J\n12\n"
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("attnhook.zoo.presets.PRESETS", {"caf\u00e9 \udcff\x1b[2J": PRESETS["registers"]})
+    assert main(["compare", "--presets"]) == 0
+    assert written.getvalue().startswith(b"caf\\xe9 \\ufffd\\ufffd[2J: ")
+    assert sys.stdout.errors == "strict"  # as it was
 
 
 def test_an_out_that_the_terminal_cannot_write(spec, folder):

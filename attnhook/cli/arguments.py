@@ -194,11 +194,8 @@ def say(line: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print a result on stdout, whatever characters it has and the terminal lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(
-        printable(text, also="\n\t\N{NO-BREAK SPACE}").encode(encoding, "backslashreplace").decode(encoding), flush=True
-    )
+    """Print a result on stdout."""
+    print(printable(text, also="\n\t\N{NO-BREAK SPACE}"), flush=True)
 
 
 def printable(text: str, *, also: str = "") -> str:

@@ -4,14 +4,15 @@ Exit codes: 0 success; 1 some images or checks failed, and the rest is done; 2 t
 """
 
 import argparse
+import io
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from attnhook import __version__
 from attnhook.cli import comparing, demonstration, description, extracting, overlaying, verifying, viewing
@@ -72,15 +73,27 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     try:
-        try:
+        with _on_any_terminal(sys.stdout):
             return _run(argv)
-        finally:
-            sys.stdout.flush()
     except BrokenPipeError:  # `| head`: nobody reads on, and Python would complain again when it ends
         with suppress(OSError, ValueError):  # streams that are no files
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return _NOBODY_READS
+
+
+@contextmanager
+def _on_any_terminal(stream: Any) -> Iterator[None]:
+    """Escape what a terminal cannot show, instead of failing when the work is done; and write all of it here, not when Python ends."""
+    before = stream.errors if isinstance(stream, io.TextIOWrapper) else None
+    if before is not None:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.flush()
+        if before is not None:
+            stream.reconfigure(errors=before)
 
 
 def _run(argv: Sequence[str] | None) -> int:

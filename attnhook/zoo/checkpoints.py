@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ def not_safetensors(path: Path) -> ModelLoadError:
     )
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The weights as they are, then without each prefix of a wrapper that all names share, by the prefix that is left out."""
     forms, prefix = {"": state}, ""
     while state and (found := [one for one in _WRAPPERS if all(key.startswith(one) for key in state)]):

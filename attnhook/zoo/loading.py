@@ -26,6 +26,7 @@ from attnhook.zoo.checkpoints import (
     not_safetensors,
     read_safetensors,
     summary,
+    unwrapped,
     without_wrappers,
 )
 from attnhook.zoo.model_metadata import timm_data_config
@@ -253,9 +254,11 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
             f"hub, got {got}. Save the model and its image processor there with save_pretrained, or check the id and the connection{_offline()}."
         ) from error
     if missing := sorted(report["missing_keys"]):
+        prefix = list(unwrapped(dict.fromkeys(report["unexpected_keys"])))[-1]
+        wrapped = f", and others whose names all begin with {prefix!r}" if prefix else ""
         raise ModelLoadError(
             f"the weights of {name!r} do not fill a {type(model).__name__}: expected all its parameters, got none for {summary(missing)}, "
-            "which would stay random. Save the model again, with the class that config.architectures names."
+            f"which would stay random{wrapped}. Save the model again, with the class that config.architectures names."
         )
     return VisionModel(
         model, processor, name=readable(f"hf:{directory.resolve().name if directory.is_dir() else name}")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from attnhook.errors import ModelLoadError
 from attnhook.zoo.checkpoints import load_strictly
 from attnhook.zoo.loading import load
-from tests.zoo.saved_models import TIMM_NAME, save_timm
+from tests.zoo.saved_models import TIMM_NAME, save_hf, save_timm
 
 CONVERT_LINE = r"python -c .*torch\.load\('weights\.\w+', weights_only=True\).*'weights\.safetensors'"
 
@@ -33,6 +33,16 @@ def test_wrapped_weights_that_do_not_fit_name_the_prefix(tmp_path):
         ModelLoadError, match=r"got 1 missing \(norm\.bias\) after the prefix 'module\.model\.' that all"
     ):
         load(f"timm:{TIMM_NAME}@{tmp_path / 'weights.safetensors'}")
+
+
+def test_a_wrapped_directory_of_transformers_names_the_prefix(tmp_path):
+    save_hf(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {f"module.{key}": value for key, value in state.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ModelLoadError, match=r"do not fill a ViTFor.* others whose names all begin with 'module\.'"):
+        load(f"hf:{tmp_path}")
 
 
 def test_a_prefix_before_some_names_is_no_wrapper(tmp_path):
