@@ -170,6 +170,15 @@ def test_a_glob_without_matches_is_an_error_in_python(spec):
         attend(spec, "*.tiff")
 
 
+@pytest.mark.usefixtures("folder", "no_model")
+def test_a_missing_photo_is_noticed_first_in_python():
+    for photos in ("nowhere.png", ["cat.png", "nowhere.png"]):
+        with pytest.raises(
+            ImageError, match=r"cannot read nowhere\.png: expected an image file, got no file at this path"
+        ):
+            attend("demo", photos)
+
+
 def test_a_name_that_the_terminal_cannot_write(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))

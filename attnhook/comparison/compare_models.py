@@ -66,7 +66,7 @@ def compare(
     Args:
         models: Specs as `load` takes them, `VisionModel` objects, timm models (whose own `pretrained_cfg` then prepares the photos), or
             functions that return one of these; a sequence, or a mapping from names.
-        images: Photos: paths, PIL images, arrays, tensors.
+        images: Photos: paths, folders, globs, PIL images, arrays, tensors.
         methods: One of `METHODS`, or several.
         method: One method: the same as `methods`.
         masks: For each photo, where the object is: a mask of the photo's size (file, image or array) of 0 and 1, or of 0, 128 (ignored) and
