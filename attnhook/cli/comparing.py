@@ -22,7 +22,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import DEFAULT, add_command, heads_choice, one_line, say
+from attnhook.cli.arguments import DEFAULT, add_command, counted, heads_choice, one_line, photos_of, say, show
+from attnhook.files import check_writable
 
 _SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 
@@ -30,7 +31,9 @@ _SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 def add(commands: Any) -> None:
     """Add the command."""
     compare = add_command(commands, "compare", _compare, __doc__)
-    compare.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files")
+    compare.add_argument(
+        "images", nargs="*", type=Path, metavar="IMAGE", help="image files, folders, or globs in quotes"
+    )
     compare.add_argument(
         "--model", **_SEVERAL, metavar="SPEC", help="a model, as 'attnhook overlay' takes it; repeat it for each model"
     )
@@ -88,20 +91,22 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     if arguments.presets:
         for name, preset in PRESETS.items():
-            print(f"{name}: {preset.question}", *(f"  {spec}" for spec in preset.specs), sep="\n")
+            show("\n".join([f"{name}: {preset.question}", *(f"  {spec}" for spec in preset.specs)]))
         return 0
     if not arguments.images:
         raise ValueError(
             "nothing to compare on: expected at least one IMAGE, got none. Pass image files, such as photos/*.jpg."
         )
+    models, images = _models(arguments, PRESETS), photos_of(arguments.images)
+    check_writable(arguments.out)
     check_folder(arguments.out)
     found = compare(
-        _models(arguments, PRESETS),
-        [str(image) for image in arguments.images],
+        models,
+        images,
         methods=arguments.method or "raw_attention",
         depths=arguments.depth or 1.0,
         heads=arguments.heads or "mean",
-        masks=_masks(arguments),
+        masks=_masks(arguments.masks, images),
         statistics=not arguments.no_statistics,
         faithfulness=arguments.faithfulness,
         cache=None if arguments.no_cache else arguments.cache or AUTO,
@@ -111,11 +116,10 @@ def _compare(arguments: argparse.Namespace) -> int:
         where = ", ".join(part for part in (failure.model, failure.photo) if part)
         say(f"{where}: {failure.what}: {one_line(failure.error)}")
     page = found.save(arguments.out, pictures=not arguments.no_pictures)
-    counts = ((len(found.models), "model"), (len(found.photos), "photo"))
     for note in found.notes:
-        print(f"{note.level}: {note.text}")
-    models, photos = (f"{n} {what}{'' if n == 1 else 's'}" for n, what in counts)
-    print(f"{models}, {photos}: {page}")
+        show(f"{note.level}: {note.text}")
+    counts = (counted(len(found.models), len(models), "model"), counted(len(found.photos), len(images), "photo"))
+    show(f"{'; '.join(counts)}: {page}")
     return 1 if found.failures else 0
 
 
@@ -130,19 +134,18 @@ def _models(arguments: argparse.Namespace, presets: Any) -> list[str]:
     return chosen
 
 
-def _masks(arguments: argparse.Namespace) -> list[Path | None] | None:
+def _masks(folder: Path | None, images: list[Path]) -> list[Path | None] | None:
     from PIL import Image
 
-    folder: Path | None = arguments.masks
     if folder is None:
         return None
     if not folder.is_dir():
         raise ValueError(f"no masks: expected a folder, got none at {folder}.")
     pictures = Image.registered_extensions()
     by_name: dict[str, Path] = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in pictures}
-    masks = [by_name.get(image.stem) for image in arguments.images]
+    masks = [by_name.get(image.stem) for image in images]
     if not any(masks):
         raise ValueError(
-            f"no masks: expected files in {folder} named like the photos, such as {arguments.images[0].stem}.png, got none."
+            f"no masks: expected files in {folder} named like the photos, such as {images[0].stem}.png, got none."
         )
     return list(masks)

@@ -14,7 +14,7 @@ Examples:
 import argparse
 from typing import Any
 
-from attnhook.cli.arguments import add_command, add_model
+from attnhook.cli.arguments import add_command, add_model, show
 
 
 def add(commands: Any) -> None:
@@ -30,5 +30,5 @@ def _describe(arguments: argparse.Namespace) -> int:
 
     loaded = load(arguments.model, device=arguments.device)
     pixels = None if loaded.input_size is None else torch.zeros(1, 3, *loaded.input_size, device="cpu")
-    print(describe(loaded.model, pixels))
+    show(str(describe(loaded.model, pixels)))
     return 0

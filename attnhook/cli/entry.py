@@ -4,16 +4,22 @@ Exit codes: 0 success; 1 some images or checks failed, and the rest is done; 2 t
 """
 
 import argparse
+import io
+import os
+import re
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from attnhook import __version__
 from attnhook.cli import comparing, demonstration, description, extracting, logs, overlaying, verifying, viewing
-from attnhook.cli.arguments import one_line, say
+from attnhook.cli.arguments import one_line, printable, say
 from attnhook.errors import AttnhookError
 
+_NOBODY_READS = 141  # as shells report a program that SIGPIPE ended
 _SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -22,10 +28,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = {option for action in _actions(self) for option in action.option_strings}
-        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
-        near = [name for word in unknown for name in get_close_matches(word.partition("=")[0], known, n=1)]
+        unknown = [word for word in message.split() if word.startswith("-")] if "unrecognized" in message else []
+        if wrong := re.search("invalid choice: '(.+?)'", message):
+            known = {str(choice) for action in self._actions for choice in action.choices or ()}
+            unknown = [wrong[1]]
+        near = [name for word in unknown for name in _nearest(word.partition("=")[0], known)]
+        near += [f"./{word}" for word in unknown if os.path.lexists(word)]
         hint = f"; did you mean {' and '.join(near)}?" if near else ""
-        self.exit(2, f"{self.prog}: error: {message}{hint} (see {self.prog} --help)\n")
+        self.exit(2, f"{printable(one_line(f'{self.prog}: error: {message}{hint} (see {self.prog} --help)'))}\n")
 
 
 class _PrintCompletion(argparse.Action):
@@ -47,6 +57,11 @@ class _PrintCompletion(argparse.Action):
         parser.exit()
 
 
+def _nearest(word: str, known: set[str]) -> list[str]:
+    """The name that was meant, if any is near; letters that changed places are nearer than one too few."""
+    return [name for name in known if sorted(name) == sorted(word)][:1] or get_close_matches(word, known, n=1)
+
+
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     for action in parser._actions:
         yield action
@@ -57,9 +72,38 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    arguments = _parser().parse_args(argv)
+    try:
+        with _on_any_terminal(sys.stdout):
+            return _run(argv)
+    except BrokenPipeError:  # `| head`: nobody reads on, and Python would complain again when it ends
+        with suppress(OSError, ValueError):  # streams that are no files
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return _NOBODY_READS
+
+
+@contextmanager
+def _on_any_terminal(stream: Any) -> Iterator[None]:
+    """Escape what a terminal cannot show, instead of failing when the work is done; and write all of it here, not when Python ends."""
+    before = stream.errors if isinstance(stream, io.TextIOWrapper) else None
+    if before is not None:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.flush()
+        if before is not None:
+            stream.reconfigure(errors=before)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(arguments.run(arguments))
+    except BrokenPipeError:
+        raise
     except (AttnhookError, ValueError, OSError) as error:
         say(f"attnhook {arguments.command}: error: {one_line(error)}")
         return 2

@@ -29,12 +29,14 @@ from attnhook.cli.arguments import (
     add_command,
     add_model,
     blocks_choice,
+    counted,
     rows_choice,
     say,
+    show,
 )
 
 _SHOWN = 10
-_PASSED = ("rows", "blocks", "dtype", "batch_size", "shard_size", "device")  # as they are
+_PASSED = ("rows", "blocks", "dtype", "batch_size", "shard_size", "device", "column")  # as they are
 
 
 def add(commands: Any) -> None:
@@ -76,6 +78,11 @@ def add(commands: Any) -> None:
     extract.add_argument(
         "--workers", type=int, metavar="N", help="processes that read photos (default: one per free core)"
     )
+    extract.add_argument(
+        "--column",
+        metavar="NAME",
+        help="the column of the photos in Parquet files (default: the only one with images, or the one called image, img, jpg, ...)",
+    )
     extract.add_argument("--shard-size", type=int, default=512, metavar="N", help=f"photos per shard {DEFAULT}")
 
 
@@ -98,5 +105,5 @@ def _extract(arguments: argparse.Namespace) -> int:
             say(f"{key}: {errors[key]}")
         if len(errors) > _SHOWN:
             say(f"and {len(errors) - _SHOWN:,} more: index.parquet has them all")
-        print(f"{len(maps):,} photos, {len(errors):,} failed: {arguments.out}")
+        show(f"{counted(len(maps), len(maps) + len(errors), 'photo')}: {arguments.out}")
     return 1 if errors else 0

@@ -20,14 +20,26 @@ Examples:
 import argparse
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnhook import __version__
-from attnhook.cli.arguments import DEFAULT, OPTION_ERRORS, add_command, add_map_options, add_model, one_line, say
+from attnhook.cli.arguments import (
+    DEFAULT,
+    OPTION_ERRORS,
+    add_command,
+    add_map_options,
+    add_model,
+    counted,
+    one_line,
+    photos_of,
+    say,
+    show,
+)
 from attnhook.errors import AttnhookError
-from attnhook.files import check_format, replacing
+from attnhook.files import check_format, check_writable, file_name, readable, replacing
 from attnhook.options import Style
 from attnhook.running.fingerprints import library_versions
 
@@ -54,7 +66,9 @@ _SUFFIXES = {
 def add(commands: Any) -> None:
     """Add the command."""
     overlay = add_command(commands, "overlay", _overlay, __doc__)
-    overlay.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    overlay.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="image files, folders, or globs in quotes"
+    )
     add_model(overlay)
     add_map_options(overlay)
     overlay.add_argument(
@@ -86,12 +100,14 @@ def _overlay(arguments: argparse.Namespace) -> int:
     from attnhook.zoo.loading import load
 
     _check_map_options(arguments)
+    check_writable(arguments.out)
     check_format(arguments.out, _FORMAT, "with overlays", ValueError)
+    images = photos_of(arguments.images)
+    targets = _targets(images, arguments.out, _SUFFIXES[arguments.kind])
     model = load(arguments.model, device=arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    targets = _targets(arguments.images, arguments.out, _SUFFIXES[arguments.kind])
     entries = []
-    for number, (image, target) in enumerate(zip(arguments.images, targets, strict=True), 1):
+    for number, (image, target) in enumerate(zip(images, targets, strict=True), 1):
         entries.append(_overlay_one(model, image, target, arguments))
         say(f"[{number}/{len(targets)}] {image}: {entries[-1]['error'] or f'-> {target}'}")
     failed = sum(entry["error"] is not None for entry in entries)
@@ -99,7 +115,7 @@ def _overlay(arguments: argparse.Namespace) -> int:
     content = {**_manifest_head(model, arguments), "failed": failed, "images": entries}
     with replacing(manifest) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{len(entries) - failed} of {len(entries)} images done; {manifest}")
+    show(f"{counted(len(entries) - failed, len(entries), 'photo')}: {manifest}")
     return 1 if failed else 0
 
 
@@ -124,7 +140,7 @@ def _check_map_options(arguments: argparse.Namespace) -> None:
 def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     from attnhook.results.results import attend
 
-    entry: dict[str, Any] = {"input": str(image), "output": None, "error": None}
+    entry: dict[str, Any] = {"input": readable(str(image)), "output": None, "error": None}
     try:
         (result,) = attend(model, str(image), **{name: getattr(arguments, name) for name in _MAP})
         if arguments.block != -1:
@@ -138,7 +154,7 @@ def _overlay_one(model: "VisionModel", image: Path, target: Path, arguments: arg
         return entry | {"error": one_line(error)}
     known = result.attention[~result.attention.isnan()]
     return entry | {
-        "output": target.name,
+        "output": readable(target.name),
         "photo_size": [result.image.height, result.image.width],
         "grid": list(result.attention.shape),
         "block": result.settings.block,
@@ -201,13 +217,13 @@ def _write(result: "AttentionResult", target: Path, arguments: argparse.Namespac
 
 def _targets(images: Sequence[Path], out: Path, suffix: str) -> list[Path]:
     """One path per image, different even on file systems that ignore case, and never an input."""
-    taken = {str(image.expanduser().resolve()).casefold() for image in images}
+    taken = {os.path.realpath(image).casefold() for image in images}
     targets = []
     for image in images:
-        number, name = 1, f"{image.stem}-attention{suffix}"
-        while (key := str((out / name).resolve()).casefold()) in taken:
+        number, name = 1, file_name(image.stem, f"-attention{suffix}")
+        while (key := os.path.realpath(out / name).casefold()) in taken:
             number += 1
-            name = f"{image.stem}-attention-{number}{suffix}"
+            name = file_name(image.stem, f"-attention-{number}{suffix}")
         taken.add(key)
         targets.append(out / name)
     return targets

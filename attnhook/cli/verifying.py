@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import add_command, add_model
+from attnhook.cli.arguments import add_command, add_model, show
 
 
 def add(commands: Any) -> None:
@@ -39,5 +39,5 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         raise ValueError("this model has no fixed input size: expected --image PHOTO, got none. Pass a photo.")
     report = verify(loaded.model, pixels)
-    print(report)
+    show(str(report))
     return 0 if report.passed else 1

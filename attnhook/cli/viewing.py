@@ -32,11 +32,16 @@ from attnhook.cli.arguments import (
     add_command,
     add_model,
     blocks_choice,
+    counted,
     one_line,
+    photos_of,
     say,
+    show,
     whole,
 )
 from attnhook.errors import AttnhookError, ImageError
+from attnhook.files import check_writable, readable
+from attnhook.imaging.photo_files import is_folder
 from attnhook.options import BlocksOption
 
 if TYPE_CHECKING:
@@ -49,7 +54,7 @@ _NAME = "view.html"
 def add(commands: Any) -> None:
     """Add the command."""
     view = add_command(commands, "view", _view, __doc__)
-    view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, folders, or globs in quotes")
     add_model(view)
     view.add_argument(
         "--out",
@@ -91,51 +96,51 @@ def _view(arguments: argparse.Namespace) -> int:
     from attnhook.zoo.loading import load
 
     out = _target(arguments.out)
-    if any(image.resolve() == out.resolve() for image in arguments.images):
+    images = photos_of(arguments.images)
+    if any(os.path.realpath(image) == os.path.realpath(out) for image in images):
         raise ValueError(f"{out} is one of the images: expected another name. Choose another --out.")
     model = load(arguments.model, device=arguments.device)
-    scenes = [scene for number in range(len(arguments.images)) if (scene := _packed(model, arguments, number))]
+    places = [f"[{number}/{len(images)}] {image}" for number, image in enumerate(images, 1)]
+    packed = [_packed(model, arguments, image, place) for image, place in zip(images, places, strict=True)]
+    scenes = list(filter(None, packed))
     if not scenes:
-        raise ImageError(
-            f"nothing to view: expected at least one image, got none of {len(arguments.images)} that could be read."
-        )
+        raise ImageError(f"nothing to view: expected at least one image, got none of {len(images)} that could be read.")
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_viewer(packed_html(scenes, model=model.name), out)
-    print(f"{len(scenes)} of {len(arguments.images)} images in {out}, {out.stat().st_size / 1e6:.2f} MB")
-    return 0 if len(scenes) == len(arguments.images) else 1
+    show(f"{counted(len(scenes), len(images), 'photo')}: {out}, {out.stat().st_size / 1e6:.2f} MB")
+    return 0 if len(scenes) == len(images) else 1
 
 
 def _target(text: str) -> Path:
     """The file that `--out` names."""
+    from attnhook.pages.documents import check_page_name
+
     path = Path(text)
-    if text.endswith(("/", os.sep)):
-        path.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        return path / _NAME
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(
-            f"cannot write {text!r}: expected a name that ends in .html, or a folder, got {path.suffix or 'no suffix'}. "
-            "Change the suffix, or end the name in / for a folder."
-        )
-    if not path.parent.is_dir():
-        raise ValueError(
-            f"no folder for the file: expected {path.parent} to exist. Create it, or choose another --out."
-        )
+    if text.endswith(("/", os.sep)) or is_folder(path):
+        path = path / _NAME
+    else:
+        check_page_name(path)
+        if not is_folder(path.parent):
+            raise ValueError(
+                f"no folder for the file: expected {path.parent} to exist. Create it, or choose another --out."
+            )
+    check_writable(path.parent)
     return path
 
 
-def _packed(model: "VisionModel", arguments: argparse.Namespace, number: int) -> tuple[dict[str, Any], str] | None:
+def _packed(
+    model: "VisionModel", arguments: argparse.Namespace, image: Path, place: str
+) -> tuple[dict[str, Any], str] | None:
     """One photo, packed for the page, so that its capture can be freed before the next photo."""
     from attnhook.results.results import attend
     from attnhook.results.scenes import pack_scene
 
-    image: Path = arguments.images[number]
-    place = f"[{number + 1}/{len(arguments.images)}] {image}"
     # The page has its own maps. Received attention is one that every model has, but it needs all rows.
     kept: Any = {"rows": "readout"} if arguments.blocks == () else {"rows": "all", "method": "received_attention"}
     try:
         (result,) = attend(model, str(image), **kept)
         size: Any = {"matrix_heads": arguments.matrix_heads, "longest": arguments.longest}
-        packed = pack_scene(result.scene(image.name), matrices=arguments.blocks, **size)
+        packed = pack_scene(result.scene(readable(image.name)), matrices=arguments.blocks, **size)
     except OPTION_ERRORS:
         raise
     except (AttnhookError, OSError) as error:

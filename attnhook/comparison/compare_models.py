@@ -30,7 +30,7 @@ from attnhook.comparison.photographs import Failure, Photo, read_photos
 from attnhook.comparison.sampling_grids import SamplingGrid, common_box
 from attnhook.comparison.tables import require_pandas
 from attnhook.errors import AttnhookError, ComparisonError, ScoreError
-from attnhook.files import cache_dir
+from attnhook.files import cache_dir, user_path
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.running.progress import progress_bar
@@ -66,7 +66,7 @@ def compare(
     Args:
         models: Specs as `load` takes them, `VisionModel` objects, timm models (whose own `pretrained_cfg` then prepares the photos), or
             functions that return one of these; a sequence, or a mapping from names.
-        images: Photos: paths, PIL images, arrays, tensors.
+        images: Photos: paths, folders, globs, PIL images, arrays, tensors.
         methods: One of `METHODS`, or several.
         method: One method: the same as `methods`.
         masks: For each photo, where the object is: a mask of the photo's size (file, image or array) of 0 and 1, or of 0, 128 (ignored) and
@@ -114,7 +114,9 @@ def compare(
     photos, unread = read_photos(images, masks, labels)
     if not photos:
         raise ComparisonError(f"nothing to compare on: no photo could be read. {unread[0].photo}: {unread[0].error}")
-    folder = cache_dir() / "comparisons" if cache == AUTO else None if cache is None else Path(cache)
+    own = cache_dir() if cache == AUTO else None
+    chosen_folder = None if cache is None or cache == AUTO else user_path(cache)
+    folder = chosen_folder if own is None else own / "comparisons"
     controls = controls and any(photo.mask is not None for photo in photos)
     few = _STATISTICS_PHOTOS if statistics is True else int(statistics)
     plan = RunSettings(views, few, faithfulness, controls, seed, device, folder)

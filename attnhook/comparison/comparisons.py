@@ -10,6 +10,7 @@ from attnhook.comparison.model_figures import depth_figure, matrix_figure
 from attnhook.comparison.reports import save_report
 from attnhook.comparison.summary_tables import agreement_table, all_tables
 from attnhook.comparison.tables import Table
+from attnhook.files import user_path
 from attnhook.imaging.panels import rendered
 from attnhook.options import ScaleOption
 from attnhook.results.display import html_of, mimebundle, png_of
@@ -120,7 +121,7 @@ class Comparison(Findings):
         Returns:
             The path of `report.html`.
         """
-        return save_report(self, Path(folder), pictures=pictures)
+        return save_report(self, user_path(folder), pictures=pictures)
 
     def _repr_html_(self) -> str:
         return html_of(self._picture(), repr(self))

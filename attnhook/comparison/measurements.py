@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
@@ -49,7 +48,7 @@ class Measurement:
         changed = {"geometry": asdict(self.geometry), "maps": maps, "statistics": {}, "seconds": None}
         text = json.dumps(vars(self) | changed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, mark=f".{os.getpid()}") as temporary:  # two runs may measure the same
+        with replacing(path) as temporary:
             save_file(tensors, temporary, {"measurement": text, "seal": _seal(path, text, tensors)})
 
     @classmethod

@@ -17,6 +17,7 @@ from attnhook import __version__
 from attnhook.comparison.measurements import MapKind, Measurement
 from attnhook.comparison.measuring import ModelMeasurer
 from attnhook.comparison.photographs import MEASURING, Failure, Photo
+from attnhook.files import readable, user_path
 from attnhook.options import Size
 from attnhook.running.fingerprints import Fingerprint, digest, fingerprint, library_versions
 from attnhook.zoo.loading import as_vision_model, load
@@ -89,7 +90,7 @@ def as_subjects(models: "Mapping[str, ModelSource] | Sequence[ModelSource] | Mod
     else:
         names, given = [], list(models) if isinstance(models, list | tuple | Iterator) else [models]
     sources = [VisionModel(model) if isinstance(model, nn.Module) else model for model in given]
-    names = names or _names(sources)
+    names = [readable(name) for name in names or _names(sources)]
     if not sources:
         raise ValueError(
             "nothing to compare: expected at least one model, got none. Pass a spec such as 'demo', a VisionModel, or a list of them."
@@ -126,8 +127,8 @@ def _name(model: object, number: int) -> str:
 
 def _shortened(name: str) -> str:
     library, colon, rest = name.partition(":")
-    if library == "hf" and Path(rest).expanduser().is_dir():
-        return f"hf:{Path(rest).expanduser().resolve().name}"
+    if library == "hf" and user_path(rest).is_dir():
+        return f"hf:{user_path(rest).resolve().name}"
     model, at, file = rest.rpartition("@")
     return f"{library}{colon}{model}@{Path(file).name}" if at and "/" in file else name
 

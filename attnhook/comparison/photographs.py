@@ -13,6 +13,7 @@ from PIL import Image
 
 from attnhook.comparison.objects import MaskSource, ObjectMask, is_box, read_mask
 from attnhook.errors import AttnhookError
+from attnhook.files import readable
 from attnhook.imaging.images import ImageSource, each_image, read_image
 from attnhook.options import Size
 
@@ -119,7 +120,7 @@ def _digest(picture: Image.Image) -> str:
 
 
 def _names(sources: Sequence[Any]) -> list[str]:
-    paths = [Path(source) if isinstance(source, str | Path) else None for source in sources]
+    paths = [Path(readable(str(source))) if isinstance(source, str | Path) else None for source in sources]
     short = [f"photo {number}" if path is None else path.name for number, path in enumerate(paths)]
     for _ in range(2):  # with the folder; the same file twice gets its number
         counted = Counter(short)

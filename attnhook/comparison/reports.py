@@ -28,7 +28,7 @@ from attnhook.comparison.sampling_grids import SamplingGrid
 from attnhook.comparison.summary_tables import all_tables
 from attnhook.comparison.tables import Table, as_csv
 from attnhook.errors import AttnhookError, ComparisonError
-from attnhook.files import check_format, replacing
+from attnhook.files import check_format, readable, replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.pages.documents import report_html
@@ -65,7 +65,7 @@ def save_report(findings: Findings, folder: Path, *, pictures: bool) -> Path:
     written = {
         "report.html": report_html(page_content(findings, photos, tables, depth)).encode(),
         "metrics.json": _json({"tables": [table.plain() for table in tables]}),
-        "metrics.csv": as_csv(tables).encode(),
+        "metrics.csv": readable(as_csv(tables)).encode(),
     }
     earlier = _listed(folder)
     (folder / "manifest.json").unlink(missing_ok=True)  # an earlier one would vouch for files that change now

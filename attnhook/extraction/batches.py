@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from attnhook.errors import AttnhookError, ExtractionError
 from attnhook.extraction.indices import geometry_to_numbers
-from attnhook.extraction.items import Item, readable
+from attnhook.extraction.items import Item
 from attnhook.extraction.listings import Listing
 from attnhook.extraction.sources import Source
+from attnhook.files import readable
 from attnhook.imaging.images import read_image
 from attnhook.imaging.model_inputs import ModelInputs, batch_key, batched, each_tensor
 from attnhook.imaging.prepared import prepare

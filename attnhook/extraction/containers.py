@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from attnhook.errors import ExtractionError, ImageError
-from attnhook.extraction.items import PICTURE_SUFFIXES, Item, check_size, readable, readable_name
+from attnhook.extraction.items import Item, check_size
+from attnhook.files import readable, readable_name
+from attnhook.imaging.photo_files import PICTURE_SUFFIXES
 
 
 class OpenFiles:
@@ -69,6 +71,8 @@ class ContainerSource(ABC):
         for number, path in enumerate(self.files):
             try:
                 yield from self._items(number, path)
+            except ExtractionError:
+                raise
             except Exception as error:  # damaged: every library has its own classes
                 yield self._damaged(number, f"expected a whole {self.kind} file, got {error}.")
 

@@ -16,22 +16,23 @@ from attnhook.extraction import distributions, indices
 from attnhook.extraction.batch_attention import BatchForwards
 from attnhook.extraction.batches import PhotoBatches, explained_worker_deaths, load_batches
 from attnhook.extraction.items import Item
-from attnhook.extraction.listings import Listing, write_listing
+from attnhook.extraction.listings import Listing, no_photos, write_listing
 from attnhook.extraction.map_datasets import ExtractedMaps, open_maps
 from attnhook.extraction.processes import ProcessGroup, locked, process_group, writing
 from attnhook.extraction.settings import MANIFEST_NAME, Manifest, Settings, StoredType, check_count
 from attnhook.extraction.shards import STATISTICS, BackgroundWriter
 from attnhook.extraction.sources import Source, open_source
+from attnhook.files import check_writable, user_path
 from attnhook.options import BlocksOption, RowsOption, choose
 from attnhook.running.fingerprints import fingerprint, library_versions
 from attnhook.running.progress import progress_bar
 from attnhook.running.training_state import untouched
-from attnhook.zoo.loading import as_vision_model, load
+from attnhook.zoo.loading import as_vision_model, load, usable_device
 from attnhook.zoo.vision_models import VisionModel
 
 _LISTING = ".listing.arrow"
 # Files that a killed run may leave in the folder.
-_PARTIAL = tuple(f"{name}.partial" for name in (_LISTING, MANIFEST_NAME, indices.NAME, distributions.NAME))
+_PARTIAL = tuple(f"{name}.*partial" for name in (_LISTING, MANIFEST_NAME, indices.NAME, distributions.NAME))
 
 
 def extract(
@@ -49,6 +50,7 @@ def extract(
     num_workers: int | None = None,
     shard_size: int = 512,
     device: str | None = None,
+    column: str | None = None,
     progress: bool | None = None,
 ) -> ExtractedMaps:
     """Extract the attention of all photos of a data set into a folder.
@@ -78,6 +80,8 @@ def extract(
         shard_size: About how many photos make a shard: the most that a killed run loses.
         device: Where the model runs; `"cuda"` is one GPU per process. None: your model stays where it is, a loaded one runs on the CPU. Your
             model is moved back afterwards, and is in eval mode meanwhile.
+        column: The column of the photos in Parquet files and in a `datasets.Dataset`. None takes the only one that holds images, or of several
+            the first called `image`, `img`, `jpg`, `jpeg`, `png`, `webp` or `bytes`, and says so.
         progress: Whether a bar shows rate and time left; None shows it on terminals.
 
     Returns:
@@ -94,7 +98,7 @@ def extract(
         >>> maps[0]["rows.encoder.layer.11.attention"].shape  # doctest: +SKIP
         torch.Size([6, 1, 257])
     """
-    folder = Path(out).expanduser()
+    folder = user_path(out)
     spec = spec if isinstance(spec, str) else as_vision_model(spec)
     settings = Settings(
         rows=rows if isinstance(rows, str) else tuple(rows),
@@ -105,16 +109,15 @@ def extract(
         dtype=choose(StoredType, dtype, "dtype"),
         batch_size=batch_size,
         shard_size=shard_size,
-        device=(_devices(spec)[0] if device is None else torch.device(device or "cpu")).type,
+        device=(_devices(spec)[0] if device is None else usable_device(device)).type,
     )
     if num_workers is not None:
         check_count("num_workers", num_workers, 0)
-    if folder.exists() and not folder.is_dir():
-        raise ExtractionError(f"cannot write to {folder}: expected a folder, got a file. Choose another name.")
-    photos = open_source(source)
+    photos = open_source(source, column)
     with ExitStack() as stack, process_group() as processes:
         if num_workers is None:
             num_workers = max(0, min(8, (os.cpu_count() or 1) // processes.local_size - 1))
+        processes.on_first(lambda: _check_before(folder, photos))
         vision = stack.enter_context(_on_device(spec, device, processes))
         forwards = BatchForwards(vision, settings)
         own_manifest = _manifest(vision, photos, settings, forwards.capture.block_names)
@@ -138,6 +141,13 @@ def extract(
             processes.wait()
             processes.on_first(lambda: _end(folder, manifest))
     return open_maps(folder, source=photos)
+
+
+def _check_before(folder: Path, source: Source) -> None:
+    """Refuse what could not be written, and a source without photos, before a model is loaded."""
+    check_writable(folder, ExtractionError)
+    if next(iter(source.items()), None) is None:
+        raise no_photos(source)
 
 
 def _devices(vision: "str | VisionModel") -> list[torch.device]:
@@ -185,11 +195,11 @@ def _manifest(vision: VisionModel, source: Source, settings: Settings, blocks: t
 def _begin(folder: Path, wanted: Manifest, source: Source, settings: Settings) -> tuple[Manifest, list[int]]:
     """What one process does for all: the manifest, the listing, and which shards are still to be done."""
     known = Manifest.load(folder)
-    if known is None and any(path.name[0] != "." and path.name not in _PARTIAL for path in folder.iterdir()):
+    if known is None and any(path.name[0] != "." and not _is_partial(path) for path in folder.iterdir()):
         raise ExtractionError(
             f"cannot write to {folder}: expected an empty folder, or one of an extraction, got other files. Choose another folder."
         )
-    for partial in (*(folder / name for name in _PARTIAL), *folder.glob(f"{indices.SHARDS}/[!.]*.partial")):
+    for partial in (*filter(_is_partial, folder.iterdir()), *folder.glob(f"{indices.SHARDS}/[!.]*.partial")):
         partial.unlink(missing_ok=True)
     manifest = wanted if known is None else known.resumed(wanted, folder)
     count = write_listing(source, folder / _LISTING, shard_size=settings.shard_size, shards=manifest.shards or None)
@@ -204,6 +214,10 @@ def _begin(folder: Path, wanted: Manifest, source: Source, settings: Settings) -
         for path in (folder / indices.NAME, folder / distributions.NAME, *obsolete):
             path.unlink(missing_ok=True)
     return manifest, pending
+
+
+def _is_partial(path: Path) -> bool:
+    return any(map(path.match, _PARTIAL))
 
 
 def _is_done(folder: Path, shard: int, source: Source, listing: Listing, rows: range) -> bool:

@@ -8,16 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 from attnhook.errors import ImageError, MissingPackageError
+from attnhook.files import readable, readable_name
 
 MAX_BYTES = 2**30
 """Larger files are refused unread."""
-
-# fmt: off
-PICTURE_SUFFIXES = frozenset({
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-})
-# fmt: on
-"""The files that are taken from folders and archives. Lists and globs may name any file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +27,6 @@ class Item:
     label: str | None = None
     group: str = ""  # photos of one go into the same shard: rows of a Parquet file are read together; "": its own
     problem: str | None = None  # why it cannot be read, if that is known already
-
-
-def readable_name(name: bytes) -> str:
-    r"""Decode a file name, whatever bytes it consists of."""
-    return name.decode("utf-8", "backslashreplace")
-
-
-def readable(text: str) -> str:
-    r"""Replace the surrogates that Python reads file names into."""
-    try:
-        return readable_name(text.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:  # surrogates that stand for no byte
-        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def file_item(path: Path, member: bytes, *, label: str | None = None) -> Item:
@@ -67,6 +48,16 @@ def read_file(path: Path) -> bytes:
         raise ImageError(f"cannot read {path}: expected an image file, got a directory or device. Pass files.")
     check_size(status.st_size, os.fspath(path))
     return path.read_bytes()
+
+
+def outside(folder: Path, name: str) -> str | None:
+    """Why a file may not be read that a list or a table names; None if it lies below their folder. Links lead no further than absolute paths."""
+    if Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder)):
+        return None
+    return (
+        f"expected a file below {readable(str(folder))}, got one outside it. Move what names it to a folder above the photos, or pass the paths "
+        "in Python."
+    )
 
 
 def check_size(size: int, name: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from attnhook.errors import ExtractionError
 from attnhook.extraction.items import Item, require
 from attnhook.extraction.sources import Source
-from attnhook.files import replacing
+from attnhook.files import readable, replacing
 
 _CHUNK = 50_000
 _FIELDS = ("key", "member", "container", "number", "size", "stamp", "label", "problem")
@@ -57,9 +57,7 @@ def write_listing(source: Source, path: Path, *, shard_size: int, shards: int | 
     arrow = require("pyarrow")
     chunks = [_chunk(arrow, items) for items in _batched(source.items())]
     if not chunks:
-        raise ExtractionError(
-            f"no photos: expected some in {source.description()}, got none. Check the path and the files' suffixes."
-        )
+        raise no_photos(source)
     table = arrow.concat_tables(chunks)
     count = shards or -(-table.num_rows // shard_size)
     shard = (table.column("hash").to_numpy() % np.uint64(count)).astype(np.int32)
@@ -73,6 +71,16 @@ def write_listing(source: Source, path: Path, *, shard_size: int, shards: int | 
     ):
         writer.write_table(table.combine_chunks())
     return count
+
+
+def no_photos(source: Source) -> ExtractionError:
+    """The error for a source without photos."""
+    found = source.description()
+    places = [Path(found["root"], found.get("pattern", ""))] if "root" in found else found.get("files", [])
+    where = ", ".join(readable(str(place)) for place in places)
+    return ExtractionError(
+        f"no photos: expected some in the {found.get('kind', 'source')} {where}, got none. Check the path and the files' suffixes."
+    )
 
 
 def _batched(items: Iterator[Item]) -> Iterator[list[Item]]:  # itertools.batched is of Python 3.12

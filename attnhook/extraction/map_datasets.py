@@ -22,6 +22,7 @@ from attnhook.extraction.items import Item, require
 from attnhook.extraction.settings import Manifest, decode
 from attnhook.extraction.shards import ShardFiles
 from attnhook.extraction.sources import open_source, reopen_source
+from attnhook.files import user_path
 from attnhook.imaging.images import read_image
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption
@@ -314,13 +315,13 @@ def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
         >>> maps.overlay("cats/chelsea.png").save("overlay.png")  # doctest: +SKIP
         >>> maps.errors, maps.to_pandas()  # doctest: +SKIP
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     manifest = Manifest.load(path)
     if manifest is None:
         raise ExtractionError(
             f"nothing to open: expected a folder that attnhook extract wrote, got no manifest in {path}."
         )
-    return ExtractedMaps(path, manifest, None if source is None else open_source(source))
+    return ExtractedMaps(path, manifest, None if source is None else open_source(source, manifest.source.get("column")))
 
 
 def _read_index(folder: Path) -> Any:

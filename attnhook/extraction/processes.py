@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch.distributed as dist
 
 from attnhook.errors import ExtractionError
 
+_BUSY: set[str] = set()  # folders that threads of this process write to: locks of files are between processes
+_BUSY_LOCK = threading.Lock()
 _TIMEOUT = timedelta(days=365)  # processes wait for the slowest one, however long it takes
 _Result = TypeVar("_Result")
 
@@ -78,10 +81,20 @@ def process_group() -> Iterator[ProcessGroup]:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder. The lock is released with the process, however it ends."""
-    with _lock(folder, ".lock", exclusive=True):
-        with _lock(folder, ".writing", exclusive=True):
-            pass
-        yield
+    own = os.path.realpath(folder)
+    with _BUSY_LOCK:
+        if own in _BUSY:
+            raise ExtractionError(
+                f"cannot write to {folder}: expected no other run there, got one in this process. Wait for it, or choose another folder."
+            )
+        _BUSY.add(own)
+    try:
+        with _lock(folder, ".lock", exclusive=True):
+            with _lock(folder, ".writing", exclusive=True):
+                pass
+            yield
+    finally:
+        _BUSY.discard(own)
 
 
 def writing(folder: Path) -> AbstractContextManager[None]:

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from attnhook.errors import ExtractionError
 from attnhook.extraction.containers import TarSource, ZipSource
-from attnhook.extraction.file_sources import FileSource, walk
+from attnhook.extraction.file_sources import FileSource
 from attnhook.extraction.image_tables import DatasetSource, ParquetSource
-from attnhook.extraction.items import PICTURE_SUFFIXES, Item
+from attnhook.extraction.items import Item
+from attnhook.files import user_path
+from attnhook.imaging.photo_files import PICTURE_SUFFIXES, is_folder, is_glob, is_url, split_glob, walk
 
 _LISTS = frozenset({".txt", ".lst", ".list", ".tsv"})
 _FORMS = "a folder, a glob, a text list, a .zip, .tar or .parquet file, a sequence of paths, or a datasets.Dataset"
@@ -32,12 +35,22 @@ _CONTAINERS: dict[str, Callable[[tuple[Path, ...]], Source]]
 _CONTAINERS = {".zip": ZipSource, ".tar": TarSource, ".parquet": ParquetSource}
 
 
-def open_source(source: Any) -> Source:
-    """Open whatever `extract` takes as a source."""
+def open_source(source: Any, column: str | None = None) -> Source:
+    """Open whatever `extract` takes as a source; `column` is the photos' in tables."""
+    opened = _open(source, column)
+    if column is not None and not isinstance(opened, ParquetSource | DatasetSource):
+        raise ExtractionError(
+            f"column={column!r} is for tables: expected Parquet files or a datasets.Dataset, got {type(source).__name__}. Leave it out."
+        )
+    return opened
+
+
+def _open(source: Any, column: str | None) -> Source:
     if isinstance(source, str | Path):
-        return _of_path(os.fspath(source))
+        opened = _of_path(os.fspath(source))
+        return replace(opened, column=column) if isinstance(opened, ParquetSource) else opened
     if type(source).__module__.partition(".")[0] == "datasets":
-        return DatasetSource(source)
+        return DatasetSource(source, column)
     if isinstance(source, Sequence) and source and all(isinstance(path, str | Path) for path in source):
         return FileSource(Path.cwd(), "list", paths=tuple(os.fspath(path) for path in source))
     if all(hasattr(source, name) for name in ("description", "items", "read")):
@@ -52,18 +65,23 @@ def reopen_source(description: dict[str, Any]) -> Source:
     if kind in {"folder", "glob", "list"}:
         return FileSource(Path(description["root"]), kind, description["pattern"])
     if f".{kind}" in _CONTAINERS:
-        return _CONTAINERS[f".{kind}"](tuple(map(Path, description["files"])))
+        opened = _CONTAINERS[f".{kind}"](tuple(map(Path, description["files"])))
+        return replace(opened, column=description.get("column")) if isinstance(opened, ParquetSource) else opened
     raise ExtractionError(
         f"the photos cannot be fetched again: expected a source on disk, got one of kind {kind!r}. Pass it: open_maps(folder, source=...)."
     )
 
 
 def _of_path(text: str) -> Source:
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = user_path(text)
+    if is_folder(path):
         return _of_folder(path.resolve())
-    if not path.exists():
-        if _is_pattern(text):
+    if not _is_there(path):
+        if is_url(text):
+            raise ExtractionError(
+                f"no photos: expected {_FORMS}, got a URL. Download it first; nothing is fetched here."
+            )
+        if is_glob(text):
             return _of_glob(path)
         raise ExtractionError(f"no photos: expected {_FORMS}, got nothing at {text!r}. Check the path.")
     path = path.resolve()
@@ -76,6 +94,13 @@ def _of_path(text: str) -> Source:
         return FileSource(path.parent, "list", paths=(path.name,))
     advice = " Unpack it first: compressed tar files do not allow random access." if ".t" in path.name else ""
     raise ExtractionError(f"no photos: expected {_FORMS}, got {path.name!r}.{advice}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have, or a folder that may not be read
+        return False
 
 
 def _of_folder(path: Path) -> Source:
@@ -94,19 +119,11 @@ def _of_folder(path: Path) -> Source:
 
 
 def _of_glob(path: Path) -> Source:
-    pattern = path if path.is_absolute() else Path.cwd() / path
-    fixed = 1
-    while not _is_pattern(pattern.parts[fixed]) or Path(*pattern.parts[: fixed + 1]).is_dir():
-        fixed += 1  # names of folders may contain these characters
-    root, below = Path(*pattern.parts[:fixed]), str(Path(*pattern.parts[fixed:]))
-    suffix = pattern.suffix.lower()
+    root, below = split_glob(path)
+    suffix = path.suffix.lower()
     if suffix not in _CONTAINERS:
         return FileSource(root, "glob", below)
     files = sorted(root.glob(below))
     if not files:
         raise ExtractionError(f"no photos: expected files that match {str(path)!r}, got none. Check the glob.")
     return _CONTAINERS[suffix](tuple(files))
-
-
-def _is_pattern(text: str) -> bool:
-    return any(character in text for character in "*?[")

@@ -8,6 +8,7 @@ bombs stay on, and PostScript, which another program would read, is not opened.
 """
 
 import io
+import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from attnhook.errors import ImageError
+from attnhook.files import readable, user_path
+from attnhook.imaging.photo_files import is_url, photo_paths
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[Any] | torch.Tensor"
 """What `read_image` takes."""
 
 _ROUNDING_SLACK = 1 / 512  # half an 8-bit step: what resampling in floating point overshoots [0, 1] by
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _ORIENTATION = 0x0112  # the EXIF tag
 _WHITE = (255, 255, 255, 255)
 
@@ -39,7 +43,7 @@ def read_image(source: ImageSource) -> Image.Image:
         return _from_array(source, "numpy array")
     if isinstance(source, str | Path):
         with open_image(source) as opened:
-            return _from_pil(opened, str(source))
+            return _from_pil(opened, readable(str(source)))
     if isinstance(source, bytes):
         name = f"an image of {len(source):,} bytes"
         with _opened(io.BytesIO(source), len(source), name) as opened:
@@ -51,23 +55,40 @@ def read_image(source: ImageSource) -> Image.Image:
 
 
 def each_image(images: "ImageSource | Iterable[ImageSource]") -> list[ImageSource]:
-    """One image or several, as a list."""
-    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | torch.Tensor):
-        return [images]
-    return list(images) if isinstance(images, Iterable) else [images]
+    """One image or several, as a list, with the photos of folders and globs."""
+    one = isinstance(images, str | Path | bytes | Image.Image | np.ndarray | torch.Tensor)
+    photos: list[Any] = []
+    for image in images if isinstance(images, Iterable) and not one else [images]:
+        photos += photo_paths(image) if isinstance(image, str | Path) else [image]
+    return photos
 
 
 def open_image(source: str | Path) -> Image.Image:
     """Open an image file from an untrusted source: its header is read, its pixels are not yet."""
-    if str(source).startswith(("http://", "https://")):
+    path = check_file(source)
+    return _opened(path, path.stat().st_size, readable(str(path)))
+
+
+def check_file(source: str | Path) -> Path:
+    """The path of an image file, unopened; what is none is refused."""
+    path, name = user_path(source), readable(str(source))
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        if is_url(str(source)):
+            raise ImageError(
+                f"cannot read {name}: expected a local file, got a URL. Download it first; nothing is fetched here."
+            ) from error
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        got = "no file at this path" if missing else getattr(error, "strerror", None) or error
         raise ImageError(
-            f"cannot read {source}: expected a local file, got a URL. Download it first; nothing is fetched here."
+            f"cannot read {name}: expected an image file, got {got}. Pass the path of one file."
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise ImageError(
+            f"cannot read {name}: expected an image file, got a directory or device. Pass the path of one file."
         )
-    path = Path(source).expanduser()
-    if not path.is_file():
-        got = "a directory or device" if path.exists() else "no file at this path"
-        raise ImageError(f"cannot read {path}: expected an image file, got {got}. Pass the path of one file.")
-    return _opened(path, path.stat().st_size, str(path))
+    return path
 
 
 def orientation_of(source: Any) -> int:
@@ -79,7 +100,7 @@ def orientation_of(source: Any) -> int:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _readable(name: str, file: Path | io.BytesIO | None = None) -> Iterator[None]:
     """Turn whatever Pillow raises on an image into an error that says what to do."""
     try:
         with warnings.catch_warnings():
@@ -91,6 +112,11 @@ def _readable(name: str) -> Iterator[None]:
             "If you trust the file, raise that limit, or shrink the image first."
         ) from error
     except UnidentifiedImageError as error:
+        if file is not None and _is_heic(file):
+            raise ImageError(
+                f"cannot read {name}: expected an image file that Pillow knows, got HEIC. Install pillow-heif and call "
+                "pillow_heif.register_heif_opener() in Python, or convert it to PNG or JPEG."
+            ) from error
         raise ImageError(
             f"cannot read {name}: expected an image file that Pillow knows, got something else. Convert it to PNG or JPEG."
         ) from error
@@ -106,7 +132,7 @@ def _opened(file: Path | io.BytesIO, size: int, name: str) -> Image.Image:
         raise ImageError(
             f"cannot read {name}: expected an image file, got an empty file (0 bytes). Fetch the file again."
         )
-    with _readable(name):
+    with _readable(name, file):
         opened = Image.open(file)
     if opened.format == "EPS":  # whatever the file is called
         opened.close()
@@ -115,6 +141,15 @@ def _opened(file: Path | io.BytesIO, size: int, name: str) -> Image.Image:
             "it to PNG."
         )
     return opened
+
+
+def _is_heic(file: Path | io.BytesIO) -> bool:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            head = opened.read(12)
+    else:
+        head = file.getvalue()[:12]
+    return head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS
 
 
 def _from_pil(image: Image.Image, name: str) -> Image.Image:

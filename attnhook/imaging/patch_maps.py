@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from attnhook.errors import GeometryError
-from attnhook.files import replacing
+from attnhook.files import replacing, user_path
 from attnhook.imaging import styles
 from attnhook.imaging.figures import FIGURE_OPTIONS, look_of, overlay_figure, shown_at, styled, triptych
 from attnhook.imaging.geometry import Box, ImageGeometry
@@ -183,7 +183,7 @@ class PatchMap:
         Raises:
             ValueError: If the suffix is not `.npz`.
         """
-        target = Path(path).expanduser()
+        target = user_path(path)
         if target.suffix.lower() != ".npz":
             raise ValueError(
                 f"cannot save {target.name!r}: expected the suffix .npz, got {target.suffix!r}. For a picture, save what overlay returns."

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attnhook import __version__
-from attnhook.files import replacing
+from attnhook.files import LONGEST_NAME, readable, replacing, user_path
 from attnhook.imaging.looks import BUNDLED, UNIFORM_TOP, palette
 from attnhook.pages.quantisation import LETTERS, MATRIX_BITS, ROW_BITS
 
@@ -73,9 +74,24 @@ def log_html(content: dict[str, Any], pictures: Sequence[Sequence[bytes]]) -> st
 
 def save_viewer(page: str, path: str | Path) -> Path:
     """Write a page to a temporary name, then rename: never half a file."""
-    target = Path(path)
+    target = check_page_name(path)
     with replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
+    return target
+
+
+def check_page_name(path: str | Path) -> Path:
+    """The path of a page; another suffix is refused, because no browser would open the file."""
+    target = user_path(path)
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(
+            f"cannot write {str(path)!r}: expected a name that ends in .html, or a folder, got {target.suffix or 'no suffix'}. "
+            "Change the suffix, or end the name in / for a folder."
+        )
+    if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
+        raise ValueError(
+            f"cannot write the page: expected a name of at most {LONGEST_NAME} bytes, got {length}. Shorten it."
+        )
     return target
 
 
@@ -86,7 +102,7 @@ def _document(kind: str, scripts: Sequence[str], title: str, header: dict[str, A
     palettes = {name: base64.b64encode(palette(name).tobytes()).decode("ascii") for name in BUNDLED}
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     parts |= {
-        "title": html.escape(title),
+        "title": html.escape(readable(title)),
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "style": _read(f"{kind}.css"),
         "header": _json({**header, "palettes": palettes, "bytes": _SIZE}),

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from attnhook.attribution.methods import METHODS, NEEDS, check_method, method_options
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
-from attnhook.files import replacing
+from attnhook.files import replacing, user_path
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.images import ImageSource, each_image, read_image
+from attnhook.imaging.images import ImageSource, check_file, each_image, read_image
 from attnhook.imaging.looks import caption_of, keywords
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.imaging.prepared import view_in_words
@@ -174,9 +174,11 @@ class AttentionResult:
         Returns:
             The HTML. It shows what patches look at, and received attention, only after `attend(..., rows="all")`.
         """
-        from attnhook.pages.documents import save_viewer
+        from attnhook.pages.documents import check_page_name, save_viewer
         from attnhook.results.scenes import viewer_html
 
+        if path is not None:
+            check_page_name(path)
         page = viewer_html([self.scene(name)], model=self.settings.model, **options)
         if path is not None:
             save_viewer(page, path)
@@ -234,7 +236,7 @@ def attend(
 
     Args:
         model: A spec as `load` takes it, a `VisionModel`, or a module.
-        images: One or several photos: paths, PIL images, arrays, tensors.
+        images: One or several photos: paths, folders, globs, PIL images, arrays, tensors.
         method: One of `METHODS`. For methods that need whole matrices, such as rollout, queries and keys are captured by reference.
         blocks: Which blocks to capture, as `AttentionCapture` takes them. The result shows the last one, `result[block]` any other; methods
             that follow several blocks follow these.
@@ -255,6 +257,7 @@ def attend(
 
     Raises:
         ValueError: If an option has an unknown value, the method does not take it, or a module needs `preprocess` and none was passed.
+        ImageError: If a photo cannot be read.
         GeometryError: If attnhook cannot find out where the pixels lie in a photo, or the preprocessing makes several inputs from one photo.
         TargetError: If the model has no class scores, or no such class.
 
@@ -282,6 +285,10 @@ def attend(
         )
     _check_target(method, target, heads)
     smooth = choose(Interpolation, mode, "mode")
+    sources = each_image(images)
+    for source in sources:  # a missing photo is noticed before a model is loaded
+        if isinstance(source, str | Path):
+            check_file(source)
     with torch.inference_mode(mode=False):  # parameters created in it have no gradients
         vision = as_vision_model(model, preprocess)
     name = vision.name if vision.assumed is None else f"{vision.name} (photos prepared as {vision.assumed})"
@@ -289,8 +296,8 @@ def attend(
     kept: Any = {"rows": _rows_for(method, rows), "gradients": needs.gradients, "values": needs.values}
     capture = AttentionCapture(vision.model, blocks=blocks, device="cpu", **kept)
     results = _Results()
-    for image in each_image(images):
-        photo = read_image(image)
+    for source in sources:
+        photo = read_image(source)
         prepared = vision.prepare(photo)
         followed = score = None
         if needs.gradients:
@@ -342,7 +349,7 @@ def _rows_for(method: str, rows: RowsOption) -> RowsOption:
 
 def save_image(picture: Image.Image, path: str | Path) -> Path:
     """Write a picture under a temporary name, then rename it, so that no file is ever half-written."""
-    target = Path(path)
+    target = user_path(path)
     format_name = Image.registered_extensions().get(target.suffix.lower())
     if format_name is None:
         raise ValueError(

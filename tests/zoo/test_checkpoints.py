@@ -8,18 +8,56 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from attnhook.errors import ModelLoadError
+from attnhook.zoo.checkpoints import load_strictly
 from attnhook.zoo.loading import load
-from tests.zoo.saved_models import TIMM_NAME, save_timm
+from tests.zoo.saved_models import TIMM_NAME, save_hf, save_timm
 
 CONVERT_LINE = r"python -c .*torch\.load\('weights\.\w+', weights_only=True\).*'weights\.safetensors'"
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
-def test_weights_of_a_wrapped_model_say_so(tmp_path, wrapper):
-    state = save_timm(tmp_path / "weights.safetensors").state_dict()
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.module.model."])
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_weights_of_a_wrapped_model_are_those_of_the_model(tmp_path, wrapper, classes):
+    state = save_timm(tmp_path / "weights.safetensors", num_classes=classes).state_dict()
     save_file({wrapper + key: tensor for key, tensor in state.items()}, tmp_path / "weights.safetensors")
-    with pytest.raises(ModelLoadError, match=rf"{len(state)} missing .*start with '{wrapper}'.*without its wrapper"):
+    loaded = load(f"timm:{TIMM_NAME}@{tmp_path / 'weights.safetensors'}").model.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_wrapped_weights_that_do_not_fit_name_the_prefix(tmp_path):
+    state = save_timm(tmp_path / "weights.safetensors").state_dict()
+    del state["norm.bias"]
+    save_file({f"module.model.{key}": tensor for key, tensor in state.items()}, tmp_path / "weights.safetensors")
+    with pytest.raises(
+        ModelLoadError, match=r"got 1 missing \(norm\.bias\) after the prefix 'module\.model\.' that all"
+    ):
         load(f"timm:{TIMM_NAME}@{tmp_path / 'weights.safetensors'}")
+
+
+def test_a_wrapped_directory_of_transformers_names_the_prefix(tmp_path):
+    save_hf(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {f"module.{key}": value for key, value in state.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ModelLoadError, match=r"do not fill a ViTFor.* others whose names all begin with 'module\.'"):
+        load(f"hf:{tmp_path}")
+
+
+def test_a_prefix_before_some_names_is_no_wrapper(tmp_path):
+    state = save_timm(tmp_path / "weights.safetensors").state_dict()
+    first, *rest = state
+    save_file({first: state[first], **{f"module.{key}": state[key] for key in rest}}, tmp_path / "weights.safetensors")
+    with pytest.raises(ModelLoadError, match=rf"{len(rest)} missing .*{len(rest)} unexpected \(module\."):
+        load(f"timm:{TIMM_NAME}@{tmp_path / 'weights.safetensors'}")
+
+
+def test_a_prefix_of_the_models_own_stays():
+    model = torch.nn.ModuleDict({"model": torch.nn.Linear(2, 2)})
+    state = {f"module.{key}": tensor + 1 for key, tensor in model.state_dict().items()}
+    load_strictly(model, state, name="wrapped", source="the file")
+    assert torch.equal(model["model"].bias, state["module.model.bias"])
 
 
 def test_weights_that_do_not_fit_name_the_tensors(tmp_path):
