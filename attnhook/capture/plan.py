@@ -181,6 +181,11 @@ def _chosen(rows: Iterable[SupportsIndex | Sequence[SupportsIndex]]) -> tuple[in
             raise ValueError(
                 f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {kinds}."
             ) from None
+    if isinstance(rows, tuple) and len(rows) == 2 and not any(isinstance(row, tuple) for row in chosen):
+        raise ValueError(
+            f"{rows=} may be a patch or two tokens: expected one of them. Pass rows=[{rows}] for the patch in row {rows[0]} and column "
+            f"{rows[1]}, or rows={[*rows]} for the tokens {rows[0]} and {rows[1]}."
+        )
     if not chosen:
         raise ValueError("rows=[] is empty: expected at least one token index or (row, column) patch. Pass some.")
     return tuple(chosen)
