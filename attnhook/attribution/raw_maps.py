@@ -48,7 +48,7 @@ def raw_attention(
     chosen, heads = maps[block], checked_heads(heads)
     weights = readout_row(maps, chosen, row=row)
     values = fuse_heads(chosen.layout.patches(weights), heads, chosen.name)
-    shown = row_in_words(maps, row)
+    shown = row_in_words(maps, row, chosen)
     return make_map(maps, values, [chosen], "raw attention", heads=heads, row=shown, uniform=1 / chosen.shape[-1])
 
 
