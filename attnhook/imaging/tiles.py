@@ -12,6 +12,7 @@ from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.heatmaps import checked_map
 from attnhook.imaging.patch_maps import PatchMap
+from attnhook.options import Interpolation
 
 Array = NDArray[np.float64]
 
@@ -31,7 +32,7 @@ def join_tiles(patch_maps: Iterable[PatchMap], geometries: Iterable[ImageGeometr
             tile whose geometry is None, as it shows padding only, is left out.
 
     Returns:
-        `(H, W)` float32, the photo's size; NaN where no tile shows the photo.
+        `(H, W)` float32, the photo's size; NaN where no tile shows the photo, and at patches that the model dropped.
 
     Raises:
         GeometryError: If there is not one geometry per map, if they are of different photos, or if a map does not match its geometry.
@@ -70,8 +71,9 @@ def join_tiles(patch_maps: Iterable[PatchMap], geometries: Iterable[ImageGeometr
         known = ~patches.isnan()
         values[part] += down @ patches.nan_to_num(0.0) @ across.T
         weights[part] += down @ known.double() @ across.T
-        rows, columns = (_pixels(*seen[number][axis], length) for axis, length in enumerate(size))
-        covered[rows, columns] = True
+        covered |= (
+            one.like(known.float().reshape(one.shape)).heatmap(place, mode=Interpolation.NEAREST).reshape(size) == 1
+        )
     return (values / weights).masked_fill(~covered | (weights <= 0), math.nan).float()
 
 
@@ -89,11 +91,6 @@ def _span(one: PatchMap, place: ImageGeometry, axis: int) -> Array:
             "cannot join tiles: expected tiles that are not mirrored, got one that is. Leave out the flip."
         )
     return edges
-
-
-def _pixels(first: float, last: float, length: int) -> slice:
-    """The pixels whose centres lie between two edges."""
-    return slice(max(math.ceil(first - 0.5), 0), min(math.floor(last - 0.5) + 1, length))
 
 
 def _overlaps(
