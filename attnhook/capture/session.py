@@ -45,7 +45,7 @@ class AttentionCapture:
     Args:
         model: A Vision Transformer of timm, transformers or torchvision, a module that holds one, or any model with attention modules.
         blocks: Which blocks, as in timm: None = all, int n = the last n, a sequence of indices (negative from the end) or names, or
-            a predicate over names.
+            a predicate over names. Names may be of attention modules beside a known model, such as a decoder's, with `rows="all"`.
         rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
             `"readout"` (the one of the three that the model's head reads), `"all"` (stores references to queries and keys; the matrix stays
             implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).

@@ -111,7 +111,7 @@ class ModelDescription(Tabular):
             grid += f" patches of a {self.input_size[0]} x {self.input_size[1]} px input (height x width)"
         captured = _in_words(self.captured, "block")
         if self.not_captured:
-            captured += f"; not captured: {_in_words(self.not_captured, 'attention module')}"
+            captured += f"; not captured: {_in_words(self.not_captured, 'attention module')}; name modules with blocks= to capture them"
         head = [
             ("model", self.type_name),
             ("captured", captured),

@@ -63,8 +63,6 @@ def test_tiles_that_differ_meet_without_a_jump(step) -> None:
     assert (
         steepest <= 1.0 / PATCH / max(1, 6 - step) + 1e-6
     )  # from one tile's value to the next over a patch, or over the overlap
-    pasted = torch.cat([one.heatmap(places[i]) for i, one in enumerate(maps[:1])])
-    assert float(pasted.nan_to_num(1.0).diff(dim=1).abs().max()) == 1.0  # what a patchwork shows
 
 
 def test_a_tile_beside_a_gap_keeps_its_own_values_and_the_gap_is_not_seen() -> None:
@@ -79,10 +77,9 @@ def test_dropped_patches_and_tiles_of_padding_leave_the_others_alone() -> None:
     maps, places = cut(grid, (4, 4), (4, 4))
     maps[0].values[1, 2] = float("nan")
     joined = join_tiles([*maps, maps[0]], [*places, None])
-    assert (
-        joined[int(1.5 * PATCH), int(2.5 * PATCH)] == pytest.approx(float("nan"), nan_ok=True)
-        or joined.isfinite().all()
-    )
+    missing = torch.zeros(joined.shape, dtype=torch.bool)
+    missing[PATCH : 2 * PATCH, 2 * PATCH : 3 * PATCH] = True
+    assert torch.equal(joined.isnan(), missing)
     torch.testing.assert_close(joined[:, 5 * PATCH :], expected(grid)[:, 5 * PATCH :], rtol=1e-5, atol=1e-6)
 
 
