@@ -111,3 +111,15 @@ def test_a_model_of_frames_inside_a_model_of_clips() -> None:
         model.get_video_features(clips())
     block = next(one for one in capture.maps if ".encoder.layers.1.self_attn" in one.name)
     assert received_attention(capture.maps, block.name).shape == (2, FRAMES, 4, 4)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "VideoPrismVisionModel"), reason="this version has no VideoPrism")
+def test_a_model_whose_first_blocks_attend_within_frames() -> None:
+    config = transformers.VideoPrismVisionConfig(
+        hidden_size=16, num_spatial_layers=2, num_temporal_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32,
+        tubelet_size=[1, 8, 8], num_frames=FRAMES,
+    )  # fmt: skip
+    maps = captured(transformers.VideoPrismVisionModel(config).eval(), clips(), rows="all")
+    assert received_attention(maps, "spatial_layers.1.attention").shape == (2, FRAMES, 4, 4)
+    with pytest.raises(TokenLayoutError, match="attention over time"):
+        received_attention(maps, "temporal_layers.0.attention")
