@@ -33,6 +33,7 @@ from attnhook.imaging.drawing import overlay as overlay
 from attnhook.imaging.geometry import ImageGeometry as ImageGeometry
 from attnhook.imaging.overlays import overlay_batch as overlay_batch
 from attnhook.imaging.patch_maps import PatchMap as PatchMap
+from attnhook.imaging.tiles import join_tiles as join_tiles
 from attnhook.monitoring.integrations.directory import DirectoryWriter as DirectoryWriter
 from attnhook.monitoring.integrations.mlflow import MlflowWriter as MlflowWriter
 from attnhook.monitoring.integrations.tensorboard import TensorBoardWriter as TensorBoardWriter

@@ -3,10 +3,11 @@
 `choose` turns a string into an enum member where the user passes it; inside the library there are only members.
 """
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias, TypeVar
+from typing import SupportsIndex, TypeAlias, TypeVar
 
 Size: TypeAlias = tuple[int, int]
 """Height and width, in pixels or in patches."""
@@ -100,3 +101,16 @@ def choose(kind: type[_Choice], value: str, argument: str) -> _Choice:
     except ValueError:
         legal = ", ".join(repr(member.value) for member in kind)
         raise ValueError(f"unknown {argument}: expected one of {legal}, got {value!r}.") from None
+
+
+def checked_heads(heads: HeadsOption) -> "HeadFusion | int | None":
+    """Turn `heads=` into a fusion, the index of one head, or None for all heads."""
+    if heads is None:
+        return None
+    if isinstance(heads, SupportsIndex) and not isinstance(heads, bool | Iterable):
+        return operator.index(heads)
+    if not isinstance(heads, str):
+        raise ValueError(  # noqa: TRY004 (as for a name that is none)
+            f"unknown heads: expected 'mean', 'max', 'min', one head's index, or None, got {heads!r}. For several heads, make a map of each."
+        )
+    return choose(HeadFusion, heads, "heads")

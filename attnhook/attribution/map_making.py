@@ -8,6 +8,7 @@ from torch import Tensor
 from attnhook.capture.layout import TokenLayout, pixels_per_step
 from attnhook.capture.patch_cells import overlap_of
 from attnhook.capture.records import AttentionMaps, BlockAttention
+from attnhook.capture.sites import Queries
 from attnhook.capture.windows import WindowLayout
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import NO_OVERLAP, HeadFusion, HeadsOption, Rows, Size
@@ -92,9 +93,11 @@ def block_in_words(block: BlockAttention) -> str:
     return f"block {block.name}" if block.number is None else f"block {block.number[0]} of {block.number[1]}"
 
 
-def row_in_words(maps: AttentionMaps, row: int | None = None) -> str:
+def row_in_words(maps: AttentionMaps, row: int | None = None, block: BlockAttention | None = None) -> str:
     """Whose attention a map shows, and to what: `CLS to patches`."""
     query = query_in_words(maps, row)
+    if row is not None and block is not None and maps.selected_rows is Rows.ALL and block.queries is Queries.OTHER:
+        query = f"query {row % block.shape[2]}"
     return f"{query} to patches" if query else "no readout"
 
 

@@ -12,7 +12,7 @@ from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import RowsNotKeptError
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import HeadFusion, HeadsOption, Rows, choose
+from attnhook.options import HeadFusion, HeadsOption, Rows, checked_heads
 
 
 def raw_attention(
@@ -45,10 +45,10 @@ def raw_attention(
         >>> raw_attention(capture.maps, heads=None).shape
         torch.Size([1, 3, 14, 14])
     """
-    chosen = maps[block]
+    chosen, heads = maps[block], checked_heads(heads)
     weights = readout_row(maps, chosen, row=row)
     values = fuse_heads(chosen.layout.patches(weights), heads, chosen.name)
-    shown = row_in_words(maps, row)
+    shown = row_in_words(maps, row, chosen)
     return make_map(maps, values, [chosen], "raw attention", heads=heads, row=shown, uniform=1 / chosen.shape[-1])
 
 
@@ -84,7 +84,7 @@ def _readout(maps: AttentionMaps, block: BlockAttention) -> Tensor:
 
 def fuse_heads(maps: Tensor, heads: HeadsOption, block: str | None = None) -> Tensor:
     """Fuse `(batch, heads, ...)` to `(batch, ...)`; None returns a copy of all heads."""
-    count = maps.shape[1]
+    count, heads = maps.shape[1], checked_heads(heads)
     if heads is None:
         return maps.clone()  # not a view of the captured rows
     if isinstance(heads, int):
@@ -94,10 +94,9 @@ def fuse_heads(maps: Tensor, heads: HeadsOption, block: str | None = None) -> Te
                 f"head {heads} does not exist: expected -{count} to {count - 1}{of_block}. Pass one of them, or 'mean', 'max' or 'min'."
             )
         return maps[:, heads].clone()
-    fusion = choose(HeadFusion, heads, "heads")
-    if fusion is HeadFusion.MEAN:
+    if heads is HeadFusion.MEAN:
         return maps.mean(dim=1)
-    return torch.amax(maps, dim=1) if fusion is HeadFusion.MAX else torch.amin(maps, dim=1)
+    return torch.amax(maps, dim=1) if heads is HeadFusion.MAX else torch.amin(maps, dim=1)
 
 
 def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: HeadsOption = "mean") -> PatchMap:
@@ -131,7 +130,7 @@ def received_attention(maps: AttentionMaps, block: int | str = -1, *, heads: Hea
         >>> received_attention(capture.maps, 0).shape
         torch.Size([1, 56, 56])
     """
-    chosen = maps[block]
+    chosen, heads = maps[block], checked_heads(heads)
     layout, matrix = chosen.layout, chosen.matrix
     if isinstance(layout, WindowLayout):
         real = layout.real_queries(matrix.shape[2]).to(matrix.device)
@@ -179,7 +178,7 @@ def value_weighted_attention(maps: AttentionMaps, *, block: int | str = -1, head
         >>> value_weighted_attention(capture.maps).shape
         torch.Size([2, 14, 14])
     """
-    chosen = maps[block]
+    chosen, heads = maps[block], checked_heads(heads)
     require_softmax_weights(chosen, "value_weighted_attention")
     weights = readout_row(maps, chosen)
     values = chosen.values

@@ -18,9 +18,10 @@ from attnhook.capture.operands import exact_arithmetic
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.imaging.patch_maps import PatchMap
-from attnhook.options import HeadFusion, HeadsOption, choose
+from attnhook.options import HeadFusion, HeadsOption, checked_heads
 
 _HALF = 16  # bits
+_NO_SIGN = 2**31 - 1
 _Weights = tuple[HeadFusion, float, float]  # how a block's matrix becomes W: fusion, residual, discard
 
 
@@ -79,6 +80,7 @@ def rollout(
         >>> rollout(capture.maps).shape
         torch.Size([2, 14, 14])
     """
+    heads = checked_heads(heads)
     weights = _weights(maps, heads, residual, discard)
     blocks = propagation.blocks_from(maps, "rollout", start)
     layout = propagation.shared_layout(blocks, "rollout")
@@ -131,7 +133,7 @@ def _multiplied(matrix: SoftmaxMatrix, product: Tensor | None, residual: float) 
     return result
 
 
-def _weights(maps: AttentionMaps, heads: HeadsOption, residual: float, discard: float) -> _Weights:
+def _weights(maps: AttentionMaps, heads: HeadFusion | int | None, residual: float, discard: float) -> _Weights:
     if heads is None:
         raise ValueError(
             "rollout multiplies one matrix per block: expected heads='mean', 'max', 'min' or one head's index, got None. Choose one."
@@ -141,7 +143,7 @@ def _weights(maps: AttentionMaps, heads: HeadsOption, residual: float, discard: 
     if not 0 <= discard < 1:
         raise ValueError(f"bad fraction to discard: expected 0 <= discard < 1, got {discard}. 0 discards nothing.")
     propagation.require_all_rows(maps, "rollout")
-    return HeadFusion.MEAN if isinstance(heads, int) else choose(HeadFusion, heads, "heads"), residual, discard
+    return HeadFusion.MEAN if isinstance(heads, int) else heads, residual, discard
 
 
 def _pooled_row(pooling: BlockAttention, heads: HeadsOption) -> Tensor:
@@ -194,11 +196,12 @@ def _discard_below(threshold: Tensor, rows: Tensor, queries: slice, token: int |
 def ranked_entry(chunks: Callable[[], Iterator[Tensor]], rank: int) -> Tensor:
     """The entry that has `rank` entries before it in ascending order, found by counting in two passes over the chunks.
 
-    Non-negative float32 numbers sort like their bits: the upper half comes from one histogram, the lower from one of the entries that share it.
+    Non-negative float32 numbers sort like their bits, and NaN comes last: the upper half comes from one histogram, the lower from one of the
+    entries that share it.
     """
 
     def bits() -> Iterator[Tensor]:
-        return (chunk.float().view(torch.int32) for chunk in chunks())
+        return (chunk.float().view(torch.int32) & _NO_SIGN for chunk in chunks())  # the sign of a NaN
 
     upper, before = _bucket(((part >> _HALF).flatten() for part in bits()), rank)
     lower, _ = _bucket((part.masked_select(part >> _HALF == upper) & (2**_HALF - 1) for part in bits()), rank - before)

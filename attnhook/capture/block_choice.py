@@ -1,8 +1,8 @@
 """Which blocks a selector chooses: timm's meaning of `blocks=`."""
 
-from collections.abc import Sequence
-from numbers import Integral
-from typing import Any, TypeGuard, TypeVar
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex, TypeGuard, TypeVar
 
 from attnhook.errors import UnknownBlockError
 from attnhook.options import BlocksOption
@@ -27,12 +27,12 @@ def choose_blocks(sites: Sequence[_Named], blocks: BlocksOption) -> tuple[_Named
     names = [site.name for site in sites]
     if callable(blocks):
         chosen = {i for i, name in enumerate(names) if blocks(name)}
-    elif isinstance(blocks, bool):
+    elif isinstance(blocks, bool) or not isinstance(blocks, str | SupportsIndex | Iterable):
         raise UnknownBlockError(
             f"unknown block {blocks!r}: expected an index or a name. Pass one, such as blocks=[-1]."
         )
-    elif isinstance(blocks, int | Integral):  # NumPy's, too
-        count = int(blocks)
+    elif isinstance(blocks, SupportsIndex) and not isinstance(blocks, Iterable):  # NumPy's, too
+        count = operator.index(blocks)
         if not 0 < count <= len(names):
             raise UnknownBlockError(
                 f"blocks={count} means the last {count}: expected 1 to {len(names)}. For one, pass [index]."
@@ -52,11 +52,15 @@ def block_index(names: Sequence[str], block: int | str) -> int:
         if block in names:
             return list(names).index(block)
         raise UnknownBlockError(f"unknown block {block!r}: expected one of {_summary(names)}.")
-    if isinstance(block, bool) or not -len(names) <= block < len(names):
+    if isinstance(block, Sequence | set | slice):
+        raise UnknownBlockError(
+            f"{block!r} is not one block: expected an index or a name, got several. A map is of one block: make one map per block."
+        )
+    if isinstance(block, bool) or not isinstance(block, SupportsIndex) or not -len(names) <= block < len(names):
         raise UnknownBlockError(
             f"unknown block {block!r}: expected an index from {-len(names)} to {len(names) - 1}, or one of {_summary(names)}."
         )
-    return block % len(names)
+    return operator.index(block) % len(names)
 
 
 def _summary(names: Sequence[str]) -> str:

@@ -153,6 +153,8 @@ ImageRows = ComputedRows | DenseRows
 
 def chunks(image: ImageRows, queries: slice, budget: int) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
     """All parts of some rows, each of at most `budget` bytes and valid until the next, with their `exponentials`."""
+    if _is_empty(image, queries):
+        return
     cut = parts(image.heads, queries, _row_bytes(image), budget)
     memory = _memory(image, *cut[0].shape)
     for part in cut:
@@ -175,6 +177,8 @@ def sum_of_products(image: ImageRows, r: Tensor, budget: int) -> Tensor:
 
 def entropy_chunks(image: ImageRows, budget: int) -> Iterator[tuple[Part, Tensor, Tensor, Tensor | None, Tensor]]:
     """All parts, each valid until the next, with their `entropy` and a scratch buffer of the rows' shape."""
+    if _is_empty(image, slice(0, image.queries)):
+        return
     cut = parts(image.heads, slice(0, image.queries), _row_bytes(image), budget // 2)
     first, second = _memory(image, *cut[0].shape), _memory(image, *cut[0].shape)
     for part in cut:
@@ -184,6 +188,8 @@ def entropy_chunks(image: ImageRows, budget: int) -> Iterator[tuple[Part, Tensor
 
 def fused_chunks(image: ImageRows, fusion: str, budget: int) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the `"mean"`, `"max"` or `"min"` over heads, `(rows, keys)`, each valid until the next; may be overwritten."""
+    if _is_empty(image, slice(0, image.queries)):
+        return
     cut = row_parts(slice(0, image.queries), _row_bytes(image), budget // 2)
     memory, fused = (_memory(image, 1, cut[0].stop - cut[0].start) for _ in range(2))
     for queries in cut:
@@ -201,6 +207,11 @@ def fused_chunks(image: ImageRows, fusion: str, budget: int) -> Iterator[tuple[s
 
 
 _JOINS: dict[str, Callable[..., Tensor]] = {"mean": torch.add, "max": torch.maximum, "min": torch.minimum}
+
+
+def _is_empty(image: ImageRows, queries: slice) -> bool:
+    """Whether there is nothing to compute: no rows, no keys, or no heads."""
+    return not (image.heads and queries.stop > queries.start and image.keys)
 
 
 def _memory(image: ImageRows, heads: int, rows: int) -> Tensor:

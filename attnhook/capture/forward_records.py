@@ -53,6 +53,13 @@ class ForwardRecord:
         """How often a site has called its kernel."""
         return sum(call.site == site for call in self.calls)
 
+    def clear_gradients(self) -> None:
+        """Forget the gradients of all blocks; values and rows stay."""
+        held = [call.gradients for call in self.calls] + [block.captured_gradients for block in self.maps or ()]
+        for gradients in held:
+            if gradients is not None:
+                gradients.clear()
+
     def release(self) -> None:
         """Free what is not needed once the maps are made."""
         self.calls.clear()

@@ -26,6 +26,8 @@ class TokenLayout:
         frames: Number of steps in time of a video model; its patches come frame by frame.
         order: For models that drop or shuffle patches (MAE): for each patch token its index on the row-major grid, int64,
             `(batch, patch tokens)`. None where all patches come in order.
+        frames_in_batch: Number of frames of a clip, in a video model that attends within each frame: consecutive batch entries are then the
+            frames of one clip (TimeSformer).
 
     Example:
         >>> import torch
@@ -44,14 +46,15 @@ class TokenLayout:
     suffix: int = 0
     frames: int = 1
     order: Tensor | None = field(default=None, compare=False, repr=False)
+    frames_in_batch: int = 1
 
     def __post_init__(self) -> None:
         if not _is_grid(self.grid):
             raise TokenLayoutError(f"bad patch grid: expected (rows, columns), both at least 1, got {self.grid!r}.")
-        if min(self.registers, self.suffix, self.frames - 1) < 0:
+        if min(self.registers, self.suffix, self.frames - 1, self.frames_in_batch - 1) < 0:
             raise TokenLayoutError(
                 f"bad token counts: expected registers and suffix of at least 0 and frames of at least 1, got registers={self.registers}, "
-                f"suffix={self.suffix}, frames={self.frames}."
+                f"suffix={self.suffix}, frames={self.frames}, frames_in_batch={self.frames_in_batch}."
             )
         if self.cls is not None and not -self.num_suffix_tokens <= self.cls < self.num_prefix_tokens:
             raise TokenLayoutError(
@@ -98,7 +101,8 @@ class TokenLayout:
         before = (first, "class"), (int(self.distillation), "distillation"), (self.registers, "register")
         patches = (f"{times}{self.grid[0]}x{self.grid[1]}", f"patch{dropped}")
         parts = (*before, patches, (self.suffix, "suffix"), (last, "class"))
-        return " + ".join(f"{count} {name}" for count, name in parts if count) + " tokens"
+        clip = f" in each of {self.frames_in_batch} frames" if self.frames_in_batch > 1 else ""
+        return " + ".join(f"{count} {name}" for count, name in parts if count) + f" tokens{clip}"
 
     def check(self, num_tokens: int, *, where: str = "the sequence") -> None:
         """Raise `TokenLayoutError` unless a sequence, called `where` in the message, has `num_tokens` tokens."""
@@ -116,7 +120,8 @@ class TokenLayout:
             row: `(..., num_tokens)`, any dtype.
 
         Returns:
-            `(..., h, w)`, or `(..., frames, h, w)` if there are several frames. Dropped patches are NaN (floating dtypes only).
+            `(..., h, w)`, or `(..., frames, h, w)` if there are several frames; where these are batch entries, `(clips, ..., frames, h, w)`.
+            Dropped patches are NaN (floating dtypes only).
 
         Raises:
             TokenLayoutError: If the last dimension is not `num_tokens` long.
@@ -126,7 +131,19 @@ class TokenLayout:
         if self.order is not None:
             patches = self._unshuffle(patches, self.order)
         time = (self.frames,) if self.frames > 1 else ()
-        return patches.reshape(*row.shape[:-1], *time, *self.grid)
+        return self._clips(patches.reshape(*row.shape[:-1], *time, *self.grid), -3)
+
+    def _clips(self, values: Tensor, axis: int) -> Tensor:
+        """Move frames from the batch to an axis of their own."""
+        count = self.frames_in_batch
+        if count == 1:
+            return values
+        if values.dim() < -axis or len(values) % count:
+            raise TokenLayoutError(
+                f"rows of clips of {count} frames: expected the batch first, a multiple of {count}, got shape {tuple(values.shape)}. Pass "
+                "rows of whole clips, (batch, ..., tokens)."
+            )
+        return values.reshape(len(values) // count, count, *values.shape[1:]).movedim(1, axis)
 
     def _unshuffle(self, patches: Tensor, order: Tensor) -> Tensor:
         if order.shape[0] not in (1, patches.shape[0]):
@@ -182,7 +199,7 @@ class TokenLayout:
 
     def without_special_tokens(self) -> "TokenLayout":
         """The same grid with patches only, as an attention pooling reads it that skips the special tokens."""
-        return TokenLayout(self.grid, cls=None, frames=self.frames, order=self.order)
+        return TokenLayout(self.grid, None, frames=self.frames, order=self.order, frames_in_batch=self.frames_in_batch)
 
     def outside(self, row: Tensor) -> Tensor:
         """Attention mass on tokens that are not patches.
@@ -194,7 +211,7 @@ class TokenLayout:
             `(...)`, between 0 and 1 for softmax rows.
         """
         axes = (-3, -2, -1) if self.frames > 1 else (-2, -1)
-        return row.sum(dim=-1) - torch.nan_to_num(self.patches(row)).sum(dim=axes)
+        return self._clips(row.sum(dim=-1), -1) - torch.nan_to_num(self.patches(row)).sum(dim=axes)
 
 
 class GridlessLayout(ABC):

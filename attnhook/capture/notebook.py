@@ -82,7 +82,7 @@ def contact_sheet(blocks: Sequence[Any]) -> bytes | None:
 def _line(block: Any) -> Tensor | None:
     """The maps of a block from left to right, a gap after each: `(cell, heads * cell)` uint8, bright where attention is."""
     layout, captured = block.token_layout, block.captured
-    if not isinstance(layout, TokenLayout) or layout.frames > 1:
+    if not isinstance(layout, TokenLayout) or max(layout.frames, layout.frames_in_batch) > 1:
         return None
     square = captured.shape[2] == captured.shape[3] and not block.pooling
     if isinstance(captured, Tensor):

@@ -4,6 +4,8 @@ The gradient arrives through a tensor hook on the output: that belongs to the au
 fills.
 """
 
+import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from copy import copy
@@ -103,7 +105,18 @@ class CapturedGradients:
     `weights_read` says that a backward came through the returned weights, past the output.
     """
 
-    __slots__ = ("__weakref__", "_device", "_gradient", "_values", "_versions", "explicit", "wanted", "weights_read")
+    __slots__ = (
+        "__weakref__",
+        "_device",
+        "_gradient",
+        "_read",
+        "_values",
+        "_versions",
+        "explicit",
+        "mixed",
+        "wanted",
+        "weights_read",
+    )
 
     def __init__(
         self, values: Tensor | None, *, explicit: bool = False, wanted: bool = True, device: torch.device | None = None
@@ -114,7 +127,12 @@ class CapturedGradients:
         self.explicit = explicit
         self.wanted = wanted
         self._device = device
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradient, so that the next backward does not add to it."""
         self._gradient: Tensor | None = None
+        self._read = self.mixed = False  # whether it was read, and a backward added to it afterwards
         self.weights_read = False
 
     @property
@@ -130,6 +148,7 @@ class CapturedGradients:
     def add(self, gradient: Tensor) -> None:
         """Add the gradient of one backward, as `.grad` does."""
         gradient = gradient if self._device is None else gradient.to(self._device)
+        self.mixed = self.mixed or self._read
         self._gradient = gradient if self._gradient is None else self._gradient + gradient
 
     def gradient(self, block: str) -> Tensor:
@@ -150,6 +169,13 @@ class CapturedGradients:
                 "score.backward() (or torch.autograd.grad(score, pixels)) before you read gradients; a score that does not depend on the block "
                 "gives it none."
             )
+        self._read = True
+        if self.mixed:
+            warnings.warn(
+                "gradients of several scores add up: expected one backward per map, got another one after a map of this forward was read. Call "
+                "capture.clear_gradients() before each backward.",
+                stacklevel=_users_level(),
+            )
         return self._gradient
 
     def attention_gradient(self, block: str) -> AttentionGradient:
@@ -168,10 +194,11 @@ class CapturedGradients:
 
     def __getstate__(self) -> tuple[Any, ...]:
         self._check_arrived("a block of these maps")  # it would not reach the copy
-        return self.values, self.explicit, self.wanted, self._device, self._gradient, self.weights_read
+        return self.values, self.explicit, self.wanted, self._device, self._gradient, self.weights_read, self.mixed
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._values, self.explicit, self.wanted, self._device, self._gradient, self.weights_read = state
+        self._values, self.explicit, self.wanted, self._device, self._gradient, self.weights_read, self.mixed = state
+        self._read = False
         self._versions = versions(self._values)  # a copy's tensors count anew
 
     def _check_arrived(self, what: str) -> None:
@@ -180,6 +207,14 @@ class CapturedGradients:
                 f"{what} cannot be moved, copied or saved before its gradient has arrived: expected score.backward() first. Call it, then move "
                 "or copy the maps; or capture with device=."
             )
+
+
+def _users_level() -> int:
+    """How many frames above its caller the code is that called attnhook."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("attnhook."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def hook_gradient(output: Tensor, captured: CapturedGradients, arrange: Arrange, block: str) -> None:

@@ -16,7 +16,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.patch_cells import overlaps
 from attnhook.capture.recognition import guess_sites
 from attnhook.capture.registry import find_anatomy
-from attnhook.capture.sites import AttentionSite, Queries
+from attnhook.capture.sites import AttentionSite, Queries, SiteTokens
 from attnhook.capture.torch_internals import compiled_module
 from attnhook.errors import NoClassTokenError, NoReadoutError, UnsupportedModelError
 from attnhook.options import BlocksOption, Overlap, PatchIndex, Rows, RowsOption, Size, choose
@@ -78,9 +78,36 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
             f"no attention of {type(inner).__name__} has such rows: rows={rows!r} expects {' or '.join(sorted(_queries_with(kind)))} as "
             f"queries, got {got}. Use {_legal_rows(anatomy)}."
         )
-    sites = tuple(_with_holder(inner, site) for site in choose_blocks(candidates, blocks))
+    beside = [] if known is None else _named_beside(inner, anatomy, blocks, layout)
+    if beside and kind is not Rows.ALL:
+        raise NoReadoutError(
+            f"block {beside[0].name!r} is no part of the model that attnhook knows: expected rows='all', got {rows!r}. Capture with rows='all', "
+            "and read the rows that you want."
+        )
+    if beside:
+        names = {site.name for site in beside}
+        blocks = [block for block in ([blocks] if isinstance(blocks, str) else blocks) if block not in names]  # type: ignore[union-attr]
+    chosen = () if beside and not blocks else choose_blocks(candidates, blocks)
+    sites = tuple(_with_holder(inner, site) for site in (*chosen, *beside))
     guessed = known is None and layout is not None and not callable(blocks) and not are_names(blocks)
     return CapturePlan(inner, anatomy, sites, kind, layout, guessed)
+
+
+_BESIDE = (
+    "the tokens are unknown: expected a block of the model that attnhook knows, got one beside it. Read `.rows` without a grid, or pass "
+    "layout=TokenLayout(...) if its keys are the patches."
+)
+
+
+def _named_beside(
+    model: nn.Module, anatomy: ModelAnatomy, blocks: BlocksOption, layout: TokenLayout | None
+) -> list[AttentionSite]:
+    """The modules that the user names outside what is known of a model, such as a decoder beside its backbone."""
+    named = [blocks] if isinstance(blocks, str) else blocks if isinstance(blocks, Sequence) else []
+    wanted = {name for name in named if isinstance(name, str)} - {site.name for site in anatomy.sites}
+    modules = {name: module for name, module in model.named_modules() if name in wanted}
+    rule = None if layout is not None else lambda _: SiteTokens(_BESIDE)
+    return [AttentionSite(name, module, queries=Queries.OTHER, tokens_of=rule) for name, module in modules.items()]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -187,6 +214,11 @@ def _chosen(rows: Iterable[SupportsIndex | Sequence[SupportsIndex]]) -> tuple[in
             raise ValueError(
                 f"bad row {row!r}: expected a token index or a (row, column) patch. Or pass one of {kinds}."
             ) from None
+    if isinstance(rows, tuple) and len(rows) == 2 and not any(isinstance(row, tuple) for row in chosen):
+        raise ValueError(
+            f"{rows=} may be a patch or two tokens: expected one of them. Pass rows=[{rows}] for the patch in row {rows[0]} and column "
+            f"{rows[1]}, or rows={[*rows]} for the tokens {rows[0]} and {rows[1]}."
+        )
     if not chosen:
         raise ValueError("rows=[] is empty: expected at least one token index or (row, column) patch. Pass some.")
     return tuple(chosen)

@@ -20,7 +20,7 @@ from attnhook.errors import NothingCapturedError
 from attnhook.files import replacing
 from attnhook.options import Overlap, Rows, Size
 
-_FIELDS = ("grid", "cls", "registers", "distillation", "suffix", "frames")
+_FIELDS = ("grid", "cls", "registers", "distillation", "suffix", "frames", "frames_in_batch")
 _Read = TypeVar("_Read")
 
 
@@ -90,7 +90,7 @@ def unpacked_layout(entry: Any, name: str, tensors: dict[str, Tensor]) -> Layout
 
 
 def _token_layout(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> TokenLayout:
-    numbers: dict[str, Any] = {field: checked(entry[field], int) for field in _FIELDS[2:]}
+    numbers: dict[str, Any] = {field: checked(entry.get(field, 1), int) for field in _FIELDS[2:]}
     cls = None if entry["cls"] is None else checked(entry["cls"], int)
     layout = TokenLayout(checked_size(entry["grid"]) or (0, 0), cls, **numbers)
     order = tensors.get(f"{name}.order")

@@ -45,7 +45,7 @@ class AttentionCapture:
     Args:
         model: A Vision Transformer of timm, transformers or torchvision, a module that holds one, or any model with attention modules.
         blocks: Which blocks, as in timm: None = all, int n = the last n, a sequence of indices (negative from the end) or names, or
-            a predicate over names.
+            a predicate over names. Names may be of attention modules beside a known model, such as a decoder's, with `rows="all"`.
         rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
             `"readout"` (the one of the three that the model's head reads), `"all"` (stores references to queries and keys; the matrix stays
             implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).
@@ -55,7 +55,7 @@ class AttentionCapture:
             was entered is not noticed there.
         gradients: Whether to capture gradients: each block then stores a reference to its values and receives the gradient dO of its
             attention output, from which dA = dO V^T follows. Call `score.backward()`, inside the context or after it; several add up, as in
-            `.grad`. Needs whole matrices: `rows="readout"` then means `"all"`, which includes the readout's row.
+            `.grad`, until `clear_gradients()`. Needs whole matrices: `rows="readout"` then means `"all"`, which includes the readout's row.
         values: Whether to store references to the values; always on with `gradients`.
         device: Where rows are stored; by default where they are computed.
         strict: Whether to refuse a compiled model instead of running it eagerly while the context is open.
@@ -343,6 +343,25 @@ class AttentionCapture:
         self._foreign_calls = 0
         for scope in () if self._active is None else self._active.open_scopes():
             scope.record = ForwardRecord()
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients of all forwards, so that the next backward gives maps of its own score alone.
+
+        Rows, values and patch maps that exist already stay. All backwards but the last need `retain_graph=True`.
+
+        Example:
+            >>> import timm, torch
+            >>> from attnhook import AttentionCapture, gradient_rollout
+            >>> model = timm.create_model("test_vit").eval()
+            >>> with AttentionCapture(model, gradients=True) as capture:
+            ...     scores = model(torch.randn(1, 3, 160, 160))[0]
+            >>> for index in (7, 281):
+            ...     capture.clear_gradients()
+            ...     scores[index].backward(retain_graph=True)
+            ...     patch_map = gradient_rollout(capture.maps)
+        """
+        for record in self._log.records():
+            record.clear_gradients()
 
     def __getitem__(self, block: object) -> None:
         raise TypeError(

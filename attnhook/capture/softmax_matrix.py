@@ -134,7 +134,7 @@ class SoftmaxMatrix:
         self._check(x, "x", (batch, heads, keys, None), "(batch, heads or 1, keys, columns)")
         with exact_arithmetic(self.device.type):
             factors = x.expand(-1, heads, -1, -1)
-            result = torch.empty(batch, heads, queries, x.shape[3], dtype=x.dtype, device=self.device)
+            result = torch.zeros(batch, heads, queries, x.shape[3], dtype=x.dtype, device=self.device)
             for image, part, rows, sums in self._chunks(slice(0, queries)):
                 product = torch.matmul(rows, factors[image, part.heads].to(rows.dtype))
                 result[image, part.heads, part.queries] = product if sums is None else product / sums[..., None]
@@ -158,7 +158,7 @@ class SoftmaxMatrix:
         `measure` takes rows `(1, heads, rows, keys)` float32 and which they are, and returns `(1, heads or 1, rows, ...)`.
         """
         batch, heads, queries, keys = self.shape
-        if not batch or not queries:
+        if not (batch and queries and keys):
             return measure(self.dense(), RowChunk(0, slice(0, queries)))
         cut = chunked_softmax.row_parts(slice(0, queries), 4 * heads * keys, BUDGET_BYTES)
         images = []
@@ -169,7 +169,7 @@ class SoftmaxMatrix:
 
     def entropy(self) -> Tensor:
         """Entropy of every row in nats, without a logarithm of the matrix: `(batch, heads, queries)` float64."""
-        result = torch.empty(self.shape[:3], dtype=torch.float64, device=self.device)
+        result = torch.zeros(self.shape[:3], dtype=torch.float64, device=self.device)
         with exact_arithmetic(self.device.type):
             for image, part, entropy, *_ in self.entropy_chunks():
                 result[image, part.heads, part.queries] = entropy

@@ -19,7 +19,7 @@ from attnhook.errors import ExtractionError, ImageError
 from attnhook.extraction import indices
 from attnhook.extraction.distributions import PERCENTILES, over_photos
 from attnhook.extraction.items import Item, require
-from attnhook.extraction.settings import Manifest, decode
+from attnhook.extraction.settings import MANIFEST_NAME, Manifest, decode
 from attnhook.extraction.shards import ShardFiles
 from attnhook.extraction.sources import open_source, reopen_source
 from attnhook.files import user_path
@@ -319,9 +319,17 @@ def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
     manifest = Manifest.load(path)
     if manifest is None:
         raise ExtractionError(
-            f"nothing to open: expected a folder that attnhook extract wrote, got no manifest in {path}."
+            f"nothing to open: expected a folder that attnhook extract wrote, got {_seen_at(path)}. Pass the folder that was given to "
+            "extract(..., out=...) or attnhook extract --out."
         )
     return ExtractedMaps(path, manifest, None if source is None else open_source(source, manifest.source.get("column")))
+
+
+def _seen_at(path: Path) -> str:
+    """What is where an extraction was expected."""
+    if not path.exists():
+        return f"no such folder, {path}"
+    return f"no {MANIFEST_NAME} in {path}" if path.is_dir() else f"the file {path}"
 
 
 def _read_index(folder: Path) -> Any:

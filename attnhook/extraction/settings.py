@@ -4,7 +4,7 @@ Settings are what changes a number that is written. A run whose manifest differs
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,16 @@ class Manifest:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             found = content.pop("format", None)
-            if found == FORMAT:
+            if found == FORMAT and not (missing := _missing(content)):
                 return cls(**content)
         except (ValueError, TypeError, AttributeError) as error:
             raise ExtractionError(
                 f"cannot read {path}: expected a manifest, got {error}. Restore it, or extract again."
             ) from error
+        if found == FORMAT:
+            raise ExtractionError(
+                f"cannot read {path}: expected a whole manifest, got one without {', '.join(missing)}. Restore it, or extract again."
+            )
         if str(found).startswith(FORMAT.rstrip("2")):
             raise ExtractionError(
                 f"cannot read {path}: expected format {FORMAT}, got {found}. Use the version of attnhook that wrote it."
@@ -138,6 +142,23 @@ class Manifest:
                     "another folder."
                 )
         return replace(self, photos=None, failed=None)
+
+
+def _missing(content: dict[str, Any]) -> list[str]:
+    """What a manifest lacks, or has as something else."""
+    lists, counts = ("blocks", "statistics"), ("shards",)
+    missing = [
+        field.name
+        for field in fields(Manifest)
+        if field.default is MISSING
+        and not isinstance(
+            content.get(field.name), list if field.name in lists else int if field.name in counts else dict
+        )
+    ]
+    nested = {"model": ("spec",), "settings": ("heads", "methods")}
+    return missing or [
+        f"{part}.{name}" for part, names in nested.items() for name in names if name not in content[part]
+    ]
 
 
 def _difference(part: str, old: Any, new: Any) -> str:

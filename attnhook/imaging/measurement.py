@@ -52,6 +52,11 @@ def _fitted(
     gains = [float(np.abs(light - dark).max()) for dark, light in zip(*made[:2], strict=True)]
     largest = max(float(np.abs(view).max()) for view in (*made[0], *made[1]))
     if max(gains) <= _NO_GAIN * largest:
+        if all(np.array_equal(first, other) for first, *others in zip(*made, strict=True) for other in others):
+            raise GeometryError(
+                "cannot follow the preprocessing: expected pixels that depend on the photo, got the same ones from a black, a white and two "
+                "grey photos. Let it return what it makes of the photo that it is called with."
+            )
         raise GeometryError(
             "cannot follow the preprocessing: expected a white photo to come out brighter than a black one, got pixels that differ by at most "
             f"{max(gains):.3g}. It standardises the brightness of each photo. {REMEDY}"

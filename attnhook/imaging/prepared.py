@@ -10,7 +10,7 @@ from attnhook.imaging.calling import run
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.geometry_lookup import check_pixels, ignores_content
 from attnhook.imaging.images import orientation_of
-from attnhook.imaging.model_inputs import ModelInputs
+from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.repeatability import check_resemblance
 from attnhook.options import Size
 
@@ -34,10 +34,24 @@ def prepare(preprocess: Any, photo: Image.Image) -> Prepared:
             "Turn tiling off, or pass a function that returns only the input that you want to look at."
         )
     geometry = ImageGeometry.of(preprocess if inputs.geometry is None else inputs.geometry, size)
+    inputs = _with_batch_axis(inputs, geometry)
     check_pixels(inputs, geometry)
     if not known:
         check_resemblance(photo, inputs, geometry)
     return Prepared(inputs, geometry)
+
+
+def _with_batch_axis(inputs: ModelInputs, geometry: ImageGeometry) -> ModelInputs:
+    """Add the batch axis that pixels of a picture lack; what has no channels either is refused."""
+    shape = tuple(inputs.pixels.shape)
+    if inputs.packed or len(shape) not in (2, 3) or shape[-2:] != tuple(geometry.input_size):
+        return inputs
+    if len(shape) == 2:
+        raise GeometryError(
+            f"cannot use preprocess=: expected pixels (channels, height, width), with or without a batch axis, got shape {shape}. Let it "
+            "return a tensor with an axis for the channels."
+        )
+    return with_pixels(inputs, inputs.pixels[None])
 
 
 def seen_size(preprocess: Any, size: Size) -> Size | None:

@@ -369,7 +369,7 @@ def _same_grid(result: AttentionResult, blocks: BlocksOption) -> list[tuple[tupl
         if block.name not in chosen:
             continue
         layout = block.token_layout
-        if isinstance(layout, TokenLayout) and layout.frames == 1 and layout.grid == grid:
+        if isinstance(layout, TokenLayout) and layout.frames == layout.frames_in_batch == 1 and layout.grid == grid:
             with suppress(AttnhookError):
                 raw_attention(result.maps, block=block.name)
                 found.append((block.number or (at, len(result.maps)), block))

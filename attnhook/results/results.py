@@ -273,9 +273,11 @@ def attend(
             "raw_attention(result.maps, heads=None) for all heads."
         )
     if "block" in options:
+        block = options["block"]
+        listed = [*block] if isinstance(block, list | tuple | range) else [block]
         raise ValueError(
-            f"attend takes blocks, as AttentionCapture does: expected blocks=, got block={options['block']!r}. Pass "
-            f"blocks=[{options['block']!r}], or capture all blocks and take result[{options['block']!r}]."
+            f"attend takes blocks, as AttentionCapture does: expected blocks=, got block={block!r}. Pass blocks={listed!r}, or capture all "
+            f"blocks and take result[{(listed or [block])[0]!r}]."
         )
     legal = [name for name in keywords(METHODS[method]) if name not in {"block", "heads", "row"}]
     if unknown := [name for name in options if name not in legal]:
@@ -295,6 +297,11 @@ def attend(
     needs = NEEDS[method]
     kept: Any = {"rows": _rows_for(method, rows), "gradients": needs.gradients, "values": needs.values}
     capture = AttentionCapture(vision.model, blocks=blocks, device="cpu", **kept)
+    if not isinstance(rows, str | int) and len(rows) > 1:
+        raise ValueError(
+            f"attend shows one row: expected one patch, rows=[(row, column)], got {rows=}. Call it for each, or capture them together: "
+            f"AttentionCapture(model, {rows=})."
+        )
     results = _Results()
     for source in sources:
         photo = read_image(source)

@@ -118,7 +118,7 @@ def _between_tokens(maps: AttentionMaps, block: BlockAttention) -> bool:
 def _gridded(maps: AttentionMaps, block: BlockAttention) -> TokenLayout | WindowLayout | None:
     """The layout of a block that has a map of the whole image."""
     layout = block.token_layout
-    if isinstance(layout, TokenLayout) and layout.order is None and layout.frames == 1:
+    if isinstance(layout, TokenLayout) and layout.order is None and layout.frames == layout.frames_in_batch == 1:
         return layout
     return layout if isinstance(layout, WindowLayout) and maps.selected_rows is Rows.ALL else None
 

@@ -87,6 +87,7 @@ class ModelDescription(Tabular):
         readout_reason: Why.
         grid: After a forward: patch rows and columns.
         input_size: After a forward: height and width of the images in pixels.
+        frames: After a forward of a video model: steps in time of the grid, or frames of a clip.
         captured: The parts of the model whose attention is captured.
         not_captured: The parts whose attention is not: text towers, language models, decoders.
     """
@@ -98,16 +99,19 @@ class ModelDescription(Tabular):
     readout_reason: str
     grid: Size | None = None
     input_size: Size | None = None
+    frames: int = 1
     captured: tuple[PartDescription, ...] = ()
     not_captured: tuple[PartDescription, ...] = ()
 
     def _table(self) -> Table:
         grid = "read off each forward" if self.grid is None else f"{self.grid[0]} x {self.grid[1]}"
+        if self.frames > 1:
+            grid = f"{self.frames} frames of {grid}"
         if self.input_size is not None:
             grid += f" patches of a {self.input_size[0]} x {self.input_size[1]} px input (height x width)"
         captured = _in_words(self.captured, "block")
         if self.not_captured:
-            captured += f"; not captured: {_in_words(self.not_captured, 'attention module')}"
+            captured += f"; not captured: {_in_words(self.not_captured, 'attention module')}; name modules with blocks= to capture them"
         head = [
             ("model", self.type_name),
             ("captured", captured),
@@ -151,7 +155,7 @@ def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription
             run_vision(model, pixels)
         maps = capture.maps
     layouts = () if maps is None else (block.token_layout for block in maps)
-    grid = next((layout.grid for layout in layouts if isinstance(layout, TokenLayout)), None)
+    layout = next((layout for layout in layouts if isinstance(layout, TokenLayout)), None)
     readout, blocks = plan.anatomy.readout, _blocks(plan, maps)
     hooked = [site.name for site in plan.sites]
     others = uncaptured_attention(plan.model, hooked)
@@ -161,7 +165,8 @@ def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription
         tokens=_tokens_in_words(plan),
         readout=None if readout.rows is None else readout.rows.value,
         readout_reason=readout.reason,
-        grid=grid,
+        grid=None if layout is None else layout.grid,
+        frames=1 if layout is None else max(layout.frames, layout.frames_in_batch),
         input_size=None if maps is None else maps.input_size,
         captured=_parts([*dict.fromkeys(block.name.partition(":")[0] for block in blocks)], without=others),
         not_captured=_parts(others, without=hooked),

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.capture.session import AttentionCapture
-from attnhook.errors import TargetError
+from attnhook.errors import GeometryError, TargetError
 from attnhook.imaging.model_inputs import ModelInputs, pixels_name, with_pixels
 from attnhook.zoo.model_metadata import innermost
+
+_SIZE = re.compile(r"\b(size|height|width)\b.*(match|expected)", re.IGNORECASE)
+_POSITIONS = re.compile(r"size of tensor .* must match")  # patches and position embeddings
+_INTERPOLATE = ', or pass model_kwargs={"interpolate_pos_encoding": True} to attend'
 
 
 def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -20,7 +25,32 @@ def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[s
     like = next((one for one in model.parameters() if one.is_floating_point()), next(model.parameters(), None))
     forward = getattr(model, "get_image_features", model)
     moved = {name: _moved(value, like) for name, value in {**keywords, **(model_kwargs or {})}.items()}
-    return forward(*(_moved(value, like) for value in arguments), **moved)
+    try:
+        return forward(*(_moved(value, like) for value in arguments), **moved)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        pixels = inputs.pixels if isinstance(inputs, ModelInputs) else inputs
+        if (problem := _size_problem(error, innermost(model), pixels)) is None:
+            raise
+        raise GeometryError(problem) from None  # the model's own traceback is long, and its message is in this one
+
+
+def _size_problem(error: Exception, model: Any, pixels: Tensor) -> str | None:
+    """What to do about an input of a size that a model does not take; None if an error is about something else."""
+    settings: Any = getattr(model, "config", None)
+    built = getattr(getattr(settings, "vision_config", settings), "image_size", None)
+    size, wanted = tuple(pixels.shape[-2:]), (built, built) if isinstance(built, int) else built
+    if isinstance(error, RuntimeError) and (wanted is None or tuple(wanted) == size):
+        return None
+    if not (_POSITIONS if isinstance(error, RuntimeError) else _SIZE).search(str(error)):
+        return None
+    expected = "the size that it was built for" if wanted is None else f"{wanted[0]} x {wanted[1]} pixels"
+    forward = getattr(model, "get_image_features", model.forward)
+    interpolates = "interpolate_pos_encoding" in inspect.signature(forward).parameters
+    said = str(error).rstrip(".!")
+    return (
+        f"{type(model).__name__} cannot run on these photos: expected an input of {expected}, got {size[0]} x {size[1]} pixels ({said}). Let "
+        f"the preprocessing make that size{_INTERPOLATE if interpolates else ''}."
+    )
 
 
 def _arguments(model: Any, inputs: ModelInputs) -> tuple[list[Any], dict[str, Any]]:
@@ -85,9 +115,11 @@ def class_index(target: str | int, labels: tuple[str, ...] | None, count: int) -
         if not 0 <= target < count:
             raise TargetError(f"class {target} does not exist: expected an index from 0 to {count - 1}.")
         return target
-    if labels is None:
+    if labels is None or len(labels) != count:
+        known = "are not known" if labels is None else f"do not fit: it has {count} classes and {len(labels)} names"
         raise TargetError(
-            f"unknown class {target!r}: the names of this model's classes are not known, expected an index from 0 to {count - 1}. Pass one."
+            f"unknown class {target!r}: the names of this model's classes {known}; expected an index from 0 to {count - 1}. Pass one, or the "
+            "names: VisionModel(model, preprocess, labels=[...])."
         )
     wanted = str(target).casefold()
     names = [label.casefold() for label in labels]

@@ -48,7 +48,15 @@ def vision_model(model: Any) -> ModelAnatomy:
         raise UnsupportedModelError(_no_attention(model, [*vision.values()], has_text=bool(text)))
     image_module = next((module for module in vision.values() if isinstance(module, CONVOLUTIONS)), None)
     if tower is None:
-        return ModelAnatomy(sites=sites, cls=None, readout=_readout(model, sites, None), image_module=image_module)
+        # The convolution behind the CNN of a detector, whose output is the feature map that is attended to.
+        feature_map = next((one for name, one in vision.items() if name.rpartition(".")[2] == "input_projection"), None)
+        return ModelAnatomy(
+            sites=sites,
+            cls=None,
+            readout=_readout(model, sites, None),
+            image_module=image_module,
+            grid_module=feature_map,
+        )
     special = tower.special_tokens
     packed = packing_of(tower) is not None
     runs = not isinstance(tower.embeddings, nn.ModuleList | nn.ModuleDict)

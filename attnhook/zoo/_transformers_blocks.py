@@ -177,8 +177,8 @@ def _with_grid(rule: Callable[[Size, CallContext], SiteTokens]) -> Callable[[Cal
     return tokens_of
 
 
-def _with_suffix(cls: int | None) -> SiteOptions:
-    """The patches of one frame, and the tokens that the model appends to them."""
+def _with_suffix(cls: int | None, frames: Callable[[CallContext], int] = lambda _: 1) -> SiteOptions:
+    """The patches of one frame, of `frames` of each clip, and the tokens that the model appends to them."""
 
     def tokens_of(grid: Size, call: CallContext) -> SiteTokens:
         suffix = call.keys - grid[0] * grid[1] - (cls is not None)
@@ -186,7 +186,7 @@ def _with_suffix(cls: int | None) -> SiteOptions:
             return SiteTokens(
                 f"{call.keys} tokens are too few: expected at least a grid of {grid[0]}x{grid[1]}. Read `.rows` without a grid."
             )
-        return SiteTokens(TokenLayout(grid, cls, suffix=suffix))
+        return SiteTokens(TokenLayout(grid, cls, suffix=suffix, frames_in_batch=frames(call)))
 
     return {"tokens_of": _with_grid(tokens_of)}
 
@@ -204,21 +204,25 @@ def _timesformer(context: ModuleContext) -> SiteOptions:
     if "temporal" in context.name:
         return _OVER_TIME
     # If divided, each batch entry is one frame, with its copy of the class token.
-    divided = context.model.config.attention_type == "divided_space_time"
-    return rules.WITH_CLASS_TOKEN if divided else {}
+    settings = context.parent_with("config").config
+    divided = settings.attention_type == "divided_space_time"
+    return {"tokens_of": rules.downsampled(1, 0, frames=settings.num_frames)} if divided else {}
 
 
 def _videoprism(context: ModuleContext) -> SiteOptions:
     if "temporal_layers" in context.name:
         return _OVER_TIME
-    return _with_suffix(None) if "spatial_layers" in context.name else {}
+    if "spatial_layers" not in context.name:
+        return {}
+    seen = context.parent_with("spatial_embeddings").spatial_embeddings
+    return {"seen_module": seen, **_with_suffix(None, lambda call: int(call.inputs[0][1]))}
 
 
 def _xclip(context: ModuleContext) -> SiteOptions:
     if "message_attn" in context.name:
         return rules.unknown("the tokens are messages between the frames of a clip.", Queries.OTHER)
     vision = "mit" not in context.name.split(".") and "encoder.layers" in context.name
-    return _with_suffix(0) if vision else {}
+    return _with_suffix(0, lambda _: int(context.parent_with("config").config.num_frames)) if vision else {}
 
 
 def _groupvit(context: ModuleContext) -> SiteOptions:

@@ -60,7 +60,8 @@ def labels_of(model: nn.Module) -> tuple[str, ...] | None:
         return None
     # Every configuration has an id2label, even for a model without a classifier or without class names.
     settings: Any = getattr(inner, "config", None)
-    if not isinstance(inner, transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(settings), ())):
+    own = not type(inner).__module__.startswith("transformers.")  # a class of the user's
+    if not own and not isinstance(inner, transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(settings), ())):
         return None
     labels = tuple(str(label) for _, label in sorted(settings.id2label.items()))
     return None if labels == tuple(f"LABEL_{number}" for number in range(len(labels))) else labels

@@ -71,12 +71,15 @@ def downsampled_grid(area: Size | None, tokens: int) -> Size | str:
     )
 
 
-def downsampled(prefix: int = 0, cls: int | None = None) -> TokensOf:
-    """Rule of a stage on a downsampled image, row by row after `prefix` special tokens; keys may be downsampled further than queries."""
+def downsampled(prefix: int = 0, cls: int | None = None, *, frames: int = 1) -> TokensOf:
+    """Rule of a stage on a downsampled image, row by row after `prefix` special tokens; keys may be downsampled further than queries.
+
+    With several `frames`, consecutive batch entries are the frames of one clip.
+    """
 
     def layout(call: CallContext, tokens: int) -> TokenLayout | str:
         grid, registers = downsampled_grid(call.input_size, tokens - prefix), max(prefix - (cls is not None), 0)
-        return grid if isinstance(grid, str) else TokenLayout(grid, cls, registers)
+        return grid if isinstance(grid, str) else TokenLayout(grid, cls, registers, frames_in_batch=frames)
 
     def tokens_of(call: CallContext) -> SiteTokens:
         queries = None if call.queries == call.keys else layout(call, call.queries)

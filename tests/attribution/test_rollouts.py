@@ -1,6 +1,7 @@
 """Rollout against slow float64 loops written from the paper, for every readout, on real models and on made-up operands."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -433,3 +434,16 @@ def test_a_token_that_sees_nothing_passes_nothing_on(hidden: int, heads: str | i
     torch.testing.assert_close(found.values.double(), expected, atol=1e-6, rtol=0)
     lost = float(weights[0, 0].sum() - (weights @ weights)[0, 0].sum()) + (hidden == 0)
     assert (found.outside is None) == (lost > 1e-3)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("heads", ["mean", "max", "min"])
+def test_a_row_of_nan_is_the_highest_and_reaches_the_map_of_its_image_alone(heads: str, sign: float) -> None:
+    maps = captured("vit")
+    rows = maps[0].weights()
+    rows[0, :, 3] = math.copysign(math.nan, sign)
+    broken = maps.with_blocks([replace(maps[0], captured=SoftmaxMatrix(rows)), *maps[1:]])
+    for discard in (0.0, 0.3, 0.999):
+        values = rollout(broken, heads=heads, discard=discard).values
+        assert values[0].isnan().all()
+        torch.testing.assert_close(values[1], rollout(maps, heads=heads, discard=discard).values[1])

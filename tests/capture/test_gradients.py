@@ -315,7 +315,8 @@ def test_a_backward_after_the_context_and_several() -> None:
     output[:, 1].sum().backward(retain_graph=True)
     first = [block.output_gradient.clone() for block in maps]
     output[:, 2].sum().backward(retain_graph=True)
-    both = [block.output_gradient.clone() for block in maps]
+    with pytest.warns(UserWarning, match="gradients of several scores add up"):
+        both = [block.output_gradient.clone() for block in maps]
     with capture:
         output = model(images())
     output[:, 2].sum().backward()

@@ -206,3 +206,29 @@ def test_a_process_that_outlives_its_run_keeps_others_out(photos, vision, tmp_pa
     with held(writing, tmp_path), pytest.raises(ExtractionError, match="expected no other run there"):
         extract(vision, photos, tmp_path / "out", **SMALL)
     assert len(extract(vision, photos, tmp_path / "out", **SMALL)) == 21
+
+
+@pytest.mark.parametrize(
+    "change, missing",
+    [
+        (lambda content: content.pop("blocks"), "blocks"),
+        (lambda content: content.update(model=3), "model"),
+        (lambda content: content["settings"].pop("heads"), "settings.heads"),
+        (lambda content: content["model"].pop("spec"), "model.spec"),
+    ],
+)
+def test_a_manifest_that_lacks_something(photos, vision, tmp_path, change, missing):
+    extract(vision, photos, tmp_path / "out", **SMALL)
+    manifest = tmp_path / "out" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    change(content)
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ExtractionError, match=rf"expected a whole manifest, got one without {missing}\. Restore it"):
+        open_maps(tmp_path / "out")
+
+
+def test_what_is_opened_where_there_is_no_extraction(tmp_path):
+    (tmp_path / "file").touch()
+    for name, seen in (("gone", "no such folder"), ("", "no manifest.json in"), ("file", "the file")):
+        with pytest.raises(ExtractionError, match=rf"got {seen}.* Pass the folder that was given to extract"):
+            open_maps(tmp_path / name)

@@ -134,7 +134,9 @@ def test_parts_without_capture_are_named_and_counted(build, captured, not_captur
 
 def test_the_line_about_what_is_captured():
     lines = str(describe(clip())).splitlines()
-    assert lines[1] == "captured vision_model (2 blocks); not captured: text_model (3 attention modules)"
+    assert lines[1] == (
+        "captured vision_model (2 blocks); not captured: text_model (3 attention modules); name modules with blocks= to capture them"
+    )
     assert str(describe(VIT.build())).splitlines()[1] == "captured 2 blocks"
     assert str(describe(VIT.build(), images(1))).splitlines()[1] == "captured 2 blocks"
 

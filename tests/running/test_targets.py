@@ -119,7 +119,8 @@ def test_options_that_do_not_go_together(options, words) -> None:
     [
         (6, LABELS, "class 6 does not exist: expected an index from 0 to 5"),
         (-1, LABELS, "class -1 does not exist"),
-        ("dog", None, "the names of this model's classes are not known, expected an index from 0 to 5"),
+        ("dog", None, "the names of this model's classes are not known; expected an index from 0 to 5"),
+        ("dog", LABELS[:2], "the names of this model's classes do not fit: it has 6 classes and 2 names"),
         ("cat", LABELS, "unknown class 'cat': .* such as 0 'tabby, tabby cat', 1 'tiger cat', 2 'Egyptian cat'"),
         ("doog", LABELS, "such as 3 'dog'"),
         ("zebra", LABELS, r"one of the model's 6 classes\. Pass its index"),

@@ -188,7 +188,7 @@ def test_video_models_have_grids_in_time(name: str) -> None:
         model(pixels)
     if name == "Timesformer":
         spatial = next(block for block in capture.maps if ".attention." in block.name and "temporal" not in block.name)
-        assert spatial.layout == TokenLayout((4, 4))
+        assert spatial.layout == TokenLayout((4, 4), frames_in_batch=4)
         assert spatial.shape[0] == 2 * 4
         return
     layout = capture.maps[0].layout
