@@ -43,7 +43,9 @@ def page_of(folder: Path, *, most: int) -> str:
         "unread": unread,
         "steps": drawn,
         "numbers": {tag: [_rounded(values[step].get(tag)) for step in drawn] for tag in tags},
-        "texts": [[str(line.get("tag")), str(line.get("text"))] for line in texts],
+        "texts": [
+            list(text) for text in dict.fromkeys((str(line.get("tag")), str(line.get("text"))) for line in texts)
+        ],
     }
     return log_html(content, [[_jpeg(files[tag][step]) for step in found] for tag, found in tagged])
 
