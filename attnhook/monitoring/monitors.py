@@ -307,10 +307,7 @@ class AttentionMonitor:
         return {**self._schedule.state_dict(), "rows": rows, "digest": self.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned in another run. Rows of other probe images are ignored.
-
-        The text "attention/probe" is logged again, because the log may go on in another folder.
-        """
+        """Continue from what `state_dict` returned in another run. Rows of other probe images are ignored; "attention/probe" is logged again."""
         self._schedule.load_state_dict(state)
         self._begun = True
         self._last_rows = {

@@ -20,8 +20,8 @@ STATE_FILE = "attention_monitor.safetensors"
 class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
     """Steps a monitor at the start, after every optimizer step and at the end of every epoch, and stores its state in checkpoints.
 
-    With `Trainer(model_init=...)`, the model that the trainer makes is monitored. A trainer may have several of these callbacks; when it resumes,
-    pass them in the same order.
+    With `Trainer(model_init=...)`, the model that the trainer makes is monitored. A trainer may have several of these callbacks; when it
+    resumes, pass them in the same order.
 
     Args:
         monitor: A monitor of the model that the trainer trains, or of one of the same class.
