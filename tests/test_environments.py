@@ -15,6 +15,7 @@ ENVIRONMENTS = {
     # "as it is" first: the others are compared with it
     "as it is": ({}, (), "once"),
     "no home": ({"HOME": None, "XDG_CACHE_HOME": None}, (), "once"),
+    "no home and no name": ({"HOME": None, "XDG_CACHE_HOME": None, "USER": None, "LOGNAME": None}, (), "nobody"),
     "a home that takes no files": ({"HOME": "/proc"}, (), "once"),
     "ASCII": (ASCII, (), "once"),
     "the C locale without UTF-8": (ASCII | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, (), "once"),
