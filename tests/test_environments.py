@@ -14,14 +14,12 @@ ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONIOENCODING": "ascii"}
 ENVIRONMENTS = {
     # "as it is" first: the others are compared with it
     "as it is": ({}, (), "once"),
-    "no home": ({"HOME": None, "XDG_CACHE_HOME": None}, (), "once"),
     "no home and no name": ({"HOME": None, "XDG_CACHE_HOME": None, "USER": None, "LOGNAME": None}, (), "nobody"),
-    "a home that takes no files": ({"HOME": "/proc"}, (), "once"),
+    "a home that takes no files, and no network": ({"HOME": "/proc"}, (), "offline"),
     "ASCII": (ASCII, (), "once"),
     "the C locale without UTF-8": (ASCII | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, (), "once"),
     "python -O": ({}, ("-O",), "once"),
     "warnings are errors": ({}, ("-W", "error"), "once"),
-    "no network": ({}, (), "offline"),
     "spawned": ({}, (), "spawn"),
     "threads": ({}, (), "threads"),
     "tasks": ({}, (), "tasks"),
@@ -34,6 +32,7 @@ def lines() -> set[str]:
     return set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_everything_works(name: str, lines: set[str], tmp_path: Path) -> None:
     changed, arguments, mode = ENVIRONMENTS[name]

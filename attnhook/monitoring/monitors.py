@@ -204,8 +204,8 @@ class AttentionMonitor:
             got = f"{type(error).__name__}: {error}".rstrip(".: ")
             raise ProbeError(
                 f"attention probe failed at step {step}: expected {type(inner).__name__} to run on pixels "
-                f"{tuple(self._probe.inputs.pixels.shape)}{given}, got {got}. Pass the inner model, which takes pixels alone, or what else "
-                "its forward needs as model_kwargs={...}; make the images as large as those of the training."
+                f"{tuple(self._probe.inputs.pixels.shape)}{given}, got {got}. Pass the inner model, which takes pixels alone; or what "
+                "else its forward needs, as model_kwargs={...}; or probe images of the size that it is trained on."
             ) from error
         return maps
 
