@@ -78,3 +78,7 @@ class ComparisonError(AttnhookError, ValueError):
 
 class ExtractionError(AttnhookError, ValueError):
     """An extraction cannot begin, go on or be read: its source, its folder or its settings do not allow it."""
+
+
+class ProbeError(AttnhookError, RuntimeError):
+    """The forward of a training monitor's probe failed; `__cause__` is the model's own error."""

@@ -46,7 +46,9 @@ def page_of(folder: Path, *, most: int) -> str:
         "steps": drawn,
         "measured": len(values),
         "numbers": {tag: [_rounded(values[step].get(tag)) for step in drawn] for tag in tags},
-        "texts": [[str(line.get("tag")), str(line.get("text"))] for line in texts],
+        "texts": [
+            list(text) for text in dict.fromkeys((str(line.get("tag")), str(line.get("text"))) for line in texts)
+        ],
     }
     return log_html(content, [[_jpeg(files[tag][step]) for step in found] for tag, found in tagged])
 

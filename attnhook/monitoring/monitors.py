@@ -18,13 +18,14 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import unwrapped
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture, MeasuringCapture
-from attnhook.errors import NoReadoutError, UnsupportedModelError
+from attnhook.errors import NoReadoutError, ProbeError, UnsupportedModelError
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale
 from attnhook.monitoring.integrations.tensorboard import as_writers
 from attnhook.monitoring.logged_values import pictures_of, scalars_of
 from attnhook.monitoring.probes import ProbeBatch
 from attnhook.monitoring.schedules import Schedule, is_first_process
+from attnhook.monitoring.trained_models import matching
 from attnhook.monitoring.writers import WriterGroup
 from attnhook.options import BlocksOption, Rows, ScaleOption
 from attnhook.running.targets import run_vision
@@ -43,6 +44,7 @@ class AttentionMonitor:
         images: The probe: photos, or pixels `(batch, 3, height, width)`.
         preprocess: For photos: what turns one into the model's input, as in `attend`. None: what the `VisionModel` brings, or a timm model's own
             `pretrained_cfg`, which `repr` and the text "attention/probe" then name.
+        model_kwargs: Keyword arguments that the model's forward needs beside pixels, such as `{"labels": labels}` for the images of the probe.
         mean: For pixels: what was subtracted from each channel, to draw them.
         std: For pixels: what each channel was divided by.
         every_n_steps: Log at steps that are multiples of this. If both this and `every_n_epochs` are None, log at every call.
@@ -60,7 +62,7 @@ class AttentionMonitor:
         picture_size: The largest side of a photo in a picture, in pixels.
         sheets: The number of images for which a sheet of all heads is drawn.
         strict: Whether errors of writers and probes are raised. If not, each is reported once and training goes on; only an error of the
-            first probe, which means that something is not set up correctly, is always raised.
+            first probe, which means that something is not set up correctly, is always raised. The first call of `step` runs it.
 
     Raises:
         ValueError: If a method is unknown, needs gradients, or does not return attention while `scale` is `"uniform"`, photos come without the
@@ -83,6 +85,7 @@ class AttentionMonitor:
         images: "ImageSource | Iterable[ImageSource]",
         *,
         preprocess: Any = None,
+        model_kwargs: Mapping[str, Any] | None = None,
         mean: Any = None,
         std: Any = None,
         every_n_steps: int | None = None,
@@ -100,7 +103,7 @@ class AttentionMonitor:
         strict: bool = False,
     ) -> None:
         self._model = model.model if isinstance(model, VisionModel) else model
-        self._also = dict(also or {})
+        self._also, self._model_kwargs = dict(also or {}), dict(model_kwargs or {})
         if LIVE.removesuffix("/") in self._also:
             raise ValueError(
                 "a model in also= cannot be called 'live': the tags of observe begin with that. Choose another name."
@@ -118,7 +121,7 @@ class AttentionMonitor:
             self._probe, self._assumed = ProbeBatch.of_photos(images, vision.preprocessing), vision.assumed
         self._drawn, self._scale, self._sheets = self._probe.resized(picture_size), scale, sheets
         self._last_rows: dict[str, dict[str, Tensor]] = {}
-        self._described = self._probed = self._warned = False
+        self._described = self._probed = self._warned = self._begun = False
         self._observing: AttentionCapture | None = None
         for monitored in self.models.values():
             _check(self._capture(monitored), self._methods, scale)
@@ -142,8 +145,18 @@ class AttentionMonitor:
 
         Returns:
             Whether it was logged. Steps at or before the last logged one are not logged again; a warning says so if numbers start over.
+
+        Raises:
+            ProbeError: If the model does not run on the probe. The first call runs it even if its step is not due, so that a mistake shows
+                at the start of training.
         """
-        return self._log(step) if self._schedule.due(step) else False
+        if self._schedule.due(step):
+            return self._log(step)
+        if not self._probed:
+            for model in self.models.values():
+                self._run_probe(model, step)
+            self._probed = True
+        return False
 
     def end_epoch(self, epoch: int, step: int) -> bool:
         """Run the probe if this epoch is due.
@@ -162,28 +175,39 @@ class AttentionMonitor:
         self._describe(step)
         for prefix, model in self.models.items():
             try:
-                self._write(prefix, self._run_probe(model), step)
+                self._write(prefix, self._run_probe(model, step), step)
             except Exception as error:
                 if self._strict or not self._probed:
                     raise
                 if not self._warned:
                     self._warned = True
+                    failed = f"attention probe failed at step {step}: {type(error).__name__}: {error}."
                     warnings.warn(
-                        f"the attention probe failed at step {step}: {type(error).__name__}: {error}. Training goes on; further failures of "
-                        "the probe are not reported. strict=True raises instead.",
+                        f"{error if isinstance(error, ProbeError) else failed} Training goes on; further failures of the probe are not "
+                        "reported. strict=True raises instead.",
                         stacklevel=3,
                     )
         self._probed = True
         return True
 
-    def _run_probe(self, model: nn.Module) -> AttentionMaps:
+    def _run_probe(self, model: nn.Module, step: int) -> AttentionMaps:
         """Run the probe, in every process."""
         inner = unwrapped(model)  # but still in FSDP, without which it has no parameters
         capture = self._capture(inner)
         paused = nullcontext() if self._observing is None else self._observing.paused()
-        with paused, untouched(inner), capture:
-            run_vision(inner, self._probe.inputs)
-        return capture.maps
+        try:
+            with paused, untouched(inner), capture:
+                run_vision(inner, self._probe.inputs, self._model_kwargs)
+            maps = capture.maps
+        except Exception as error:
+            given = "".join(f" and {name}" for name in self._model_kwargs)
+            got = f"{type(error).__name__}: {error}".rstrip(".: ")
+            raise ProbeError(
+                f"attention probe failed at step {step}: expected {type(inner).__name__} to run on pixels "
+                f"{tuple(self._probe.inputs.pixels.shape)}{given}, got {got}. Pass the inner model, which takes pixels alone; or what "
+                "else its forward needs, as model_kwargs={...}; or probe images of the size that it is trained on."
+            ) from error
+        return maps
 
     def _capture(self, model: nn.Module) -> AttentionCapture:
         values = any(NEEDS[method].values for method in self._methods if method in NEEDS)
@@ -212,6 +236,23 @@ class AttentionMonitor:
     def _images_in_words(self, separator: str = " ") -> str:
         prepared = "" if self._assumed is None else f"{separator}prepared as {self._assumed}"
         return f"{len(self._probe)} images{prepared}"
+
+    def _begin(self, step: int, trained: nn.Module | None = None) -> None:
+        """For callbacks, at the start of training: say what a resumed run lost, and try the probe or log its first step.
+
+        If `trained` is another model than the monitor's, as one that a trainer made by `model_init`, it is monitored instead.
+        """
+        if trained is not None:
+            self._model = matching(self._model, trained)
+        if step and not self._begun:
+            warnings.warn(
+                f"training continues at step {step}, but the monitor begins anew: expected its state in the checkpoint, found none. Steps may "
+                "be logged again, and `change` begins at the next logged step. Resume from a checkpoint that a run with this callback saved; "
+                "with transformers' Trainer, pass its path to TrainingArguments(resume_from_checkpoint=...), too.",
+                stacklevel=3,
+            )
+        self._begun = True
+        self.step(step)
 
     @contextmanager
     def observe(self, step: int, *, rows: str = "all") -> Iterator[None]:
@@ -266,12 +307,12 @@ class AttentionMonitor:
         return {**self._schedule.state_dict(), "rows": rows, "digest": self.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned in another run. Rows of other probe images are ignored."""
+        """Continue from what `state_dict` returned in another run. Rows of other probe images are ignored; "attention/probe" is logged again."""
         self._schedule.load_state_dict(state)
-        self._described = state["digest"] == self.digest
+        self._begun = True
         self._last_rows = {
             prefix: {name: row.cpu() for name, row in blocks.items()}  # a checkpoint may have been read onto a GPU
-            for prefix, blocks in (state["rows"] if self._described else {}).items()
+            for prefix, blocks in (state["rows"] if state["digest"] == self.digest else {}).items()
         }
 
     def close(self) -> None:

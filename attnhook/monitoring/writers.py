@@ -1,6 +1,8 @@
 """Where a monitor's scalars, pictures and texts go: the protocol of writers, and what happens when one fails."""
 
+import hashlib
 import importlib
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -11,11 +13,14 @@ from attnhook.errors import MissingPackageError
 from attnhook.results.display import encoded
 
 JPEG_QUALITY = 85
+_SAFE = re.compile(r"[\w-]([\w.-]*[\w-])?")
 
 
 @runtime_checkable
 class Writer(Protocol):
     """Somewhere to write. Tags are paths such as `attention/overlay/0`; a monitor writes a tag at most once per step.
+
+    Tags hold names of modules, which may have any character but a dot, and the names in `also`: `safe_tag` makes file names of them.
 
     A writer opens its files at the first call, not when it is created: of several processes only the first one ever writes.
     """
@@ -66,6 +71,21 @@ class WriterGroup:
                     "tried again, further failures of this writer are not reported. strict=True raises instead.",
                     stacklevel=2,
                 )
+
+
+def safe_tag(tag: str) -> str:
+    """A tag that every tracker and file system accepts, and that stays below its folder.
+
+    A part with other characters than letters, digits, `_`, `-` and dots inside gets `_` in their place, and a hash that tells it from others.
+    """
+    return "/".join(
+        part if _SAFE.fullmatch(part) and len(part.encode()) <= 150 else _spelt(part) for part in tag.split("/")
+    )
+
+
+def _spelt(part: str) -> str:
+    known_by = hashlib.sha256(part.encode(errors="backslashreplace")).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9-]', '_', part)[:80]}-{known_by}"
 
 
 def as_jpeg(picture: Image.Image) -> bytes:

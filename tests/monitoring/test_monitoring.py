@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attnhook import AttentionMonitor
-from attnhook.errors import NothingCapturedError, UnsupportedModelError
+from attnhook.errors import NothingCapturedError, ProbeError, UnsupportedModelError
 from attnhook.running import training_state as guards
 from tests.monitoring.monitored import (
     KINDS,
@@ -145,8 +145,9 @@ def test_everything_is_put_back_after_a_failing_probe() -> None:
     monitor = AttentionMonitor(model, probe_pixels(), writers=[MemoryWriter()])
     flags, state = [m.training for m in model.modules()], torch.get_rng_state()
     model.vit.blocks[1].register_forward_hook(fail)
-    with pytest.raises(ArithmeticError):  # the first one is always raised
+    with pytest.raises(ProbeError) as said:  # the first one is always raised
         monitor.step(0)
+    assert isinstance(said.value.__cause__, ArithmeticError)
     assert [m.training for m in model.modules()] == flags
     assert torch.equal(state, torch.get_rng_state())
     assert hook_count(model) == 1
@@ -163,10 +164,10 @@ def test_a_later_failing_probe_is_reported_once_and_training_goes_on() -> None:
     monitor.step(0)
     strict.step(0)
     handle = model.blocks[1].register_forward_hook(fail)
-    with pytest.warns(UserWarning, match="probe failed at step 1: ArithmeticError: on purpose"):
+    with pytest.warns(UserWarning, match="attention probe failed at step 1: .* got ArithmeticError: on purpose"):
         monitor.step(1)
     monitor.step(2)
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(ProbeError):
         strict.step(1)
     handle.remove()
     assert monitor.step(3)

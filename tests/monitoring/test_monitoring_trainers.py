@@ -90,7 +90,7 @@ def lightning_fit(folder: Path, *writers, epochs: int, resume: str | None = None
 
 def test_lightning(tmp_path: Path) -> None:
     _, weights = lightning_fit(tmp_path, TensorBoardWriter(tmp_path / "events"), epochs=1)
-    check_events(tmp_path / "events", steps=[10, 20], overlay=(192, 192))
+    check_events(tmp_path / "events", steps=[0, 10, 20], overlay=(192, 192))
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     writer = MemoryWriter()
     lightning_fit(tmp_path, writer, epochs=2, resume=str(checkpoint), methods=())
@@ -145,8 +145,8 @@ def test_transformers(tmp_path: Path) -> None:
     model = transformers_fit(tmp_path / "run", TensorBoardWriter(tmp_path / "events"), writer, steps=20)
     (name,) = {tag.split("/")[1] for tag in writer.numbers[10] if ".1." in tag and tag.endswith("head0/entropy")}
     global_tag = f"attention/{name}"
-    check_events(tmp_path / "events", steps=[10, 20], overlay=(192, 192), block=global_tag)
-    assert sorted(writer.numbers) == [10, 20]
+    check_events(tmp_path / "events", steps=[0, 10, 20], overlay=(192, 192), block=global_tag)
+    assert sorted(writer.numbers) == [0, 10, 20]
     assert writer.numbers[20][f"{global_tag}/change"] > 0
     assert same(model.state_dict(), transformers_fit(tmp_path / "bare", steps=20, watched=False).state_dict())
     later = MemoryWriter()
@@ -165,7 +165,7 @@ def test_the_probe_runs_in_float32_where_the_trainer_wraps_the_forward_in_autoca
         bare = transformers_fit(tmp_path / "bare", steps=11, watched=False, bf16=True)
     finally:
         accelerate.state.AcceleratorState._reset_state(True)
-    assert sorted(writer.numbers) == [10]
+    assert sorted(writer.numbers) == [0, 10]
     assert watched.seen == {(True, torch.bfloat16), (False, torch.float32)}
     assert same(watched.state_dict(), bare.state_dict())
 

@@ -272,7 +272,7 @@ def test_a_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
             model(probe_pixels())
     assert sorted(first.numbers) == [0, 5, 10]
     assert sorted(second.numbers) == [15]
-    assert not second.texts
+    assert [step for *_, step in second.texts] == [15]  # perhaps in another folder
     assert second.numbers[15][f"{BLOCK}/change"] > 0
     other = AttentionMonitor(model, probe_pixels(1), writers=[fresh], methods=())
     other.load_state_dict(monitor.state_dict())

@@ -9,14 +9,14 @@ from typing import Any
 from PIL import Image
 
 from attnhook.files import replacing
-from attnhook.monitoring.writers import as_jpeg
+from attnhook.monitoring.writers import as_jpeg, safe_tag
 
 
 class DirectoryWriter:
     r"""A directory with one line of JSON per step, and one picture per tag and step: `attention/overlay/0/step-00000100.jpg`.
 
     Lines are on disk before `scalars` returns; a line that could not be written whole is removed. Pictures appear whole or not at all. A
-    resumed run appends; where it repeats a step, the later line is valid.
+    resumed run appends; where it repeats a step, the later line is valid. Lines hold tags as they are, folders their `safe_tag`.
 
     Args:
         directory: Where; created when something is written.
@@ -39,7 +39,7 @@ class DirectoryWriter:
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Write a JPEG."""
-        path = self.directory / tag / f"step-{step:08d}.jpg"
+        path = self.directory / safe_tag(tag) / f"step-{step:08d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(as_jpeg(picture))

@@ -12,7 +12,9 @@ except ImportError:
 
 
 class LightningMonitor(Callback):  # type: ignore[misc]
-    """Steps a monitor after every optimizer step and at the end of every epoch, and stores its state in checkpoints.
+    """Steps a monitor at the start, after every optimizer step and at the end of every epoch, and stores its state in checkpoints.
+
+    A `Trainer` may have several; when it resumes, pass them in the same order.
 
     Args:
         monitor: A monitor of the model inside your `LightningModule`, or of that module.
@@ -25,6 +27,23 @@ class LightningMonitor(Callback):  # type: ignore[misc]
     def __init__(self, monitor: AttentionMonitor) -> None:
         super().__init__()
         self.monitor = monitor
+        self._number: int | None = None  # among the callbacks of this class, once the trainer has them
+
+    @property
+    def state_key(self) -> str:
+        """Where checkpoints hold the state: the class's name, with a number from the second callback on."""
+        name = type(self).__qualname__
+        if self._number is None:
+            return f"{name} {id(self)}"  # the trainer compares keys before it sets callbacks up
+        return f"{name} {self._number}" if self._number else name
+
+    def setup(self, trainer: Any, *_: Any, **__: Any) -> None:
+        """Before checkpoints are read."""
+        self._number = [one for one in trainer.callbacks if type(one) is type(self)].index(self)
+
+    def on_train_start(self, trainer: Any, *_: Any) -> None:
+        """Try the probe, or log step 0."""
+        self.monitor._begin(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """After a batch; with accumulated gradients a step ends only after the last of its batches."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from attnhook.monitoring.writers import import_library
+from attnhook.monitoring.writers import import_library, safe_tag
 
 _BATCH = 1000  # the most metrics that MLflow takes in one request
 
@@ -40,18 +40,18 @@ class MlflowWriter:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers."""
         now = int(1000 * time.time())
-        metrics = [self._mlflow.entities.Metric(tag, value, now, step) for tag, value in values.items()]
+        metrics = [self._mlflow.entities.Metric(safe_tag(tag), value, now, step) for tag, value in values.items()]
         client = self._client()
         for first in range(0, len(metrics), _BATCH):
             client.log_batch(self._run_id, metrics=metrics[first : first + _BATCH])
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Store a picture as an artifact."""
-        self._client().log_image(self._run_id, picture.convert("RGB"), f"{tag}/step-{step:08d}.jpg")
+        self._client().log_image(self._run_id, picture.convert("RGB"), f"{safe_tag(tag)}/step-{step:08d}.jpg")
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Store a text as an artifact."""
-        self._client().log_text(self._run_id, text, f"{tag}/step-{step:08d}.txt")
+        self._client().log_text(self._run_id, text, f"{safe_tag(tag)}/step-{step:08d}.txt")
 
     def close(self) -> None:
         """End the run if this writer created it."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attnhook.monitoring.writers import Writer, as_jpeg, import_library
+from attnhook.monitoring.writers import Writer, as_jpeg, import_library, safe_tag
 
 _LOGGER = logging.getLogger("attnhook")
 
@@ -41,7 +41,7 @@ class TensorBoardWriter:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write numbers and flush them to disk."""
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+            self._writer.add_scalar(safe_tag(tag), value, step)
         self._writer.flush()
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
@@ -50,14 +50,14 @@ class TensorBoardWriter:
         _say_how_to_see_all()
         file = getattr(writer, "file_writer", None)
         if isinstance(writer, self._library.SummaryWriter) and file is not None:
-            file.add_summary(_summary(tag, rgb), step)
+            file.add_summary(_summary(safe_tag(tag), rgb), step)
         else:  # of another library, or closed
-            writer.add_image(tag, np.asarray(rgb), step, dataformats="HWC")
+            writer.add_image(safe_tag(tag), np.asarray(rgb), step, dataformats="HWC")
         writer.flush()
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text and flush it to disk."""
-        self._writer.add_text(tag, text, step)
+        self._writer.add_text(safe_tag(tag), text, step)
         self._writer.flush()
 
     def close(self) -> None:

@@ -18,10 +18,13 @@ STATE_FILE = "attention_monitor.safetensors"
 
 
 class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
-    """Steps a monitor after every optimizer step and at the end of every epoch, and stores its state in checkpoints.
+    """Steps a monitor at the start, after every optimizer step and at the end of every epoch, and stores its state in checkpoints.
+
+    With `Trainer(model_init=...)`, the model that the trainer makes is monitored. A trainer may have several of these callbacks; when it
+    resumes, pass them in the same order.
 
     Args:
-        monitor: A monitor of the model that the trainer trains.
+        monitor: A monitor of the model that the trainer trains, or of one of the same class.
 
     Example:
         >>> from transformers import Trainer  # doctest: +SKIP
@@ -30,15 +33,20 @@ class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, monitor: AttentionMonitor) -> None:
         self.monitor = monitor
+        self._file = STATE_FILE
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Continue where the checkpoint stopped that training resumes from."""
+        """Continue where the checkpoint stopped that training resumes from, and try the probe, or log step 0."""
+        number = getattr(state, "_attention_monitors", 0)  # callbacks do not know each other, but share the state
+        state._attention_monitors = number + 1
+        self._file = STATE_FILE.replace(".", f".{number}.") if number else STATE_FILE
         folders = [Path(args.output_dir) / f"checkpoint-{state.global_step}"]
         if isinstance(args.resume_from_checkpoint, str):
             folders.insert(0, Path(args.resume_from_checkpoint))
-        found = next((folder / STATE_FILE for folder in folders if (folder / STATE_FILE).exists()), None)
+        found = next((folder / self._file for folder in folders if (folder / self._file).exists()), None)
         if state.global_step and found is not None:
             self.monitor.load_state_dict(_read(found))
+        self.monitor._begin(state.global_step, kwargs.get("model"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After an optimizer step."""
@@ -52,7 +60,7 @@ class TransformersMonitor(TrainerCallback):  # type: ignore[misc]
         """Into the checkpoint that was just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if is_first_process() and folder.is_dir():
-            _write(self.monitor.state_dict(), folder / STATE_FILE)
+            _write(self.monitor.state_dict(), folder / self._file)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the run."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from attnhook.monitoring.writers import import_library
+from attnhook.monitoring.writers import import_library, safe_tag
 
 
 class WandbWriter:
@@ -31,15 +31,15 @@ class WandbWriter:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers."""
-        self._log(dict(values), step)
+        self._log({safe_tag(tag): value for tag, value in values.items()}, step)
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Log a picture."""
-        self._log({tag: self._wandb.Image(picture.convert("RGB"), file_type="jpg")}, step)
+        self._log({safe_tag(tag): self._wandb.Image(picture.convert("RGB"), file_type="jpg")}, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Log a text, and keep it in the run's summary."""
-        self._opened().summary[tag] = text
+        self._opened().summary[safe_tag(tag)] = text
 
     def close(self) -> None:
         """Finish the run if this writer started it."""
