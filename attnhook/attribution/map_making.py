@@ -80,7 +80,7 @@ def _is_hierarchical(maps: AttentionMaps) -> bool:
 def heads_in_words(heads: HeadsOption, count: int) -> str:
     """How the heads were fused."""
     if heads is None:
-        return f"each of {count} heads"
+        return f"each of {count} heads" if count > 1 else "1 head"
     if isinstance(heads, int):
         return f"head {heads % count}"
     return f"{heads} of {count} heads" if count > 1 else "1 head"

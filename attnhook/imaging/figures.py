@@ -44,6 +44,7 @@ _STYLES: Mapping[FigureStyle, Mapping[str, Any]] = {
 }
 _FEWEST_PIXELS = 8
 _NARROWEST_CELL, _WORD = 0.02, 0.6  # inches: where there is no room, and of a word that may be broken
+_RIBBON = 3.0  # width over height from which pictures stand below each other
 _TALLEST = 1.6  # of a photo over the width of its figure: the overlay of a taller one gets less width than asked for
 
 
@@ -86,7 +87,8 @@ def triptych(
     pure = blend(Image.new("RGB", photo.size, PAPER), heatmap, colors)
     pictures = [seen_part(photo, heatmap, colors), pure, blend(photo, heatmap, colors)]
     panels = list(zip(pictures, titles, [shifted(mark, heatmap, colors)] * 3, strict=True))
-    return draw_pictures(panels, 3, texts=[caption, flat], bar=bar, **({"cell_width": 2.2} | figure))
+    columns = 1 if photo.width > _RIBBON * photo.height else 3
+    return draw_pictures(panels, columns, texts=[caption, flat], bar=bar, **({"cell_width": 2.2} | figure))
 
 
 def sheet(

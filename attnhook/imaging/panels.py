@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 HEADROOM = 1.06  # times the highest value, for an axis that begins at 0, so that no marker is cut off
 _LAYOUTS = 10
 _AXIS_INCHES = 0.6
+_MOST_TICKS = 5
 _TICK_INCHES = {True: 0.25, False: 0.5}  # of an upright and of a lying bar, for each number
 _ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is visible on any photo
@@ -177,7 +178,8 @@ def _with_bar(panels: Panels, bar: ColorBar | None, grid: PictureGrid, length: f
         drawn.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         drawn.minorticks_off()
     else:
-        drawn.locator = MaxNLocator(max(1, int(length / _TICK_INCHES[grid.upright])))
+        most = min(_MOST_TICKS, max(1, int(length / _TICK_INCHES[grid.upright])))
+        drawn.locator = MaxNLocator(most, steps=(1, 2, 5, 10))  # numbers of few digits, for which there is room
         drawn.update_ticks()
     return panels
 

@@ -79,7 +79,7 @@ def heads_figure(
     options = styled(options)
     chosen = result.maps[result.settings.block if block is None else block]
     patches = raw_attention(result.maps, block=chosen.name, heads=None)[0]
-    caption = f"{_raw(result, block_in_words(chosen), f'each of {len(patches)} heads')}; {_OUTSIDE}"
+    caption = f"{_raw(result, block_in_words(chosen), heads_in_words(None, len(patches)))}; {_OUTSIDE}"
     titles = [f"head {head}{_outside(one)}" for head, one in enumerate(patches)]
     return _compared(result, [patches], titles, caption, scale=scale, options=options)
 
