@@ -135,6 +135,8 @@ def _load(spec: str, library: str, name: str, dtype: torch.dtype) -> VisionModel
 
 def _advice(library: str, name: str) -> str:
     """What may have been meant by a spec that has none of the forms."""
+    if library in _LIBRARIES:
+        return "Add the model's name."
     if name or not library:
         near = [f"{one}:{name}" for one in difflib.get_close_matches(library, _LIBRARIES, n=1)]
     elif "/" in library or Path(library).is_dir():
