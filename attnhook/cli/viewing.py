@@ -34,6 +34,7 @@ from attnhook.cli.arguments import (
     blocks_choice,
     counted,
     one_line,
+    photo_name,
     photos_of,
     say,
     show,
@@ -54,7 +55,9 @@ _NAME = "view.html"
 def add(commands: Any) -> None:
     """Add the command."""
     view = add_command(commands, "view", _view, __doc__)
-    view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, folders, or globs in quotes")
+    view.add_argument(
+        "images", nargs="+", type=photo_name, metavar="IMAGE", help="image files, folders, or globs in quotes"
+    )
     add_model(view)
     view.add_argument(
         "--out",
@@ -119,7 +122,7 @@ def _target(text: str) -> Path:
     if text.endswith(("/", os.sep)) or is_folder(path):
         path = path / _NAME
     else:
-        check_page_name(path)
+        check_page_name(path, or_folder=True)
         if not is_folder(path.parent):
             raise ValueError(
                 f"no folder for the file: expected {path.parent} to exist. Create it, or choose another --out."
