@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -164,6 +165,15 @@ def test_folders_and_globs_are_their_photos(spec, folder, capsys, source):
     assert capsys.readouterr().out.endswith("1 model; 2 photos: attnhook-report/report.html\n")
     assert [one.image.size for one in attend(spec, source)] == [(60, 70), (60, 80)]
     assert [one.image.size for one in attend(spec, ["cat.png", source])] == [(90, 60), (60, 70), (60, 80)]
+
+
+def test_photos_of_one_name_have_their_folders_in_the_viewer(spec, folder):
+    (folder / "other").mkdir()
+    shutil.copy(folder / "photos" / "dog.png", folder / "other" / "dog.png")
+    assert main(["view", "photos/dog.png", "other/dog.png", "cat.png", "--model", spec, "--blocks", "none"]) == 0
+    page = (folder / "view.html").read_text()
+    assert [name in page for name in ('"photos/dog.png"', '"other/dog.png"', '"cat.png"')] == [True] * 3
+    assert '"dog.png"' not in page
 
 
 @pytest.mark.usefixtures("folder", "no_model")

@@ -41,7 +41,7 @@ from attnhook.cli.arguments import (
     whole,
 )
 from attnhook.errors import AttnhookError, ImageError
-from attnhook.files import check_writable, readable
+from attnhook.files import check_writable
 from attnhook.imaging.photo_files import is_folder
 from attnhook.options import BlocksOption
 
@@ -95,6 +95,7 @@ def _blocks(text: str) -> BlocksOption:
 
 
 def _view(arguments: argparse.Namespace) -> int:
+    from attnhook.comparison.photographs import photo_names
     from attnhook.pages.documents import packed_html, save_viewer
     from attnhook.zoo.loading import load
 
@@ -104,7 +105,8 @@ def _view(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{out} is one of the images: expected another name. Choose another --out.")
     model = load(arguments.model, device=arguments.device)
     places = [f"[{number}/{len(images)}] {image}" for number, image in enumerate(images, 1)]
-    packed = [_packed(model, arguments, image, place) for image, place in zip(images, places, strict=True)]
+    names = photo_names(images)
+    packed = [_packed(model, arguments, *photo) for photo in zip(images, names, places, strict=True)]
     scenes = list(filter(None, packed))
     if not scenes:
         raise ImageError(f"nothing to view: expected at least one image, got none of {len(images)} that could be read.")
@@ -132,7 +134,7 @@ def _target(text: str) -> Path:
 
 
 def _packed(
-    model: "VisionModel", arguments: argparse.Namespace, image: Path, place: str
+    model: "VisionModel", arguments: argparse.Namespace, image: Path, name: str, place: str
 ) -> tuple[dict[str, Any], str] | None:
     """One photo, packed for the page, so that its capture can be freed before the next photo."""
     from attnhook.results.results import attend
@@ -143,7 +145,7 @@ def _packed(
     try:
         (result,) = attend(model, str(image), **kept)
         size: Any = {"matrix_heads": arguments.matrix_heads, "longest": arguments.longest}
-        packed = pack_scene(result.scene(readable(image.name)), matrices=arguments.blocks, **size)
+        packed = pack_scene(result.scene(name), matrices=arguments.blocks, **size)
     except OPTION_ERRORS:
         raise
     except (AttnhookError, OSError) as error:
