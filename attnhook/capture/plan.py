@@ -40,7 +40,7 @@ class CapturePlan:
     @cached_property
     def overlaps(self) -> tuple[tuple[Size, Overlap], ...]:
         """How patches lie that overlap or are padded, by their steps in pixels."""
-        return overlaps(self.model, self.anatomy.grid_module, [site.name for site in self.anatomy.sites])
+        return overlaps(self.model, self.anatomy.grid_module, self.anatomy.sites)
 
     @cached_property
     def site_of(self) -> dict[str, AttentionSite]:
