@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -148,6 +149,8 @@ def test_a_page_of_another_suffix_is_refused_in_python(spec, folder):
         with pytest.raises(ValueError, match=r"cannot write .*: expected a name that ends in \.html"):
             result.to_html(name)
     assert not list(folder.glob("page*"))
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.html, got no suffix\. Change the suffix\.$"):
+        result.to_html("pages/")
     result.to_html("page.HTM")
     assert (folder / "page.HTM").stat().st_size > 1000
 
@@ -162,6 +165,28 @@ def test_folders_and_globs_are_their_photos(spec, folder, capsys, source):
     assert capsys.readouterr().out.endswith("1 model; 2 photos: attnhook-report/report.html\n")
     assert [one.image.size for one in attend(spec, source)] == [(60, 70), (60, 80)]
     assert [one.image.size for one in attend(spec, ["cat.png", source])] == [(90, 60), (60, 70), (60, 80)]
+
+
+def test_photos_of_one_name_have_their_folders_in_the_viewer(spec, folder):
+    (folder / "other").mkdir()
+    shutil.copy(folder / "photos" / "dog.png", folder / "other" / "dog.png")
+    assert main(["view", "photos/dog.png", "other/dog.png", "cat.png", "--model", spec, "--blocks", "none"]) == 0
+    page = (folder / "view.html").read_text()
+    assert [name in page for name in ('"photos/dog.png"', '"other/dog.png"', '"cat.png"')] == [True] * 3
+    assert '"dog.png"' not in page
+
+
+@pytest.mark.usefixtures("folder", "no_model")
+def test_an_empty_name_is_not_the_current_folder(tmp_path, capsys):
+    for command in ("overlay", "view", "compare"):
+        with pytest.raises(SystemExit):
+            main([command, ""])
+        assert "expected a path, got an empty one. The current folder is '.'." in capsys.readouterr().err
+    assert main(["extract", "", "--out", str(tmp_path / "out")]) != 0
+    assert "got an empty path" in capsys.readouterr().err
+    for photos in ("", ["cat.png", ""]):
+        with pytest.raises(ImageError, match="expected a path, got an empty one"):
+            attend("demo", photos)
 
 
 @pytest.mark.usefixtures("folder")

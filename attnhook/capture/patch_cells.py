@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from attnhook.capture.sites import AttentionSite
 from attnhook.options import NO_OVERLAP, Overlap, Size
 
 _IMAGE_CHANNELS = 4
@@ -32,7 +33,9 @@ class _Axis:
         )
 
 
-def overlaps(model: nn.Module, grid_module: nn.Module | None, sites: Sequence[str]) -> tuple[tuple[Size, Overlap], ...]:
+def overlaps(
+    model: nn.Module, grid_module: nn.Module | None, sites: Sequence[AttentionSite]
+) -> tuple[tuple[Size, Overlap], ...]:
     """How patches of each step, (down, across) in pixels, lie: one entry for each convolution that embeds patches, in order.
 
     Empty where that is not known: where a convolution pads by a rule of its own, or belongs to a CNN, whose paths may differ.
@@ -60,11 +63,11 @@ def _strided(module: nn.Module) -> list[Any]:
     return [one for one in module.modules() if isinstance(one, nn.Conv2d | nn.Conv3d) and max(one.stride[-2:]) > 1]
 
 
-def _embeddings(model: nn.Module, sites: Sequence[str]) -> list[Any]:
+def _embeddings(model: nn.Module, sites: Sequence[AttentionSite]) -> list[Any]:
     """The strided convolutions of a hierarchical vision model outside its attention; none unless all belong to patch embeddings."""
-    paths = zip(*(site.split(".")[:-1] for site in sites), strict=False)
+    paths = zip(*(site.name.split(".")[:-1] for site in sites), strict=False)
     root = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, paths)]
-    attention = {id(one) for site in sites for one in _strided(model.get_submodule(site))}
+    attention = {id(one) for site in sites for one in _strided(site.module)}
     while True:
         inside = [one for one in _strided(model.get_submodule(".".join(root))) if id(one) not in attention]
         if not root or (inside and inside[0].in_channels <= _IMAGE_CHANNELS):

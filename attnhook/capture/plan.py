@@ -40,7 +40,7 @@ class CapturePlan:
     @cached_property
     def overlaps(self) -> tuple[tuple[Size, Overlap], ...]:
         """How patches lie that overlap or are padded, by their steps in pixels."""
-        return overlaps(self.model, self.anatomy.grid_module, [site.name for site in self.anatomy.sites])
+        return overlaps(self.model, self.anatomy.grid_module, self.anatomy.sites)
 
     @cached_property
     def site_of(self) -> dict[str, AttentionSite]:
@@ -104,7 +104,8 @@ def _named_beside(
 ) -> list[AttentionSite]:
     """The modules that the user names outside what is known of a model, such as a decoder beside its backbone."""
     named = [blocks] if isinstance(blocks, str) else blocks if isinstance(blocks, Sequence) else []
-    wanted = {name for name in named if isinstance(name, str)} - {site.name for site in anatomy.sites}
+    known = [f"{site.name}." for site in anatomy.sites]  # neither they nor what holds them is beside them
+    wanted = {name for name in named if isinstance(name, str) and not any(one.startswith(f"{name}.") for one in known)}
     modules = {name: module for name, module in model.named_modules() if name in wanted}
     rule = None if layout is not None else lambda _: SiteTokens(_BESIDE)
     return [AttentionSite(name, module, queries=Queries.OTHER, tokens_of=rule) for name, module in modules.items()]

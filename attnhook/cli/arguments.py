@@ -158,6 +158,13 @@ def _pair(text: str, kind: Callable[[str], _Number], expected: str) -> tuple[_Nu
     return first, second
 
 
+def photo_name(text: str) -> Path:
+    """A photo, folder or glob. An empty name, such as an unset variable's, is not the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty one. The current folder is '.'.")
+    return Path(text)
+
+
 def photos_of(given: Sequence[Path]) -> list[Path]:
     """The photos that were named, with those of folders and globs. Refused if none is there: a model takes seconds to load."""
     from attnhook.imaging.images import check_file

@@ -22,7 +22,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from attnhook.cli.arguments import DEFAULT, add_command, counted, heads_choice, one_line, photos_of, say, show
+from attnhook.cli.arguments import (
+    DEFAULT,
+    add_command,
+    counted,
+    heads_choice,
+    one_line,
+    photo_name,
+    photos_of,
+    say,
+    show,
+)
 from attnhook.files import check_writable
 
 _SEVERAL: dict[str, Any] = {"action": "append", "default": []}
@@ -32,7 +42,7 @@ def add(commands: Any) -> None:
     """Add the command."""
     compare = add_command(commands, "compare", _compare, __doc__)
     compare.add_argument(
-        "images", nargs="*", type=Path, metavar="IMAGE", help="image files, folders, or globs in quotes"
+        "images", nargs="*", type=photo_name, metavar="IMAGE", help="image files, folders, or globs in quotes"
     )
     compare.add_argument(
         "--model", **_SEVERAL, metavar="SPEC", help="a model, as 'attnhook overlay' takes it; repeat it for each model"

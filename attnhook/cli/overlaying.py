@@ -34,6 +34,7 @@ from attnhook.cli.arguments import (
     add_model,
     counted,
     one_line,
+    photo_name,
     photos_of,
     say,
     show,
@@ -67,7 +68,7 @@ def add(commands: Any) -> None:
     """Add the command."""
     overlay = add_command(commands, "overlay", _overlay, __doc__)
     overlay.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="image files, folders, or globs in quotes"
+        "images", nargs="+", type=photo_name, metavar="IMAGE", help="image files, folders, or globs in quotes"
     )
     add_model(overlay)
     add_map_options(overlay)

@@ -34,13 +34,14 @@ from attnhook.cli.arguments import (
     blocks_choice,
     counted,
     one_line,
+    photo_name,
     photos_of,
     say,
     show,
     whole,
 )
 from attnhook.errors import AttnhookError, ImageError
-from attnhook.files import check_writable, readable
+from attnhook.files import check_writable
 from attnhook.imaging.photo_files import is_folder
 from attnhook.options import BlocksOption
 
@@ -54,7 +55,9 @@ _NAME = "view.html"
 def add(commands: Any) -> None:
     """Add the command."""
     view = add_command(commands, "view", _view, __doc__)
-    view.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, folders, or globs in quotes")
+    view.add_argument(
+        "images", nargs="+", type=photo_name, metavar="IMAGE", help="image files, folders, or globs in quotes"
+    )
     add_model(view)
     view.add_argument(
         "--out",
@@ -92,6 +95,7 @@ def _blocks(text: str) -> BlocksOption:
 
 
 def _view(arguments: argparse.Namespace) -> int:
+    from attnhook.comparison.photographs import photo_names
     from attnhook.pages.documents import packed_html, save_viewer
     from attnhook.zoo.loading import load
 
@@ -101,7 +105,8 @@ def _view(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{out} is one of the images: expected another name. Choose another --out.")
     model = load(arguments.model, device=arguments.device)
     places = [f"[{number}/{len(images)}] {image}" for number, image in enumerate(images, 1)]
-    packed = [_packed(model, arguments, image, place) for image, place in zip(images, places, strict=True)]
+    names = photo_names(images)
+    packed = [_packed(model, arguments, *photo) for photo in zip(images, names, places, strict=True)]
     scenes = list(filter(None, packed))
     if not scenes:
         raise ImageError(f"nothing to view: expected at least one image, got none of {len(images)} that could be read.")
@@ -119,7 +124,7 @@ def _target(text: str) -> Path:
     if text.endswith(("/", os.sep)) or is_folder(path):
         path = path / _NAME
     else:
-        check_page_name(path)
+        check_page_name(path, or_folder=True)
         if not is_folder(path.parent):
             raise ValueError(
                 f"no folder for the file: expected {path.parent} to exist. Create it, or choose another --out."
@@ -129,7 +134,7 @@ def _target(text: str) -> Path:
 
 
 def _packed(
-    model: "VisionModel", arguments: argparse.Namespace, image: Path, place: str
+    model: "VisionModel", arguments: argparse.Namespace, image: Path, name: str, place: str
 ) -> tuple[dict[str, Any], str] | None:
     """One photo, packed for the page, so that its capture can be freed before the next photo."""
     from attnhook.results.results import attend
@@ -140,7 +145,7 @@ def _packed(
     try:
         (result,) = attend(model, str(image), **kept)
         size: Any = {"matrix_heads": arguments.matrix_heads, "longest": arguments.longest}
-        packed = pack_scene(result.scene(readable(image.name)), matrices=arguments.blocks, **size)
+        packed = pack_scene(result.scene(name), matrices=arguments.blocks, **size)
     except OPTION_ERRORS:
         raise
     except (AttnhookError, OSError) as error:

@@ -79,7 +79,7 @@ def read_photos(
             "nothing to compare on: expected at least one photo, got none. Pass a path, a PIL image, an array, or a list of them."
         )
     masks, labels = _one_each("mask", masks, len(sources)), _one_each("label", labels, len(sources))
-    names = _names(sources)
+    names = photo_names(sources)
     photos, failures = [], []
     for number, (name, source) in enumerate(zip(names, sources, strict=True)):
         try:
@@ -119,7 +119,8 @@ def _digest(picture: Image.Image) -> str:
     return content.hexdigest()
 
 
-def _names(sources: Sequence[Any]) -> list[str]:
+def photo_names(sources: Sequence[Any]) -> list[str]:
+    """A name for each photo, all different: the file's, with its folder where two files are called the same."""
     paths = [Path(readable(str(source))) if isinstance(source, str | Path) else None for source in sources]
     short = [f"photo {number}" if path is None else path.name for number, path in enumerate(paths)]
     for _ in range(2):  # with the folder; the same file twice gets its number

@@ -8,8 +8,10 @@ from typing import Any
 
 from attnhook.errors import ExtractionError
 from attnhook.extraction.items import Item, file_item, outside, read_file
-from attnhook.files import readable, readable_name
-from attnhook.imaging.photo_files import glob_matches, walk
+from attnhook.files import readable, readable_name, user_path
+from attnhook.imaging.photo_files import glob_matches, is_url, walk
+
+_URL = "expected a local file, got a URL. Download it first; nothing is fetched here."
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ class FileSource:
         for line in self.paths or _lines(Path(self.pattern)):
             name, _, label = line.partition("\t")
             label = readable(label.strip())
-            item = file_item(self.root / name, os.fsencode(Path(name).as_posix()), label=label or None)
+            path = os.fspath(user_path(name)) if self.paths else name
+            item = file_item(self.root / path, os.fsencode(Path(path).as_posix()), label=label or None)
+            if item.problem and is_url(name):
+                item = replace(item, key=readable(name), problem=_URL)
             # Paths in memory are the user's own; a list may come from anyone.
             yield item if self.paths or item.problem else replace(item, problem=outside(self.root, name))
 

@@ -33,6 +33,7 @@ class Columns:
     classes: list[str] | None = None  # the labels' names, where labels are numbers
     declared: bool = False  # whether the images' column is declared as such
     others: tuple[str, ...] = ()  # columns that `column=` could choose instead
+    without: tuple[str, ...] = ()  # columns with a usual name, but no images
 
     @classmethod
     def of(cls, schema: Any, wanted: str | None, where: str) -> "Columns":
@@ -43,21 +44,30 @@ class Columns:
         held = [field.name for field in schema if _holds_bytes(types, field.type)]
         images = declared or held
         named = [wanted] if wanted is not None else [name for name in _IMAGE_COLUMNS if name in images]
-        if not set(named) <= {*declared, *held} or not (named or len(images) == 1):
-            got = repr(wanted) if wanted is not None else ", ".join(images) or f"only {', '.join(schema.names)}"
-            legal = ", ".join(images) or "images or their bytes"
+        if not images:
             raise ExtractionError(
-                f"no photos in {where}: expected {'one of the columns' if images else 'a column of'} {legal}, got {got}. Choose with column=."
+                f"no photos in {where}: expected a column of images or their bytes, got only {', '.join(schema.names) or 'no columns'}. Store "
+                "the bytes of each image file as binary."
+            )
+        if not set(named) <= {*declared, *held} or not (named or len(images) == 1):
+            got = "several" if wanted is None else repr(wanted)
+            raise ExtractionError(
+                f"no photos in {where}: expected one of the columns {', '.join(images)}, got {got}. Choose with column=."
             )
         image = (named or images)[0]
         plain = [name for name in _LABEL_COLUMNS if name in schema.names and _is_plain(types, schema.field(name).type)]
         label = plain[0] if plain else None
         classes = features.get(label, {}).get("names")
-        others = tuple(name for name in images if name != image)
-        return cls(image, label, classes if isinstance(classes, list) else None, image in declared, others)
+        others = tuple(name for name in images if name != image and wanted is None)
+        usual = [] if wanted is not None or named else [name for name in _IMAGE_COLUMNS if name in schema.names]
+        return cls(image, label, classes if isinstance(classes, list) else None, image in declared, others, (*usual,))
 
     def say_choice(self, where: str) -> None:
         """Say which column was taken, where there is a choice."""
+        if self.without:
+            _LOGGER.warning(
+                "%s: photos are the column %r; there are no images in %s.", where, self.image, ", ".join(self.without)
+            )
         if self.others:
             _LOGGER.warning(
                 "%s: photos are the column %r; column= chooses another: %s.", where, self.image, ", ".join(self.others)

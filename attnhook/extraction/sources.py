@@ -74,6 +74,8 @@ def reopen_source(description: dict[str, Any]) -> Source:
 
 def _of_path(text: str) -> Source:
     path = user_path(text)
+    if not text:  # not the current folder, which Path makes of it
+        raise ExtractionError(f"no photos: expected {_FORMS}, got an empty path. The current folder is '.'.")
     if is_folder(path):
         return _of_folder(path.resolve())
     if not _is_there(path):

@@ -78,6 +78,8 @@ def walk(root: Path) -> Iterator[tuple[Path, str | None]]:
 def photo_paths(source: str | Path) -> list[str | Path]:
     """The photos that a name stands for: the pictures below a folder, the matches of a glob, or itself."""
     path = user_path(source)
+    if source == "":  # not the current folder, which Path makes of it
+        raise ImageError("no photos: expected a path, got an empty one. The current folder is '.'.")
     if is_folder(path):
         found = sorted(picture for picture, _ in walk(path))
         what = f"pictures in the folder {readable(str(path))}"

@@ -35,6 +35,7 @@ def join_tiles(patch_maps: Iterable[PatchMap], geometries: Iterable[ImageGeometr
         `(H, W)` float32, the photo's size; NaN where no tile shows the photo, and at patches that the model dropped.
 
     Raises:
+        TypeError: If something else is passed, such as tensors.
         GeometryError: If there is not one geometry per map, if they are of different photos, or if a map does not match its geometry.
 
     Example:
@@ -49,6 +50,12 @@ def join_tiles(patch_maps: Iterable[PatchMap], geometries: Iterable[ImageGeometr
         raise GeometryError(
             f"cannot join tiles: expected one geometry per map, got {len(maps)} maps and {len(places)} geometries. Pass them in the same order."
         )
+    for given in (*maps, *(place for place in places if place is not None)):
+        if not isinstance(given, PatchMap | ImageGeometry):
+            raise TypeError(
+                f"cannot join tiles: expected PatchMaps and ImageGeometries, got {type(given).__name__}. Tensors become maps with "
+                "PatchMap(values, input_size, area)."
+            )
     tiles = [(one, place) for one, place in zip(maps, places, strict=True) if place is not None]
     sizes = {place.image_size for _, place in tiles}
     if len(sizes) != 1:
@@ -61,7 +68,7 @@ def join_tiles(patch_maps: Iterable[PatchMap], geometries: Iterable[ImageGeometr
     values, weights = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
     covered = torch.zeros(size, dtype=torch.bool)
     for number, (one, place) in enumerate(tiles):
-        patches = checked_map(one._single().values).double().cpu()
+        patches = checked_map(one._single().values).detach().double().cpu()
         spans = [_span(one, place, axis) for axis in (0, 1)]
         (down, top), (across, left) = (
             _tents(edges, length, *_overlaps(number, axis, seen))

@@ -5,6 +5,7 @@ wrapper, and everything that training could notice is put back (`untouched`). Ev
 one writes. Methods that need a backward are not offered.
 """
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -34,6 +35,7 @@ from attnhook.zoo.loading import as_vision_model
 from attnhook.zoo.vision_models import VisionModel
 
 LIVE = "live/"
+_LOGGER = logging.getLogger("attnhook")
 
 
 class AttentionMonitor:
@@ -243,7 +245,14 @@ class AttentionMonitor:
         If `trained` is another model than the monitor's, as one that a trainer made by `model_init`, it is monitored instead.
         """
         if trained is not None:
-            self._model = matching(self._model, trained)
+            found = matching(self._model, trained)
+            if found is not self._model and is_first_process():
+                _LOGGER.warning(
+                    "the monitor's model is not trained: the %s that the trainer trains is monitored instead, as with model_init. Pass models "
+                    "that are not trained, such as averages, in also=.",
+                    type(found).__name__,
+                )
+            self._model = found
         if step and not self._begun:
             warnings.warn(
                 f"training continues at step {step}, but the monitor begins anew: expected its state in the checkpoint, found none. Steps may "

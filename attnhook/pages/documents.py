@@ -80,13 +80,14 @@ def save_viewer(page: str, path: str | Path) -> Path:
     return target
 
 
-def check_page_name(path: str | Path) -> Path:
+def check_page_name(path: str | Path, *, or_folder: bool = False) -> Path:
     """The path of a page; another suffix is refused, because no browser would open the file."""
     target = user_path(path)
     if target.suffix.lower() not in (".html", ".htm"):
+        expected, advice = (", or a folder", ", or end the name in / for a folder") if or_folder else ("", "")
         raise ValueError(
-            f"cannot write {str(path)!r}: expected a name that ends in .html, or a folder, got {target.suffix or 'no suffix'}. "
-            "Change the suffix, or end the name in / for a folder."
+            f"cannot write {str(path)!r}: expected a name that ends in .html{expected}, got {target.suffix or 'no suffix'}. "
+            f"Change the suffix{advice}."
         )
     if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
         raise ValueError(

@@ -34,6 +34,9 @@ _DENSE_HEADS = re.compile(
     r"|VideoGrounding)$"
 )
 _BOTH = "its head reads the class token and the mean of the patches; rows='mean' gives the latter"
+_RUNS_FIRST = re.compile(
+    r"\.(temporal_attention|message_attn)(\.|$)"
+)  # of its layer, which creates it last: TimeSformer, X-CLIP
 _POOLING = re.compile(r"AttentionPool|AttentivePool|PoolingHead|MgpstrA3Module")
 
 
@@ -97,7 +100,7 @@ def _sites(model: nn.Module, text: tuple[str, ...], tower: Tower | None) -> tupl
                 guessed=not multihead and not _names_in_forward(module) & _CALLS,
                 **options,
             )
-            sites.append(site)
+            sites.insert(len(sites) - bool(_RUNS_FIRST.search(name)), site)
     return tuple(sites)
 
 

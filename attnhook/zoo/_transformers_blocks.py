@@ -203,10 +203,10 @@ def _pvt(context: ModuleContext) -> SiteOptions:
 def _timesformer(context: ModuleContext) -> SiteOptions:
     if "temporal" in context.name:
         return _OVER_TIME
-    # If divided, each batch entry is one frame, with its copy of the class token.
+    # Unless it attends to all frames at once, each batch entry is one frame, with its own class token.
     settings = context.parent_with("config").config
-    divided = settings.attention_type == "divided_space_time"
-    return {"tokens_of": rules.downsampled(1, 0, frames=settings.num_frames)} if divided else {}
+    joint = settings.attention_type == "joint_space_time"
+    return {} if joint else {"tokens_of": rules.downsampled(1, 0, frames=settings.num_frames)}
 
 
 def _videoprism(context: ModuleContext) -> SiteOptions:

@@ -135,6 +135,8 @@ def _load(spec: str, library: str, name: str, dtype: torch.dtype) -> VisionModel
 
 def _advice(library: str, name: str) -> str:
     """What may have been meant by a spec that has none of the forms."""
+    if library in _LIBRARIES:
+        return "Add the model's name."
     if name or not library:
         near = [f"{one}:{name}" for one in difflib.get_close_matches(library, _LIBRARIES, n=1)]
     elif "/" in library or Path(library).is_dir():
@@ -316,7 +318,9 @@ def _load_open_clip(name: str, file: str | None) -> VisionModel:
     logging.getLogger().addFilter(_is_true)
     try:
         weights = {"pretrained": tag} if state is None else {"pretrained": None, "pretrained_text": False}
-        model = library.create_model(name, **weights)
+        # The activation that a tag's weights were trained with; open_clip takes the name's, and only warns.
+        trained = (library.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)
+        model = library.create_model(name, force_quick_gelu=trained, **weights)
     except Exception as error:
         raise ModelLoadError(
             f"open_clip cannot load {name!r}: expected weights, got {type(error).__name__}: {error} "

@@ -130,6 +130,13 @@ def test_describe_lists_them(model) -> None:
     )
 
 
+def test_what_holds_known_blocks_is_not_beside_them(model) -> None:
+    with pytest.raises(
+        UnknownBlockError, match=r"unknown block 'backbone': expected one of 'backbone\.blocks\.0\.attn'"
+    ):
+        AttentionCapture(model, blocks=["backbone"], rows="all")
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_text_tower_beside_a_vision_tower(implementation) -> None:
     import transformers

@@ -146,16 +146,17 @@ def test_one_rule_says_which_column_holds_the_photos(tmp_path, caplog, kind):
 
 
 @pytest.mark.parametrize("kind", ["datasets", "parquet"])
-def test_several_columns_without_a_usual_name_have_to_be_chosen_from(tmp_path, kind):
+def test_several_columns_without_a_usual_name_have_to_be_chosen_from(tmp_path, caplog, kind):
     made = in_datasets({"left": pictures(0), "right": pictures(10)})
     source = made if kind == "datasets" else tmp_path / "a.parquet"
     if kind == "parquet":
         made.to_parquet(source)
     with pytest.raises(
-        ExtractionError, match=r"expected one of the columns left, right, got left, right\. Choose with column="
+        ExtractionError, match=r"expected one of the columns left, right, got several\. Choose with column="
     ):
         digests(source)
     assert digests(source, column="right") == [photo_bytes(10 + i) for i in range(3)]
+    assert not caplog.records  # whoever chooses is told nothing
 
 
 def test_the_only_image_is_taken_whatever_its_name(tmp_path, caplog):
@@ -169,8 +170,27 @@ def test_the_only_image_is_taken_whatever_its_name(tmp_path, caplog):
 
 def test_a_table_without_images_is_one_error(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", {"image": ["a.png"], "label": [3]})
-    with pytest.raises(ExtractionError, match="expected a column of images or their bytes, got only image, label"):
-        list(open_source(source).items())
+    for column in (None, "image"):
+        with pytest.raises(ExtractionError, match=r"got only image, label\. Store the bytes") as caught:
+            list(open_source(source, column).items())
+        assert "column=" not in str(caught.value)  # there is nothing to choose
+
+
+def test_masks_are_not_taken_for_photos_in_silence(tmp_path, caplog):
+    source = write_parquet(tmp_path / "a.parquet", {"image": ["a.png"], "mask": [photo_bytes(0)]})
+    assert digests(source) == [photo_bytes(0)]
+    (record,) = caplog.records
+    assert record.getMessage().endswith("photos are the column 'mask'; there are no images in image.")
+
+
+def test_paths_in_a_sequence_are_read_as_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.jpg").write_bytes(photo_bytes(0))
+    source = open_source(["~/a.jpg\tcat", "https://example.org/a.jpg"])
+    found, url = source.items()
+    assert (source.read(found), found.label, found.problem) == (photo_bytes(0), "cat", None)
+    assert url.key == "https://example.org/a.jpg"
+    assert url.problem.startswith("expected a local file, got a URL.")
 
 
 def test_the_column_is_remembered(vision, tmp_path):

@@ -112,5 +112,9 @@ def test_tiles_that_do_not_belong_together() -> None:
         join_tiles([], [])
     with pytest.raises(GeometryError, match="do not match: expected an input of 64 x 64"):
         join_tiles(maps, [place.resize((80, 80)) for place in places])
+    with pytest.raises(TypeError, match=r"got Tensor\. Tensors become maps with PatchMap"):
+        join_tiles([one.values for one in maps], places)
+    with pytest.raises(TypeError, match="expected PatchMaps and ImageGeometries, got tuple"):
+        join_tiles(maps, [(0, 0, 4, 4)] * 2)
     with pytest.raises(GeometryError, match="expected one map, got shape"):
         join_tiles([PatchMap(torch.rand(2, 4, 4)), maps[1]], places)

@@ -209,7 +209,7 @@ def vit_for_images() -> nn.Module:
 
 
 @pytest.mark.parametrize("part", ["whole", "inner"])
-def test_the_model_of_model_init_is_the_one_that_is_probed(part: str, tmp_path: Path) -> None:
+def test_the_model_of_model_init_is_the_one_that_is_probed(part: str, tmp_path: Path, caplog) -> None:
     writer, made = MemoryWriter(), []
 
     def model_init():
@@ -222,6 +222,9 @@ def test_the_model_of_model_init_is_the_one_that_is_probed(part: str, tmp_path: 
     trainer.train()
     assert len(made) == 2  # one for the constructor, another one for training
     assert monitor.models[""] is (made[1] if part == "whole" else made[1].vit)
+    said = [record.getMessage() for record in caplog.records if record.name == "attnhook"]
+    kind = "ViTForImageClassification" if part == "whole" else "ViTModel"
+    assert [kind in one and "in also=" in one for one in said] == [True]  # it may have been an average on purpose
     (tag,) = (tag for tag in writer.numbers[10] if ".1." in tag and tag.endswith("/change") and "head" not in tag)
     assert writer.numbers[10][tag] > 0
     after = MemoryWriter()

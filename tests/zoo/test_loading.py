@@ -138,6 +138,9 @@ def test_malformed_specs_list_the_forms(spec):
 def test_a_bare_name_is_told_to_say_whose_it_is():
     with pytest.raises(ModelLoadError, match="Did you mean 'timm:vit_base_patch16_224' or 'hf:vit_base_patch16_224'"):
         load("vit_base_patch16_224")
+    for library in ("timm", "hf:", "open_clip:"):
+        with pytest.raises(ModelLoadError, match="Add the model's name"):
+            load(library)
 
 
 @pytest.mark.parametrize("path", ["/no/such/directory", "./no/such/directory", "~/no/such/directory"])

@@ -97,6 +97,25 @@ def test_a_tag_downloads_its_weights(weights, tmp_path, monkeypatch):
         assert torch.equal(loaded.model(pixels), weights["tiny-timm"].encode_image(pixels))
 
 
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_tag_says_which_activation_its_weights_were_trained_with(weights, tmp_path, monkeypatch, recwarn, from_file):
+    """As OpenAI's of ViT-B-32, whose name alone stands for another activation."""
+    from open_clip import factory, pretrained
+
+    tags = {"fast": {**PLAIN, "quick_gelu": True}, "plain": PLAIN}
+    monkeypatch.setitem(pretrained._PRETRAINED, "tiny-vit", tags)
+    file = tmp_path / "tiny-vit.safetensors"
+    monkeypatch.setattr(factory, "download_pretrained", lambda *_, **__: str(file))
+    expected = open_clip.create_model("tiny-vit", force_quick_gelu=True, pretrained_text=False).eval()
+    expected.load_state_dict(weights["tiny-vit"].state_dict())
+    pixels = torch.rand(1, 3, 32, 32)
+    for tag, own in (("fast", expected), ("plain", weights["tiny-vit"])):
+        loaded = load(f"open_clip:tiny-vit/{tag}" + (f"@{file}" if from_file else ""))
+        with torch.no_grad():
+            assert torch.equal(loaded.model(pixels), own.encode_image(pixels))
+    assert not [one for one in recwarn if "QuickGELU" in str(one.message)]
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

@@ -93,6 +93,27 @@ def test_describe_says_how_many_frames() -> None:
     )
 
 
+def test_blocks_are_counted_as_they_run() -> None:
+    model, pixels = timesformer(), clips()
+    listed = [block.name for block in describe(model, pixels).blocks]
+    for index, name in enumerate(listed):
+        (block,) = captured(model, pixels, rows="all", blocks=[index])
+        assert (block.name, block.number) == (name, (index + 1, 4))
+    assert "temporal" in listed[0]
+    assert "temporal" not in listed[-1]
+    assert "block 4 of 4" in raw_attention(captured(model, pixels)).description
+
+
+def test_frames_that_never_see_each_other_are_frames_of_a_clip_too() -> None:
+    config = transformers.TimesformerConfig(
+        **SMALL, image_size=32, patch_size=8, num_frames=FRAMES, attention_type="space_only"
+    )
+    model, pixels = transformers.TimesformerForVideoClassification(config).eval(), clips()
+    together = raw_attention(captured(model, pixels))
+    assert together.shape == (2, FRAMES, 4, 4)
+    torch.testing.assert_close(together.values[1:], raw_attention(captured(model, pixels[1:])).values)
+
+
 def test_a_model_of_frames_inside_a_model_of_clips() -> None:
     text = transformers.XCLIPTextConfig(**SMALL, vocab_size=99, max_position_embeddings=16)
     vision = transformers.XCLIPVisionConfig(
@@ -109,6 +130,8 @@ def test_a_model_of_frames_inside_a_model_of_clips() -> None:
     ).eval()
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model.get_video_features(clips())
+    ran = [block.name for block in capture.maps]
+    assert ran == [site.name for site in capture.plan.sites if site.name in ran]
     block = next(one for one in capture.maps if ".encoder.layers.1.self_attn" in one.name)
     assert received_attention(capture.maps, block.name).shape == (2, FRAMES, 4, 4)
 
