@@ -104,6 +104,8 @@ def map_of(view, model, photo, size):
         "offset": list(geometry.offset),
         "valid": list(geometry.valid),
         "area": list(geometry.input_size),
+        "start": [0.0, 0.0],
+        "reach": [0.0, 0.0],
         "uniform": 1 / (values.size + 1) if view == 0 else None,
         "peak": peak_of(values, geometry),
         **packed(values),
