@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from attnhook.answers.answer_reading import Answer
-from attnhook.answers.answer_records import AnswerRecord, Logits, Step
+from attnhook.answers.answer_records import AnswerRecord, Step
 from attnhook.answers.answer_rows import finish
+from attnhook.answers.layer_listening import CurrentAnswer, LayerListener
 from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.interfaces import InterfaceScope, registered_function
-from attnhook.capture.operands import Operands, as_index, exact_arithmetic, sdpa_operands
 from attnhook.capture.plan import unwrapped
 from attnhook.capture.scopes import (
     SDPA,
@@ -29,9 +29,9 @@ from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
 from attnhook.capture.watched_modules import CaptureHook, shapes
-from attnhook.errors import AttnhookError, NothingCapturedError, UnsupportedModelError
+from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.zoo._transformers import kernel_of
-from attnhook.zoo.vision_language import vision_language
+from attnhook.zoo.vision_language import describe_speaker
 
 _EAGER = EagerStance()
 _CACHES = ("cache", "past_key_values")
@@ -74,13 +74,12 @@ class AnswerCapture:
 
     def __init__(self, model: nn.Module, processor: Any = None, *, tokens: Sequence[int] | None = None) -> None:
         self._model = unwrapped(model)
-        self._about = vision_language(self._model)
+        self._about = describe_speaker(self._model)
         self._names = tuple(name for name, _ in self._about.attention)
         self._processor = processor
         self._tokens = None if tokens is None else [int(token) for token in tokens]
-        self._record = AnswerRecord()
+        self._now = CurrentAnswer(self._names, self._about.cross)
         self._answers: tuple[Answer, ...] | None = None
-        self._now: Step | None = None
         self._active: ActiveCapture | None = None
         self._hooked: list[nn.Module] = []
 
@@ -108,7 +107,7 @@ class AnswerCapture:
             raise
 
     def _open(self) -> None:
-        self._record, self._answers, self._now = AnswerRecord(), None, None
+        self._now.record, self._now.step, self._answers = AnswerRecord(), None, None
         active = self._active = ActiveCapture({}, lambda: False)
         modules = (self._model, *(module for module in self._model.modules() if is_compiled(module)))
         if (
@@ -143,7 +142,7 @@ class AnswerCapture:
 
     def _hook_attention(self, number: int, module: nn.Module) -> None:
         """Have a scope open while an attention module runs."""
-        kernel, listener, opener = kernel_of(module), _Layer(self, number), object()
+        kernel, listener, opener = kernel_of(module), LayerListener(self._now, number), object()
         kind = {Kernel.INTERFACE: InterfaceScope, Kernel.ANY: ModeScope}.get(kernel, Scope)
         holds = {Kernel.SDPA: (SDPA,), Kernel.INTERFACE: ()}.get(kernel, ())
         if kernel is Kernel.INTERFACE:
@@ -151,7 +150,7 @@ class AnswerCapture:
 
         def before(*_: Any) -> None:
             around = self._scope()
-            if around is not None and self._record.error is None and self._now is not None:
+            if around is not None and self._record.error is None and self._now.step is not None:
                 kind(around.capture, around.record, opener, listener, holds).open()
 
         def after(*_: Any) -> None:
@@ -166,10 +165,14 @@ class AnswerCapture:
         active = self._active
         return None if active is None or active.closed or in_backward() else innermost(active, opener)
 
+    @property
+    def _record(self) -> AnswerRecord:
+        return self._now.record
+
     def _begin(self, record: AnswerRecord) -> None:
         """Forget what came before, except what the images were if no ids came with them yet."""
         facts = {} if self._record.pieces else self._record.facts
-        self._record, self._answers, self._now = record, None, None
+        self._now.record, self._now.step, self._answers = record, None, None
         record.facts |= facts
 
     def generates(self, speaker: Any, arguments: dict[str, Any]) -> None:
@@ -198,7 +201,7 @@ class AnswerCapture:
         record = self._record
         if speaker is self._about.speaker and record.generating:
             record.sequences = getattr(output, "sequences", output).detach()
-            record.ended, self._now = True, None
+            record.ended, self._now.step = True, None
 
     def _read(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """A forward begins."""
@@ -227,7 +230,7 @@ class AnswerCapture:
         record.pieces.append(ids.detach().clone())
         record.add_facts(_facts(given))
         step = Step(start, ids.shape[1], len(ids), self._wanted(record, start, ids))
-        self._now = step if step.queries else None
+        self._now.step = step if step.queries else None
         if step.queries:
             record.steps.append(step)
 
@@ -279,85 +282,9 @@ class AnswerCapture:
             self._answers = finish(self._record, self._about, self._names, self._processor)
         return self._answers
 
-    def refused(self, error: Exception, layer: str) -> None:
-        """Store why a call could not be recorded, to be raised when the answer is read; the model's forward goes on."""
-        if not isinstance(error, AttnhookError):
-            unforeseen = UnsupportedModelError(
-                f"an attention call of {layer!r} could not be recorded: {type(error).__name__}: {error}. Please report it."
-            )
-            unforeseen.__cause__ = error
-            error = unforeseen
-        self._record.error = self._record.error or error
-
-    def layer(self, number: int) -> str:
-        """The name of a layer."""
-        return self._names[number]
-
-    def store(self, number: int, logits: Tensor) -> None:
-        """Store the logits of this forward's wanted queries in one layer."""
-        step = self._now
-        if step is None:
-            return
-        if number in step.logits:
-            raise UnsupportedModelError(
-                f"layer {self._names[number]!r} attended twice in one forward: expected once. Please report it with the model's configuration."
-            )
-        step.logits[number] = Logits.of(logits, None if self._about.cross else step.total)
-
-    @property
-    def now(self) -> Step | None:
-        """The forward that is running."""
-        return self._now
-
     def __repr__(self) -> str:
         state = "open" if self._active is not None else "closed"
         return f"AnswerCapture({type(self._model).__name__}, {len(self._names)} layers, {state})"
-
-
-class _Layer:
-    """Listens to the attention calls of one layer."""
-
-    def __init__(self, capture: AnswerCapture, number: int) -> None:
-        self._capture, self._number = capture, number
-
-    def refused(self, record: ForwardRecord, error: Exception) -> None:
-        """Store why a call could not be recorded."""
-        self._capture.refused(error, self._capture.layer(self._number))
-
-    def fused(self, record: ForwardRecord, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        """Store the rows of a call of `scaled_dot_product_attention`."""
-        self.operands(record, sdpa_operands(*args, **kwargs), "scaled_dot_product_attention")
-
-    def operands(self, record: ForwardRecord, call: Operands, kernel: str, result: Any = None) -> None:
-        """Store the rows of a call by its operands."""
-        step = self._capture.now
-        if step is not None:
-            with exact_arithmetic(call.query.device.type):
-                call = _unpacked(call, step.length).by_reference()
-                self._capture.store(self._number, call.logits(as_index(step.index, call.query.device)))
-
-    def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:
-        """Store the rows of an explicit softmax over keys."""
-        step = self._capture.now
-        if step is not None and logits.dim() == 3 and logits.shape[0] % step.batch == 0:  # heads merged into the batch
-            logits = logits.reshape(step.batch, -1, *logits.shape[1:])
-        if step is None or logits.dim() != 4 or logits.shape[2] != step.length:
-            return
-        with exact_arithmetic(logits.device.type):
-            kind = torch.float64 if logits.dtype is torch.float64 else torch.float32
-            rows = logits.detach()[:, :, as_index(step.index, logits.device)]
-            self._capture.store(self._number, rows.to(kind, copy=True))
-
-
-def _unpacked(call: Operands, length: int) -> Operands:
-    """The operands with one query per token: transformers folds the heads that share a key into the queries of a single token."""
-    batch, heads, queries, dim = call.query.shape
-    if queries == length or length != 1:
-        return call
-    mask = call.mask
-    if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
-        mask = mask.reshape(batch, heads * queries, 1, -1)
-    return Operands(call.query.reshape(batch, heads * queries, 1, dim), call.key, call.scale, mask, call.causal)
 
 
 def _refused(option: Callable[[str], Any], custom: Any) -> UnsupportedModelError | None:

@@ -11,7 +11,7 @@ from attnhook.answers.answer_words import Word, words_of
 from attnhook.answers.placed_maps import AnswerMap
 from attnhook.errors import TokenLayoutError
 from attnhook.options import HeadFusion, choose
-from attnhook.zoo.vision_language import ImagePart, ImageTokens
+from attnhook.zoo.image_tokens import ImagePart, ImageTokens
 
 if TYPE_CHECKING:
     pass

@@ -8,7 +8,8 @@ from torch import Tensor
 from attnhook.answers.answer_reading import Answer
 from attnhook.answers.answer_records import AnswerRecord, Step
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
-from attnhook.zoo.vision_language import ImageTokens, VisionLanguageModel
+from attnhook.zoo.image_tokens import ImageTokens
+from attnhook.zoo.vision_language import VisionLanguageModel
 
 MASSES = ("image", "first", "text", "words", "other")
 """What the mass of a row lies on: image tokens, the first token, the rest of the prompt, the answer so far, keys that are none of these."""

@@ -13,7 +13,7 @@ from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import ImageSource, orientation_of, read_image
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Interpolation
-from attnhook.zoo.vision_language import ImagePart
+from attnhook.zoo.image_tokens import ImagePart
 
 _TOLERANCE = 0.5  # input pixels by which a tile may lie elsewhere than its row and column say
 

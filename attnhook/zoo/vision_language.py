@@ -6,7 +6,7 @@ placed is refused with what was looked for.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from attnhook.errors import TokenLayoutError, UnsupportedModelError
 from attnhook.options import Size
 from attnhook.zoo._transformers import names_in_forward
 from attnhook.zoo._transformers_towers import text_parts
+from attnhook.zoo.image_tokens import ImagePart, ImageTokens, cut_images, tiled, unpacked, whole
 from attnhook.zoo.token_rules import pair
 
 Facts = Mapping[str, Any]
@@ -25,42 +26,6 @@ Facts = Mapping[str, Any]
 
 _CALLS = frozenset({"ALL_ATTENTION_FUNCTIONS", "scaled_dot_product_attention", "softmax", "Softmax"})
 _CROSS = ("cross", "encoder_attn")
-
-
-@dataclass(frozen=True, eq=False)
-class ImagePart:
-    """Tokens of one image that tile one grid.
-
-    Attributes:
-        name: "image", "overview", "tiles", or "tile 1" and so on where their arrangement is unknown.
-        index: Which of the image's tokens lies in each cell, `(h, w)` int64.
-        inputs: Which of the inputs that the preprocessing made of the photo it shows, row by row.
-        arrangement: Rows and columns of those inputs.
-        input_size: Height and width of the inputs side by side, in pixels.
-        area: Top, left, height and width of what the grid covers of them, in pixels.
-    """
-
-    name: str
-    index: Tensor
-    inputs: tuple[int, ...]
-    arrangement: Size
-    input_size: Size
-    area: tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class ImageTokens:
-    """The tokens of one image.
-
-    Attributes:
-        keys: Their positions among the keys, ascending int64: in the sequence, or for cross-attention in the encoder's output.
-        parts: The grids that they tile; tokens in none of them (ends of rows, a class token) show no patch.
-        inputs: How many inputs the preprocessing made of the photo; 0 if unknown.
-    """
-
-    keys: Tensor
-    parts: tuple[ImagePart, ...]
-    inputs: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +51,7 @@ class VisionLanguageModel:
     images: Callable[[Tensor, Facts, int], list[list[ImageTokens]]]
 
 
-def vision_language(model: Any) -> VisionLanguageModel:
+def describe_speaker(model: Any) -> VisionLanguageModel:
     """Describe a vision-language model; `UnsupportedModelError` with what was looked for if it is none that is known."""
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
@@ -172,29 +137,6 @@ class _Prompt:
         return torch.as_tensor(value).tolist()
 
 
-def _whole(grid: Size, pixels: Size, patch: Size, *, first: int = 0, name: str = "image", number: int = 0) -> ImagePart:
-    """A part that is one input, patches row by row from the token `first` on."""
-    index = torch.arange(first, first + grid[0] * grid[1]).reshape(grid)
-    return ImagePart(name, index, (number,), (1, 1), pixels, (0, 0, grid[0] * patch[0], grid[1] * patch[1]))
-
-
-def _cut(
-    positions: Sequence[Tensor], parts_of: Callable[[int], tuple[int, tuple[ImagePart, ...], int]]
-) -> list[list[ImageTokens]]:
-    """Cut each prompt's image tokens into images; `parts_of` gives the length, parts and inputs of the image with that number in the batch."""
-    found: list[list[ImageTokens]] = []
-    numbers = itertools.count()
-    for keys in positions:
-        images = []
-        start = 0
-        while start < len(keys):
-            length, parts, inputs = parts_of(next(numbers))
-            images.append(ImageTokens(keys[start : start + length], parts, inputs))
-            start += length
-        found.append(images)
-    return found
-
-
 def _check_all_placed(found: list[list[ImageTokens]], ids: Tensor, image_id: int) -> None:
     for prompt, images in enumerate(found):
         need = [sum(part.index.numel() for part in image.parts) for image in images]
@@ -216,8 +158,8 @@ def _one_grid(prompt: _Prompt) -> list[list[ImageTokens]]:
     grid = (pixels[0] // patch[0], pixels[1] // patch[1])
     full = getattr(prompt.config, "vision_feature_select_strategy", "default") == "full"
     first = int(full and vision.model_type in ("clip_vision_model", "chinese_clip_vision_model"))
-    part = _whole(grid, pixels, patch, first=first)
-    return _cut(prompt.positions(), lambda _: (first + grid[0] * grid[1], (part,), 1))
+    part = whole(grid, pixels, patch, first=first)
+    return cut_images(prompt.positions(), lambda _: (first + grid[0] * grid[1], (part,), 1))
 
 
 def _pooled(prompt: _Prompt) -> list[list[ImageTokens]]:
@@ -225,8 +167,8 @@ def _pooled(prompt: _Prompt) -> list[list[ImageTokens]]:
     side, pixels = math.isqrt(prompt.config.mm_tokens_per_image), prompt.pixels()
     patch = pair(prompt.config.vision_config.patch_size)
     step = (pixels[0] // patch[0] // side * patch[0], pixels[1] // patch[1] // side * patch[1])
-    part = _whole((side, side), pixels, step)
-    return _cut(prompt.positions(), lambda _: (side * side, (part,), 1))
+    part = whole((side, side), pixels, step)
+    return cut_images(prompt.positions(), lambda _: (side * side, (part,), 1))
 
 
 def _packed(prompt: _Prompt) -> list[list[ImageTokens]]:
@@ -241,9 +183,9 @@ def _packed(prompt: _Prompt) -> list[list[ImageTokens]]:
                 f"image {number} cannot be placed: expected one frame in image_grid_thw, got {grids}. Videos are not supported."
             )
         grid, pixels = (rows // merge, columns // merge), (rows * patch, columns * patch)
-        return grid[0] * grid[1], (_whole(grid, pixels, (merge * patch, merge * patch)),), 1
+        return grid[0] * grid[1], (whole(grid, pixels, (merge * patch, merge * patch)),), 1
 
-    return _cut(prompt.positions(), parts_of)
+    return cut_images(prompt.positions(), parts_of)
 
 
 def _sized(prompt: _Prompt) -> list[list[ImageTokens]]:
@@ -254,9 +196,9 @@ def _sized(prompt: _Prompt) -> list[list[ImageTokens]]:
     def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
         pixels = (int(sizes[number][0]), int(sizes[number][1]))
         grid = (pixels[0] // step, pixels[1] // step)
-        return grid[0] * grid[1], (_whole(grid, pixels, (step, step)),), 1
+        return grid[0] * grid[1], (whole(grid, pixels, (step, step)),), 1
 
-    return _cut(prompt.positions(), parts_of)
+    return cut_images(prompt.positions(), parts_of)
 
 
 def _shuffled(prompt: _Prompt, factor: float) -> tuple[Size, Size, Size]:
@@ -287,7 +229,7 @@ def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
             tiles = starts[first : last + 1]
             # Two tokens between the tiles of a row: the end of one, and the name of the next. More at a row's end.
             breaks = sum(after - before - length > 2 for before, after in itertools.pairwise(tiles[:-1]))
-            parts = _tiled(grid, pixels, step, len(tiles), (breaks + 1, (len(tiles) - 1) // (breaks + 1)))
+            parts = tiled(grid, pixels, step, len(tiles), (breaks + 1, (len(tiles) - 1) // (breaks + 1)))
             images.append(ImageTokens(keys[first * length : (last + 1) * length], parts, len(tiles)))
             first = last + 1
         found.append(images)
@@ -302,33 +244,10 @@ def _plain_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
     for keys in prompt.positions():
         runs = torch.tensor_split(keys, (keys.diff() > 1).nonzero()[:, 0] + 1) if len(keys) else ()
         images = [
-            ImageTokens(run, _tiled(grid, pixels, step, len(run) // length, None), len(run) // length) for run in runs
+            ImageTokens(run, tiled(grid, pixels, step, len(run) // length, None), len(run) // length) for run in runs
         ]
         found.append(images)
     return found
-
-
-def _tiled(grid: Size, pixels: Size, step: Size, tiles: int, arrangement: Size | None) -> tuple[ImagePart, ...]:
-    """Tiles of one grid each, the overview last; joined if their arrangement is known."""
-    length = grid[0] * grid[1]
-    if tiles == 1:
-        return (_whole(grid, pixels, step),)
-    overview = _whole(grid, pixels, step, first=(tiles - 1) * length, name="overview", number=tiles - 1)
-    if arrangement is None or arrangement[0] * arrangement[1] != tiles - 1:
-        return (
-            overview,
-            *(_whole(grid, pixels, step, first=n * length, name=f"tile {n + 1}", number=n) for n in range(tiles - 1)),
-        )
-    return _joined(grid, pixels, arrangement, 0), overview
-
-
-def _joined(grid: Size, pixels: Size, arrangement: Size, first: int, start: int = 0) -> ImagePart:
-    """Tiles joined to one grid, from the token `start` and the input `first` on."""
-    (rows, columns), tiles = arrangement, arrangement[0] * arrangement[1]
-    index = torch.arange(start, start + tiles * grid[0] * grid[1]).reshape(rows, columns, *grid)
-    size = (rows * pixels[0], columns * pixels[1])
-    joined = index.transpose(1, 2).reshape(rows * grid[0], columns * grid[1])
-    return ImagePart("tiles", joined, tuple(range(first, first + tiles)), arrangement, size, (0, 0, *size))
 
 
 def _any_resolution(prompt: _Prompt) -> list[list[ImageTokens]]:
@@ -340,7 +259,7 @@ def _any_resolution(prompt: _Prompt) -> list[list[ImageTokens]]:
     pixels, patch = prompt.pixels(), pair(vision.patch_size)
     grid = (pixels[0] // patch[0], pixels[1] // patch[1])
     inner = getattr(prompt.model, "model", prompt.model)
-    functions = inspect_globals(inner)
+    functions = class_of(inner).pack_image_features.__globals__
     several = prompt.facts.get("batch_num_images")
     alone = (
         [True] * len(sizes)
@@ -356,15 +275,9 @@ def _any_resolution(prompt: _Prompt) -> list[list[ImageTokens]]:
                 size, prompt.config.image_grid_pinpoints, vision.image_size
             )
         packed = _pack(inner, grid, tiles, size, alone=alone[number])
-        return _unpacked(packed, grid, pixels, (int(tiles[0]), int(tiles[1])), alone=alone[number])
+        return unpacked(packed, grid, pixels, (int(tiles[0]), int(tiles[1])), alone=alone[number])
 
-    return _cut(prompt.positions(), parts_of)
-
-
-def inspect_globals(module: Any) -> dict[str, Any]:
-    """The names that the code of a module's class sees."""
-    found: dict[str, Any] = class_of(module).pack_image_features.__globals__
-    return found
+    return cut_images(prompt.positions(), parts_of)
 
 
 def _pack(inner: Any, grid: Size, tiles: Size, size: Tensor, *, alone: bool) -> Tensor:
@@ -379,29 +292,6 @@ def _pack(inner: Any, grid: Size, tiles: Size, size: Tensor, *, alone: bool) -> 
         options["vision_feature_select_strategy"] = "default"  # type: ignore[assignment]
     packed: Tensor = inner.pack_image_features([features], size[None], **options)[0][0]
     return packed
-
-
-def _unpacked(
-    packed: Tensor, grid: Size, pixels: Size, tiles: Size, *, alone: bool
-) -> tuple[int, tuple[ImagePart, ...], int]:
-    length, patch = grid[0] * grid[1], (pixels[0] / grid[0], pixels[1] / grid[1])
-    overview = _whole(grid, pixels, pixels, name="overview" if alone else "image")
-    overview = ImagePart(overview.name, overview.index, (0,), (1, 1), pixels, (0, 0, *pixels))
-    if not alone:
-        return len(packed), (overview,), 1
-    ends = (packed[length:, 0] < 0).nonzero()[:, 0]
-    width = int(ends[0])
-    rest = packed[length:].reshape(-1, width + 1, 2)
-    index = torch.arange(length, len(packed)).reshape(-1, width + 1)[:, :-1]
-    edges = []
-    for axis, line in enumerate((rest[:, 0, 0], rest[0, :-1, 1])):
-        step = float(line[-1] - line[0]) / max(len(line) - 1, 1) or 1.0
-        edges.append([round((float(line[n]) + 0.5 + side * step / 2) * patch[axis]) for n, side in ((0, -1), (-1, 1))])
-    (top, bottom), (left, right) = edges
-    size, count = (tiles[0] * pixels[0], tiles[1] * pixels[1]), tiles[0] * tiles[1]
-    area = (top, left, bottom - top, right - left)
-    joined = ImagePart("tiles", index, tuple(range(1, count + 1)), tiles, size, area)
-    return len(packed), (joined, overview), count + 1
 
 
 def _mllama(model: Any) -> Callable[[Tensor, Facts, int], list[list[ImageTokens]]]:
@@ -455,7 +345,7 @@ def _encoder_decoder(model: Any, speaker: Any, reader: Any, encoder: Any) -> Vis
                 f"{pixels[0]}x{pixels[1]}, got {keys} tokens."
             )
         step = (patch[0] * 2**merges, patch[1] * 2**merges)
-        part = _whole(grid, pixels, step, first=special)
+        part = whole(grid, pixels, step, first=special)
         return [[ImageTokens(torch.arange(keys), (part,))] for _ in ids]
 
     return VisionLanguageModel(speaker, reader, _attention(model, cross=True), (encoder,), None, True, images)
