@@ -175,7 +175,7 @@ class AnswerCapture:
         self._now.record, self._now.step, self._answers = record, None, None
         record.facts |= facts
 
-    def generates(self, speaker: Any, arguments: dict[str, Any]) -> None:
+    def _generates(self, speaker: Any, arguments: dict[str, Any]) -> None:
         """`generate` begins."""
         if speaker is not self._about.speaker:
             return
@@ -196,7 +196,7 @@ class AnswerCapture:
             record.batch, record.prompt = given.shape
         record.facts |= _facts(arguments)
 
-    def generated(self, speaker: Any, output: Any) -> None:
+    def _generated(self, speaker: Any, output: Any) -> None:
         """`generate` has returned."""
         record = self._record
         if speaker is self._about.speaker and record.generating:
@@ -330,8 +330,8 @@ def _generate_called(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     watching = [scope.listener for scope in innermost_of_each() if isinstance(scope.listener, AnswerCapture)]
     arguments = {**dict(zip(inspect.signature(original).parameters, args, strict=False)), **kwargs}
     for capture in watching:
-        capture.generates(args[0], arguments)
+        capture._generates(args[0], arguments)
     output = original(*args, **kwargs)
     for capture in watching:
-        capture.generated(args[0], output)
+        capture._generated(args[0], output)
     return output

@@ -215,11 +215,14 @@ def test_two_threads_with_one_model_hold_their_own_answers() -> None:
 def test_the_model_is_left_as_it_was_after_an_error() -> None:
     model, inputs = llava()
     function, generate = torch.nn.functional.scaled_dot_product_attention, type(model).generate
+
+    def stop(*_: Any) -> None:
+        raise ValueError("stop here")
+
+    handle = model.model.language_model.layers[1].register_forward_pre_hook(stop)
     with pytest.raises(ValueError, match="stop here"), AnswerCapture(model):
-        model.model.language_model.layers[1].register_forward_pre_hook(
-            lambda *_: (_ for _ in ()).throw(ValueError("stop here"))
-        )
         model.generate(**inputs, max_new_tokens=2)
+    handle.remove()
     assert torch.nn.functional.scaled_dot_product_attention is function
     assert type(model).generate is generate
     assert not SDPA._holders
