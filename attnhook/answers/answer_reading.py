@@ -124,7 +124,7 @@ class Answer:
         plain = not relative and heads == "mean" and fusion == "mean"
         return AnswerMap(
             one[where.index],
-            input_size=where.input_size,
+            input_size=where.area[2:] if any(where.area[:2]) else where.input_size,
             area=where.area[2:],
             uniform=None if relative else 1.0 / self._keys(),
             adds_up=plain and len(self.images) == 1,

@@ -1,6 +1,6 @@
 """A word's map, which knows what turned the photo into pixels: the place of each grid in the photo is measured, never assumed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class AnswerMap(PatchMap):
             photo: The photo, or its (height, width).
 
         Returns:
-            The geometry of what the grid covers.
+            The geometry of the inputs that the grid is on, from where it begins.
 
         Raises:
             GeometryError: If there is no processor, or it makes other inputs of the photo than the model got.
@@ -68,26 +68,17 @@ class AnswerMap(PatchMap):
         """Interpolate to the pixels of the photo, as `PatchMap.heatmap` does; `where` may be left out if `photo` is given."""
         if where is None:
             where = self.geometry(photo)
-        return PatchMap.heatmap(self._on(where), where, photo=photo, mode=mode)
+        return PatchMap.heatmap(self, where, photo=photo, mode=mode)
 
     def overlay(self, photo: ImageSource, where: Any = None, **options: Any) -> Image.Image:
         """Draw it over its photo, as `PatchMap.overlay` does; `where` may be left out."""
         where = self.geometry(photo) if where is None else where
-        return PatchMap.overlay(self._on(where), read_image(photo), where, **options)
+        return PatchMap.overlay(self, read_image(photo), where, **options)
 
     def figure(self, photo: ImageSource, where: Any = None, **options: Any) -> Any:
         """Draw photo, map and overlay, as `PatchMap.figure` does; `where` may be left out."""
         where = self.geometry(photo) if where is None else where
-        return PatchMap.figure(self._on(where), read_image(photo), where, **options)
-
-    def _on(self, where: Any) -> PatchMap:
-        """A plain map on a geometry: of the grid alone if this class made it, of the whole input otherwise."""
-        own = {name: value for name, value in vars(self).items() if name not in ("part", "inputs", "processor")}
-        plain = PatchMap(**own)
-        part = self.part
-        if part is not None and isinstance(where, ImageGeometry) and where.input_size == part.area[2:]:
-            return replace(plain, input_size=part.area[2:], area=part.area[2:])
-        return plain
+        return PatchMap.figure(self, read_image(photo), where, **options)
 
 
 def _joined(each: list[ImageGeometry | None], part: ImagePart) -> ImageGeometry:
@@ -118,7 +109,7 @@ def _joined(each: list[ImageGeometry | None], part: ImagePart) -> ImageGeometry:
 
 
 def _cut(geometry: ImageGeometry, part: ImagePart) -> ImageGeometry:
-    """The part of the inputs that the grid covers."""
+    """The inputs from where the grid begins."""
     top, left, height, width = part.area
     if tuple(geometry.input_size) != tuple(part.input_size):
         raise GeometryError(
@@ -126,4 +117,4 @@ def _cut(geometry: ImageGeometry, part: ImagePart) -> ImageGeometry:
             f"got {geometry.input_size[0]} x {geometry.input_size[1]} from the processor. Pass the photo that was asked about, and set the same "
             "options in the processor."
         )
-    return geometry.crop((top, left), (height, width))
+    return geometry.crop((top, left), (height, width)) if top or left else geometry

@@ -107,6 +107,8 @@ def gemma3() -> tuple[Any, dict[str, Any]]:
         "text_config": text("gemma3_text", sliding_window=10, layer_types=layers, query_pre_attn_scalar=8),
     }
     model = build("Gemma3ForConditionalGeneration", **config, image_token_index=IMAGE, mm_tokens_per_image=16)
+    with torch.no_grad():
+        model.model.multi_modal_projector.mm_input_projection_weight.normal_()  # it begins as zeros
     given = prompts([1, 4, *images(16), 5, 6, 7])
     kinds = (given["input_ids"] == IMAGE).long()
     return model, {**given, "token_type_ids": kinds, "pixel_values": pixels(1, 64, 64)}
@@ -238,10 +240,10 @@ FAMILIES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
 }
 
 
-def mllama() -> tuple[Any, dict[str, Any]]:
+def mllama(**options: Any) -> tuple[Any, dict[str, Any]]:
     """Two prompts: with one image of 1 x 2 tiles, and with one tile; the first two of four layers' cross-attention."""
     tower = {**VISION, "attention_heads": 4, "max_num_tiles": 4, "num_global_layers": 1, "vision_output_dim": 48}
-    more = {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]]}
+    more = {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]], **options}
     layers = {
         **TEXT,
         "num_hidden_layers": 4,
