@@ -2,19 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from attnhook.answers.answer_pictures import answer_figure, page_content, spoken
 from attnhook.answers.answer_words import Word, words_of
 from attnhook.answers.placed_maps import AnswerMap
-from attnhook.errors import TokenLayoutError
+from attnhook.errors import GeometryError, TokenLayoutError
 from attnhook.options import HeadFusion, choose
+from attnhook.pages.documents import answer_html, save_viewer
 from attnhook.zoo.image_tokens import ImagePart, ImageTokens
 
 if TYPE_CHECKING:
     pass
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _JOINS: dict[HeadFusion, Callable[[Tensor, int], Tensor]] = {
     HeadFusion.MEAN: torch.mean,
@@ -172,6 +178,48 @@ class Answer:
                 f"image {image} has no such grid: expected part= to be one of {', '.join(map(repr, parts))}, got {name!r}."
             )
         return parts[name]
+
+    def figure(
+        self, photo: Any = None, *, image: int = 0, count: int = 7, relative: bool = False, **options: Any
+    ) -> "Figure":
+        """Draw the photo beside the words that have most of their mass on the image.
+
+        Args:
+            photo: The photo, as `read_image` takes it. Without it the maps are drawn alone.
+            image: The number of the image in the prompt.
+            count: How many words.
+            relative: As in `map`.
+            **options: Of the look and of the figure, as `PatchMap.figure` takes them: `scale`, `colormap`, `title`, `caption`, `width`, `dpi`.
+
+        Returns:
+            The matplotlib figure.
+        """
+        return answer_figure(self, photo, image=image, count=count, relative=relative, **options)
+
+    def to_html(self, path: "str | Path", photo: Any = None, *, title: str | None = None) -> Path:
+        """Write a page in which you hover a word, or step through the words with the arrow keys, and see where it looks.
+
+        Args:
+            path: The file's path. It needs nothing else, and loads nothing.
+            photo: The photo; of several images a list of them. Without it the maps are drawn alone.
+            title: The page's title. None: the beginning of the answer.
+
+        Returns:
+            The path.
+
+        Raises:
+            GeometryError: If there are not as many photos as images.
+        """
+        photos = (
+            list(photo) if isinstance(photo, list | tuple) else [photo] * (1 if photo is not None else len(self.images))
+        )
+        if len(photos) != len(self.images):
+            raise GeometryError(
+                f"cannot write the page: expected one photo for each of {len(self.images)} images, got {len(photos)}. Pass a list of them."
+            )
+        if title is None:
+            title = f"Answer: {' '.join(text for text, _ in spoken(self)[:8])}"
+        return save_viewer(answer_html(*page_content(self, photos, title)), path)
 
     def __len__(self) -> int:
         return len(self.token_ids)

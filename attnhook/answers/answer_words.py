@@ -28,19 +28,17 @@ def words_of(decode: Any, ids: Sequence[int]) -> tuple[str, tuple[Word, ...]]:
 
     A token's text is what it adds to the text of those before it, so any tokenizer will do.
     """
-    ends, text = [], ""
+    ends, broken, text = [], [], ""
     for count in range(1, len(ids) + 1):
         text = decode(list(ids[:count]))
         ends.append(len(text.rstrip(_BROKEN)))
+        broken.append(text.endswith(_BROKEN))
     for number in range(len(ends) - 2, -1, -1):  # what a later token takes back was not yet there
         ends[number] = min(ends[number], ends[number + 1])
-    starts = [0, *ends[:-1]]
-    words = []
-    for found in _WORDS.finditer(text):
-        tokens = [
-            n
-            for n, (start, end) in enumerate(zip(starts, ends, strict=True))
-            if start < found.end() and end > found.start()
-        ]
-        words.append(Word(found[0], tokens))
+    # A token that begins a character and does not end it reaches into it.
+    spans = [(start, end + part) for start, end, part in zip([0, *ends[:-1]], ends, broken, strict=True)]
+    words = [
+        Word(one[0], [number for number, (start, end) in enumerate(spans) if start < one.end() and end > one.start()])
+        for one in _WORDS.finditer(text)
+    ]
     return text.strip(), tuple(words)
