@@ -54,7 +54,7 @@ def answer_figure(answer: Any, photo: Any, *, image: int, count: int, relative: 
     maps = [answer.map(words[number][1], image=image, relative=relative) for number in most]
     picture, geometry = placed_on(maps[0], photo)
     titles = [
-        f"{words[number][0]}  {shares[number]:.0%} on {'the images' if len(answer.images) > 1 else 'the image'}"
+        f"{words[number][0]}: {shares[number]:.0%} on {'the images' if len(answer.images) > 1 else 'the image'}"
         for number in most
     ]
     kind = "relative to all tokens of the answer" if relative else "mean over layers and heads"

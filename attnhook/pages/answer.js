@@ -29,6 +29,7 @@ async function addPart(part, index) {
   await image.decode();
   Object.assign(canvas, { width, height });
   canvas.setAttribute("role", "img");
+  canvas.style.setProperty("--shape", width / height);
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.drawImage(image, 0, 0);
   const centres = (n) => Float64Array.from({ length: n }, (_, i) => i + 0.5);
