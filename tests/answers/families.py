@@ -88,6 +88,12 @@ def llava_batch(**more: Any) -> tuple[Any, dict[str, Any]]:
     return model, {**prompts(*rows), "pixel_values": pixels(3)}
 
 
+def vipllava() -> tuple[Any, dict[str, Any]]:
+    config = {"vision_config": vision("clip_vision_model"), "text_config": text(), "image_token_index": IMAGE}
+    model = build("VipLlavaForConditionalGeneration", **config, vision_feature_layers=[-1, -2])
+    return model, {**prompts([1, *images(16), 5, 6, 7]), "pixel_values": pixels(1)}
+
+
 def llava_windows() -> tuple[Any, dict[str, Any]]:
     """A language model with a sliding window in every layer."""
     return llava(text_config=text("mistral", sliding_window=12))
@@ -225,6 +231,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "llava": llava,
     "llava batch": llava_batch,
     "llava windows": llava_windows,
+    "vipllava": vipllava,
     "paligemma": paligemma,
     "gemma3": gemma3,
     "qwen2_vl": qwen2_vl,

@@ -92,6 +92,12 @@ def llava() -> tuple[Any, Any]:
     return model, transformers.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
 
 
+def vipllava() -> tuple[Any, Any]:
+    config = {"vision_config": families.vision("clip_vision_model", image_size=64), "text_config": families.text()}
+    more = {"image_token_index": IMAGE, "vision_feature_layers": [-1, -2]}
+    return families.build("VipLlavaForConditionalGeneration", **config, **more), llava()[1]
+
+
 def paligemma() -> tuple[Any, Any]:
     tower = families.vision("siglip_vision_model", projection_dim=32, image_size=64)
     config = {"vision_config": tower, "text_config": families.text("gemma")}
@@ -153,6 +159,7 @@ def _any_resolution(name: str, processor: str, tower: Any, text: str) -> Callabl
 
 CASES: dict[str, tuple[Callable[[], tuple[Any, Any]], Callable[..., torch.Tensor], dict[str, Any]]] = {
     "llava": (llava, counted, {}),
+    "vipllava": (vipllava, counted, {}),
     "paligemma": (paligemma, counted, {}),
     "gemma3": (gemma3, counted, {}),
     "qwen2_vl": (qwen("qwen2_vl"), counted, {}),
@@ -269,15 +276,26 @@ def test_a_bright_square_in_the_tiles_of_cross_attention() -> None:
         check_places(capture.answer, changed[capture.answer.images[0].keys], photo, centre)
 
 
-def test_a_bright_square_in_an_encoder() -> None:
-    model = without_mixing(families.donut()[0])
-    processor = transformers.DonutImageProcessor(**square(64), do_align_long_axis=False, do_thumbnail=False)
+ENCODERS: dict[str, tuple[Any, Any]] = {
+    "donut": (
+        lambda model: model.encoder,
+        transformers.DonutImageProcessor(**square(64), do_align_long_axis=False, do_thumbnail=False),
+    ),
+    "trocr": (lambda model: model.encoder, transformers.ViTImageProcessor(**square(32))),
+    "blip": (lambda model: model.vision_model, transformers.BlipImageProcessor(**square(32))),
+}
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_bright_square_in_an_encoder(family: str) -> None:
+    model = without_mixing(families.CROSS[family]()[0])
+    encoder, processor = ENCODERS[family]
     for size in PHOTOS.values():
         photo, centre = photo_with(size, SIDE)
         plain = Image.new("RGB", photo.size, (90, 90, 90))
         out, empty = (processor(one, return_tensors="pt")["pixel_values"] for one in (photo, plain))
         with torch.no_grad():
-            changed = (model.encoder(out)[0] - model.encoder(empty)[0])[0].norm(dim=-1)
+            changed = (encoder(model)(out)[0] - encoder(model)(empty)[0])[0].norm(dim=-1)
         with AnswerCapture(model, processor) as capture:
             model.generate(pixel_values=out, max_new_tokens=1)
         check_places(capture.answer, changed, photo, centre)
