@@ -74,6 +74,7 @@ class AnswerCapture:
 
     def __init__(self, model: nn.Module, processor: Any = None, *, tokens: Sequence[int] | None = None) -> None:
         self._model = unwrapped(model)
+        self._wrapped = self._model is not model  # perhaps by torch.compile
         self._about = describe_speaker(self._model)
         self._names = tuple(name for name, _ in self._about.attention)
         self._processor = processor
@@ -109,10 +110,8 @@ class AnswerCapture:
     def _open(self) -> None:
         self._now.record, self._now.step, self._answers = AnswerRecord(), None, None
         active = self._active = ActiveCapture({}, lambda: False)
-        modules = (self._model, *(module for module in self._model.modules() if is_compiled(module)))
-        if (
-            len(modules) > 1 or next(self._model.parameters()).device.type != "cpu"
-        ):  # where generate may compile the model
+        compiled = self._wrapped or any(map(is_compiled, self._model.modules()))
+        if compiled or next(self._model.parameters()).device.type != "cpu":  # where generate may compile the model
             _EAGER.hold(active)
         forget_closed()
         Scope(active, ForwardRecord(), active, self, (_generate_of(self._about.speaker),)).open()
@@ -197,11 +196,16 @@ class AnswerCapture:
         record.facts |= _facts(arguments)
 
     def _generated(self, speaker: Any, output: Any) -> None:
-        """`generate` has returned."""
+        """`generate` has returned, or raised."""
         record = self._record
         if speaker is self._about.speaker and record.generating:
-            record.sequences = getattr(output, "sequences", output).detach()
             record.ended, self._now.step = True, None
+            sequences = getattr(output, "sequences", output)
+            if isinstance(sequences, Tensor):
+                record.sequences = sequences.detach()
+            else:
+                problem = "no answer: expected generate to return ids, got none. It raised an error, or returns something else."
+                record.error = record.error or NothingCapturedError(problem)
 
     def _read(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """A forward begins."""
@@ -331,7 +335,10 @@ def _generate_called(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     arguments = {**dict(zip(inspect.signature(original).parameters, args, strict=False)), **kwargs}
     for capture in watching:
         capture._generates(args[0], arguments)
-    output = original(*args, **kwargs)
-    for capture in watching:
-        capture._generated(args[0], output)
-    return output
+    output = None
+    try:
+        output = original(*args, **kwargs)
+        return output
+    finally:
+        for capture in watching:
+            capture._generated(args[0], output)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.capture.operands import softmax_rows
 from attnhook.errors import AttnhookError, BlockNotCapturedError, UnsupportedModelError
 
 _HIDDEN = -1e9
@@ -29,14 +28,13 @@ class Logits:
             return cls(values)
         return cls(values[..., :total].clone(), values[..., total:].amax())
 
-    def weights(self) -> Tensor:
-        """Softmax rows, float32."""
+    def check(self) -> None:
+        """Raise if a key that was cut off is attended."""
         if self.beyond is not None and float(self.beyond) > _HIDDEN:
             raise UnsupportedModelError(
                 "the keys of an attention call cannot be matched to tokens: expected those beyond the last token to be masked, got keys that "
                 "are attended. Use a dynamic cache, or use_cache=False."
             )
-        return softmax_rows(self.values, masked=True)
 
 
 @dataclass(slots=True, eq=False)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attnhook.answers.answer_reading import Answer
 from attnhook.answers.answer_records import AnswerRecord, Step
+from attnhook.capture.operands import softmax_rows
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.zoo.image_tokens import ImageTokens
 from attnhook.zoo.vision_language import VisionLanguageModel
@@ -51,14 +52,18 @@ def finish(
 
 def _layer_rows(steps: list[Step], layer: int, batch: int, length: int | None) -> tuple[list[int], Tensor]:
     """The queries, and their rows `(batch, queries, heads, tokens)` over a sequence (None: over all keys); frees the logits."""
-    made: dict[int, Tensor] = {}
+    queries = sorted({query for step in steps for query in step.queries})
+    first = steps[0].logits[layer].values
+    shape = batch, len(queries), first.shape[1], first.shape[-1] if length is None else length
+    logits = first.new_full(shape, -torch.inf)
     for step in steps:
-        weights = step.logits.pop(layer).weights()
-        if length is not None:  # what is missing in front lies outside a window
-            before = max(step.total - weights.shape[-1], 0)
-            weights = torch.nn.functional.pad(weights, (before, length - before - weights.shape[-1]))
-        made |= dict(zip(step.queries, weights.unbind(2), strict=True))
-    return list(made), torch.stack(list(made.values()), dim=1).cpu()
+        own = step.logits.pop(layer)
+        own.check()
+        keys = own.values.shape[-1]
+        start = 0 if length is None else max(step.total - keys, 0)  # what is missing in front lies outside a window
+        at = queries.index(step.queries[0])
+        logits[:, at : at + len(step.queries), :, start : start + keys] = own.values.transpose(1, 2)
+    return queries, softmax_rows(logits, masked=True).cpu()
 
 
 def _wanted(record: AnswerRecord, ids: Tensor) -> list[list[int]]:

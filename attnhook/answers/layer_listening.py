@@ -60,7 +60,7 @@ class LayerListener:
         step = self._now.step
         if step is not None:
             with exact_arithmetic(call.query.device.type):
-                call = _unpacked(call, step.length).by_reference()
+                call = _unpacked(call, step.length)
                 self._now.store(self._number, call.logits(as_index(step.index, call.query.device)))
 
     def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:

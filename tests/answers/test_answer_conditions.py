@@ -223,6 +223,16 @@ def test_the_model_is_left_as_it_was_after_an_error() -> None:
     with pytest.raises(ValueError, match="stop here"), AnswerCapture(model):
         model.generate(**inputs, max_new_tokens=2)
     handle.remove()
+    with AnswerCapture(model) as capture:
+        with pytest.raises(ValueError, match="stop here"):
+            model.generate(**inputs, max_new_tokens=2, logits_processor=[stop])
+        with torch.no_grad():
+            model(**inputs)
+    assert capture.answer.token_ids == (5, 6, 7)
+    with AnswerCapture(model) as capture, contextlib.suppress(ValueError):
+        model.generate(**inputs, max_new_tokens=2, logits_processor=[stop])
+    with pytest.raises(NothingCapturedError, match="expected generate to return ids"):
+        _ = capture.answer
     assert torch.nn.functional.scaled_dot_product_attention is function
     assert type(model).generate is generate
     assert not SDPA._holders
@@ -245,3 +255,43 @@ def test_the_last_of_several_answers_is_held() -> None:
         model.generate(**inputs, max_new_tokens=3)
         out = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5)
     assert capture.answer.token_ids == tuple(out[0, -5:].tolist())
+
+
+def test_a_prompt_in_pieces() -> None:
+    model, inputs = llava()
+    with AnswerCapture(model) as whole:
+        ids = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
+    with AnswerCapture(model) as capture, torch.no_grad():
+        out = model(**{**inputs, "input_ids": ids[:, :18], "attention_mask": torch.ones(1, 18)}, use_cache=True)
+        out = model(input_ids=ids[:, 18:20], past_key_values=out.past_key_values)
+        for position in range(20, 24):
+            out = model(input_ids=ids[:, position : position + 1], past_key_values=out.past_key_values)
+    assert capture.answer.token_ids[-4:] == whole.answer.token_ids
+    torch.testing.assert_close(capture.answer.rows[-4:], whole.answer.rows, rtol=0, atol=1e-5)
+
+
+def test_a_compiled_model_runs_eagerly_and_is_captured() -> None:
+    model, inputs = llava()
+    with AnswerCapture(model) as expected:
+        model.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    compiled = torch.compile(model)
+    with AnswerCapture(compiled) as capture:
+        compiled.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    assert torch.equal(capture.answer.rows, expected.answer.rows)
+    with torch.no_grad(), AnswerCapture(compiled) as capture:
+        compiled(**inputs)
+    assert capture.answer.token_ids == (5, 6, 7)
+
+
+def test_half_precision() -> None:
+    model, inputs = llava()
+    model = model.to(torch.bfloat16)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    with AnswerCapture(model) as capture:
+        ids = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    answer = capture.answer
+    assert answer.rows.dtype is torch.float32
+    torch.testing.assert_close(sum(answer.mass.values()), torch.ones(3, 3, 4), rtol=0, atol=1e-5)
+    forced = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = eager_matrices(model, forced)[0][:, :, -4:-1][..., 1:17].permute(2, 0, 1, 3).float()
+    torch.testing.assert_close(answer.rows, expected, rtol=0.1, atol=2e-2)
