@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from attnhook.answers.placed_maps import AnswerMap
+from attnhook.imaging.depth_figures import depth_figure
 from attnhook.imaging.figures import sheet, shown_at
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import read_image
@@ -63,6 +65,20 @@ def answer_figure(answer: Any, photo: Any, *, image: int, count: int, relative: 
     label = maps[0].quantity
     given = {"caption": caption, "columns": min(_COLUMNS, len(most) + 1), "label": label} | options
     return sheet(picture, heatmaps, titles, photo_title="photo" if photo is not None else None, **given)
+
+
+def answer_depth(answer: Any, word: Any, *, image: int, **options: Any) -> "Figure":
+    """Mass on one image, and entropy over it, of a word or of the whole answer, by layer and head."""
+    tokens = slice(None) if word is None else answer._tokens(word)
+    rows = answer._rows[image][tokens]
+    mass = rows.sum(-1)
+    shares = rows / mass[..., None].clamp_min(torch.finfo(torch.float32).tiny)
+    entropy = torch.special.entr(shares).sum(-1)
+    statistics = {"mass on the image": mass.mean(0), "entropy over the image (nats)": entropy.mean(0)}
+    said = "all tokens of the answer" if word is None else f"{word!r}" if isinstance(word, str) else f"tokens {tokens}"
+    caption = f"Mean over {said}. A dot per head, a line through the layers' means; the dashed line is uniform attention over the image."
+    references = {"entropy over the image (nats)": float(np.log(rows.shape[-1]))}
+    return depth_figure(statistics, references=references, **{"caption": caption} | options)
 
 
 def page_content(answer: Any, photos: Sequence[Any], title: str) -> tuple[dict[str, Any], list[bytes]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attnhook.answers.answer_pictures import answer_figure, page_content, spoken
+from attnhook.answers.answer_pictures import answer_depth, answer_figure, page_content, spoken
 from attnhook.answers.answer_words import Word, words_of
 from attnhook.answers.placed_maps import AnswerMap
 from attnhook.errors import GeometryError, TokenLayoutError
@@ -195,6 +195,21 @@ class Answer:
             The matplotlib figure.
         """
         return answer_figure(self, photo, image=image, count=count, relative=relative, **options)
+
+    def depth_figure(
+        self, word: str | int | Sequence[int] | None = None, *, image: int = 0, **options: Any
+    ) -> "Figure":
+        """Draw, for every layer and head, the mass on an image and the entropy of its distribution over the image's tokens.
+
+        Args:
+            word: As in `map`. None: the mean of all tokens.
+            image: The number of the image in the prompt.
+            **options: Of the figure: `title`, `caption`, `width`, `dpi`.
+
+        Returns:
+            The matplotlib figure.
+        """
+        return answer_depth(self, word, image=image, **options)
 
     def to_html(self, path: "str | Path", photo: Any = None, *, title: str | None = None) -> Path:
         """Write a page in which you hover a word, or step through the words with the arrow keys, and see where it looks.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -192,3 +193,18 @@ def test_the_figure_over_a_photo(tmp_path: Any) -> None:
     figure.savefig(tmp_path / "answer.png")
     assert answer["cat"].overlay(photo).size == photo.size
     assert answer.figure(photo, relative=True, scale="minmax")
+
+
+def test_mass_and_entropy_by_layer() -> None:
+    rows = (
+        torch.full((6, 3, 2, 16), 1 / 16) * torch.tensor([0.2, 0.5, 0.9])[:, None, None]
+    )  # uniform, more of it in later layers
+    rows[:, 0, :, 1:] = 0
+    rows[:, 0, :, 0] = 0.2  # all on one patch
+    answer = answer_of("a cat sit on the mat")
+    answer._rows[0].copy_(rows[:1].expand_as(answer._rows[0]))
+    for word in (None, "cat"):
+        figure = answer.depth_figure(word)
+        mass, entropy = ([line.get_ydata() for line in axes.lines] for axes in figure.axes[:2])
+        assert any(np.allclose(line, [0.2, 0.5, 0.9]) for line in mass)
+        assert any(np.allclose(line, [0, np.log(16), np.log(16)], atol=1e-5) for line in entropy if len(line) == 3)
