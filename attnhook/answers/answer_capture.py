@@ -108,7 +108,8 @@ class AnswerCapture:
             raise
 
     def _open(self) -> None:
-        self._now.record, self._now.step, self._answers = AnswerRecord(), None, None
+        self._now.begin(AnswerRecord())
+        self._answers = None
         active = self._active = ActiveCapture({}, lambda: False)
         compiled = self._wrapped or any(map(is_compiled, self._model.modules()))
         if compiled or next(self._model.parameters()).device.type != "cpu":  # where generate may compile the model
@@ -131,6 +132,7 @@ class AnswerCapture:
                     remove_hooks(module, lambda hook: isinstance(hook, CaptureHook) and hook.capture is self)
             forget_closed()
             _EAGER.release(self._active)
+            self._now.end()
             self._hooked.clear()
             self._active = None
 
@@ -171,7 +173,8 @@ class AnswerCapture:
     def _begin(self, record: AnswerRecord) -> None:
         """Forget what came before, except what the images were if no ids came with them yet."""
         facts = {} if self._record.pieces else self._record.facts
-        self._now.record, self._now.step, self._answers = record, None, None
+        self._now.begin(record)
+        self._answers = None
         record.facts |= facts
 
     def _generates(self, speaker: Any, arguments: dict[str, Any]) -> None:
@@ -199,7 +202,8 @@ class AnswerCapture:
         """`generate` has returned, or raised."""
         record = self._record
         if speaker is self._about.speaker and record.generating:
-            record.ended, self._now.step = True, None
+            record.ended = True
+            self._now.end()
             sequences = getattr(output, "sequences", output)
             if isinstance(sequences, Tensor):
                 record.sequences = sequences.detach()

@@ -10,6 +10,9 @@ from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.operands import Operands, as_index, exact_arithmetic, sdpa_operands
 from attnhook.errors import AttnhookError, UnsupportedModelError
 
+_STEPS = 16
+"""Steps whose logits share a piece of memory."""
+
 
 class CurrentAnswer:
     """The answer that is being made, and the forward that is running."""
@@ -18,6 +21,17 @@ class CurrentAnswer:
         self.record = AnswerRecord()
         self.step: Step | None = None  # None: no row of this forward is wanted
         self._names, self._cross = names, cross
+        self._blocks: dict[int, tuple[Tensor, int]] = {}  # by layer, and how many steps are in each
+
+    def begin(self, record: AnswerRecord) -> None:
+        """Go on with another answer."""
+        self.record, self.step = record, None
+        self._blocks.clear()
+
+    def end(self) -> None:
+        """Hold nothing but the record."""
+        self.step = None
+        self._blocks.clear()
 
     def refused(self, error: Exception, layer: int) -> None:
         """Store why a call could not be recorded, to be raised when the answer is read; the model's forward goes on."""
@@ -38,7 +52,26 @@ class CurrentAnswer:
             raise UnsupportedModelError(
                 f"layer {self._names[layer]!r} attended twice in one forward: expected once. Please report it with the model's configuration."
             )
-        step.logits[layer] = Logits.of(logits, None if self._cross else step.total)
+        made = Logits.of(logits, None if self._cross else step.total)
+        if made.values.shape[2] == 1:
+            made.values = self._together(layer, made.values)
+        step.logits[layer] = made
+
+    def _together(self, layer: int, values: Tensor) -> Tensor:
+        """One query's logits, in memory that several steps of a layer share: small pieces of the heap would not be given back."""
+        batch, heads, _, keys = values.shape
+        block, used = self._blocks.get(layer, (values, _STEPS))
+        if (
+            used == _STEPS
+            or block.shape[:2] != (batch, heads)
+            or block.shape[-1] < keys
+            or block.dtype is not values.dtype
+        ):
+            block, used = values.new_empty(batch, heads, _STEPS, keys + _STEPS), 0
+        mine = block[:, :, used : used + 1, :keys]
+        mine.copy_(values)
+        self._blocks[layer] = block, used + 1
+        return mine
 
 
 class LayerListener:
