@@ -1,5 +1,7 @@
 """The public names: type checkers read them here, and `attnhook.names` imports each when it is first used."""
 
+from attnhook.answers.answer_capture import AnswerCapture as AnswerCapture
+from attnhook.answers.answer_reading import Answer as Answer
 from attnhook.attribution.gradients import gradient_attention as gradient_attention
 from attnhook.attribution.gradients import gradient_rollout as gradient_rollout
 from attnhook.attribution.gradients import legrad as legrad

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BASE = {"errors", "options", "files"}
 MODELS = BASE | {"capture", "imaging", "zoo", "attribution"}
 RUNS = MODELS | {"running", "pages"}
-USES = {"results", "monitoring", "comparison", "extraction"}
+USES = {"results", "monitoring", "comparison", "extraction", "answers"}
 MAY_IMPORT = {
     "errors": set(),
     "options": {"errors"},
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "monitoring": RUNS | {"results"},  # uses take the drawing of a result from there, and nothing else of each other
     "comparison": RUNS | {"results"},
     "extraction": RUNS | {"results"},
+    "answers": RUNS,
     "demo": RUNS | USES,
     "cli": RUNS | USES | {"demo"},
     "__main__": {"cli"},

@@ -1,4 +1,4 @@
-"""Self-contained HTML files: the viewer, the report of a comparison and the log of a training, with style, script and data inside.
+"""Self-contained HTML files: the viewer, a comparison's report, a training's log and an answer, with style, script and data inside.
 
 A page's policy allows its own script, by its hash, and no request. The script puts texts from the data into the page as text, never as markup.
 """
@@ -70,6 +70,16 @@ def log_html(content: dict[str, Any], pictures: Sequence[Sequence[bytes]]) -> st
     )
     made = {"version": __version__, "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     return _document("log", ("log.js",), f"Attention log: {content['title']}", {**content, **made}, payloads=payloads)
+
+
+def answer_html(content: dict[str, Any], pictures: Sequence[bytes]) -> str:
+    """Make the page of an answer; the pictures are JPEG files, one for each of `content["parts"]`."""
+    payloads = "\n".join(
+        f'<script type="text/plain" id="picture-{number}">{base64.b64encode(one).decode("ascii")}</script>'
+        for number, one in enumerate(pictures)
+    )
+    made = {"version": __version__, "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    return _document("answer", ("answer.js",), str(content["title"]), {**content, **made}, payloads=payloads)
 
 
 def save_viewer(page: str, path: str | Path) -> Path:

@@ -95,9 +95,9 @@ def _sites(model: nn.Module, text: tuple[str, ...], tower: Tower | None) -> tupl
             site = AttentionSite(
                 name,
                 module,
-                Kernel.MULTIHEAD if multihead else _kernel,
+                Kernel.MULTIHEAD if multihead else kernel_of,
                 optional=options.get("queries") is Queries.OTHER,  # a second encoder, or a prompt's
-                guessed=not multihead and not _names_in_forward(module) & _CALLS,
+                guessed=not multihead and not names_in_forward(module) & _CALLS,
                 **options,
             )
             sites.insert(len(sites) - bool(_RUNS_FIRST.search(name)), site)
@@ -124,14 +124,16 @@ def _options(context: ModuleContext, tower: Tower | None) -> SiteOptions:
     return options
 
 
-def _names_in_forward(module: nn.Module) -> set[str]:
+def names_in_forward(module: nn.Module) -> set[str]:
+    """The names that a module's forward uses."""
     code = getattr(inspect.unwrap(class_of(module).forward), "__code__", None)
     return set() if code is None else set(code.co_names)
 
 
-def _kernel(module: Any) -> Kernel:
+def kernel_of(module: Any) -> Kernel:
+    """How an attention module of transformers computes attention with its present settings."""
     implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    names = _names_in_forward(module)
+    names = names_in_forward(module)
     falls_back = "getattr" in names and "get_interface" not in names  # getattr finds nothing at the interface
     if _INTERFACE not in names or implementation in (None, "eager") or falls_back:
         return Kernel.ANY

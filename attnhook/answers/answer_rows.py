@@ -1,0 +1,140 @@
+"""From stored logits to the answers: softmax rows over each image's tokens, and the mass on everything else."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnhook.answers.answer_reading import Answer
+from attnhook.answers.answer_records import AnswerRecord, Step
+from attnhook.capture.operands import softmax_rows
+from attnhook.errors import NothingCapturedError, UnsupportedModelError
+from attnhook.zoo.image_tokens import ImageTokens
+from attnhook.zoo.vision_language import VisionLanguageModel
+
+MASSES = ("image", "first", "text", "words", "other")
+"""What the mass of a row lies on: image tokens, the first token, the rest of the prompt, the answer so far, keys that are none of these."""
+
+
+def finish(
+    record: AnswerRecord, about: VisionLanguageModel, names: tuple[str, ...], processor: Any
+) -> tuple[Answer, ...]:
+    """Make the answers; frees the logits on the way."""
+    record.check_layers(names)
+    ids = record.ids()
+    wanted = _wanted(record, ids)
+    keys = record.steps[0].logits[0].values.shape[-1]
+    start = record.steps[0].total if record.generating and record.prompt is None else record.prompt
+    repeats = len(ids) // (record.batch or len(ids))  # of each prompt, with num_return_sequences
+    images = [one for one in about.images(ids[::repeats, :start], record.facts, keys) for _ in range(repeats)]
+    if not all(images):
+        raise NothingCapturedError(
+            "no image in the prompt: expected image tokens in every prompt of the batch, got a prompt without. Leave such prompts out."
+        )
+    heads = {step.logits[layer].values.shape[1] for step in record.steps for layer in range(len(names))}
+    if len(heads) > 1:
+        raise UnsupportedModelError(
+            f"the layers cannot be put into one tensor: expected one number of heads, got {sorted(heads)}. Please report it."
+        )
+    each = [
+        _Table(
+            ids[number], positions, images[number], (len(names), next(iter(heads))), _first(record, number // repeats)
+        )
+        for number, positions in enumerate(wanted)
+    ]
+    for layer in range(len(names)):
+        queries, weights = _layer_rows(record.steps, layer, len(ids), None if about.cross else ids.shape[1])
+        for number, table in enumerate(each):
+            table.fill(layer, queries, weights[number], cross=about.cross)
+    record.steps.clear()
+    return tuple(table.answer(names, processor) for table in each)
+
+
+def _layer_rows(steps: list[Step], layer: int, batch: int, length: int | None) -> tuple[list[int], Tensor]:
+    """The queries, and their rows `(batch, queries, heads, tokens)` over a sequence (None: over all keys); frees the logits."""
+    queries = sorted({query for step in steps for query in step.queries})
+    first = steps[0].logits[layer].values
+    shape = batch, len(queries), first.shape[1], first.shape[-1] if length is None else length
+    logits = first.new_full(shape, -torch.inf)
+    for step in steps:
+        own = step.logits.pop(layer)
+        own.check()
+        keys = own.values.shape[-1]
+        start = 0 if length is None else max(step.total - keys, 0)  # what is missing in front lies outside a window
+        at = queries.index(step.queries[0])
+        logits[:, at : at + len(step.queries), :, start : start + keys] = own.values.transpose(1, 2)
+    return queries, softmax_rows(logits, masked=True).cpu()
+
+
+def _wanted(record: AnswerRecord, ids: Tensor) -> list[list[int]]:
+    """The positions of the tokens whose rows were captured, of each prompt: up to the end of the answer, without padding."""
+    queries = sorted({query for step in record.steps for query in step.queries})
+    positions = [query + 1 for query in queries if query + 1 < ids.shape[1]]
+    if record.generating:
+        start = record.steps[0].total if record.prompt is None else record.prompt
+        positions = [position for position in positions if position >= start]
+    found = []
+    mask = record.facts.get("attention_mask")
+    for number, row in enumerate(ids.tolist()):
+        own = list(positions)
+        if record.generating:
+            end = next((n for n, position in enumerate(own) if row[position] in record.end_ids), len(own))
+            own = own[: end + 1]
+        elif isinstance(mask, Tensor) and mask.dim() == 2:
+            hidden = (mask[number] == 0).nonzero()[:, 0].tolist()
+            own = [position for position in own if position not in hidden]
+        if not own:
+            raise NothingCapturedError(
+                f"no token of prompt {number} has a row: expected tokens after the image, got none. Generate some, or choose tokens=."
+            )
+        found.append(own)
+    return found
+
+
+def _first(record: AnswerRecord, number: int) -> int:
+    """The position of the first token that is not padding."""
+    mask = record.facts.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or number >= len(mask):
+        return 0
+    return int((mask[number] != 0).int().argmax())
+
+
+class _Table:
+    """The rows of one answer, as they are filled in."""
+
+    def __init__(
+        self, ids: Tensor, positions: list[int], images: list[ImageTokens], layers_heads: tuple[int, int], first: int
+    ) -> None:
+        self._ids, self._positions, self._images, self._first = ids, positions, images, first
+        shape = (len(positions), *layers_heads)
+        self._rows = [torch.zeros(*shape, len(image.keys)) for image in images]
+        self._mass = {name: torch.zeros(*shape) for name in MASSES}
+
+    def fill(self, layer: int, queries: list[int], weights: Tensor, *, cross: bool) -> None:
+        """Put in one layer's rows, `(queries, heads, tokens)`."""
+        own = weights[[queries.index(position - 1) for position in self._positions]]
+        mass = {name: values[:, layer] for name, values in self._mass.items()}
+        total = own.sum(-1)
+        for image, rows in zip(self._images, self._rows, strict=True):
+            rows[:, layer] = own[..., image.keys]
+            mass["image"] += rows[:, layer].sum(-1)
+        if cross:
+            mass["other"].copy_(total - mass["image"])
+            return
+        own[..., torch.cat([image.keys for image in self._images])] = 0
+        start = self._positions[0]
+        mass["words"].copy_(own[..., start:].sum(-1))
+        mass["first"].copy_(own[..., self._first])
+        mass["text"].copy_(own[..., :start].sum(-1) - mass["first"])
+
+    def answer(self, names: tuple[str, ...], processor: Any) -> Answer:
+        """The answer."""
+        ids = tuple(self._ids[self._positions].tolist())
+        return Answer(
+            token_ids=ids,
+            images=tuple(self._images),
+            rows=tuple(self._rows),
+            mass=self._mass,
+            layers=names,
+            processor=processor,
+        )

@@ -1,0 +1,374 @@
+"""Vision-language models of transformers: which modules attend to images while words are made, and where each image's tokens lie.
+
+Which tokens are an image's is read off the ids; their grid follows from the shapes of the pixels and the model's own merging. What cannot be
+placed is refused with what was looked for.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnhook.capture.recognition import attends, class_of
+from attnhook.errors import TokenLayoutError, UnsupportedModelError
+from attnhook.options import Size
+from attnhook.zoo._transformers import names_in_forward
+from attnhook.zoo._transformers_towers import text_parts
+from attnhook.zoo.image_tokens import ImagePart, ImageTokens, cut_images, tiled, unpacked, whole
+from attnhook.zoo.token_rules import pair
+
+Facts = Mapping[str, Any]
+"""Keyword arguments of the model's first forward and of its vision tower; shapes in place of floating-point tensors."""
+
+_CALLS = frozenset({"ALL_ATTENTION_FUNCTIONS", "scaled_dot_product_attention", "softmax", "Softmax"})
+_CROSS = ("cross", "encoder_attn")
+
+
+@dataclass(frozen=True, eq=False)
+class VisionLanguageModel:
+    """What an answer's capture needs to know of a model.
+
+    Attributes:
+        speaker: The module whose `generate` makes the answer.
+        reader: The module whose forward gets the ids.
+        attention: Attention modules over the image's tokens, by their names in the model, in order.
+        watched: Modules whose arguments say what the images were.
+        image_id: The id of the image's tokens; None where they are not in the sequence.
+        cross: Whether the image's tokens are the keys of cross-attention, not part of the sequence.
+        images: Finds each prompt's images from the prompts' ids, `(batch, tokens)`, the facts, and the number of keys.
+    """
+
+    speaker: Any
+    reader: Any
+    attention: tuple[tuple[str, nn.Module], ...]
+    watched: tuple[nn.Module, ...]
+    image_id: int | None
+    cross: bool
+    images: Callable[[Tensor, Facts, int], list[list[ImageTokens]]]
+
+
+def describe_speaker(model: Any) -> VisionLanguageModel:
+    """Describe a vision-language model; `UnsupportedModelError` with what was looked for if it is none that is known."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    if (rule := _ENCODER_DECODERS.get(kind)) is not None:
+        return rule(model)
+    place = _PLACES.get(kind)
+    if place is None or not hasattr(model, "generate"):
+        known = ", ".join(sorted([*_PLACES, *_ENCODER_DECODERS]))
+        raise UnsupportedModelError(
+            f"cannot capture answers of {type(model).__name__} (model_type {kind!r}): expected a model with generate of one of these "
+            f"model_types: {known}. For its vision tower alone, use AttentionCapture."
+        )
+    if kind == "mllama":
+        return VisionLanguageModel(model, model, _attention(model, cross=True), (), None, True, _mllama(model))
+    image_id = _image_id(config)
+
+    def images(ids: Tensor, facts: Facts, keys: int) -> list[list[ImageTokens]]:
+        found = place(_Prompt(model, config, ids, image_id, facts))
+        _check_all_placed(found, ids, image_id)
+        return found
+
+    return VisionLanguageModel(model, model, _attention(model, cross=False), (), image_id, False, images)
+
+
+def _attention(model: nn.Module, *, cross: bool) -> tuple[tuple[str, nn.Module], ...]:
+    """The attention modules of the language model: those that call transformers' attention interface if any does."""
+    found = [
+        (name, module)
+        for part in text_parts(model)
+        for name, module in model.get_submodule(part).named_modules(prefix=part)
+        if any(word in name for word in _CROSS) == cross and attends(module, calls=_CALLS, base="PreTrainedModel")
+    ]
+    calling = [(name, module) for name, module in found if "ALL_ATTENTION_FUNCTIONS" in names_in_forward(module)]
+    if not found:
+        raise UnsupportedModelError(
+            f"cannot capture answers of {type(model).__name__}: expected {'cross-' if cross else ''}attention in its language model, got none "
+            "that its code shows."
+        )
+    return tuple(calling or found)
+
+
+def _image_id(config: Any) -> int:
+    for name in ("image_token_id", "image_token_index"):
+        if isinstance(number := getattr(config, name, None), int):
+            return number
+    raise UnsupportedModelError(
+        "cannot tell the image's tokens: expected image_token_id or image_token_index in the configuration of model_type "
+        f"{config.model_type!r}, got neither."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A batch of prompts as it went in."""
+
+    model: Any
+    config: Any
+    ids: Tensor
+    image_id: int
+    facts: Facts
+
+    def positions(self) -> list[Tensor]:
+        """Where each prompt's image tokens are."""
+        return [(row == self.image_id).nonzero()[:, 0].cpu() for row in self.ids]
+
+    def pixels(self) -> Size:
+        """Height and width of the pixels."""
+        shape = self.facts.get("pixel_values")
+        if shape is None:
+            raise TokenLayoutError(
+                "the image's tokens cannot be placed: expected pixel_values in the first forward, got none. Pass the images as pixel_values, "
+                "not as features or embeddings."
+            )
+        return int(shape[-2]), int(shape[-1])
+
+    def fact(self, name: str) -> list[Any]:
+        """An integer tensor, as a list."""
+        value = self.facts.get(name)
+        if value is None:
+            raise TokenLayoutError(
+                f"the image's tokens cannot be placed: expected {name} in the first forward, got none. Pass what the processor returned."
+            )
+        return torch.as_tensor(value).tolist()
+
+
+def _check_all_placed(found: list[list[ImageTokens]], ids: Tensor, image_id: int) -> None:
+    for prompt, images in enumerate(found):
+        need = [sum(part.index.numel() for part in image.parts) for image in images]
+        got = [len(image.keys) for image in images]
+        total = int((ids[prompt] == image_id).sum())
+        if sum(got) != total or any(map(int.__lt__, got, need)):
+            raise TokenLayoutError(
+                f"the image's tokens of prompt {prompt} cannot be placed: expected {total} tokens {image_id} in images of the model's grids, "
+                f"got grids of {need} patches on {got} tokens. Please report it with the model's configuration."
+            )
+
+
+def _one_grid(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """A grid of patches as the tower sees them: LLaVA, PaliGemma."""
+    vision = prompt.config.vision_config
+    if prompt.facts.get("image_sizes") is not None:  # a Pixtral tower
+        return _sized(prompt)
+    pixels, patch = prompt.pixels(), pair(vision.patch_size)
+    grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+    full = getattr(prompt.config, "vision_feature_select_strategy", "default") == "full"
+    first = int(full and vision.model_type in ("clip_vision_model", "chinese_clip_vision_model"))
+    part = whole(grid, pixels, patch, first=first)
+    return cut_images(prompt.positions(), lambda _: (first + grid[0] * grid[1], (part,), 1))
+
+
+def _pooled(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """Patches averaged to a square of fixed size: Gemma 3. Every crop of pan and scan is an image of its own."""
+    side, pixels = math.isqrt(prompt.config.mm_tokens_per_image), prompt.pixels()
+    patch = pair(prompt.config.vision_config.patch_size)
+    step = (pixels[0] // patch[0] // side * patch[0], pixels[1] // patch[1] // side * patch[1])
+    part = whole((side, side), pixels, step)
+    return cut_images(prompt.positions(), lambda _: (side * side, (part,), 1))
+
+
+def _packed(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """Packed patches merged into blocks, with `image_grid_thw`: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
+    grids, vision = prompt.fact("image_grid_thw"), prompt.config.vision_config
+    merge, patch = int(vision.spatial_merge_size), int(vision.patch_size)
+
+    def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
+        frames, rows, columns = grids[number] if number < len(grids) else (0, 0, 0)
+        if frames != 1:
+            raise TokenLayoutError(
+                f"image {number} cannot be placed: expected one frame in image_grid_thw, got {grids}. Videos are not supported."
+            )
+        grid, pixels = (rows // merge, columns // merge), (rows * patch, columns * patch)
+        return grid[0] * grid[1], (whole(grid, pixels, (merge * patch, merge * patch)),), 1
+
+    return cut_images(prompt.positions(), parts_of)
+
+
+def _sized(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """Images of their own sizes, rows of tokens with ends between them: Pixtral towers, Mistral 3."""
+    sizes, merge = prompt.fact("image_sizes"), int(getattr(prompt.config, "spatial_merge_size", 1))
+    step = int(pair(prompt.config.vision_config.patch_size)[0]) * merge
+
+    def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
+        pixels = (int(sizes[number][0]), int(sizes[number][1]))
+        grid = (pixels[0] // step, pixels[1] // step)
+        return grid[0] * grid[1], (whole(grid, pixels, (step, step)),), 1
+
+    return cut_images(prompt.positions(), parts_of)
+
+
+def _shuffled(prompt: _Prompt, factor: float) -> tuple[Size, Size, Size]:
+    """The grid of one tile after its pixel shuffle, its pixels, and the pixels of a cell."""
+    pixels, patch = prompt.pixels(), pair(prompt.config.vision_config.patch_size)
+    step = (round(patch[0] / factor), round(patch[1] / factor))
+    return (pixels[0] // step[0], pixels[1] // step[1]), pixels, step
+
+
+def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """Tiles row by row, each marked in the text, and the overview last: Idefics3, SmolVLM."""
+    grid, pixels, step = _shuffled(prompt, 1 / prompt.config.scale_factor)
+    length = grid[0] * grid[1]
+    found = []
+    for row, keys in zip(prompt.ids.cpu(), prompt.positions(), strict=True):
+        starts = keys[::length].tolist()
+        if len(keys) % length or any(
+            int(keys[n * length + length - 1]) != at + length - 1 for n, at in enumerate(starts)
+        ):
+            raise TokenLayoutError(
+                f"the image's tokens cannot be placed: expected runs of {length} tokens {prompt.image_id}, one for each tile, got {len(keys)} "
+                "tokens in other runs. Pass the ids that the processor made."
+            )
+        # What precedes the last tile precedes every overview, which ends an image.
+        mark = [int(row[at - 1]) if at else -1 for at in starts]
+        images, first = [], 0
+        for last in (number for number, before in enumerate(mark) if before == mark[-1]):
+            tiles = starts[first : last + 1]
+            # Two tokens between the tiles of a row: the end of one, and the name of the next. More at a row's end.
+            breaks = sum(after - before - length > 2 for before, after in itertools.pairwise(tiles[:-1]))
+            parts = tiled(grid, pixels, step, len(tiles), (breaks + 1, (len(tiles) - 1) // (breaks + 1)))
+            images.append(ImageTokens(keys[first * length : (last + 1) * length], parts, len(tiles)))
+            first = last + 1
+        found.append(images)
+    return found
+
+
+def _plain_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """All tiles of an image in one run, the overview last; their arrangement is not in the ids: InternVL."""
+    grid, pixels, step = _shuffled(prompt, prompt.config.downsample_ratio)
+    length = grid[0] * grid[1]
+    found = []
+    for keys in prompt.positions():
+        runs = torch.tensor_split(keys, (keys.diff() > 1).nonzero()[:, 0] + 1) if len(keys) else ()
+        images = [
+            ImageTokens(run, tiled(grid, pixels, step, len(run) // length, None), len(run) // length) for run in runs
+        ]
+        found.append(images)
+    return found
+
+
+def _any_resolution(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """An overview, then tiles joined, cut to the photo's shape, with an end after each row: LLaVA-NeXT, LLaVA-OneVision.
+
+    The model's own packing is run on coordinates in place of features.
+    """
+    sizes, vision = prompt.fact("image_sizes"), prompt.config.vision_config
+    pixels, patch = prompt.pixels(), pair(vision.patch_size)
+    grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+    inner = getattr(prompt.model, "model", prompt.model)
+    functions = class_of(inner).pack_image_features.__globals__
+    several = prompt.facts.get("batch_num_images")
+    alone = (
+        [True] * len(sizes)
+        if several is None
+        else [n == 1 for n in torch.as_tensor(several).tolist() for _ in range(n)]
+    )
+
+    def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
+        size = torch.tensor(sizes[number])
+        tiles = (1, 1)
+        if alone[number]:
+            tiles = functions["get_anyres_image_grid_shape"](
+                size, prompt.config.image_grid_pinpoints, vision.image_size
+            )
+        packed = _pack(inner, grid, tiles, size, alone=alone[number])
+        return unpacked(packed, grid, pixels, (int(tiles[0]), int(tiles[1])), alone=alone[number])
+
+    return cut_images(prompt.positions(), parts_of)
+
+
+def _pack(inner: Any, grid: Size, tiles: Size, size: Tensor, *, alone: bool) -> Tensor:
+    """What the model's packing makes of the rows and columns of patches on the joined tiles, -1 for ends of rows: `(tokens, 2)`."""
+    height, width = grid[0] * tiles[0], grid[1] * tiles[1]
+    places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), -1).double()
+    cut = places.reshape(tiles[0], grid[0], tiles[1], grid[1], 2).transpose(1, 2).reshape(-1, grid[0] * grid[1], 2)
+    overview = torch.zeros(1, grid[0] * grid[1], 2, dtype=torch.float64)
+    features = torch.cat([overview, cut]) if alone else overview
+    options = {"image_newline": torch.full((2,), -1.0, dtype=torch.float64)}
+    if "vision_feature_select_strategy" in class_of(inner).pack_image_features.__code__.co_varnames:
+        options["vision_feature_select_strategy"] = "default"  # type: ignore[assignment]
+    packed: Tensor = inner.pack_image_features([features], size[None], **options)[0][0]
+    return packed
+
+
+def _mllama(model: Any) -> Callable[[Tensor, Facts, int], list[list[ImageTokens]]]:
+    """Keys of cross-attention: for each image and tile, a class token and the tile's patches."""
+    config = model.config.vision_config
+
+    def images(ids: Tensor, facts: Facts, keys: int) -> list[list[ImageTokens]]:
+        prompt = _Prompt(model, model.config, ids, -1, facts)
+        ratios, pixels, patch = prompt.fact("aspect_ratio_ids"), prompt.pixels(), pair(config.patch_size)
+        grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+        each, tiles = grid[0] * grid[1] + 1, int(config.max_num_tiles)
+        found = []
+        for row in ratios:
+            place: list[ImageTokens] = []
+            for number, ratio in enumerate(row):
+                if ratio == 0:  # a place that this prompt leaves empty
+                    continue
+                rows, columns = config.supported_aspect_ratios[ratio - 1]
+                start = number * tiles * each
+                index = torch.arange(rows * columns * each).reshape(rows, columns, each)[..., 1:]
+                joined = index.reshape(rows, columns, *grid).transpose(1, 2).reshape(rows * grid[0], columns * grid[1])
+                size = (rows * pixels[0], columns * pixels[1])
+                part = ImagePart("image", joined, tuple(range(rows * columns)), (rows, columns), size, (0, 0, *size))
+                place.append(ImageTokens(torch.arange(start, start + rows * columns * each), (part,), 0))
+            found.append(place)
+        if keys < max((len(row) for row in ratios), default=0) * tiles * each:
+            raise TokenLayoutError(
+                f"the image's tokens cannot be placed: expected {len(ratios[0])} images of {tiles} tiles of {each} tokens as keys, got {keys}."
+            )
+        return found
+
+    return images
+
+
+def _encoder_decoder(model: Any, speaker: Any, reader: Any, encoder: Any) -> VisionLanguageModel:
+    """One image per prompt, whose encoder's output is the keys: special tokens first, then a grid row by row."""
+    config = encoder.config
+
+    def images(ids: Tensor, facts: Facts, keys: int) -> list[list[ImageTokens]]:
+        pixels, patch = _Prompt(model, config, ids, -1, facts).pixels(), pair(config.patch_size)
+        merges = (
+            len(getattr(config, "depths", ())) - 1 if hasattr(config, "window_size") else 0
+        )  # Swin halves between stages
+        grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+        for _ in range(merges):
+            grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+        special = keys - grid[0] * grid[1]
+        if not 0 <= special <= 2:
+            raise TokenLayoutError(
+                f"the encoder's tokens cannot be placed: expected a grid of {grid[0]}x{grid[1]} and up to 2 special tokens for pixels of "
+                f"{pixels[0]}x{pixels[1]}, got {keys} tokens."
+            )
+        step = (patch[0] * 2**merges, patch[1] * 2**merges)
+        part = whole(grid, pixels, step, first=special)
+        return [[ImageTokens(torch.arange(keys), (part,))] for _ in ids]
+
+    return VisionLanguageModel(speaker, reader, _attention(model, cross=True), (encoder,), None, True, images)
+
+
+_PLACES: dict[str, Callable[[_Prompt], list[list[ImageTokens]]]] = {
+    "llava": _one_grid,
+    "vipllava": _one_grid,
+    "paligemma": _one_grid,
+    "gemma3": _pooled,
+    "qwen2_vl": _packed,
+    "qwen2_5_vl": _packed,
+    "qwen3_vl": _packed,
+    "mistral3": _sized,
+    "idefics3": _marked_tiles,
+    "smolvlm": _marked_tiles,
+    "internvl": _plain_tiles,
+    "llava_next": _any_resolution,
+    "llava_onevision": _any_resolution,
+    "mllama": lambda prompt: [],
+}
+
+_ENCODER_DECODERS: dict[str, Callable[[Any], VisionLanguageModel]] = {
+    "vision-encoder-decoder": lambda model: _encoder_decoder(model, model, model.decoder, model.encoder),
+    "blip": lambda model: _encoder_decoder(model, model.text_decoder, model.text_decoder, model.vision_model),
+}

@@ -1,0 +1,297 @@
+"""How answers are made: forwards without `generate`, loops of the user's own, sampling, ends, threads, errors, and what is refused."""
+
+import contextlib
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from attnhook import AnswerCapture, AttentionCapture
+from attnhook.capture.scopes import SDPA
+from attnhook.errors import NothingCapturedError, UnsupportedModelError
+from tests.answers.families import IMAGE, images, llava, llava_batch, pixels, prompts, qwen2_vl, trocr
+
+
+def eager_matrices(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """All attention of one forward, `(batch, layers, heads, queries, keys)`."""
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        return torch.stack(eager(**inputs, output_attentions=True).attentions, dim=1)
+
+
+def teacher_forced() -> tuple[Any, dict[str, Any]]:
+    model, _ = llava()
+    rows = [1, *images(16), 5, 6, 7, 8, 9], [1, 3, 4, *images(16), 5, 6, 7]
+    return model, {**prompts(*rows), "pixel_values": pixels(2)}
+
+
+def test_a_forward_gives_the_rows_of_all_tokens_after_the_image() -> None:
+    model, inputs = teacher_forced()
+    with torch.no_grad():
+        bare = model(**inputs).logits
+        with AnswerCapture(model) as capture:
+            assert torch.equal(model(**inputs).logits, bare)
+    matrices = eager_matrices(model, inputs)
+    for number, answer in enumerate(capture.answers):
+        ids = inputs["input_ids"][number]
+        last = int((inputs["input_ids"] == IMAGE).nonzero()[:, 1].reshape(2, 16)[:, -1].min())
+        positions = torch.arange(last, len(ids) - 1)
+        assert answer.token_ids == tuple(ids[positions + 1].tolist())
+        expected = matrices[number][:, :, positions][..., ids == IMAGE].permute(2, 0, 1, 3)
+        torch.testing.assert_close(answer.rows, expected, rtol=0, atol=1e-5)
+
+
+def test_chosen_tokens_of_a_forward() -> None:
+    model, inputs = teacher_forced()
+    inputs = {name: value[:1] for name, value in inputs.items()}
+    with torch.no_grad(), AnswerCapture(model, tokens=[-1, 18]) as capture:
+        model(**inputs)
+    assert capture.answer.token_ids == (6, 9)
+    expected = eager_matrices(model, inputs)[0][:, :, [17, -2]][..., 1:17].permute(2, 0, 1, 3)
+    torch.testing.assert_close(capture.answer.rows, expected, rtol=0, atol=1e-5)
+
+
+def test_a_loop_of_forwards_with_a_cache_is_one_answer() -> None:
+    model, inputs = llava()
+    ids = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
+    with torch.no_grad(), AnswerCapture(model) as capture:
+        out = model(**inputs, use_cache=True)
+        for position in range(20, 23):
+            out = model(input_ids=ids[:, position : position + 1], past_key_values=out.past_key_values)
+    assert capture.answer.token_ids == tuple(ids[0, 17:23].tolist())
+    forced = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = eager_matrices(model, forced)[0][:, :, 16:22][..., 1:17].permute(2, 0, 1, 3)
+    torch.testing.assert_close(capture.answer.rows, expected, rtol=0, atol=1e-5)
+
+
+def test_an_encoder_decoder_in_one_forward() -> None:
+    model, inputs = trocr()
+    inputs["decoder_input_ids"] = torch.tensor([[3, 7, 9], [3, 5, 6]])
+    with torch.no_grad(), AnswerCapture(model) as capture:
+        model(**inputs)
+    eager = copy.deepcopy(model)
+    expected = torch.stack(eager(**inputs, output_attentions=True).cross_attentions, dim=1)[:, :, :, :2]
+    for number, answer in enumerate(capture.answers):
+        assert answer.token_ids == tuple(inputs["decoder_input_ids"][number, 1:].tolist())
+        torch.testing.assert_close(answer.rows, expected[number].permute(2, 0, 1, 3), rtol=0, atol=1e-5)
+
+
+def test_sampling_several_answers_of_each_prompt() -> None:
+    model, inputs = llava_batch()
+    options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 4, "min_new_tokens": 4}
+    torch.manual_seed(5)
+    bare = model.generate(**inputs, **options)
+    torch.manual_seed(5)
+    with AnswerCapture(model) as capture:
+        out = model.generate(**inputs, **options)
+    assert torch.equal(out, bare)
+    assert [len(answer.images) for answer in capture.answers] == [1, 1, 1, 2, 2, 2]
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 4, dtype=torch.long)], dim=1)
+    for number, answer in enumerate(capture.answers):
+        assert answer.token_ids == tuple(out[number, -4:].tolist())
+        own = pixels(3)[:1] if number < 3 else pixels(3)[1:]
+        forced = {"input_ids": out[number : number + 1], "attention_mask": mask[number // 3 :][:1], "pixel_values": own}
+        rows = eager_matrices(model, forced)[0][:, :, -5:-1][..., out[number] == IMAGE].permute(2, 0, 1, 3)
+        torch.testing.assert_close(torch.cat(answer._rows, -1), rows, rtol=0, atol=1e-5)
+
+
+def test_an_answer_ends_with_its_end_token() -> None:
+    model, inputs = llava_batch()
+    free = model.generate(**inputs, max_new_tokens=6)[:, -6:]
+    ends = int(next(token for n, token in enumerate(free[0]) if n >= 1 and token not in free[1]))
+    with AnswerCapture(model) as capture:
+        out = model.generate(**inputs, max_new_tokens=6, eos_token_id=ends)[:, -6:].tolist()
+    first, second = capture.answers
+    assert first.token_ids == tuple(out[0][: out[0].index(ends) + 1])
+    assert second.token_ids == tuple(out[1])
+    assert first.rows.shape[0] == len(first.token_ids) < 6
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_beams": 2}, "beam search"),
+        ({"prompt_lookup_num_tokens": 2}, "assisted decoding"),
+        ({"assistant_model": True}, "assisted decoding"),
+        ({"custom_generate": lambda *_, **__: None}, "custom_generate"),
+    ],
+)
+def test_what_reorders_is_refused_by_name(options: dict[str, Any], named: str) -> None:
+    model, inputs = llava()
+    if "assistant_model" in options:
+        options = {"assistant_model": copy.deepcopy(model)}
+    with (
+        AnswerCapture(model) as capture,
+        contextlib.suppress(Exception),
+    ):  # transformers itself may not do this with images
+        model.generate(**inputs, max_new_tokens=3, **options)
+    with pytest.raises(UnsupportedModelError, match=named):
+        _ = capture.answer
+
+
+def test_a_search_that_is_not_known_is_noticed_by_its_tokens() -> None:
+    model, inputs = llava()
+
+    class Beams(type(model)):
+        def generate(self, **given: Any) -> torch.Tensor:
+            super().generate(**given)
+            return super().generate(**given) + 1
+
+    searching = copy.deepcopy(model)
+    searching.__class__ = Beams
+    with AnswerCapture(searching) as capture:
+        searching.generate(**inputs, max_new_tokens=3)
+    with pytest.raises(UnsupportedModelError, match="cannot be matched to its tokens"):
+        _ = capture.answer
+
+
+def test_embeddings_in_place_of_ids_are_refused() -> None:
+    model, inputs = llava()
+    embeddings = model.get_input_embeddings()(inputs["input_ids"])
+    with torch.no_grad(), AnswerCapture(model) as capture:
+        model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"])
+    with pytest.raises(UnsupportedModelError, match="input_ids"):
+        _ = capture.answer
+
+
+def test_other_models_are_refused_with_what_is_known() -> None:
+    model, _ = llava()
+    with pytest.raises(UnsupportedModelError, match=r"llava_onevision.*mistral3"):
+        AnswerCapture(model.model.vision_tower)
+    with pytest.raises(UnsupportedModelError, match="answers of Linear"):
+        AnswerCapture(torch.nn.Linear(2, 2))
+
+
+def test_a_batch_has_answers_and_no_one_answer() -> None:
+    model, inputs = llava_batch()
+    with AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"capture\.answers"):
+        _ = capture.answer
+
+
+def test_nothing_captured_says_what_to_do() -> None:
+    model, inputs = llava()
+    with AnswerCapture(model) as capture:
+        pass
+    with pytest.raises(NothingCapturedError, match=r"generate\(\*\*inputs\)"):
+        _ = capture.answer
+    with AnswerCapture(model) as capture:
+        thread = threading.Thread(target=lambda: model.generate(**inputs, max_new_tokens=2))
+        thread.start()
+        thread.join()
+    with pytest.raises(NothingCapturedError, match="another thread"):
+        _ = capture.answer
+
+
+def test_two_threads_with_one_model_hold_their_own_answers() -> None:
+    model, inputs = llava()
+    other = {**inputs, "pixel_values": pixels(2)[1:]}
+    alone = []
+    for given in (inputs, other):
+        with AnswerCapture(model) as capture:
+            model.generate(**given, max_new_tokens=6, min_new_tokens=6)
+        alone.append(capture.answer)
+    found: list[Any] = [None, None]
+
+    def ask(number: int) -> None:
+        with AnswerCapture(model) as capture:
+            model.generate(**(inputs, other)[number], max_new_tokens=6, min_new_tokens=6)
+        found[number] = capture.answer
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, expected in zip(found, alone, strict=True):
+        assert one.token_ids == expected.token_ids
+        assert torch.equal(one.rows, expected.rows)
+
+
+def test_the_model_is_left_as_it_was_after_an_error() -> None:
+    model, inputs = llava()
+    function, generate = torch.nn.functional.scaled_dot_product_attention, type(model).generate
+
+    def stop(*_: Any) -> None:
+        raise ValueError("stop here")
+
+    handle = model.model.language_model.layers[1].register_forward_pre_hook(stop)
+    with pytest.raises(ValueError, match="stop here"), AnswerCapture(model):
+        model.generate(**inputs, max_new_tokens=2)
+    handle.remove()
+    with AnswerCapture(model) as capture:
+        with pytest.raises(ValueError, match="stop here"):
+            model.generate(**inputs, max_new_tokens=2, logits_processor=[stop])
+        with torch.no_grad():
+            model(**inputs)
+    assert capture.answer.token_ids == (5, 6, 7)
+    with AnswerCapture(model) as capture, contextlib.suppress(ValueError):
+        model.generate(**inputs, max_new_tokens=2, logits_processor=[stop])
+    with pytest.raises(NothingCapturedError, match="expected generate to return ids"):
+        _ = capture.answer
+    assert torch.nn.functional.scaled_dot_product_attention is function
+    assert type(model).generate is generate
+    assert not SDPA._holders
+    with AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=2)
+    assert len(capture.answer) == 2
+
+
+def test_the_tower_and_the_answer_are_captured_together() -> None:
+    model, inputs = llava()
+    with AttentionCapture(model, rows="all") as tower, AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=2)
+    assert tower.maps[-1].rows.shape[-1] == 17
+    assert capture.answer.rows.shape == (2, 3, 4, 16)
+
+
+def test_the_last_of_several_answers_is_held() -> None:
+    model, inputs = qwen2_vl()
+    with AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=3)
+        out = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5)
+    assert capture.answer.token_ids == tuple(out[0, -5:].tolist())
+
+
+def test_a_prompt_in_pieces() -> None:
+    model, inputs = llava()
+    with AnswerCapture(model) as whole:
+        ids = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
+    with AnswerCapture(model) as capture, torch.no_grad():
+        out = model(**{**inputs, "input_ids": ids[:, :18], "attention_mask": torch.ones(1, 18)}, use_cache=True)
+        out = model(input_ids=ids[:, 18:20], past_key_values=out.past_key_values)
+        for position in range(20, 24):
+            out = model(input_ids=ids[:, position : position + 1], past_key_values=out.past_key_values)
+    assert capture.answer.token_ids[-4:] == whole.answer.token_ids
+    torch.testing.assert_close(capture.answer.rows[-4:], whole.answer.rows, rtol=0, atol=1e-5)
+
+
+def test_a_compiled_model_runs_eagerly_and_is_captured() -> None:
+    model, inputs = llava()
+    with AnswerCapture(model) as expected:
+        model.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    compiled = torch.compile(model)
+    with AnswerCapture(compiled) as capture:
+        compiled.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    assert torch.equal(capture.answer.rows, expected.answer.rows)
+    with torch.no_grad(), AnswerCapture(compiled) as capture:
+        compiled(**inputs)
+    assert capture.answer.token_ids == (5, 6, 7)
+
+
+def test_half_precision() -> None:
+    model, inputs = llava()
+    model = model.to(torch.bfloat16)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    with AnswerCapture(model) as capture:
+        ids = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    answer = capture.answer
+    assert answer.rows.dtype is torch.float32
+    torch.testing.assert_close(sum(answer.mass.values()), torch.ones(3, 3, 4), rtol=0, atol=1e-5)
+    forced = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = eager_matrices(model, forced)[0][:, :, -4:-1][..., 1:17].permute(2, 0, 1, 3).float()
+    torch.testing.assert_close(answer.rows, expected, rtol=0.1, atol=2e-2)

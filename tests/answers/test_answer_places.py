@@ -1,0 +1,319 @@
+"""Where a map lies in the photo: a bright square through each processor and the model's own merging, and back through the map.
+
+The token that the square changes most, by what the language model is given, gets a one-hot row by hand. The peak of its map has to be in the
+square, within half a merged patch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers.models.mllama.image_processing_mllama import get_all_supported_aspect_ratios
+
+from attnhook import AnswerCapture
+from attnhook.errors import GeometryError
+from tests.answers import families
+from tests.answers.families import IMAGE, images, prompts
+
+PHOTOS = {"square": (240, 240), "wide": (180, 420), "tall": (400, 200)}
+SIDE = 8  # of the square, in photo pixels: smaller than any patch
+AT = (0.37, 0.68)  # the square's centre, as a share of height and width
+
+
+def photo_with(size: tuple[int, int], side: int) -> tuple[Image.Image, tuple[float, float]]:
+    """A grey photo with a bright square, and the square's centre in pixels."""
+    pixels = np.full((*size, 3), 90, np.uint8)
+    top, left = (int(share * length) - side // 2 for share, length in zip(AT, size, strict=True))
+    pixels[top : top + side, left : left + side] = 255
+    return Image.fromarray(pixels), (top + side / 2, left + side / 2)
+
+
+def without_mixing(model: Any) -> Any:
+    """The model with vision attention that adds nothing, so that a patch's token stays about that patch."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if any(part in name for part in ("vision", "visual", "encoder")) and any(
+                part in name for part in ("attn", "attention")
+            ):
+                weight.zero_()
+    return model
+
+
+def tokens_in(model: Any, ids: torch.Tensor, out: dict[str, Any]) -> torch.Tensor:
+    """What the language model is given in place of the image's tokens, `(tokens, width)`."""
+    seen: dict[str, Any] = {}
+    parts = (getattr(model.model, name, None) for name in ("language_model", "text_model"))
+    language_model = next(part for part in parts if part is not None)
+    handle = language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(input_ids=ids, **out)
+    handle.remove()
+    if seen.get("cross_attention_states") is not None:
+        states: torch.Tensor = seen["cross_attention_states"]
+        return states.flatten(0, -2)
+    given: torch.Tensor = seen["inputs_embeds"][0][ids[0] == IMAGE]
+    return given
+
+
+def counted(model: Any, out: dict[str, Any]) -> torch.Tensor:
+    """A prompt with as many image tokens as the model makes of the photo."""
+    given = {name: value for name, value in out.items() if name in ("pixel_values", "image_sizes", "image_grid_thw")}
+    with torch.no_grad():
+        features = model.model.get_image_features(**given, return_dict=True).pooler_output
+    features = (
+        features.flatten(0, -2) if isinstance(features, torch.Tensor) else torch.cat(list(features)).flatten(0, -2)
+    )
+    return prompts([1, *images(len(features)), 5])["input_ids"]
+
+
+def marked(model: Any, out: dict[str, Any]) -> torch.Tensor:
+    """A prompt as Idefics3's and SmolVLM's processors write it; a tile has 16 tokens."""
+    rows, columns = (int(np.ravel(out.pop(name))[0]) for name in ("rows", "cols"))
+    row = [1]
+    for down in range(rows):
+        for across in range(columns):
+            row += [90, 20 + 10 * down + across, *images(16)]
+        row += [13]
+    return prompts([*row, 13, 90, 91, *images(16), 90, 5])["input_ids"]
+
+
+def square(side: int) -> dict[str, Any]:
+    return {"size": {"height": side, "width": side}}
+
+
+def llava() -> tuple[Any, Any]:
+    model, _ = families.llava(vision_config=families.vision("clip_vision_model", image_size=64))
+    return model, transformers.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+
+
+def vipllava() -> tuple[Any, Any]:
+    config = {"vision_config": families.vision("clip_vision_model", image_size=64), "text_config": families.text()}
+    more = {"image_token_index": IMAGE, "vision_feature_layers": [-1, -2]}
+    return families.build("VipLlavaForConditionalGeneration", **config, **more), llava()[1]
+
+
+def paligemma() -> tuple[Any, Any]:
+    tower = families.vision("siglip_vision_model", projection_dim=32, image_size=64)
+    config = {"vision_config": tower, "text_config": families.text("gemma")}
+    model = families.build("PaliGemmaForConditionalGeneration", **config, image_token_index=IMAGE, projection_dim=32)
+    return model, transformers.SiglipImageProcessor(**square(64))
+
+
+def gemma3() -> tuple[Any, Any]:
+    return families.gemma3()[0], transformers.Gemma3ImageProcessor(**square(64))
+
+
+def qwen(name: str) -> Callable[[], tuple[Any, Any]]:
+    def made() -> tuple[Any, Any]:
+        options = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
+        size = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
+        return getattr(families, name)()[0], transformers.Qwen2VLImageProcessor(**options, size=size)
+
+    return made
+
+
+def mistral3() -> tuple[Any, Any]:
+    # The processor's patch is a merged one.
+    return families.mistral3()[0], transformers.PixtralImageProcessor(size={"longest_edge": 64}, patch_size=16)
+
+
+def pixtral() -> tuple[Any, Any]:
+    return families.pixtral()[0], transformers.PixtralImageProcessor(size={"longest_edge": 64}, patch_size=8)
+
+
+def _marked_tiles(name: str, kind: str) -> Callable[[], tuple[Any, Any]]:
+    def made() -> tuple[Any, Any]:
+        config = {"vision_config": families.vision(kind, image_size=64), "text_config": families.text()}
+        model = families.build(name, **config, image_token_id=IMAGE, scale_factor=2)
+        processor = getattr(transformers, name.replace("ForConditionalGeneration", "ImageProcessor"))
+        sizes = {"size": {"longest_edge": 192}, "max_image_size": {"longest_edge": 64}}
+        return model, processor(**sizes)
+
+    return made
+
+
+def internvl() -> tuple[Any, Any]:
+    tower = families.vision("internvl_vision", image_size=[64, 64], patch_size=[8, 8])
+    config = {"vision_config": tower, "text_config": families.text("qwen2"), "image_token_id": IMAGE}
+    model = families.build("InternVLForConditionalGeneration", **config, downsample_ratio=0.5)
+    return model, transformers.GotOcr2ImageProcessor(**square(64), crop_to_patches=True, max_patches=4)
+
+
+def _any_resolution(name: str, processor: str, tower: Any, text: str) -> Callable[[], tuple[Any, Any]]:
+    def made() -> tuple[Any, Any]:
+        points = [[64, 128], [128, 64], [128, 128], [64, 192], [192, 64]]
+        config = {"vision_config": tower(), "text_config": families.text(text), "image_token_index": IMAGE}
+        model = families.build(name, **config, image_grid_pinpoints=points)
+        size = {"shortest_edge": 64} if "Next" in name else {"height": 64, "width": 64}
+        more = {"crop_size": {"height": 64, "width": 64}} if "Next" in name else {}
+        return model, getattr(transformers, processor)(size=size, image_grid_pinpoints=points, **more)
+
+    return made
+
+
+CASES: dict[str, tuple[Callable[[], tuple[Any, Any]], Callable[..., torch.Tensor], dict[str, Any]]] = {
+    "llava": (llava, counted, {}),
+    "vipllava": (vipllava, counted, {}),
+    "paligemma": (paligemma, counted, {}),
+    "gemma3": (gemma3, counted, {}),
+    "qwen2_vl": (qwen("qwen2_vl"), counted, {}),
+    "qwen2_5_vl": (qwen("qwen2_5_vl"), counted, {}),
+    "qwen3_vl": (qwen("qwen3_vl"), counted, {}),
+    "mistral3": (mistral3, counted, {}),
+    "pixtral": (pixtral, counted, {}),
+    "idefics3": (
+        _marked_tiles("Idefics3ForConditionalGeneration", "idefics3_vision"),
+        marked,
+        {"return_row_col_info": True},
+    ),
+    "smolvlm": (
+        _marked_tiles("SmolVLMForConditionalGeneration", "smolvlm_vision"),
+        marked,
+        {"return_row_col_info": True},
+    ),
+    "internvl": (internvl, counted, {}),
+    "llava_next": (
+        _any_resolution(
+            "LlavaNextForConditionalGeneration",
+            "LlavaNextImageProcessor",
+            lambda: families.vision("clip_vision_model", image_size=64),
+            "llama",
+        ),
+        counted,
+        {},
+    ),
+    "llava_onevision": (
+        _any_resolution(
+            "LlavaOnevisionForConditionalGeneration",
+            "LlavaOnevisionImageProcessor",
+            lambda: families.vision("siglip_vision_model", vision_use_head=False, image_size=64),
+            "qwen2",
+        ),
+        counted,
+        {},
+    ),
+}
+
+
+def processed(processor: Any, photo: Image.Image, options: dict[str, Any]) -> dict[str, Any]:
+    out = dict(processor(photo, return_tensors="pt", **options))
+    keep = ("pixel_values", "image_sizes", "image_grid_thw", "rows", "cols", "pixel_attention_mask")
+    return {name: value for name, value in out.items() if name in keep}
+
+
+@pytest.mark.parametrize("shape", PHOTOS)
+@pytest.mark.parametrize("family", CASES)
+def test_a_bright_square_is_where_the_map_says(family: str, shape: str) -> None:
+    make, prompt, options = CASES[family]
+    model, processor = make()
+    model = without_mixing(model)
+    photo, centre = photo_with(PHOTOS[shape], SIDE)
+    plain = Image.new("RGB", photo.size, (90, 90, 90))
+    out, empty = processed(processor, photo, options), processed(processor, plain, options)
+    ids = prompt(model, out)
+    for name in ("rows", "cols"):
+        empty.pop(name, None)
+    if "qwen" in family:
+        kinds = {"mm_token_type_ids": (ids == IMAGE).long()}
+        out, empty = out | kinds, empty | kinds
+    if family == "gemma3":
+        kinds = {"token_type_ids": (ids == IMAGE).long()}
+        out, empty = out | kinds, empty | kinds
+    changed = (tokens_in(model, ids, out) - tokens_in(model, ids, empty)).norm(dim=-1)
+    with AnswerCapture(model, processor) as capture:
+        model.generate(input_ids=ids, **out, max_new_tokens=1, pad_token_id=0)
+    check_places(capture.answer, changed, photo, centre)
+
+
+def check_places(answer: Any, changed: torch.Tensor, photo: Image.Image, centre: tuple[float, float]) -> None:
+    (image,) = answer.images
+    assert sum(part.index.numel() for part in image.parts) <= len(image.keys) == len(changed)
+    seen = 0
+    for part in image.parts:
+        hit = int(part.index.flatten()[changed[part.index.flatten()].argmax()])
+        if changed[hit] < 0.5 * changed.max():
+            continue  # a tile without the square
+        seen += 1
+        answer._rows[0].zero_()
+        answer._rows[0][..., hit] = 1.0
+        patch_map = answer.map([0], part=part.name)
+        geometry = patch_map.geometry(photo)
+        row, column = divmod(int(patch_map.values.argmax()), patch_map.grid[1])
+        rows, columns = patch_map.edges(geometry)
+        middle = (rows[row] + rows[row + 1]) / 2, (columns[column] + columns[column + 1]) / 2
+        cell = rows[row + 1] - rows[row], columns[column + 1] - columns[column]
+        for axis in (0, 1):  # the cell and the square meet
+            assert abs(middle[axis] - centre[axis]) <= (cell[axis] + SIDE) / 2, (part.name, middle, centre, cell)
+        heat = patch_map.heatmap(photo=photo, mode="nearest")
+        assert tuple(heat.shape) == (photo.height, photo.width)
+        assert patch_map.overlay(photo).size == photo.size
+    assert seen
+
+
+def test_a_bright_square_in_the_tiles_of_cross_attention() -> None:
+    ratios = [list(ratio) for ratio in get_all_supported_aspect_ratios(4)]
+    model = families.mllama(image_size=64, supported_aspect_ratios=ratios)[0]
+    model = without_mixing(model)
+    processor = transformers.MllamaImageProcessor(**square(64), max_image_tiles=4)
+    for size in PHOTOS.values():
+        photo, centre = photo_with(size, SIDE)
+        ids = torch.tensor([[1, 110, 5, 6]])
+        keep = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        out, empty = (
+            {name: value for name, value in processor([[one]], return_tensors="pt").items() if name in keep}
+            for one in (photo, Image.new("RGB", photo.size, (90, 90, 90)))
+        )
+        tiles = {"cross_attention_mask": torch.ones(1, 4, 1, 4, dtype=torch.long)}
+        changed = (tokens_in(model, ids, out | tiles) - tokens_in(model, ids, empty | tiles)).norm(dim=-1)
+        with AnswerCapture(model, processor) as capture:
+            model.generate(input_ids=ids, **out, **tiles, max_new_tokens=1, pad_token_id=0)
+        check_places(capture.answer, changed[capture.answer.images[0].keys], photo, centre)
+
+
+ENCODERS: dict[str, tuple[Any, Any]] = {
+    "donut": (
+        lambda model: model.encoder,
+        transformers.DonutImageProcessor(**square(64), do_align_long_axis=False, do_thumbnail=False),
+    ),
+    "trocr": (lambda model: model.encoder, transformers.ViTImageProcessor(**square(32))),
+    "blip": (lambda model: model.vision_model, transformers.BlipImageProcessor(**square(32))),
+}
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_bright_square_in_an_encoder(family: str) -> None:
+    model = without_mixing(families.CROSS[family]()[0])
+    encoder, processor = ENCODERS[family]
+    for size in PHOTOS.values():
+        photo, centre = photo_with(size, SIDE)
+        plain = Image.new("RGB", photo.size, (90, 90, 90))
+        out, empty = (processor(one, return_tensors="pt")["pixel_values"] for one in (photo, plain))
+        with torch.no_grad():
+            changed = (encoder(model)(out)[0] - encoder(model)(empty)[0])[0].norm(dim=-1)
+        with AnswerCapture(model, processor) as capture:
+            model.generate(pixel_values=out, max_new_tokens=1)
+        check_places(capture.answer, changed, photo, centre)
+
+
+def test_another_photo_is_refused() -> None:
+    model, processor = CASES["llava_next"][0]()
+    photo, _ = photo_with(PHOTOS["wide"], SIDE)
+    out = processed(processor, photo, {})
+    with AnswerCapture(model, processor) as capture:
+        model.generate(input_ids=counted(model, out), **out, max_new_tokens=1, pad_token_id=0)
+    with pytest.raises(GeometryError, match="do not match"):
+        capture.answer.map([0]).overlay(Image.new("RGB", (200, 400)))
+
+
+def test_without_a_processor_the_message_says_what_to_pass() -> None:
+    model, inputs = families.llava()
+    with AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=1, pad_token_id=0)
+    with pytest.raises(GeometryError, match=r"AnswerCapture\(model, processor\)"):
+        capture.answer.map([0]).overlay(Image.new("RGB", (64, 64)))
