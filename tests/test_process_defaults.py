@@ -125,7 +125,7 @@ def of_results(model, pixels, folder: Path) -> Any:
 
 def of_digits(model, pixels, folder: Path) -> Any:
     digits = load("digits").model
-    canvas = VisionModel(digits, lambda photo: prepared(photo.resize((160, 160)))[:, ::5, ::5])
+    canvas = VisionModel(digits, lambda photo: torch.nn.functional.avg_pool2d(prepared(photo.resize((160, 160))), 5))
     return [attend(canvas, PHOTO, method="legrad")[0].attention, *digits.parameters()]
 
 
