@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from attnhook import __version__
 from attnhook.cli import comparing, demonstration, description, extracting, logs, overlaying, verifying, viewing
-from attnhook.cli.arguments import one_line, printable, say
+from attnhook.cli.arguments import one_line, photo_name, printable, say
 from attnhook.errors import AttnhookError
 
 _NOBODY_READS = 141  # as shells report a program that SIGPIPE ended
@@ -51,7 +51,7 @@ class _PrintCompletion(argparse.Action):
                 'cannot write completions: expected the package shtab. Run `pip install ".[completion]"` in a clone.'
             )
         for action in _actions(parser):
-            if action.type is Path or action.dest == "out":
+            if action.type in (Path, photo_name) or action.dest == "out":
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
         print(shtab.complete(parser, shell=str(values)))
         parser.exit()

@@ -45,7 +45,8 @@ class BatchForwards:
 
     def __init__(self, vision: VisionModel, settings: Settings) -> None:
         self.vision, self.settings = vision, settings
-        self.capture = AttentionCapture(vision.model, rows=settings.rows, blocks=settings.blocks)
+        rows = settings.rows if isinstance(settings.rows, str) else list(settings.rows)  # a tuple may also be a patch
+        self.capture = AttentionCapture(vision.model, rows=rows, blocks=settings.blocks)
         needs = [NEEDS[name] for name in settings.methods]
         self._gradients = any(need.gradients for need in needs)
         rows = Rows.ALL if any(need.all_rows for need in needs) else Rows.READOUT

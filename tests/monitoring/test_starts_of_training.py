@@ -136,7 +136,7 @@ LOOPS = ("plain", "transformers", "lightning")
         ("labels", r"got TypeError: .*missing 1 required positional argument: 'labels'\. Pass the inner model"),
         (
             "size",
-            r"to run on pixels \(1, 3, 48, 48\), got AssertionError: .*48.* images of the size that it is trained on",
+            r"to run on pixels \(1, 3, 48, 48\), got GeometryError: .*48.* images of the size that it is trained on",
         ),
     ],
 )
