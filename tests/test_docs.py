@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,9 @@ def test_a_page_runs(page: Path) -> None:
         if block.not_run or block.language not in {"python", *SHELLS}:
             continue
         printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            run_block(block, names)
+        # In a thread of its own: a browser of other tests may have an event loop in this one, in which asyncio.run refuses.
+        with contextlib.redirect_stdout(printed), ThreadPoolExecutor(1) as thread:
+            thread.submit(run_block, block, names).result()
         for promise in block.promises:
             assert promise in printed.getvalue(), f"{block}: prints {printed.getvalue()!r}"
         ran += 1
