@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from attnhook.attribution.map_making import placed
 from attnhook.attribution.methods import METHODS, NEEDS, method_options
 from attnhook.attribution.perturbation import deletion, insertion
 from attnhook.attribution.scores import random_map
 from attnhook.attribution.summaries import summarise_block
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.patch_cells import overlap_of
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.session import AttentionCapture
 from attnhook.comparison.measurements import MapKind, Measurement
@@ -86,14 +86,12 @@ def perturb(
 
 def _seen_area(maps: AttentionMaps) -> Size | None:
     """Where what the patches see of the input ends, in pixels from the top left."""
-    if maps.patch_area is None:
-        return None
-    (rows, columns), grid = maps.patch_area, maps[-1].token_layout
-    if isinstance(grid, TokenLayout):
-        overlap = overlap_of(maps.overlaps, (rows / grid.grid[0], columns / grid.grid[1]))
-        down, across = (start + reach for start, reach in zip(overlap.start, overlap.reach, strict=True))
-        return round(rows + down), round(columns + across)
-    return maps.patch_area
+    layout = maps[-1].token_layout
+    if maps.patch_area is None or not isinstance(layout, TokenLayout):
+        return maps.patch_area
+    place = placed(maps, torch.empty(layout.grid, device="cpu"), maps[-1])
+    down, across = (start + reach for start, reach in zip(place.overlap.start, place.overlap.reach, strict=True))
+    return round(maps.patch_area[0] + down), round(maps.patch_area[1] + across)
 
 
 def mean_faithfulness(model: int, photos: Sequence[dict[str, float]]) -> Faithfulness:
