@@ -25,7 +25,7 @@ from attnhook.capture.scopes import (
     innermost,
     innermost_of_each,
 )
-from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
+from attnhook.capture.shared_state import EAGER, LOCK, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
 from attnhook.capture.watched_modules import CaptureHook, shapes
@@ -33,7 +33,6 @@ from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.zoo._transformers import kernel_of
 from attnhook.zoo.vision_language import describe_speaker
 
-_EAGER = EagerStance()
 _CACHES = ("cache", "past_key_values")
 _OTHER_MODES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "penalty_alpha")
 
@@ -113,7 +112,7 @@ class AnswerCapture:
         active = self._active = ActiveCapture({}, lambda: False)
         compiled = self._wrapped or any(map(is_compiled, self._model.modules()))
         if compiled or next(self._model.parameters()).device.type != "cpu":  # where generate may compile the model
-            _EAGER.hold(active)
+            EAGER.hold(active)
         forget_closed()
         Scope(active, ForwardRecord(), active, self, (_generate_of(self._about.speaker),)).open()
         with LOCK:  # torch numbers hooks without one
@@ -131,7 +130,7 @@ class AnswerCapture:
                 for module in dict.fromkeys(self._hooked):
                     remove_hooks(module, lambda hook: isinstance(hook, CaptureHook) and hook.capture is self)
             forget_closed()
-            _EAGER.release(self._active)
+            EAGER.release(self._active)
             self._now.end()
             self._hooked.clear()
             self._active = None

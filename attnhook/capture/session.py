@@ -24,14 +24,12 @@ from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.scopes import SDPA, ActiveCapture, ModeScope, Scope, forget_closed, innermost
-from attnhook.capture.shared_state import LOCK, EagerStance, ReplacedFunction
+from attnhook.capture.shared_state import EAGER, LOCK, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
 from attnhook.capture.watched_modules import CaptureHook, shapes
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
-
-_EAGER = EagerStance()
 
 
 class AttentionCapture:
@@ -157,7 +155,7 @@ class AttentionCapture:
                 for module in dict.fromkeys(self._hooked):
                     remove_hooks(module, lambda hook: isinstance(hook, CaptureHook) and hook.capture is self)
             forget_closed()
-            _EAGER.release(self._active)
+            EAGER.release(self._active)
             self._hooked.clear()
             self._active = None
 
@@ -171,7 +169,7 @@ class AttentionCapture:
                 f"{type(compiled).__name__} is compiled: expected an eager model, because strict=True. Leave strict out to run it eagerly "
                 "inside the context, or compile model and capture together with TraceableCapture."
             )
-        _EAGER.hold(active)
+        EAGER.hold(active)
 
     def _add_hook(self, module: nn.Module, function: Callable[..., None], *, pre: bool = False, **flags: bool) -> None:
         self._hooked.append(module)

@@ -59,6 +59,9 @@ class EagerStance(SharedState):
             self._before = None
 
 
+EAGER = EagerStance()
+"""The one that every kind of capture holds: two would each take the other's stance for the user's."""
+
 Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 

@@ -6,10 +6,12 @@ import threading
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from attnhook import AnswerCapture, AttentionCapture
 from attnhook.capture.scopes import SDPA
+from attnhook.capture.torch_internals import compiler_stance
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from tests.answers.families import IMAGE, images, llava, llava_batch, pixels, prompts, qwen2_vl, trocr
 
@@ -295,3 +297,18 @@ def test_half_precision() -> None:
     forced = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = eager_matrices(model, forced)[0][:, :, -4:-1][..., 1:17].permute(2, 0, 1, 3).float()
     torch.testing.assert_close(answer.rows, expected, rtol=0.1, atol=2e-2)
+
+
+@pytest.mark.parametrize("first", ["answer", "maps"])
+def test_whichever_capture_leaves_first_the_other_keeps_its_stance(first: str) -> None:
+    model, _ = llava()
+    vit = timm.create_model("test_vit", pretrained=False).eval()
+    before = compiler_stance().stance
+    answer, maps = AnswerCapture(torch.compile(model)), AttentionCapture(torch.compile(vit))
+    answer.__enter__()
+    maps.__enter__()
+    one, other = (answer, maps) if first == "answer" else (maps, answer)
+    one.__exit__(None, None, None)
+    assert compiler_stance().stance == "force_eager"
+    other.__exit__(None, None, None)
+    assert compiler_stance().stance == before != "force_eager"
