@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from attnhook.attribution.methods import method_options
 from attnhook.capture.records import AttentionMaps
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Rows
@@ -74,8 +73,3 @@ def rows_in_words(maps: AttentionMaps) -> str:
         return str(list(maps.selected_rows))
     shown = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
     return "all" if shown is None else shown.value
-
-
-def reads_block(method: str) -> bool:
-    """Whether a method computes its map from a single block."""
-    return bool(method_options(method, {"block": None}))
