@@ -2,7 +2,6 @@
 
 import html
 from dataclasses import replace
-from typing import Any
 
 from PIL import Image
 
