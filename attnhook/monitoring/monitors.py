@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from attnhook.attribution.methods import METHODS, NEEDS
 from attnhook.attribution.summaries import AlarmThresholds, BlockSummary, summarise_block
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.plan import unwrapped
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture, MeasuringCapture
+from attnhook.capture.wrapped_models import unwrapped
 from attnhook.errors import NoReadoutError, ProbeError, UnsupportedModelError
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale
