@@ -128,6 +128,12 @@ class _Prompt:
             )
         return int(shape[-2]), int(shape[-1])
 
+    def merge(self) -> float:
+        """How many patches a cell merges along each axis."""
+        config = self.config
+        factor = getattr(config, "scale_factor", 0) or getattr(config, "downsample_factor", 0)
+        return factor or 1 / (getattr(config, "downsample_ratio", 0) or config.vision_config.pixel_shuffle_ratio)
+
     def grid(self, merge: float = 1) -> tuple[Size, Size, Size]:
         """The grid of one input, of which each cell merges `merge` x `merge` patches, its pixels, and the pixels of a cell."""
         pixels, patch = self.pixels(), pair(self.config.vision_config.patch_size)
@@ -206,9 +212,8 @@ def _sized(prompt: _Prompt) -> list[list[ImageTokens]]:
 
 
 def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
-    """Tiles row by row, each marked in the text, and the overview last: Idefics3, SmolVLM, Llama 4."""
-    config = prompt.config
-    grid, pixels, step = prompt.grid(getattr(config, "scale_factor", 0) or 1 / config.vision_config.pixel_shuffle_ratio)
+    """Tiles row by row, each marked in the text, and the overview last: Idefics3, SmolVLM, Llama 4; Aya Vision does not mark rows."""
+    grid, pixels, step = prompt.grid(prompt.merge())
     length = grid[0] * grid[1]
     found = []
     for row, keys in zip(prompt.ids.cpu(), prompt.positions(), strict=True):
@@ -229,7 +234,8 @@ def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
             ends = row[[at + length for at in tiles[:-1]]]
             more = [after - before - length > 2 for before, after in itertools.pairwise(tiles[:-1])]
             breaks = sum(more) or int((ends[:-1] == ends[-1:]).sum())
-            parts = tiled(grid, pixels, step, len(tiles), (breaks + 1, (len(tiles) - 1) // (breaks + 1)))
+            rows = None if prompt.config.model_type == "aya_vision" else (breaks + 1, (len(tiles) - 1) // (breaks + 1))
+            parts = tiled(grid, pixels, step, len(tiles), rows)
             images.append(ImageTokens(keys[first * length : (last + 1) * length], parts, len(tiles)))
             first = last + 1
         found.append(images)
@@ -237,12 +243,12 @@ def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
 
 
 def _plain_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
-    """All tiles of an image in one run, the overview last; their arrangement is not in the ids: InternVL."""
-    grid, pixels, step = prompt.grid(1 / prompt.config.downsample_ratio)
+    """All tiles of an image in one run, the overview last; their arrangement is not in the ids: InternVL, Cohere."""
+    grid, pixels, step = prompt.grid(prompt.merge())
     length = grid[0] * grid[1]
-    found = []
+    found, near = [], 2 if prompt.config.model_type == "cohere2_vision" else 1  # Cohere has a token after each tile
     for keys in prompt.positions():
-        runs = torch.tensor_split(keys, (keys.diff() > 1).nonzero()[:, 0] + 1) if len(keys) else ()
+        runs = torch.tensor_split(keys, (keys.diff() > near).nonzero()[:, 0] + 1) if len(keys) else ()
         images = [
             ImageTokens(run, tiled(grid, pixels, step, len(run) // length, None), len(run) // length) for run in runs
         ]
@@ -368,23 +374,16 @@ def _convolved(prompt: _Prompt) -> list[list[ImageTokens]]:
 
 
 _PLACES: dict[str, Callable[[_Prompt], list[list[ImageTokens]]]] = {
-    "llava": _one_grid,
-    "vipllava": _one_grid,
-    "paligemma": _one_grid,
+    **dict.fromkeys(("llava", "vipllava", "paligemma", "janus", "deepseek_vl"), _one_grid),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _packed),
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "paddleocr_vl"), _packed),
+    **dict.fromkeys(("mistral3", "lighton_ocr"), _sized),
+    **dict.fromkeys(("idefics3", "smolvlm", "llama4", "aya_vision"), _marked_tiles),
+    **dict.fromkeys(("internvl", "cohere2_vision"), _plain_tiles),
+    **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _any_resolution),
+    **dict.fromkeys(("vision-encoder-decoder", "blip"), _encoded),
     "gemma3": _pooled,
-    "qwen2_vl": _packed,
-    "qwen2_5_vl": _packed,
-    "qwen3_vl": _packed,
-    "mistral3": _sized,
-    "idefics3": _marked_tiles,
-    "smolvlm": _marked_tiles,
-    "llama4": _marked_tiles,
-    "internvl": _plain_tiles,
-    "llava_next": _any_resolution,
-    "llava_onevision": _any_resolution,
     "mllama": _cross_tiles,
-    "vision-encoder-decoder": _encoded,
-    "blip": _encoded,
     "pix2struct": _numbered,
     "florence2": _convolved,
 }
