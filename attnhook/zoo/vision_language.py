@@ -63,6 +63,11 @@ def describe_speaker(model: Any) -> VisionLanguageModel:
             f"cannot capture answers of {type(model).__name__} (model_type {kind!r}): expected a model with generate whose words attend to the "
             f"image, of one of these model_types: {', '.join(sorted(_PLACES))}. For its vision tower alone, use AttentionCapture."
         )
+    if shared := getattr(getattr(config, "text_config", None), "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"cannot capture answers of {type(model).__name__}: expected layers that run for every token, got num_kv_shared_layers={shared}, "
+            "layers that skip all tokens of the prompt but the last. For its vision tower alone, use AttentionCapture."
+        )
     (speaker, reader, *watched), cross = parts, kind in _PARTS
     image_id = None if cross else _image_id(config)
 
@@ -182,9 +187,10 @@ def _pooled(prompt: _Prompt) -> list[list[ImageTokens]]:
 
 
 def _packed(prompt: _Prompt) -> list[list[ImageTokens]]:
-    """Packed patches merged into blocks, with `image_grid_thw`: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
-    grids, vision = prompt.fact("image_grid_thw"), prompt.config.vision_config
-    merge, patch = int(vision.spatial_merge_size), int(vision.patch_size)
+    """Packed patches merged into blocks, with `image_grid_thw` (Qwen, GLM, PaddleOCR), or columns and rows of all patches (Gemma 4)."""
+    vision, places = prompt.config.vision_config, prompt.facts.get("image_position_ids")
+    grids = prompt.fact("image_grid_thw") if places is None else [(1, y + 1, x + 1) for x, y in places.amax(1).tolist()]
+    merge, patch = getattr(vision, "spatial_merge_size", 0) or vision.pooling_kernel_size, int(vision.patch_size)
 
     def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
         frames, rows, columns = grids[number] if number < len(grids) else (0, 0, 0)
@@ -265,12 +271,8 @@ def _any_resolution(prompt: _Prompt) -> list[list[ImageTokens]]:
     grid, pixels, _ = prompt.grid()
     inner = getattr(prompt.model, "model", prompt.model)
     functions = class_of(inner).pack_image_features.__globals__
-    several = prompt.facts.get("batch_num_images")
-    alone = (
-        [True] * len(sizes)
-        if several is None
-        else [n == 1 for n in torch.as_tensor(several).tolist() for _ in range(n)]
-    )
+    several = torch.as_tensor(prompt.facts.get("batch_num_images", [1] * len(sizes))).tolist()
+    alone = [count == 1 for count in several for _ in range(count)]
 
     def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
         size = torch.tensor(sizes[number])
@@ -376,7 +378,7 @@ def _convolved(prompt: _Prompt) -> list[list[ImageTokens]]:
 _PLACES: dict[str, Callable[[_Prompt], list[list[ImageTokens]]]] = {
     **dict.fromkeys(("llava", "vipllava", "paligemma", "janus", "deepseek_vl"), _one_grid),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _packed),
-    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "paddleocr_vl"), _packed),
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "paddleocr_vl", "gemma4"), _packed),
     **dict.fromkeys(("mistral3", "lighton_ocr"), _sized),
     **dict.fromkeys(("idefics3", "smolvlm", "llama4", "aya_vision"), _marked_tiles),
     **dict.fromkeys(("internvl", "cohere2_vision"), _plain_tiles),

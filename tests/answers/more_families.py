@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from tests.answers import families
-from tests.answers.families import IMAGE, PINPOINTS, VISION, build, images, pixels, prompts, text, vision
+from tests.answers.families import IMAGE, PINPOINTS, TEXT, VISION, build, images, pixels, prompts, text, vision
 
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "n_routed_experts": 2}
 EXPERTS |= {"n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
@@ -44,6 +44,25 @@ def paddleocr_vl() -> tuple[Any, dict[str, Any]]:
     tower = {**VISION, "hidden_size": 32, "spatial_merge_size": 2, "model_type": "paddleocr_vl_vision"}
     model, inputs = families._qwen("PaddleOCRVLForConditionalGeneration", tower, "paddleocr_vl_text")
     return model, {**inputs, "pixel_values": inputs["pixel_values"][:, :192].reshape(-1, 3, 8, 8)}
+
+
+def gemma4(**more: Any) -> tuple[Any, dict[str, Any]]:
+    """Two pictures of unequal grids, padded to one number of patches; heads of two widths."""
+    tower = {**VISION, "hidden_size": 32, "num_key_value_heads": 4, "head_dim": 8, "pooling_kernel_size": 2}
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    words = {**TEXT, "num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 10, "global_head_dim": 16}
+    words |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 120, **more}
+    ids = {"image_token_id": IMAGE, "boi_token_id": 97, "eoi_token_id": 96, "video_token_id": 95, "audio_token_id": 94}
+    config = {"vision_config": {**tower, "position_embedding_size": 64}, "text_config": words, "audio_config": None}
+    model = build("Gemma4ForConditionalGeneration", **config, **ids)
+    given = prompts([1, 97, *images(6), 96, 5, 97, *images(4), 96, 6, 7])
+    places = torch.full((2, 32, 2), -1)
+    for number, (rows, columns) in enumerate(((4, 6), (2, 8))):
+        cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(-1)
+        places[number, : len(cells)] = cells
+    patches = torch.rand(2, 32, 192, generator=torch.Generator().manual_seed(3)) * (places >= 0).all(-1, keepdim=True)
+    given["mm_token_type_ids"] = (given["input_ids"] == IMAGE).long()
+    return model, {**given, "pixel_values": patches, "image_position_ids": places}
 
 
 def janus(image_size: int = 32) -> tuple[Any, dict[str, Any]]:
@@ -125,6 +144,7 @@ MORE: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "qwen3_5": qwen3_5,
     "qwen3_5_moe": lambda: qwen3_5("moe", shared_expert_intermediate_size=16, **EXPERTS),
     "paddleocr_vl": paddleocr_vl,
+    "gemma4": gemma4,
     "janus": janus,
     "deepseek_vl": deepseek_vl,
     "lighton_ocr": lighton_ocr,

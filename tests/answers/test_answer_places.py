@@ -65,9 +65,12 @@ def tokens_in(model: Any, ids: torch.Tensor, out: dict[str, Any]) -> torch.Tenso
     return given
 
 
+PLACED = ("pixel_values", "image_sizes", "image_grid_thw", "image_position_ids")
+
+
 def counted(model: Any, out: dict[str, Any]) -> torch.Tensor:
     """A prompt with as many image tokens as the model makes of the photo."""
-    given = {name: value for name, value in out.items() if name in ("pixel_values", "image_sizes", "image_grid_thw")}
+    given = {name: value for name, value in out.items() if name in PLACED}
     with torch.no_grad():
         features = model.model.get_image_features(**given, return_dict=True).pooler_output
     features = (
@@ -236,7 +239,16 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, Any]], Callable[..., torch.Tensor
 
 def processed(processor: Any, photo: Image.Image, options: dict[str, Any]) -> dict[str, Any]:
     out = dict(getattr(processor, "image_processor", processor)(photo, return_tensors="pt", **options))
-    keep = ("pixel_values", "image_sizes", "image_grid_thw", "rows", "cols", "aspect_ratios", "pixel_attention_mask")
+    keep = (
+        "pixel_values",
+        "image_sizes",
+        "image_grid_thw",
+        "rows",
+        "cols",
+        "aspect_ratios",
+        "pixel_attention_mask",
+        "image_position_ids",
+    )
     floats = {name: value.float() for name, value in out.items() if name == "pixel_values"}
     return {name: value for name, value in out.items() if name in keep} | floats
 
@@ -256,7 +268,7 @@ def check_square(make: Any, prompt: Callable[..., torch.Tensor], options: dict[s
     ids = prompt(model, out)
     for name in ("rows", "cols", "aspect_ratios"):
         empty.pop(name, None)
-    if "image_grid_thw" in out:
+    if "image_grid_thw" in out or "image_position_ids" in out:
         kinds = {"mm_token_type_ids": (ids == IMAGE).long()}
         out, empty = out | kinds, empty | kinds
     if model.config.model_type == "gemma3":

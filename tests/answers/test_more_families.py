@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
+from attnhook import AnswerCapture
+from attnhook.errors import UnsupportedModelError
 from tests.answers import more_families
 from tests.answers.families import prompts
 from tests.answers.more_families import MORE, aya_row, cohere_row
@@ -34,6 +37,7 @@ PROCESSORS: dict[str, Any] = {
     "qwen3_5": lambda: packed("Qwen2VLImageProcessor"),
     "qwen3_5_moe": lambda: packed("Qwen2VLImageProcessor"),
     "paddleocr_vl": lambda: packed("PaddleOCRVLImageProcessor"),
+    "gemma4": lambda: transformers.Gemma4ImageProcessor(max_soft_tokens=70, patch_size=8, pooling_kernel_size=2),
     "janus": lambda: transformers.JanusImageProcessor(**square(64), min_size=14),
     "deepseek_vl": lambda: transformers.DeepseekVLImageProcessor(**square(64), min_size=14),
     "lighton_ocr": lambda: transformers.PixtralImageProcessor(size={"longest_edge": 64}, patch_size=16),
@@ -67,3 +71,26 @@ def prompt_of(family: str) -> Any:
 @pytest.mark.parametrize("family", MORE)
 def test_a_bright_square_in_further_families(family: str, shape: str) -> None:
     check_square(lambda: made(family), prompt_of(family), {}, shape)
+
+
+REFUSED = (
+    "AriaForConditionalGeneration Blip2ForConditionalGeneration BlipForQuestionAnswering BlipModel Florence2Model FuyuForCausalLM "
+    "GitForCausalLM GotOcr2ForConditionalGeneration Idefics2ForConditionalGeneration IdeficsForVisionText2Text LlavaModel "
+    "InstructBlipForConditionalGeneration Kosmos2ForConditionalGeneration Kosmos2_5ForConditionalGeneration Llama4ForCausalLM "
+    "Lfm2VlForConditionalGeneration Ovis2ForConditionalGeneration VideoLlama3ForConditionalGeneration VideoLlavaForConditionalGeneration"
+)
+
+
+@pytest.mark.parametrize("name", REFUSED.split())
+def test_other_models_are_refused_by_name(name: str) -> None:
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        model = kind(kind.config_class())
+    with pytest.raises(UnsupportedModelError, match=f"answers of {name} .*{model.config.model_type}.*qwen2_vl"):
+        AnswerCapture(model)
+
+
+def test_layers_that_skip_the_prompt_are_refused() -> None:
+    model, _ = more_families.gemma4(num_kv_shared_layers=2)
+    with pytest.raises(UnsupportedModelError, match="num_kv_shared_layers=2"):
+        AnswerCapture(model)
