@@ -241,7 +241,7 @@ GUARDS = (
     ),
     Guard(
         "names are those of the model inside DDP",
-        "capture/plan.py",
+        "capture/wrapped_models.py",
         "unwrapped",
         "condition",
         "DistributedDataParallel",
@@ -249,7 +249,7 @@ GUARDS = (
     ),
     Guard(
         "models that run no hooks are refused",
-        "capture/plan.py",
+        "capture/wrapped_models.py",
         "unwrapped",
         "condition",
         "kind",

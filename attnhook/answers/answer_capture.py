@@ -14,7 +14,6 @@ from attnhook.answers.answer_rows import finish
 from attnhook.answers.layer_listening import CurrentAnswer, LayerListener
 from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.interfaces import InterfaceScope, registered_function
-from attnhook.capture.plan import unwrapped
 from attnhook.capture.scopes import (
     SDPA,
     ActiveCapture,
@@ -29,6 +28,7 @@ from attnhook.capture.shared_state import EAGER, LOCK, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
 from attnhook.capture.watched_modules import CaptureHook, shapes
+from attnhook.capture.wrapped_models import unwrapped
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.zoo._transformers import kernel_of
 from attnhook.zoo.vision_language import describe_speaker

@@ -66,3 +66,8 @@ def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Of all options, those that the method takes."""
     taken = inspect.signature(METHODS[name]).parameters
     return {option: value for option, value in options.items() if option in taken}
+
+
+def reads_block(method: str) -> bool:
+    """Whether a method computes its map from a single block."""
+    return bool(method_options(method, {"block": None}))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import SupportsIndex
 
-import torch
 from torch import nn
 
 from attnhook.capture.anatomy import ModelAnatomy, Readout
@@ -17,7 +16,7 @@ from attnhook.capture.patch_cells import overlaps
 from attnhook.capture.recognition import guess_sites
 from attnhook.capture.registry import find_anatomy
 from attnhook.capture.sites import AttentionSite, Queries, SiteTokens
-from attnhook.capture.torch_internals import compiled_module
+from attnhook.capture.wrapped_models import unwrapped
 from attnhook.errors import NoClassTokenError, NoReadoutError, UnsupportedModelError
 from attnhook.options import BlocksOption, Overlap, PatchIndex, Rows, RowsOption, Size, choose
 
@@ -109,39 +108,6 @@ def _named_beside(
     modules = {name: module for name, module in model.named_modules() if name in wanted}
     rule = None if layout is not None else lambda _: SiteTokens(_BESIDE)
     return [AttentionSite(name, module, queries=Queries.OTHER, tokens_of=rule) for name, module in modules.items()]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile and DDP wrappers; `UnsupportedModelError` if its forward cannot run hooks."""
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(
-            f"cannot capture an object of type {type(model).__name__}: expected a torch.nn.Module. Pass the model itself, such as "
-            "attnhook.load(...).model."
-        )
-    for kind, reason in _REFUSED.items():
-        if isinstance(model, kind):
-            raise UnsupportedModelError(reason)
-    inner = compiled_module(model)
-    if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-        inner = model.module
-    return unwrapped(inner) if isinstance(inner, nn.Module) else model
-
-
-_REFUSED = {
-    torch.jit.ScriptModule: "cannot capture a torch.jit.ScriptModule: scripted and traced models run no Python hooks. Capture the eager model.",
-    torch.fx.GraphModule: (
-        "cannot capture an fx.GraphModule (torch.export, fx feature extraction): it has lost its attention modules. Capture the model that "
-        "it was made from."
-    ),
-    nn.DataParallel: (
-        "cannot capture nn.DataParallel: it runs copies of the model on other threads. Capture model.module on one device, or use "
-        "DistributedDataParallel."
-    ),
-    nn.TransformerEncoderLayer: (
-        "cannot capture an nn.TransformerEncoderLayer on its own: expected a module around it, because hooks on the layer would switch off "
-        "its fast path. Capture model = nn.Sequential(layer), and call that."
-    ),
-}
 
 
 def _with_layout(anatomy: ModelAnatomy, layout: TokenLayout) -> ModelAnatomy:

@@ -204,8 +204,7 @@ def _write(result: "AttentionResult", target: Path, arguments: argparse.Namespac
         with replacing(target) as temporary, temporary.open("wb") as file:
             np.save(file, result.heatmap.numpy())
     elif arguments.kind == "heatmap":
-        from attnhook.imaging.figures import look_of
-        from attnhook.imaging.overlays import layer
+        from attnhook.imaging.overlays import layer, look_of
         from attnhook.results.results import save_image
 
         save_image(layer(result.heatmap, look_of(result.patch_map, look, layer)), target)

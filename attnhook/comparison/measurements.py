@@ -13,12 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from attnhook.attribution.methods import NEEDS, check_method, method_options
+from attnhook.attribution.methods import NEEDS, check_method, method_options, reads_block
 from attnhook.files import replacing
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, HeadsOption, Size, choose
-from attnhook.results.display import reads_block
 from attnhook.zoo.demo_weights import fingerprint
 
 

@@ -29,10 +29,10 @@ from attnhook.comparison.summary_tables import all_tables
 from attnhook.comparison.tables import Table, as_csv
 from attnhook.errors import AttnhookError, ComparisonError
 from attnhook.files import check_format, readable, replacing
+from attnhook.imaging.encoded_pictures import encoded
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.pages.documents import report_html
-from attnhook.results.display import encoded
 from attnhook.running.fingerprints import library_versions
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnhook.attribution.methods import METHODS, NEEDS, method_options
+from attnhook.attribution.methods import METHODS, NEEDS, method_options, reads_block
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.windows import PackedLayout, WindowLayout
@@ -17,7 +17,7 @@ from attnhook.extraction.settings import Settings
 from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import HeadFusion, Rows
-from attnhook.results.display import reads_block, rows_in_words
+from attnhook.results.display import rows_in_words
 from attnhook.running.targets import class_scores, run_vision
 from attnhook.running.training_state import SEED
 from attnhook.zoo.vision_models import VisionModel

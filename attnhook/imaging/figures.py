@@ -6,7 +6,7 @@ they are shown.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,7 +17,7 @@ from attnhook.errors import GeometryError
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import Look, stretch_in_words
-from attnhook.imaging.overlays import PAPER, Heatmap, blend, check_scale, plane, seen_box, sized_like
+from attnhook.imaging.overlays import PAPER, Heatmap, blend, plane, seen_box, sized_like
 from attnhook.imaging.panels import ColorBar, color_bar, inches_of, make_pictures, show
 from attnhook.imaging.picture_grids import (
     TITLE_POINTS,
@@ -203,17 +203,6 @@ def styled(options: Mapping[str, Any]) -> dict[str, Any]:
     given = dict(options)
     style = given.pop("style", None)
     return given if style is None else {**_STYLES[choose(FigureStyle, style, "style of a figure")], **given}
-
-
-def look_of(patch_map: Any, options: Mapping[str, Any], function: Callable[..., Any]) -> Look:
-    """Read the look that a function was given, with the map's own 1/N."""
-    if options.get("uniform") not in (None, patch_map.uniform):
-        raise ValueError(
-            f"a PatchMap knows its own uniform: expected no uniform=, got {options['uniform']}. Leave uniform= out."
-        )
-    colors = replace(Look.of(options, function), uniform=patch_map.uniform)
-    check_scale(colors.scale, mass=patch_map.uniform is not None, shown=patch_map.quantity)
-    return colors
 
 
 def split_look(options: dict[str, Any], function: Any) -> tuple[Look, dict[str, Any]]:

@@ -10,7 +10,7 @@ from attnhook.imaging.affine_maps import AffineMap, UnmeasurableError, agree
 from attnhook.imaging.calling import calibratable_call_of, image_processor_of, is_from_transformers, run
 from attnhook.imaging.geometry_cache import Cache, cache_of
 from attnhook.imaging.images import orientation_of, read_image
-from attnhook.imaging.known_preprocessing import known_steps
+from attnhook.imaging.known_preprocessing import ignores_content
 from attnhook.imaging.measurement import measure
 from attnhook.imaging.model_inputs import ModelInputs
 from attnhook.imaging.repeatability import check_resemblance
@@ -29,12 +29,6 @@ def size_and_photo(photo_or_size: Any) -> tuple[Size, Image.Image | None]:
         return size, None
     photo = photo_or_size if isinstance(photo_or_size, Image.Image) else read_image(photo_or_size)
     return (photo.size if orientation_of(photo) >= _SWAPPED else (photo.height, photo.width)), photo
-
-
-def ignores_content(preprocess: Any) -> bool:
-    """Whether a preprocessing is known to do the same to all photos of a size."""
-    processor = image_processor_of(preprocess)
-    return known_steps(preprocess, (64, 64)) is not None if processor is None else is_from_transformers(processor)
 
 
 def maps_of(preprocess: Any, size: Size, photo: Image.Image | None, exact: Any) -> tuple[Any, ...] | ModelInputs:

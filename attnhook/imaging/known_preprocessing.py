@@ -10,7 +10,7 @@ import torch
 
 from attnhook.errors import GeometryError
 from attnhook.imaging import rounding
-from attnhook.imaging.calling import image_processor_of, timm_config_of, timm_transform
+from attnhook.imaging.calling import image_processor_of, is_from_transformers, timm_config_of, timm_transform
 from attnhook.imaging.rounding import Crop, CropRounding, Resize, Step, centred_crop
 from attnhook.options import Size
 
@@ -44,6 +44,12 @@ def known_steps(preprocess: Any, size: Size) -> list[Step] | None:
         preprocess = timm_transform(config)
     processor = image_processor_of(preprocess)
     return _transform_steps(size, preprocess) if processor is None else _processor_steps(size, processor)
+
+
+def ignores_content(preprocess: Any) -> bool:
+    """Whether a preprocessing is known to do the same to all photos of a size."""
+    processor = image_processor_of(preprocess)
+    return known_steps(preprocess, (64, 64)) is not None if processor is None else is_from_transformers(processor)
 
 
 def _transform_steps(size: Size, transform: Any) -> list[Step] | None:

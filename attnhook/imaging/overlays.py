@@ -5,7 +5,7 @@ What the model did not see (NaN) is faded behind a thin frame.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -155,6 +155,17 @@ def check_scale(scale: ScaleOption, *, mass: bool, shown: str) -> None:
             f"scale='uniform' shows multiples of uniform attention: expected a map of attention, got one of {shown}. Use scale='minmax', "
             "'robust' or (lowest, highest)."
         )
+
+
+def look_of(patch_map: Any, options: Mapping[str, Any], function: Callable[..., Any]) -> Look:
+    """Read the look that a function was given, with the map's own 1/N."""
+    if options.get("uniform") not in (None, patch_map.uniform):
+        raise ValueError(
+            f"a PatchMap knows its own uniform: expected no uniform=, got {options['uniform']}. Leave uniform= out."
+        )
+    colors = replace(Look.of(options, function), uniform=patch_map.uniform)
+    check_scale(colors.scale, mass=patch_map.uniform is not None, shown=patch_map.quantity)
+    return colors
 
 
 def value_ends(heatmap: Heatmap) -> tuple[float, float]:

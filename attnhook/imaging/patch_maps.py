@@ -18,12 +18,12 @@ from torch import Tensor
 from attnhook.errors import GeometryError
 from attnhook.files import replacing, user_path
 from attnhook.imaging import styles
-from attnhook.imaging.figures import FIGURE_OPTIONS, look_of, overlay_figure, shown_at, styled, triptych
+from attnhook.imaging.figures import FIGURE_OPTIONS, overlay_figure, shown_at, styled, triptych
 from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.heatmaps import checked_map, interpolate
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import caption_of, keywords, scale_in_words
-from attnhook.imaging.overlays import blend
+from attnhook.imaging.overlays import blend, look_of
 from attnhook.imaging.prepared import by, locate, view_in_words
 from attnhook.options import NO_OVERLAP, Interpolation, Overlap, PatchIndex, Size, Style, choose
 

@@ -8,8 +8,9 @@ from PIL import Image
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import run
 from attnhook.imaging.geometry import ImageGeometry
-from attnhook.imaging.geometry_lookup import check_pixels, ignores_content
+from attnhook.imaging.geometry_lookup import check_pixels
 from attnhook.imaging.images import orientation_of
+from attnhook.imaging.known_preprocessing import ignores_content
 from attnhook.imaging.model_inputs import ModelInputs, with_pixels
 from attnhook.imaging.repeatability import check_resemblance
 from attnhook.options import Size

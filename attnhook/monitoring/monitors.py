@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from attnhook.attribution.methods import METHODS, NEEDS
 from attnhook.attribution.summaries import AlarmThresholds, BlockSummary, summarise_block
 from attnhook.capture.layout import TokenLayout
-from attnhook.capture.plan import unwrapped
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture, MeasuringCapture
+from attnhook.capture.wrapped_models import unwrapped
 from attnhook.errors import NoReadoutError, ProbeError, UnsupportedModelError
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale
-from attnhook.monitoring.integrations.tensorboard import as_writers
+from attnhook.monitoring.integrations.tensorboard import TensorBoardWriter
 from attnhook.monitoring.logged_values import pictures_of, scalars_of
 from attnhook.monitoring.probes import ProbeBatch
 from attnhook.monitoring.schedules import Schedule, is_first_process
 from attnhook.monitoring.trained_models import matching
-from attnhook.monitoring.writers import WriterGroup
+from attnhook.monitoring.writers import Writer, WriterGroup
 from attnhook.options import BlocksOption, Rows, ScaleOption
 from attnhook.running.targets import run_vision
 from attnhook.running.training_state import untouched
@@ -127,7 +127,7 @@ class AttentionMonitor:
         self._observing: AttentionCapture | None = None
         for monitored in self.models.values():
             _check(self._capture(monitored), self._methods, scale)
-        self._writers = WriterGroup(as_writers(writers), strict=strict)
+        self._writers = WriterGroup(_as_writers(writers), strict=strict)
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -331,6 +331,19 @@ class AttentionMonitor:
 
     def __repr__(self) -> str:
         return f"AttentionMonitor({type(self._model).__name__}, {self._images_in_words()}, {self._schedule})"
+
+
+def _as_writers(writers: Any) -> list[Any]:
+    """One writer or several, where a `SummaryWriter` counts as one; refuses None, which would log nothing."""
+    if writers is None:
+        raise ValueError(
+            "the monitor would log nothing: expected writers, got none. Pass writers=TensorBoardWriter('runs/1') or DirectoryWriter('log'), or "
+            "writers=() if the values that step returns are enough."
+        )
+    several = writers if isinstance(writers, Sequence) else [writers]
+    return [
+        TensorBoardWriter(one) if hasattr(one, "add_scalar") and not isinstance(one, Writer) else one for one in several
+    ]
 
 
 def _check(capture: AttentionCapture, methods: Sequence[str], scale: ScaleOption) -> None:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from attnhook.capture.plan import unwrapped
+from attnhook.capture.wrapped_models import unwrapped
 from attnhook.errors import UnsupportedModelError
 
 

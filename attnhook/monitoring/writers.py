@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from attnhook.errors import MissingPackageError
-from attnhook.results.display import encoded
+from attnhook.imaging.encoded_pictures import encoded
 
 JPEG_QUALITY = 85
 _SAFE = re.compile(r"[\w-]([\w.-]*[\w-])?")

@@ -1,15 +1,12 @@
 """How results look in a notebook: pictures of a moderate size, captions as plain text; and what a caption adds to what the map says."""
 
-import base64
 import html
-import io
 from dataclasses import replace
-from typing import Any
 
 from PIL import Image
 
-from attnhook.attribution.methods import method_options
 from attnhook.capture.records import AttentionMaps
+from attnhook.imaging.encoded_pictures import data_url, encoded, shrunk
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Rows
 
@@ -39,24 +36,6 @@ def mimebundle(picture: Image.Image, caption: str, text: str) -> dict[str, str |
     return {"text/plain": text, "text/html": html_of(picture, caption), "image/png": png_of(picture)}
 
 
-def shrunk(picture: Image.Image, longest: int) -> Image.Image:
-    """Shrink a picture whose longer edge has more pixels."""
-    shrink = longest / max(picture.size)
-    return picture if shrink >= 1 else picture.resize([max(1, round(edge * shrink)) for edge in picture.size])
-
-
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture as the content of a file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def data_url(jpeg: bytes) -> str:
-    """A JPEG file inside a page."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
-
-
 def captioned(patch_map: PatchMap, model: str, target: str | int | None = None, score: float | None = None) -> PatchMap:
     """Put the model's name, and the class of a gradient method with its score, into a map's caption."""
     of_class = "" if target is None else f", for {class_in_words(target, score)}"
@@ -74,8 +53,3 @@ def rows_in_words(maps: AttentionMaps) -> str:
         return str(list(maps.selected_rows))
     shown = maps.readout.rows if maps.selected_rows is Rows.ALL else maps.selected_rows
     return "all" if shown is None else shown.value
-
-
-def reads_block(method: str) -> bool:
-    """Whether a method computes its map from a single block."""
-    return bool(method_options(method, {"block": None}))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attnhook.attribution.map_making import block_in_words, heads_in_words, make_map, query_in_words, row_in_words
-from attnhook.attribution.methods import METHODS, NEEDS, check_method
+from attnhook.attribution.methods import METHODS, NEEDS, check_method, reads_block
 from attnhook.attribution.raw_maps import fuse_heads, raw_attention
 from attnhook.attribution.statistics import attention_statistics, received_mass
 from attnhook.capture.block_choice import choose_blocks
@@ -33,7 +33,7 @@ from attnhook.imaging.patch_maps import PatchMap
 from attnhook.imaging.picture_grids import cell_size
 from attnhook.imaging.prepared import view_in_words
 from attnhook.options import BlocksOption, HeadsOption, PatchIndex, Rows, Scale, ScaleOption
-from attnhook.results.display import captioned, class_in_words, reads_block
+from attnhook.results.display import captioned, class_in_words
 from attnhook.results.results import AttentionResult
 
 if TYPE_CHECKING:

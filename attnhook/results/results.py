@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attnhook.attribution.methods import METHODS, NEEDS, check_method, method_options
+from attnhook.attribution.methods import METHODS, NEEDS, check_method, method_options, reads_block
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.files import replacing, user_path
@@ -19,7 +19,7 @@ from attnhook.imaging.looks import caption_of, keywords
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.imaging.prepared import view_in_words
 from attnhook.options import BlocksOption, HeadFusion, HeadsOption, Interpolation, Rows, RowsOption, Style, choose
-from attnhook.results.display import captioned, html_of, mimebundle, png_of, reads_block, rows_in_words
+from attnhook.results.display import captioned, html_of, mimebundle, png_of, rows_in_words
 from attnhook.results.scenes import Scene
 from attnhook.running.targets import TargetOption, run_towards, run_vision
 from attnhook.zoo.loading import as_vision_model

@@ -19,11 +19,11 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import AttnhookError, GeometryError, NoReadoutError, RowsNotKeptError, TokenLayoutError
+from attnhook.imaging.encoded_pictures import data_url, encoded, shrunk
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.options import BlocksOption, Rows
 from attnhook.pages.documents import packed_html
 from attnhook.pages.quantisation import MATRIX_BITS, ROW_BITS, Payload, quantise
-from attnhook.results.display import data_url, encoded, shrunk
 
 AUTO = "auto"
 """As `matrices`: every block's matrix where all rows were captured, none otherwise. As `matrix_heads`: see `MOST_VALUES`."""

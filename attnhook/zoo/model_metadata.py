@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnhook.capture.plan import unwrapped
+from attnhook.capture.wrapped_models import unwrapped
 from attnhook.imaging.calling import timm_config_of
 from attnhook.options import Size
 

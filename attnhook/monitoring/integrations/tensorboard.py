@@ -1,7 +1,7 @@
 """Writes TensorBoard event files, through `torch.utils.tensorboard`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attnhook.monitoring.writers import Writer, as_jpeg, import_library, safe_tag
+from attnhook.monitoring.writers import as_jpeg, import_library, safe_tag
 
 _LOGGER = logging.getLogger("attnhook")
 
@@ -81,16 +81,3 @@ def _say_how_to_see_all() -> None:
     _LOGGER.warning(
         "by default, TensorBoard shows only 10 images of each tag. To see every logged step, start it with --samples_per_plugin images=1000."
     )
-
-
-def as_writers(writers: Any) -> list[Any]:
-    """One writer or several, where a `SummaryWriter` counts as one; refuses None, which would log nothing."""
-    if writers is None:
-        raise ValueError(
-            "the monitor would log nothing: expected writers, got none. Pass writers=TensorBoardWriter('runs/1') or DirectoryWriter('log'), or "
-            "writers=() if the values that step returns are enough."
-        )
-    several = writers if isinstance(writers, Sequence) else [writers]
-    return [
-        TensorBoardWriter(one) if hasattr(one, "add_scalar") and not isinstance(one, Writer) else one for one in several
-    ]
