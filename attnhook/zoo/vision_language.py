@@ -224,9 +224,7 @@ def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
     found = []
     for row, keys in zip(prompt.ids.cpu(), prompt.positions(), strict=True):
         starts = keys[::length].tolist()
-        if len(keys) % length or any(
-            int(keys[n * length + length - 1]) != at + length - 1 for n, at in enumerate(starts)
-        ):
+        if len(keys) % length or bool((keys.reshape(-1, length).diff() != 1).any()):
             raise TokenLayoutError(
                 f"the image's tokens cannot be placed: expected runs of {length} tokens {prompt.image_id}, one for each tile, got {len(keys)} "
                 "tokens in other runs. Pass the ids that the processor made."
@@ -255,10 +253,7 @@ def _plain_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
     found, near = [], 2 if prompt.config.model_type == "cohere2_vision" else 1  # Cohere has a token after each tile
     for keys in prompt.positions():
         runs = torch.tensor_split(keys, (keys.diff() > near).nonzero()[:, 0] + 1) if len(keys) else ()
-        images = [
-            ImageTokens(run, tiled(grid, pixels, step, len(run) // length, None), len(run) // length) for run in runs
-        ]
-        found.append(images)
+        found.append([ImageTokens(run, tiled(grid, pixels, step, n := len(run) // length, None), n) for run in runs])
     return found
 
 
@@ -270,17 +265,14 @@ def _any_resolution(prompt: _Prompt) -> list[list[ImageTokens]]:
     sizes, vision = prompt.fact("image_sizes"), prompt.config.vision_config
     grid, pixels, _ = prompt.grid()
     inner = getattr(prompt.model, "model", prompt.model)
-    functions = class_of(inner).pack_image_features.__globals__
+    arrangement = class_of(inner).pack_image_features.__globals__["get_anyres_image_grid_shape"]
     several = torch.as_tensor(prompt.facts.get("batch_num_images", [1] * len(sizes))).tolist()
     alone = [count == 1 for count in several for _ in range(count)]
 
     def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
         size = torch.tensor(sizes[number])
-        tiles = (1, 1)
-        if alone[number]:
-            tiles = functions["get_anyres_image_grid_shape"](
-                size, prompt.config.image_grid_pinpoints, vision.image_size
-            )
+        points = prompt.config.image_grid_pinpoints
+        tiles = arrangement(size, points, vision.image_size) if alone[number] else (1, 1)
         packed = _pack(inner, grid, tiles, size, alone=alone[number])
         return unpacked(packed, grid, pixels, (int(tiles[0]), int(tiles[1])), alone=alone[number])
 

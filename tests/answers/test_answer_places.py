@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers.models.mllama.image_processing_mllama import get_all_supported_aspect_ratios
 
 from attnhook import AnswerCapture
+from attnhook.answers.answer_pictures import page_content
 from attnhook.errors import GeometryError
 from tests.answers import families
 from tests.answers.families import IMAGE, images, prompts
@@ -410,3 +411,14 @@ def test_without_a_processor_the_message_says_what_to_pass() -> None:
         model.generate(**inputs, max_new_tokens=1, pad_token_id=0)
     with pytest.raises(GeometryError, match=r"AnswerCapture\(model, processor\)"):
         capture.answer.map([0]).overlay(Image.new("RGB", (64, 64)))
+
+
+def test_the_page_places_overlapping_cells_around_their_centres() -> None:
+    model, inputs = families.florence2()
+    with AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=2)
+    part = page_content(capture.answers[0], [None], "")[0]["parts"][0]
+    assert (part["where"]["start"], part["where"]["reach"]) == (
+        (-3.5, -3.5),
+        (3.5, 3.5),
+    )  # kernels of 15 pixels, 8 apart
