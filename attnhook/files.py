@@ -81,6 +81,11 @@ def check_writable(folder: Path, error: type[Exception] = ValueError) -> None:
         ) from found
 
 
+def leads_out(folder: Path, name: str | Path) -> bool:
+    """Whether a name in a folder leads to a file outside it, by `..`, as an absolute path, or through links."""
+    return not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder))
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Write to a temporary file, which replaces the real one when it is complete. Of several writers at once, the last one stays."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from attnhook import _deprecated
 from attnhook.names import homes_of
 
 _NOT_CALLED = ("__post_init__", "__repr__", "__str__")
@@ -37,7 +38,7 @@ def described(module: ModuleType, name: str, where: str) -> list[str]:
         return [f"{path}: {type(value).__name__} of {', '.join(sorted(value))}"]
     bases = [base.__name__ for base in value.__bases__ if base is not object]
     head = f"{path}({', '.join(bases)})" if bases else path
-    decorators = [ast.unparse(one) for one in definition(value).decorator_list]
+    decorators = [ast.unparse(one) for one in definition(value).decorator_list if not of_old_names(one)]
     return [f"class {head}", *(f"    @{one}" for one in decorators), *(f"    {line}" for line in members(value))]
 
 
@@ -69,9 +70,15 @@ def own_members(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 def definition(value: object) -> ast.FunctionDef | ast.ClassDef:
     """The source of a function or class."""
     name = value.__name__
-    tree = ast.parse(Path(inspect.getfile(value)).read_text())
+    tree = ast.parse(Path(inspect.getfile(inspect.unwrap(value))).read_text())
     (node,) = [one for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef) and one.name == name]
     return node
+
+
+def of_old_names(decorator: ast.expr) -> bool:
+    """Whether a decorator keeps names of an earlier version, which nobody is to write any more."""
+    name = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return isinstance(name, ast.Name) and hasattr(_deprecated, name.id)
 
 
 def signature(node: ast.FunctionDef) -> str:

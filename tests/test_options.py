@@ -21,7 +21,12 @@ from attnhook.imaging.rounding import CropRounding
 from attnhook.options import HeadFusion, Interpolation, Rows, Scale, choose
 from tests.models import TIMM, images
 
-NOT_MODULES = ("attnhook.monitoring.integrations", "attnhook.__main__")
+NOT_MODULES = (
+    "attnhook.monitoring.integrations",
+    "attnhook.__main__",
+    "attnhook.workflows",
+    "attnhook.capture.adapters",
+)
 
 
 def every_kind() -> list[type[StrEnum]]:

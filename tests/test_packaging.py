@@ -146,5 +146,7 @@ def test_the_changelog_keeps_its_form() -> None:
     assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", line) for line in versions[1:])
     kinds = {line.removeprefix("### ") for line in lines if line.startswith("### ")}
     assert {"Added"} <= kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-    entries = [line for line in lines[1:] if line and not line.startswith(("#", "- ", "  "))]
+    entries = [
+        line for line in lines[1:] if line and not line.startswith(("#", "- ", "  ", "| ", "|---", "These lines of"))
+    ]
     assert all("Keep a Changelog" in line or "Semantic Versioning" in line for line in entries), entries

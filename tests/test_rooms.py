@@ -11,11 +11,13 @@ import attnhook
 
 PACKAGE = Path(attnhook.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"errors", "options", "files"}
+BASE = {"errors", "options", "files", "_deprecated"}
 MODELS = BASE | {"capture", "imaging", "zoo", "attribution"}
 RUNS = MODELS | {"running", "pages"}
 USES = {"results", "monitoring", "comparison", "extraction", "answers"}
 MAY_IMPORT = {
+    "_deprecated": set(),
+    "workflows": {"_deprecated"},
     "errors": set(),
     "options": {"errors"},
     "files": set(),

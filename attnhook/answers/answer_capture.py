@@ -33,6 +33,7 @@ from attnhook.zoo._transformers import kernel_of
 from attnhook.zoo.vision_language import describe_speaker
 
 _CACHES = ("cache", "past_key_values")
+_PIXELS = ("pixel_values", "flattened_patches")
 _OTHER_MODES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "penalty_alpha")
 
 
@@ -207,11 +208,13 @@ class AnswerCapture(HookedContext):
 
     def _watch(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """A module runs whose arguments say what the images are."""
-        if self._scope() is None:
+        facts = _facts(_named(module, args, kwargs))
+        if self._scope() is None or facts.keys().isdisjoint(_PIXELS):
             return
         if not self._record.generating or self._record.ended:
             self._begin(AnswerRecord())
-        self._record.facts |= _facts(_named(module, args, kwargs))
+        facts.pop("attention_mask", None)  # of the encoder's tokens
+        self._record.facts |= facts
 
     @property
     def answer(self) -> Answer:
@@ -270,8 +273,12 @@ def _named(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) ->
 
 
 def _facts(given: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of them: integer tensors, and the shapes of floating-point ones."""
-    return {name: shapes(value) for name, value in given.items() if isinstance(value, Tensor | list)}
+    """What is kept of them: integer tensors, the shapes of floating-point ones, and rows and columns of patches that begin with them."""
+    return {
+        name: shapes(value[..., :2].long() if name == _PIXELS[1] and isinstance(value, Tensor) else value)
+        for name, value in given.items()
+        if isinstance(value, Tensor | list)
+    }
 
 
 _generates: dict[type, ReplacedFunction] = {}

@@ -35,7 +35,7 @@ def choose_blocks(sites: Sequence[_Named], blocks: BlocksOption) -> tuple[_Named
         count = operator.index(blocks)
         if not 0 < count <= len(names):
             raise UnknownBlockError(
-                f"blocks={count} means the last {count}: expected 1 to {len(names)}. For one, pass [index]."
+                f"blocks={count} means the last {count}: expected 1 to {len(names)}. For one block, pass blocks=[{count}]."
             )
         chosen = set(range(len(names) - count, len(names)))
     else:

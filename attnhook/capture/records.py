@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from attnhook._deprecated import old_attributes
 from attnhook.capture import serialization
 from attnhook.capture.anatomy import Readout
 from attnhook.capture.block_choice import block_index
@@ -22,6 +23,7 @@ from attnhook.options import Overlap, Rows, Size
 _FORMAT = "attnhook-maps-1"
 
 
+@old_attributes({"kept": "captured", "mixing": "value_multiplier", "kept_gradients": "captured_gradients"})
 @dataclass(frozen=True, eq=False)
 class BlockAttention:
     """The attention of one block in one forward.
@@ -145,6 +147,7 @@ class BlockAttention:
         return f"BlockAttention({self.name!r}, shape={self.shape}, kernel={self.kernel!r})"
 
 
+@old_attributes({"rows": "selected_rows"}, {"header": "use save", "from_header": "use AttentionMaps.load"})
 class AttentionMaps(Sequence[BlockAttention]):
     """The blocks of one forward, in the order of the model.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnhook._deprecated import old_attributes
 from attnhook.capture import watched_modules
 from attnhook.capture.anatomy import Readout, SequenceInfo
 from attnhook.capture.encoder_layers import FUNCTIONS
@@ -32,6 +33,7 @@ from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedM
 from attnhook.options import BlocksOption, Rows, RowsOption
 
 
+@old_attributes({}, {"listens": "leave it out, a capture records what its own task or thread runs"})
 class AttentionCapture(HookedContext):
     """Capture attention from an existing model while it runs, without changing one bit of its output.
 

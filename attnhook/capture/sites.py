@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attnhook._deprecated import old_attributes, renamed_arguments
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.operands import Operands
 from attnhook.capture.windows import PackedLayout, WindowLayout
@@ -16,6 +17,7 @@ from attnhook.options import Size
 Layout = TokenLayout | WindowLayout | PackedLayout
 
 
+@old_attributes({"OPEN": "ANY"})
 class Kernel(StrEnum):
     """How a module computes its attention, as far as that is known before it runs."""
 
@@ -71,6 +73,8 @@ class SiteTokens:
     queries: Layout | str | None = None  # where it differs
 
 
+@renamed_arguments(mixing="value_multiplier")
+@old_attributes({"mixing": "value_multiplier"})
 @dataclass(frozen=True, eq=False)
 class AttentionSite:
     """One module that computes token attention at least once per forward.

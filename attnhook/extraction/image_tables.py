@@ -11,7 +11,7 @@ from typing import Any
 
 from attnhook.errors import ExtractionError, ImageError
 from attnhook.extraction.containers import ContainerSource, OpenFiles
-from attnhook.extraction.items import Item, outside, read_file, require
+from attnhook.extraction.items import Item, check_size, outside, read_file, require
 from attnhook.files import readable
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes")
@@ -215,4 +215,5 @@ def _bytes_of(value: Any, key: str) -> bytes:
         value = value.get("bytes")
     if not isinstance(value, bytes):
         raise ImageError(f"cannot read {key}: expected the bytes of an image file, got {type(value).__name__}.")
+    check_size(len(value), key)
     return value

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from attnhook.errors import ImageError, MissingPackageError
-from attnhook.files import readable, readable_name
+from attnhook.files import leads_out, readable, readable_name
 
 MAX_BYTES = 2**30
 """Larger files are refused unread."""
@@ -52,7 +52,7 @@ def read_file(path: Path) -> bytes:
 
 def outside(folder: Path, name: str) -> str | None:
     """Why a file may not be read that a list or a table names; None if it lies below their folder. Links lead no further than absolute paths."""
-    if Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder)):
+    if not leads_out(folder, name):
         return None
     return (
         f"expected a file below {readable(str(folder))}, got one outside it. Move what names it to a folder above the photos, or pass the paths "

@@ -124,7 +124,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
     def __getitem__(self, photo: int | str) -> dict[str, Any]:
         record = self.record(photo)
         tensors = self._tensors(record, "rows", "statistics", "maps")
-        return {"key": record["key"], "label": record["label"] or "", **tensors}
+        return _Photo({"key": record["key"], "label": record["label"] or "", **tensors})
 
     def _tensors(self, record: dict[str, Any], *wanted: str) -> dict[str, Tensor]:
         """A photo's tensors, by name or kind; rows are decoded."""
@@ -323,6 +323,13 @@ def open_maps(folder: str | Path, *, source: Any = None) -> ExtractedMaps:
             "extract(..., out=...) or attnhook extract --out."
         )
     return ExtractedMaps(path, manifest, None if source is None else open_source(source, manifest.source.get("column")))
+
+
+class _Photo(dict[str, Any]):
+    """What is stored of one photo; an unknown name is answered with the known ones."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"nothing is stored as {name!r}: expected one of {', '.join(map(repr, self))}.")
 
 
 def _seen_at(path: Path) -> str:

@@ -112,7 +112,7 @@ def _write_mp4(pictures: Sequence[Image.Image], path: Path, rate: Fraction) -> N
     except ImportError:
         _pipe_to_ffmpeg(arrays, path, rate)
         return
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
+    with av.open(_as_file(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
         codec, quality = ("libx264", {"crf": _CRF}) if "libx264" in av.codecs_available else ("mpeg4", {"qmax": "3"})
         stream: Any = file.add_stream(codec, rate, options=quality)
         (stream.height, stream.width), stream.pix_fmt = arrays[0].shape[:2], "yuv420p"
@@ -122,6 +122,11 @@ def _write_mp4(pictures: Sequence[Image.Image], path: Path, rate: Fraction) -> N
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
             file.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
         file.mux(stream.encode())
+
+
+def _as_file(path: Path) -> str:
+    """A path that FFmpeg takes for no option (`-x.mp4`) and no network protocol (`tcp:x.mp4`)."""
+    return f"file:{path}"
 
 
 def _pipe_to_ffmpeg(arrays: Sequence[Any], path: Path, rate: Fraction) -> None:
@@ -135,7 +140,7 @@ def _pipe_to_ffmpeg(arrays: Sequence[Any], path: Path, rate: Fraction) -> None:
     read = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {rate} -i -"
     write = f"-vf scale=out_color_matrix=bt709 -pix_fmt yuv420p -crf {_CRF} -movflags +faststart -f mp4"
     colors = "-color_primaries bt709 -color_trc bt709 -colorspace bt709 -color_range tv"
-    command = [program, "-loglevel", "error", *read.split(), *write.split(), *colors.split(), str(path)]
+    command = [program, "-loglevel", "error", *read.split(), *write.split(), *colors.split(), _as_file(path)]
     done = subprocess.run(command, input=b"".join(one.tobytes() for one in arrays), capture_output=True, check=False)  # noqa: S603
     if done.returncode:
         raise OSError(f"cannot write an MP4: ffmpeg failed: {done.stderr.decode(errors='replace').strip()}")

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from attnhook._deprecated import renamed_arguments
 from attnhook.errors import GeometryError
 from attnhook.imaging.heatmaps import checked_map
 from attnhook.imaging.images import ImageSource
@@ -19,6 +20,7 @@ from attnhook.options import Interpolation, Size
 Values: TypeAlias = PatchMap | Tensor | NDArray[Any]
 
 
+@renamed_arguments(geometry="where")
 def heatmap(
     patch_map: Values,
     where: Any,
@@ -55,6 +57,7 @@ def heatmap(
     return _as_patch_map(patch_map, patch_area=patch_area).heatmap(where, photo=photo, mode=mode)
 
 
+@renamed_arguments(image="photo", heatmap="patch_map")
 def overlay(
     photo: ImageSource,
     patch_map: Values,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from attnhook._deprecated import was_a_tensor
 from attnhook.errors import GeometryError
 from attnhook.files import replacing, user_path
 from attnhook.imaging import styles
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@was_a_tensor
 @dataclass(frozen=True, eq=False, repr=False)
 class PatchMap:
     """One value per patch, with the place and the meaning of the values. Every method returns one.

@@ -1,25 +1,27 @@
 """A folder that `DirectoryWriter` wrote, as one HTML page with a slider over its steps."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image
-
+from attnhook.files import leads_out
+from attnhook.imaging.images import read_image
 from attnhook.monitoring.writers import as_jpeg
 from attnhook.pages.documents import log_html
 
 _POINTS = 1000  # of a curve
 _OF_HEAD = re.compile(r"/head\d+/")
 _Item = TypeVar("_Item")
+_LOGGER = logging.getLogger("attnhook")
 
 
 def page_of(folder: Path, *, most: int) -> str:
     """Make the page, with pictures of at most `most` steps."""
-    numbers, unread = _lines(folder / "scalars.jsonl")
+    numbers, unread = _lines(folder, "scalars.jsonl")
     files = _pictures(folder)
     if not numbers and not files:
         raise FileNotFoundError(
@@ -35,7 +37,7 @@ def page_of(folder: Path, *, most: int) -> str:
         values.setdefault(line.pop("step"), {}).update(line)  # of a step that was repeated, the later line is valid
     drawn = sorted({*_spread(sorted(values), _POINTS), *(shown & values.keys())})
     tags = sorted({tag for step in drawn for tag in values[step] if not _OF_HEAD.search(tag)})
-    texts, _ = _lines(folder / "texts.jsonl")
+    texts, _ = _lines(folder, "texts.jsonl")
     tagged = [(tag, sorted(shown & found.keys())) for tag, found in files.items() if shown & found.keys()]
     content = {
         "title": folder.resolve().name,
@@ -53,11 +55,12 @@ def page_of(folder: Path, *, most: int) -> str:
     return log_html(content, [[_jpeg(files[tag][step]) for step in found] for tag, found in tagged])
 
 
-def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _lines(folder: Path, name: str) -> tuple[list[dict[str, Any]], int]:
     """The lines of a file that are whole, and how many are not: a run that was killed may have left half a line."""
-    found: list[dict[str, Any]] = []
+    path, found = folder / name, list[dict[str, Any]]()
     unread = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    whole = path.is_file() and _is_own(path, folder)
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if whole else []:
         try:
             entry = json.loads(line)
             found.append({**entry, "step": int(entry["step"])})
@@ -71,9 +74,18 @@ def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.rglob("step-*.*")):
         number = path.stem.removeprefix("step-")
-        if number.isdecimal() and path.suffix in (".jpg", ".png"):
+        if number.isdecimal() and path.suffix in (".jpg", ".png") and _is_own(path, folder):
             found.setdefault(path.parent.relative_to(folder).as_posix(), {})[int(number)] = path
     return dict(sorted(found.items(), key=lambda item: ("/heads/" in item[0], item[0])))
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a file lies in the folder, and is no link that would put another one into the page."""
+    name = path.relative_to(folder)
+    if not leads_out(folder, name):
+        return True
+    _LOGGER.warning("%r is left out: expected a file of this log, got a link that leads out of its folder.", str(name))
+    return False
 
 
 def _spread(items: Sequence[_Item], most: int) -> list[_Item]:
@@ -90,5 +102,4 @@ def _rounded(value: Any) -> float | None:
 def _jpeg(path: Path) -> bytes:
     if path.suffix == ".jpg":
         return path.read_bytes()
-    with Image.open(path) as picture:
-        return as_jpeg(picture)
+    return as_jpeg(read_image(path))

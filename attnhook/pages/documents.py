@@ -21,6 +21,7 @@ from attnhook.imaging.looks import BUNDLED, UNIFORM_TOP, palette
 from attnhook.pages.quantisation import LETTERS, MATRIX_BITS, ROW_BITS
 
 _VIEWER = ("reading.js", "drawing.js", "masking.js", "words.js", "zooming.js", "controls.js")
+_NOWHERE = "base-uri 'none'; form-action 'none'"  # default-src says nothing of where links and forms lead
 _SIZE = "@@@@@@@@@@@@"  # replaced by the file's size, padded to as many characters
 
 
@@ -114,7 +115,7 @@ def _document(kind: str, scripts: Sequence[str], title: str, header: dict[str, A
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     parts |= {
         "title": html.escape(readable(title)),
-        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; {_NOWHERE}",
         "style": _read(f"{kind}.css"),
         "header": _json({**header, "palettes": palettes, "bytes": _SIZE}),
         "script": script,

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from attnhook._deprecated import named_fields, old_attributes
 from attnhook.attribution.methods import METHODS, NEEDS, check_method, method_options, reads_block
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _MOST_SHOWN = 8  # of several results in a notebook
 
 
+@named_fields
 @dataclass(frozen=True)
 class ResultSettings:
     """The settings that a map was made with."""
@@ -45,6 +47,7 @@ class ResultSettings:
     options: Mapping[str, Any] = field(default_factory=dict)  # the method's own
 
 
+@old_attributes({"patch_area": "patch_map.area"})
 @dataclass(frozen=True, eq=False)
 class AttentionResult:
     """Where a model's readout (what its classifier reads, usually the class token) looked in one photo.

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from attnhook._deprecated import old_attributes, replaced_arguments
 from attnhook.errors import GeometryError
 from attnhook.imaging.calling import timm_transform
 from attnhook.imaging.geometry import ImageGeometry
@@ -23,6 +24,15 @@ _PROBES = ((480, 480), (480, 960), (960, 480))
 _LOGGER = logging.getLogger("attnhook")
 
 
+_GONE = {
+    "library": "use attnhook.zoo.model_metadata.library_of(vision.model)",
+    "transform": "use vision.preprocess(photo)[0], or vision.preprocessing, what turns a photo into the model's input",
+    "geometry": "use ImageGeometry.of(vision.preprocessing, (height, width))",
+}
+
+
+@replaced_arguments("VisionModel(model, preprocess, name=..., labels=...)", *_GONE, "input_size", most=3)
+@old_attributes({}, _GONE)
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class VisionModel:
     """A model, its preprocessing, and the names of its classes.

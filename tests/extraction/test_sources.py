@@ -211,6 +211,17 @@ def test_files_too_large_for_photos_are_refused_unread(vision, tmp_path):
     assert "expected at most 1,073,741,824 bytes, got 1,073,741,825" in maps.errors["huge.png"]
 
 
+def test_bytes_in_tables_have_the_same_limit(vision, tmp_path, monkeypatch):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    small = photo_bytes(0)
+    monkeypatch.setattr("attnhook.extraction.items.MAX_BYTES", len(small))
+    parquet.write_table(arrow.table({"image": [small, small + b"!"]}), tmp_path / "a.parquet")
+    maps = extract(vision, tmp_path / "a.parquet", tmp_path / "out", num_workers=0)
+    assert len(maps) == 1
+    (error,) = maps.errors.values()
+    assert f"expected at most {len(small):,} bytes, got {len(small) + 1:,}" in error
+
+
 def test_archives_that_are_cut_short(vision, tmp_path):
     whole = make_tar(tmp_path / "a.tar", COUNT).read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: len(whole) * 2 // 3])

@@ -2,6 +2,7 @@
 
 import shutil
 import stat
+import subprocess
 import sys
 
 import numpy as np
@@ -146,7 +147,8 @@ def test_what_ffmpeg_is_given(tmp_path, monkeypatch):
     with pytest.raises(MissingPackageError, match=r'got neither. Run `pip install "\.\[video\]"`'):
         overlay_video(FRAMES, MAPS, tmp_path / "a.mp4")
     program = tmp_path / "ffmpeg"
-    lines = f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1], 'wb').write(sys.stdin.buffer.read())\n"
+    read = "open(sys.argv[-1].removeprefix('file:'), 'wb').write(sys.stdin.buffer.read())"
+    lines = f"#!{sys.executable}\nimport sys\n{read}\n"
     program.write_text(lines + f"open({str(tmp_path / 'said')!r}, 'w').write(' '.join(sys.argv))\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     frames, maps = soft(21, 33, 4)
@@ -161,6 +163,23 @@ def test_what_ffmpeg_is_given(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="ffmpeg failed: Unknown encoder"):
         overlay_video(frames, maps, tmp_path / "a.mp4")
     assert not list(tmp_path.glob("a.mp4*"))
+
+
+@pytest.mark.parametrize("name", ["-version.mp4", "tcp:127.0.0.1:9.mp4", "concat:a|b.mp4"])
+def test_a_name_is_no_option_and_no_address(tmp_path, monkeypatch, name):
+    """FFmpeg takes what begins with `-` for an option, and `tcp:` for a network."""
+    pytest.importorskip("av")
+    monkeypatch.chdir(tmp_path)
+    overlay_video(*soft(16, 16, 2), name)
+    assert [one.name for one in tmp_path.iterdir()] == [name]
+    given = []
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr("attnhook.imaging.animations.shutil.which", lambda _: "ffmpeg")
+    failed = subprocess.CompletedProcess([], 1, stderr=b"stopped here")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: given.append(command[-1]) or failed)
+    with pytest.raises(OSError, match="stopped here"):
+        overlay_video(*soft(16, 16, 2), name)
+    assert given[0].startswith(f"file:{name[:5]}")
 
 
 def test_frame_numbers(tmp_path):

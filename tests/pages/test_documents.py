@@ -31,3 +31,22 @@ def test_injected_script_does_not_run(guarded: bool, browser, tmp_path: Path) ->
     opened.close()
     assert (ran is None) == guarded
     assert (not sent) == guarded
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_injected_links_and_forms_lead_nowhere(guarded: bool, browser, tmp_path: Path) -> None:
+    injected = '<base href="http://localhost:9/"><form id="stolen" action="http://localhost:9/form"></form>'
+    page = viewer_html([scene("square", rows="readout")], model="vit").replace("</body>", f"{injected}</body>")
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    (tmp_path / "view.html").write_text(page if guarded else policy.sub("", page), encoding="utf-8")
+    opened = browser.new_page()
+    requests: list[str] = []
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.goto((tmp_path / "view.html").as_uri())
+    base = opened.evaluate("document.baseURI")
+    opened.evaluate("document.getElementById('stolen').submit()")
+    opened.wait_for_timeout(300)
+    sent = [url for url in requests if "localhost" in url]
+    opened.close()
+    assert base.startswith("file:") == guarded
+    assert (not sent) == guarded

@@ -78,7 +78,7 @@ class DirectoryWriter:
     def _append(self, name: str, entry: dict[str, Any]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         line = (json.dumps(entry) + "\n").encode()
-        with (self.directory / name).open("a+b", buffering=0) as file:
+        with _opened(self.directory / name) as file:
             start = file.seek(0, os.SEEK_END)
             if start and not _ends_line(file, start):
                 line = b"\n" + line
@@ -87,6 +87,16 @@ class DirectoryWriter:
             except OSError:
                 file.truncate(start)
                 raise
+
+
+def _opened(path: Path) -> Any:
+    """Open a file to append to it: itself, not what a link at its name leads to."""
+    if path.is_symlink():
+        raise OSError(
+            f"cannot append to {path}: expected a file, got a link, which in a shared folder may lead anywhere. Remove it, or link the folder."
+        )
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "a+b", buffering=0)
 
 
 def _ends_line(file: Any, end: int) -> bool:

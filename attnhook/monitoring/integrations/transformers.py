@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
@@ -77,9 +77,15 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        state: dict[str, Any] = json.loads(file.metadata()["state"])
-        rows: dict[str, dict[str, Any]] = {}
-        for number, (prefix, block) in enumerate(state["rows"]):
-            rows.setdefault(prefix, {})[block] = file.get_tensor(str(number))
+    try:
+        with safe_open(path, framework="pt") as file:
+            state: dict[str, Any] = json.loads(file.metadata()["state"])
+            rows: dict[str, dict[str, Any]] = {}
+            for number, (prefix, block) in enumerate(state["rows"]):
+                rows.setdefault(prefix, {})[block] = file.get_tensor(str(number))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"cannot resume the monitor: expected its state in {path}, got a file that cannot be read ({type(error).__name__}: {error}). Resume "
+            "from another checkpoint, or delete this file: the monitor then begins anew."
+        ) from error
     return {**state, "rows": rows}
