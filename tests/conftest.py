@@ -1,5 +1,6 @@
 """One thread a process: the tests run in several processes. The same examples of properties every time. A browser for our pages."""
 
+import gc
 import os
 import shutil
 import signal
@@ -15,6 +16,13 @@ torch.set_num_threads(1)
 # The same examples on every run: a failure is found where it was made, and found again.
 hypothesis.settings.register_profile("attnhook", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("attnhook")
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries made at import stays: a collection that looks through it takes half a second."""
+    gc.collect()
+    gc.freeze()
+
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

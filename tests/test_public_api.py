@@ -47,7 +47,7 @@ def test_names_members_and_errors_are_in_it() -> None:
     text = public_api.public_api()
     assert all(f"attnhook.{name}" in text for name in attnhook.__all__ if name != "__version__")
     for line in (
-        "class attnhook.AttentionCapture",
+        "class attnhook.AttentionCapture(HookedContext)",
         "    @overload __getitem__(self, index: slice) -> 'AttentionMaps'",
         "    @property maps(self) -> AttentionMaps",
         "class attnhook.errors.NoClassTokenError(NoReadoutError)",

@@ -2,8 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from attnhook.answers.answer_records import AnswerRecord, Step
 from attnhook.answers.answer_rows import finish
 from attnhook.answers.layer_listening import CurrentAnswer, LayerListener
 from attnhook.capture.forward_records import ForwardRecord
+from attnhook.capture.hooked_contexts import HookedContext
 from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.scopes import (
     SDPA,
@@ -21,23 +21,23 @@ from attnhook.capture.scopes import (
     Scope,
     attribute,
     forget_closed,
-    innermost,
     innermost_of_each,
 )
 from attnhook.capture.shared_state import EAGER, LOCK, ReplacedFunction
 from attnhook.capture.sites import Kernel
-from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
-from attnhook.capture.watched_modules import CaptureHook, shapes
+from attnhook.capture.torch_internals import is_compiled
+from attnhook.capture.watched_modules import shapes
 from attnhook.capture.wrapped_models import unwrapped
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.zoo._transformers import kernel_of
 from attnhook.zoo.vision_language import describe_speaker
 
 _CACHES = ("cache", "past_key_values")
+_PIXELS = ("pixel_values", "flattened_patches")
 _OTHER_MODES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "penalty_alpha")
 
 
-class AnswerCapture:
+class AnswerCapture(HookedContext):
     """Capture which image tokens every token of an answer attends to, without changing one bit of the answer.
 
     The row of token t is that of the query whose output predicted it: the token before it, for the first the last token of the prompt.
@@ -72,6 +72,7 @@ class AnswerCapture:
     """
 
     def __init__(self, model: nn.Module, processor: Any = None, *, tokens: Sequence[int] | None = None) -> None:
+        super().__init__()
         self._model = unwrapped(model)
         self._wrapped = self._model is not model  # perhaps by torch.compile
         self._about = describe_speaker(self._model)
@@ -80,31 +81,6 @@ class AnswerCapture:
         self._tokens = None if tokens is None else [int(token) for token in tokens]
         self._now = CurrentAnswer(self._names, self._about.cross)
         self._answers: tuple[Answer, ...] | None = None
-        self._active: ActiveCapture | None = None
-        self._hooked: list[nn.Module] = []
-
-    def __enter__(self) -> Self:
-        if self._active is not None:
-            raise NothingCapturedError(
-                "this capture is already open: expected one `with` at a time. Make a second AnswerCapture."
-            )
-        try:
-            self._open()
-            return self  # noqa: TRY300 (here, where Ctrl-C is still caught)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if isinstance(error, KeyboardInterrupt):
-                finish_interrupted_functions(trace)
-            self._undo()
-        except BaseException:  # Ctrl-C while it was undone
-            self._undo()
-            raise
 
     def _open(self) -> None:
         self._now.begin(AnswerRecord())
@@ -116,54 +92,30 @@ class AnswerCapture:
         forget_closed()
         Scope(active, ForwardRecord(), active, self, (_generate_of(self._about.speaker),)).open()
         with LOCK:  # torch numbers hooks without one
-            self._hook(self._about.reader, self._read, pre=True, with_kwargs=True)
+            self._add_hook(self._about.reader, self._read, pre=True, with_kwargs=True)
             for module in self._about.watched:
-                self._hook(module, self._watch, pre=True, with_kwargs=True)
+                self._add_hook(module, self._watch, pre=True, with_kwargs=True)
             for number, (_, module) in enumerate(self._about.attention):
                 self._hook_attention(number, module)
 
     def _undo(self) -> None:
-        """Undo what entering did, as far as it came; may be repeated."""
-        if self._active is not None:
-            self._active.close()
-            with LOCK:
-                for module in dict.fromkeys(self._hooked):
-                    remove_hooks(module, lambda hook: isinstance(hook, CaptureHook) and hook.capture is self)
-            forget_closed()
-            EAGER.release(self._active)
-            self._now.end()
-            self._hooked.clear()
-            self._active = None
-
-    def _hook(self, module: nn.Module, function: Callable[..., None], *, pre: bool = False, **flags: bool) -> None:
-        self._hooked.append(module)
-        register = module.register_forward_pre_hook if pre else module.register_forward_hook
-        register(CaptureHook(self, function), **flags)
+        super()._undo()
+        self._now.end()
 
     def _hook_attention(self, number: int, module: nn.Module) -> None:
         """Have a scope open while an attention module runs."""
-        kernel, listener, opener = kernel_of(module), LayerListener(self._now, number), object()
+        kernel, listener = kernel_of(module), LayerListener(self._now, number)
         kind = {Kernel.INTERFACE: InterfaceScope, Kernel.ANY: ModeScope}.get(kernel, Scope)
         holds = {Kernel.SDPA: (SDPA,), Kernel.INTERFACE: ()}.get(kernel, ())
         if kernel is Kernel.INTERFACE:
             holds = (registered_function(module),)
 
-        def before(*_: Any) -> None:
-            around = self._scope()
-            if around is not None and self._record.error is None and self._now.step is not None:
-                kind(around.capture, around.record, opener, listener, holds).open()
+        def make(around: Scope, opener: object) -> Scope | None:
+            if self._record.error is not None or self._now.step is None:
+                return None
+            return kind(around.capture, around.record, opener, listener, holds)
 
-        def after(*_: Any) -> None:
-            scope = self._scope(opener)
-            if scope is not None:
-                scope.close()
-
-        self._hook(module, before, pre=True, prepend=True)
-        self._hook(module, after, prepend=True, always_call=True)
-
-    def _scope(self, opener: object = None) -> Scope | None:
-        active = self._active
-        return None if active is None or active.closed or in_backward() else innermost(active, opener)
+        self._open_scope_during(module, make, prepend=True)
 
     @property
     def _record(self) -> AnswerRecord:
@@ -256,11 +208,13 @@ class AnswerCapture:
 
     def _watch(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """A module runs whose arguments say what the images are."""
-        if self._scope() is None:
+        facts = _facts(_named(module, args, kwargs))
+        if self._scope() is None or facts.keys().isdisjoint(_PIXELS):
             return
         if not self._record.generating or self._record.ended:
             self._begin(AnswerRecord())
-        self._record.facts |= _facts(_named(module, args, kwargs))
+        facts.pop("attention_mask", None)  # of the encoder's tokens
+        self._record.facts |= facts
 
     @property
     def answer(self) -> Answer:
@@ -319,8 +273,12 @@ def _named(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) ->
 
 
 def _facts(given: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of them: integer tensors, and the shapes of floating-point ones."""
-    return {name: shapes(value) for name, value in given.items() if isinstance(value, Tensor | list)}
+    """What is kept of them: integer tensors, the shapes of floating-point ones, and rows and columns of patches that begin with them."""
+    return {
+        name: shapes(value[..., :2].long() if name == _PIXELS[1] and isinstance(value, Tensor) else value)
+        for name, value in given.items()
+        if isinstance(value, Tensor | list)
+    }
 
 
 _generates: dict[type, ReplacedFunction] = {}

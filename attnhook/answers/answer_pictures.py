@@ -96,7 +96,7 @@ def page_content(answer: Any, photos: Sequence[Any], title: str) -> tuple[dict[s
             values = np.stack([one.numpy().astype("<f4").ravel() for one in maps])
             name = part.name if len(photos) == 1 else f"image {number + 1}, {part.name}"
             where = {"scale": geometry.scale, "offset": geometry.offset, "valid": geometry.valid}
-            where |= {"area": maps[0].area_on(geometry), "start": (0, 0), "reach": (0, 0)}
+            where |= {"area": maps[0].area_on(geometry), **vars(maps[0].overlap)}
             size = (picture.width, picture.height)
             parts.append({"name": name, "size": size, "grid": maps[0].grid, "where": where, "blank": photo is None})
             parts[-1]["values"] = base64.b64encode(values.tobytes()).decode("ascii")

@@ -17,9 +17,6 @@ from attnhook.pages.documents import answer_html, save_viewer
 from attnhook.zoo.image_tokens import ImagePart, ImageTokens
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _JOINS: dict[HeadFusion, Callable[[Tensor, int], Tensor]] = {
@@ -137,6 +134,7 @@ class Answer:
             description=f"attention of {said}{number}{grid}, {fusion} over {chosen}, {means}"
             + (", relative to all tokens" if relative else ""),
             quantity="times the answer's mean" if relative else "attention",
+            overlap=where.overlap,
             part=where,
             inputs=self.images[image].inputs,
             processor=self.processor,

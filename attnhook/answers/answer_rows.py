@@ -112,20 +112,21 @@ class _Table:
 
     def fill(self, layer: int, queries: list[int], weights: Tensor, *, cross: bool) -> None:
         """Put in one layer's rows, `(queries, heads, tokens)`."""
-        own = weights[[queries.index(position - 1) for position in self._positions]]
-        mass = {name: values[:, layer] for name, values in self._mass.items()}
-        total = own.sum(-1)
+        wanted = [queries.index(position - 1) for position in self._positions]
+        own = weights if wanted == list(range(len(weights))) else weights[wanted]
         for image, rows in zip(self._images, self._rows, strict=True):
-            rows[:, layer] = own[..., image.keys]
-            mass["image"] += rows[:, layer].sum(-1)
-        if cross:
-            mass["other"].copy_(total - mass["image"])
-            return
-        own[..., torch.cat([image.keys for image in self._images])] = 0
-        start = self._positions[0]
-        mass["words"].copy_(own[..., start:].sum(-1))
-        mass["first"].copy_(own[..., self._first])
-        mass["text"].copy_(own[..., :start].sum(-1) - mass["first"])
+            rows[:, layer] = own[..., _run(image.keys)]
+        for name, mass in zip(MASSES, (own @ self._groups(own.shape[-1], cross)).unbind(-1), strict=True):
+            self._mass[name][:, layer] = mass
+
+    def _groups(self, keys: int, cross: bool) -> Tensor:
+        """Which of `MASSES` each key belongs to: `(keys, groups)`, one 1 per key."""
+        group = torch.full((keys,), MASSES.index("other" if cross else "text"))
+        if not cross:
+            group[self._positions[0] :] = MASSES.index("words")
+            group[self._first] = MASSES.index("first")
+        group[torch.cat([image.keys for image in self._images])] = MASSES.index("image")
+        return torch.nn.functional.one_hot(group, len(MASSES)).float()
 
     def answer(self, names: tuple[str, ...], processor: Any) -> Answer:
         """The answer."""
@@ -138,3 +139,9 @@ class _Table:
             layers=names,
             processor=processor,
         )
+
+
+def _run(keys: Tensor) -> Tensor | slice:
+    """Keys that follow each other as a slice, which is read much faster."""
+    first, last = int(keys[0]), int(keys[-1])
+    return slice(first, last + 1) if torch.equal(keys, torch.arange(first, last + 1)) else keys

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +18,23 @@ from attnhook.capture.anatomy import Readout, SequenceInfo
 from attnhook.capture.encoder_layers import FUNCTIONS
 from attnhook.capture.forward_log import ForwardLog
 from attnhook.capture.forward_records import ForwardRecord, finish, measured
+from attnhook.capture.hooked_contexts import HookedContext
 from attnhook.capture.interfaces import InterfaceScope, registered_function
 from attnhook.capture.layout import TokenLayout
 from attnhook.capture.plan import CapturePlan, make_plan
 from attnhook.capture.recording import SiteRecorder
 from attnhook.capture.records import AttentionMaps, BlockAttention
-from attnhook.capture.scopes import SDPA, ActiveCapture, ModeScope, Scope, forget_closed, innermost
+from attnhook.capture.scopes import SDPA, ActiveCapture, ModeScope, Scope, forget_closed
 from attnhook.capture.shared_state import EAGER, LOCK, ReplacedFunction
 from attnhook.capture.sites import Kernel
-from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, is_compiled, remove_hooks
-from attnhook.capture.watched_modules import CaptureHook, shapes
+from attnhook.capture.torch_internals import in_backward, is_compiled
+from attnhook.capture.watched_modules import shapes
 from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
 from attnhook.options import BlocksOption, Rows, RowsOption
 
 
 @old_attributes({}, {"listens": "leave it out, a capture records what its own task or thread runs"})
-class AttentionCapture:
+class AttentionCapture(HookedContext):
     """Capture attention from an existing model while it runs, without changing one bit of its output.
 
     Fused kernels stay on. The requested rows are computed in float32 from the operands of the model's own attention calls, so they include
@@ -110,33 +110,9 @@ class AttentionCapture:
         overriding = filter(watched_modules.overrides_forward, recorders)
         self._by_weights = self._in_layers | {module: recorders[module] for module in overriding}
         self._log = ForwardLog(self._plan)
-        self._active: ActiveCapture | None = None
-        self._hooked: list[nn.Module] = []
+        super().__init__()
         self._paused = 0
         self._foreign_calls = 0
-
-    def __enter__(self) -> Self:
-        if self._active is not None:
-            raise NothingCapturedError(
-                "this capture is already open: expected one `with` at a time. Make a second AttentionCapture."
-            )
-        try:
-            self._open()
-            return self  # noqa: TRY300 (here, where Ctrl-C is still caught)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if isinstance(error, KeyboardInterrupt):
-                finish_interrupted_functions(trace)
-            self._undo()
-        except BaseException:  # Ctrl-C while it was undone
-            self._undo()
-            raise
 
     def _open(self) -> None:
         self.clear()
@@ -149,18 +125,6 @@ class AttentionCapture:
             for recorder in self._recorders:
                 self._hook_site(recorder)
 
-    def _undo(self) -> None:
-        """Undo what entering did, as far as it came; may be repeated."""
-        if self._active is not None:
-            self._active.close()
-            with LOCK:
-                for module in dict.fromkeys(self._hooked):
-                    remove_hooks(module, lambda hook: isinstance(hook, CaptureHook) and hook.capture is self)
-            forget_closed()
-            EAGER.release(self._active)
-            self._hooked.clear()
-            self._active = None
-
     def _run_eagerly(self, active: ActiveCapture) -> None:
         """Compiled modules ignore hooks that came after compiling: run them eagerly (process-wide) while the context is open."""
         compiled = next((module for module in self._compilable if is_compiled(module)), None)
@@ -172,32 +136,6 @@ class AttentionCapture:
                 "inside the context, or compile model and capture together with TraceableCapture."
             )
         EAGER.hold(active)
-
-    def _add_hook(self, module: nn.Module, function: Callable[..., None], *, pre: bool = False, **flags: bool) -> None:
-        self._hooked.append(module)
-        register = module.register_forward_pre_hook if pre else module.register_forward_hook
-        register(CaptureHook(self, function), **flags)
-
-    def _open_scope_during(
-        self, module: nn.Module, make: Callable[[Scope, object], Scope], then: Callable[..., None] | None, **flags: bool
-    ) -> None:
-        """Have a scope open while a module runs: `make` builds it inside the scope around, `then` receives it with the hook's arguments."""
-        opener = object()
-
-        def before(*_: Any) -> None:
-            around = self._scope()
-            if around is not None:
-                make(around, opener).open()
-
-        def after(*args: Any) -> None:
-            scope = self._scope(opener)
-            if scope is not None:
-                scope.close()
-                if then is not None:
-                    then(scope, *args)
-
-        self._add_hook(module, before, pre=True)
-        self._add_hook(module, after, always_call=True, **flags)
 
     def _hook_site(self, recorder: SiteRecorder) -> None:
         site = recorder.site
@@ -239,12 +177,17 @@ class AttentionCapture:
         self._add_hook(first, self._begin, pre=True, with_kwargs=True)
 
     def _scope(self, opener: object = None) -> Scope | None:
-        """The innermost scope of this capture in this context, opened by `opener` if given; None where nothing is recorded."""
-        active = self._active
-        if active is None or active.closed or self._paused or in_backward():
+        """As in `HookedContext`; nothing is recorded while the capture is paused."""
+        if self._paused:
             return None
-        scope = innermost(active, opener)
-        if scope is None and opener is None:
+        scope = super()._scope(opener)
+        if (
+            scope is None
+            and opener is None
+            and self._active is not None
+            and not self._active.closed
+            and not in_backward()
+        ):
             self._foreign_calls += 1
         return scope
 

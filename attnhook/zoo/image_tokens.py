@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnhook.options import Size
+from attnhook.options import NO_OVERLAP, Overlap, Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +21,7 @@ class ImagePart:
         arrangement: Rows and columns of those inputs.
         input_size: Height and width of the inputs side by side, in pixels.
         area: Top, left, height and width of what the grid covers of them, in pixels.
+        overlap: How its cells lie if they overlap or reach into padding.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ImagePart:
     arrangement: Size
     input_size: Size
     area: tuple[int, int, int, int]
+    overlap: Overlap = NO_OVERLAP
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +82,16 @@ def tiled(grid: Size, pixels: Size, step: Size, tiles: int, arrangement: Size | 
             overview,
             *(whole(grid, pixels, step, first=n * length, name=f"tile {n + 1}", number=n) for n in range(tiles - 1)),
         )
-    return joined_tiles(grid, pixels, arrangement, 0), overview
+    return joined_tiles(grid, pixels, arrangement), overview
 
 
-def joined_tiles(grid: Size, pixels: Size, arrangement: Size, first: int, start: int = 0) -> ImagePart:
-    """Tiles joined to one grid, from the token `start` and the input `first` on."""
-    (rows, columns), tiles = arrangement, arrangement[0] * arrangement[1]
-    index = torch.arange(start, start + tiles * grid[0] * grid[1]).reshape(rows, columns, *grid)
+def joined_tiles(grid: Size, pixels: Size, arrangement: Size, *, name: str = "tiles", first: int = 0) -> ImagePart:
+    """Tiles joined to one grid; in each, patches from the token `first` on."""
+    (rows, columns), each = arrangement, first + grid[0] * grid[1]
+    index = torch.arange(rows * columns * each).reshape(rows, columns, each)[..., first:]
+    joined = index.reshape(rows, columns, *grid).transpose(1, 2).reshape(rows * grid[0], columns * grid[1])
     size = (rows * pixels[0], columns * pixels[1])
-    joined = index.transpose(1, 2).reshape(rows * grid[0], columns * grid[1])
-    return ImagePart("tiles", joined, tuple(range(first, first + tiles)), arrangement, size, (0, 0, *size))
+    return ImagePart(name, joined, tuple(range(rows * columns)), arrangement, size, (0, 0, *size))
 
 
 def unpacked(

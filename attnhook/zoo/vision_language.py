@@ -7,25 +7,26 @@ placed is refused with what was looked for.
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attnhook.capture.patch_cells import overlaps
 from attnhook.capture.recognition import attends, class_of
 from attnhook.errors import TokenLayoutError, UnsupportedModelError
 from attnhook.options import Size
 from attnhook.zoo._transformers import names_in_forward
 from attnhook.zoo._transformers_towers import text_parts
-from attnhook.zoo.image_tokens import ImagePart, ImageTokens, cut_images, tiled, unpacked, whole
+from attnhook.zoo.image_tokens import ImagePart, ImageTokens, cut_images, joined_tiles, tiled, unpacked, whole
 from attnhook.zoo.token_rules import pair
 
 Facts = Mapping[str, Any]
 """Keyword arguments of the model's first forward and of its vision tower; shapes in place of floating-point tensors."""
 
 _CALLS = frozenset({"ALL_ATTENTION_FUNCTIONS", "scaled_dot_product_attention", "softmax", "Softmax"})
-_CROSS = ("cross", "encoder_attn")
+_CROSS = ("cross", "encoder_attn", "encoder_decoder_attention")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,25 +56,29 @@ def describe_speaker(model: Any) -> VisionLanguageModel:
     """Describe a vision-language model; `UnsupportedModelError` with what was looked for if it is none that is known."""
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", type(model).__name__)
-    if (rule := _ENCODER_DECODERS.get(kind)) is not None:
-        return rule(model)
-    place = _PLACES.get(kind)
-    if place is None or not hasattr(model, "generate"):
-        known = ", ".join(sorted([*_PLACES, *_ENCODER_DECODERS]))
+    place, modules = _PLACES.get(kind), dict(model.named_modules())
+    parts: list[Any] = [modules.get(name) for name in _PARTS.get(kind, ("", ""))]
+    if place is None or None in parts or not hasattr(parts[0], "generate") or "text_encoder" in modules:
         raise UnsupportedModelError(
-            f"cannot capture answers of {type(model).__name__} (model_type {kind!r}): expected a model with generate of one of these "
-            f"model_types: {known}. For its vision tower alone, use AttentionCapture."
+            f"cannot capture answers of {type(model).__name__} (model_type {kind!r}): expected a model with generate whose words attend to the "
+            f"image, of one of these model_types: {', '.join(sorted(_PLACES))}. For its vision tower alone, use AttentionCapture."
         )
-    if kind == "mllama":
-        return VisionLanguageModel(model, model, _attention(model, cross=True), (), None, True, _mllama(model))
-    image_id = _image_id(config)
+    if shared := getattr(getattr(config, "text_config", None), "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"cannot capture answers of {type(model).__name__}: expected layers that run for every token, got num_kv_shared_layers={shared}, "
+            "layers that skip all tokens of the prompt but the last. For its vision tower alone, use AttentionCapture."
+        )
+    (speaker, reader, *watched), cross = parts, kind in _PARTS
+    image_id = None if cross else _image_id(config)
 
     def images(ids: Tensor, facts: Facts, keys: int) -> list[list[ImageTokens]]:
-        found = place(_Prompt(model, config, ids, image_id, facts))
-        _check_all_placed(found, ids, image_id)
-        return found
+        prompt = _Prompt(model, config, ids, image_id, facts, keys)
+        found = place(prompt)
+        if not cross:
+            _check_all_placed(found, prompt)
+        return [one for one in found for _ in range(len(ids) // len(found))]
 
-    return VisionLanguageModel(model, model, _attention(model, cross=False), (), image_id, False, images)
+    return VisionLanguageModel(speaker, reader, _attention(model, cross=cross), tuple(watched), image_id, cross, images)
 
 
 def _attention(model: nn.Module, *, cross: bool) -> tuple[tuple[str, nn.Module], ...]:
@@ -110,8 +115,9 @@ class _Prompt:
     model: Any
     config: Any
     ids: Tensor
-    image_id: int
+    image_id: int | None
     facts: Facts
+    keys: int
 
     def positions(self) -> list[Tensor]:
         """Where each prompt's image tokens are."""
@@ -127,6 +133,18 @@ class _Prompt:
             )
         return int(shape[-2]), int(shape[-1])
 
+    def merge(self) -> float:
+        """How many patches a cell merges along each axis."""
+        config = self.config
+        factor = getattr(config, "scale_factor", 0) or getattr(config, "downsample_factor", 0)
+        return factor or 1 / (getattr(config, "downsample_ratio", 0) or config.vision_config.pixel_shuffle_ratio)
+
+    def grid(self, merge: float = 1) -> tuple[Size, Size, Size]:
+        """The grid of one input, of which each cell merges `merge` x `merge` patches, its pixels, and the pixels of a cell."""
+        pixels, patch = self.pixels(), pair(self.config.vision_config.patch_size)
+        step = (round(patch[0] * merge), round(patch[1] * merge))
+        return (pixels[0] // step[0], pixels[1] // step[1]), pixels, step
+
     def fact(self, name: str) -> list[Any]:
         """An integer tensor, as a list."""
         value = self.facts.get(name)
@@ -137,15 +155,14 @@ class _Prompt:
         return torch.as_tensor(value).tolist()
 
 
-def _check_all_placed(found: list[list[ImageTokens]], ids: Tensor, image_id: int) -> None:
-    for prompt, images in enumerate(found):
+def _check_all_placed(found: list[list[ImageTokens]], prompt: _Prompt) -> None:
+    for number, (images, positions) in enumerate(zip(found, prompt.positions(), strict=True)):
         need = [sum(part.index.numel() for part in image.parts) for image in images]
         got = [len(image.keys) for image in images]
-        total = int((ids[prompt] == image_id).sum())
-        if sum(got) != total or any(map(int.__lt__, got, need)):
+        if sum(got) != len(positions) or any(map(int.__lt__, got, need)):
             raise TokenLayoutError(
-                f"the image's tokens of prompt {prompt} cannot be placed: expected {total} tokens {image_id} in images of the model's grids, "
-                f"got grids of {need} patches on {got} tokens. Please report it with the model's configuration."
+                f"the image's tokens of prompt {number} cannot be placed: expected {len(positions)} tokens {prompt.image_id} in images of the "
+                f"model's grids, got grids of {need} patches on {got} tokens. Please report it with the model's configuration."
             )
 
 
@@ -154,8 +171,7 @@ def _one_grid(prompt: _Prompt) -> list[list[ImageTokens]]:
     vision = prompt.config.vision_config
     if prompt.facts.get("image_sizes") is not None:  # a Pixtral tower
         return _sized(prompt)
-    pixels, patch = prompt.pixels(), pair(vision.patch_size)
-    grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+    grid, pixels, patch = prompt.grid()
     full = getattr(prompt.config, "vision_feature_select_strategy", "default") == "full"
     first = int(full and vision.model_type in ("clip_vision_model", "chinese_clip_vision_model"))
     part = whole(grid, pixels, patch, first=first)
@@ -164,17 +180,17 @@ def _one_grid(prompt: _Prompt) -> list[list[ImageTokens]]:
 
 def _pooled(prompt: _Prompt) -> list[list[ImageTokens]]:
     """Patches averaged to a square of fixed size: Gemma 3. Every crop of pan and scan is an image of its own."""
-    side, pixels = math.isqrt(prompt.config.mm_tokens_per_image), prompt.pixels()
-    patch = pair(prompt.config.vision_config.patch_size)
-    step = (pixels[0] // patch[0] // side * patch[0], pixels[1] // patch[1] // side * patch[1])
+    side, (grid, pixels, patch) = math.isqrt(prompt.config.mm_tokens_per_image), prompt.grid()
+    step = (grid[0] // side * patch[0], grid[1] // side * patch[1])
     part = whole((side, side), pixels, step)
     return cut_images(prompt.positions(), lambda _: (side * side, (part,), 1))
 
 
 def _packed(prompt: _Prompt) -> list[list[ImageTokens]]:
-    """Packed patches merged into blocks, with `image_grid_thw`: Qwen2-VL, Qwen2.5-VL, Qwen3-VL."""
-    grids, vision = prompt.fact("image_grid_thw"), prompt.config.vision_config
-    merge, patch = int(vision.spatial_merge_size), int(vision.patch_size)
+    """Packed patches merged into blocks, with `image_grid_thw` (Qwen, GLM, PaddleOCR), or columns and rows of all patches (Gemma 4)."""
+    vision, places = prompt.config.vision_config, prompt.facts.get("image_position_ids")
+    grids = prompt.fact("image_grid_thw") if places is None else [(1, y + 1, x + 1) for x, y in places.amax(1).tolist()]
+    merge, patch = getattr(vision, "spatial_merge_size", 0) or vision.pooling_kernel_size, int(vision.patch_size)
 
     def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
         frames, rows, columns = grids[number] if number < len(grids) else (0, 0, 0)
@@ -201,23 +217,14 @@ def _sized(prompt: _Prompt) -> list[list[ImageTokens]]:
     return cut_images(prompt.positions(), parts_of)
 
 
-def _shuffled(prompt: _Prompt, factor: float) -> tuple[Size, Size, Size]:
-    """The grid of one tile after its pixel shuffle, its pixels, and the pixels of a cell."""
-    pixels, patch = prompt.pixels(), pair(prompt.config.vision_config.patch_size)
-    step = (round(patch[0] / factor), round(patch[1] / factor))
-    return (pixels[0] // step[0], pixels[1] // step[1]), pixels, step
-
-
 def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
-    """Tiles row by row, each marked in the text, and the overview last: Idefics3, SmolVLM."""
-    grid, pixels, step = _shuffled(prompt, 1 / prompt.config.scale_factor)
+    """Tiles row by row, each marked in the text, and the overview last: Idefics3, SmolVLM, Llama 4; Aya Vision does not mark rows."""
+    grid, pixels, step = prompt.grid(prompt.merge())
     length = grid[0] * grid[1]
     found = []
     for row, keys in zip(prompt.ids.cpu(), prompt.positions(), strict=True):
         starts = keys[::length].tolist()
-        if len(keys) % length or any(
-            int(keys[n * length + length - 1]) != at + length - 1 for n, at in enumerate(starts)
-        ):
+        if len(keys) % length or bool((keys.reshape(-1, length).diff() != 1).any()):
             raise TokenLayoutError(
                 f"the image's tokens cannot be placed: expected runs of {length} tokens {prompt.image_id}, one for each tile, got {len(keys)} "
                 "tokens in other runs. Pass the ids that the processor made."
@@ -227,9 +234,12 @@ def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
         images, first = [], 0
         for last in (number for number, before in enumerate(mark) if before == mark[-1]):
             tiles = starts[first : last + 1]
-            # Two tokens between the tiles of a row: the end of one, and the name of the next. More at a row's end.
-            breaks = sum(after - before - length > 2 for before, after in itertools.pairwise(tiles[:-1]))
-            parts = tiled(grid, pixels, step, len(tiles), (breaks + 1, (len(tiles) - 1) // (breaks + 1)))
+            # What follows the last tile ends every row, unless it was joined with what comes next; then there are more tokens between rows.
+            ends = row[[at + length for at in tiles[:-1]]]
+            more = [after - before - length > 2 for before, after in itertools.pairwise(tiles[:-1])]
+            breaks = sum(more) or int((ends[:-1] == ends[-1:]).sum())
+            rows = None if prompt.config.model_type == "aya_vision" else (breaks + 1, (len(tiles) - 1) // (breaks + 1))
+            parts = tiled(grid, pixels, step, len(tiles), rows)
             images.append(ImageTokens(keys[first * length : (last + 1) * length], parts, len(tiles)))
             first = last + 1
         found.append(images)
@@ -237,16 +247,13 @@ def _marked_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
 
 
 def _plain_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
-    """All tiles of an image in one run, the overview last; their arrangement is not in the ids: InternVL."""
-    grid, pixels, step = _shuffled(prompt, prompt.config.downsample_ratio)
+    """All tiles of an image in one run, the overview last; their arrangement is not in the ids: InternVL, Cohere."""
+    grid, pixels, step = prompt.grid(prompt.merge())
     length = grid[0] * grid[1]
-    found = []
+    found, near = [], 2 if prompt.config.model_type == "cohere2_vision" else 1  # Cohere has a token after each tile
     for keys in prompt.positions():
-        runs = torch.tensor_split(keys, (keys.diff() > 1).nonzero()[:, 0] + 1) if len(keys) else ()
-        images = [
-            ImageTokens(run, tiled(grid, pixels, step, len(run) // length, None), len(run) // length) for run in runs
-        ]
-        found.append(images)
+        runs = torch.tensor_split(keys, (keys.diff() > near).nonzero()[:, 0] + 1) if len(keys) else ()
+        found.append([ImageTokens(run, tiled(grid, pixels, step, n := len(run) // length, None), n) for run in runs])
     return found
 
 
@@ -256,24 +263,16 @@ def _any_resolution(prompt: _Prompt) -> list[list[ImageTokens]]:
     The model's own packing is run on coordinates in place of features.
     """
     sizes, vision = prompt.fact("image_sizes"), prompt.config.vision_config
-    pixels, patch = prompt.pixels(), pair(vision.patch_size)
-    grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+    grid, pixels, _ = prompt.grid()
     inner = getattr(prompt.model, "model", prompt.model)
-    functions = class_of(inner).pack_image_features.__globals__
-    several = prompt.facts.get("batch_num_images")
-    alone = (
-        [True] * len(sizes)
-        if several is None
-        else [n == 1 for n in torch.as_tensor(several).tolist() for _ in range(n)]
-    )
+    arrangement = class_of(inner).pack_image_features.__globals__["get_anyres_image_grid_shape"]
+    several = torch.as_tensor(prompt.facts.get("batch_num_images", [1] * len(sizes))).tolist()
+    alone = [count == 1 for count in several for _ in range(count)]
 
     def parts_of(number: int) -> tuple[int, tuple[ImagePart, ...], int]:
         size = torch.tensor(sizes[number])
-        tiles = (1, 1)
-        if alone[number]:
-            tiles = functions["get_anyres_image_grid_shape"](
-                size, prompt.config.image_grid_pinpoints, vision.image_size
-            )
+        points = prompt.config.image_grid_pinpoints
+        tiles = arrangement(size, points, vision.image_size) if alone[number] else (1, 1)
         packed = _pack(inner, grid, tiles, size, alone=alone[number])
         return unpacked(packed, grid, pixels, (int(tiles[0]), int(tiles[1])), alone=alone[number])
 
@@ -294,81 +293,100 @@ def _pack(inner: Any, grid: Size, tiles: Size, size: Tensor, *, alone: bool) -> 
     return packed
 
 
-def _mllama(model: Any) -> Callable[[Tensor, Facts, int], list[list[ImageTokens]]]:
-    """Keys of cross-attention: for each image and tile, a class token and the tile's patches."""
-    config = model.config.vision_config
+def _cross_tiles(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """For each image and tile, a class token and the tile's patches: Mllama."""
+    config, ratios = prompt.config.vision_config, prompt.fact("aspect_ratio_ids")
+    grid, pixels, _ = prompt.grid()
+    each, tiles = grid[0] * grid[1] + 1, int(config.max_num_tiles)
+    if prompt.keys < max((len(row) for row in ratios), default=0) * tiles * each:
+        raise TokenLayoutError(
+            f"the image's tokens cannot be placed: expected {len(ratios[0])} images of {tiles} tiles of {each} keys, got {prompt.keys} keys."
+        )
+    found = []
+    for row in ratios:
+        place: list[ImageTokens] = []
+        for number, ratio in enumerate(row):
+            if ratio == 0:  # a place that this prompt leaves empty
+                continue
+            rows, columns = config.supported_aspect_ratios[ratio - 1]
+            keys = number * tiles * each + torch.arange(rows * columns * each)
+            place.append(ImageTokens(keys, (joined_tiles(grid, pixels, (rows, columns), name="image", first=1),), 0))
+        found.append(place)
+    return found
 
-    def images(ids: Tensor, facts: Facts, keys: int) -> list[list[ImageTokens]]:
-        prompt = _Prompt(model, model.config, ids, -1, facts)
-        ratios, pixels, patch = prompt.fact("aspect_ratio_ids"), prompt.pixels(), pair(config.patch_size)
-        grid = (pixels[0] // patch[0], pixels[1] // patch[1])
-        each, tiles = grid[0] * grid[1] + 1, int(config.max_num_tiles)
-        found = []
-        for row in ratios:
-            place: list[ImageTokens] = []
-            for number, ratio in enumerate(row):
-                if ratio == 0:  # a place that this prompt leaves empty
-                    continue
-                rows, columns = config.supported_aspect_ratios[ratio - 1]
-                start = number * tiles * each
-                index = torch.arange(rows * columns * each).reshape(rows, columns, each)[..., 1:]
-                joined = index.reshape(rows, columns, *grid).transpose(1, 2).reshape(rows * grid[0], columns * grid[1])
-                size = (rows * pixels[0], columns * pixels[1])
-                part = ImagePart("image", joined, tuple(range(rows * columns)), (rows, columns), size, (0, 0, *size))
-                place.append(ImageTokens(torch.arange(start, start + rows * columns * each), (part,), 0))
-            found.append(place)
-        if keys < max((len(row) for row in ratios), default=0) * tiles * each:
+
+def _encoded(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """One image per prompt: special tokens first, then a grid row by row: Donut, TrOCR, BLIP."""
+    config = getattr(prompt.config, "vision_config", None) or prompt.config.encoder
+    pixels, patch = prompt.pixels(), pair(config.patch_size)
+    # Swin halves between stages.
+    merges = len(getattr(config, "depths", ())) - 1 if hasattr(config, "window_size") else 0
+    grid = (pixels[0] // patch[0], pixels[1] // patch[1])
+    for _ in range(merges):
+        grid = (-(-grid[0] // 2), -(-grid[1] // 2))
+    special = prompt.keys - grid[0] * grid[1]
+    if not 0 <= special <= 2:
+        raise TokenLayoutError(
+            f"the encoder's tokens cannot be placed: expected a grid of {grid[0]}x{grid[1]} and up to 2 special tokens for pixels of "
+            f"{pixels[0]}x{pixels[1]}, got {prompt.keys} tokens."
+        )
+    part = whole(grid, pixels, (patch[0] * 2**merges, patch[1] * 2**merges), first=special)
+    return [[ImageTokens(torch.arange(prompt.keys), (part,))]]
+
+
+def _numbered(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """Patches that come with their rows and columns, from 1 on, 0 for padding: Pix2Struct."""
+    side = math.isqrt(prompt.config.vision_config.patch_embed_hidden_size // 3)
+    found = []
+    for number, places in enumerate(torch.tensor(prompt.fact("flattened_patches"))):
+        real = places[(places > 0).all(-1)]
+        grid = tuple(real.amax(0).tolist()) if len(real) else (0, 0)
+        expected = torch.cartesian_prod(*(torch.arange(1, length + 1) for length in grid))
+        if not torch.equal(places[: len(expected)], expected) or len(expected) != len(real):
             raise TokenLayoutError(
-                f"the image's tokens cannot be placed: expected {len(ratios[0])} images of {tiles} tiles of {each} tokens as keys, got {keys}."
+                f"the patches of prompt {number} cannot be placed: expected each of {grid[0]} x {grid[1]} once, row by row, got {len(real)} in "
+                "another order. Pass the flattened_patches that the processor made."
             )
-        return found
+        part = whole(grid, (grid[0] * side, grid[1] * side), (side, side))
+        found.append([ImageTokens(torch.arange(len(real)), (part,))])
+    return found
 
-    return images
 
-
-def _encoder_decoder(model: Any, speaker: Any, reader: Any, encoder: Any) -> VisionLanguageModel:
-    """One image per prompt, whose encoder's output is the keys: special tokens first, then a grid row by row."""
-    config = encoder.config
-
-    def images(ids: Tensor, facts: Facts, keys: int) -> list[list[ImageTokens]]:
-        pixels, patch = _Prompt(model, config, ids, -1, facts).pixels(), pair(config.patch_size)
-        merges = (
-            len(getattr(config, "depths", ())) - 1 if hasattr(config, "window_size") else 0
-        )  # Swin halves between stages
-        grid = (pixels[0] // patch[0], pixels[1] // patch[1])
-        for _ in range(merges):
-            grid = (-(-grid[0] // 2), -(-grid[1] // 2))
-        special = keys - grid[0] * grid[1]
-        if not 0 <= special <= 2:
-            raise TokenLayoutError(
-                f"the encoder's tokens cannot be placed: expected a grid of {grid[0]}x{grid[1]} and up to 2 special tokens for pixels of "
-                f"{pixels[0]}x{pixels[1]}, got {keys} tokens."
-            )
-        step = (patch[0] * 2**merges, patch[1] * 2**merges)
-        part = whole(grid, pixels, step, first=special)
-        return [[ImageTokens(torch.arange(keys), (part,))] for _ in ids]
-
-    return VisionLanguageModel(speaker, reader, _attention(model, cross=True), (encoder,), None, True, images)
+def _convolved(prompt: _Prompt) -> list[list[ImageTokens]]:
+    """In the encoder's text, for each image the mean of all patches, then the grid that convolutions leave: Florence-2."""
+    grid = pixels = prompt.pixels()
+    for one in (convolutions := prompt.model.model.vision_tower.convs):
+        kernel, stride, padding = one.conv.kernel_size, one.conv.stride, one.conv.padding
+        grid = tuple((grid[n] + 2 * padding[n] - kernel[n]) // stride[n] + 1 for n in (0, 1))
+    step, overlap = overlaps(prompt.model, convolutions, ())[-1]
+    part = replace(whole(grid, pixels, step, first=1), overlap=overlap)
+    ids = prompt.facts.get("inputs", prompt.facts.get("input_ids", prompt.ids))
+    given = replace(prompt, ids=ids, image_id=_image_id(prompt.config))
+    found = cut_images(given.positions(), lambda _: (1 + part.index.numel(), (part,), 1))
+    _check_all_placed(found, given)
+    return found
 
 
 _PLACES: dict[str, Callable[[_Prompt], list[list[ImageTokens]]]] = {
-    "llava": _one_grid,
-    "vipllava": _one_grid,
-    "paligemma": _one_grid,
+    **dict.fromkeys(("llava", "vipllava", "paligemma", "janus", "deepseek_vl"), _one_grid),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _packed),
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "paddleocr_vl", "gemma4"), _packed),
+    **dict.fromkeys(("mistral3", "lighton_ocr"), _sized),
+    **dict.fromkeys(("idefics3", "smolvlm", "llama4", "aya_vision"), _marked_tiles),
+    **dict.fromkeys(("internvl", "cohere2_vision"), _plain_tiles),
+    **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _any_resolution),
+    **dict.fromkeys(("vision-encoder-decoder", "blip"), _encoded),
     "gemma3": _pooled,
-    "qwen2_vl": _packed,
-    "qwen2_5_vl": _packed,
-    "qwen3_vl": _packed,
-    "mistral3": _sized,
-    "idefics3": _marked_tiles,
-    "smolvlm": _marked_tiles,
-    "internvl": _plain_tiles,
-    "llava_next": _any_resolution,
-    "llava_onevision": _any_resolution,
-    "mllama": lambda prompt: [],
+    "mllama": _cross_tiles,
+    "pix2struct": _numbered,
+    "florence2": _convolved,
 }
 
-_ENCODER_DECODERS: dict[str, Callable[[Any], VisionLanguageModel]] = {
-    "vision-encoder-decoder": lambda model: _encoder_decoder(model, model, model.decoder, model.encoder),
-    "blip": lambda model: _encoder_decoder(model, model.text_decoder, model.text_decoder, model.vision_model),
+# Where the image's tokens are keys of cross-attention: what generates, what gets the ids, and what gets the image.
+_PARTS = {
+    "mllama": ("", ""),
+    "vision-encoder-decoder": ("", "decoder", "encoder"),
+    "blip": ("text_decoder", "text_decoder", "vision_model"),
+    "pix2struct": ("", "decoder", "encoder"),
+    "florence2": ("", "model.language_model.decoder", ""),
 }

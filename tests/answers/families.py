@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 IMAGE = 99
 TEXT = {
@@ -31,6 +32,9 @@ VISION = {
 }
 
 
+CROSSING = ("encoder_attn", "crossattention")
+
+
 def build(name: str, **config: Any) -> Any:
     torch.manual_seed(0)
     kind = getattr(transformers, name)
@@ -47,7 +51,7 @@ def sharpened(model: Any) -> Any:
             if weight.dim() == 2:
                 weight.mul_(4)
             if "q_proj" in path or "query" in path:
-                weight.mul_(32 if any(word in path for word in ("encoder_attn", "crossattention")) else 4)
+                weight.mul_(32 if any(word in path for word in CROSSING) else 4)
     return model
 
 
@@ -172,6 +176,42 @@ def smolvlm() -> tuple[Any, dict[str, Any]]:
     return _tiles("SmolVLMForConditionalGeneration", "smolvlm_vision")
 
 
+def llama4(**more: Any) -> tuple[Any, dict[str, Any]]:
+    """Two rows of three tiles and the overview, four tokens each, then an image of one tile; in the second prompt, two rows of one tile.
+
+    Layers see the last chunk of 25 tokens, which ends while the answer is made; the middle one sees everything, by temperature.
+    """
+    tower = {"image_size": 32, "patch_size": 8, "pixel_shuffle_ratio": 0.5, "hidden_size": 32, "intermediate_size": 128}
+    tower |= {"projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32, "num_hidden_layers": 2}
+    layers = {
+        **TEXT,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 2,
+        "attention_chunk_size": 25,
+        "floor_scale": 10,
+    }
+    layers |= {"interleave_moe_layer_step": 2, "no_rope_layers": [1, 0, 1], "attn_scale": 0.5}
+    if not hasattr(MoeCausalLMOutputWithPast, "image_outputs"):  # transformers 5.24.0 fails without it
+        MoeCausalLMOutputWithPast.image_outputs = None
+    model = build(
+        "Llama4ForConditionalGeneration",
+        vision_config={
+            **tower,
+            "num_attention_heads": 4,
+            "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+            **more,
+        },
+        text_config=layers,
+        image_token_index=IMAGE,
+    )
+    row = [1, 90]
+    for _ in range(2):
+        row += [*images(4), 81, *images(4), 81, *images(4), 82]
+    row += [80, *images(4), 91, 5, 90, 80, *images(4), 91, 6, 7]
+    tall = [1, 4, 90, *images(4), 82, *images(4), 82, 80, *images(4), 91, 5, 9]
+    return model, {**prompts(row, tall), "pixel_values": pixels(11)}
+
+
 def internvl() -> tuple[Any, dict[str, Any]]:
     """Two tiles and the overview in one run, then an image of one tile."""
     tower = vision("internvl_vision", image_size=[32, 32], patch_size=[8, 8])
@@ -239,6 +279,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "qwen3_vl": qwen3_vl,
     "idefics3": idefics3,
     "smolvlm": smolvlm,
+    "llama4": llama4,
     "internvl": internvl,
     "mistral3": mistral3,
     "pixtral": pixtral,
@@ -319,9 +360,59 @@ def blip() -> tuple[Any, dict[str, Any]]:
     return model, {**prompts([1, 5, 6, 2], [1, 7, 8, 2]), "pixel_values": pixels(2)}
 
 
+def florence2(image_size: int = 32, **more: Any) -> tuple[Any, dict[str, Any]]:
+    """A hierarchical tower of overlapping convolutions, and BART; padding on the right, and two images in the second prompt."""
+    tower = {"depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1]}
+    tower |= {"patch_prenorm": [False, True], "embed_dim": [8, 16], "num_heads": [2, 2], "num_groups": [2, 2]}
+    words = {"vocab_size": 120, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "decoder_attention_heads": 4}
+    words |= {"encoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    model = build(
+        "Florence2ForConditionalGeneration",
+        vision_config={**tower, "window_size": 4, "projection_dim": 16, "model_type": "florence_vision", **more},
+        text_config=AutoConfig.for_model("bart", **words, max_position_embeddings=256, forced_eos_token_id=None),
+        image_token_id=IMAGE,
+    )
+    rows = [*images(17), 1, 5, 6, 2], [*images(17), 1, 7, *images(17), 8, 9, 2]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return model, {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "pixel_values": pixels(3, image_size, image_size),
+    }
+
+
+def numbered(*grids: tuple[int, int], side: int = 8, length: int = 24) -> torch.Tensor:
+    """Patches with rows and columns in front, padded."""
+    patches = torch.zeros(len(grids), length, 2 + 3 * side * side)
+    for number, (rows, columns) in enumerate(grids):
+        places = torch.cartesian_prod(torch.arange(1.0, rows + 1), torch.arange(1.0, columns + 1))
+        patches[number, : len(places), :2] = places
+        random = torch.Generator().manual_seed(number)
+        patches[number, : len(places), 2:] = torch.randn(len(places), 3 * side * side, generator=random)
+    return patches
+
+
+def pix2struct() -> tuple[Any, dict[str, Any]]:
+    """Two pictures of unequal grids, padded to one number of patches."""
+    tower = {"hidden_size": 24, "patch_embed_hidden_size": 192, "d_ff": 32, "d_kv": 6, "num_hidden_layers": 2}
+    words = {"vocab_size": 50, "hidden_size": 24, "d_kv": 6, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+    more = {"num_attention_heads": 4, "seq_len": 64}
+    config = {"vision_config": {**tower, **more}, "text_config": words, "initializer_range": 0.2}
+    model = build("Pix2StructForConditionalGeneration", **config)
+    with torch.no_grad():
+        for path, weight in model.decoder.named_parameters():
+            if "query" in path:
+                weight.div_(16)  # its logits are not divided by the root of the width
+    patches = numbered((4, 5), (3, 8))
+    return model, {"flattened_patches": patches, "attention_mask": (patches.sum(-1) != 0).float()}
+
+
 CROSS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "mllama": mllama,
     "donut": donut,
     "trocr": trocr,
     "blip": blip,
+    "florence2": florence2,
+    "pix2struct": pix2struct,
 }

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from attnhook import AnswerCapture, AttentionCapture
 from attnhook.capture.scopes import SDPA
 from attnhook.capture.torch_internals import compiler_stance
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
-from tests.answers.families import IMAGE, images, llava, llava_batch, pixels, prompts, qwen2_vl, trocr
+from tests.answers.families import CROSS, IMAGE, images, llava, llava_batch, pixels, prompts, qwen2_vl
+from tests.answers.test_answer_rows import image_keys
 
 
 def eager_matrices(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -69,16 +71,62 @@ def test_a_loop_of_forwards_with_a_cache_is_one_answer() -> None:
     torch.testing.assert_close(capture.answer.rows, expected, rtol=0, atol=1e-5)
 
 
-def test_an_encoder_decoder_in_one_forward() -> None:
-    model, inputs = trocr()
-    inputs["decoder_input_ids"] = torch.tensor([[3, 7, 9], [3, 5, 6]])
-    with torch.no_grad(), AnswerCapture(model) as capture:
-        model(**inputs)
+def crossed(model: Any, inputs: dict[str, Any], ids: torch.Tensor, number: int) -> torch.Tensor:
+    """Eager cross-attention of a prompt over its images, `(tokens, layers, heads, keys)`."""
     eager = copy.deepcopy(model)
-    expected = torch.stack(eager(**inputs, output_attentions=True).cross_attentions, dim=1)[:, :, :, :2]
+    eager.set_attn_implementation("eager")
+    rows = torch.stack(eager(**inputs, decoder_input_ids=ids, output_attentions=True).cross_attentions, dim=1)[number]
+    return rows[..., image_keys(model.config.model_type, inputs, number)].permute(2, 0, 1, 3)
+
+
+@pytest.mark.parametrize("family", ["trocr", "florence2", "pix2struct"])
+def test_an_encoder_decoder_in_forwards(family: str) -> None:
+    """All tokens at once, then one after the other through a cache."""
+    model, inputs = CROSS[family]()
+    if family == "pix2struct":  # of integers, it looks like the mask of the words
+        inputs["attention_mask"] = inputs["attention_mask"].long()
+    if family == "florence2":  # the same prompts, padded on the left
+        flipped = [row.roll(int((row == 0).sum())) for row in inputs["input_ids"]]
+        inputs |= {"input_ids": torch.stack(flipped), "attention_mask": (torch.stack(flipped) != 0).long()}
+    ids = torch.tensor([[3, 7, 9], [3, 5, 6]])
+    with torch.no_grad(), AnswerCapture(model) as capture:
+        out = model(**inputs, decoder_input_ids=ids)
+    with torch.no_grad(), AnswerCapture(model) as loop:
+        out = model(**inputs, decoder_input_ids=ids[:, :1], use_cache=True)
+        mask = {name: value for name, value in inputs.items() if name == "attention_mask"}
+        for position in (1, 2):
+            seen = BaseModelOutput(out.encoder_last_hidden_state)
+            kept = {"encoder_outputs": seen, "past_key_values": out.past_key_values}
+            out = model(decoder_input_ids=ids[:, position : position + 1], **kept, **mask, use_cache=True)
+    for number in range(2):
+        expected = crossed(model, inputs, ids, number)[:2]
+        for answer in (capture.answers[number], loop.answers[number]):
+            assert answer.token_ids == tuple(ids[number, 1:].tolist())
+            torch.testing.assert_close(torch.cat(answer._rows, -1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["trocr", "florence2", "pix2struct"])
+def test_sampling_several_answers_of_an_encoder_decoder(family: str) -> None:
+    """The first input by position, and words to begin with."""
+    model, inputs = CROSS[family]()
+    begin = torch.tensor([[3, 8], [3, 4]])
+    first, *rest = inputs
+    options = {
+        "do_sample": True,
+        "num_return_sequences": 2,
+        "max_new_tokens": 3,
+        "min_new_tokens": 3,
+        "pad_token_id": 0,
+    }
+    with AnswerCapture(model) as capture:
+        more = {name: inputs[name] for name in rest}
+        out = model.generate(inputs[first], **more, decoder_input_ids=begin, decoder_start_token_id=3, **options)
+    assert len(capture.answers) == 4
     for number, answer in enumerate(capture.answers):
-        assert answer.token_ids == tuple(inputs["decoder_input_ids"][number, 1:].tolist())
-        torch.testing.assert_close(answer.rows, expected[number].permute(2, 0, 1, 3), rtol=0, atol=1e-5)
+        assert answer.token_ids == tuple(out[number, 2:].tolist())
+        ids = out[number, :-1].expand(2, -1)
+        expected = crossed(model, inputs, ids, number // 2)[1:]
+        torch.testing.assert_close(torch.cat(answer._rows, -1), expected, rtol=0, atol=1e-5)
 
 
 def test_sampling_several_answers_of_each_prompt() -> None:

@@ -12,9 +12,11 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenizers import Tokenizer, models
 from transformers.models.mllama.image_processing_mllama import get_all_supported_aspect_ratios
 
 from attnhook import AnswerCapture
+from attnhook.answers.answer_pictures import page_content
 from attnhook.errors import GeometryError
 from tests.answers import families
 from tests.answers.families import IMAGE, images, prompts
@@ -24,10 +26,12 @@ SIDE = 8  # of the square, in photo pixels: smaller than any patch
 AT = (0.37, 0.68)  # the square's centre, as a share of height and width
 
 
-def photo_with(size: tuple[int, int], side: int) -> tuple[Image.Image, tuple[float, float]]:
+def photo_with(
+    size: tuple[int, int], side: int, at: tuple[float, float] = AT
+) -> tuple[Image.Image, tuple[float, float]]:
     """A grey photo with a bright square, and the square's centre in pixels."""
     pixels = np.full((*size, 3), 90, np.uint8)
-    top, left = (int(share * length) - side // 2 for share, length in zip(AT, size, strict=True))
+    top, left = (int(share * length) - side // 2 for share, length in zip(at, size, strict=True))
     pixels[top : top + side, left : left + side] = 255
     return Image.fromarray(pixels), (top + side / 2, left + side / 2)
 
@@ -46,7 +50,8 @@ def without_mixing(model: Any) -> Any:
 def tokens_in(model: Any, ids: torch.Tensor, out: dict[str, Any]) -> torch.Tensor:
     """What the language model is given in place of the image's tokens, `(tokens, width)`."""
     seen: dict[str, Any] = {}
-    parts = (getattr(model.model, name, None) for name in ("language_model", "text_model"))
+    inner = getattr(model, "model", model)
+    parts = (getattr(inner, name, None) for name in ("language_model", "text_model"))
     language_model = next(part for part in parts if part is not None)
     handle = language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
@@ -61,9 +66,12 @@ def tokens_in(model: Any, ids: torch.Tensor, out: dict[str, Any]) -> torch.Tenso
     return given
 
 
+PLACED = ("pixel_values", "image_sizes", "image_grid_thw", "image_position_ids")
+
+
 def counted(model: Any, out: dict[str, Any]) -> torch.Tensor:
     """A prompt with as many image tokens as the model makes of the photo."""
-    given = {name: value for name, value in out.items() if name in ("pixel_values", "image_sizes", "image_grid_thw")}
+    given = {name: value for name, value in out.items() if name in PLACED}
     with torch.no_grad():
         features = model.model.get_image_features(**given, return_dict=True).pooler_output
     features = (
@@ -81,6 +89,34 @@ def marked(model: Any, out: dict[str, Any]) -> torch.Tensor:
             row += [90, 20 + 10 * down + across, *images(16)]
         row += [13]
     return prompts([*row, 13, 90, 91, *images(16), 90, 5])["input_ids"]
+
+
+LLAMA4_WORDS = [
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+    "<|image|>",
+    "<|patch|>",
+]
+
+
+def llama4_processor() -> Any:
+    words = [f"word{number}" for number in range(IMAGE + 1 - len(LLAMA4_WORDS))]  # <|patch|> is the image's token
+    tokenizer = Tokenizer(
+        models.WordLevel({word: n for n, word in enumerate([*words, *LLAMA4_WORDS])}, unk_token="word0")  # noqa: S106
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="word0")  # noqa: S106
+    tokenizer.add_special_tokens({"additional_special_tokens": LLAMA4_WORDS})
+    images = transformers.Llama4ImageProcessor(**square(64), max_patches=6)
+    return transformers.Llama4Processor(images, tokenizer, patch_size=8)
+
+
+def llama4_prompt(model: Any, out: dict[str, Any]) -> torch.Tensor:
+    """A prompt as the processor writes it; a tile has 16 tokens."""
+    processor = llama4_processor()
+    text = processor._prompt_split_image(out.pop("aspect_ratios")[0].tolist(), 16)
+    return torch.tensor([processor.tokenizer(f"{text}word5")["input_ids"]])
 
 
 def square(side: int) -> dict[str, Any]:
@@ -177,6 +213,7 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, Any]], Callable[..., torch.Tensor
         marked,
         {"return_row_col_info": True},
     ),
+    "llama4": (lambda: (families.llama4(image_size=64)[0], llama4_processor()), llama4_prompt, {}),
     "internvl": (internvl, counted, {}),
     "llava_next": (
         _any_resolution(
@@ -202,27 +239,40 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, Any]], Callable[..., torch.Tensor
 
 
 def processed(processor: Any, photo: Image.Image, options: dict[str, Any]) -> dict[str, Any]:
-    out = dict(processor(photo, return_tensors="pt", **options))
-    keep = ("pixel_values", "image_sizes", "image_grid_thw", "rows", "cols", "pixel_attention_mask")
-    return {name: value for name, value in out.items() if name in keep}
+    out = dict(getattr(processor, "image_processor", processor)(photo, return_tensors="pt", **options))
+    keep = (
+        "pixel_values",
+        "image_sizes",
+        "image_grid_thw",
+        "rows",
+        "cols",
+        "aspect_ratios",
+        "pixel_attention_mask",
+        "image_position_ids",
+    )
+    floats = {name: value.float() for name, value in out.items() if name == "pixel_values"}
+    return {name: value for name, value in out.items() if name in keep} | floats
 
 
 @pytest.mark.parametrize("shape", PHOTOS)
 @pytest.mark.parametrize("family", CASES)
 def test_a_bright_square_is_where_the_map_says(family: str, shape: str) -> None:
-    make, prompt, options = CASES[family]
+    check_square(*CASES[family], shape)
+
+
+def check_square(make: Any, prompt: Callable[..., torch.Tensor], options: dict[str, Any], shape: str) -> None:
     model, processor = make()
     model = without_mixing(model)
     photo, centre = photo_with(PHOTOS[shape], SIDE)
     plain = Image.new("RGB", photo.size, (90, 90, 90))
     out, empty = processed(processor, photo, options), processed(processor, plain, options)
     ids = prompt(model, out)
-    for name in ("rows", "cols"):
+    for name in ("rows", "cols", "aspect_ratios"):
         empty.pop(name, None)
-    if "qwen" in family:
+    if "image_grid_thw" in out or "image_position_ids" in out:
         kinds = {"mm_token_type_ids": (ids == IMAGE).long()}
         out, empty = out | kinds, empty | kinds
-    if family == "gemma3":
+    if model.config.model_type == "gemma3":
         kinds = {"token_type_ids": (ids == IMAGE).long()}
         out, empty = out | kinds, empty | kinds
     changed = (tokens_in(model, ids, out) - tokens_in(model, ids, empty)).norm(dim=-1)
@@ -248,8 +298,12 @@ def check_places(answer: Any, changed: torch.Tensor, photo: Image.Image, centre:
         rows, columns = patch_map.edges(geometry)
         middle = (rows[row] + rows[row + 1]) / 2, (columns[column] + columns[column + 1]) / 2
         cell = rows[row + 1] - rows[row], columns[column + 1] - columns[column]
-        for axis in (0, 1):  # the cell and the square meet
-            assert abs(middle[axis] - centre[axis]) <= (cell[axis] + SIDE) / 2, (part.name, middle, centre, cell)
+        for axis, edges in enumerate((rows, columns)):  # the cell and the square meet
+            nearest = min(max(centre[axis], edges[0]), edges[-1])  # beyond the last cell but in its kernel: Florence-2
+            assert abs(nearest - centre[axis]) <= part.overlap.reach[axis] / patch_map.area[axis] * (
+                edges[-1] - edges[0]
+            )
+            assert abs(middle[axis] - nearest) <= (cell[axis] + SIDE) / 2, (part.name, middle, centre, cell)
         heat = patch_map.heatmap(photo=photo, mode="nearest")
         assert tuple(heat.shape) == (photo.height, photo.width)
         assert patch_map.overlay(photo).size == photo.size
@@ -276,29 +330,69 @@ def test_a_bright_square_in_the_tiles_of_cross_attention() -> None:
         check_places(capture.answer, changed[capture.answer.images[0].keys], photo, centre)
 
 
-ENCODERS: dict[str, tuple[Any, Any]] = {
+def florence2() -> Any:
+    """Symmetric kernels, so that a patch's token is about the middle of what it sees."""
+    model = without_mixing(families.florence2(64)[0])
+    with torch.no_grad():
+        for module in model.model.vision_tower.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                tent = torch.bartlett_window(module.kernel_size[0] + 2, periodic=False)[1:-1]
+                module.weight.copy_(module.weight.sum((2, 3), keepdim=True) * torch.outer(tent, tent))
+                if module.groups > 1:
+                    module.weight.zero_()
+    return model
+
+
+ENCODERS: dict[str, tuple[Any, Any, Any]] = {
     "donut": (
-        lambda model: model.encoder,
+        lambda: without_mixing(families.donut()[0]),
+        lambda model, out: model.encoder(**out)[0],
         transformers.DonutImageProcessor(**square(64), do_align_long_axis=False, do_thumbnail=False),
     ),
-    "trocr": (lambda model: model.encoder, transformers.ViTImageProcessor(**square(32))),
-    "blip": (lambda model: model.vision_model, transformers.BlipImageProcessor(**square(32))),
+    "trocr": (
+        lambda: without_mixing(families.trocr()[0]),
+        lambda model, out: model.encoder(**out)[0],
+        transformers.ViTImageProcessor(**square(32)),
+    ),
+    "blip": (
+        lambda: without_mixing(families.blip()[0]),
+        lambda model, out: model.vision_model(**out)[0],
+        transformers.BlipImageProcessor(**square(32)),
+    ),
+    "pix2struct": (
+        lambda: without_mixing(families.pix2struct()[0]),
+        lambda model, out: model.encoder(**out)[0],
+        transformers.Pix2StructImageProcessor(max_patches=60, patch_size={"height": 8, "width": 8}),
+    ),
+    "florence2": (
+        florence2,
+        lambda model, out: model.get_image_features(**out).pooler_output,
+        transformers.CLIPImageProcessor(**square(64), do_center_crop=False),
+    ),
 }
 
 
-@pytest.mark.parametrize("family", ENCODERS)
-def test_a_bright_square_in_an_encoder(family: str) -> None:
-    model = without_mixing(families.CROSS[family]()[0])
-    encoder, processor = ENCODERS[family]
+@pytest.mark.parametrize(
+    ("family", "at"),
+    [(family, AT) for family in ENCODERS]
+    + [(family, at) for family in ("florence2", "pix2struct") for at in ((0.03, 0.03), (0.46, 0.46), (0.52, 0.97))],
+)
+def test_a_bright_square_in_an_encoder(family: str, at: tuple[float, float]) -> None:
+    make, encoded, processor = ENCODERS[family]
+    model = make()
     for size in PHOTOS.values():
-        photo, centre = photo_with(size, SIDE)
+        photo, centre = photo_with(size, SIDE, at)
         plain = Image.new("RGB", photo.size, (90, 90, 90))
-        out, empty = (processor(one, return_tensors="pt")["pixel_values"] for one in (photo, plain))
+        out = dict(processor(photo, return_tensors="pt"))
+        plainly = {"do_normalize": False} if family == "pix2struct" else {}  # a mean over the photo changes all patches
+        marked, empty = (dict(processor(one, return_tensors="pt", **plainly)) for one in (photo, plain))
         with torch.no_grad():
-            changed = (encoder(model)(out)[0] - encoder(model)(empty)[0])[0].norm(dim=-1)
+            changed = (encoded(model, marked) - encoded(model, empty))[0].norm(dim=-1)
+        if family == "florence2":
+            out |= prompts([*images(len(changed)), 1, 5])
         with AnswerCapture(model, processor) as capture:
-            model.generate(pixel_values=out, max_new_tokens=1)
-        check_places(capture.answer, changed, photo, centre)
+            model.generate(**out, max_new_tokens=1)
+        check_places(capture.answer, changed[capture.answer.images[0].keys], photo, centre)
 
 
 def test_another_photo_is_refused() -> None:
@@ -317,3 +411,14 @@ def test_without_a_processor_the_message_says_what_to_pass() -> None:
         model.generate(**inputs, max_new_tokens=1, pad_token_id=0)
     with pytest.raises(GeometryError, match=r"AnswerCapture\(model, processor\)"):
         capture.answer.map([0]).overlay(Image.new("RGB", (64, 64)))
+
+
+def test_the_page_places_overlapping_cells_around_their_centres() -> None:
+    model, inputs = families.florence2()
+    with AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=2)
+    part = page_content(capture.answers[0], [None], "")[0]["parts"][0]
+    assert (part["where"]["start"], part["where"]["reach"]) == (
+        (-3.5, -3.5),
+        (3.5, 3.5),
+    )  # kernels of 15 pixels, 8 apart

@@ -105,7 +105,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = train(options.steps, options.seed)
     print(f"both classes right in {accuracy(model):.1%} of 1,000 held-out images")
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, DIGITS_WEIGHTS)
+    half = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(half, DIGITS_WEIGHTS)
     print(f"{DIGITS_WEIGHTS}: {DIGITS_WEIGHTS.stat().st_size / 1e6:.2f} MB")
 
 

@@ -33,14 +33,25 @@ def held_out(step: int = PATCH) -> DigitPairs:
     return draw(digits(held_out=True), CASES // 2, torch.Generator().manual_seed(2024), step=step)
 
 
+CHUNK = 250  # images of one capture, whose activations stay in a cache
+
+
 @cache
-def maps_towards(method, number: int, step: int = PATCH) -> Tensor:
-    """The maps for the first (0) or second (1) class of each image: `(2000, 8, 8)`."""
+def all_maps_towards(number: int, step: int) -> dict[str, Tensor]:
+    """What every method gives for the first (0) or second (1) class of each image, from the same captures: `(1000, 8, 8)`."""
     pairs, model = held_out(step), trained()
-    with AttentionCapture(model, gradients=True) as capture:
-        scores = model(pairs.pixels)
-        scores.gather(1, pairs.classes[:, number, None]).sum().backward()
-    return method(capture.maps).values
+    found: dict[str, list[Tensor]] = {}
+    for pixels, classes in zip(pairs.pixels.split(CHUNK), pairs.classes[:, number].split(CHUNK), strict=True):
+        with AttentionCapture(model, gradients=True) as capture:
+            model(pixels).gather(1, classes[:, None]).sum().backward()
+        for name in METHODS if step == PATCH else ("gradient_rollout", "gradient_attention"):
+            found.setdefault(name, []).append(METHODS[name](capture.maps).values)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def maps_towards(method, number: int, step: int = PATCH) -> Tensor:
+    """The maps of one method for the first (0) or second (1) class of each image: `(1000, 8, 8)`."""
+    return all_maps_towards(number, step)[method.__name__]
 
 
 def peak_shares(maps_of: Callable[[int], Tensor], pairs: DigitPairs | None = None) -> tuple[float, float]:
@@ -102,12 +113,16 @@ def layer_wise_maps(number: int) -> Tensor:
     passed: list[tuple[Tensor, Tensor]] = []
     for block in model.blocks:
         block.register_forward_hook(lambda _, inputs, output: passed.append((inputs[0], output)))
-    with AttentionCapture(model, gradients=True) as capture:
-        model(pairs.pixels)
-        for before, after in passed:
-            scores = model.forward_head(model.norm(after)).gather(1, pairs.classes[:, number, None])
-            torch.autograd.grad(scores.sum(), before, retain_graph=True)
-    return legrad(capture.maps).values
+    found = []
+    for pixels, classes in zip(pairs.pixels.split(CHUNK), pairs.classes[:, number].split(CHUNK), strict=True):
+        passed.clear()
+        with AttentionCapture(model, gradients=True) as capture:
+            model(pixels)
+            for before, after in passed:
+                scores = model.forward_head(model.norm(after)).gather(1, classes[:, None])
+                torch.autograd.grad(scores.sum(), before, retain_graph=True)
+        found.append(legrad(capture.maps).values)
+    return torch.cat(found)
 
 
 def test_legrad_leans_to_the_right_digit_and_no_more() -> None:

@@ -42,26 +42,38 @@ METHODS = [gradient_attention, gradient_rollout, legrad, value_weighted_attentio
 
 
 def made_block(
-    name: str, layout: TokenLayout, *, batch: int, key_heads: int, mask: str | None, seed: int, dtype, pooling=False
+    name: str,
+    layout: TokenLayout,
+    *,
+    batch: int,
+    key_heads: int,
+    mask: str | None,
+    seed: int,
+    dtype,
+    pooling=False,
+    heads=4,
 ) -> BlockAttention:
     """A block of random queries, keys, values and output gradients, as a capture would keep it."""
     generator = torch.Generator().manual_seed(seed)
-    tokens, heads, width = layout.num_tokens, 4, 8
+    tokens, width = layout.num_tokens, 8
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     queries = 1 if pooling else tokens
-    hidden = torch.rand(queries, tokens, generator=generator) < 0.3
-    hidden[:, layout.num_prefix_tokens] = False
-    masks = {None: None, "boolean": ~hidden, "additive": drawn(batch, heads, queries, tokens)}
     query, key = 2 * drawn(batch, heads, queries, width), drawn(batch, key_heads, tokens, width)
     kept = CapturedGradients(drawn(batch, key_heads, tokens, width + 1))
     kept.add(drawn(batch, heads, queries, width + 1))
+    given = None  # a mask is as large as the matrix: none is drawn that is not used
+    if mask == "additive":
+        given = drawn(batch, heads, queries, tokens)
+    elif mask == "boolean":
+        given = torch.rand(queries, tokens, generator=generator) >= 0.3
+        given[:, layout.num_prefix_tokens] = True
     return BlockAttention(
         name,
         "made",
-        SoftmaxMatrix(Operands(query, key, None, masks[mask])),
+        SoftmaxMatrix(Operands(query, key, None, given)),
         layout,
         Queries.POOL if pooling else Queries.TOKENS,
         captured_gradients=kept,
@@ -260,7 +272,7 @@ class Largest(TorchDispatchMode):
 
 def long_maps(readout: Rows, side: int) -> AttentionMaps:
     layout = TokenLayout((side, side), cls=0 if readout is Rows.CLS else None)
-    options = {"batch": 1, "key_heads": 4, "mask": None, "dtype": torch.float32}
+    options = {"batch": 1, "heads": 2, "key_heads": 2, "mask": None, "dtype": torch.float32}
     blocks = [made_block(f"blocks.{i}", layout, seed=i, **options) for i in range(2)]
     return AttentionMaps(blocks, rows=Rows.ALL, readout=Readout(readout, "a test"))
 
@@ -283,7 +295,7 @@ def test_no_array_of_queries_by_keys(method, readout: Rows) -> None:
 
 def test_the_meter_sees_a_matrix() -> None:
     maps = long_maps(Rows.CLS, 20)
-    assert largest(lambda m: m[0].gradient.dense(), maps) == 4 * 401**2
+    assert largest(lambda m: m[0].gradient.dense(), maps) == 2 * 401**2
 
 
 # --- errors --------------------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Sends maps to another process, captures the next photo, and says whether the other still holds the first photo's; run by test_copied_maps.
 
-python -m tests.capture.sent_maps_run spawn file_descriptor
+python -m tests.capture.sent_maps_run fork spawn
 """
 
 import sys
@@ -12,7 +12,8 @@ from torch import multiprocessing
 from attnhook import AttentionCapture
 from tests.models import TIMM, images
 
-WAIT = 60  # seconds
+SHARING = "file_descriptor", "file_system"
+WAIT = 120  # seconds
 
 
 def read(everything: list[Any]) -> list[Any]:
@@ -21,21 +22,29 @@ def read(everything: list[Any]) -> list[Any]:
 
 
 def consume(sent: Any, back: Any) -> None:
-    """Read the maps once when they come, and once when the producer has captured another photo."""
+    """Under each strategy, read the maps once when they come, and once when the producer has captured another photo."""
     torch.set_num_threads(1)
-    everything = sent.get(timeout=WAIT)
-    back.put(read(everything))
-    sent.get(timeout=WAIT)
-    back.put(read(everything))
+    for _ in SHARING:
+        everything = sent.get(timeout=WAIT)
+        back.put(read(everything))
+        sent.get(timeout=WAIT)
+        back.put(read(everything))
 
 
-def main(start: str, sharing: str) -> None:
-    torch.set_num_threads(1)
-    multiprocessing.set_sharing_strategy(sharing)
+def main(start: str) -> None:
     context = multiprocessing.get_context(start)
     sent, back = context.Queue(), context.Queue()
     process = context.Process(target=consume, args=(sent, back))
     process.start()
+    for sharing in SHARING:
+        multiprocessing.set_sharing_strategy(sharing)
+        send(sent, back)
+        print("unchanged", start, sharing)
+    process.join(WAIT)
+    assert process.exitcode == 0
+
+
+def send(sent: Any, back: Any) -> None:
     build = TIMM[0].build
     models = build(), build("eager")
     captures = [AttentionCapture(model, rows=rows) for model in models for rows in ("all", "cls")]
@@ -53,13 +62,13 @@ def main(start: str, sharing: str) -> None:
     other = read(capture_photo(-photo))
     sent.put("look again")
     second = back.get(timeout=WAIT)
-    process.join(WAIT)
     for wanted, one, two, next_photo in zip(truth, first, second, other, strict=True):
         assert (wanted == one).all()
         assert (wanted == two).all()
         assert (wanted != next_photo).any()
-    print("unchanged", len(truth))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_num_threads(1)
+    for way in sys.argv[1:]:
+        main(way)

@@ -280,7 +280,7 @@ def test_threads_with_captures_of_their_own_share_one_model(kind: str) -> None:
     wrong: list[object] = []
 
     def serve(number: int) -> None:
-        for _ in range(250):
+        for _ in range(100):
             try:
                 if not same(rows_of(model, photos[number], layout, **options), expected[number]):
                     wrong.append(number)

@@ -178,15 +178,13 @@ def test_values_that_a_model_overwrites_are_missed_also_in_a_copy(around) -> Non
             read()
 
 
-@pytest.mark.parametrize("sharing", ["file_descriptor", "file_system"])
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_maps_sent_to_another_process_stay_as_they_were(start: str, sharing: str) -> None:
+def test_maps_sent_to_another_process_stay_as_they_were() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "tests.capture.sent_maps_run", start, sharing],
+        [sys.executable, "-m", "tests.capture.sent_maps_run", "fork", "spawn"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert "unchanged" in run.stdout
+    assert run.stdout.count("unchanged") == 4  # both strategies of sharing memory

@@ -156,7 +156,8 @@ def test_flex_attention_is_refused_naming_the_kernel() -> None:
         model.set_attn_implementation("flex_attention")
     except (ValueError, ImportError) as error:
         pytest.skip(f"transformers refuses it here: {error}")
-    with warnings.catch_warnings(), torch.no_grad():
+    # Compiled, the kernel takes half a minute of a C++ compiler, and gets the same mask.
+    with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         warnings.simplefilter("ignore")
         try:
             bare = model(images()).last_hidden_state
@@ -211,13 +212,13 @@ def test_exported_models_are_refused_by_name() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_processes_of_torchrun(how: str) -> None:
+def test_two_processes_of_torchrun() -> None:
     script = Path(__file__).with_name("distributed_run.py")
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), how,
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "ddp", "fsdp2",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("rows exact") == 2
+    for how in ("ddp", "fsdp2"):
+        assert run.stdout.count(f"rows exact under {how}") == 2

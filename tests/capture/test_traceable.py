@@ -1,8 +1,5 @@
 """Capture inside a compiled graph, and the refusal of compiled models."""
 
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
@@ -42,12 +39,11 @@ def test_one_graph_gives_the_rows_and_the_output_of_the_compiled_model(name: str
     assert raw_attention(maps).values.shape == (2, *GRID)
 
 
-@pytest.mark.slow
-def test_inductor_gives_the_same_rows() -> None:
+def test_chosen_rows_of_a_chosen_block() -> None:
     model = CASES["vit"].build()
     traceable = TraceableCapture(model, images(), blocks=[1], rows=[0, -1])
     with torch.no_grad():
-        _, rows = torch.compile(traceable, fullgraph=True)(images())
+        _, rows = torch.compile(traceable, fullgraph=True, backend="aot_eager")(images())
         with AttentionCapture(model, blocks=[1], rows=[0, -1]) as capture:
             model(images())
     torch.testing.assert_close(rows[0], capture.maps[0].rows, atol=2e-5, rtol=0)
@@ -81,9 +77,8 @@ TALL = IMAGE[::-1]  # as many patches as IMAGE, on another grid
 BOTH_SIZES = (
     r"shape \(batch, 3, 40, 24\): expected \(batch, 3, 24, 40\).* Create another TraceableCapture for this size"
 )
-HOW = [
-    (backend, full, dynamic) for backend in ("eager", "inductor") for full in (True, False) for dynamic in (None, True)
-]
+HOW = [("eager", full, dynamic) for full in (True, False) for dynamic in (None, True)]
+HOW += [("inductor", True, dynamic) for dynamic in (None, True)]  # with breaks, what refuses is outside the graph
 
 
 @pytest.mark.parametrize(
@@ -204,23 +199,6 @@ def test_a_graph_that_breaks_inside_the_model_loses_no_row() -> None:
         _, rows = torch.compile(traceable, backend=counter)(images())
     assert counter.frame_count > 1
     torch.testing.assert_close(torch.stack(rows), _eager_rows(model, "readout"), atol=2e-5, rtol=0)
-
-
-def test_a_foreign_patch_during_the_import_is_not_kept() -> None:
-    code = """if True:
-        import sys, timm, torch, attnhook
-        torch.set_num_threads(1)
-        home = torch.nn.functional
-        own = home.scaled_dot_product_attention
-        home.scaled_dot_product_attention = lambda *args, **kwargs: own(*args, **kwargs)
-        assert "attnhook.capture.traceable" not in sys.modules
-        attnhook.TraceableCapture
-        home.scaled_dot_product_attention = own
-        model, pixels = timm.create_model("test_vit").eval(), torch.rand(1, 3, 160, 160)
-        print(len(attnhook.TraceableCapture(model, pixels)(pixels)[1]))
-    """
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, "6"), done.stderr
 
 
 @pytest.mark.parametrize("how", ["wrapper", "model", "block"])
