@@ -18,8 +18,9 @@ hypothesis.settings.register_profile("attnhook", derandomize=True, deadline=None
 hypothesis.settings.load_profile("attnhook")
 
 
-def pytest_collection_finish() -> None:
-    """What the libraries made at import stays: a collection that looks through it takes half a second."""
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_old_is_collected():
+    """What libraries made at import stays: a collection that looks through it takes half a second, and compare() asks for one a model."""
     gc.collect()
     gc.freeze()
 

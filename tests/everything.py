@@ -135,11 +135,12 @@ def tasks(folder: Path) -> list[str]:
         return asyncio.run(together())
 
 
-def main(mode: str, folder: str) -> None:
+def main(folder: str, *modes: str) -> None:
     for category in (DeprecationWarning, FutureWarning, UserWarning):  # of libraries; ours are errors under -W error
         warnings.filterwarnings("ignore", category=category, module=THIRD_PARTY)
-    (found,) = set(globals()[mode](Path(folder)))
-    print(f"everything works: {found}")
+    for mode in modes:
+        (found,) = set(globals()[mode](Path(folder, mode)))
+        print(f"everything works: {found}")
 
 
 if __name__ == "__main__":

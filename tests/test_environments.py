@@ -10,39 +10,36 @@ import pytest
 SCRIPT = Path(__file__).with_name("everything.py")
 ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONIOENCODING": "ascii"}
 
-# What is set (None: unset), arguments of Python, the script's mode.
+# What is set (None: unset), arguments of Python, the script's modes. What has nothing to do with each other is tried in one process.
 ENVIRONMENTS = {
-    # "as it is" first: the others are compared with it
-    "as it is": ({}, (), "once"),
-    "no home and no name": ({"HOME": None, "XDG_CACHE_HOME": None, "USER": None, "LOGNAME": None}, (), "nobody"),
-    "a home that takes no files, and no network": ({"HOME": "/proc"}, (), "offline"),
-    "ASCII": (ASCII, (), "once"),
-    "the C locale without UTF-8": (ASCII | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, (), "once"),
-    "python -O": ({}, ("-O",), "once"),
-    "warnings are errors": ({}, ("-W", "error"), "once"),
-    "spawned": ({}, (), "spawn"),
-    "threads": ({}, (), "threads"),
-    "tasks": ({}, (), "tasks"),
+    "as it is, in threads, in tasks, and spawned": ({}, (), "once threads tasks spawn"),
+    "no home and no name, and ASCII": (
+        ASCII | dict.fromkeys(("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME")),
+        (),
+        "nobody",
+    ),
+    "a home that takes no files, no network, and python -O": ({"HOME": "/proc"}, ("-O",), "offline"),
+    "the C locale without UTF-8, and warnings are errors": (
+        ASCII | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        ("-W", "error"),
+        "once",
+    ),
 }
 
 
-@pytest.fixture(scope="module")
-def lines() -> set[str]:
-    """What the environments said: the same line."""
-    return set()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_everything_works(name: str, lines: set[str], tmp_path: Path) -> None:
-    changed, arguments, mode = ENVIRONMENTS[name]
-    given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1]), **changed}
-    environment = {key: value for key, value in given.items() if value is not None}
-    command = [sys.executable, *arguments, str(SCRIPT), mode, str(tmp_path / "out")]
-    run = subprocess.run(command, capture_output=True, check=False, timeout=240, env=environment, cwd=tmp_path)
-    said = run.stderr.decode(errors="replace")
-    assert run.returncode == 0, said
-    assert "Traceback" not in said
-    assert "Warning" not in said
-    lines |= set(run.stdout.decode().splitlines())
-    assert len(lines) == 1  # nothing is lost, and nothing is other than elsewhere
+def test_everything_works_everywhere(tmp_path: Path) -> None:
+    lines = set()
+    for number, (name, (changed, arguments, modes)) in enumerate(ENVIRONMENTS.items()):
+        given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1]), **changed}
+        environment = {key: value for key, value in given.items() if value is not None}
+        command = [sys.executable, *arguments, str(SCRIPT), str(tmp_path / str(number)), *modes.split()]
+        run = subprocess.run(command, capture_output=True, check=False, timeout=500, env=environment, cwd=tmp_path)
+        said = run.stderr.decode(errors="replace")
+        assert run.returncode == 0, (name, said)
+        assert "Traceback" not in said, (name, said)
+        assert "Warning" not in said, (name, said)
+        found = run.stdout.decode().splitlines()
+        assert len(found) == len(modes.split()), name
+        lines |= set(found)
+        assert len(lines) == 1, name  # nothing is lost, and nothing is other than elsewhere

@@ -54,13 +54,12 @@ def pixels():
     return torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["meta", torch.float64, torch.bfloat16], ids=str)
+@pytest.fixture(params=[("meta", torch.float64), (None, torch.bfloat16)], ids=str)
 def others(request) -> Iterator[None]:
     """Defaults that another part of the program set."""
-    if isinstance(request.param, str):
-        torch.set_default_device(request.param)
-    else:
-        torch.set_default_dtype(request.param)
+    device, dtype = request.param
+    torch.set_default_device(device)
+    torch.set_default_dtype(dtype)
     yield
     torch.set_default_device(None)
     torch.set_default_dtype(torch.float32)

@@ -123,19 +123,22 @@ def test_the_checker_sees_a_forbidden_import() -> None:
     assert set(imported_modules(source)) == {("attnhook.zoo.loading", True), ("timm", False)}
 
 
-def test_import_loads_nothing_heavy() -> None:
-    code = "import attnhook, sys; from attnhook import AttentionCapture; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert "attnhook.capture.session" in loaded
-    assert not set(HEAVY) & set(loaded)
-
-
-def test_writers_load_no_library_before_they_are_made() -> None:
-    writers = "DirectoryWriter, TensorBoardWriter, WandbWriter, MlflowWriter"
-    code = f"import sys; from attnhook import AttentionMonitor, {writers}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert "attnhook.monitoring.integrations.mlflow" in loaded
-    assert not set(HEAVY) & set(loaded)
+def test_imports_load_nothing_heavy() -> None:
+    """Nor do writers before they are made, and figures do without pyplot also when one is drawn."""
+    code = """if True:
+        import sys, attnhook, attnhook.zoo.loading, attnhook.imaging.figures, attnhook.imaging.overlays
+        from attnhook import AttentionCapture, AttentionMonitor, DirectoryWriter, MlflowWriter, TensorBoardWriter, WandbWriter
+        print(*sys.modules)
+        import numpy
+        attnhook.imaging.overlay_figure(numpy.zeros((8, 8)), numpy.eye(8))
+        print(*sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded, drawn = map(set, map(str.split, done.stdout.splitlines()))
+    assert {"attnhook.capture.session", "attnhook.monitoring.integrations.mlflow"} <= loaded
+    assert not {*HEAVY, "onnx"} & loaded
+    assert "matplotlib.figure" in drawn
+    assert "matplotlib.pyplot" not in drawn
 
 
 def test_the_check_for_heavy_modules_works() -> None:

@@ -1,6 +1,7 @@
 """How several processes share an extraction: they agree at its start, work alone, and meet again at its end."""
 
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from attnhook.errors import ExtractionError
 _BUSY: set[str] = set()  # folders that threads of this process write to: locks of files are between processes
 _BUSY_LOCK = threading.Lock()
 _TIMEOUT = timedelta(days=365)  # processes wait for the slowest one, however long it takes
+_JOINED = itertools.count()
 _Result = TypeVar("_Result")
 
 
@@ -67,7 +69,13 @@ def process_group() -> Iterator[ProcessGroup]:
         return
     if not joined:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        store, rank, size = next(rendezvous("env://"))
+        # Under a prefix of its own: torchrun's store still has the addresses of the group of an earlier extraction.
+        own = PrefixStore(f"attnhook extraction {next(_JOINED)}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=_TIMEOUT)
     local_rank, local_size = (
         int(os.environ.get(name, n)) for name, n in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from attnhook import open_maps
+from attnhook import extract, open_maps
 from attnhook.extraction.processes import ProcessGroup
+from tests.comparison.zoo import timm_vit
 from tests.extraction.photographs import files_of, make_folder, photo_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -22,41 +23,37 @@ def test_shares_are_whole_and_even():
     assert max(loads) - min(loads) <= 5
 
 
-SCRIPT = """
+OPTIONS = {"blocks": None, "shard_size": 7, "batch_size": 3, "methods": ["rollout"]}
+SCRIPT = f"""
 import sys
 import torch
 from attnhook import extract
 from tests.comparison.zoo import timm_vit
 torch.set_num_threads(1)
-extract(timm_vit(), sys.argv[1], sys.argv[2], blocks=None, shard_size=7, batch_size=3, methods=["rollout"], num_workers=int(sys.argv[3]))
+extract(timm_vit(), sys.argv[1], sys.argv[2], num_workers=1, **{OPTIONS})
+print("written")
+extract(timm_vit(), sys.argv[3], sys.argv[2] + "-nothing", num_workers=0, **{OPTIONS})
+print("not refused")
 """
 
 
-def run_script(tmp_path, *arguments, processes=1):
-    (tmp_path / "run.py").write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *torchrun, tmp_path / "run.py", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-
-
 @pytest.mark.slow
-def test_two_and_three_processes_write_what_one_does(tmp_path):
-    photos = make_folder(tmp_path / "photos", 50)
+def test_three_processes_write_what_one_does_and_all_refuse_what_the_first_refuses(tmp_path):
+    photos, empty = make_folder(tmp_path / "photos", 50), tmp_path / "empty"
     (photos / "bad.png").write_bytes(b"")
-    for processes, workers in ((1, 0), (2, 1), (3, 0)):
-        done = run_script(tmp_path, photos, tmp_path / f"by{processes}", str(workers), processes=processes)
-        assert done.returncode == 0, done.stderr
+    empty.mkdir()
+    extract(timm_vit(), photos, tmp_path / "by1", num_workers=0, **OPTIONS)
+    (tmp_path / "run.py").write_text(SCRIPT)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
+    command = [sys.executable, *torchrun, tmp_path / "run.py", photos, tmp_path / "by3", empty]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.stdout.count("written") == 3, done.stderr
     assert len(open_maps(tmp_path / "by3")) == 50
-    assert files_of(tmp_path / "by2") == files_of(tmp_path / "by1") == files_of(tmp_path / "by3")
-
-
-@pytest.mark.slow
-def test_what_the_first_process_refuses_all_refuse(tmp_path):
-    (tmp_path / "photos").mkdir()
-    done = run_script(tmp_path, tmp_path / "photos", tmp_path / "out", "0", processes=2)
+    assert files_of(tmp_path / "by1") == files_of(tmp_path / "by3")
     assert done.returncode == 1
-    assert done.stderr.count("no photos: expected some in") >= 2
+    assert done.stderr.count("no photos: expected some in") >= 3
+    assert "not refused" not in done.stdout
 
 
 MEMORY = """

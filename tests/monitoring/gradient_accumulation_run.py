@@ -39,7 +39,7 @@ def main(folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     assert same(run(None), run(folder))
-    print(f"rank {dist.get_rank()}: same to the last bit", flush=True)
+    print(f"rank {dist.get_rank()}: same to the last bit under a static graph", flush=True)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -88,9 +88,9 @@ KINDS = {
     "checkpointing": Kind(build=Checkpointed),
     "hybrid": Kind(build=Hybrid),
     "compiled": Kind(wrap=lambda model: torch.compile(model, backend="aot_eager"), observable=False),
-    "compiled in place": Kind(wrap=lambda model: (model.compile(backend="aot_eager"), model)[1], observable=False),
+    "compiled in place": Kind(wrap=lambda model: (model.compile(backend="eager"), model)[1], observable=False),
     "compiled blocks": Kind(
-        wrap=lambda model: ([block.compile(backend="aot_eager") for block in model.blocks], model)[1], observable=False
+        wrap=lambda model: ([block.compile(backend="eager") for block in model.blocks], model)[1], observable=False
     ),
 }
 

@@ -15,6 +15,8 @@ from attnhook import AttentionMonitor, DirectoryWriter
 from tests.monitoring.gradient_accumulation_run import STEPS
 from tests.monitoring.monitored import CLASSES, SIZE, probe_pixels, same, small_vit
 from tests.monitoring.test_monitoring_trainers import Photos, loader
+from tests.monitoring.test_monitoring_writers import check_events
+from tests.monitoring.test_training_examples import ROOT, TORCHRUN
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the trainers' own
 
@@ -153,19 +155,24 @@ def test_lightning_with_averaged_weights_accumulation_and_a_compiled_model(tmp_p
     assert first[4]["attention/entropy"] != first[2]["attention/entropy"]
 
 
-# --- a plain loop in two processes --------------------------------------------------------------------------------------------------------
+# --- plain loops in two processes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_plain_loop_in_two_processes_with_a_static_graph_and_accumulation(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("gradient_accumulation_run.py")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+def test_plain_loops_in_two_processes_of_torchrun(tmp_path: Path) -> None:
+    """DDP and FSDP2, then DDP with a static graph and accumulation."""
+    pytest.importorskip("tensorboard")
+    here = Path(__file__).parent
+    runs = [(str(here / "monitored_run.py"), how, str(tmp_path / how)) for how in ("ddp", "fsdp2")]
+    runs.append((str(here / "gradient_accumulation_run.py"), str(tmp_path / "accumulated")))
+    command = [sys.executable, *TORCHRUN, "tests.monitoring.scripts_run", json.dumps(runs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("same to the last bit") == 2
-    numbers = read_back(tmp_path)
+    for how in ("ddp", "fsdp2", "a static graph"):
+        assert run.stdout.count(f"same to the last bit under {how}") == 2
+    for how in ("ddp", "fsdp2"):
+        check_events(tmp_path / how, steps=[0, 10], overlay=(192, 192))
+    numbers = read_back(tmp_path / "accumulated")
     assert list(numbers) == list(range(0, STEPS, 3))
     assert numbers[6]["attention/blocks.1.attn/change"] > 0

@@ -2,10 +2,6 @@
 
 import contextlib
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -266,20 +262,3 @@ def test_what_a_forward_caches_serves_training_afterwards() -> None:
     model = next(case.build() for case in TIMM if case.name == "eva_rope").train()
     AttentionMonitor(model, torch.rand(1, 3, 24, 40), writers=()).step(0)
     model(torch.rand(2, 3, 24, 40)).sum().backward()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_processes_of_torchrun(how: str, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    script = Path(__file__).with_name("monitored_run.py")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), how, str(tmp_path),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("same to the last bit") == 2
-    from tests.monitoring.test_monitoring_writers import check_events
-
-    check_events(tmp_path, steps=[0, 10], overlay=(192, 192))

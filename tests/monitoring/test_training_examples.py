@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
@@ -17,19 +18,21 @@ from attnhook.zoo.demo_weights import backbone_weights
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
-STEPS, EVERY = 30, 3
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+STEPS, EVERY = 20, 2
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
 LOOP_STEPS = list(range(0, STEPS, EVERY))
 OPTIMIZER_STEPS = list(range(0, STEPS + 1, EVERY))  # 0 is before training
 KINDS = ("entropy", "relative_entropy", "distance", "sink_mass", "head_diversity")
 
 
-def run_example(script: str, out: Path, *options: str, launcher: tuple[str, ...] = ()) -> str:
+def run_examples(*examples: tuple[str, ...], launcher: tuple[str, ...] = ("-m",)) -> str:
+    """Scripts with the folder that they write to and other options, one after another in one process."""
     pytest.importorskip("tensorboard")
     pytest.importorskip("sklearn")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *launcher, str(EXAMPLES / script), "--out", str(out), *options]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    scripts = [(str(EXAMPLES / script), "--out", str(out), *options) for script, out, *options in examples]
+    command = [sys.executable, *launcher, "tests.monitoring.scripts_run", json.dumps(scripts)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment, cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "the attention probe failed" not in run.stderr
     assert "could not write" not in run.stderr
@@ -87,10 +90,17 @@ def decoded(event) -> Image.Image:
 
 
 @pytest.mark.slow
-def test_a_plain_loop(tmp_path: Path) -> None:
-    said = run_example("train_plain.py", tmp_path, f"--steps={STEPS}")
-    assert said.count("loss") == len(LOOP_STEPS)
-    read_back(tmp_path, steps=LOOP_STEPS, blocks=4, heads=4, size=(192, 192), live=True)
+def test_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    pytest.importorskip("accelerate")
+    trainers = ("train_lightning.py", "train_transformers.py")
+    scripts = ("train_plain.py", *trainers)
+    said = run_examples(*((script, tmp_path / script, f"--steps={STEPS}") for script in scripts))
+    assert said.count("step 0: loss") == 1
+    assert said.count("loss 0.") == len(LOOP_STEPS)
+    read_back(tmp_path / "train_plain.py", steps=LOOP_STEPS, blocks=4, heads=4, size=(192, 192), live=True)
+    for script in trainers:
+        read_back(tmp_path / script, steps=OPTIMIZER_STEPS, blocks=4, heads=4, size=(192, 192))
 
 
 @pytest.mark.slow
@@ -99,30 +109,17 @@ def test_the_demo_backbone_in_a_plain_loop(tmp_path: Path) -> None:
         backbone_weights()
     except MissingPackageError as error:
         pytest.skip(str(error))
-    run_example("train_plain.py", tmp_path, "--model=demo", "--steps=3")
-    read_back(tmp_path, steps=[0, 1, 2], blocks=12, heads=6, size=(224, 224), live=True)
+    run_examples(("train_plain.py", tmp_path, "--model=demo", "--steps=2"))
+    read_back(tmp_path, steps=[0, 1], blocks=12, heads=6, size=(224, 224), live=True)
 
 
 @pytest.mark.slow
-def test_lightning(tmp_path: Path) -> None:
-    pytest.importorskip("lightning")
-    run_example("train_lightning.py", tmp_path, f"--steps={STEPS}")
-    read_back(tmp_path, steps=OPTIMIZER_STEPS, blocks=4, heads=4, size=(192, 192))
-
-
-@pytest.mark.slow
-def test_transformers(tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    run_example("train_transformers.py", tmp_path, f"--steps={STEPS}")
-    read_back(tmp_path, steps=OPTIMIZER_STEPS, blocks=4, heads=4, size=(192, 192))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["train_ddp.py", "train_fsdp2.py"])
-def test_two_processes(script: str, tmp_path: Path) -> None:
-    said = run_example(script, tmp_path, f"--steps={STEPS}", launcher=TORCHRUN)
-    assert said.count("loss") == len(LOOP_STEPS)
-    read_back(tmp_path, steps=LOOP_STEPS, blocks=4, heads=4, size=(192, 192))
+def test_two_processes(tmp_path: Path) -> None:
+    scripts = ("train_ddp.py", "train_fsdp2.py")
+    said = run_examples(*((script, tmp_path / script, f"--steps={STEPS}") for script in scripts), launcher=TORCHRUN)
+    assert said.count("loss") == 2 * len(LOOP_STEPS)
+    for script in scripts:
+        read_back(tmp_path / script, steps=LOOP_STEPS, blocks=4, heads=4, size=(192, 192))
 
 
 def test_every_example_says_how_to_run_it_and_is_run() -> None:
