@@ -4,6 +4,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from enum import EnumType
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -84,6 +85,8 @@ class _Old:
     def __get__(self, owner: Any, kind: type) -> Any:
         if self.instead:
             raise AttributeError(f"{kind.__name__}.{self.name} is gone since attnhook 0.2: {self.instead}.")
+        if owner is None and not isinstance(kind, EnumType):  # someone looks at the class, such as `inspect.getmembers`
+            return self
         found = attrgetter(self.path)(kind if owner is None else owner)
         _warn(f"{kind.__name__}.{self.name}", f".{self.path}")
         return found

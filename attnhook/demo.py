@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnhook.answers.answer_capture import AnswerCapture
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import MissingPackageError
 from attnhook.files import check_writable
+from attnhook.imaging.images import read_image
 from attnhook.imaging.panels import rendered
 from attnhook.results.head_pictures import results_figure
 from attnhook.results.pictures import blocks_figure, heads_figure, photo_figure
 from attnhook.results.results import AttentionResult, attend, save_image
+from attnhook.zoo.demo_reader import READER_PROMPT, digit_reader
 from attnhook.zoo.loading import DIGITS_WEIGHTS, load
 from attnhook.zoo.vision_models import VisionModel
 
@@ -47,6 +50,11 @@ def run_demo(out: Path, *, repeats: int = 7) -> list[Path]:
     classes = draw_classes(out)
     written.append(classes)
     print(f"\ntwo digits, and where a small ViT looks for each class (gradient rollout)\n  {classes}")
+    said, answer, page = draw_answer(out)
+    written.append(answer)
+    print(
+        f'\na tiny vision-language model reads them: "{said}"; where each word looks, and a page for the browser\n  {answer}\n  {page}'
+    )
     pixels = model.preprocess(next(iter(photos.values())))[0]
     height, width = pixels.shape[-2:]
     print(
@@ -92,6 +100,17 @@ def draw_classes(out: Path) -> Path:
     model, photo = load("digits"), DIGITS_WEIGHTS.with_name("digits.png")
     results = [attend(model, photo, method="gradient_rollout", target=target)[0] for target in ("5", "0")]
     return save_image(rendered(results_figure(results)), out / "digits-classes.png")
+
+
+def draw_answer(out: Path) -> tuple[str, Path, Path]:
+    """Let a vision-language model name the digits; write where each word looks, as a picture and as a page. Also gives the answer's text."""
+    (model, processor), photo = digit_reader(), read_image(DIGITS_WEIGHTS.with_name("digits.png"))
+    inputs = processor(images=photo, text=READER_PROMPT, return_tensors="pt")
+    with AnswerCapture(model, processor) as capture:
+        model.generate(**inputs, max_new_tokens=4)
+    answer = capture.answer
+    page = answer.to_html(out / "digits-answer.html", photo)
+    return answer.text, save_image(rendered(answer.figure(photo)), out / "digits-answer.png"), page
 
 
 def library_difference(first: VisionModel, second: VisionModel, pixels: Tensor) -> float:

@@ -83,8 +83,8 @@ GUARDS = (
     ),
     Guard(
         "hooks run after an exception",
-        "capture/session.py",
-        "AttentionCapture._open_scope_during",
+        "capture/hooked_contexts.py",
+        "HookedContext._open_scope_during",
         "argument",
         "always_call",
         f"{INVARIANTS}::test_an_exception_closes_its_scope_before_the_context_ends",
@@ -134,8 +134,8 @@ GUARDS = (
     ),
     Guard(
         "only the context that entered is recorded",
-        "capture/session.py",
-        "AttentionCapture._scope",
+        "capture/hooked_contexts.py",
+        "HookedContext._scope",
         "name",
         "innermost",
         CONTEXTS,
@@ -151,8 +151,8 @@ GUARDS = (
     ),
     Guard(
         "only the capture's own hooks are removed",
-        "capture/session.py",
-        "AttentionCapture._undo",
+        "capture/hooked_contexts.py",
+        "HookedContext._undo",
         "operand",
         "capture",
         CONTEXTS,

@@ -23,9 +23,11 @@ def test_demo(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "differ by at most" in said
     assert "times the bare forward" in said
+    assert '"five and zero"' in said
     paths = sorted((tmp_path / "out").iterdir())
-    assert len(paths) == 7
+    assert len(paths) == 9
     for path in paths:
         assert str(path) in said
+    for path in (tmp_path / "out").glob("*.png"):
         with Image.open(path) as picture:
             picture.load()

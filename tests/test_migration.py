@@ -1,5 +1,9 @@
 """The tables of CHANGELOG.md that lead from 0.1 to 0.2: old lines warn, or their errors give the new ones, and every new line runs."""
 
+import copy
+import inspect
+import pickle
+import pydoc
 import re
 import warnings
 from pathlib import Path
@@ -122,3 +126,27 @@ def test_a_class_without_old_names_says_what_python_says() -> None:
     assert not hasattr(patch_map, "__array_interface__")
     with pytest.raises(KeyError):
         attnhook.attend("digits", Image.new("L", (32, 32)))[0].settings["nothing"]
+
+
+def test_looking_at_classes_and_copying_warns_of_nothing(names: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        for kind in (
+            attnhook.AttentionMaps,
+            attnhook.BlockAttention,
+            attnhook.AttentionSite,
+            attnhook.PatchMap,
+            Kernel,
+        ):
+            assert inspect.getmembers(kind)
+            assert pydoc.render_doc(kind)
+        for value in (
+            names["maps"],
+            names["maps"][-1],
+            attnhook.raw_attention(names["maps"]),
+            names["result"].settings,
+        ):
+            assert type(copy.deepcopy(value)) is type(value)
+            assert pickle.dumps(value)
+        assert str(inspect.signature(attnhook.heatmap)).startswith("(patch_map: ")
+        assert len(list(Kernel)) == 5

@@ -94,6 +94,11 @@ class LayerListener:
         if step is not None:
             with exact_arithmetic(call.query.device.type):
                 call = _unpacked(call, step.length)
+                if call.query.shape[2] != step.length:
+                    raise UnsupportedModelError(
+                        f"an attention call does not fit the forward: expected {step.length} queries, one per token, got {call.query.shape[2]}. "
+                        "Please report it with the model's configuration."
+                    )
                 self._now.store(self._number, call.logits(as_index(step.index, call.query.device)))
 
     def softmax(self, record: ForwardRecord, logits: Tensor, weights: Tensor) -> None:

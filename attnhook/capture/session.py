@@ -116,7 +116,9 @@ class AttentionCapture(HookedContext):
 
     def _open(self) -> None:
         self.clear()
-        active = self._active = ActiveCapture(watched_modules.readable(self._by_weights), lambda: self._paused > 0)
+        active = self._active = ActiveCapture(
+            watched_modules.with_readable_weights(self._by_weights), lambda: self._paused > 0
+        )
         self._run_eagerly(active)
         forget_closed()
         Scope(active, ForwardRecord(), active).open()

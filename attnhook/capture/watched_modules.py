@@ -83,7 +83,7 @@ def overrides_forward(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) and own
 
 
-def readable(by_weights: Mapping[Any, Any]) -> dict[Any, Any]:
+def with_readable_weights(by_weights: Mapping[Any, Any]) -> dict[Any, Any]:
     """Those modules whose weights can be read to recognise them; raises if one with a listener has a parametrised weight."""
     found = {}
     for attention, listener in by_weights.items():

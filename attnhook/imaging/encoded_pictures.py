@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 
-def shrunk(picture: Image.Image, longest: int) -> Image.Image:
+def shrunk_to(picture: Image.Image, longest: int) -> Image.Image:
     """Shrink a picture whose longer edge has more pixels."""
     shrink = longest / max(picture.size)
     return picture if shrink >= 1 else picture.resize([max(1, round(edge * shrink)) for edge in picture.size])

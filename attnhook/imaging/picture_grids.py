@@ -5,6 +5,7 @@ No layout engine is needed: pictures have known shapes, and texts are measured. 
 
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -226,7 +227,7 @@ def wrapped(text: str | None, width: float, points: float = TEXT_POINTS) -> list
 def _pieces(word: str, width: float, points: float) -> list[str]:
     pieces = []
     while len(word) > 1 and inches(word, points) > width:
-        end = next((n for n in range(len(word) - 1, 1, -1) if inches(word[:n], points) <= width), 1)
+        end = bisect_right(range(2, len(word)), width, key=lambda n: inches(word[:n], points)) + 1
         mark = max(word.rfind(sign, 0, end) for sign in "._/") + 1
         end = mark if mark > end // 3 else end
         pieces.append(word[:end])

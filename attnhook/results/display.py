@@ -6,7 +6,7 @@ from dataclasses import replace
 from PIL import Image
 
 from attnhook.capture.records import AttentionMaps
-from attnhook.imaging.encoded_pictures import data_url, encoded, shrunk
+from attnhook.imaging.encoded_pictures import data_url, encoded, shrunk_to
 from attnhook.imaging.patch_maps import PatchMap
 from attnhook.options import Rows
 
@@ -17,12 +17,12 @@ _JPEG_QUALITY = 88
 
 def png_of(picture: Image.Image) -> bytes:
     """Encode a picture, shrunk to fit."""
-    return encoded(shrunk(picture, _LONGEST), "PNG")
+    return encoded(shrunk_to(picture, _LONGEST), "PNG")
 
 
 def html_of(picture: Image.Image, caption: str) -> str:
     """Show a picture above its caption."""
-    shown, text = shrunk(picture, _LONGEST), html.escape(caption)
+    shown, text = shrunk_to(picture, _LONGEST), html.escape(caption)
     source = data_url(encoded(shown, "JPEG", quality=_JPEG_QUALITY))
     return (
         f'<figure style="margin:0;max-width:{shown.width}px">'

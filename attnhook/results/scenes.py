@@ -19,7 +19,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps, BlockAttention
 from attnhook.capture.windows import WindowLayout
 from attnhook.errors import AttnhookError, GeometryError, NoReadoutError, RowsNotKeptError, TokenLayoutError
-from attnhook.imaging.encoded_pictures import data_url, encoded, shrunk
+from attnhook.imaging.encoded_pictures import data_url, encoded, shrunk_to
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.options import BlocksOption, Rows
 from attnhook.pages.documents import packed_html
@@ -206,7 +206,7 @@ def _rollouts(maps: AttentionMaps) -> tuple[Iterable[Tensor | None], str | None]
 def _photo(scene: Scene, longest: int) -> dict[str, Any]:
     photo, geometry = scene.image, scene.geometry
     elongated = max(photo.size) / (2 * min(photo.size))
-    shown = shrunk(photo, round(longest * min(max(elongated, 1), _LENGTHENED)))
+    shown = shrunk_to(photo, round(longest * min(max(elongated, 1), _LENGTHENED)))
     jpeg = encoded(shown, "JPEG", quality=_QUALITY, subsampling=0)
     return {
         "photo": data_url(jpeg),

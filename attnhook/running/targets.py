@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attnhook.capture.session import AttentionCapture
 from attnhook.errors import GeometryError, TargetError
 from attnhook.imaging.model_inputs import ModelInputs, pixels_name, with_pixels
-from attnhook.zoo.model_metadata import innermost
+from attnhook.zoo.model_metadata import inner_model
 
 _SIZE = re.compile(r"\b(size|height|width)\b.*(match|expected)", re.IGNORECASE)
 _POSITIONS = re.compile(r"size of tensor .* must match")  # patches and position embeddings
@@ -29,7 +29,7 @@ def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[s
         return forward(*(_moved(value, like) for value in arguments), **moved)
     except (ValueError, AssertionError, RuntimeError) as error:
         pixels = inputs.pixels if isinstance(inputs, ModelInputs) else inputs
-        if (problem := _size_problem(error, innermost(model), pixels)) is None:
+        if (problem := _size_problem(error, inner_model(model), pixels)) is None:
             raise
         raise GeometryError(problem) from None  # the model's own traceback is long, and its message is in this one
 
@@ -57,7 +57,7 @@ def _arguments(model: Any, inputs: ModelInputs) -> tuple[list[Any], dict[str, An
     """Positional and keyword arguments of a forward."""
     if not inputs.keywords:
         return [inputs.pixels], {}
-    inner = innermost(model)
+    inner = inner_model(model)
     parameters = inspect.signature(getattr(inner, "get_image_features", inner.forward)).parameters.values()
     names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
     if not names and any(one.kind is one.VAR_KEYWORD for one in parameters):  # forward(**kwargs) passes everything on

@@ -46,7 +46,7 @@ def not_safetensors(path: Path) -> ModelLoadError:
     )
 
 
-def unwrapped(state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def by_wrapper(state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The weights as they are, then without each prefix of a wrapper that all names share, by the prefix that is left out."""
     forms, prefix = {"": state}, ""
     while state and (found := [one for one in _WRAPPERS if all(key.startswith(one) for key in state)]):
@@ -57,7 +57,7 @@ def unwrapped(state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The weights under the model's own names, as far as names tell."""
-    return list(unwrapped(state).values())[-1]
+    return list(by_wrapper(state).values())[-1]
 
 
 def head_options(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, int]:
@@ -69,7 +69,7 @@ def head_options(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str,
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], *, name: str, source: str) -> None:
     """Load weights into a model that must have exactly these tensors, under its own names or with one prefix before all of them."""
     own = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    forms = unwrapped(state)
+    forms = by_wrapper(state)
     for form in forms.values():
         if {key: tensor.shape for key, tensor in form.items()} == own:
             model.float()  # under another default dtype, parameters would round what is loaded

@@ -21,12 +21,12 @@ from attnhook.errors import MissingPackageError, ModelLoadError
 from attnhook.files import readable, user_path
 from attnhook.zoo import demo_weights
 from attnhook.zoo.checkpoints import (
+    by_wrapper,
     head_options,
     load_strictly,
     not_safetensors,
     read_safetensors,
     summary,
-    unwrapped,
     without_wrappers,
 )
 from attnhook.zoo.model_metadata import timm_data_config
@@ -260,7 +260,7 @@ def _load_transformers(name: str, dtype: torch.dtype) -> VisionModel:
             f"hub, got {got}. Save the model and its image processor there with save_pretrained, or check the id and the connection{_offline()}."
         ) from error
     if missing := sorted(report["missing_keys"]):
-        prefix = list(unwrapped(dict.fromkeys(report["unexpected_keys"])))[-1]
+        prefix = list(by_wrapper(dict.fromkeys(report["unexpected_keys"])))[-1]
         wrapped = f", and others whose names all begin with {prefix!r}" if prefix else ""
         raise ModelLoadError(
             f"the weights of {name!r} do not fill a {type(model).__name__}: expected all its parameters, got none for {summary(missing)}, "

@@ -19,7 +19,7 @@ _MOST_SPECIAL = 9
 """Most special tokens in a table of position embeddings: a class token, a distillation token, registers."""
 
 
-def innermost(model: nn.Module) -> nn.Module:
+def inner_model(model: nn.Module) -> nn.Module:
     """The model inside wrappers, such as DDP's and PEFT's."""
     inner = unwrapped(model)
     base: Any = getattr(inner, "get_base_model", None)
@@ -29,13 +29,13 @@ def innermost(model: nn.Module) -> nn.Module:
 
 def library_of(model: nn.Module) -> str | None:
     """The library that a model comes from."""
-    roots = [kind.__module__.partition(".")[0] for kind in type(innermost(model)).__mro__]
+    roots = [kind.__module__.partition(".")[0] for kind in type(inner_model(model)).__mro__]
     return next((root for root in roots if root in LIBRARIES), None)
 
 
 def name_of(model: nn.Module) -> str:
     """A model's name for captions: its architecture, its checkpoint, or its class."""
-    inner = innermost(model)
+    inner = inner_model(model)
     config = _timm_config(inner)
     if config is not None and config.get("architecture"):
         return str(config["architecture"])
@@ -46,13 +46,13 @@ def name_of(model: nn.Module) -> str:
 
 def timm_data_config(model: nn.Module) -> Mapping[str, Any] | None:
     """The preprocessing that a timm model expects; None for other models."""
-    inner = innermost(model)
+    inner = inner_model(model)
     return None if _timm_config(inner) is None else timm_config_of(inner)
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...] | None:
     """The names of a model's classes, if it knows them."""
-    inner = innermost(model)
+    inner = inner_model(model)
     if (config := _timm_config(inner)) is not None:
         return _timm_labels(config, getattr(inner, "num_classes", None))
     transformers: Any = sys.modules.get("transformers")
@@ -69,7 +69,7 @@ def labels_of(model: nn.Module) -> tuple[str, ...] | None:
 
 def missing_preprocess(model: nn.Module) -> str:
     """The message for a model without preprocessing."""
-    inner = innermost(model)
+    inner = inner_model(model)
     library = library_of(inner)
     suggestion = "transform, which turns a PIL image into the model's input"
     if library == "transformers":

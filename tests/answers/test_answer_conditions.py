@@ -360,3 +360,21 @@ def test_whichever_capture_leaves_first_the_other_keeps_its_stance(first: str) -
     assert compiler_stance().stance == "force_eager"
     other.__exit__(None, None, None)
     assert compiler_stance().stance == before != "force_eager"
+
+
+def test_a_layer_that_runs_for_some_tokens_only_is_refused() -> None:
+    """As some models do in the prompt for layers that share the keys of others."""
+    model, inputs = teacher_forced()
+    attention = model.model.language_model.layers[-1].self_attn
+
+    def last_token_only(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        places = tuple(each[:, -1:] for each in kwargs["position_embeddings"])
+        cut = {"hidden_states": kwargs["hidden_states"][:, -1:], "position_embeddings": places, "attention_mask": None}
+        return args, kwargs | cut
+
+    handle = attention.register_forward_pre_hook(last_token_only, with_kwargs=True)
+    with torch.inference_mode(), AnswerCapture(model) as capture:
+        model(**inputs, use_cache=False)
+    handle.remove()
+    with pytest.raises(UnsupportedModelError, match="queries, one per token, got 1"):
+        _ = capture.answers
