@@ -62,6 +62,7 @@ def test_the_reference_is_filled(site: Path) -> None:
 
 def test_pages_on_a_phone(site: Path, browser) -> None:
     context = browser.new_context(viewport={"width": 375, "height": 720})
+    context.set_default_timeout(120_000)
     page = context.new_page()
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))

@@ -311,9 +311,9 @@ def test_measured_once_per_size_and_again_when_it_changes():
     preprocess = Counting()
     first = ImageGeometry.of(preprocess, (60, 80))
     calls = Counting.calls
-    began = time.perf_counter()
+    began = time.process_time()
     assert ImageGeometry.of(preprocess, (60, 80)) == first == ImageGeometry.measured(preprocess, (60, 80))
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
     assert Counting.calls == calls
     assert ImageGeometry.of(preprocess, (61, 80)).image_size == (61, 80)
     preprocess.size = (30, 20)

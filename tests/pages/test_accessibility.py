@@ -109,7 +109,7 @@ def test_every_control_works_by_keyboard(viewer):
         before = page.page.evaluate(read)
         page.press(key)
         if page.page.evaluate(read) == before:
-            page.page.wait_for_function(f"(before) => ({read})() !== before", arg=before, timeout=3000)
+            page.page.wait_for_function(f"(before) => ({read})() !== before", arg=before)
 
     works("#keep", "ArrowRight", "() => document.getElementById('keep-text').textContent")
     works("#mask", "Space", "() => document.getElementById('mask').checked")

@@ -45,8 +45,13 @@ def test_injected_links_and_forms_lead_nowhere(guarded: bool, browser, tmp_path:
     opened.goto((tmp_path / "view.html").as_uri())
     base = opened.evaluate("document.baseURI")
     opened.evaluate("document.getElementById('stolen').submit()")
-    opened.wait_for_timeout(300)
-    sent = [url for url in requests if "localhost" in url]
+    sent: list[str] = []
+    for _ in range(
+        1 if guarded else 200
+    ):  # what is not sent is waited for a moment, what is as long as a slow machine takes
+        opened.wait_for_timeout(300)
+        if sent := [url for url in requests if "localhost" in url]:
+            break
     opened.close()
     assert base.startswith("file:") == guarded
     assert (not sent) == guarded
