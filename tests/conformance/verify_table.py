@@ -87,7 +87,9 @@ def _of_transformers(name: str, kernel: str) -> nn.Module:
         return getattr(transformers, name)._from_config(
             getattr(transformers, config)(**settings), attn_implementation=implementation
         )
-    except ValueError as error:  # "... does not support an attention implementation through scaled_dot_product_attention"
+    except (
+        ValueError
+    ) as error:  # "... does not support an attention implementation through scaled_dot_product_attention"
         if "does not support" not in str(error):
             raise
         raise LookupError(str(error)) from None
