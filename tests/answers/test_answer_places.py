@@ -64,8 +64,7 @@ def tokens_in(model: Any, ids: torch.Tensor, out: dict[str, Any]) -> torch.Tenso
 def counted(model: Any, out: dict[str, Any]) -> torch.Tensor:
     """A prompt with as many image tokens as the model makes of the photo."""
     given = {name: value for name, value in out.items() if name in ("pixel_values", "image_sizes", "image_grid_thw")}
-    with torch.no_grad():
-        features = model.model.get_image_features(**given, return_dict=True).pooler_output
+    features = families.image_features(model, **given)
     features = (
         features.flatten(0, -2) if isinstance(features, torch.Tensor) else torch.cat(list(features)).flatten(0, -2)
     )
@@ -220,7 +219,7 @@ def test_a_bright_square_is_where_the_map_says(family: str, shape: str) -> None:
     for name in ("rows", "cols"):
         empty.pop(name, None)
     if "qwen" in family:
-        kinds = {"mm_token_type_ids": (ids == IMAGE).long()}
+        kinds = {} if families.BEFORE_5 else {"mm_token_type_ids": (ids == IMAGE).long()}
         out, empty = out | kinds, empty | kinds
     if family == "gemma3":
         kinds = {"token_type_ids": (ids == IMAGE).long()}
@@ -293,6 +292,8 @@ def test_a_bright_square_in_an_encoder(family: str) -> None:
     for size in PHOTOS.values():
         photo, centre = photo_with(size, SIDE)
         plain = Image.new("RGB", photo.size, (90, 90, 90))
+        if family == "donut" and families.BEFORE_5:
+            pytest.skip("Donut's processor of transformers 4 cannot pad what it has not made smaller")
         out, empty = (processor(one, return_tensors="pt")["pixel_values"] for one in (photo, plain))
         with torch.no_grad():
             changed = (encoder(model)(out)[0] - encoder(model)(empty)[0])[0].norm(dim=-1)
