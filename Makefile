@@ -88,4 +88,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) site attnhook-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist
+	rm -rf $(VENV) .venv-oldest site attnhook-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist
