@@ -4,8 +4,8 @@
     python -m tests.conformance.verify_table --join newest.json oldest.json --page docs/coverage.md
 
 Models are small, weights random and drawn so that attention is far from uniform. The figure is the largest difference of a captured row from
-eager attention: that of a copy of the model with the library's own explicit softmax, as `verify` runs it, where the kernel is fused; and where
-it is not, from what the same forward's own softmax returned (`nn.MultiheadAttention`: from the weights that it returns on request).
+eager attention: that of a copy of the model with the library's own explicit softmax, as `verify` runs it. Where the library cannot switch, it is
+that of the same forward: what its own softmax returned, what `nn.MultiheadAttention` returns on request, or the fused call spelt out in float64.
 """
 
 import argparse
