@@ -26,7 +26,7 @@ browser:
 # The oldest versions that pyproject.toml allows, in a virtual environment of their own.
 OLDEST = torch==2.6.0 torchvision==0.21.0 timm==1.0.22 "transformers==4.57.*"
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo tests/answers
+	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo tests/running tests/answers
 
 .venv-oldest/.installed: pyproject.toml
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
