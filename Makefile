@@ -16,11 +16,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed browser
 	$(call say,running all tests in two processes: some ten minutes; make test-fast leaves out the slow ones)
-	$(BIN)/pytest -n 2 -m "not gpu"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not gpu"
 
 test-fast: $(VENV)/.installed
 	$(call say,running the tests that are not slow in two processes)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # Pages are tested in Chromium. Where it is missing, Debian's is installed if that needs no password; otherwise those tests are skipped and say so.
 APT = $(shell test "$$(id -u)" = 0 || echo sudo -n) env DEBIAN_FRONTEND=noninteractive apt-get
@@ -33,7 +33,7 @@ browser:
 OLDEST = torch==2.6.0 torchvision==0.21.0 timm==1.0.22 "transformers==4.57.*"
 test-oldest: .venv-oldest/.installed
 	$(call say,running the tests with the oldest allowed versions)
-	.venv-oldest/bin/pytest -n 2 tests/capture tests/zoo tests/running tests/answers
+	.venv-oldest/bin/pytest -n 2 --dist worksteal tests/capture tests/zoo tests/running tests/answers
 
 .venv-oldest/.installed: pyproject.toml
 	$(call say,installing the oldest allowed versions into .venv-oldest/: a few minutes the first time)
@@ -46,7 +46,7 @@ test-oldest: .venv-oldest/.installed
 coverage: $(VENV)/.installed browser
 	$(call say,running all tests under coverage: longer than make test)
 	rm -rf .coverage && mkdir .coverage
-	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 -m "not gpu"
+	PYTHONPATH=$(CURDIR) $(BIN)/coverage run -m pytest -n 2 --dist worksteal -m "not gpu"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
