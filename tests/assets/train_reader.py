@@ -65,7 +65,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = train(options.steps, options.rate, options.seed)
     with torch.no_grad():
-        for unused in model.model.vision_tower.encoder.parameters():  # its output is not read; zeros take no room in the wheel
+        for (
+            unused
+        ) in model.model.vision_tower.encoder.parameters():  # its output is not read; zeros take no room in the wheel
             unused.zero_()
     half = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(half, READER_WEIGHTS)
