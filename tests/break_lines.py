@@ -30,7 +30,15 @@ _CALLS = (
     "capture/test_traceable.py"
 )
 _MATRICES = "capture/test_matrix_properties.py capture/test_softmax_matrix.py capture/test_matrix_products.py capture/test_nan_keys.py"
+_ANSWERS = (
+    "answers/test_answer_rows.py answers/test_answer_conditions.py answers/test_answer_words.py answers/test_answer_places.py "
+    "answers/test_digit_reader.py"
+)
 SUITES = {
+    "answers/answer_rows.py": _ANSWERS,
+    "answers/answer_records.py": _ANSWERS,
+    "answers/layer_listening.py": _ANSWERS,
+    "answers/answer_capture.py": _ANSWERS,
     "capture/layout.py": "capture/test_layout.py capture/test_layout_properties.py capture/test_errors.py",
     "capture/softmax_matrix.py": f"{_MATRICES} capture/test_calls.py capture/test_copied_maps.py",
     "capture/operands.py": (
@@ -41,7 +49,11 @@ SUITES = {
     "capture/calls.py": _CALLS,
     "capture/forward_records.py": _CALLS,
     "capture/scopes.py": _CALLS + " capture/test_contexts.py capture/test_neighbours.py",
+    "capture/hooked_contexts.py": _CALLS + " capture/test_contexts.py capture/test_interrupts.py",
     "capture/records.py": f"capture/test_records.py capture/test_notebook.py {_CALLS}",
+    "imaging/patch_maps.py": "imaging/test_patch_maps.py imaging/test_overlapping_patches.py results/test_placed.py",
+    "imaging/measurement.py": "imaging/test_measured_geometry.py results/test_preprocess.py",
+    "imaging/affine_maps.py": "imaging/test_measured_geometry.py results/test_preprocess.py",
     "imaging/geometry.py": "imaging/test_geometry_properties.py imaging/test_geometry.py",
     "imaging/heatmaps.py": "imaging/test_heatmaps.py imaging/test_heatmap_properties.py",
     "imaging/overlays.py": "imaging/test_overlays.py imaging/test_figures.py",

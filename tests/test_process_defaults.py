@@ -37,6 +37,7 @@ from attnhook import (
     statistics_figure,
     verify,
 )
+from tests.defaults import no_default_device
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8))
 MASK = np.zeros((120, 160), bool)
@@ -61,7 +62,7 @@ def others(request) -> Iterator[None]:
     torch.set_default_device(device)
     torch.set_default_dtype(dtype)
     yield
-    torch.set_default_device(None)
+    no_default_device()
     torch.set_default_dtype(torch.float32)
 
 

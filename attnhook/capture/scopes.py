@@ -171,7 +171,7 @@ class _WatchMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
-        if (func is torch_internals.SDPA or func in torch_internals.SOFTMAXES) and not is_compiling():
+        if not is_compiling() and (func is torch_internals.SDPA or func in torch_internals.SOFTMAXES):
             with torch_internals.torch_functions_disabled():  # another capture's mode must not see our own softmax
                 self.scope.report(func is torch_internals.SDPA, args, kwargs or {}, result)
         return result

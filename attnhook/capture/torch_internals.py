@@ -1,6 +1,6 @@
 """All private functions of torch that attnhook uses, and why: if one is missing, importing or using `attnhook.capture` fails with it.
 
-They were checked on torch 2.6, 2.13 and 2.14.
+They were checked on torch 2.6, 2.9, 2.14 and 2.15.
 """
 
 import contextlib

@@ -31,18 +31,20 @@ def _refusal(what: str, expected: str) -> UnsupportedModelError:
 
 
 class _RowMode(TorchFunctionMode):
-    """Computes rows of the `chosen` calls of scaled_dot_product_attention."""
+    """Computes rows of those calls of scaled_dot_product_attention for which `chosen` is true."""
 
-    def __init__(self, queries: slice | list[int], chosen: Sequence[int]) -> None:
+    def __init__(self, queries: slice | list[int], chosen: Sequence[bool]) -> None:
         super().__init__()
         self.queries, self.chosen = queries, chosen
         self.calls = 0
         self.rows: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.unflatten:  # written in Python: Dynamo of torch 2.6 traces it as a method only
+            return args[0].unflatten(*args[1:], **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         if func is SDPA:
-            if self.calls in self.chosen:
+            if self.calls < len(self.chosen) and self.chosen[self.calls]:
                 self.rows.append(_rows(self.queries, *args, **(kwargs or {})))
             self.calls += 1
         return output
@@ -128,7 +130,8 @@ class TraceableCapture(nn.Module):
                 order = "all patches in order in every forward, got a model that drops or shuffles them"
                 raise _refusal(f"block {block.name!r}", order)
         self._calls = len(everything)
-        self._chosen = [everything.block_names.index(block.name) for block in wanted]  # ascending
+        # Truth values, not numbers: under Dynamo of torch 2.6 with `dynamic=True`, no number is in a list of a module's numbers.
+        self._chosen = [block.name in wanted.block_names for block in everything]
         self._blocks = [replace(block, captured=torch.empty(block.shape, device="meta")) for block in wanted]
         self._no_blocks = wanted[:0]
 

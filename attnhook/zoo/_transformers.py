@@ -134,12 +134,13 @@ def kernel_of(module: Any) -> Kernel:
     """How an attention module of transformers computes attention with its present settings."""
     implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
     names = names_in_forward(module)
-    falls_back = "getattr" in names and "get_interface" not in names  # getattr finds nothing at the interface
-    if _INTERFACE not in names or implementation in (None, "eager") or falls_back:
+    if _INTERFACE not in names or implementation in (None, "eager"):
         return Kernel.ANY
     interface = inspect.unwrap(class_of(module).forward).__globals__[_INTERFACE]
     function = interface.get(implementation, None)
     is_sdpa = getattr(function, "__module__", "") == "transformers.integrations.sdpa_attention"
+    if (is_sdpa or function is None) and "getattr" in names and "get_interface" not in names:
+        return Kernel.ANY  # getattr finds nothing at the interface: it may fall back to a softmax
     return Kernel.SDPA if is_sdpa else Kernel.INTERFACE
 
 

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 IMAGE = 99
+BEFORE_5 = int(transformers.__version__.partition(".")[0]) < 5  # some settings and outputs have other names
 TEXT = {
     "vocab_size": 120,
     "hidden_size": 32,
@@ -61,6 +62,22 @@ def text(kind: str = "llama", **more: Any) -> Any:
 
 def vision(kind: str, **more: Any) -> Any:
     return AutoConfig.for_model(kind, **{**VISION, **more})
+
+
+def rope(**settings: Any) -> dict[str, Any]:
+    """Settings of rotary positions."""
+    if not BEFORE_5:
+        return {"rope_parameters": settings}
+    return {"rope_theta": settings.pop("rope_theta"), "rope_scaling": settings}
+
+
+def image_features(model: Any, *pixels: torch.Tensor, **named: torch.Tensor) -> Any:
+    """What the language model is given of the images: a tensor, or one for each image."""
+    with torch.no_grad():
+        found = model.model.get_image_features(*pixels, **named)
+    if isinstance(found, tuple) and not isinstance(found[0], torch.Tensor):
+        return found[0]  # before transformers 5, Qwen3-VL returns features of other layers, too
+    return getattr(found, "pooler_output", found)
 
 
 def prompts(*rows: list[int], pad: int = 0) -> dict[str, torch.Tensor]:
@@ -126,15 +143,15 @@ def gemma3() -> tuple[Any, dict[str, Any]]:
 
 def _qwen(name: str, vision_config: dict[str, Any], text_kind: str, **more: Any) -> tuple[Any, dict[str, Any]]:
     ids = {"image_token_id": IMAGE, "video_token_id": 98, "vision_start_token_id": 97, "vision_end_token_id": 96}
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
-    text_config = {**TEXT, "rope_parameters": rope, "model_type": text_kind, **more}
+    positions = rope(rope_type="default", mrope_section=[2, 1, 1], rope_theta=10000.0)
+    text_config = {**TEXT, **positions, "model_type": text_kind, **more}
     model = build(name, vision_config=vision_config, text_config=text_config, **ids)
     grids = torch.tensor([[1, 4, 6], [1, 2, 8]])
     numbers = 3 * 2 * 8 * 8
     given = prompts([1, 97, *images(6), 96, 5, 97, *images(4), 96, 6, 7])
     patches = torch.rand(24 + 16, numbers, generator=torch.Generator().manual_seed(3))
-    kinds = (given["input_ids"] == IMAGE).long()
-    return model, {**given, "pixel_values": patches, "image_grid_thw": grids, "mm_token_type_ids": kinds}
+    kinds = {} if BEFORE_5 else {"mm_token_type_ids": (given["input_ids"] == IMAGE).long()}
+    return model, {**given, "pixel_values": patches, "image_grid_thw": grids, **kinds}
 
 
 def qwen2_vl() -> tuple[Any, dict[str, Any]]:
@@ -221,8 +238,7 @@ def internvl() -> tuple[Any, dict[str, Any]]:
 
 
 def mistral3() -> tuple[Any, dict[str, Any]]:
-    tower = vision("pixtral", image_size=64, head_dim=8)
-    tower.hidden_size = 32
+    tower = vision("pixtral", image_size=64, head_dim=8, hidden_size=32)
     config = {"vision_config": tower, "text_config": text("mistral"), "image_token_index": IMAGE}
     model = build("Mistral3ForConditionalGeneration", **config, spatial_merge_size=2, vision_feature_layer=-1)
     row = [1, *images(2), 91, *images(2), 92, 5, *images(3), 92, 6, 7]
@@ -232,8 +248,7 @@ def mistral3() -> tuple[Any, dict[str, Any]]:
 
 def pixtral() -> tuple[Any, dict[str, Any]]:
     """LLaVA with a Pixtral tower."""
-    tower = vision("pixtral", image_size=64, head_dim=8)
-    tower.hidden_size = 32
+    tower = vision("pixtral", image_size=64, head_dim=8, hidden_size=32)
     more = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
     model, _ = llava(vision_config=tower, text_config=text("mistral"), **more)
     row = [1, *images(4), 91, *images(4), 92, 5, 6, 7]
@@ -262,8 +277,7 @@ def llava_onevision() -> tuple[Any, dict[str, Any]]:
 
 def _any_resolution(model: Any, size: torch.Tensor, inputs: int) -> dict[str, Any]:
     """The model's own count of features says how many tokens its image has."""
-    with torch.no_grad():
-        features = model.model.get_image_features(pixels(inputs)[None], size, return_dict=True).pooler_output
+    features = image_features(model, pixels(inputs)[None], size)
     return prompts([1, *images(len(features[0])), 5, 6, 7])
 
 
@@ -296,7 +310,7 @@ def mllama(**options: Any) -> tuple[Any, dict[str, Any]]:
         **TEXT,
         "num_hidden_layers": 4,
         "cross_attention_layers": [1, 3],
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        **rope(rope_type="default", rope_theta=1e4),
     }
     config = {"vision_config": {**tower, **more}, "text_config": layers, "image_token_index": 110}
     model = build("MllamaForConditionalGeneration", **config)

@@ -14,7 +14,7 @@ from attnhook import AnswerCapture, AttentionCapture
 from attnhook.capture.scopes import SDPA
 from attnhook.capture.torch_internals import compiler_stance
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
-from tests.answers.families import CROSS, IMAGE, images, llava, llava_batch, pixels, prompts, qwen2_vl
+from tests.answers.families import BEFORE_5, CROSS, IMAGE, images, llava, llava_batch, pixels, prompts, qwen2_vl
 from tests.answers.test_answer_rows import image_keys
 
 
@@ -140,9 +140,12 @@ def test_sampling_several_answers_of_each_prompt() -> None:
     assert torch.equal(out, bare)
     assert [len(answer.images) for answer in capture.answers] == [1, 1, 1, 2, 2, 2]
     mask = torch.cat([inputs["attention_mask"], torch.ones(2, 4, dtype=torch.long)], dim=1)
+    repeated = pixels(3).repeat_interleave(3, 0)  # before transformers 5, whichever prompt they are of
     for number, answer in enumerate(capture.answers):
         assert answer.token_ids == tuple(out[number, -4:].tolist())
         own = pixels(3)[:1] if number < 3 else pixels(3)[1:]
+        if BEFORE_5 and number >= 3:
+            own = repeated[3 + 2 * (number - 3) :][:2]
         forced = {"input_ids": out[number : number + 1], "attention_mask": mask[number // 3 :][:1], "pixel_values": own}
         rows = eager_matrices(model, forced)[0][:, :, -5:-1][..., out[number] == IMAGE].permute(2, 0, 1, 3)
         torch.testing.assert_close(torch.cat(answer._rows, -1), rows, rtol=0, atol=1e-5)
@@ -151,7 +154,9 @@ def test_sampling_several_answers_of_each_prompt() -> None:
 def test_an_answer_ends_with_its_end_token() -> None:
     model, inputs = llava_batch()
     free = model.generate(**inputs, max_new_tokens=6)[:, -6:]
-    ends = int(next(token for n, token in enumerate(free[0]) if n >= 1 and token not in free[1]))
+    ends = next((int(token) for n, token in enumerate(free[0]) if n >= 1 and token not in free[1]), None)
+    if ends is None:
+        pytest.skip("the random weights of this version give no word to one prompt alone")
     with AnswerCapture(model) as capture:
         out = model.generate(**inputs, max_new_tokens=6, eos_token_id=ends)[:, -6:].tolist()
     first, second = capture.answers

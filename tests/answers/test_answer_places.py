@@ -72,8 +72,7 @@ PLACED = ("pixel_values", "image_sizes", "image_grid_thw", "image_position_ids")
 def counted(model: Any, out: dict[str, Any]) -> torch.Tensor:
     """A prompt with as many image tokens as the model makes of the photo."""
     given = {name: value for name, value in out.items() if name in PLACED}
-    with torch.no_grad():
-        features = model.model.get_image_features(**given, return_dict=True).pooler_output
+    features = families.image_features(model, **given)
     features = (
         features.flatten(0, -2) if isinstance(features, torch.Tensor) else torch.cat(list(features)).flatten(0, -2)
     )
@@ -270,7 +269,7 @@ def check_square(make: Any, prompt: Callable[..., torch.Tensor], options: dict[s
     for name in ("rows", "cols", "aspect_ratios"):
         empty.pop(name, None)
     if "image_grid_thw" in out or "image_position_ids" in out:
-        kinds = {"mm_token_type_ids": (ids == IMAGE).long()}
+        kinds = {} if families.BEFORE_5 else {"mm_token_type_ids": (ids == IMAGE).long()}
         out, empty = out | kinds, empty | kinds
     if model.config.model_type == "gemma3":
         kinds = {"token_type_ids": (ids == IMAGE).long()}
@@ -383,6 +382,8 @@ def test_a_bright_square_in_an_encoder(family: str, at: tuple[float, float]) -> 
     for size in PHOTOS.values():
         photo, centre = photo_with(size, SIDE, at)
         plain = Image.new("RGB", photo.size, (90, 90, 90))
+        if family == "donut" and families.BEFORE_5:
+            pytest.skip("Donut's processor of transformers 4 cannot pad what it has not made smaller")
         out = dict(processor(photo, return_tensors="pt"))
         plainly = {"do_normalize": False} if family == "pix2struct" else {}  # a mean over the photo changes all patches
         marked, empty = (dict(processor(one, return_tensors="pt", **plainly)) for one in (photo, plain))

@@ -64,6 +64,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = train(options.steps, options.rate, options.seed)
+    with torch.no_grad():
+        for (
+            unused
+        ) in model.model.vision_tower.encoder.parameters():  # its output is not read; zeros take no room in the wheel
+            unused.zero_()
     half = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(half, READER_WEIGHTS)
     print(f"{READER_WEIGHTS.name}: {READER_WEIGHTS.stat().st_size / 1e6:.2f} MB")

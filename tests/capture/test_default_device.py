@@ -14,6 +14,7 @@ from attnhook import METHODS, AttentionCapture, attention_statistics
 from attnhook.attribution import perturbation, scores
 from attnhook.capture.operands import Operands
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
+from tests.defaults import no_default_device
 from tests.models import TIMM, TRANSFORMERS, images
 
 CASES = {case.name: case for case in TIMM + TRANSFORMERS}
@@ -21,12 +22,11 @@ CASES = {case.name: case for case in TIMM + TRANSFORMERS}
 
 @contextmanager
 def default_device(name: str):
-    before = torch.get_default_device()
     torch.set_default_device(name)
     try:
         yield
     finally:
-        torch.set_default_device(before if before.type != "cpu" else None)
+        no_default_device()
 
 
 def swin() -> nn.Module:

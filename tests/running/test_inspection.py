@@ -10,6 +10,7 @@ from torch import nn
 from attnhook import describe
 from attnhook.capture.notebook import html_table
 from attnhook.errors import UnsupportedModelError
+from tests.answers.families import BEFORE_5
 from tests.models import IMAGE, TIMM, images
 
 VIT = next(case for case in TIMM if case.name == "vit_registers")
@@ -79,8 +80,9 @@ def mixture_of_experts():
     transformers = pytest.importorskip("transformers")
     config = transformers.Qwen3VLMoeConfig(
         vision_config={**VISION, "num_heads": 4, "depth": 2, "out_hidden_size": 32, "deepstack_visual_indexes": [0]},
-        text_config={**TEXT, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
-    )
+        text_config={**TEXT, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16,
+                     "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+    )  # fmt: skip
     return transformers.Qwen3VLMoeForConditionalGeneration(config)
 
 
@@ -99,6 +101,7 @@ def detector():
         d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
         encoder_ffn_dim=48, decoder_ffn_dim=48, num_queries=5,
         backbone_config=transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage4"]),
+        **(dict.fromkeys(("use_timm_backbone", "use_pretrained_backbone", "backbone")) if BEFORE_5 else {}),
     )  # fmt: skip
     return transformers.DetrForObjectDetection(config)
 

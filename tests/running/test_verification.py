@@ -10,6 +10,7 @@ from torchvision import transforms
 from attnhook import TokenLayout, VisionModel, verify
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
 from attnhook.cli import main
+from tests.answers.families import BEFORE_5
 from tests.models import GRID, TIMM, TRANSFORMERS, images, sharpen
 
 CASES = {case.name: case for case in TIMM + TRANSFORMERS}
@@ -26,7 +27,9 @@ def test_a_right_capture_passes_on_both_checks(name: str) -> None:
     assert "rows x values (limit 2e-05)  sum of rows (limit 1e-05)  explicit softmax (limit 1e-03)" in str(report)
     assert torch.equal(state, torch.get_rng_state())
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
-    if name != "Data2VecVision":  # explicit softmax only
+    if name == "BeitModel" and BEFORE_5:  # its kernel is chosen when it is built
+        assert all(block.output_error is not None for block in report.blocks)
+    elif name != "Data2VecVision":  # explicit softmax only
         assert all(block.output_error is not None and block.explicit_error is not None for block in report.blocks)
 
 

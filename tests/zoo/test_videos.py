@@ -128,6 +128,11 @@ def test_a_model_of_frames_inside_a_model_of_clips() -> None:
     model = transformers.XCLIPModel(
         transformers.XCLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
     ).eval()
+    try:
+        with torch.no_grad():
+            model.get_video_features(clips())
+    except AttributeError as error:  # 4.57.6: a part returns a tuple, of which an attribute is read
+        pytest.skip(f"X-CLIP does not run in transformers {transformers.__version__}, without a capture: {error}")
     with torch.no_grad(), AttentionCapture(model, rows="all") as capture:
         model.get_video_features(clips())
     ran = [block.name for block in capture.maps]
