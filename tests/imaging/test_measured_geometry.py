@@ -83,6 +83,9 @@ PROCESSORS = [
 ]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The following named arguments are not valid"
+)  # by transformers 4, which leaves them out
 @pytest.mark.parametrize("name, options, size", PROCESSORS)
 def test_processors(name, options, size):
     if not hasattr(transformers, name):
