@@ -383,3 +383,15 @@ def test_a_layer_that_runs_for_some_tokens_only_is_refused() -> None:
     handle.remove()
     with pytest.raises(UnsupportedModelError, match="queries, one per token, got 1"):
         _ = capture.answers
+
+
+def test_layers_of_different_numbers_of_heads_are_refused() -> None:
+    model, inputs = teacher_forced()
+    layers = model.model.language_model.layers
+    config = copy.deepcopy(layers[-1].self_attn.config)
+    config.num_attention_heads = 2
+    layers[-1].self_attn = type(layers[-1].self_attn)(config, layer_idx=len(layers) - 1)
+    with torch.no_grad(), AnswerCapture(model) as capture:
+        model(**inputs)
+    with pytest.raises(UnsupportedModelError, match=r"expected one number of heads, got \[2, 4\]"):
+        _ = capture.answers
