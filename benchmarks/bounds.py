@@ -105,6 +105,17 @@ def peak_a_token(found: Any, tokens: int) -> float:
     return float(lines["backward"] + lines["attnhook, gradient_rollout"]) / tokens / 1024
 
 
+def gradient_time(tokens: int) -> Bound:
+    """A gradient method's time over the forward and backward that it needs anyway."""
+
+    def read(found: Any) -> float:
+        name = "attnhook, gradient_rollout"
+        line = next(one for one in found["results"] if (one["tokens"], one["candidate"]) == (tokens, name))
+        return float(line["ratio"]["median"])
+
+    return Bound(f"gradient rollout over forward and backward, {tokens:,} tokens", "<=", 1.25, read)
+
+
 def overlay_peer(name: str) -> Callable[[Any], float]:
     return lambda found: found[name]["times attnhook"]["median"]
 
@@ -114,6 +125,7 @@ LONG, TINY, TORCHVISION = "vit_small-1024px-b1", "vit_tiny-b1", "torchvision_vit
 COMPILED, TRACEABLE = "vit_tiny-b1-compiled", "TraceableCapture, compiled"
 READOUT = "observe, readout rows, bare with its forward"
 IDLE = "nothing due, bare with the call"
+ANSWER, EAGER = "attnhook, rows of every token", "eager, output_attentions"
 ROWS = "--candidates", "bare again", ALL, *PEERS, "--cases"
 BATCH = "--candidates", "bare again", ALL, "--no-memory", "--repeats", "9", "--warmup", "1", "--cases"
 LONG_ROWS = "--cases", LONG, "--candidates", "bare again", ALL
@@ -194,7 +206,9 @@ MEASUREMENTS: dict[str, Measurement] = {
                 "<=",
                 1.1,
                 lambda found: peak_a_token(found, 4097) / peak_a_token(found, 1025),
-            )
+            ),
+            gradient_time(1025),
+            gradient_time(4097),
         ],
     ),
     "monitor": Measurement(
@@ -204,6 +218,15 @@ MEASUREMENTS: dict[str, Measurement] = {
             ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", IDLE, 1.003, "nothing due"),
             ratio("observe, statistics of all rows, ViT-S b8", "vit_small-b8", "observe, all rows", 1.15),
             ratio("observe, readout rows, ViT-S b8", "vit_small-b8", READOUT, 1.02, "observe, readout rows"),
+        ],
+        processes=3,
+    ),
+    "answers": Measurement(
+        "answering",
+        ["--repeats", "5"],
+        [
+            ratio("rows of an answer of 64 tokens, 600 image tokens, over generate", "answer", ANSWER, 1.1, EAGER),
+            extra("memory beyond generate, MiB", "answer", ANSWER, 64),
         ],
         processes=3,
     ),

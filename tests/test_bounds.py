@@ -14,7 +14,7 @@ def summary(value):
 
 def written(name, value):
     """What a script would write if everything it measures were `value`."""
-    cases = ["vit_small-b8", "1,025 tokens", "4,097 tokens", "vit_tiny-b1", "vit_base-b8"]
+    cases = ["answer", "vit_small-b8", "1,025 tokens", "4,097 tokens", "vit_tiny-b1", "vit_base-b8"]
     cases += [
         "vit_tiny-b1-compiled",
         "vit_small-512px-b1",
@@ -32,11 +32,14 @@ def written(name, value):
     ]
     candidates += ["nothing due", "nothing due, bare with the call", "observe, all rows", "observe, readout rows"]
     candidates += ["bare again", "observe, readout rows, bare with its forward"]
+    candidates += ["attnhook, rows of every token", "eager, output_attentions"]
     each = {"ratio": summary(value), "extra_bytes": value * 2**20}
     results = [{"case": case, "candidate": candidate, **each} for case in cases for candidate in candidates]
     lines = ("backward", "attnhook, gradient_rollout")
     tokens = [
-        {"tokens": count, "candidate": line, "extra_bytes": value * count} for count in (1025, 4097) for line in lines
+        {"tokens": count, "candidate": line, "extra_bytes": value * count, "ratio": summary(value)}
+        for count in (1025, 4097)
+        for line in lines
     ]
     picture = {"ms": value, "times attnhook": summary(value)}
     names = ("attnhook, overlay of a heat map", "matplotlib, colormap and blend")
