@@ -11,6 +11,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from attnhook import AnswerCapture, AttentionCapture
+from attnhook.capture.operands import Operands
 from attnhook.capture.scopes import SDPA
 from attnhook.capture.torch_internals import compiler_stance
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
@@ -394,4 +395,20 @@ def test_layers_of_different_numbers_of_heads_are_refused() -> None:
     with torch.no_grad(), AnswerCapture(model) as capture:
         model(**inputs)
     with pytest.raises(UnsupportedModelError, match=r"expected one number of heads, got \[2, 4\]"):
+        _ = capture.answers
+
+
+def test_an_unforeseen_error_is_told_when_the_answer_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never reaches the model's forward."""
+    model, inputs = teacher_forced()
+    with torch.no_grad():
+        bare = model(**inputs).logits
+
+        def broken(*_: Any) -> None:
+            raise RuntimeError("no memory left")
+
+        monkeypatch.setattr(Operands, "logits", broken)
+        with AnswerCapture(model) as capture:
+            assert torch.equal(model(**inputs).logits, bare)
+    with pytest.raises(UnsupportedModelError, match="could not be recorded: RuntimeError: no memory left"):
         _ = capture.answers

@@ -212,7 +212,14 @@ def test_exported_models_are_refused_by_name() -> None:
 
 
 @pytest.mark.slow
+<<<<<<< HEAD
 def test_two_processes_of_torchrun() -> None:
+=======
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_processes_of_torchrun(how: str) -> None:
+    if how == "fsdp2" and torch.__version__.startswith("2.6."):
+        pytest.skip("FSDP2 of torch 2.6 does not run on a CPU: 'Stream' object has no attribute 'record_event'")
+>>>>>>> oldest
     script = Path(__file__).with_name("distributed_run.py")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "ddp", "fsdp2",
