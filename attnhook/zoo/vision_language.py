@@ -61,7 +61,8 @@ def describe_speaker(model: Any) -> VisionLanguageModel:
     if place is None or None in parts or not hasattr(parts[0], "generate") or "text_encoder" in modules:
         raise UnsupportedModelError(
             f"cannot capture answers of {type(model).__name__} (model_type {kind!r}): expected a model with generate whose words attend to the "
-            f"image, of one of these model_types: {', '.join(sorted(_PLACES))}. For its vision tower alone, use AttentionCapture."
+            f"image, of one of these model_types: {', '.join(sorted(_PLACES))}. For a vision model or a vision tower "
+            "alone, use AttentionCapture."
         )
     if shared := getattr(getattr(config, "text_config", None), "num_kv_shared_layers", 0):
         raise UnsupportedModelError(
