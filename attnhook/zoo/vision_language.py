@@ -129,8 +129,8 @@ class _Prompt:
         shape = self.facts.get("pixel_values")
         if shape is None:
             raise TokenLayoutError(
-                "the image's tokens cannot be placed: expected pixel_values in the first forward, got none. Pass the images as pixel_values, "
-                "not as features or embeddings."
+                "the image's tokens cannot be placed: expected pixel_values in the first forward, got none. Put an image in every prompt, "
+                "and pass it as pixel_values, not as features or embeddings."
             )
         return int(shape[-2]), int(shape[-1])
 
