@@ -42,19 +42,20 @@ class AnswerCapture(HookedContext):
 
     The row of token t is that of the query whose output predicted it: the token before it, for the first the last token of the prompt.
     Fused kernels stay on; rows are computed in float32 from the operands of the language model's own attention calls. Memory grows with
-    words x layers x tokens; no whole matrix is computed.
+    new tokens x layers x heads x sequence length; the whole attention matrix is never computed.
 
-    A capture holds the last `generate` of the task or thread that entered it. Forwards without `generate` work too: forwards that continue
-    each other through a cache are one answer, and its tokens are those that went in.
+    A capture holds the last `generate` of the task or thread that entered it. Plain forwards work too: forwards that continue each other
+    through a cache are one answer, whose tokens are those that you pass.
 
     Args:
         model: A vision-language model of transformers.
-        processor: Its processor, for words and for the place of a map in the photo. Without it there are rows and token ids.
+        processor: Its processor, for words and for the place of a map in the photo. Without it there are only rows and token ids.
         tokens: For forwards without `generate`: positions of the tokens whose rows are wanted, in the sequence that goes in, from 1; negative
             ones count from its end. None: every token after the last image token (with cross-attention, every token).
 
     Raises:
-        UnsupportedModelError: If the model is not of a known family; the message lists them.
+        UnsupportedModelError: If the model's type is not supported; the message lists those that are.
+        ValueError: If `tokens` contains 0: nothing predicted the first token.
 
     Example:
         >>> import torch
@@ -79,6 +80,10 @@ class AnswerCapture(HookedContext):
         self._names = tuple(name for name, _ in self._about.attention)
         self._processor = processor
         self._tokens = None if tokens is None else [int(token) for token in tokens]
+        if self._tokens is not None and 0 in self._tokens:
+            raise ValueError(
+                "no row for the first token: expected tokens from 1, got 0. It is given, not predicted. Leave it out."
+            )
         self._now = CurrentAnswer(self._names, self._about.cross)
         self._answers: tuple[Answer, ...] | None = None
 
@@ -220,7 +225,8 @@ class AnswerCapture(HookedContext):
     def answer(self) -> Answer:
         """The answer to the only prompt. Of a batch, see `answers`.
 
-        Raises `NothingCapturedError` if there is none, `UnsupportedModelError` if it was made in a way that cannot be followed.
+        Raises `NothingCapturedError` if there is none, `UnsupportedModelError` if it was generated in a way that cannot be followed, and
+        `IndexError` if `tokens` lie outside the sequence.
         """
         found = self.answers
         if len(found) != 1:
@@ -235,6 +241,12 @@ class AnswerCapture(HookedContext):
         if self._answers is None:
             if self._record.error is not None:
                 raise self._record.error
+            total = self._record.total
+            chosen = () if self._record.generating else self._tokens or ()
+            if total and (wrong := [token for token in chosen if not -total < token < total]):
+                raise IndexError(
+                    f"no such tokens: expected positions from 1 to {total - 1}, or negative ones from the end of {total} tokens, got {wrong}."
+                )
             if not self._record.steps:
                 raise NothingCapturedError(
                     f"nothing captured: expected {type(self._model).__name__}.generate(**inputs), or a forward, inside the context, got none. "

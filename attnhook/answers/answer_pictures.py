@@ -1,4 +1,4 @@
-"""Pictures of an answer: a figure of the words that look at the image most, and the content of the page in which every word can be hovered."""
+"""Pictures of an answer: a figure of the words that look at the image most, and the content of the page that shows every word's map."""
 
 import base64
 import io
@@ -46,7 +46,7 @@ def placed_on(patch_map: AnswerMap, photo: Any) -> tuple[Image.Image, ImageGeome
 
 
 def answer_figure(answer: Any, photo: Any, *, image: int, count: int, relative: bool, **options: Any) -> "Figure":
-    """The photo beside the words with most mass on the image, in the order of the answer."""
+    """The photo beside the maps of the words with the most mass on the image, in the order of the answer."""
     words = spoken(answer)
     mass = answer.mass["image"].mean((1, 2))
     shares = [float(mass[tokens].mean()) if tokens else 0.0 for _, tokens in words]
@@ -60,7 +60,10 @@ def answer_figure(answer: Any, photo: Any, *, image: int, count: int, relative: 
         for number in most
     ]
     kind = "relative to all tokens of the answer" if relative else "mean over layers and heads"
-    caption = f"Attention of each word's tokens over the image, {kind}. The {len(most)} of {len(words)} words with most mass on image tokens."
+    which = (
+        "" if len(most) == len(words) else f" The {len(most)} of {len(words)} words with the most mass on image tokens."
+    )
+    caption = f"Attention of each word's tokens over the image, {kind}.{which}"
     heatmaps = [one.heatmap(geometry) for one in maps]
     label = maps[0].quantity
     given = {"caption": caption, "columns": min(_COLUMNS, len(most) + 1), "label": label} | options

@@ -1,4 +1,4 @@
-"""`Answer`: the rows of one answer's tokens, and how they become words and maps."""
+"""`Answer`: the rows of one answer's tokens, and the words and maps made of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -33,7 +33,7 @@ class Answer:
     Attributes:
         token_ids: The ids of the tokens, the end token included.
         images: Where each image's tokens are, and the grids that they tile.
-        mass: On what the mass of each row lies, by name, each `(tokens, layers, heads)` float32; they add up to 1. "image": image tokens.
+        mass: Where the mass of each row lies, by name, each `(tokens, layers, heads)` float32; they add up to 1. "image": image tokens.
             "first": the sequence's first token, a common sink. "text": the rest of the prompt. "words": the answer so far. "other": keys of
             cross-attention that belong to no image.
         layers: The names of the layers.
@@ -56,7 +56,7 @@ class Answer:
 
     @property
     def rows(self) -> Any:
-        """Rows over the image's tokens, `(tokens, layers, heads, image tokens)` float32 on the CPU; of several images a list of them."""
+        """Rows over the image's tokens, `(tokens, layers, heads, image tokens)` float32 on the CPU; for several images a list."""
         return self._rows[0] if len(self._rows) == 1 else list(self._rows)
 
     @cached_property
@@ -64,13 +64,14 @@ class Answer:
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if not hasattr(tokenizer, "decode"):
             raise ValueError(
-                "the answer's tokens cannot be read: expected a processor or tokenizer, got none. Pass it: AnswerCapture(model, processor)."
+                "the answer's words cannot be read: expected a processor or tokenizer, got none. Pass it: AnswerCapture(model, processor). "
+                "Or choose tokens by number: answer.map([0])."
             )
         return words_of(lambda ids: tokenizer.decode(ids, skip_special_tokens=True), self.token_ids)
 
     @property
     def text(self) -> str:
-        """The answer."""
+        """The answer as text. Needs the processor."""
         return self._read[0]
 
     @property
@@ -79,7 +80,7 @@ class Answer:
         return self._read[1]
 
     def __getitem__(self, word: str | int) -> Any:
-        """`map` of a word, by its text (the first that is equal, with or without punctuation around it) or number; of several images a list."""
+        """The `map` of a word, by its text (the first match, with or without punctuation) or its number; for several images a list."""
         maps = [self.map(word, image=number) for number in range(len(self.images))]
         return maps[0] if len(maps) == 1 else maps
 
@@ -103,15 +104,15 @@ class Answer:
             layers: Which layers, by number, negative from the end. None: all.
             heads: "mean", "max" or "min" over heads, or the number of one.
             fusion: "mean", "max" or "min" over layers.
-            relative: Whether to divide by the mean map of all tokens, so that what every token attends to (sinks, positions) cancels: 1 is as
-                much as the answer's average.
+            relative: Whether to divide by the mean map of all tokens, so that what every token attends to (sinks, positions) cancels: 1 is
+                the answer's average.
 
         Returns:
-            The map. Drawn with `overlay(photo)` if the capture got a processor.
+            The map. If the capture got a processor, `overlay(photo)` draws it.
 
         Raises:
             KeyError: If the answer has no such word.
-            IndexError: If there is no such image, layer, head or token.
+            IndexError: If there is no such word number, image, layer, head or token.
         """
         tokens = self._tokens(word)
         where = self._part(image, part)
@@ -147,7 +148,17 @@ class Answer:
         """Rows of one image after fusion, `(tokens, image tokens)`."""
         rows = self._rows[image]
         if layers is not None:
-            rows = rows[:, [layers] if isinstance(layers, int) else list(layers)]
+            layers = [layers] if isinstance(layers, int) else list(layers)
+        for name, count, numbers in (
+            ("layer", 1, layers or []),
+            ("head", 2, [heads] if isinstance(heads, int) else []),
+        ):
+            wrong = [number for number in numbers if not -rows.shape[count] <= number < rows.shape[count]]
+            if wrong:
+                raise IndexError(
+                    f"no such {name}: expected numbers below {rows.shape[count]}, the number of {name}s, got {wrong}."
+                )
+        rows = rows if layers is None else rows[:, layers]
         rows = rows[:, :, heads] if isinstance(heads, int) else _JOINS[choose(HeadFusion, heads, "heads")](rows, 2)
         return _JOINS[choose(HeadFusion, fusion, "fusion")](rows, 1)
 
@@ -161,6 +172,10 @@ class Answer:
                 raise KeyError(f"no such word: expected one of {', '.join(map(repr, self.words))}, got {word!r}.")
             return list(equal[0].tokens)
         if isinstance(word, int):
+            if not -len(self.words) <= word < len(self.words):
+                raise IndexError(
+                    f"no such word: expected a number below {len(self.words)}, the number of words, got {word}."
+                )
             return list(self.words[word].tokens)
         tokens = [int(token) for token in word]
         if not tokens or any(not -len(self.token_ids) <= token < len(self.token_ids) for token in tokens):
@@ -180,12 +195,12 @@ class Answer:
     def figure(
         self, photo: Any = None, *, image: int = 0, count: int = 7, relative: bool = False, **options: Any
     ) -> "Figure":
-        """Draw the photo beside the words that have most of their mass on the image.
+        """Draw the photo beside the maps of the words with the most mass on the image.
 
         Args:
             photo: The photo, as `read_image` takes it. Without it the maps are drawn alone.
             image: The number of the image in the prompt.
-            count: How many words.
+            count: How many words at most.
             relative: As in `map`.
             **options: Of the look and of the figure, as `PatchMap.figure` takes them: `scale`, `colormap`, `title`, `caption`, `width`, `dpi`.
 
@@ -210,11 +225,11 @@ class Answer:
         return answer_depth(self, word, image=image, **options)
 
     def to_html(self, path: "str | Path", photo: Any = None, *, title: str | None = None) -> Path:
-        """Write a page in which you hover a word, or step through the words with the arrow keys, and see where it looks.
+        """Write a page that shows where each word looks, as you hover over it or step through the words with the arrow keys.
 
         Args:
             path: The file's path. It needs nothing else, and loads nothing.
-            photo: The photo; of several images a list of them. Without it the maps are drawn alone.
+            photo: The photo; for several images a list of photos. Without it the maps are drawn alone.
             title: The page's title. None: the beginning of the answer.
 
         Returns:

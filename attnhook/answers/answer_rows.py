@@ -13,7 +13,7 @@ from attnhook.zoo.image_tokens import ImageTokens
 from attnhook.zoo.vision_language import VisionLanguageModel
 
 MASSES = ("image", "first", "text", "words", "other")
-"""What the mass of a row lies on: image tokens, the first token, the rest of the prompt, the answer so far, keys that are none of these."""
+"""Where the mass of a row lies: image tokens, the first token, the rest of the prompt, the answer so far, keys that are none of these."""
 
 
 def finish(

@@ -1,4 +1,4 @@
-"""A word's map, which knows what turned the photo into pixels: the place of each grid in the photo is measured, never assumed."""
+"""A word's map, with the processor that turned the photo into pixels: the place of its grid in the photo is measured, never assumed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class AnswerMap(PatchMap):
     Attributes:
         part: Which grid of the image it is; None if unknown.
         inputs: How many inputs the processor made of the photo; 0 if unknown.
-        processor: What turned the photo into pixels; None if it was not given.
+        processor: The processor that turned the photo into pixels; None if it was not given.
     """
 
     part: ImagePart | None = None
@@ -39,7 +39,7 @@ class AnswerMap(PatchMap):
             photo: The photo, or its (height, width).
 
         Returns:
-            The geometry of the inputs that the grid is on, from where it begins.
+            The geometry of the inputs that the grid covers, cut to the grid.
 
         Raises:
             GeometryError: If there is no processor, or it makes other inputs of the photo than the model got.
@@ -47,8 +47,8 @@ class AnswerMap(PatchMap):
         processor = image_processor_of(self.processor)
         if processor is None or self.part is None:
             raise GeometryError(
-                "cannot place the map in the photo: expected the model's processor, got none. Pass it: AnswerCapture(model, processor), or give "
-                "overlay an ImageGeometry."
+                "cannot place the map in the photo: expected the model's processor, got none, or one without images. Pass it: "
+                "AnswerCapture(model, processor). Or pass an ImageGeometry to overlay."
             )
         if not isinstance(photo, tuple | list) and orientation_of(photo) != 1:
             raise GeometryError(

@@ -35,6 +35,7 @@ HEADROOM = 1.06  # times the highest value, for an axis that begins at 0, so tha
 _LAYOUTS = 10
 _AXIS_INCHES = 0.6
 _MOST_TICKS = 5
+_DESCENT = 0.25  # of a line of text, below its baseline
 _TICK_INCHES = {True: 0.25, False: 0.5}  # of an upright and of a lying bar, for each number
 _ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is visible on any photo
@@ -138,9 +139,9 @@ def make_pictures(
     if grid.title:
         words = plain("\n".join(grid.title))
         figure.text(0.5, 1 - MARGIN_INCHES / tall, words, ha="center", va="top", fontsize=TITLE_POINTS + 1)
-    if lines:
-        font: dict[str, Any] = {"fontsize": TEXT_POINTS, "linespacing": LINE_INCHES * 72 / TEXT_POINTS / 1.2}
-        figure.text(MARGIN_INCHES / wide, MARGIN_INCHES / tall, plain("\n".join(lines)), va="bottom", **font)
+    for number, line in enumerate(lines, 1):  # one text each: Matplotlib 3.11 spaces the lines of one text unevenly
+        height = MARGIN_INCHES + LINE_INCHES * (len(lines) - number + _DESCENT)
+        figure.text(MARGIN_INCHES / wide, height / tall, plain(line), va="baseline", fontsize=TEXT_POINTS)
     return _with_bar(Panels(figure, tuple(new), strip), bar, grid, grid.bar_length)
 
 

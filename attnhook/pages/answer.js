@@ -1,4 +1,4 @@
-// The page of an answer: hover a word, or step through the words, and see where each looks.
+// The page of an answer: hover over a word, or step through the words, and see where each looks.
 
 const NAMES = { image: "image", first: "first token", text: "prompt", words: "answer so far", other: "other keys" };
 const state = { at: 0, smooth: true, weighted: true, alpha: 0.85, colormap: "plasma" };

@@ -17,8 +17,8 @@ _SIZE, _PATCH, _WIDTH, _LAYERS = 32, 4, 48, 4
 def digit_reader(*, trained: bool = True) -> tuple[Any, Any]:
     """A LLaVA and its processor. Asked `READER_PROMPT`, it names the digits in a picture from left to right: "seven and three".
 
-    Its vision tower has no attention (each patch is embedded by itself), so the language model has to look. The weights come with attnhook, and
-    were trained for it on scikit-learn's digits. `trained=False`: random weights.
+    Its vision tower doesn't mix patches (each is embedded by itself), so the language model has to look. The weights come with attnhook and
+    were trained on scikit-learn's digits. `trained=False`: random weights.
 
     Example:
         >>> from importlib.resources import files

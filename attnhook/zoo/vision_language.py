@@ -61,7 +61,8 @@ def describe_speaker(model: Any) -> VisionLanguageModel:
     if place is None or None in parts or not hasattr(parts[0], "generate") or "text_encoder" in modules:
         raise UnsupportedModelError(
             f"cannot capture answers of {type(model).__name__} (model_type {kind!r}): expected a model with generate whose words attend to the "
-            f"image, of one of these model_types: {', '.join(sorted(_PLACES))}. For its vision tower alone, use AttentionCapture."
+            f"image, of one of these model_types: {', '.join(sorted(_PLACES))}. For a vision model or a vision tower "
+            "alone, use AttentionCapture."
         )
     if shared := getattr(getattr(config, "text_config", None), "num_kv_shared_layers", 0):
         raise UnsupportedModelError(
@@ -128,8 +129,8 @@ class _Prompt:
         shape = self.facts.get("pixel_values")
         if shape is None:
             raise TokenLayoutError(
-                "the image's tokens cannot be placed: expected pixel_values in the first forward, got none. Pass the images as pixel_values, "
-                "not as features or embeddings."
+                "the image's tokens cannot be placed: expected pixel_values in the first forward, got none. Put an image in every prompt, "
+                "and pass it as pixel_values, not as features or embeddings."
             )
         return int(shape[-2]), int(shape[-1])
 

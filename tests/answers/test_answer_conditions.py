@@ -59,6 +59,18 @@ def test_chosen_tokens_of_a_forward() -> None:
     torch.testing.assert_close(capture.answer.rows, expected, rtol=0, atol=1e-5)
 
 
+def test_tokens_outside_the_sequence_are_refused() -> None:
+    model, inputs = llava()
+    length = inputs["input_ids"].shape[1]
+    with pytest.raises(ValueError, match="expected tokens from 1, got 0"):
+        AnswerCapture(model, tokens=[0])
+    for wrong in (length, -length):
+        with torch.no_grad(), AnswerCapture(model, tokens=[-1, wrong]) as capture:
+            model(**inputs)
+        with pytest.raises(IndexError, match=rf"from 1 to {length - 1}, .* got \[{wrong}\]"):
+            _ = capture.answer
+
+
 def test_a_loop_of_forwards_with_a_cache_is_one_answer() -> None:
     model, inputs = llava()
     ids = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)

@@ -148,6 +148,12 @@ def test_unknown_words_and_tokens() -> None:
     answer = answer_of("a cat")
     with pytest.raises(KeyError, match="'a', 'cat'"):
         answer["dog"]
+    with pytest.raises(IndexError, match=f"below {len(answer.words)}, the number of words, got 99"):
+        answer[99]
+    with pytest.raises(IndexError, match=r"below 3, the number of layers, got \[3, -4\]"):
+        answer.map(0, layers=[0, 3, -4])
+    with pytest.raises(IndexError, match=r"below 2, the number of heads, got \[2\]"):
+        answer.map(0, heads=2)
     with pytest.raises(IndexError, match="no such tokens"):
         answer.map([99])
     with pytest.raises(ValueError, match="unknown fusion"):

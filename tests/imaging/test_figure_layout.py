@@ -14,6 +14,7 @@ from PIL import Image
 from attnhook.imaging.comparison_figures import curves_figure, photos_by_models
 from attnhook.imaging.depth_figures import depth_figure, map_grid
 from attnhook.imaging.figures import overlay_figure, sheet, triptych
+from attnhook.imaging.picture_grids import LINE_INCHES
 from tests.imaging.expected import bars, check_nothing_overlaps, said, shown
 
 CAPTION = "vit_small_patch16, class-token row, raw attention of every head of block 12 of 12; outside: attention on tokens that are not patches."
@@ -172,12 +173,21 @@ def test_a_title_stands_above_and_a_caption_below():
     photo, maps = of_shape("photo", 2)
     figure = sheet(photo, maps, ["a", "b"], title="costs $5", caption="and $6", dpi=80)
     check_nothing_overlaps(figure)
-    top, bottom = (text.get_window_extent() for text in figure.texts)
+    top, *below = (text.get_window_extent() for text in figure.texts)
     pictures = [axes.get_window_extent() for axes in shown(figure)]
     assert figure.texts[0].get_text() == r"costs \$5"
     assert figure.texts[1].get_text().startswith(r"and \$6")
     assert top.y0 > max(box.y1 for box in pictures)
-    assert bottom.y1 < min(box.y0 for box in pictures)
+    assert max(line.y1 for line in below) < min(box.y0 for box in pictures)
+
+
+def test_lines_of_a_caption_are_evenly_spaced():
+    photo, maps = of_shape("photo", 2)
+    caption = "a line with letters that go below: gjpqy, " * 3 + "tokens."
+    figure = sheet(photo, maps, ["a", "b"], caption=caption, width=3.0)
+    heights = sorted(text.get_position()[1] * figure.get_size_inches()[1] for text in figure.texts)
+    assert len(heights) > 3
+    assert np.diff(heights) == pytest.approx(LINE_INCHES)
 
 
 def test_marks_follow_a_crop():
