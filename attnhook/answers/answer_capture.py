@@ -74,8 +74,10 @@ class AnswerCapture(HookedContext):
 
     def __init__(self, model: nn.Module, processor: Any = None, *, tokens: Sequence[int] | None = None) -> None:
         super().__init__()
-        self._model = unwrapped(model)
-        self._wrapped = self._model is not model  # perhaps by torch.compile
+        inner = unwrapped(model)
+        adapted = getattr(inner, "get_base_model", None)  # of PEFT
+        self._model = inner if adapted is None else adapted()
+        self._wrapped = inner is not model  # perhaps by torch.compile
         self._about = describe_speaker(self._model)
         self._names = tuple(name for name, _ in self._about.attention)
         self._processor = processor
@@ -142,12 +144,15 @@ class AnswerCapture(HookedContext):
         config = arguments.get("generation_config") or speaker.generation_config
 
         def option(name: str) -> Any:
-            value = arguments.get(name)
-            return getattr(config, name, None) if value is None else value
+            found = (arguments.get(name), getattr(config, name, None), getattr(speaker.generation_config, name, None))
+            return next((value for value in found if value is not None), None)
 
         record.error = _refused(option, arguments.get("custom_generate"))
         ends = option("eos_token_id")
         record.end_ids = () if ends is None else tuple(torch.as_tensor(ends).flatten().tolist())
+        pad = option("pad_token_id")
+        record.pad_id = None if pad is None or int(pad) in record.end_ids else int(pad)
+        record.stops = bool(record.end_ids) and any(map(option, ("stop_strings", "stopping_criteria")))
         names = ("decoder_input_ids",) if speaker.config.is_encoder_decoder else ("input_ids", "inputs")
         given = next((arguments[name] for name in names if arguments.get(name) is not None), None)
         if isinstance(given, Tensor) and given.dim() == 2:
@@ -178,8 +183,13 @@ class AnswerCapture(HookedContext):
         cached = int(cache.get_seq_length()) if cache is not None and not record.pieces else 0
         if not (record.generating and not record.ended):
             cached = int(cache.get_seq_length()) if cache is not None else 0
-            if not cached or not record.pieces:
+            if not cached or not record.pieces or record.generating:
                 self._begin(record := AnswerRecord())
+            elif cached != record.total and record.error is None:
+                record.error = UnsupportedModelError(
+                    f"cannot tell the answer's tokens: expected a cache of the {record.total} tokens of earlier forwards, got one of {cached}. "
+                    "Use one capture for each answer, and begin with its whole prompt."
+                )
         if record.error is not None:
             return
         if not isinstance(ids, Tensor) or (cached and not record.pieces):
@@ -208,6 +218,7 @@ class AnswerCapture(HookedContext):
             return sorted(position for position in chosen if start <= position < total)
         if self._about.image_id is None:
             return list(range(start, total))
+        record.image_id = self._about.image_id
         last = (ids == self._about.image_id).int() * torch.arange(ids.shape[1], device=ids.device)
         return list(range(start + int(last.amax(dim=1).min()), total))
 

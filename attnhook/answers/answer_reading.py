@@ -98,7 +98,7 @@ class Answer:
         """The map of a word: the mean of its tokens' rows, over one image.
 
         Args:
-            word: Its text, its number in `words`, or the numbers of tokens.
+            word: Its text (the first that is equal), one of `words`, its number there, or the numbers of tokens.
             image: The number of the image in the prompt.
             part: Which of the image's grids: "image", "overview", "tiles" or "tile 1"; by default the first of `images[image].parts`.
             layers: Which layers, by number, negative from the end. None: all.
@@ -122,7 +122,7 @@ class Answer:
             one = one / fused.mean(0).clamp_min(torch.finfo(torch.float32).tiny)
         said = f"{word!r}" if isinstance(word, str) else f"tokens {tokens}"
         chosen = "all layers" if layers is None else f"layers {layers}"
-        number = f", image {image + 1} of {len(self.images)}" if len(self.images) > 1 else ""
+        number = f", image {image % len(self.images) + 1} of {len(self.images)}" if len(self.images) > 1 else ""
         grid = "" if where.name == "image" else f", {where.name}"
         means = f"{heads} over heads" if isinstance(heads, str) else f"head {heads}"
         plain = not relative and heads == "mean" and fusion == "mean"
@@ -159,11 +159,15 @@ class Answer:
                     f"no such {name}: expected numbers below {rows.shape[count]}, the number of {name}s, got {wrong}."
                 )
         rows = rows if layers is None else rows[:, layers]
+        if not rows.shape[1]:
+            raise IndexError(f"no layers to join: expected numbers of layers, got layers={layers}.")
         rows = rows[:, :, heads] if isinstance(heads, int) else _JOINS[choose(HeadFusion, heads, "heads")](rows, 2)
         return _JOINS[choose(HeadFusion, fusion, "fusion")](rows, 1)
 
     def _tokens(self, word: str | int | Sequence[int]) -> list[int]:
         if isinstance(word, str):
+            if isinstance(word, Word) and any(one == word and one.tokens == word.tokens for one in self.words):
+                return list(word.tokens)
             wanted = word.strip()
             equal = [one for one in self.words if one == wanted] or [
                 one for one in self.words if one.strip(_PUNCTUATION).casefold() == wanted.strip(_PUNCTUATION).casefold()

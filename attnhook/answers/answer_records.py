@@ -69,6 +69,9 @@ class AnswerRecord:
     ended: bool = False  # whether `generate` has returned
     sequences: Tensor | None = None  # what it returned
     end_ids: tuple[int, ...] = ()
+    pad_id: int | None = None  # None: it is an end id, or there is none
+    stops: bool = False  # whether something else than an end id may end one answer of a batch, which is then padded
+    image_id: int | None = None  # of forwards: the tokens after the last of these are wanted
     steps: list[Step] = field(default_factory=list)
     pieces: list[Tensor] = field(default_factory=list)  # ids of the sequence, as they went in
     facts: dict[str, Any] = field(default_factory=dict)

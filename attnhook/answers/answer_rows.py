@@ -37,9 +37,7 @@ def finish(
             f"the layers cannot be put into one tensor: expected one number of heads, got {sorted(heads)}. Please report it."
         )
     each = [
-        _Table(
-            ids[number], positions, images[number], (len(names), next(iter(heads))), _first(record, number // repeats)
-        )
+        _Table(ids[number], positions, images[number], (len(names), next(iter(heads))), _first(record, ids, number))
         for number, positions in enumerate(wanted)
     ]
     for layer in range(len(names)):
@@ -80,9 +78,14 @@ def _wanted(record: AnswerRecord, ids: Tensor) -> list[list[int]]:
         if record.generating:
             end = next((n for n, position in enumerate(own) if row[position] in record.end_ids), len(own))
             own = own[: end + 1]
+            while own and record.stops and len(ids) > 1 and row[own[-1]] == record.pad_id:
+                own.pop()
         elif isinstance(mask, Tensor) and mask.dim() == 2:
-            hidden = (mask[number] == 0).nonzero()[:, 0].tolist()
-            own = [position for position in own if position not in hidden]
+            hidden = set((mask[number] == 0).nonzero()[:, 0].tolist())
+            own = [position for position in own if hidden.isdisjoint((position - 1, position))]
+        if record.image_id in row:  # others of the batch may have theirs earlier
+            end = len(row) - row[::-1].index(record.image_id)
+            own = [position for position in own if position >= end]
         if not own:
             raise NothingCapturedError(
                 f"no token of prompt {number} has a row: expected tokens after the image, got none. Generate some, or choose tokens=."
@@ -91,12 +94,14 @@ def _wanted(record: AnswerRecord, ids: Tensor) -> list[list[int]]:
     return found
 
 
-def _first(record: AnswerRecord, number: int) -> int:
+def _first(record: AnswerRecord, ids: Tensor, number: int) -> int:
     """The position of the first token that is not padding."""
     mask = record.facts.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or number >= len(mask):
-        return 0
-    return int((mask[number] != 0).int().argmax())
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        if record.pad_id is None:
+            return 0
+        mask = ids != record.pad_id  # as generate makes one
+    return int((mask[number * len(mask) // len(ids)] != 0).int().argmax())  # with num_return_sequences, of each prompt
 
 
 class _Table:

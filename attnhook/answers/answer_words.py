@@ -22,6 +22,9 @@ class Word(str):
         word.tokens = tuple(tokens)
         return word
 
+    def __getnewargs__(self) -> tuple[str, tuple[int, ...]]:  # type: ignore[override]
+        return str(self), self.tokens
+
 
 def words_of(decode: Any, ids: Sequence[int]) -> tuple[str, tuple[Word, ...]]:
     """The text of tokens, and its words. `decode` turns a list of ids into text, without special tokens.

@@ -5,9 +5,11 @@ import copy
 import threading
 from typing import Any
 
+import peft
 import pytest
 import timm
 import torch
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
 from attnhook import AnswerCapture, AttentionCapture
@@ -42,7 +44,7 @@ def test_a_forward_gives_the_rows_of_all_tokens_after_the_image() -> None:
     matrices = eager_matrices(model, inputs)
     for number, answer in enumerate(capture.answers):
         ids = inputs["input_ids"][number]
-        last = int((inputs["input_ids"] == IMAGE).nonzero()[:, 1].reshape(2, 16)[:, -1].min())
+        last = int((ids == IMAGE).nonzero().max())
         positions = torch.arange(last, len(ids) - 1)
         assert answer.token_ids == tuple(ids[positions + 1].tolist())
         expected = matrices[number][:, :, positions][..., ids == IMAGE].permute(2, 0, 1, 3)
@@ -69,6 +71,20 @@ def test_tokens_outside_the_sequence_are_refused() -> None:
             model(**inputs)
         with pytest.raises(IndexError, match=rf"from 1 to {length - 1}, .* got \[{wrong}\]"):
             _ = capture.answer
+
+
+def test_every_token_of_a_padded_batch_but_those_that_padding_predicts() -> None:
+    model, inputs = llava_batch()
+    with torch.no_grad(), AnswerCapture(model, tokens=range(1, inputs["input_ids"].shape[1])) as capture:
+        model(**inputs)
+    matrices = eager_matrices(model, inputs)
+    for number, answer in enumerate(capture.answers):
+        ids, first = inputs["input_ids"][number], int(inputs["attention_mask"][number].argmax())
+        assert answer.token_ids == tuple(ids[first + 1 :].tolist())
+        expected = matrices[number][:, :, first:-1][..., ids == IMAGE].permute(2, 0, 1, 3)
+        torch.testing.assert_close(torch.cat(answer._rows, -1), expected, rtol=0, atol=1e-5)
+        total = sum(answer.mass.values())
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
 
 
 def test_a_loop_of_forwards_with_a_cache_is_one_answer() -> None:
@@ -176,6 +192,68 @@ def test_an_answer_ends_with_its_end_token() -> None:
     assert first.token_ids == tuple(out[0][: out[0].index(ends) + 1])
     assert second.token_ids == tuple(out[1])
     assert first.rows.shape[0] == len(first.token_ids) < 6
+
+
+def two_ends() -> tuple[Any, dict[str, Any], int]:
+    """A batch, and a token that only the first answer has, not as its first."""
+    model, inputs = llava_batch()
+    free = model.generate(**inputs, max_new_tokens=6)[:, -6:]
+    end = next((int(token) for n, token in enumerate(free[0]) if n >= 1 and token not in free[1]), None)
+    if end is None:
+        pytest.skip("the random weights of this version give no word to one prompt alone")
+    return model, inputs, end
+
+
+def test_the_end_token_of_the_model_counts_with_settings_of_ones_own() -> None:
+    model, inputs, end = two_ends()
+    model.generation_config.eos_token_id = end
+    with AnswerCapture(model) as capture:
+        out = model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=6))[:, -6:].tolist()
+    assert out[0][-1] == 0
+    assert capture.answers[0].token_ids == tuple(out[0][: out[0].index(end) + 1])
+    assert capture.answers[1].token_ids == tuple(out[1])
+
+
+def test_padding_after_a_stop_is_no_part_of_the_answer() -> None:
+    model, inputs, end = two_ends()
+
+    class Stop(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+            return input_ids[:, -1] == end
+
+    with AnswerCapture(model) as capture:
+        criteria = StoppingCriteriaList([Stop()])
+        out = model.generate(**inputs, max_new_tokens=6, eos_token_id=119, stopping_criteria=criteria)[:, -6:].tolist()
+    assert out[0][-1] == 0
+    assert capture.answers[0].token_ids == tuple(out[0][: out[0].index(end) + 1])
+    assert capture.answers[1].token_ids == tuple(out[1])
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_return_sequences": 2, "do_sample": True}, {"cache_implementation": "static"}]
+)
+def test_the_first_token_where_generate_finds_the_padding(options: dict[str, Any]) -> None:
+    model, inputs = llava_batch()
+    captures = []
+    for names in (inputs.keys(), inputs.keys() - {"attention_mask"}):
+        torch.manual_seed(0)
+        with AnswerCapture(model) as capture:
+            model.generate(**{name: inputs[name] for name in names}, max_new_tokens=3, **options)
+        captures.append(capture.answers)
+    for given, found in zip(*captures, strict=True):
+        assert given.token_ids == found.token_ids
+        assert given.mass["first"].sum() > 0
+        torch.testing.assert_close(given.mass["first"], found.mass["first"], rtol=0, atol=1e-6)
+
+
+def test_a_cache_that_does_not_continue_the_forward_before_is_refused() -> None:
+    model, inputs = llava()
+    with torch.no_grad(), AnswerCapture(model) as capture:
+        prefix = model(**inputs, use_cache=True).past_key_values
+        for cache in (copy.deepcopy(prefix), prefix):
+            model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+    with pytest.raises(UnsupportedModelError, match=r"expected a cache of the 22 tokens .*, got one of 20"):
+        _ = capture.answer
 
 
 @pytest.mark.parametrize(
@@ -424,3 +502,19 @@ def test_an_unforeseen_error_is_told_when_the_answer_is_read(monkeypatch: pytest
             assert torch.equal(model(**inputs).logits, bare)
     with pytest.raises(UnsupportedModelError, match="could not be recorded: RuntimeError: no memory left"):
         _ = capture.answers
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+def test_an_adapted_model_of_peft() -> None:
+    model, inputs = llava()
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        bare = adapted.generate(**inputs, **settings)
+        with AnswerCapture(adapted) as capture:
+            assert torch.equal(adapted.generate(**inputs, **settings), bare)
+        rows = eager_matrices(
+            adapted.get_base_model(), {"input_ids": bare[:, :-1], "pixel_values": inputs["pixel_values"]}
+        )
+    expected = rows[0][:, :, -3:][..., bare[0, :-1] == IMAGE].permute(2, 0, 1, 3)
+    torch.testing.assert_close(capture.answer.rows, expected, rtol=0, atol=1e-5)

@@ -1,5 +1,7 @@
 """From tokens to words, by real tokenizers; words to maps by hand-made rows."""
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,15 @@ def test_a_word_is_the_mean_of_its_tokens_over_layers_and_heads() -> None:
     assert answer.map("walrus", relative=True).uniform is None
 
 
+def test_a_word_that_comes_twice_has_two_maps() -> None:
+    answer = pickle.loads(pickle.dumps(copy.deepcopy(answer_of("the cat on the mat"))))  # noqa: S301
+    first, second = (word for word in copy.deepcopy(answer).words if word == "the")
+    assert first.tokens != second.tokens
+    torch.testing.assert_close(answer[second].values, answer[3].values)
+    torch.testing.assert_close(answer["the"].values, answer[0].values)
+    assert pickle.loads(pickle.dumps(answer)).words[3].tokens == second.tokens  # noqa: S301
+
+
 def test_what_every_token_attends_to_cancels() -> None:
     rows = torch.full((4, 1, 1, 16), 0.01)
     rows[..., 0] = 0.8  # a sink
@@ -156,6 +167,8 @@ def test_unknown_words_and_tokens() -> None:
         answer.map(0, heads=2)
     with pytest.raises(IndexError, match="no such tokens"):
         answer.map([99])
+    with pytest.raises(IndexError, match="no layers"):
+        answer.map([0], layers=[])
     with pytest.raises(ValueError, match="unknown fusion"):
         answer.map("cat", fusion="median")
 
