@@ -81,7 +81,7 @@ def answer_depth(answer: Any, word: Any, *, image: int, **options: Any) -> "Figu
     said = "all tokens of the answer" if word is None else f"{word!r}" if isinstance(word, str) else f"tokens {tokens}"
     caption = f"Mean over {said}. A dot per head, a line through the layers' means; the dashed line is uniform attention over the image."
     references = {"entropy over the image (nats)": float(np.log(rows.shape[-1]))}
-    return depth_figure(statistics, references=references, **{"caption": caption} | options)
+    return depth_figure(statistics, references=references, of="layer", **{"caption": caption} | options)
 
 
 def page_content(answer: Any, photos: Sequence[Any], title: str) -> tuple[dict[str, Any], list[bytes]]:

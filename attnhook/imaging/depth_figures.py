@@ -126,6 +126,7 @@ def depth_figure(
     *,
     caption: str | None = None,
     references: Mapping[str, float] | None = None,
+    of: str = "block",
     cell_width: float = 2.6,
     dpi: float = 200,
     **figure: Any,
@@ -141,7 +142,7 @@ def depth_figure(
     cell = wide, wide * _ASPECT + TITLE_INCHES * (title_lines + 2)
     panels = make_plots(list(tables), columns, cell, texts=[caption], dpi=dpi, **figure)
     for axes, (name, values) in zip(panels.cells, tables.items(), strict=False):
-        _draw_depth(axes, values, (references or {}).get(name))
+        _draw_depth(axes, values, (references or {}).get(name), of)
     if figure.get("ax") is None:
         settle(panels.figure)
     drawn: Figure = panels.figure
@@ -156,7 +157,7 @@ def _table(name: str, values: Any) -> NDArray[np.float64]:
     return table
 
 
-def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None) -> None:
+def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None, of: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     blocks = np.arange(1, len(values) + 1)
@@ -166,7 +167,7 @@ def _draw_depth(axes: Any, values: NDArray[np.float64], reference: float | None)
     axes.plot(blocks, known.mean(axis=1).filled(np.nan), color=_MEAN_COLOR, linewidth=1.4, marker="_", markersize=5)
     if reference is not None:
         axes.axhline(reference, color="0.45", linewidth=0.8, linestyle="--")
-    axes.set_xlabel("block", fontsize=TEXT_POINTS)
+    axes.set_xlabel(of, fontsize=TEXT_POINTS)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlim(0.5, len(values) + 0.5)
     if known.count() and known.min() >= 0:

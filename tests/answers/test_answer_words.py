@@ -224,6 +224,7 @@ def test_mass_and_entropy_by_layer() -> None:
     answer._rows[0].copy_(rows[:1].expand_as(answer._rows[0]))
     for word in (None, "cat"):
         figure = answer.depth_figure(word)
+        assert {axes.get_xlabel() for axes in figure.axes[:2]} == {"layer"}
         mass, entropy = ([line.get_ydata() for line in axes.lines] for axes in figure.axes[:2])
         assert any(np.allclose(line, [0.2, 0.5, 0.9]) for line in mass)
         assert any(np.allclose(line, [0, np.log(16), np.log(16)], atol=1e-5) for line in entropy if len(line) == 3)
