@@ -66,7 +66,6 @@ SUITES = {
 """The files that are broken and the tests of their rooms that are run, the likeliest first."""
 
 ALIKE = {
-    "for name, mass in zip(MASSES, (own @ self._groups(own.shape[-1], cross)).unbind(-1), strict=False):": "both have one entry per group",
     "ones = torch.ones((), dtype=torch.float64, device=self.device).expand(batch, 1, 2, queries)": "of two equal sums one is read",
     "if query.dim() != key.dim() or query.dim() < 3 or query.shape[:] == key.shape[:-2]:": "what is alike is expanded to its own shape",
     "if pixels.shape[-3:] == (height, width):": "what has no border gets one of no pixels",

@@ -6,7 +6,9 @@ import contextvars
 import gc
 import threading
 import weakref
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +40,18 @@ def rows_of(model: nn.Module, pixels: torch.Tensor, layout=None, **options) -> t
     return capture.maps.stack()
 
 
+def run_tasks(coroutine: Coroutine) -> Any:
+    """In a thread of its own: a browser that other tests have opened runs an event loop in this one. Without gradients: tasks that end in
+    another order would leave each other's grad mode."""
+
+    def run() -> Any:
+        with torch.no_grad():
+            return asyncio.run(coroutine)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
+
+
 # --- tasks ---------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -57,8 +71,7 @@ def test_two_tasks_that_share_a_model_each_see_their_own_photo(kind: str) -> Non
     async def both():
         return await asyncio.gather(serve(0, 0.05), serve(1, 0.01))
 
-    with torch.no_grad():  # of the thread: tasks that end in another order would leave each other's grad mode
-        found = asyncio.run(both())
+    found = run_tasks(both())
     for (rows, forwards), truth in zip(found, expected, strict=True):
         assert same(rows, truth)
         assert forwards == 1
@@ -77,7 +90,7 @@ def test_threads_that_copy_the_context_count_as_the_tasks_own() -> None:
         with torch.no_grad():
             model(photo)
 
-    asyncio.run(serve())
+    run_tasks(serve())
     found = [maps.stack() for maps in capture.forwards]
     assert len(found) == 6
     for truth in expected:
@@ -123,7 +136,7 @@ def test_a_forward_elsewhere_is_named_never_an_empty_result(how: str) -> None:
             await task
 
     if how == "task":
-        asyncio.run(elsewhere())
+        run_tasks(elsewhere())
     else:
         with capture:
             if how == "thread":
