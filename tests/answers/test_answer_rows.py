@@ -103,10 +103,13 @@ def test_rows_of_cross_attention_equal_eager_attention(family: str, cache: str, 
     options: dict[str, Any] = {} if family == "blip" else {"pad_token_id": 0}
     options |= GENERATE
     options |= {"use_cache": False} if cache == "none" else {"use_cache": True, "cache_implementation": cache}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
     bare = model.generate(**inputs, **options)
     with AnswerCapture(model) as capture:
-        out = model.generate(**inputs, **options)
-    assert torch.equal(out, bare)
+        made = model.generate(**inputs, **options)
+    out = made.sequences
+    assert torch.equal(out, bare.sequences)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(made.logits, bare.logits, strict=True))
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     if family == "blip":
