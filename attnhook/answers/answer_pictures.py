@@ -1,7 +1,6 @@
 """Pictures of an answer: a figure of the words that look at the image most, and the content of the page that shows every word's map."""
 
 import base64
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from attnhook.answers.placed_maps import AnswerMap
 from attnhook.imaging.depth_figures import depth_figure
+from attnhook.imaging.encoded_pictures import encoded
 from attnhook.imaging.figures import sheet, shown_at
 from attnhook.imaging.geometry import ImageGeometry
 from attnhook.imaging.images import read_image
@@ -95,7 +95,7 @@ def page_content(answer: Any, photos: Sequence[Any], title: str) -> tuple[dict[s
                 continue
             picture, geometry = placed_on(maps[0], photo)
             picture, geometry = shown_at(picture, geometry, _LONGEST)
-            pictures.append(_jpeg(picture))
+            pictures.append(encoded(picture, "JPEG", quality=_QUALITY))
             values = np.stack([one.numpy().astype("<f4").ravel() for one in maps])
             name = part.name if len(photos) == 1 else f"image {number + 1}, {part.name}"
             where = {"scale": geometry.scale, "offset": geometry.offset, "valid": geometry.valid}
@@ -112,9 +112,3 @@ def page_content(answer: Any, photos: Sequence[Any], title: str) -> tuple[dict[s
     tokens, layers, heads = answer.mass["image"].shape
     about = {"tokens": tokens, "layers": layers, "heads": heads}
     return {"title": title, "words": listed, "parts": parts, "about": about}, pictures
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()

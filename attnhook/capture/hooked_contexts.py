@@ -1,5 +1,6 @@
 """What every capture does as a context manager: it hooks modules while it is open, and its scopes are open while they run."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +14,7 @@ from attnhook.capture.watched_modules import CaptureHook
 from attnhook.errors import NothingCapturedError
 
 
-class HookedContext:
+class HookedContext(ABC):
     """Entering registers hooks; leaving removes them and closes what an aborted forward left open. Ctrl-C may come at any point of either."""
 
     def __init__(self) -> None:
@@ -43,9 +44,9 @@ class HookedContext:
             self._undo()
             raise
 
+    @abstractmethod
     def _open(self) -> None:
         """Make `_active`, and hook the modules."""
-        raise NotImplementedError
 
     def _undo(self) -> None:
         """Undo what entering did, as far as it came; may be repeated."""

@@ -10,6 +10,7 @@ python -m tests.assets.train_digits          # about ten minutes on one core; th
 import argparse
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from attnhook.zoo.loading import DIGITS_WEIGHTS
-from tests.digits import build, digits, draw
+from tests.digits import DigitPairs, build, digits, draw
 
 BATCH, WARMUP = 32, 200
 FORGETTING = 0.5
@@ -56,15 +57,26 @@ def train(steps: int, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = build().train()
-    run(model, steps, 2e-3, generator)
+    run(model, steps, 2e-3, generator, loss_of)
     handle = forgetting(model, generator)
-    run(model, steps // 2, 1e-3, generator)
+    run(model, steps // 2, 1e-3, generator, loss_of)
     handle.remove()
     return model.eval()
 
 
-def run(model: nn.Module, steps: int, rate: float, generator: torch.Generator) -> None:
-    """Train in place, the rate rising to `rate` and falling to 0."""
+def loss_of(model: nn.Module, pairs: DigitPairs) -> torch.Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(model(pairs.pixels), pairs.targets)
+
+
+def run(
+    model: nn.Module,
+    steps: int,
+    rate: float,
+    generator: torch.Generator,
+    loss_of: Callable[[nn.Module, DigitPairs], torch.Tensor],
+    batch: int = BATCH,
+) -> None:
+    """Train in place on distorted pairs, the rate rising to `rate` and falling to 0."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -72,8 +84,8 @@ def run(model: nn.Module, steps: int, rate: float, generator: torch.Generator) -
     material = digits(held_out=False)
     begin = time.process_time()
     for step in range(steps):
-        pairs = draw(material, BATCH, generator, lambda images: distorted(images, generator))
-        loss = nn.functional.binary_cross_entropy_with_logits(model(pairs.pixels), pairs.targets)
+        pairs = draw(material, batch, generator, lambda images: distorted(images, generator))
+        loss = loss_of(model, pairs)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

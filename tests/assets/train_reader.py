@@ -1,11 +1,9 @@
 """Trains the tiny vision-language model of `attnhook/zoo/demo_reader.py` to name two digits from left to right.
 
-python -m tests.assets.train_reader          # about ten minutes on one core; the same weights on the same machine and versions
+python -m tests.assets.train_reader          # about a quarter of an hour on one core; the same weights on the same machine and versions
 """
 
 import argparse
-import math
-import time
 from typing import Any
 
 import torch
@@ -13,11 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attnhook.zoo.demo_reader import READER_WEIGHTS, digit_reader
-from tests.assets.train_digits import distorted
-from tests.digits import digits, draw
+from tests.assets.train_digits import run
 from tests.reading import asked, named
 
-BATCH, WARMUP = 64, 200
+BATCH = 64
 
 
 def train(steps: int, rate: float, seed: int = 0) -> nn.Module:
@@ -25,23 +22,9 @@ def train(steps: int, rate: float, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     model, processor = digit_reader(trained=False)
     model.train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    rates = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    run(
+        model, steps, rate, generator, lambda model, pairs: loss_of(model, processor, pairs.pixels, named(pairs)), BATCH
     )
-    material = digits(held_out=False)
-    begin = time.process_time()
-    for step in range(steps):
-        pairs = draw(material, BATCH, generator, lambda images: distorted(images, generator))
-        loss = loss_of(model, processor, pairs.pixels, named(pairs))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        rates.step()
-        if step % 250 == 249:
-            spent = time.process_time() - begin
-            print(f"step {step + 1} of {steps}: loss {loss.item():.4f}, {spent:.0f} s of CPU time", flush=True)
     return model.eval()
 
 
@@ -57,7 +40,7 @@ def loss_of(model: Any, processor: Any, pixels: Tensor, answers: list[str]) -> T
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
