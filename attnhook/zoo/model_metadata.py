@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -127,7 +128,14 @@ def _timm_labels(config: Mapping[str, Any], num_classes: Any) -> tuple[str, ...]
     import timm
 
     subset = timm.data.infer_imagenet_subset({"num_classes": num_classes})
-    return tuple(timm.data.ImageNetInfo(subset).label_descriptions()) if subset else None
+    return _imagenet_labels(subset) if subset else None
+
+
+@cache  # timm reads its tables of names anew each time
+def _imagenet_labels(subset: str) -> tuple[str, ...]:
+    import timm
+
+    return tuple(timm.data.ImageNetInfo(subset).label_descriptions())
 
 
 def _checkpoint(model: nn.Module) -> str | None:
