@@ -3,19 +3,23 @@
     python -m tests.soak                       # 10,000 captures, a few minutes on one core
     python -m tests.soak --captures 500 --json soak.json
 
-Captures go round three tiny ViTs (timm, transformers, torchvision: three ways of seeing the operands) and the ways to use one: the readout's
-row, the mean's, all rows with rollout and statistics, gradients with a backward, a forward that fails half-way. Ten times on the way, after a
-garbage collection, the resident set, the hooks on all modules, the open function modes and the living tensors are counted. Hooks, modes and
-tensors must not change at all; memory must grow by less than the bound per 1,000 captures: the slope of a line through the counts after the
-first, which ends the warm-up. Exit status 1 if something grows.
+Captures go round three tiny ViTs (timm, transformers, torchvision: three ways of seeing the operands) and the ways to use one: the
+readout's row, the mean's, all rows with rollout and statistics, gradients with a backward, a forward that fails half-way. A third of them
+follow each other in one thread, a third run in four threads, a third in four asyncio tasks whose captures overlap; all share the models.
+Ten times on the way, after a garbage collection, the resident set, the hooks on all modules, the open function modes and the living tensors
+are counted. Hooks, modes and tensors must not change at all; memory must grow by less than the bound per 1,000 captures: the slope of a line
+through the counts after the first, which ends the warm-up. Exit status 1 if something grows.
 Does not measure: GPUs, compiled models, time.
 """
 
 import argparse
+import asyncio
 import gc
 import json
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,6 +41,7 @@ BOUND_KIB = 64.0
 """Most that the resident set may grow per 1,000 captures."""
 
 SIDE = 24
+WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,11 @@ def half_way(model: nn.Module, pixels: Tensor) -> None:
     """A forward that fails in its last block."""
     last = [module for module in model.modules() if isinstance(module, nn.LayerNorm)][-2]
 
+    here = threading.get_ident()
+
     def fail(*_: object) -> None:
-        raise HalfWayError
+        if threading.get_ident() == here:
+            raise HalfWayError
 
     handle = last.register_forward_hook(fail)
     try:
@@ -143,7 +151,48 @@ def half_way(model: nn.Module, pixels: Tensor) -> None:
     )
 
 
-WAYS: tuple[Callable[[nn.Module, Tensor], None], ...] = (read_out, averaged, whole, backward, half_way)
+Way = Callable[[nn.Module, Tensor], None]
+WAYS: tuple[Way, ...] = (read_out, averaged, whole, backward, half_way)
+Round = tuple[nn.Module, Way]
+
+
+def one_after_the_other(rounds: Sequence[Round], pixels: Tensor) -> None:
+    """In this thread."""
+    for model, way in rounds:
+        way(model, pixels)
+
+
+def in_threads(rounds: Sequence[Round], pixels: Tensor) -> None:
+    """In as many threads as there are workers, all at once."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for _ in pool.map(lambda one: one[1](one[0], pixels), rounds):
+            pass
+
+
+def in_tasks(rounds: Sequence[Round], pixels: Tensor) -> None:
+    """In tasks that take turns between entering a capture, the forward and leaving it; each has a batch size of its own."""
+
+    async def capture(model: nn.Module, batch: int) -> None:
+        with AttentionCapture(model) as capture:
+            await asyncio.sleep(0)
+            scores_of(model, pixels[:1].expand(batch, -1, -1, -1))
+            await asyncio.sleep(0)
+        found = {tuple(block.rows.shape[:2]) for block in capture.maps}
+        if found != {(batch, 4)}:
+            raise RuntimeError(f"a capture of another task: expected rows of {batch} images and 4 heads, got {found}.")
+
+    async def work(worker: int) -> None:
+        for model, _ in rounds[worker::WORKERS]:
+            await capture(model, worker + 1)
+
+    async def everything() -> None:
+        await asyncio.gather(*map(work, range(WORKERS)))
+
+    with ThreadPoolExecutor(1) as own:  # the caller's thread may have an event loop
+        own.submit(asyncio.run, everything()).result()
+
+
+STYLES = (one_after_the_other, in_threads, in_tasks)
 
 
 def count(captures: int, watched: dict[str, nn.Module]) -> Count:
@@ -190,12 +239,13 @@ def soak(captures: int, counts: int = 10) -> list[Count]:
     torch.manual_seed(0)
     watched, pixels = models(), torch.randn(2, 3, SIDE, SIDE)
     rounds = [(model, way) for way in WAYS for model in watched.values()]
-    found, step = [], max(captures // counts, 1)
-    for number in range(1, captures + 1):
-        model, way = rounds[number % len(rounds)]
-        way(model, pixels)
-        if number % step == 0:
-            found.append(count(number, watched))
+    found, step, done = [], max(captures // counts, 1), 0
+    for _ in range(counts):
+        for number, run in enumerate(STYLES):
+            share = range(done + step * number // len(STYLES), done + step * (number + 1) // len(STYLES))
+            run([rounds[one % len(rounds)] for one in share], pixels)
+        done += step
+        found.append(count(done, watched))
     return found
 
 

@@ -18,13 +18,26 @@ def test_five_hundred_captures_leave_nothing_behind(script) -> None:
     assert {(one.hooks, one.modes) for one in found} == {(0, 0)}
 
 
-def test_every_way_is_taken_with_every_model(script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_is_taken_with_every_model_in_one_thread_and_in_several(
+    script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
     monkeypatch.setattr(
         script, "WAYS", tuple(lambda model, _, way=way: seen.append((way, model)) for way in script.WAYS)
     )
-    script.soak(15, counts=1)
+    monkeypatch.setattr(script, "STYLES", (script.one_after_the_other, script.in_threads))
+    script.soak(30, counts=1)
+    assert len(seen) == 30
     assert len(set(seen)) == 3 * len(script.WAYS) == 15
+
+
+def test_tasks_have_captures_of_their_own(script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "STYLES", (script.in_tasks,))
+    assert script.growing(script.soak(24, counts=2)) == []
+    real = script.scores_of
+    monkeypatch.setattr(script, "scores_of", lambda model, pixels: real(model, pixels[:1]))
+    with pytest.raises(RuntimeError, match="capture of another task"):
+        script.soak(24, counts=1)
 
 
 def test_a_leak_of_tensors_and_hooks_is_noticed(script, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +48,7 @@ def test_a_leak_of_tensors_and_hooks_is_noticed(script, monkeypatch: pytest.Monk
         model.register_forward_hook(lambda *_: None)
 
     monkeypatch.setattr(script, "WAYS", (leaking,))
+    monkeypatch.setattr(script, "STYLES", (script.one_after_the_other,))
     hooks, tensors = script.growing(script.soak(20))
     assert hooks.startswith("hooks: expected 2 all along, got [2, 4,")
     assert tensors.startswith("tensors: expected ")
