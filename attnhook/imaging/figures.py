@@ -123,7 +123,7 @@ def sheet(
         raise ValueError(f"cannot draw the sheet: expected at least one column, got columns={columns}.")
     stretch = stretch_in_words(colors)
     bar, flat = (None, None) if stretch else color_bar(maps, colors, label)
-    texts = [caption, flat, stretch and f"Colours: {stretch} per image, not comparable between images."]
+    texts = [caption, flat, stretch and f"Colours: {stretch} per map, not comparable between maps."]
     return draw_pictures(pictures, columns, texts=texts, bar=bar, **figure)
 
 

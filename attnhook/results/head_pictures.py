@@ -177,7 +177,7 @@ def results_figure(
     stretch = stretch_in_words(colors)
     unit = replace(colors, uniform=1.0)
     bar, flat = (None, None) if stretch else color_bar(drawn, unit, label)
-    own = stretch and f"Colours: {stretch} per image, not comparable between images."
+    own = stretch and f"Colours: {stretch} per map, not comparable between maps."
     if caption is None:
         # A class that is in the title is not said again.
         titled = [titles is None and one.settings.target is not None for one in several]

@@ -85,14 +85,14 @@ def test_a_sheet_of_heads_stretched_one_by_one():
     maps = torch.rand(6, 48, 80)
     figure = sheet(PHOTO, maps, [f"head {i}" for i in range(6)], caption=CAPTION)
     text = drawn(figure)
-    assert "1st to 99th percentile per image, not comparable" in text
+    assert "1st to 99th percentile per map, not comparable" in text
     assert CAPTION.replace("$", r"\$") in text
     assert all(f"head {i}" in text for i in range(6))
     assert bars(figure) == []
     pictures = shown(figure)
     for axes, values in zip(pictures[1:], maps, strict=True):
         assert differs_little(axes.images[0].get_array(), painted(PHOTO, values, *robust([values])))
-    assert "min-max per image, not comparable" in drawn(sheet(PHOTO, maps, list("abcdef"), scale="minmax"))
+    assert "min-max per map, not comparable" in drawn(sheet(PHOTO, maps, list("abcdef"), scale="minmax"))
     assert len(pictures) == 7
     assert pictures[0].get_title() == "photo"
     assert np.array_equal(pictures[0].images[0].get_array(), np.asarray(PHOTO))
@@ -175,7 +175,7 @@ def test_a_robust_scale_is_labelled_and_its_clipped_ends_have_arrows():
     assert extend_of(overlay_figure(PHOTO, (1 + 14 * values) / 49, **uniform)) == "neither"
     assert extend_of(overlay_figure(PHOTO, (1 + 16 * values) / 49, **uniform)) == "max"
     assert extend_of(overlay_figure(PHOTO, 20 * values / 49, **uniform)) == "both"
-    assert "1st to 99th percentile per image, not comparable" in drawn(
+    assert "1st to 99th percentile per map, not comparable" in drawn(
         sheet(PHOTO, [values] * 2, ["a", "b"], scale="robust")
     )
     assert "(1st to 99th percentile)" in drawn(triptych(PHOTO, values, scale="robust"))

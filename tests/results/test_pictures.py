@@ -159,7 +159,7 @@ def test_methods_name_what_they_are_of(result):
     assert "rollout" in titles
     assert "raw_attention, received_attention: block 2 of 2; the others: all 2 blocks captured" in caption
     assert "Not from this capture: value_weighted_attention, gradient_attention, gradient_rollout, legrad." in caption
-    assert "1st to 99th percentile per image, not comparable" in caption
+    assert "1st to 99th percentile per map, not comparable" in caption
     with pytest.raises(RowsNotKeptError):
         methods_figure(attend_rows(result), ["rollout"])
     with pytest.raises(
