@@ -86,12 +86,12 @@ def perturb(
 
 def _seen_area(maps: AttentionMaps) -> Size | None:
     """Where what the patches see of the input ends, in pixels from the top left."""
-    layout = maps[-1].token_layout
-    if maps.patch_area is None or not isinstance(layout, TokenLayout):
-        return maps.patch_area
+    area, layout = maps.patch_area, maps[-1].token_layout
+    if area is None or not isinstance(layout, TokenLayout):
+        return area
     place = placed(maps, torch.empty(layout.grid, device="cpu"), maps[-1])
     down, across = (start + reach for start, reach in zip(place.overlap.start, place.overlap.reach, strict=True))
-    return round(maps.patch_area[0] + down), round(maps.patch_area[1] + across)
+    return round(area[0] + down), round(area[1] + across)
 
 
 def mean_faithfulness(model: int, photos: Sequence[dict[str, float]]) -> Faithfulness:
