@@ -83,10 +83,10 @@ class HookedContext(ABC):
 
         def after(*args: Any) -> None:
             scope = self._scope(opener)
-            if scope is not None:
-                scope.close()
-                if then is not None:
-                    then(scope, *args)
+            if (open_scope := HookedContext._scope(self, opener)) is not None:  # also of a capture paused meanwhile
+                open_scope.close()
+            if scope is not None and then is not None:
+                then(scope, *args)
 
         self._add_hook(module, before, pre=True)
         self._add_hook(module, after, always_call=True, **flags)

@@ -104,9 +104,11 @@ class PatchMap:
                 f"a PatchMap takes one number or a slice: expected patch_map[0] or patch_map[0][3] (image 0, head 3), got {index!r}. For tensor "
                 "indexing use patch_map.values."
             )
-        index = index if isinstance(index, slice) else operator.index(index)
-        if not isinstance(index, slice) and not -len(self.values) <= index < len(self.values):
-            raise IndexError(f"map {index} does not exist: expected -{len(self.values)} to {len(self.values) - 1}.")
+        count = len(self.values)
+        if isinstance(index, slice):
+            return replace(self, values=self.values[list(range(count)[index])])  # torch takes no negative steps
+        if not -count <= (index := operator.index(index)) < count:
+            raise IndexError(f"map {index} does not exist: expected -{count} to {count - 1}.")
         return replace(self, values=self.values[index])
 
     def __iter__(self) -> Iterator["PatchMap"]:

@@ -35,32 +35,6 @@ def teacher_forced() -> tuple[Any, dict[str, Any]]:
     return model, {**prompts(*rows), "pixel_values": pixels(2)}
 
 
-def test_a_forward_gives_the_rows_of_all_tokens_after_the_image() -> None:
-    model, inputs = teacher_forced()
-    with torch.no_grad():
-        bare = model(**inputs).logits
-        with AnswerCapture(model) as capture:
-            assert torch.equal(model(**inputs).logits, bare)
-    matrices = eager_matrices(model, inputs)
-    for number, answer in enumerate(capture.answers):
-        ids = inputs["input_ids"][number]
-        last = int((ids == IMAGE).nonzero().max())
-        positions = torch.arange(last, len(ids) - 1)
-        assert answer.token_ids == tuple(ids[positions + 1].tolist())
-        expected = matrices[number][:, :, positions][..., ids == IMAGE].permute(2, 0, 1, 3)
-        torch.testing.assert_close(answer.rows, expected, rtol=0, atol=1e-5)
-
-
-def test_chosen_tokens_of_a_forward() -> None:
-    model, inputs = teacher_forced()
-    inputs = {name: value[:1] for name, value in inputs.items()}
-    with torch.no_grad(), AnswerCapture(model, tokens=[-1, 18]) as capture:
-        model(**inputs)
-    assert capture.answer.token_ids == (6, 9)
-    expected = eager_matrices(model, inputs)[0][:, :, [17, -2]][..., 1:17].permute(2, 0, 1, 3)
-    torch.testing.assert_close(capture.answer.rows, expected, rtol=0, atol=1e-5)
-
-
 def test_tokens_outside_the_sequence_are_refused() -> None:
     model, inputs = llava()
     length = inputs["input_ids"].shape[1]
@@ -71,20 +45,6 @@ def test_tokens_outside_the_sequence_are_refused() -> None:
             model(**inputs)
         with pytest.raises(IndexError, match=rf"from 1 to {length - 1}, .* got \[{wrong}\]"):
             _ = capture.answer
-
-
-def test_every_token_of_a_padded_batch_but_those_that_padding_predicts() -> None:
-    model, inputs = llava_batch()
-    with torch.no_grad(), AnswerCapture(model, tokens=range(1, inputs["input_ids"].shape[1])) as capture:
-        model(**inputs)
-    matrices = eager_matrices(model, inputs)
-    for number, answer in enumerate(capture.answers):
-        ids, first = inputs["input_ids"][number], int(inputs["attention_mask"][number].argmax())
-        assert answer.token_ids == tuple(ids[first + 1 :].tolist())
-        expected = matrices[number][:, :, first:-1][..., ids == IMAGE].permute(2, 0, 1, 3)
-        torch.testing.assert_close(torch.cat(answer._rows, -1), expected, rtol=0, atol=1e-5)
-        total = sum(answer.mass.values())
-        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
 
 
 def test_a_loop_of_forwards_with_a_cache_is_one_answer() -> None:

@@ -14,20 +14,21 @@ from tests.answers.families import BEFORE_5, CROSS, FAMILIES, IMAGE
 
 NEW = 5
 GENERATE = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+LENGTHS = ("max_new_tokens", "min_new_tokens")
 
 
 def generated(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
     given = {name: value.clone() for name, value in inputs.items()}
-    return model.generate(**given, **GENERATE, return_dict_in_generate=True, output_logits=True, **options)
+    return model.generate(**given, **{**GENERATE, **options}, return_dict_in_generate=True, output_logits=True)
 
 
-def eager_rows(model: Any, inputs: dict[str, Any], sequences: torch.Tensor) -> list[torch.Tensor]:
+def eager_rows(model: Any, inputs: dict[str, Any], sequences: torch.Tensor, **lengths: int) -> list[torch.Tensor]:
     """Per prompt, `(tokens, layers, heads, keys)`: each step's last query, of an eager copy that is made to say the same."""
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     out = eager.generate(
         **inputs,
-        **GENERATE,
+        **{**GENERATE, **lengths},
         return_dict_in_generate=True,
         output_attentions=True,
         use_cache=False,
@@ -55,7 +56,8 @@ def check(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Any, ...]
     ]
     assert not any(isinstance(hook, CaptureHook) for hook in left)
     answers = capture.answers
-    expected = eager_rows(model, inputs, out.sequences)
+    lengths = {name: options[name] for name in LENGTHS if name in options}
+    expected = eager_rows(model, inputs, out.sequences, **lengths)
     length = inputs["input_ids"].shape[1]
     assert len(answers) == len(expected)
     for number, (answer, steps) in enumerate(zip(answers, expected, strict=True)):
@@ -65,7 +67,8 @@ def check(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Any, ...]
         want = torch.stack([step[..., :length][..., is_image] for step in steps])
         assert got.shape == want.shape
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
-        assert_sharp(want)
+        if int(is_image.sum()) >= 16:
+            assert_sharp(want)
         first = int(inputs["attention_mask"][number].argmax())
         masses = {"words": torch.stack([step[..., length:].sum(-1) for step in steps])}
         masses["image"] = want.sum(-1)

@@ -423,3 +423,18 @@ def test_clear_and_pause_inside_a_forward_do_not_disturb_the_next() -> None:
         handle.remove()
         model(photo)
         assert same(capture.maps.stack(), rows_of(model, photo))
+
+
+@pytest.mark.parametrize("kind, where", [(kind, "qkv") for kind in KINDS[:2]] + [("transformers", "q_proj")])
+def test_a_pause_that_begins_inside_an_attention_and_lasts_leaves_nothing_watching(kind: str, where: str) -> None:
+    model, photo, capture = capture_of(kind)
+    attention = model.get_submodule(capture.block_names[0])
+    with torch.no_grad(), capture, contextlib.ExitStack() as stack:
+        begin = attention.get_submodule(where).register_forward_hook(lambda *_: stack.enter_context(capture.paused()))
+        model(photo)
+        begin.remove()
+        assert F.scaled_dot_product_attention is SDPA
+        assert torch._C._len_torch_function_stack() == 0
+        stack.close()
+        model(photo)
+        assert same(capture.maps.stack(), rows_of(model, photo))

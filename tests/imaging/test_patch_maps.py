@@ -29,6 +29,7 @@ def test_indexing_follows_the_first_axis():
     assert torch.equal(found[-1][2].values, VALUES[1, 2])
     assert [one.shape for one in found] == [(3, 7, 7)] * 2
     assert found[:1].shape == (1, 3, 7, 7)
+    assert torch.equal(found[::-1].values, VALUES.flip(0))
     assert (found[0].area, found[0].uniform, found[0].description) == ((56, 56), 1 / 50, "raw attention")
     with pytest.raises(IndexError, match="map 2 does not exist: expected -2 to 1"):
         found[2]
