@@ -301,7 +301,7 @@ class AttentionMonitor:
             except UnsupportedModelError:
                 raise UnsupportedModelError(
                     f"cannot observe {type(self._model).__name__}: expected an eager model, got one that is compiled, in whole or in part, and "
-                    "would run eagerly here, and would round differently. Call monitor.step(step) instead: its probe accepts compiled models."
+                    "would run eagerly here and round differently. Call monitor.step(step) instead: its probe accepts compiled models."
                 ) from None
             yield
         self._schedule.last_observed = step

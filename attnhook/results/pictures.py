@@ -160,8 +160,8 @@ def methods_figure(
     """Draw the maps of several methods side by side. Their units differ, so each has a range of its own, and the figure says so.
 
     Args:
-        result: The result; what a method needs must have been captured. A result of `attend(..., method="gradient_rollout")` has it for
-            every method.
+        result: The result; what a method needs must have been captured. A result of `attend(..., method="gradient_rollout")` has what every
+            method needs.
         methods: Names in `METHODS`; None draws all that this capture allows, and the caption names the others.
         scale: Which values the colours stand for. The default cuts off the sinks (tokens that draw most of the attention) of some models, which
             would otherwise take all of a rollout's colours.

@@ -92,7 +92,7 @@ def test_numbers_that_start_over_are_said_once() -> None:
         assert monitor.step(step) == (step % 2 == 0)
         assert not monitor.step(step)  # the same step again is nothing to speak of
     with pytest.warns(
-        UserWarning, match="step 0 comes after step 4, and is not logged: expected numbers that grow"
+        UserWarning, match="step 0 comes after step 4, and is not logged: expected a larger number"
     ) as said:
         assert not any(monitor.step(step) for step in range(5))
     assert len(said) == 1
