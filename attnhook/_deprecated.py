@@ -133,7 +133,7 @@ def was_a_tensor(kind: _Kind) -> _Kind:
         raise AttributeError(problem(f".{name}") if tensors else f"{kind.__name__!r} object has no attribute {name!r}")
 
     def __torch_function__(function: Any, *_: Any, **__: Any) -> Any:
-        raise TypeError(problem(f"one in torch.{getattr(function, '__name__', function)}"))
+        raise TypeError(problem(f"torch.{getattr(function, '__name__', function)}"))
 
     def refused(sign: str) -> Callable[..., Any]:
         def operate(*_: Any) -> Any:

@@ -35,6 +35,14 @@ def monitored(**settings) -> tuple[nn.Module, MemoryWriter, AttentionMonitor]:
     return model, writer, monitor
 
 
+def test_one_method_needs_no_list() -> None:
+    writer = MemoryWriter()
+    AttentionMonitor(small_vit(), probe_pixels(1), writers=writer, methods="rollout", sheets=0).step(0)
+    assert list(writer.pictures) == [("attention/overlay/0", 0)]
+    with pytest.raises(ValueError, match="cannot monitor 'legrad'"):
+        AttentionMonitor(small_vit(), probe_pixels(1), writers=writer, methods="legrad")
+
+
 # --- step and observe ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -166,6 +166,9 @@ def test_methods_name_what_they_are_of(result):
         ValueError, match=r"unknown method: expected one of 'raw_attention', .*got 'grad_cam'. Check the spelling"
     ):
         methods_figure(result, ["grad_cam"])
+    one = text_of(methods_figure(result, "rollout"))[0]
+    assert "rollout" in one
+    assert "raw attention" not in one
 
 
 def attend_rows(result):
