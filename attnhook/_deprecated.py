@@ -21,13 +21,13 @@ IMAGING: Mapping[str, str] = {
 """What replaced the functions that `attnhook.imaging` had."""
 
 WORKFLOWS = (
-    "attnhook.workflows is gone since attnhook 0.2: import public names from attnhook, the callbacks from "
+    "attnhook.workflows was removed in attnhook 0.2: import public names from attnhook, the callbacks from "
     "attnhook.monitoring.integrations.lightning and attnhook.monitoring.integrations.transformers, and Writer from attnhook.monitoring.writers."
 )
 """What replaced `attnhook.workflows`."""
 
 ADAPTERS = (
-    "attnhook.capture.adapters is gone since attnhook 0.2: import ModelAnatomy, Readout and register_adapter from attnhook, and SequenceInfo, "
+    "attnhook.capture.adapters was removed in attnhook 0.2: import ModelAnatomy, Readout and register_adapter from attnhook, and SequenceInfo, "
     "which was SeenTokens, from attnhook.capture.anatomy."
 )
 """What replaced `attnhook.capture.adapters`."""
@@ -66,7 +66,7 @@ def replaced_arguments(instead: str, *names: str, most: int) -> Callable[[_Kind]
             if old or len(args) > most:
                 got = ", ".join(old) or f"{len(args)} arguments without names"
                 raise TypeError(
-                    f"{kind.__name__} has other arguments since attnhook 0.2: expected {instead}, got {got}."
+                    f"{kind.__name__} takes other arguments since attnhook 0.2: expected {instead}, got {got}."
                 )
             make(self, *args, **kwargs)
 
@@ -84,7 +84,7 @@ class _Old:
 
     def __get__(self, owner: Any, kind: type) -> Any:
         if self.instead:
-            raise AttributeError(f"{kind.__name__}.{self.name} is gone since attnhook 0.2: {self.instead}.")
+            raise AttributeError(f"{kind.__name__}.{self.name} was removed in attnhook 0.2: {self.instead}.")
         if owner is None and not isinstance(kind, EnumType):  # someone looks at the class, such as `inspect.getmembers`
             return self
         found = attrgetter(self.path)(kind if owner is None else owner)
@@ -124,8 +124,8 @@ def was_a_tensor(kind: _Kind) -> _Kind:
 
     def problem(used: str) -> str:
         return (
-            f"a {kind.__name__} is no tensor: expected .values, got {used}. Since attnhook 0.2 methods return the tensor with its place in the "
-            "photo; the tensor itself is .values."
+            f"a {kind.__name__} is not a tensor: expected .values, got {used}. Since attnhook 0.2, methods return a {kind.__name__}; its tensor "
+            "is .values."
         )
 
     def __getattr__(self: Any, name: str) -> Any:
@@ -133,7 +133,7 @@ def was_a_tensor(kind: _Kind) -> _Kind:
         raise AttributeError(problem(f".{name}") if tensors else f"{kind.__name__!r} object has no attribute {name!r}")
 
     def __torch_function__(function: Any, *_: Any, **__: Any) -> Any:
-        raise TypeError(problem(f"one in torch.{getattr(function, '__name__', function)}"))
+        raise TypeError(problem(f"torch.{getattr(function, '__name__', function)}"))
 
     def refused(sign: str) -> Callable[..., Any]:
         def operate(*_: Any) -> Any:
@@ -152,4 +152,6 @@ def was_a_tensor(kind: _Kind) -> _Kind:
 
 
 def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is {new} since attnhook 0.2, and goes in 0.3. Write {new}", DeprecationWarning, stacklevel=3)
+    warnings.warn(
+        f"{old} is {new} since attnhook 0.2, and will be removed in 0.3. Write {new}", DeprecationWarning, stacklevel=3
+    )

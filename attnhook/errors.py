@@ -1,9 +1,10 @@
 """The errors of attnhook's own.
 
-All derive from `AttnhookError`; each also derives from the builtin that Python users would expect (`ValueError`, `LookupError`,
-`RuntimeError`), so code that knows nothing of attnhook handles them well. What is wrong with a call itself is a builtin alone: an option
-that is none of its choices a `ValueError`, an argument of the wrong kind a `TypeError`, a number or a name that does not exist in what was
-captured, extracted or compared an `IndexError` or `KeyError`.
+All derive from `AttnhookError`. Each also derives from the builtin exception that Python users would expect (`ValueError`, `LookupError`,
+`RuntimeError`), so code that knows nothing about attnhook handles them well. Mistakes in a call raise builtin exceptions: `ValueError` for an
+option with an unknown value, `TypeError` for an argument of the wrong type, and `IndexError` or `KeyError` for a number or a name that does
+not exist in what was captured, extracted or compared.
+
 Messages read: *what failed: expected X, got Y. What to do.*
 """
 
@@ -49,7 +50,7 @@ class GradientsNotKeptError(AttnhookError, ValueError):
 
 
 class TargetError(AttnhookError, ValueError):
-    """A class was named that the model does not tell apart, or the model tells no classes apart."""
+    """The model does not have the class that was named, or has no classes at all."""
 
 
 class ScoreError(AttnhookError, ValueError):
@@ -57,7 +58,7 @@ class ScoreError(AttnhookError, ValueError):
 
 
 class ImageError(AttnhookError, ValueError):
-    """An image could not be read, is damaged, too large, or of a shape that is no image."""
+    """An image cannot be read, is damaged or too large, or does not have the shape of an image."""
 
 
 class GeometryError(AttnhookError, ValueError):
@@ -69,7 +70,7 @@ class ModelLoadError(AttnhookError, ValueError):
 
 
 class MissingPackageError(ModelLoadError, ImportError):
-    """An optional package is missing; the message carries the line that installs it."""
+    """An optional package is missing; the message contains the command that installs it."""
 
 
 class ComparisonError(AttnhookError, ValueError):
@@ -77,7 +78,7 @@ class ComparisonError(AttnhookError, ValueError):
 
 
 class ExtractionError(AttnhookError, ValueError):
-    """An extraction cannot begin, go on or be read: its source, its folder or its settings do not allow it."""
+    """An extraction cannot begin, continue or be read: its source, its folder or its settings do not allow it."""
 
 
 class ProbeError(AttnhookError, RuntimeError):

@@ -20,7 +20,7 @@ def lazy_names(package: str, replaced: Mapping[str, str] | None = None) -> tuple
 
     def load(name: str) -> Any:
         if name in gone:  # no AttributeError, of which `from package import name` would say nothing
-            raise ImportError(f"{package}.{name} is gone since attnhook 0.2. Write {gone[name]}")
+            raise ImportError(f"{package}.{name} was removed in attnhook 0.2. Write {gone[name]}")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(homes[name]), name)

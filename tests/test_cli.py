@@ -17,6 +17,7 @@ import attnhook
 from attnhook import VisionModel, attend
 from attnhook.cli import main
 from attnhook.errors import GeometryError
+from attnhook.zoo.loading import SPEC_FORMS
 from tests.pages.scenes import swin
 from tests.zoo.saved_models import photo, save_timm
 
@@ -107,7 +108,7 @@ def test_a_folder_of_something_else_is_left_alone(spec, folder, capsys, content)
 def test_options_that_a_style_does_not_take_are_refused(folder, capsys, style, option):
     name, value = option
     assert main(["overlay", "cat.png", "--model", "demo:none", "--style", style, f"--{name}", value]) == 2
-    assert f"style '{style}' takes no {name}: expected some of" in capsys.readouterr().err
+    assert f"style '{style}' does not take {name}: expected one of" in capsys.readouterr().err
 
 
 def test_an_input_is_never_overwritten(spec, folder):
@@ -195,6 +196,13 @@ def test_help_has_examples_and_defaults(command, capsys):
     said = capsys.readouterr().out
     assert "examples:\n  attnhook " in said
     assert not command or "(default: " in said
+
+
+def test_help_lists_every_form_of_a_spec(capsys):
+    with pytest.raises(SystemExit):
+        main(["describe", "--help"])
+    listed = " ".join(capsys.readouterr().out.split()).partition("one of ")[2].partition(" (default")[0]
+    assert listed.split(", ") == list(SPEC_FORMS)
 
 
 def test_version(capsys):

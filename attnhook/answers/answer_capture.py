@@ -40,11 +40,11 @@ _OTHER_MODES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_
 class AnswerCapture(HookedContext):
     """Capture which image tokens every token of an answer attends to, without changing one bit of the answer.
 
-    The row of token t is that of the query whose output predicted it: the token before it, for the first the last token of the prompt.
+    The row of token t is that of the query whose output predicted it: the token before it or, for the first token, the last of the prompt.
     Fused kernels stay on; rows are computed in float32 from the operands of the language model's own attention calls. Memory grows with
     new tokens x layers x heads x sequence length; the whole attention matrix is never computed.
 
-    A capture holds the last `generate` of the task or thread that entered it. Plain forwards work too: forwards that continue each other
+    A capture holds the last `generate` of the task or thread that entered it. Plain forwards work, too: forwards that continue each other
     through a cache are one answer, whose tokens are those that you pass.
 
     Args:
@@ -169,7 +169,7 @@ class AnswerCapture(HookedContext):
             if isinstance(sequences, Tensor):
                 record.sequences = sequences.detach()
             else:
-                problem = "no answer: expected generate to return ids, got none. It raised an error, or returns something else."
+                problem = "no answer: expected generate to return ids, got none. Fix its error, if it raised one; else let it return ids."
                 record.error = record.error or NothingCapturedError(problem)
 
     def _read(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
@@ -187,15 +187,16 @@ class AnswerCapture(HookedContext):
                 self._begin(record := AnswerRecord())
             elif cached != record.total and record.error is None:
                 record.error = UnsupportedModelError(
-                    f"cannot tell the answer's tokens: expected a cache of the {record.total} tokens of earlier forwards, got one of {cached}. "
-                    "Use one capture for each answer, and begin with its whole prompt."
+                    f"cannot tell which tokens are the answer's: expected a cache of the {record.total} tokens of earlier forwards, got one of "
+                    f"{cached}. Use one capture for each answer, and begin with its whole prompt."
                 )
         if record.error is not None:
             return
         if not isinstance(ids, Tensor) or (cached and not record.pieces):
             got = "a cache that was filled before" if cached else "inputs_embeds or none"
             record.error = UnsupportedModelError(
-                f"cannot tell the answer's tokens: expected input_ids in every forward, from the first token on, got {got}. Pass input_ids."
+                f"cannot tell which tokens are the answer's: expected input_ids in every forward, from the first token on, got {got}. "
+                "Pass input_ids."
             )
             return
         if cache is None:  # the whole sequence again
@@ -234,7 +235,7 @@ class AnswerCapture(HookedContext):
 
     @property
     def answer(self) -> Answer:
-        """The answer to the only prompt. Of a batch, see `answers`.
+        """The answer to the only prompt. For a batch, see `answers`.
 
         Raises `NothingCapturedError` if there is none, `UnsupportedModelError` if it was generated in a way that cannot be followed, and
         `IndexError` if `tokens` lie outside the sequence.
@@ -248,7 +249,7 @@ class AnswerCapture(HookedContext):
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """The answers of the last `generate` or forwards: one per prompt (or returned sequence), in order; errors as of `answer`."""
+        """The answers of the last `generate` or forwards: one per prompt (or returned sequence), in order. Raises what `answer` raises."""
         if self._answers is None:
             if self._record.error is not None:
                 raise self._record.error

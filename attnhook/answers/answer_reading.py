@@ -37,8 +37,8 @@ class Answer:
             "first": the sequence's first token, a common sink. "text": the rest of the prompt. "words": the answer so far. "other": keys of
             cross-attention that belong to no image.
         layers: The names of the layers.
-        rows: Of one image `(tokens, layers, heads, image tokens)` float32 on the CPU; of several a list of them.
-        processor: What makes words of ids, and places maps in the photo; None if it was not given.
+        rows: For one image `(tokens, layers, heads, image tokens)` float32 on the CPU; for several images, a list of these.
+        processor: Turns ids into words, and places maps in the photo; None if you passed none.
     """
 
     def __init__(

@@ -179,9 +179,9 @@ def legrad(maps: AttentionMaps) -> PatchMap:
     this gives the paper's: inside one capture, `torch.autograd.grad(score_l, input_of_block_l, retain_graph=True)` for every block; such a
     backward passes through no other.
 
-    Either tells classes apart less than methods that weigh the gradient with the attention, for a patch that no query reads counts as much as
-    one that all do: with two digits on a canvas (`tests/attribution/test_digits.py`, 2,000 cases) the map peaks inside the right one in 65 %, by
-    the paper's layer-wise scores in 73 %; `gradient_rollout` does in 98 %.
+    Both tell classes apart less well than methods that multiply the gradient by the attention, because a patch that no query reads counts as
+    much as one that all queries read. With two digits on a canvas (`tests/attribution/test_digits.py`, 2,000 cases), the map peaks inside the
+    right digit 65 % of the time, with the paper's layer-wise scores 73 %, and `gradient_rollout` 98 %.
 
     Args:
         maps: Captured with `gradients=True`, after a backward; the blocks that were captured are those that are averaged.

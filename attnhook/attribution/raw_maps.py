@@ -91,7 +91,7 @@ def fuse_heads(maps: Tensor, heads: HeadsOption, block: str | None = None) -> Te
         if not -count <= heads < count:
             of_block = "" if block is None else f" of block {block!r}"
             raise IndexError(
-                f"head {heads} does not exist: expected -{count} to {count - 1}{of_block}. Pass one of them, or 'mean', 'max' or 'min'."
+                f"head {heads}{of_block} does not exist: expected -{count} to {count - 1}. Pass one of them, or 'mean', 'max' or 'min'."
             )
         return maps[:, heads].clone()
     if heads is HeadFusion.MEAN:

@@ -50,8 +50,8 @@ def rollout(
 
     `discard` follows vit-explain: in each image's fused, flattened matrix, that fraction of the entries, the lowest, becomes 0, except the class
     token's attention to itself; then the residual is added and rows are made to sum to 1. (vit-explain itself divides columns by the row sums,
-    which for a batch of one is a mistake in the convention, and for larger batches an error of shape; here rows are divided.) If entries tie for
-    the last place, none of them is discarded.
+    which is wrong for a batch of one, and fails for larger batches because of the shapes; here rows are divided.) If entries tie for the last
+    place, none of them is discarded.
 
     Args:
         maps: Captured with `rows="all"`. Rollout passes through the captured blocks.

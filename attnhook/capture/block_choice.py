@@ -34,8 +34,9 @@ def choose_blocks(sites: Sequence[_Named], blocks: BlocksOption) -> tuple[_Named
     elif isinstance(blocks, SupportsIndex) and not isinstance(blocks, Iterable):  # NumPy's, too
         count = operator.index(blocks)
         if not 0 < count <= len(names):
+            one = count if -len(names) <= count <= 0 else -1
             raise UnknownBlockError(
-                f"blocks={count} means the last {count}: expected 1 to {len(names)}. For one block, pass blocks=[{count}]."
+                f"blocks={count} means the last {count}: expected 1 to {len(names)}. For one block, pass a list, such as blocks=[{one}]."
             )
         chosen = set(range(len(names) - count, len(names)))
     else:

@@ -30,7 +30,7 @@ def _recognised(weight: Tensor | None, bias: Tensor | None) -> Iterator[tuple[Sc
                 yield scope, listener
             else:
                 problem = (
-                    "an nn.TransformerEncoderLayer cannot be told from another: expected input projections of its own, got shared ones. "
+                    "an nn.TransformerEncoderLayer cannot be told apart from another: expected input projections of its own, got shared ones. "
                     "Share the layer itself, or leave these layers out with blocks=."
                 )
                 listener.refused(scope.record, UnsupportedModelError(problem))

@@ -254,8 +254,8 @@ def no_backward_error(block: str) -> GradientsNotKeptError:
     what = f"no backward can reach block {block!r}: expected an attention output that requires grad"
     if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
         return GradientsNotKeptError(
-            f"{what}, but grad mode was off when it ran. Run the forward without torch.no_grad() and torch.inference_mode(); where the model "
-            "checkpoints its blocks, with use_reentrant=False."
+            f"{what}, but grad mode was off when it ran. Run the forward without torch.no_grad() and torch.inference_mode(); if the model "
+            "checkpoints its blocks, use use_reentrant=False."
         )
     return GradientsNotKeptError(
         f"{what}, got one that does not: neither the parameters before it nor the pixels do. Call pixels.requires_grad_() before the forward; "

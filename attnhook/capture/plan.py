@@ -62,9 +62,9 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
                 'scaled_dot_product_attention, got none. Name the modules that attend with blocks=["name", ...].'
             )
         raise UnsupportedModelError(
-            f"{type(inner).__name__} has no attention that attnhook knows: expected a model of timm, transformers or torchvision, "
-            "or nn.MultiheadAttention modules. Say what its tokens are (and which modules attend, with blocks=[...], if none is found) with "
-            "layout=TokenLayout(...), or register an adapter with register_adapter."
+            f"{type(inner).__name__} has no attention that attnhook knows: expected a model from timm, transformers, torchvision or open_clip, "
+            "or nn.MultiheadAttention modules. Describe its tokens with layout=TokenLayout(...) (and name the "
+            "modules that attend with blocks=[...], if none is found), or register an adapter with register_adapter."
         )
     if layout is not None:
         anatomy = _with_layout(anatomy, layout)
@@ -80,7 +80,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
     beside = [] if known is None else _named_beside(inner, anatomy, blocks, layout)
     if beside and kind is not Rows.ALL:
         raise NoReadoutError(
-            f"block {beside[0].name!r} is no part of the model that attnhook knows: expected rows='all', got {rows!r}. Capture with rows='all', "
+            f"block {beside[0].name!r} is outside the model that attnhook knows: expected rows='all', got {rows!r}. Capture with rows='all', "
             "and read the rows that you want."
         )
     if beside:
@@ -93,7 +93,7 @@ def make_plan(model: nn.Module, blocks: BlocksOption, rows: RowsOption, layout: 
 
 
 _BESIDE = (
-    "the tokens are unknown: expected a block of the model that attnhook knows, got one beside it. Read `.rows` without a grid, or pass "
+    "the tokens are unknown: expected a block of the model that attnhook knows, got one outside it. Read `.rows` without a grid, or pass "
     "layout=TokenLayout(...) if its keys are the patches."
 )
 

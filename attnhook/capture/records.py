@@ -191,7 +191,7 @@ class AttentionMaps(Sequence[BlockAttention]):
             # Sequence iteration ends on IndexError; UnknownBlockError, a LookupError, would not stop it.
             raise IndexError(
                 f"block {index} was not captured: expected an index from {-len(self)} to {len(self) - 1} among the captured blocks, or one of "
-                f"their names, {', '.join(self.block_names[:3])}{', ...' if len(self) > 3 else ''}."
+                f"their names ({', '.join(self.block_names[:3])}{', ...' if len(self) > 3 else ''})."
             )
         return self._blocks[block_index(self.block_names, index)]
 

@@ -43,9 +43,10 @@ class AttentionCapture(HookedContext):
     A capture records the forwards of the task or thread that entered it. In a generator, read the maps before you yield.
 
     Args:
-        model: A Vision Transformer of timm, transformers or torchvision, a module that holds one, or any model with attention modules.
+        model: A Vision Transformer from timm, transformers, torchvision or open_clip, a module that contains one, or any model with attention
+            modules.
         blocks: Which blocks, as in timm: None = all, int n = the last n, a sequence of indices (negative from the end) or names, or
-            a predicate over names. Names may be of attention modules beside a known model, such as a decoder's, with `rows="all"`.
+            a predicate over names. With `rows="all"`, names may also be those of attention modules outside a known model, such as a decoder's.
         rows: Which rows of each attention matrix: `"cls"`, `"pool"` (an attention pooling's query), `"mean"` (mean over the patches' rows),
             `"readout"` (the one of the three that the model's head reads), `"all"` (stores references to queries and keys; the matrix stays
             implicit), or a sequence of `(row, column)` patches and token indices (of a model with windows: of each window).

@@ -18,7 +18,7 @@ OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedMode
 _Number = TypeVar("_Number", int, float)
 _MODEL_HELP = (
     "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, open_clip:NAME/TAG, "
-    "open_clip:NAME@FILE.safetensors, demo, demo:timm, demo@SIZE, demo:timm@SIZE"
+    "open_clip:NAME@FILE.safetensors, demo, demo:timm, demo@SIZE, demo:timm@SIZE, digits"
 )
 
 
@@ -49,8 +49,8 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         default="raw_attention",
-        help="how the map is computed: raw_attention or value_weighted_attention (one block), received_attention (one block, all queries: also "
-        "of windowed models), rollout (attention followed through all blocks), or for one class gradient_rollout, gradient_attention, legrad "
+        help="how the map is computed: raw_attention or value_weighted_attention (one block), received_attention (one block, all queries; also "
+        "for windowed models), rollout (attention followed through all blocks), or for one class gradient_rollout, gradient_attention, legrad "
         f"{DEFAULT}",
     )
     parser.add_argument(
@@ -87,7 +87,10 @@ def add_map_options(parser: argparse.ArgumentParser) -> None:
         help="opacity rises with the value, or is the same everywhere (default: it rises)",
     )
     parser.add_argument(
-        "--fade", type=float, default=0.4, help=f"how grey the part is that the model did not see, 0 to 1 {DEFAULT}"
+        "--fade",
+        type=float,
+        default=0.4,
+        help=f"how grey to make the part that the model did not see, 0 to 1 {DEFAULT}",
     )
     parser.add_argument(
         "--crop",

@@ -62,7 +62,8 @@ def add(commands: Any) -> None:
         "--depth",
         **_SEVERAL,
         type=float,
-        help="relative depth of the block (above 0, at most 1) for methods of one block; repeat it for several (default: 1, the last block)",
+        help="relative depth of the block (above 0, at most 1) for methods that read one block; repeat it for several "
+        "(default: 1, the last block)",
     )
     compare.add_argument(
         "--heads",

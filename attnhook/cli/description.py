@@ -1,4 +1,4 @@
-"""Say what can be captured from a model.
+"""Show what can be captured from a model.
 
 Lists its attention blocks, the kernel that each one runs, its special tokens (such as the
 class token and registers, extra tokens that belong to no patch), its patch grid, and its

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="attnhook",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Exact attention maps from Vision Transformers of timm, transformers and torchvision.",
+        description="Exact attention maps from Vision Transformers: timm, transformers, torchvision, open_clip and your own files.",
         epilog="examples:\n  attnhook demo\n  attnhook overlay cat.jpg --model demo\n  attnhook describe --model demo:timm\n\n"
         "'attnhook COMMAND --help' explains a command.",
     )

@@ -6,9 +6,9 @@ or Parquet file, or a glob of those.
 
 The folder gets shards/*.safetensors, index.parquet, statistics.json and manifest.json;
 attnhook.open_maps(DIR) reads them in Python, also while the run goes on. Run the same command
-again to go on where it stopped, or after photos were added or changed. Photos that cannot be
+again to continue where it stopped, or after photos were added or changed. Photos that cannot be
 read are listed in the index with their errors, and the exit code is 1; it is 2 if the run
-cannot go on. Under torchrun every process does a part; the files are the same.
+cannot continue. Under torchrun, each process does a part; the files are the same.
 
 Examples:
   attnhook extract photos --model demo@224 --out maps

@@ -1,4 +1,4 @@
-"""Look through a training log in one HTML file.
+"""Browse a training log in one HTML file.
 
 Reads what a DirectoryWriter wrote, or is still writing, and makes a page with a slider over
 the steps, the pictures of each step, and curves of entropy, other statistics and alarms. The

@@ -1,11 +1,11 @@
 """Draw a model's attention over your photos.
 
-Writes one picture per photo (or a figure, or the map's numbers) and a manifest.json. By default, the map is one softmax row of one
-block: where the model's readout looked, that is, what its classifier reads (usually the
-class token). Attention is not importance. What the model did not see (most models crop the
-centre) is faded.
+Writes one picture per photo (or a figure, or the map's numbers) and a manifest.json. By
+default, the map is one softmax row of the last block: where the model's readout (what its
+classifier reads, usually the class token) looked. Attention is not importance.
+What the model did not see (most models crop the centre) is faded.
 
-A photo that cannot be read is reported, the others are done, and the exit code is 1.
+A photo that cannot be read is reported, the others are processed, and the exit code is 1.
 
 Examples:
   attnhook overlay cat.jpg
@@ -83,7 +83,10 @@ def add(commands: Any) -> None:
         "--keep", type=float, default=0.6, help=f"share of the attention that style mask keeps {DEFAULT}"
     )
     overlay.add_argument(
-        "--smallest", type=int, default=1, help=f"patches below which a connected part of a mask is left out {DEFAULT}"
+        "--smallest",
+        type=int,
+        default=1,
+        help=f"leave out connected parts of a mask with fewer patches than this {DEFAULT}",
     )
     overlay.add_argument(
         "--as",

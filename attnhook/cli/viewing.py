@@ -3,14 +3,14 @@
 The file has sliders for block and head, and shows the value under the pointer and where any
 patch looks. It opens from disk in any browser since 2023, and needs no network.
 
-For every block and head, it stores the readout's row, that is, where what the classifier
-reads (usually the class token) looked. It also stores how much attention each position
+For every block and head, it stores the row of the model's readout (what its classifier
+reads, usually the class token). It also stores how much attention each position
 receives from all queries, which is what windowed models such as Swin show first. For the
 blocks in --blocks it stores the whole attention matrices, at 8 bits, so that you can click
 any patch. With the defaults, a photo takes 1.1 to 1.4 MB with the demo model at 224 px, and
 12 to 19 MB at 518 px; the command and the page say how much.
 
-A photo that cannot be read is reported, the others are done, and the exit code is 1.
+A photo that cannot be read is reported, the others are processed, and the exit code is 1.
 
 Examples:
   attnhook view cat.jpg --out cat.html
@@ -84,7 +84,7 @@ def add(commands: Any) -> None:
         type=partial(whole, least=16, expected="a number of pixels, at least 16"),
         default=1280,
         metavar="PIXELS",
-        help=f"longer edge of the photos in the file; of panoramas up to three times as long {DEFAULT}",
+        help=f"longer edge of the photos in the file; up to three times as long for panoramas {DEFAULT}",
     )
 
 

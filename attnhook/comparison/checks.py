@@ -50,7 +50,9 @@ def make_notes(entries: Sequence[ModelEntry], measurements: Sequence[dict[int, M
         if own and entry.trained_grid is not None
     ]
     if resized:
-        notes.append(Note("info", f"Ran on other grids than they were trained on: {'; '.join(resized)}. {RESAMPLING}"))
+        notes.append(
+            Note("info", f"Ran on grids other than those they were trained on: {'; '.join(resized)}. {RESAMPLING}")
+        )
     return notes
 
 
@@ -97,4 +99,4 @@ def _pair_note(
     if first.fingerprint.preprocessing != second.fingerprint.preprocessing:
         reasons.append("their preprocessing gives different pixels")
     reason = "; ".join(reasons) or "their code or settings differ"
-    return Note("warning", f"{pair} hold the same weights and {where}: {reason}.")
+    return Note("warning", f"{pair} have the same weights and {where}: {reason}.")

@@ -111,12 +111,12 @@ class Comparison(Findings):
         return all_tables(self)
 
     def save(self, folder: "str | Path", *, pictures: bool = True) -> Path:
-        """Write the report: `report.html` (one self-contained page), `metrics.json`, `metrics.csv`, `manifest.json` and PNGs.
+        """Write the report: `report.html` (one self-contained page), `metrics.json`, `metrics.csv`, `manifest.json` and pictures.
 
         Args:
             folder: Where to write; created if it does not exist. Files of an earlier report are replaced, each through a temporary file, and
                 those that this report does not have are deleted; other files stay.
-            pictures: Whether to write the PNGs: every overlay, and the figures.
+            pictures: Whether to write the pictures: every overlay, and the figures.
 
         Returns:
             The path of `report.html`.

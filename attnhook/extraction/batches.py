@@ -119,5 +119,5 @@ def _worker_died(error: Exception) -> ExtractionError:
     got = str(error) or "a message that was cut off"
     return ExtractionError(
         f"cannot read more photos: expected worker processes that stay alive, got {got}. If memory is short, take fewer workers or a smaller "
-        "batch; then run the same again."
+        "batch; then run extract again."
     )

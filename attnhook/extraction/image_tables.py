@@ -66,11 +66,14 @@ class Columns:
         """Say which column was taken, where there is a choice."""
         if self.without:
             _LOGGER.warning(
-                "%s: photos are the column %r; there are no images in %s.", where, self.image, ", ".join(self.without)
+                "%s: using column %r for the photos; found no images in %s.", where, self.image, ", ".join(self.without)
             )
         if self.others:
             _LOGGER.warning(
-                "%s: photos are the column %r; column= chooses another: %s.", where, self.image, ", ".join(self.others)
+                "%s: using column %r for the photos; pass column= to use another: %s.",
+                where,
+                self.image,
+                ", ".join(self.others),
             )
 
 

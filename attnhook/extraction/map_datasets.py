@@ -242,7 +242,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
             content = self._source.read(Item(**{name: record[name] for name in names}))
         except OSError as error:
             raise ImageError(
-                f"cannot fetch {record['key']!r} again: expected it where it was, got {error}. If the photos have moved, pass "
+                f"cannot fetch {record['key']!r} again: expected it where extract found it, got {error}. If the photos have moved, pass "
                 "open_maps(folder, source=...)."
             ) from error
         if hashlib.sha256(content).hexdigest() != record["digest"]:

@@ -161,8 +161,8 @@ class _Shard:
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)
             raise ExtractionError(
-                f"cannot write {path}: expected room on the disk, got {error}. The other shards are whole; free some space, and run the same "
-                "again."
+                f"cannot write {path}: expected free space on the disk, got {error}. The other shards are whole; free some space, and run "
+                "extract again."
             ) from error
 
     def _write_tensors(self, path: Path, mark: int) -> None:
@@ -234,8 +234,8 @@ def _open_shard(path: Path, mark: int) -> tuple[Any, list[dict[str, Any]]]:
         metadata: dict[str, str] = file.metadata()  # type: ignore[no-untyped-call]
     except (OSError, SafetensorError) as error:
         raise ExtractionError(
-            f"cannot read {path}: expected the shard that the index describes, got {error}. If extract runs, or ran, in that folder again, "
-            "Call open_maps again."
+            f"cannot read {path}: expected the shard that the index describes, got {error}. If extract runs, or has run, in that folder again, "
+            "call open_maps again."
         ) from error
     header = json.loads(metadata["attnhook"])
     if header["mark"] != mark:

@@ -77,7 +77,7 @@ def photos_by_models(
     grid = PictureGrid((across,) * wide, heights, heads, tuple(map(len, side)))
     # In multiples of 1/N, so that maps of different models share it.
     bar, flat = color_bar(drawn, replace(colors, uniform=1.0), label) if drawn and not stretch else (None, None)
-    own = f"Each map is stretched over its own range ({stretch}): colours do not compare between pictures."
+    own = f"Each map is stretched over its own range ({stretch}): you cannot compare colours between pictures."
     panels = make_pictures(grid, texts=[caption, flat, stretch and own], bar=bar, **({"dpi": 160} | figure))
     for row, several in enumerate(pictures):
         cells = panels.cells[row * wide : (row + 1) * wide]

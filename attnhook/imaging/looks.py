@@ -70,7 +70,7 @@ def check_options(options: Iterable[str], known: Collection[str], *, listed: Ite
             legal = sorted({*known, *listed})
             close = difflib.get_close_matches(name, legal, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"unknown option: expected some of {', '.join(legal)}, got {name!r}.{hint}")
+            raise TypeError(f"unknown option: expected one of {', '.join(legal)}, got {name!r}.{hint}")
 
 
 def share_in_words(share: float) -> str:

@@ -55,7 +55,7 @@ def _fitted(
         if all(np.array_equal(first, other) for first, *others in zip(*made, strict=True) for other in others):
             raise GeometryError(
                 "cannot follow the preprocessing: expected pixels that depend on the photo, got the same ones from a black, a white and two "
-                "grey photos. Let it return what it makes of the photo that it is called with."
+                "grey photos. Let it return pixels made from the photo that it is called with."
             )
         raise GeometryError(
             "cannot follow the preprocessing: expected a white photo to come out brighter than a black one, got pixels that differ by at most "

@@ -45,7 +45,7 @@ def check_style(style: Style, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name not in (*_TAKEN[style], *_ALWAYS) and value != DEFAULTS[name]:
             raise ValueError(
-                f"style {style.value!r} takes no {name}: expected some of {', '.join(_TAKEN[style])}, got {name}={value!r}. Leave it out."
+                f"style {style.value!r} does not take {name}: expected one of {', '.join(_TAKEN[style])}, got {name}={value!r}. Leave it out."
             )
 
 

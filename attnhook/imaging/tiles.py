@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 
 def join_tiles(patch_maps: Iterable[PatchMap], geometries: Iterable[ImageGeometry | None]) -> Tensor:
-    """Put the maps of a photo's tiles together to one heat map of the whole photo.
+    """Combine the maps of a photo's tiles into one heat map of the whole photo.
 
     Between patches, also those of two tiles that touch, values are interpolated linearly. Where tiles overlap, their values are averaged, and a
     tile's weight falls linearly to 0 towards its edge, so that no edge shows. Tiles cut from one map give the heat map of that map again. Every

@@ -54,7 +54,7 @@ class AttentionMonitor:
             `observe` logs whenever it is entered.
         blocks: Which blocks, as in `AttentionCapture`.
         layout: What the tokens are, for models that attnhook does not know.
-        methods: What overlays show: names in `METHODS` that need no gradient; empty for no pictures.
+        methods: What overlays show: one or several names in `METHODS` that need no gradient; empty for no pictures.
         statistics: Whether to log numbers and alarms.
         writers: Where to log: a writer such as `TensorBoardWriter`, a `SummaryWriter` of your own, or several; `()` if the values that `step`
             returns are enough. See `attnhook.monitoring.writers.Writer`.
@@ -111,7 +111,7 @@ class AttentionMonitor:
                 "a model in also= cannot be called 'live': the tags of observe begin with that. Choose another name."
             )
         self._blocks, self._layout = blocks, layout
-        self._methods, self._statistics = tuple(methods), statistics
+        self._methods, self._statistics = (methods,) if isinstance(methods, str) else tuple(methods), statistics
         self._thresholds = thresholds or AlarmThresholds()
         self._strict = strict
         self._schedule = Schedule(every_n_steps, every_n_epochs)
@@ -301,7 +301,7 @@ class AttentionMonitor:
             except UnsupportedModelError:
                 raise UnsupportedModelError(
                     f"cannot observe {type(self._model).__name__}: expected an eager model, got one that is compiled, in whole or in part, and "
-                    "would run eagerly here, and would round differently. Call monitor.step(step) instead: its probe accepts compiled models."
+                    "would run eagerly here and round differently. Call monitor.step(step) instead: its probe accepts compiled models."
                 ) from None
             yield
         self._schedule.last_observed = step

@@ -38,8 +38,8 @@ class ProbeBatch:
         if len({batch_key(one.inputs) for one in prepared}) != 1:
             sizes = {tuple(one.inputs.pixels.shape[-2:]) for one in prepared}
             raise GeometryError(
-                f"the probe images do not fit into one batch: expected one size of pixels, got {sorted(sizes)}. Take photos of one shape, "
-                "or a preprocess that resizes to one."
+                f"the probe images do not fit into one batch: expected one size of pixels, got {sorted(sizes)}. Use photos of one shape, "
+                "or a preprocess that resizes all of them to one size."
             )
         inputs = batched([one.inputs for one in prepared])
         return cls(inputs, photos, tuple(one.geometry for one in prepared), _digest(inputs.pixels))

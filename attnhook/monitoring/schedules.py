@@ -53,7 +53,7 @@ class Schedule:
         if last is not None and self._resumed_after < last and step < last and not self._warned:
             self._warned = True
             warnings.warn(
-                f"step {step} comes after step {last}, and is not logged: expected numbers that grow. Count steps on from epoch to epoch; for "
+                f"step {step} comes after step {last}, and is not logged: expected a larger number. Keep counting across epochs; for "
                 "another run create another AttentionMonitor.",
                 stacklevel=4,
             )

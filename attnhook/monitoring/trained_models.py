@@ -15,7 +15,7 @@ def matching(monitored: nn.Module, trained: nn.Module) -> nn.Module:
     alike = [module for module in unwrapped(trained).modules() if type(module) is kind]
     if len(alike) != 1:
         raise UnsupportedModelError(
-            f"the trainer trains another model than the monitor's: expected one {kind.__name__} in {type(trained).__name__}, got "
+            f"the trainer does not train the monitor's model: expected one {kind.__name__} in {type(trained).__name__}, got "
             f"{len(alike)}. Create the monitor with the model that is trained, or with one of the same class."
         )
     return alike[0]

@@ -45,7 +45,7 @@ class WriterGroup:
         for writer in writers:
             if not isinstance(writer, Writer):
                 raise TypeError(
-                    f"cannot write to a {type(writer).__name__}: expected a writer with scalars, image, text and close, such as "
+                    f"cannot write to an object of type {type(writer).__name__}: expected a writer with scalars, image, text and close, such as "
                     "attnhook.DirectoryWriter or attnhook.TensorBoardWriter."
                 )
         self._writers, self._strict = tuple(writers), strict

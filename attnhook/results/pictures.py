@@ -160,9 +160,9 @@ def methods_figure(
     """Draw the maps of several methods side by side. Their units differ, so each has a range of its own, and the figure says so.
 
     Args:
-        result: The result; what a method needs must have been captured. A result of `attend(..., method="gradient_rollout")` has it for
-            every method.
-        methods: Names in `METHODS`; None draws all that this capture allows, and the caption names the others.
+        result: The result; what a method needs must have been captured. A result of `attend(..., method="gradient_rollout")` has what every
+            method needs.
+        methods: One or several names in `METHODS`; None draws all that this capture allows, and the caption names the others.
         scale: Which values the colours stand for. The default cuts off the sinks (tokens that draw most of the attention) of some models, which
             would otherwise take all of a rollout's colours.
         **options: `caption`, `columns`, `photo_title`, `label`; of the look and of the figure, what `PatchMap.figure` takes.
@@ -175,6 +175,7 @@ def methods_figure(
         RowsNotKeptError: If this capture allows no method.
     """
     options = styled(options)
+    methods = (methods,) if isinstance(methods, str) else methods
     for name in methods or ():
         check_method(name)
     maps: dict[str, PatchMap] = {}

@@ -172,7 +172,7 @@ class AttentionResult:
             **options: `matrices` (the blocks whose whole matrices go into the page: "auto" for every block whose tokens all attend to each
                 other, or what `AttentionCapture` takes as `blocks`), `matrix_heads` ("all", "mean", or "auto" for every head of the last of
                 these blocks, if that is at most six million values, and the mean over heads of the others) and `longest` (the photo's longer
-                edge in pixels; of panoramas up to three times as long).
+                edge in pixels; up to three times as long for panoramas).
 
         Returns:
             The HTML. It shows what patches look at, and received attention, only after `attend(..., rows="all")`.

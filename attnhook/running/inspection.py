@@ -27,7 +27,7 @@ _KERNELS = {
     Kernel.MULTIHEAD: "nn.MultiheadAttention",
     Kernel.ENCODER_LAYER: "nn.TransformerEncoderLayer",
     Kernel.INTERFACE: "registered attention function",
-    Kernel.ANY: "explicit softmax or any",
+    Kernel.ANY: "SDPA or explicit softmax",
 }
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")  # of repeated modules, in a path
 
@@ -104,7 +104,7 @@ class ModelDescription(Tabular):
     not_captured: tuple[PartDescription, ...] = ()
 
     def _table(self) -> Table:
-        grid = "read off each forward" if self.grid is None else f"{self.grid[0]} x {self.grid[1]}"
+        grid = "read from each forward" if self.grid is None else f"{self.grid[0]} x {self.grid[1]}"
         if self.frames > 1:
             grid = f"{self.frames} frames of {grid}"
         if self.input_size is not None:
@@ -132,8 +132,8 @@ def describe(model: nn.Module, pixels: Tensor | None = None) -> ModelDescription
 
     Args:
         model: The model.
-        pixels: `(batch, 3, height, width)`: runs one forward, after which the description has the kernels that ran, the shapes and the
-            grid. None runs nothing.
+        pixels: `(batch, 3, height, width)`. With them, one forward runs, and the description contains the kernels that ran, the shapes and
+            the grid. None runs nothing.
 
     Returns:
         The description.

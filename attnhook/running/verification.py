@@ -39,6 +39,9 @@ class BlockVerification:
     nan_rows: int = 0  # rows that are NaN, as the kernel's output for them is
 
 
+_ERRORS = "the largest of each block; - where a check does not apply"
+
+
 @dataclass(frozen=True)
 class VerificationReport(Tabular):
     """The result of `verify`; `str()` of it is a table.
@@ -80,7 +83,7 @@ class VerificationReport(Tabular):
             rows.append((block.name, block.kernel, *numbers, verdict))
         unchanged = "unchanged, bit for bit" if self.output_unchanged else "CHANGED by the capture"
         result = "passed" if self.passed else "FAILED"
-        return [("model", self.type_name), ("output", unchanged), ("result", result)], rows
+        return [("model", self.type_name), ("output", unchanged), ("result", result), ("errors", _ERRORS)], rows
 
 
 def verify(model: nn.Module, pixels: Tensor, *, layout: TokenLayout | None = None) -> VerificationReport:

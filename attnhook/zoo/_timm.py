@@ -98,8 +98,8 @@ def _readout(model: Any, sites: tuple[AttentionSite, ...], *, has_class_token: b
     if any(site.tokens_of is not None for site in sites):
         return Readout(
             None,
-            "its head averages the positions of the last stage, while blocks attend on other grids or within windows. Take "
-            "received_attention(maps, block) of a capture with rows='all'",
+            "its head averages the positions of the last stage, while blocks attend on other grids or within windows. Use "
+            "received_attention(maps, block) with rows='all'",
         )
     averages = pool == "avg" and not getattr(model, "pool_include_prefix", False)
     if averages or (pool in ("", "none", None, "merge", "align", "soft") and not has_class_token):

@@ -166,7 +166,7 @@ def _split(name: str) -> tuple[str, str | None]:
 def _load_demo(spec: str, *, in_timm: bool, size: int) -> VisionModel:
     if size % _DEMO_PATCH or not size:
         raise ModelLoadError(
-            f"cannot load {spec!r}: expected a multiple of {_DEMO_PATCH} px as size, got {size}. The default is {_DEMO_SIZE}."
+            f"cannot load {spec!r}: expected a multiple of {_DEMO_PATCH} px as the size, got {size}. The default is {_DEMO_SIZE}."
         )
     weights = demo_weights.backbone_weights()
     transforms = _require("torchvision.transforms")

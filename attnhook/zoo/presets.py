@@ -16,7 +16,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "registers": Preset(
-            "Do register tokens take the sinks out of DINOv2's maps? (Darcet et al. 2023, arXiv 2309.16588)",
+            "Do register tokens remove the sinks from DINOv2's maps? (Darcet et al. 2023, arXiv 2309.16588)",
             (
                 "timm:vit_small_patch14_dinov2.lvd142m",
                 "timm:vit_small_patch14_reg4_dinov2.lvd142m",
@@ -25,7 +25,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ),
         ),
         "supervised-vs-ssl": Preset(
-            "Does a class token that was trained with labels look elsewhere than one trained without? (Caron et al. 2021, arXiv 2104.14294)",
+            "Does a class token look at different places when it is trained with labels? (Caron et al. 2021, arXiv 2104.14294)",
             (
                 "timm:vit_base_patch16_224.augreg_in21k_ft_in1k",
                 "timm:deit_base_patch16_224.fb_in1k",
@@ -36,7 +36,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ),
         ),
         "sizes": Preset(
-            "Do larger models of one family look at other places?",
+            "Do larger models of one family look at different places?",
             (
                 "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k",
                 "timm:vit_small_patch16_224.augreg_in21k_ft_in1k",

@@ -104,7 +104,7 @@ def _image_id(config: Any) -> int:
         if isinstance(number := getattr(config, name, None), int):
             return number
     raise UnsupportedModelError(
-        "cannot tell the image's tokens: expected image_token_id or image_token_index in the configuration of model_type "
+        "cannot tell which tokens are the image's: expected image_token_id or image_token_index in the configuration of model_type "
         f"{config.model_type!r}, got neither."
     )
 

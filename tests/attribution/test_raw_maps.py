@@ -31,7 +31,7 @@ def test_heads_are_fused_as_asked() -> None:
     assert torch.equal(raw_attention(maps, heads=-1).values, heads[:, 3])
     assert torch.equal(raw_attention(maps, block=0, heads=1).values, maps[0].rows[:, 1, 0, 1:].view(2, *GRID))
     with pytest.raises(
-        IndexError, match=r"head 4 does not exist: expected -4 to 3 of block 'blocks\.1\.attn'\. Pass one of them"
+        IndexError, match=r"head 4 of block 'blocks\.1\.attn' does not exist: expected -4 to 3\. Pass one of them"
     ):
         raw_attention(maps, heads=4)
     with pytest.raises(ValueError, match="unknown heads"):

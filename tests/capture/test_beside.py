@@ -118,7 +118,7 @@ def test_what_cannot_be_named(model) -> None:
     with pytest.raises(UnknownBlockError, match="unknown block 'nothing': expected one of 'backbone"):
         AttentionCapture(model, blocks=["last", "nothing"], rows="all")
     for rows in ("readout", [0], "mean"):
-        with pytest.raises(NoReadoutError, match=r"block 'last' is no part of the model.*: expected rows='all', got"):
+        with pytest.raises(NoReadoutError, match=r"block 'last' is outside the model.*: expected rows='all', got"):
             AttentionCapture(model, blocks=["last"], rows=rows)
 
 
@@ -158,5 +158,5 @@ def test_a_text_tower_beside_a_vision_tower(implementation) -> None:
         model(**inputs)
         expected = eager.text_model(inputs["input_ids"], output_attentions=True).attentions[1]
     torch.testing.assert_close(capture.maps[name].weights(), expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(TokenLayoutError, match="beside it"):
+    with pytest.raises(TokenLayoutError, match="outside it"):
         raw_attention(capture.maps, block=name, row=0)

@@ -101,7 +101,7 @@ def test_rows_of_a_model_with_windows_are_advised_once() -> None:
     for rows in ("cls", "readout"):
         with pytest.raises(NoReadoutError) as raised:
             AttentionCapture(model, rows=rows)
-        assert str(raised.value).endswith("Take received_attention(maps, block) of a capture with rows='all'.")
+        assert str(raised.value).endswith("Use received_attention(maps, block) with rows='all'.")
 
 
 def test_rows_may_be_integers_of_any_library() -> None:
@@ -164,9 +164,9 @@ def test_rows_that_do_not_exist() -> None:
         ("blocks.7.attn", "unknown block 'blocks.7.attn': expected one of 'blocks.0.attn'"),
         ([2], "expected an index from -2 to 1"),
         ([-3], "expected an index from -2 to 1"),
-        (3, "blocks=3 means the last 3: expected 1 to 2"),
+        (3, r"blocks=3 means the last 3: expected 1 to 2\. For one block, pass a list, such as blocks=\[-1\]\."),
         (np.int64(3), "blocks=3 means the last 3: expected 1 to 2"),
-        (0, "expected 1 to 2"),
+        (0, r"expected 1 to 2\. For one block, pass a list, such as blocks=\[0\]\."),
         (True, "expected an index or a name"),
         ([], "selects no block"),
         (lambda name: False, "the predicate blocks=<lambda> selects no block"),

@@ -422,7 +422,7 @@ def test_reentrant_checkpointing_is_refused_with_the_remedy() -> None:
     model = Checkpointed(CASES["vit"].build(), reentrant=True)
     with AttentionCapture(model, gradients=True) as capture:
         score_of(model(images())).backward()
-    with pytest.raises(GradientsNotKeptError, match=r"checkpoints its blocks, with use_reentrant=False"):
+    with pytest.raises(GradientsNotKeptError, match=r"checkpoints its blocks, use use_reentrant=False"):
         capture.maps  # noqa: B018
 
 

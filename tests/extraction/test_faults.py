@@ -216,7 +216,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_loses_nothing_that_is_whole(photos, vision, small_disk):
-    with pytest.raises(ExtractionError, match=r"expected room on the disk, got .*No space left"):
+    with pytest.raises(ExtractionError, match=r"expected free space on the disk, got .*No space left"):
         extract(vision, photos, small_disk / "out", **SMALL)
     assert not list(small_disk.rglob("*.partial"))
     assert 0 < len(open_maps(small_disk / "out")) < 21
@@ -247,7 +247,7 @@ def test_files_that_may_not_grow(photos, tmp_path):
         said = pipe.read()
     os.waitpid(child, 0)
     assert said.startswith("ExtractionError(")
-    assert "expected room on the disk" in said
+    assert "expected free space on the disk" in said
     assert not list((tmp_path / "out").rglob("*.partial"))
     assert len(extract(timm_vit(), photos, tmp_path / "out", **asked)) == 21
 

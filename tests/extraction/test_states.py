@@ -140,7 +140,7 @@ def test_a_reader_whose_shard_is_gone_says_so(photos, vision, tmp_path):
     maps = extract(vision, photos, tmp_path / "out", **SMALL)
     for path in (tmp_path / "out" / "shards").glob("*.safetensors"):
         path.unlink()
-    with pytest.raises(ExtractionError, match="open_maps again"):
+    with pytest.raises(ExtractionError, match=r"has run, in that folder again, call open_maps again\."):
         maps[0]
 
 

@@ -136,7 +136,7 @@ def test_one_rule_says_which_column_holds_the_photos(tmp_path, caplog, kind):
     with caplog.at_level(logging.WARNING, "attnhook"):
         assert digests(source) == [photo_bytes(i) for i in range(3)]
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
-        "photos are the column 'image'; column= chooses another: segmentation, label."
+        "using column 'image' for the photos; pass column= to use another: segmentation, label."
     ]
     assert [item.label for item in open_source(source).items()] == [None] * 3  # an image is no label
     assert digests(source, column="segmentation") == [photo_bytes(10 + i) for i in range(3)]
@@ -180,7 +180,7 @@ def test_masks_are_not_taken_for_photos_in_silence(tmp_path, caplog):
     source = write_parquet(tmp_path / "a.parquet", {"image": ["a.png"], "mask": [photo_bytes(0)]})
     assert digests(source) == [photo_bytes(0)]
     (record,) = caplog.records
-    assert record.getMessage().endswith("photos are the column 'mask'; there are no images in image.")
+    assert record.getMessage().endswith("using column 'mask' for the photos; found no images in image.")
 
 
 def test_paths_in_a_sequence_are_read_as_everywhere(tmp_path, monkeypatch):

@@ -35,6 +35,14 @@ def monitored(**settings) -> tuple[nn.Module, MemoryWriter, AttentionMonitor]:
     return model, writer, monitor
 
 
+def test_one_method_needs_no_list() -> None:
+    writer = MemoryWriter()
+    AttentionMonitor(small_vit(), probe_pixels(1), writers=writer, methods="rollout", sheets=0).step(0)
+    assert list(writer.pictures) == [("attention/overlay/0", 0)]
+    with pytest.raises(ValueError, match="cannot monitor 'legrad'"):
+        AttentionMonitor(small_vit(), probe_pixels(1), writers=writer, methods="legrad")
+
+
 # --- step and observe ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +100,7 @@ def test_numbers_that_start_over_are_said_once() -> None:
         assert monitor.step(step) == (step % 2 == 0)
         assert not monitor.step(step)  # the same step again is nothing to speak of
     with pytest.warns(
-        UserWarning, match="step 0 comes after step 4, and is not logged: expected numbers that grow"
+        UserWarning, match="step 0 comes after step 4, and is not logged: expected a larger number"
     ) as said:
         assert not any(monitor.step(step) for step in range(5))
     assert len(said) == 1

@@ -235,7 +235,7 @@ def test_the_model_of_model_init_is_the_one_that_is_probed(part: str, tmp_path: 
 def test_a_trainer_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     trainer = transformers_trainer(tmp_path, vit_for_images(), monitor_of(small_vit()))
     with pytest.raises(
-        UnsupportedModelError, match="trains another model than the monitor's: expected one VisionTransformer"
+        UnsupportedModelError, match="does not train the monitor's model: expected one VisionTransformer"
     ):
         trainer.train()
 

@@ -102,7 +102,7 @@ def test_every_caption_says_model_block_heads_readout_scale_and_mass(result, sca
     ],
 )
 def test_an_unknown_option_is_refused_with_the_legal_ones(result, draw):
-    words = r"unknown option: expected some of alpha, .*colormap, .*scale.*, got 'cmap'\. Did you mean 'colormap'\?"
+    words = r"unknown option: expected one of alpha, .*colormap, .*scale.*, got 'cmap'\. Did you mean 'colormap'\?"
     with pytest.raises(TypeError, match=words):
         draw(result, cmap="jet")
 
@@ -166,6 +166,9 @@ def test_methods_name_what_they_are_of(result):
         ValueError, match=r"unknown method: expected one of 'raw_attention', .*got 'grad_cam'. Check the spelling"
     ):
         methods_figure(result, ["grad_cam"])
+    one = text_of(methods_figure(result, "rollout"))[0]
+    assert "rollout" in one
+    assert "raw attention" not in one
 
 
 def attend_rows(result):

@@ -170,7 +170,7 @@ def test_rollout_captures_what_it_needs(model):
 )
 def test_options_that_a_style_does_not_take_are_refused(result, style, option):
     with pytest.raises(
-        ValueError, match=f"style '{style}' takes no {next(iter(option))}: expected some of .*Leave it out"
+        ValueError, match=f"style '{style}' does not take {next(iter(option))}: expected one of .*Leave it out"
     ):
         result.overlay(style=style, **option)
 

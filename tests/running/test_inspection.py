@@ -22,7 +22,7 @@ def test_static_description_runs_nothing():
     said = describe(model)
     assert (len(said.blocks), said.readout, said.grid, said.input_size) == (2, "cls", None, None)
     assert said.blocks[0].shape is None
-    assert "read off each forward" in str(said)
+    assert "read from each forward" in str(said)
     assert "1 class token, 4 register tokens, patches" in str(said)
 
 

@@ -25,6 +25,7 @@ def test_a_right_capture_passes_on_both_checks(name: str) -> None:
     assert report.passed, str(report)
     assert report._repr_html_().count("<td>ok</td>") == len(report.blocks)
     assert "rows x values (limit 2e-05)  sum of rows (limit 1e-05)  explicit softmax (limit 1e-03)" in str(report)
+    assert "errors the largest of each block" in str(report)
     assert torch.equal(state, torch.get_rng_state())
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
     if name == "BeitModel" and BEFORE_5:  # its kernel is chosen when it is built

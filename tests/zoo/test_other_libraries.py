@@ -183,7 +183,7 @@ def test_an_encoder_layer_is_told_by_its_weights_or_refused() -> None:
     second.in_proj_weight, second.in_proj_bias = first.in_proj_weight, first.in_proj_bias
     with AttentionCapture(model, layout=TokenLayout((3, 4))) as capture:
         model(pixels)
-    with pytest.raises(UnsupportedModelError, match="cannot be told from another"):
+    with pytest.raises(UnsupportedModelError, match="cannot be told apart from another"):
         _ = capture.maps
 
 
