@@ -18,7 +18,7 @@ OPTION_ERRORS = (NoReadoutError, TargetError, UnknownBlockError, UnsupportedMode
 _Number = TypeVar("_Number", int, float)
 _MODEL_HELP = (
     "timm:NAME, timm:NAME@FILE.safetensors, hf:ID_OR_DIRECTORY, torchvision:NAME, torchvision:NAME@FILE.safetensors, open_clip:NAME/TAG, "
-    "open_clip:NAME@FILE.safetensors, demo, demo:timm, demo@SIZE, demo:timm@SIZE"
+    "open_clip:NAME@FILE.safetensors, demo, demo:timm, demo@SIZE, demo:timm@SIZE, digits"
 )
 
 
