@@ -12,6 +12,7 @@ import pytest
 from attnhook import attend
 from attnhook.cli import main
 from attnhook.errors import ImageError
+from attnhook.zoo.loading import SPEC_FORMS
 from attnhook.zoo.presets import PRESETS
 from tests.zoo.saved_models import photo, save_timm
 
@@ -243,3 +244,11 @@ def test_a_device_that_is_none(folder, capsys, command):
     code, said = answer([command, *arguments, "--model", "demo", "--device", "foo"], capsys)
     assert code == 2
     assert "cannot use the device 'foo': expected a device that is available here" in said
+
+
+@pytest.mark.parametrize("command", ["overlay", "view", "extract", "describe", "verify"])
+def test_help_lists_every_form_of_a_model(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(SPEC_FORMS)} (default: demo)" in words

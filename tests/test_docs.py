@@ -300,6 +300,13 @@ def test_a_notebook_is_stored_with_its_output(path: Path) -> None:
     assert f"({path.name})" in (DOCS / "notebooks" / "index.md").read_text(encoding="utf-8")
 
 
+def test_no_notebook_says_that_a_log_holds_png_files() -> None:
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for line in cell["source"]:
+                assert not ("DirectoryWriter" in line and "PNG" in line), (path.name, line)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -56,7 +56,8 @@ def _open(source: Any, column: str | None) -> Source:
     if all(hasattr(source, name) for name in ("description", "items", "read")):
         custom: Source = source
         return custom
-    raise ExtractionError(f"no photos: expected {_FORMS}, got {type(source).__name__}.")
+    got = f"an empty {type(source).__name__}" if isinstance(source, Sequence) and not source else type(source).__name__
+    raise ExtractionError(f"no photos: expected {_FORMS}, got {got}.")
 
 
 def reopen_source(description: dict[str, Any]) -> Source:

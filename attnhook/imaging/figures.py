@@ -18,7 +18,7 @@ from attnhook.imaging.geometry import Box, ImageGeometry
 from attnhook.imaging.images import ImageSource, read_image
 from attnhook.imaging.looks import Look, stretch_in_words
 from attnhook.imaging.overlays import PAPER, Heatmap, blend, plane, seen_box, sized_like
-from attnhook.imaging.panels import ColorBar, color_bar, inches_of, make_pictures, show
+from attnhook.imaging.panels import ColorBar, bar_room, color_bar, inches_of, make_pictures, show
 from attnhook.imaging.picture_grids import (
     TITLE_POINTS,
     PictureGrid,
@@ -141,18 +141,18 @@ def draw_pictures(
     """Draw pictures of one shape in rows, with a colour bar and a caption; without `columns` in as many as suit the place."""
     first, ax = pictures[0][0], options.get("ax")
     cell = cell_size((first.height, first.width), cell_width)
-    label = None if bar is None else bar.label
+    room = bar_room(bar)
     if ax is None:
         count = columns_for(len(pictures), first.height / first.width) if columns is None else columns
         wide = column_width(cell, cell_width)
         rows = _rows(pictures, count)
-        grid = PictureGrid((wide,) * len(rows[0]), (cell[1],) * len(rows), (0,) * len(rows), bar=label)
+        grid = PictureGrid((wide,) * len(rows[0]), (cell[1],) * len(rows), (0,) * len(rows), **room)
         wide = wide if width is None else grid.of_width(width, highest).widths[0]
         titles = _wrapped(rows, wide)
         grid = replace(grid, heads=_heads(titles))
     else:
         counts = range(1, len(pictures) + 1) if columns is None else [columns]
-        ways = [_in_place(_rows(pictures, count), cell, label, inches_of(ax)) for count in counts]
+        ways = [_in_place(_rows(pictures, count), cell, room, inches_of(ax)) for count in counts]
         _, grid, titles = max(ways, key=lambda way: way[0])
     panels = make_pictures(grid, texts=texts, bar=bar, width=width, highest=highest, **options)
     for axes in panels.cells[len(pictures) :]:
@@ -177,11 +177,11 @@ def _heads(titles: list[list[list[str]]]) -> tuple[int, ...]:
 
 
 def _in_place(
-    rows: Sequence[Sequence[Panel]], cell: tuple[float, float], bar: str | None, place: tuple[float, float]
+    rows: Sequence[Sequence[Panel]], cell: tuple[float, float], room: Mapping[str, Any], place: tuple[float, float]
 ) -> tuple[tuple[bool, bool, float], PictureGrid, list[list[list[str]]]]:
     """How good so many columns are inside a place (room for all, no broken words, large pictures), the grid, and its titles."""
     columns, count = len(rows[0]), len(rows)
-    grid = PictureGrid((cell[0],) * columns, (cell[1],) * count, (0,) * count, bar=bar)
+    grid = PictureGrid((cell[0],) * columns, (cell[1],) * count, (0,) * count, **room)
     longest = max(
         (inches(word, TITLE_POINTS) for row in rows for _, title, _ in row for word in title.split()), default=0
     )

@@ -36,7 +36,7 @@ _WHITE = (255, 255, 255, 255)
 def read_image(source: ImageSource) -> Image.Image:
     """Read an image from wherever it is."""
     if isinstance(source, Image.Image):
-        return _from_pil(source, f"a PIL image of mode {source.mode}")
+        return _from_pil(source, f"PIL image of mode {source.mode}")
     if isinstance(source, torch.Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):

@@ -17,13 +17,16 @@ from attnhook.imaging.geometry import Box
 from attnhook.imaging.looks import UNIFORM_TOP, Look, palette, stretch_in_words
 from attnhook.imaging.overlays import PAPER, Heatmap, color_scale, value_ends
 from attnhook.imaging.picture_grids import (
+    GAP_INCHES,
     LINE_INCHES,
     MARGIN_INCHES,
     NARROWEST_TEXT_INCHES,
     TEXT_POINTS,
+    TICK_INCHES,
     TITLE_POINTS,
     PictureGrid,
     Place,
+    inches,
     wrapped,
 )
 from attnhook.options import Scale
@@ -36,7 +39,10 @@ _LAYOUTS = 10
 _AXIS_INCHES = 0.6
 _MOST_TICKS = 5
 _DESCENT = 0.25  # of a line of text, below its baseline
-_TICK_INCHES = {True: 0.25, False: 0.5}  # of an upright and of a lying bar, for each number
+_TICK_STEPS = (1, 2, 5, 10)  # between numbers of few digits
+_TICK_MARK_INCHES = 0.15  # a tick, and the gaps before and behind its number
+_TICK_STEP_INCHES = {True: 0.25, False: 0.5}  # from number to number, along an upright and along a lying bar
+_WITH_ARROWS = 1.1  # times the length of the colours: matplotlib's arrows take a twentieth each
 _ROUNDING = 1e-6  # relative to a range: values beyond its end by less get no arrow
 _MARK_WIDTHS = (("black", 2.6), ("white", 1.2))  # a light line on a dark one is visible on any photo
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -61,6 +67,32 @@ class ColorBar:
     colors: Any  # (256, 3), 0 to 1
     extend: str
     logarithmic: bool
+
+    @property
+    def ticks(self) -> float:
+        """The room that numbers take beside the bar, in inches: values that differ little have many digits."""
+        if self.logarithmic:
+            return TICK_INCHES
+        from matplotlib.ticker import MaxNLocator
+
+        formatter = _formatter()
+        formatter.create_dummy_axis()
+        formatter.axis.set_view_interval(self.low, self.high)
+        numbers = MaxNLocator(_MOST_TICKS, steps=_TICK_STEPS).tick_values(self.low, self.high)
+        return max(
+            TICK_INCHES, *(_TICK_MARK_INCHES + inches(text, TEXT_POINTS) for text in formatter.format_ticks(numbers))
+        )
+
+
+def bar_room(bar: ColorBar | None) -> dict[str, Any]:
+    """What a `PictureGrid` has to know of the bar."""
+    return {} if bar is None else {"bar": bar.label, "ticks": bar.ticks}
+
+
+def _formatter() -> Any:
+    from matplotlib.ticker import ScalarFormatter
+
+    return ScalarFormatter(useOffset=False)  # an offset would stand alone above the bar
 
 
 def color_bar(heatmaps: Sequence[Heatmap], look: Look, label: str) -> tuple[ColorBar | None, str | None]:
@@ -109,7 +141,7 @@ def make_pictures(
     ax: Any | None = None,
 ) -> Panels:
     """Make panels for pictures on a new figure, or inside axes, where there is no caption."""
-    grid = replace(grid, bar=None if bar is None else bar.label)
+    grid = replace(grid, **bar_room(bar))
     if ax is not None:
         grid = grid.settled_within(*inches_of(ax))
         ax.set_axis_off()
@@ -179,8 +211,15 @@ def _with_bar(panels: Panels, bar: ColorBar | None, grid: PictureGrid, length: f
         drawn.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         drawn.minorticks_off()
     else:
-        most = min(_MOST_TICKS, max(1, int(length / _TICK_INCHES[grid.upright])))
-        drawn.locator = MaxNLocator(most, steps=(1, 2, 5, 10))  # numbers of few digits, for which there is room
+        most = min(_MOST_TICKS, int(length / _TICK_STEP_INCHES[grid.upright]))
+        fewest = 2
+        if (
+            not grid.upright and bar.ticks > TICK_INCHES
+        ):  # long numbers lie beside each other: one is better than two on each other
+            number, colors = bar.ticks - _TICK_MARK_INCHES + GAP_INCHES, (length - bar.ticks) / _WITH_ARROWS
+            most, fewest = min(most, int(colors / number)), 1
+        drawn.locator = MaxNLocator(max(1, most), steps=_TICK_STEPS, min_n_ticks=fewest)
+        drawn.formatter = _formatter()
         drawn.update_ticks()
     return panels
 

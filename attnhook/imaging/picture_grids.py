@@ -16,7 +16,7 @@ GAP_INCHES, MARGIN_INCHES = 0.07, 0.08
 TITLE_INCHES, LINE_INCHES = 0.18, 0.145
 TITLE_POINTS, TEXT_POINTS = 9, 8
 BAR_INCHES = 0.12
-_TICK_INCHES = 0.38  # beside an upright bar
+TICK_INCHES = 0.38  # beside an upright bar, for short numbers
 _LOWEST_BAR_INCHES, _LONGEST_BAR_INCHES = 1.0, 3.0
 _LOWEST_CELL_INCHES, _HIGHEST_CELL_INCHES = 0.6, 4.0
 _WIDEST_CELL = 3.0  # times the requested width, for a panorama
@@ -55,6 +55,7 @@ class PictureGrid:
     heads: tuple[int, ...] = ()  # lines of title above each row
     feet: tuple[int, ...] = ()  # lines below each row
     bar: str | None = None  # the label of the colour bar, if there is one
+    ticks: float = TICK_INCHES  # the room for its numbers
     lines: tuple[str, ...] = ()  # the caption
     title: tuple[str, ...] = ()
     lying: bool | None = None  # the bar, where that is settled; so are the lines of its label
@@ -86,7 +87,7 @@ class PictureGrid:
         down += TITLE_INCHES * sum(self.heads) + LINE_INCHES * (sum(self.feet) + 0.4 * len(self.feet))
         if self.bar is not None:
             lines = LINE_INCHES * len(self.bar_label())
-            across += GAP_INCHES + BAR_INCHES + _TICK_INCHES + lines if self.upright else 0.0
+            across += GAP_INCHES + BAR_INCHES + self.ticks + lines if self.upright else 0.0
             down += 0.0 if self.upright else GAP_INCHES + BAR_INCHES + 1.3 * LINE_INCHES + lines
         return across, down
 
@@ -161,7 +162,7 @@ class PictureGrid:
             highest = first - (TITLE_INCHES * self.heads[0] if self.heads else 0.0)
             return rectangles, (across, highest - self.bar_length, BAR_INCHES, self.bar_length)
         # Half of the first and of the last tick's number lies beyond the bar.
-        return rectangles, (left + _TICK_INCHES / 2, top - BAR_INCHES, self.bar_length - _TICK_INCHES, BAR_INCHES)
+        return rectangles, (left + self.ticks / 2, top - BAR_INCHES, self.bar_length - self.ticks, BAR_INCHES)
 
 
 class Place:

@@ -56,8 +56,8 @@ class AttentionMonitor:
         layout: What the tokens are, for models that attnhook does not know.
         methods: What overlays show: one or several names in `METHODS` that need no gradient; empty for no pictures.
         statistics: Whether to log numbers and alarms.
-        writers: Where to log: a writer such as `TensorBoardWriter`, a `SummaryWriter` of your own, or several; `()` if the values that `step`
-            returns are enough. See `attnhook.monitoring.writers.Writer`.
+        writers: Where to log: a writer such as `TensorBoardWriter`, a `SummaryWriter` of your own, or several; `()` to log nothing. To get the
+            values yourself, pass an object with the methods of `attnhook.monitoring.writers.Writer`.
         also: Further models to run the same probe on, such as `{"ema": averaged}`; their tags begin with their names.
         thresholds: When alarms are raised.
         scale: The scale of pictures, as in `overlay`; the default is the same at every step.
@@ -338,7 +338,7 @@ def _as_writers(writers: Any) -> list[Any]:
     if writers is None:
         raise ValueError(
             "the monitor would log nothing: expected writers, got none. Pass writers=TensorBoardWriter('runs/1') or DirectoryWriter('log'), or "
-            "writers=() if the values that step returns are enough."
+            "writers=() to log nothing on purpose."
         )
     several = writers if isinstance(writers, Sequence) else [writers]
     return [

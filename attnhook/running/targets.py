@@ -21,6 +21,11 @@ _INTERPOLATE = ', or pass model_kwargs={"interpolate_pos_encoding": True} to att
 
 def run_vision(model: Any, inputs: Tensor | ModelInputs, model_kwargs: Mapping[str, Any] | None = None) -> Any:
     """Run a model in its own dtype and on its own device; of a preprocessing's keywords it gets those that its forward names."""
+    if not isinstance(inputs, Tensor | ModelInputs):
+        raise TypeError(
+            f"cannot run {type(model).__name__} on these pixels: expected a tensor (batch, channels, height, width), got "
+            f"{type(inputs).__name__}. Pass the preprocessed images alone, such as inputs['pixel_values']."
+        )
     arguments, keywords = _arguments(model, inputs if isinstance(inputs, ModelInputs) else ModelInputs(inputs))
     like = next((one for one in model.parameters() if one.is_floating_point()), next(model.parameters(), None))
     forward = getattr(model, "get_image_features", model)

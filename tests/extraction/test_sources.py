@@ -254,7 +254,8 @@ def test_members_of_zips_that_are_damaged(vision, tmp_path):
         (lambda path: path / "a.tar.gz", "Unpack it first"),
         (lambda path: path, "no photos: expected some in"),
         (lambda path: 5, "got int"),
-        (lambda path: [], "got list"),
+        (lambda path: [], "got an empty list"),
+        (lambda path: [5], "got list"),
         (lambda path: f"{path}/x-*.tar", "Check the glob"),
     ],
 )

@@ -211,3 +211,18 @@ def test_marks_follow_a_crop():
             assert sizes == {(300 - top, 400 - left)}
     cropped = np.asarray(shown(figures[1])[0].images[0].get_array())
     assert (cropped == np.asarray(photo)[40:, 100:]).all()  # the photo beside an overlay is cropped alike
+
+
+@pytest.mark.parametrize("middle, spread", [(0.0155, 1e-3), (0.02, 1e-4), (5e-3, 1e-6), (-0.0155, 1e-3), (9000.0, 0.1)])
+@pytest.mark.parametrize("name", SHAPES)
+def test_numbers_of_many_digits_have_room_beside_the_bar(name, middle, spread):
+    photo, maps = of_shape(name)
+    maps = middle + (maps[0].double() * 10 - 0.5) * spread
+    host = Figure(figsize=(6, 4))
+    FigureCanvasAgg(host)
+    for options in ({}, {"width": 3.3}, {"ax": host.subplots()}):
+        figure = overlay_figure(photo, maps, dpi=80, **options)
+        check_nothing_overlaps(figure)
+        (bar,) = bars(figure)
+        assert not bar.yaxis.get_offset_text().get_text()
+        assert not bar.xaxis.get_offset_text().get_text()

@@ -279,3 +279,8 @@ def test_one_image_or_several(tmp_path):
         assert all(one is other for one, other in zip(each_image(many), several, strict=True))
     assert each_image(tmp_path.glob("*.png")) == [tmp_path / "cat.png"]
     assert each_image(7) == [7]  # read_image says what is wrong with it
+
+
+def test_a_refused_pil_image_is_named_by_its_mode():
+    with pytest.raises(ImageError, match=r"^cannot read a PIL image of mode F as an image: "):
+        read_image(Image.new("F", (4, 4), 254.8))

@@ -505,3 +505,10 @@ def test_a_closed_summary_writer_still_takes_pictures(tmp_path: Path) -> None:
     events.Reload()
     (event,) = events.Images("a")
     assert (event.step, event.width, event.height) == (3, 20, 10)
+
+
+def test_the_advice_about_writers_promises_no_values():
+    model = small_vit()
+    with pytest.raises(ValueError, match=r"writers=\(\) to log nothing on purpose\.$"):
+        AttentionMonitor(model, probe_pixels())
+    assert AttentionMonitor(model, probe_pixels(), writers=()).step(0) is True  # whether it was due, no values

@@ -5,9 +5,10 @@ import re
 
 import pytest
 import timm
+from PIL import Image
 from torch import nn
 
-from attnhook import describe
+from attnhook import describe, verify
 from attnhook.capture.notebook import html_table
 from attnhook.errors import UnsupportedModelError
 from tests.answers.families import BEFORE_5
@@ -203,3 +204,10 @@ def test_notebooks_show_the_same_table() -> None:
     assert html_table([["<b>"], ["&"]]) == (
         "<table><thead><tr><th>&lt;b&gt;</th></tr></thead><tbody><tr><td>&amp;</td></tr></tbody></table>"
     )
+
+
+@pytest.mark.parametrize("run", [describe, verify])
+@pytest.mark.parametrize("make", [lambda: {"pixel_values": images()}, lambda: Image.new("RGB", IMAGE)])
+def test_what_is_no_pixels_is_refused(run, make):
+    with pytest.raises(TypeError, match=r"expected a tensor .*, got (dict|Image)\. Pass the preprocessed images alone"):
+        run(VIT.build(), make())
