@@ -9,7 +9,7 @@ import peft
 import pytest
 import timm
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
 from attnhook import AnswerCapture, AttentionCapture
@@ -288,6 +288,40 @@ def test_a_search_that_is_not_known_is_noticed_by_its_tokens() -> None:
         searching.generate(**inputs, max_new_tokens=3)
     with pytest.raises(UnsupportedModelError, match="cannot be matched to its tokens"):
         _ = capture.answer
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_processor_that_calls_the_model_with_other_pixels_is_refused_unless_it_has_a_copy(use_cache: bool) -> None:
+    """Its rows are of the same tokens, but not those of the answer."""
+    model, inputs = llava()
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "use_cache": use_cache}
+    answers = []
+    for other in (model, copy.deepcopy(model)):
+
+        def contrast(ids: torch.Tensor, scores: torch.Tensor, other: Any = other) -> torch.Tensor:
+            return 2 * scores - other(input_ids=ids, pixel_values=pixels(2)[1:]).logits[:, -1]
+
+        with AnswerCapture(model) as capture:
+            out = model.generate(**inputs, **options, logits_processor=LogitsProcessorList([contrast]))
+        answers.append(capture)
+    with pytest.raises(UnsupportedModelError, match=r"got two of 20 tokens.*copy\.deepcopy"):
+        _ = answers[0].answer
+    forced = {"input_ids": out[:, :-1], "pixel_values": inputs["pixel_values"]}
+    expected = eager_matrices(model, forced)[0][:, :, -3:][..., 1:17].permute(2, 0, 1, 3)
+    torch.testing.assert_close(answers[1].answer.rows, expected, rtol=0, atol=1e-5)
+
+
+def test_tokens_are_not_counted_from_an_end_that_is_still_to_come() -> None:
+    model, inputs = llava()
+    for tokens, words in (([-1], "Pass positions from 1"), ([19, 21], None)):
+        with torch.no_grad(), AnswerCapture(model, tokens=tokens) as capture:
+            out = model(**inputs, use_cache=True)
+            model(input_ids=torch.tensor([[5, 6]]), past_key_values=out.past_key_values)
+        if words is None:
+            assert capture.answer.token_ids == (7, 6)
+        else:
+            with pytest.raises(UnsupportedModelError, match=words):
+                _ = capture.answer
 
 
 def test_embeddings_in_place_of_ids_are_refused() -> None:
