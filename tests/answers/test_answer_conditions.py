@@ -311,6 +311,25 @@ def test_a_processor_that_calls_the_model_with_other_pixels_is_refused_unless_it
     torch.testing.assert_close(answers[1].answer.rows, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("cache", [{"use_cache": False}, {}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_uniform_attention_is_over_all_keys_that_a_token_sees(cache: dict[str, Any], implementation: str) -> None:
+    """Of rows that are uniform, every value is 1/N."""
+    model, inputs = llava_batch()
+    model.set_attn_implementation({"text_config": implementation})
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "language_model" in name and "q_proj" in name:
+                weight.zero_()
+    with AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, **cache)
+    for answer, length in zip(capture.answers, (19, 37), strict=True):
+        for token in range(3):
+            found = answer.map([token])
+            assert found.uniform == pytest.approx(1 / (length + token))
+            torch.testing.assert_close(found.values, torch.full_like(found.values, found.uniform))
+
+
 def test_tokens_are_not_counted_from_an_end_that_is_still_to_come() -> None:
     model, inputs = llava()
     for tokens, words in (([-1], "Pass positions from 1"), ([19, 21], None)):
