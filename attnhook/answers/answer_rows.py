@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnhook.answers.answer_reading import Answer
-from attnhook.answers.answer_records import AnswerRecord, Step
+from attnhook.answers.answer_records import HIDDEN, AnswerRecord, Step
 from attnhook.capture.operands import softmax_rows
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.zoo.image_tokens import ImageTokens
@@ -14,8 +14,6 @@ from attnhook.zoo.vision_language import VisionLanguageModel
 
 MASSES = ("image", "first", "text", "words", "other")
 """Where the mass of a row lies: image tokens, the first token, the rest of the prompt, the answer so far, keys that are none of these."""
-
-_HIDDEN = -3e4  # below half of the lowest float16, which masks of that type add
 
 
 def finish(
@@ -66,7 +64,7 @@ def _layer_rows(steps: list[Step], layer: int, batch: int, length: int | None) -
         start = 0 if length is None else max(step.total - keys, 0)  # what is missing in front lies outside a window
         at = queries.index(step.queries[0])
         logits[:, at : at + len(step.queries), :, start : start + keys] = own.values.transpose(1, 2)
-    seen = (logits[:, :, 0] > _HIDDEN).sum(-1)
+    seen = (logits[:, :, 0] > HIDDEN).sum(-1)
     return queries, softmax_rows(logits, masked=True).cpu(), seen.cpu()
 
 

@@ -330,6 +330,19 @@ def test_uniform_attention_is_over_all_keys_that_a_token_sees(cache: dict[str, A
             torch.testing.assert_close(found.values, torch.full_like(found.values, found.uniform))
 
 
+def test_a_static_cache_in_half_precision() -> None:
+    """Its masks hide keys by a number that is not so low."""
+    model, inputs = llava_batch()
+    model.set_attn_implementation({"text_config": "eager"})
+    inputs["pixel_values"] = inputs["pixel_values"].half()
+    with AnswerCapture(model.half()) as capture:
+        model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, cache_implementation="static")
+    for answer, length in zip(capture.answers, (19, 37), strict=True):
+        assert answer.map([2]).uniform == pytest.approx(1 / (length + 2))
+        total = sum(answer.mass.values())
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
+
+
 def test_tokens_are_not_counted_from_an_end_that_is_still_to_come() -> None:
     model, inputs = llava()
     for tokens, words in (([-1], "Pass positions from 1"), ([19, 21], None)):
