@@ -51,7 +51,7 @@ class AnswerCapture(HookedContext):
         model: A vision-language model of transformers.
         processor: Its processor, for words and for the place of a map in the photo. Without it there are only rows and token ids.
         tokens: For forwards without `generate`: positions of the tokens whose rows are wanted, in the sequence that goes in, from 1; negative
-            ones count from its end. None: every token after the last image token (with cross-attention, every token).
+            ones count from its end, if it goes in at once. None: every token after the last image token (with cross-attention, every token).
 
     Raises:
         UnsupportedModelError: If the model's type is not supported; the message lists those that are.
@@ -185,11 +185,8 @@ class AnswerCapture(HookedContext):
             cached = int(cache.get_seq_length()) if cache is not None else 0
             if not cached or not record.pieces or record.generating:
                 self._begin(record := AnswerRecord())
-            elif cached != record.total and record.error is None:
-                record.error = UnsupportedModelError(
-                    f"cannot tell which tokens are the answer's: expected a cache of the {record.total} tokens of earlier forwards, got one of "
-                    f"{cached}. Use one capture for each answer, and begin with its whole prompt."
-                )
+            elif record.error is None:
+                record.error = self._not_continued(record, cached)
         if record.error is not None:
             return
         if not isinstance(ids, Tensor) or (cached and not record.pieces):
@@ -205,9 +202,29 @@ class AnswerCapture(HookedContext):
         record.pieces.append(ids.detach().clone())
         record.add_facts(_facts(given))
         step = Step(start, ids.shape[1], len(ids), self._wanted(record, start, ids))
+        if record.generating and any(step.queries == one.queries for one in record.steps):
+            record.error = UnsupportedModelError(
+                f"the answer's rows cannot be matched to its tokens: expected one forward per token, got two of {step.total} tokens. If a "
+                "logits processor or stopping criterion calls the model, give it copy.deepcopy(model)."
+            )
+            return
         self._now.step = step if step.queries else None
         if step.queries:
             record.steps.append(step)
+
+    def _not_continued(self, record: AnswerRecord, cached: int) -> UnsupportedModelError | None:
+        """Why a forward with a cache of so many tokens does not continue the earlier ones, if it does not."""
+        if cached != record.total:
+            return UnsupportedModelError(
+                f"cannot tell which tokens are the answer's: expected a cache of the {record.total} tokens of earlier forwards, got one of {cached}. "
+                "Use one capture for each answer, and begin with its whole prompt."
+            )
+        if self._tokens is not None and min(self._tokens, default=1) < 0:
+            return UnsupportedModelError(
+                f"cannot count tokens={self._tokens} from the end: expected the whole sequence in one forward, got one that continues another. "
+                "Pass positions from 1."
+            )
+        return None
 
     def _wanted(self, record: AnswerRecord, start: int, ids: Tensor) -> list[int]:
         """The positions of this forward's queries whose rows are wanted."""

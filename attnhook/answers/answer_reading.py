@@ -39,6 +39,7 @@ class Answer:
         layers: The names of the layers.
         rows: For one image `(tokens, layers, heads, image tokens)` float32 on the CPU; for several images, a list of these.
         processor: Turns ids into words, and places maps in the photo; None if you passed none.
+        keys: How many keys each token's query saw in each layer, `(tokens, layers)`, for the 1/N of its maps; None if unknown.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Answer:
         mass: Mapping[str, Tensor],
         layers: tuple[str, ...],
         processor: Any = None,
+        keys: Tensor | None = None,
     ) -> None:
         self.token_ids, self.images, self.mass, self.layers = token_ids, images, dict(mass), layers
-        self._rows, self.processor = rows, processor
+        self._rows, self.processor, self.keys = rows, processor, keys
 
     @property
     def rows(self) -> Any:
@@ -130,7 +132,7 @@ class Answer:
             one[where.index],
             input_size=where.area[2:] if any(where.area[:2]) else where.input_size,
             area=where.area[2:],
-            uniform=None if relative else 1.0 / self._keys(),
+            uniform=None if relative else self._uniform(tokens, layers, fusion),
             adds_up=plain and len(self.images) == 1,
             description=f"attention of {said}{number}{grid}, {fusion} over {chosen}, {means}"
             + (", relative to all tokens" if relative else ""),
@@ -141,8 +143,13 @@ class Answer:
             processor=self.processor,
         )
 
-    def _keys(self) -> int:
-        return sum(len(image.keys) for image in self.images)
+    def _uniform(self, tokens: list[int], layers: Any, fusion: str) -> float | None:
+        """What every value of a word's map would be if its rows were uniform over all keys, those of text included."""
+        if self.keys is None:
+            return None
+        each = 1.0 / self.keys[tokens].double().clamp_min(1)
+        each = each if layers is None else each[:, [layers] if isinstance(layers, int) else list(layers)]
+        return float(_JOINS[choose(HeadFusion, fusion, "fusion")](each, 1).mean())
 
     def _fused(self, image: int, layers: Any, heads: str | int, fusion: str) -> Tensor:
         """Rows of one image after fusion, `(tokens, image tokens)`."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from attnhook.errors import AttnhookError, BlockNotCapturedError, UnsupportedModelError
 
-_HIDDEN = -1e9
+HIDDEN = -3e4
+"""Logits below this are of masked keys: half of the lowest float16, which masks of that type add."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +31,7 @@ class Logits:
 
     def check(self) -> None:
         """Raise if a key that was cut off is attended."""
-        if self.beyond is not None and float(self.beyond) > _HIDDEN:
+        if self.beyond is not None and float(self.beyond) > HIDDEN:
             raise UnsupportedModelError(
                 "the keys of an attention call cannot be matched to tokens: expected those beyond the last token to be masked, got keys that "
                 "are attended. Use a dynamic cache, or use_cache=False."

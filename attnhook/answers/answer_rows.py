@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnhook.answers.answer_reading import Answer
-from attnhook.answers.answer_records import AnswerRecord, Step
+from attnhook.answers.answer_records import HIDDEN, AnswerRecord, Step
 from attnhook.capture.operands import softmax_rows
 from attnhook.errors import NothingCapturedError, UnsupportedModelError
 from attnhook.zoo.image_tokens import ImageTokens
@@ -41,15 +41,18 @@ def finish(
         for number, positions in enumerate(wanted)
     ]
     for layer in range(len(names)):
-        queries, weights = _layer_rows(record.steps, layer, len(ids), None if about.cross else ids.shape[1])
+        queries, weights, seen = _layer_rows(record.steps, layer, len(ids), None if about.cross else ids.shape[1])
         for number, table in enumerate(each):
-            table.fill(layer, queries, weights[number], cross=about.cross)
+            table.fill(layer, queries, weights[number], seen[number], cross=about.cross)
     record.steps.clear()
     return tuple(table.answer(names, processor) for table in each)
 
 
-def _layer_rows(steps: list[Step], layer: int, batch: int, length: int | None) -> tuple[list[int], Tensor]:
-    """The queries, and their rows `(batch, queries, heads, tokens)` over a sequence (None: over all keys); frees the logits."""
+def _layer_rows(steps: list[Step], layer: int, batch: int, length: int | None) -> tuple[list[int], Tensor, Tensor]:
+    """The queries, their rows `(batch, queries, heads, tokens)` over a sequence (None: over all keys), and how many keys each saw.
+
+    Frees the logits.
+    """
     queries = sorted({query for step in steps for query in step.queries})
     first = steps[0].logits[layer].values
     shape = batch, len(queries), first.shape[1], first.shape[-1] if length is None else length
@@ -61,7 +64,8 @@ def _layer_rows(steps: list[Step], layer: int, batch: int, length: int | None) -
         start = 0 if length is None else max(step.total - keys, 0)  # what is missing in front lies outside a window
         at = queries.index(step.queries[0])
         logits[:, at : at + len(step.queries), :, start : start + keys] = own.values.transpose(1, 2)
-    return queries, softmax_rows(logits, masked=True).cpu()
+    seen = (logits[:, :, 0] > HIDDEN).sum(-1)
+    return queries, softmax_rows(logits, masked=True).cpu(), seen.cpu()
 
 
 def _wanted(record: AnswerRecord, ids: Tensor) -> list[list[int]]:
@@ -114,10 +118,12 @@ class _Table:
         shape = (len(positions), *layers_heads)
         self._rows = [torch.zeros(*shape, len(image.keys)) for image in images]
         self._mass = {name: torch.zeros(*shape) for name in MASSES}
+        self._keys = torch.zeros(*shape[:2])
 
-    def fill(self, layer: int, queries: list[int], weights: Tensor, *, cross: bool) -> None:
-        """Put in one layer's rows, `(queries, heads, tokens)`."""
+    def fill(self, layer: int, queries: list[int], weights: Tensor, seen: Tensor, *, cross: bool) -> None:
+        """Put in one layer's rows, `(queries, heads, tokens)`, and the numbers of keys that the queries saw."""
         wanted = [queries.index(position - 1) for position in self._positions]
+        self._keys[:, layer] = seen[wanted].float()
         own = weights if wanted == list(range(len(weights))) else weights[wanted]
         for image, rows in zip(self._images, self._rows, strict=True):
             rows[:, layer] = own[..., _run(image.keys)]
@@ -143,6 +149,7 @@ class _Table:
             mass=self._mass,
             layers=names,
             processor=processor,
+            keys=self._keys,
         )
 
 

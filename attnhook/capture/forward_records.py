@@ -1,6 +1,7 @@
 """What one forward recorded, and how it becomes `AttentionMaps`: every operation that can wait until the maps are read does."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -48,6 +49,11 @@ class ForwardRecord:
     def is_empty(self) -> bool:
         """Whether no attention module ran."""
         return self.maps is None and not (self.calls or self.ran or self.errors or self.unexpected)
+
+    @property
+    def images(self) -> int | None:
+        """How many images went in; None if it was something else, whose first axis need not be the batch."""
+        return None if self.input_size is None else self.batch
 
     def count(self, site: str) -> int:
         """How often a site has called its kernel."""
@@ -125,7 +131,10 @@ def finish(record: ForwardRecord, plan: CapturePlan) -> AttentionMaps:
             found = [(replace(site, number=None), name, call) for site, name, call in found]
         finished = finish_together([call for *_, call in found])
         return AttentionMaps(
-            [make_block(*described, captured, layout) for described, captured in zip(found, finished, strict=True)],
+            [
+                make_block(*described, captured, layout, record.images)
+                for described, captured in zip(found, finished, strict=True)
+            ],
             rows=plan.rows,
             readout=plan.anatomy.readout,
             input_size=record.input_size,
@@ -162,11 +171,16 @@ def call_name(site: str, number: int) -> str:
     return f"{site}:{number}" if number else site
 
 
-def make_block(
-    site: AttentionSite, name: str, call: CapturedCall, captured: Tensor | SoftmaxMatrix, layout: SequenceLayout
+def make_block(  # noqa: PLR0917
+    site: AttentionSite,
+    name: str,
+    call: CapturedCall,
+    captured: Tensor | SoftmaxMatrix,
+    layout: SequenceLayout,
+    images: int | None,
 ) -> BlockAttention:
-    """One call as a block, with the layouts of its keys and queries."""
-    tokens = call.tokens or SiteTokens(_layout_of_block(layout, captured.shape[-1], site, name))
+    """One call as a block, with the layouts of its keys and queries; `images`: how many went in."""
+    tokens = call.tokens or SiteTokens(_layout_of_block(layout, captured.shape, images, site, name))
     return BlockAttention(
         name,
         call.kernel,
@@ -181,9 +195,17 @@ def make_block(
     )
 
 
-def _layout_of_block(layout: SequenceLayout, keys: int, site: AttentionSite, name: str) -> SequenceLayout:
+def _layout_of_block(
+    layout: SequenceLayout, shape: Sequence[int], images: int | None, site: AttentionSite, name: str
+) -> SequenceLayout:
     if isinstance(layout, str):
         return layout
+    batch, keys = shape[0], shape[-1]
+    if isinstance(layout, TokenLayout) and images and batch % images:
+        return (
+            f"block {name!r} attended for {batch} of {images} images, perhaps in another order: expected a row for each image. Read `.rows`, or "
+            "switch off what splits the batch, such as DINOv2's stochastic depth: model.eval()."
+        )
     patches_only = site.queries in (Queries.POOL, Queries.PATCHES)
     if isinstance(layout, TokenLayout) and patches_only and keys == layout.num_patch_tokens:
         return layout.without_special_tokens()

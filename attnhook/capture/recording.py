@@ -198,7 +198,8 @@ class SiteRecorder:
     def _store(self, record: ForwardRecord, call: CapturedCall, gradients: CapturedGradients | None) -> None:
         call.gradients = gradients
         if self.measure is not None:
-            block = make_block(self.site, self._call_name(record), call, call.finished(), record.layout(self.plan))
+            layout = record.layout(self.plan)
+            block = make_block(self.site, self._call_name(record), call, call.finished(), layout, record.images)
             call = CapturedCall(self.site.name, call.kernel, measured=self.measure(block, self.plan.anatomy.readout))
         record.calls.append(call if self.device is None else call.to(self.device))
 

@@ -40,6 +40,9 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
     `(heads, statistics)`, `maps.METHOD` `(h, w)`. BLOCK is the block's name in the model; `manifest.blocks` lists the stored ones. Only what is
     asked for is read from the disk.
 
+    Numbers count the photos as they are stored, which is not the order of the source: `maps[0]` need not be the first file of a list. Go by
+    keys.
+
     Attributes:
         folder: The folder of the extraction.
         manifest: Its manifest.
@@ -65,7 +68,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
     @property
     def keys(self) -> list[str]:
-        """The photos' names, by number."""
+        """The photos' names, by number: the order in which they are stored, not that of the source."""
         names: list[str] = self._index.column("key").to_pylist()
         return names
 

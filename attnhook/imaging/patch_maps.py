@@ -121,8 +121,7 @@ class PatchMap:
             )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        array = self.numpy()
-        return array if dtype is None else array.astype(dtype)
+        return np.array(self.numpy(), dtype, copy=copy)
 
     def __repr__(self) -> str:
         return f"PatchMap({tuple(self.shape)}{f', {self.caption}' if self.caption else ''})"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from attnhook.errors import GeometryError
 from attnhook.imaging.model_inputs import ModelInputs
-from attnhook.imaging.synthetic_photos import coloured_photo, constant_photo, small_size
+from attnhook.imaging.synthetic_photos import coloured_photo, constant_photo, framed_photos, small_size
 from attnhook.options import Size
 
 Array = NDArray[np.float32]
@@ -26,6 +26,7 @@ Call = Callable[[Image.Image], ModelInputs]
 _SAME = 1e-4  # of the largest value: what a kernel that sums in another order may leave
 _ALIKE = 0.06  # of the way from black to white: 8-bit rounding, bfloat16
 _MOST_UNLIKE = 0.01  # share of the pixels that may be further off
+_FRAMED = 32  # pixels per edge from which on a margin can be added without a sharp edge
 _MORE = 128  # repeats where a generator was used: a step that one photo in twenty undergoes is missed once in 700 times
 _CELLS = 16  # per edge: both pictures are averaged over so many cells, which no kind of resampling changes much
 _FLAT = 3.0  # grey levels: a photo that varies less cannot be recognised
@@ -87,25 +88,32 @@ def _check_same(first: Array, again: Array, run: int) -> None:
 
 
 def _check_content(call: Call, photo: Image.Image, seen: Array) -> None:
-    """What photo, negative and a photo of half the contrast become must add up, or the preprocessing depends on the photo's content."""
+    """What photo, negative, a photo of half the contrast and its parts become must add up, or the preprocessing looks at the content."""
     size = photo.height, photo.width
     negative, dull = (photo.point(change) for change in (lambda value: 255 - value, lambda value: value // 2 + 64))
-    others = [_pixels(call, other) for other in (constant_photo(size, 0), constant_photo(size, 255), negative, dull)]
+    parts = framed_photos(photo) if min(size) >= _FRAMED else []
+    changed = (constant_photo(size, 0), constant_photo(size, 255), negative, dull, *parts)
+    others = [_pixels(call, other) for other in changed]
     if different := next((other.shape for other in others if other.shape != seen.shape), None):
         raise GeometryError(
             f"cannot follow the preprocessing: expected an input whose size depends on the photo's size alone, got {seen.shape} and {different} "
             f"from photos of {size[0]} x {size[1]}. Leave out the step that depends on the photo's content, such as cropping margins."
         )
-    black, white, inverted, faded = others
+    black, white, inverted, faded, *framed = others
     gain = white - black
     reach = float(np.abs(gain).max(initial=0))
     halves = faded - black - gain * (63.75 / 255) - (seen - black) / 2
-    unlike = max(float((np.abs(off) > _ALIKE * reach).mean()) for off in (seen + inverted - black - white, halves))
+    sums = [seen + inverted - black - white, halves]
+    if framed:
+        dark, its_margin, bright, its_rest = framed
+        sums += [dark + its_margin - seen - black, bright + its_rest - seen - white]
+    unlike = max(float((np.abs(off) > _ALIKE * reach).mean()) for off in sums)
     if unlike > _MOST_UNLIKE:
         raise GeometryError(
-            "cannot follow the preprocessing: expected the same treatment of every photo of one size, got pixels of a photo, of its negative "
-            f"and of a copy with less contrast that do not add up ({unlike:.0%} of them). Leave out the step that depends on the photo's "
-            "content (cropping margins, equalising, stretching contrast), or let your preprocessing return (pixels, ImageGeometry)."
+            "cannot follow the preprocessing: expected the same treatment of every photo of one size, got pixels of a photo, of its "
+            f"negative, of its parts and of a copy with less contrast that do not add up ({unlike:.0%} of them). Leave out the step "
+            "that depends on the photo's content (cropping margins, equalising, stretching contrast), or let your preprocessing return "
+            "(pixels, ImageGeometry)."
         )
 
 

@@ -69,3 +69,16 @@ def coloured_photo(size: Size) -> Image.Image:
     top, left, bottom, right = size[0] // 5, size[1] // 4, size[0] * 3 // 5 + 1, size[1] // 2 + 1
     pixels[top:bottom, left:right] -= 130
     return Image.fromarray(np.clip(pixels, 40, 215).astype(np.uint8))
+
+
+def framed_photos(photo: Image.Image) -> list[Image.Image]:
+    """Split a photo into one with a black margin and the margin alone, which add up to it, and into one with a white margin and the rest.
+
+    Towards the margin they fade, because resampling overshoots at an edge, and 8 bits cut that off.
+    """
+    positions = [(np.arange(length) + 0.5) / length for length in (photo.height, photo.width)]
+    inside = np.minimum.outer(*(np.clip((np.minimum(at, 1 - at) - 0.1) * 8, 0, 1) for at in positions))[..., None]
+    pixels = np.asarray(photo)
+    dark = np.rint(pixels * inside).astype(np.uint8)
+    bright = 255 - np.rint((255 - pixels) * inside).astype(np.uint8)
+    return [Image.fromarray(part) for part in (dark, pixels - dark, bright, pixels + (255 - bright))]

@@ -9,7 +9,7 @@ import peft
 import pytest
 import timm
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutput
 
 from attnhook import AnswerCapture, AttentionCapture
@@ -248,6 +248,72 @@ def test_a_search_that_is_not_known_is_noticed_by_its_tokens() -> None:
         searching.generate(**inputs, max_new_tokens=3)
     with pytest.raises(UnsupportedModelError, match="cannot be matched to its tokens"):
         _ = capture.answer
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_processor_that_calls_the_model_with_other_pixels_is_refused_unless_it_has_a_copy(use_cache: bool) -> None:
+    """Its rows are of the same tokens, but not those of the answer."""
+    model, inputs = llava()
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "use_cache": use_cache}
+    answers = []
+    for other in (model, copy.deepcopy(model)):
+
+        def contrast(ids: torch.Tensor, scores: torch.Tensor, other: Any = other) -> torch.Tensor:
+            return 2 * scores - other(input_ids=ids, pixel_values=pixels(2)[1:]).logits[:, -1]
+
+        with AnswerCapture(model) as capture:
+            out = model.generate(**inputs, **options, logits_processor=LogitsProcessorList([contrast]))
+        answers.append(capture)
+    with pytest.raises(UnsupportedModelError, match=r"got two of 20 tokens.*copy\.deepcopy"):
+        _ = answers[0].answer
+    forced = {"input_ids": out[:, :-1], "pixel_values": inputs["pixel_values"]}
+    expected = eager_matrices(model, forced)[0][:, :, -3:][..., 1:17].permute(2, 0, 1, 3)
+    torch.testing.assert_close(answers[1].answer.rows, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cache", [{"use_cache": False}, {}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_uniform_attention_is_over_all_keys_that_a_token_sees(cache: dict[str, Any], implementation: str) -> None:
+    """Of rows that are uniform, every value is 1/N."""
+    model, inputs = llava_batch()
+    model.set_attn_implementation({"text_config": implementation})
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "language_model" in name and "q_proj" in name:
+                weight.zero_()
+    with AnswerCapture(model) as capture:
+        model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, **cache)
+    for answer, length in zip(capture.answers, (19, 37), strict=True):
+        for token in range(3):
+            found = answer.map([token])
+            assert found.uniform == pytest.approx(1 / (length + token))
+            torch.testing.assert_close(found.values, torch.full_like(found.values, found.uniform))
+
+
+def test_a_static_cache_in_half_precision() -> None:
+    """Its masks hide keys by a number that is not so low."""
+    model, inputs = llava_batch()
+    model.set_attn_implementation({"text_config": "eager"})
+    inputs["pixel_values"] = inputs["pixel_values"].half()
+    with AnswerCapture(model.half()) as capture:
+        model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, cache_implementation="static")
+    for answer, length in zip(capture.answers, (19, 37), strict=True):
+        assert answer.map([2]).uniform == pytest.approx(1 / (length + 2))
+        total = sum(answer.mass.values())
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
+
+
+def test_tokens_are_not_counted_from_an_end_that_is_still_to_come() -> None:
+    model, inputs = llava()
+    for tokens, words in (([-1], "Pass positions from 1"), ([19, 21], None)):
+        with torch.no_grad(), AnswerCapture(model, tokens=tokens) as capture:
+            out = model(**inputs, use_cache=True)
+            model(input_ids=torch.tensor([[5, 6]]), past_key_values=out.past_key_values)
+        if words is None:
+            assert capture.answer.token_ids == (7, 6)
+        else:
+            with pytest.raises(UnsupportedModelError, match=words):
+                _ = capture.answer
 
 
 def test_embeddings_in_place_of_ids_are_refused() -> None:

@@ -97,7 +97,9 @@ def answer_of(text: str, rows: torch.Tensor | None = None, *, processor: Any = N
     torch.manual_seed(0)
     rows = torch.rand(len(ids), 3, 2, 16 - 4 * tiles) / 40 if rows is None else rows
     mass = {"image": rows.sum(-1), "first": 1 - rows.sum(-1)}
-    return Answer(token_ids=ids, images=(image,), rows=(rows,), mass=mass, layers=("a", "b", "c"), processor=tokenizer)
+    keys = torch.tensor([[40.0, 20.0, 10.0]]).expand(len(ids), -1)
+    names = ("a", "b", "c")
+    return Answer(token_ids=ids, images=(image,), rows=(rows,), mass=mass, layers=names, processor=tokenizer, keys=keys)
 
 
 def test_a_word_is_the_mean_of_its_tokens_over_layers_and_heads() -> None:
@@ -117,7 +119,9 @@ def test_a_word_is_the_mean_of_its_tokens_over_layers_and_heads() -> None:
     relative = expected / answer.rows.mean((0, 1, 2)).reshape(4, 4)
     torch.testing.assert_close(answer.map("walrus", relative=True).values, relative)
     assert answer[2].outside == pytest.approx(1 - float(expected.sum()), abs=1e-6)
-    assert answer[2].uniform == 1 / 16
+    assert answer[2].uniform == pytest.approx((1 / 40 + 1 / 20 + 1 / 10) / 3)
+    assert answer.map(2, layers=[0, 1], fusion="max").uniform == pytest.approx(1 / 20)
+    assert answer.map(2, layers=-1).uniform == pytest.approx(1 / 10)
     assert "'walrus'" in answer["walrus"].caption
     assert "relative to all tokens" in answer.map("walrus", relative=True).description
     assert answer.map("walrus", relative=True).uniform is None

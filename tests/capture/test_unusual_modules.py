@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 
-from attnhook import AttentionCapture, TokenLayout
+from attnhook import AttentionCapture, TokenLayout, raw_attention
 from attnhook.errors import (
     AttnhookError,
     BlockNotCapturedError,
@@ -132,6 +132,41 @@ def test_heads_in_the_batch_are_not_images() -> None:
         model(tokens())
     with pytest.raises(UnsupportedModelError, match=r"8 sequences for 2 images.*Arrangement\.MERGED"):
         _ = capture.maps
+
+
+@pytest.mark.parametrize("parts", [([5, 1, 6, 0, 3],), ([0, 1, 2, 3], [4, 5, 6, 7])], ids=["some", "halves"])
+@pytest.mark.parametrize("rows", ["cls", "all"])
+def test_a_block_that_attends_for_a_part_of_the_batch_makes_no_maps_of_other_images(parts, rows: str) -> None:
+    """As DINOv2's own code does in train mode."""
+
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = SelfAttention(nn.MultiheadAttention(16, 4, batch_first=True))
+
+        def forward(self, x):
+            for part in parts if self.training else [range(len(x))]:
+                x = x.index_add(0, torch.tensor(part), self.attention(x[list(part)]))
+            return x
+
+    model = nn.Sequential(nn.Flatten(2), Parts())
+    images = torch.randn(8, 5, 4, 4)
+    for mode in (True, False):
+        with torch.no_grad(), AttentionCapture(model.train(mode), rows=rows, layout=LAYOUT) as capture:
+            model(images)
+        if mode:
+            assert capture.maps[0].captured.shape[0] == len(parts[0])
+            with pytest.raises(TokenLayoutError, match=rf"for {len(parts[0])} of 8 images.*model\.eval\(\)"):
+                raw_attention(capture.maps)
+        else:
+            assert len(raw_attention(capture.maps)) == 8
+
+
+def test_tokens_that_come_before_the_batch_are_not_images() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 1, enable_nested_tensor=False).eval()
+    with torch.no_grad(), AttentionCapture(model, layout=LAYOUT, rows="cls") as capture:
+        model(torch.randn(5, 2, 16))
+    assert raw_attention(capture.maps).shape == (2, 2, 2)
 
 
 @pytest.mark.parametrize("blocks", [None, ["blocks.0"]])

@@ -44,6 +44,9 @@ def test_numpy_and_torch_read_it():
     found = of_heads()
     assert np.array_equal(np.asarray(found), VALUES.numpy())
     assert np.asarray(found, dtype=np.float64).dtype == np.float64
+    np.array(found)[:] = 0  # a copy, as of any array
+    np.array(found, dtype=np.float32)[:] = 0
+    assert float(found.values.min()) > 0
     assert found.to("cpu").values.dtype == torch.float32
     grown = PatchMap(VALUES.clone().requires_grad_())
     assert np.array_equal(grown.numpy(), VALUES.numpy())

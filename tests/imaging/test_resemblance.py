@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.functional import to_tensor
 
@@ -47,9 +47,26 @@ def scan():
     return page
 
 
-@pytest.mark.parametrize(("preprocess", "photo"), [(trimmed, scan()), (brightest, PHOTO.resize((640, 480)))])
-def test_a_crop_around_what_is_found_is_refused(preprocess, photo):
-    words = r"treats this photo differently.*correlation of -?0\.\d\d.*return \(pixels, ImageGeometry\)"
+def without_dark_margins(photo):
+    rows, columns = np.nonzero(np.asarray(photo.convert("L")) > 12)
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, *photo.size)
+    return to_tensor(photo.crop(box).resize((64, 64)))
+
+
+DIFFERENTLY = r"treats this photo differently.*correlation of -?0\.\d\d.*return \(pixels, ImageGeometry\)"
+NOT_ALIKE = "got pixels of a photo.*of its parts.*do not add up.*cropping margins"
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "photo", "words"),
+    [
+        (trimmed, scan(), NOT_ALIKE),
+        (trimmed, ImageOps.expand(PHOTO, (8, 0, 0, 4), "white"), NOT_ALIKE),
+        (without_dark_margins, ImageOps.expand(PHOTO, (8, 0, 0, 4), "black"), NOT_ALIKE),
+        (brightest, PHOTO.resize((640, 480)), DIFFERENTLY),
+    ],
+)
+def test_a_crop_around_what_is_found_is_refused(preprocess, photo, words):
     for use in (
         lambda: ImageGeometry.of(preprocess, photo),
         lambda: prepare(preprocess, photo),
