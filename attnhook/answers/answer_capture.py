@@ -180,13 +180,12 @@ class AnswerCapture(HookedContext):
         ids = given.get("input_ids")
         cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
         record = self._record
-        cached = int(cache.get_seq_length()) if cache is not None and not record.pieces else 0
-        if not (record.generating and not record.ended):
-            cached = int(cache.get_seq_length()) if cache is not None else 0
-            if not cached or not record.pieces or record.generating:
-                self._begin(record := AnswerRecord())
-            elif record.error is None:
-                record.error = self._not_continued(record, cached)
+        running = record.generating and not record.ended
+        cached = int(cache.get_seq_length()) if cache is not None and not (running and record.pieces) else 0
+        if not running and (not cached or not record.pieces or record.generating):
+            self._begin(record := AnswerRecord())
+        elif not running and record.error is None:
+            record.error = self._not_continued(record, cached)
         if record.error is not None:
             return
         if not isinstance(ids, Tensor) or (cached and not record.pieces):
@@ -214,17 +213,18 @@ class AnswerCapture(HookedContext):
 
     def _not_continued(self, record: AnswerRecord, cached: int) -> UnsupportedModelError | None:
         """Why a forward with a cache of so many tokens does not continue the earlier ones, if it does not."""
+        problem = ""
         if cached != record.total:
-            return UnsupportedModelError(
-                f"cannot tell which tokens are the answer's: expected a cache of the {record.total} tokens of earlier forwards, got one of {cached}. "
-                "Use one capture for each answer, and begin with its whole prompt."
+            problem = (
+                f"cannot tell which tokens are the answer's: expected a cache of the {record.total} tokens of earlier forwards, got one of "
+                f"{cached}. Use one capture for each answer, and begin with its whole prompt."
             )
-        if self._tokens is not None and min(self._tokens, default=1) < 0:
-            return UnsupportedModelError(
+        elif self._tokens is not None and min(self._tokens, default=1) < 0:
+            problem = (
                 f"cannot count tokens={self._tokens} from the end: expected the whole sequence in one forward, got one that continues another. "
                 "Pass positions from 1."
             )
-        return None
+        return UnsupportedModelError(problem) if problem else None
 
     def _wanted(self, record: AnswerRecord, start: int, ids: Tensor) -> list[int]:
         """The positions of this forward's queries whose rows are wanted."""
@@ -285,7 +285,7 @@ class AnswerCapture(HookedContext):
         return self._answers
 
     def __repr__(self) -> str:
-        state = "open" if self._active is not None else "closed"
+        state = "closed" if self._active is None else "open"
         return f"AnswerCapture({type(self._model).__name__}, {len(self._names)} layers, {state})"
 
 

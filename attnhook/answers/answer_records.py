@@ -18,9 +18,7 @@ class Logits:
     """The logits of one layer's wanted queries."""
 
     values: Tensor  # (batch, heads, queries, keys)
-    beyond: Tensor | None = (
-        None  # the largest of the keys that were cut off, those after the last token, which a static cache holds
-    )
+    beyond: Tensor | None = None  # the largest after the last token; a static cache is longer than the sequence
 
     @classmethod
     def of(cls, values: Tensor, total: int | None) -> "Logits":
@@ -80,8 +78,7 @@ class AnswerRecord:
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Store arguments that were not seen yet."""
-        for name, value in facts.items():
-            self.facts.setdefault(name, value)
+        self.facts = {**facts, **self.facts}
 
     @property
     def total(self) -> int:

@@ -49,10 +49,7 @@ def finish(
 
 
 def _layer_rows(steps: list[Step], layer: int, batch: int, length: int | None) -> tuple[list[int], Tensor, Tensor]:
-    """The queries, their rows `(batch, queries, heads, tokens)` over a sequence (None: over all keys), and how many keys each saw.
-
-    Frees the logits.
-    """
+    """The queries, their rows `(batch, queries, heads, tokens)` over a sequence (None: all keys), the keys each saw; frees the logits."""
     queries = sorted({query for step in steps for query in step.queries})
     first = steps[0].logits[layer].values
     shape = batch, len(queries), first.shape[1], first.shape[-1] if length is None else length

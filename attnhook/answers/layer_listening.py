@@ -61,12 +61,8 @@ class CurrentAnswer:
         """One query's logits, in memory that several steps of a layer share: small pieces of the heap would not be given back."""
         batch, heads, _, keys = values.shape
         block, used = self._blocks.get(layer, (values, _STEPS))
-        if (
-            used == _STEPS
-            or block.shape[:2] != (batch, heads)
-            or block.shape[-1] < keys
-            or block.dtype is not values.dtype
-        ):
+        fits = block.shape[:2] == (batch, heads) and block.shape[-1] >= keys and block.dtype is values.dtype
+        if used == _STEPS or not fits:
             block, used = values.new_empty(batch, heads, _STEPS, keys + _STEPS), 0
         mine = block[:, :, used : used + 1, :keys]
         mine.copy_(values)
