@@ -21,6 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 import attnhook
 from attnhook.cli.entry import _parser, main
 from attnhook.names import homes_of
+from attnhook.zoo import loading
 from tests.documents import DOCS, PAGES, ROOT, SHELLS, Block, blocks_of, expanded
 from tests.messages import is_in_the_source
 
@@ -68,6 +69,12 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", lambda name: processor)
 
 
+def demo_at_224_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real backbone at a fifth of its cost; `test_demo.py` and `test_readme.py` run it at 518 px."""
+    load_demo = loading._load_demo
+    monkeypatch.setattr(loading, "_load_demo", lambda *args, **options: load_demo(*args, **options | {"size": 224}))
+
+
 def run_block(block: Block, names: dict) -> None:
     if block.language == "python":
         exec(compile("\n" * block.line + block.code, str(block), "exec"), names)  # noqa: S102 (our own docs)
@@ -84,8 +91,12 @@ def run_block(block: Block, names: dict) -> None:
         for page in WITH_CODE
     ],
 )
-def test_a_page_runs(page: Path) -> None:
+def test_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict = {"__name__": page.stem}
+    if not any(
+        re.search(r"518|18, 18", block.code) for block in blocks_of(page)
+    ):  # a size, or a patch beyond a grid of 16 x 16
+        demo_at_224_pixels(monkeypatch)
     torch.manual_seed(0)
     ran = 0
     for block in blocks_of(page):
@@ -117,7 +128,8 @@ def test_commands_are_those_of_the_parser(page: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder")
-def test_commands_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_of_the_readme_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    demo_at_224_pixels(monkeypatch)
     Image.open("cat.jpg").save("coffee.jpg")
     commands = [command for block in blocks_of(ROOT / "README.md") for command in block.commands]
     assert [command[0] for command in commands] == ["overlay", "view", "compare", "describe", "verify"]

@@ -30,7 +30,8 @@ CASES = 2000  # of 400, one draw differs from the next by up to 3.5 % either way
 @cache
 def held_out(step: int = PATCH) -> DigitPairs:
     """Images that no training saw, of digits that no training saw; each gives two cases, one a class."""
-    return draw(digits(held_out=True), CASES // 2, torch.Generator().manual_seed(2024), step=step)
+    count = CASES // 2 if step == PATCH else CHUNK
+    return draw(digits(held_out=True), count, torch.Generator().manual_seed(2024), step=step)
 
 
 CHUNK = 250  # images of one capture, whose activations stay in a cache

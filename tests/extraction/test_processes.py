@@ -90,12 +90,12 @@ print(process.memory_info().rss, flush=True)
 
 @pytest.mark.slow
 def test_memory_is_flat(tmp_path):
-    """From 1,000 to 5,000 photos (20,000 in the weekly run), and over a hundred resumes of a whole run."""
+    """From 500 to 2,500 photos (20,000 in the weekly run), and over a hundred resumes of a whole run."""
     (tmp_path / "out.png").write_bytes(photo_bytes(0))
     (tmp_path / "run.py").write_text(MEMORY)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    photos = "20000" if os.environ.get("ATTNHOOK_LONG") else "5000"
-    command = [sys.executable, tmp_path / "run.py", tmp_path / "out", "1000", photos]
+    photos = "20000" if os.environ.get("ATTNHOOK_LONG") else "2500"
+    command = [sys.executable, tmp_path / "run.py", tmp_path / "out", "500", photos]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     small, large, resumed = (int(line) / 2**20 for line in done.stdout.split())
