@@ -19,7 +19,7 @@ def test_without_scikit_image(monkeypatch):
 @pytest.mark.slow
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "PHOTOS", ("chelsea",))
-    assert main(["demo", "--out", str(tmp_path / "out"), "--repeats", "1"]) == 0
+    assert main(["demo", "--out", str(tmp_path / "out"), "--repeats", "5"]) == 0
     said = capsys.readouterr().out
     assert "differ by at most" in said
     assert "times the bare forward" in said

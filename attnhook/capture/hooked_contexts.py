@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from torch import nn
 
+from attnhook.capture.forward_records import ForwardRecord
 from attnhook.capture.scopes import ActiveCapture, Scope, forget_closed, innermost
 from attnhook.capture.shared_state import EAGER, LOCK
 from attnhook.capture.torch_internals import finish_interrupted_functions, in_backward, remove_hooks
@@ -78,15 +79,19 @@ class HookedContext(ABC):
         def before(*_: Any) -> None:
             around = self._scope()
             made = None if around is None else make(around, opener)
+            if made is None and (outer := HookedContext._scope(self, opener)) is not None:
+                made = Scope(
+                    outer.capture, ForwardRecord(), opener
+                )  # so that `after` ends this run, not the one around it
             if made is not None:
                 made.open()
 
         def after(*args: Any) -> None:
-            scope = self._scope(opener)
-            if (open_scope := HookedContext._scope(self, opener)) is not None:  # also of a capture paused meanwhile
-                open_scope.close()
-            if scope is not None and then is not None:
-                then(scope, *args)
+            recorded = self._scope(opener) is not None
+            if (scope := HookedContext._scope(self, opener)) is not None:  # also of a capture paused meanwhile
+                scope.close()
+                if recorded and then is not None:
+                    then(scope, *args)
 
         self._add_hook(module, before, pre=True)
         self._add_hook(module, after, always_call=True, **flags)

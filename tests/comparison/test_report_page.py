@@ -223,8 +223,10 @@ def test_paper_has_all_maps_and_whole_tables(report, shown, scheme):
     page.page.emulate_media(media="screen")
     page.page.set_viewport_size(small)
     page.page.evaluate("() => { scrollTo(0, 0); dispatchEvent(new Event('afterprint')); }")
-    page.settle()
-    assert drawn.count() == before < 10
+    page.page.wait_for_function(
+        "(count) => document.querySelectorAll('canvas[data-drawn]').length === count", arg=before
+    )
+    assert before < 10
 
 
 def test_printing_waits_for_nothing(report, shown):
