@@ -244,7 +244,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         "overlay",
         [],
         [
-            Bound("overlay of 1024 x 768, ms", "<=", 12, lambda found: found["attnhook, overlay of a heat map"]["ms"]),
+            Bound("overlay of 1024 x 768, ms", "<=", 8, lambda found: found["attnhook, overlay of a heat map"]["ms"]),
             Bound("matplotlib's colours over overlay", ">=", 1, overlay_peer("matplotlib, colormap and blend")),
         ],
     ),
