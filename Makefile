@@ -81,7 +81,7 @@ format: $(VENV)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/overhead.py
 
-# Every figure that has a bound, against it, on an idle machine: under an hour, more where it is busy.
+# Every figure that has a bound, against it, on an idle machine: about an hour, more where it is busy.
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bounds.py --json bounds.json
 

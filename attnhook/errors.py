@@ -83,3 +83,8 @@ class ExtractionError(AttnhookError, ValueError):
 
 class ProbeError(AttnhookError, RuntimeError):
     """The forward of a training monitor's probe failed; `__cause__` is the model's own error."""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 block`, `2 blocks`: a number of things in a message."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,6 +1,6 @@
 """Every figure that has a bound, measured in one run and held against it: figure, goal, measured, the peer beside it.
 
-    python benchmarks/bounds.py --json bounds.json                # under an hour, more where the machine is busy
+    python benchmarks/bounds.py --json bounds.json                # about an hour, more where the machine is busy
     python benchmarks/bounds.py --only batch overlay --peer peer
 
 Each script runs in a process of its own, one after the other, and checks its own results; what it measures and how stands there. Where a
@@ -135,7 +135,7 @@ READOUT = "observe, readout rows, bare with its forward"
 IDLE = "nothing due, bare with the call"
 ANSWER, EAGER = "attnhook, rows of every token", "eager, output_attentions"
 ROWS = "--candidates", "bare again", ALL, *PEERS, "--cases"
-BATCH = "--candidates", "bare again", ALL, "--no-memory", "--repeats", "5", "--warmup", "1", "--cases"
+BATCH = "--candidates", "bare again", ALL, "--no-memory", "--repeats", "4", "--warmup", "1", "--cases"
 LONG_ROWS = "--cases", LONG, "--candidates", ALL
 ROLLOUT = "--candidates", "attnhook, rollout", "attnhook, entropy", "--cases"
 
@@ -178,7 +178,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "torchvision": Measurement(
         "overhead",
-        [*ROWS, TORCHVISION, "--no-memory", "--repeats", "40"],
+        [*ROWS, TORCHVISION, "--no-memory", "--repeats", "25"],
         [ratio("rows of all blocks, torchvision ViT-B b1", TORCHVISION, ALL, 1.06)],
         processes=3,
     ),
@@ -192,7 +192,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "long": Measurement(
         "overhead",
-        [*LONG_ROWS, "--no-memory", "--repeats", "4", "--warmup", "1"],
+        [*LONG_ROWS, "--no-memory", "--repeats", "3", "--warmup", "1"],
         [ratio("rows of all blocks, 4,097 tokens", LONG, ALL, 1.02)],
         processes=3,
     ),
@@ -218,7 +218,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "monitor": Measurement(
         "monitor",
-        ["--cases", "vit_small-b8", "--repeats", "5", "--warmup", "1"],
+        ["--cases", "vit_small-b8", "--repeats", "4", "--warmup", "1"],
         [
             ratio("a step on which nothing is due, ViT-S b8", "vit_small-b8", IDLE, 1.003, "nothing due"),
             ratio("observe, statistics of all rows, ViT-S b8", "vit_small-b8", "observe, all rows", 1.15),
@@ -228,7 +228,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "answers": Measurement(
         "answering",
-        ["--repeats", "5"],
+        ["--repeats", "4", "--processes", "1"],
         [
             ratio("rows of an answer of 64 tokens, 600 image tokens, over generate", "answer", ANSWER, 1.1, EAGER),
             extra("memory beyond generate, MiB", "answer", ANSWER, 64),
@@ -237,8 +237,8 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "comparison": Measurement(
         "comparison",
-        ["--no-memory", "--photos", "40"],
-        [Bound("ten models x 40 photos over bare forwards", "<=", 1.1, lambda found: found["ratio"])],
+        ["--no-memory", "--photos", "100"],
+        [Bound("ten models x 100 photos over bare forwards", "<=", 1.1, lambda found: found["ratio"])],
     ),
     "overlay": Measurement(
         "overlay",

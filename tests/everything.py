@@ -126,10 +126,11 @@ def tasks(folder: Path) -> list[str]:
             await asyncio.sleep(0)
         must(len(capture.forwards) == 1, "one forward each")
         must(torch.equal(capture.maps[-1].rows, alone.maps[-1].rows), "the task's own rows")
-        return everything(folder / str(number))
+        return "" if number else everything(folder)
 
     async def together() -> list[str]:
-        return await asyncio.gather(*(captured(number) for number in range(2)))
+        first, _ = await asyncio.gather(*(captured(number) for number in range(2)))
+        return [first]
 
     with torch.no_grad():
         return asyncio.run(together())

@@ -1,5 +1,11 @@
 """Pages open in a browser."""
 
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
 
 class OpenPage:
     """A page open in the browser, with what it complained about."""
@@ -17,6 +23,12 @@ class OpenPage:
 
     def settle(self):
         self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def picture(self, selector, number=0):
+        """What a canvas shows: `(height, width, 3)`. As PNG, because a list of numbers takes a second to arrive."""
+        address = self.page.locator(selector).nth(number).evaluate("(canvas) => canvas.toDataURL('image/png')")
+        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as shown:
+            return np.asarray(shown.convert("RGB"))
 
     def choose(self, name, value):
         self.page.locator(f"#{name}").select_option(value)

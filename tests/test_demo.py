@@ -8,6 +8,7 @@ from PIL import Image
 from attnhook import demo
 from attnhook.cli import main
 from attnhook.errors import MissingPackageError
+from tests.models import demo_at_224_pixels
 
 
 def test_without_scikit_image(monkeypatch):
@@ -19,6 +20,7 @@ def test_without_scikit_image(monkeypatch):
 @pytest.mark.slow
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "PHOTOS", ("chelsea",))
+    demo_at_224_pixels(monkeypatch)
     assert main(["demo", "--out", str(tmp_path / "out"), "--repeats", "5"]) == 0
     said = capsys.readouterr().out
     assert "differ by at most" in said

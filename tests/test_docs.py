@@ -21,9 +21,9 @@ from timm.models.vision_transformer import VisionTransformer
 import attnhook
 from attnhook.cli.entry import _parser, main
 from attnhook.names import homes_of
-from attnhook.zoo import loading
 from tests.documents import DOCS, PAGES, ROOT, SHELLS, Block, blocks_of, expanded
 from tests.messages import is_in_the_source
+from tests.models import demo_at_224_pixels
 
 SLOW = {
     "choosing.md",
@@ -67,12 +67,6 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", created)
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: transformers.Dinov2Model(config))
     monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", lambda name: processor)
-
-
-def demo_at_224_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real backbone at a fifth of its cost; `test_demo.py` and `test_readme.py` run it at 518 px."""
-    load_demo = loading._load_demo
-    monkeypatch.setattr(loading, "_load_demo", lambda *args, **options: load_demo(*args, **options | {"size": 224}))
 
 
 def run_block(block: Block, names: dict) -> None:

@@ -98,7 +98,7 @@ def test_installed_it_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -
     assert run(installed.parent / "attnhook", "--version", cwd=tmp_path) == version
     assert run(installed, "-m", "attnhook", "--version", cwd=tmp_path) == version
     Image.fromarray(chelsea()).save(tmp_path / "cat.png")
-    run(installed.parent / "attnhook", "overlay", "cat.png", "--out", "maps", cwd=tmp_path)
+    run(installed.parent / "attnhook", "overlay", "cat.png", "--model", "digits", "--out", "maps", cwd=tmp_path)
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {"cat-attention.png", "manifest.json"}
 
 

@@ -28,7 +28,7 @@ from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import is_compiled
 from attnhook.capture.watched_modules import shapes
 from attnhook.capture.wrapped_models import unwrapped
-from attnhook.errors import NothingCapturedError, UnsupportedModelError
+from attnhook.errors import NothingCapturedError, UnsupportedModelError, counted
 from attnhook.zoo._transformers import kernel_of
 from attnhook.zoo.vision_language import describe_speaker
 
@@ -286,7 +286,7 @@ class AnswerCapture(HookedContext):
 
     def __repr__(self) -> str:
         state = "closed" if self._active is None else "open"
-        return f"AnswerCapture({type(self._model).__name__}, {len(self._names)} layers, {state})"
+        return f"AnswerCapture({type(self._model).__name__}, {counted(len(self._names), 'layer')}, {state})"
 
 
 def _refused(option: Callable[[str], Any], custom: Any) -> UnsupportedModelError | None:

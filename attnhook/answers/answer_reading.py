@@ -1,6 +1,6 @@
 """`Answer`: the rows of one answer's tokens, and the words and maps made of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from attnhook.answers.answer_pictures import answer_depth, answer_figure, page_content, spoken
 from attnhook.answers.answer_words import Word, words_of
 from attnhook.answers.placed_maps import AnswerMap
-from attnhook.errors import GeometryError, TokenLayoutError
+from attnhook.errors import GeometryError, TokenLayoutError, counted
 from attnhook.options import HeadFusion, choose
 from attnhook.pages.documents import answer_html, save_viewer
 from attnhook.zoo.image_tokens import ImagePart, ImageTokens
@@ -188,9 +188,9 @@ class Answer:
                     f"no such word: expected a number below {len(self.words)}, the number of words, got {word}."
                 )
             return list(self.words[word].tokens)
-        tokens = [int(token) for token in word]
+        tokens = [int(token) for token in word] if isinstance(word, Iterable) else []
         if not tokens or any(not -len(self.token_ids) <= token < len(self.token_ids) for token in tokens):
-            raise IndexError(f"no such tokens: expected numbers below {len(self.token_ids)}, got {tokens}.")
+            raise IndexError(f"no such tokens: expected a word or numbers below {len(self.token_ids)}, got {word!r}.")
         return tokens
 
     def _part(self, image: int, name: str | None) -> ImagePart:
@@ -269,4 +269,4 @@ class Answer:
             ", ".join(f"{part.name} {part.index.shape[0]}x{part.index.shape[1]}" for part in image.parts)
             for image in self.images
         )
-        return f"Answer({tokens} tokens, {layers} layers, {heads} heads, {grids})"
+        return f"Answer({counted(tokens, 'token')}, {counted(layers, 'layer')}, {counted(heads, 'head')}, {grids})"

@@ -80,9 +80,7 @@ class HookedContext(ABC):
             around = self._scope()
             made = None if around is None else make(around, opener)
             if made is None and (outer := HookedContext._scope(self, opener)) is not None:
-                made = Scope(
-                    outer.capture, ForwardRecord(), opener
-                )  # so that `after` ends this run, not the one around it
+                made = Scope(outer.capture, ForwardRecord(), opener)  # `after` ends this run, not the one around it
             if made is not None:
                 made.open()
 

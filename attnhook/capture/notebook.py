@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnhook.capture.layout import TokenLayout
+from attnhook.errors import counted
 
 _CELL, _GAP = 32, 3
 _MOST_BLOCKS, _MOST_HEADS = 24, 16
@@ -35,7 +36,7 @@ def blocks_table(blocks: Sequence[Any], summary: str) -> str:
             'style="max-width:100%"><div style="font-size:90%;opacity:.8">brighter means more attention; each map has its own scale</div>'
         )
     return (
-        f"<div><strong>{html.escape(summary)}</strong><br>{image}<details><summary>{len(blocks)} blocks</summary>{html_table(rows)}"
+        f"<div><strong>{html.escape(summary)}</strong><br>{image}<details><summary>{counted(len(blocks), 'block')}</summary>{html_table(rows)}"
         "</details></div>"
     )
 

@@ -17,7 +17,7 @@ from attnhook.capture.notebook import blocks_table, contact_sheet
 from attnhook.capture.output_gradients import AttentionGradient, CapturedGradients
 from attnhook.capture.sites import Layout, Queries
 from attnhook.capture.softmax_matrix import SoftmaxMatrix
-from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError
+from attnhook.errors import GradientsNotKeptError, NothingCapturedError, RowsNotKeptError, TokenLayoutError, counted
 from attnhook.options import Overlap, Rows, Size
 
 _FORMAT = "attnhook-maps-1"
@@ -205,7 +205,7 @@ class AttentionMaps(Sequence[BlockAttention]):
         chosen = self.selected_rows
         rows = chosen.value if isinstance(chosen, Rows) else f"{len(chosen)} chosen"
         shape = self._blocks[-1].shape if self._blocks else ()
-        return f"AttentionMaps({len(self)} blocks, rows={rows}, last block {shape})"
+        return f"AttentionMaps({counted(len(self), 'block')}, rows={rows}, last block {shape})"
 
     def _repr_html_(self) -> str:
         return blocks_table(self._blocks, repr(self))

@@ -29,7 +29,7 @@ from attnhook.capture.shared_state import EAGER, LOCK, ReplacedFunction
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import in_backward, is_compiled
 from attnhook.capture.watched_modules import shapes
-from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError
+from attnhook.errors import NothingCapturedError, RowsNotKeptError, UnsupportedModelError, counted
 from attnhook.options import BlocksOption, Rows, RowsOption
 
 
@@ -316,7 +316,7 @@ class AttentionCapture(HookedContext):
 
     def __repr__(self) -> str:
         state = "open" if self._active is not None else "closed"
-        return f"AttentionCapture({type(self._plan.model).__name__}, {len(self._recorders)} blocks, {state})"
+        return f"AttentionCapture({type(self._plan.model).__name__}, {counted(len(self._recorders), 'block')}, {state})"
 
 
 class MeasuringCapture(AttentionCapture):

@@ -20,7 +20,7 @@ from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture
 from attnhook.capture.sites import Kernel
 from attnhook.capture.torch_internals import SDPA
-from attnhook.errors import NothingCapturedError, TokenLayoutError, UnsupportedModelError
+from attnhook.errors import NothingCapturedError, TokenLayoutError, UnsupportedModelError, counted
 from attnhook.options import BlocksOption, Rows, RowsOption
 
 _EAGER = "Use AttentionCapture, which runs the model eagerly."
@@ -198,10 +198,9 @@ class TraceableCapture(nn.Module):
             NothingCapturedError: If the number of blocks differs.
             TokenLayoutError: If their shape is not that of the eager forward's rows: another capture made them, or the model dropped tokens.
         """
-        if len(rows) != len(self._blocks):
-            raise NothingCapturedError(
-                f"rows of {len(rows)} blocks: expected {len(self._blocks)}. Pass what forward returned."
-            )
+        if not isinstance(rows, tuple | list) or len(rows) != len(self._blocks):
+            got = f"rows of {counted(len(rows), 'block')}" if isinstance(rows, tuple | list) else type(rows).__name__
+            raise NothingCapturedError(f"{got}: expected rows of {len(self._blocks)}. Pass what forward returned.")
         pairs = list(zip(rows, self._blocks, strict=True))
         for row, block in pairs:
             if tuple(row.shape[1:]) != block.shape[1:]:

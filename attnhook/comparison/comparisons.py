@@ -10,6 +10,7 @@ from attnhook.comparison.model_figures import depth_figure, matrix_figure
 from attnhook.comparison.reports import save_report
 from attnhook.comparison.summary_tables import agreement_table, all_tables
 from attnhook.comparison.tables import Table
+from attnhook.errors import counted
 from attnhook.files import user_path
 from attnhook.imaging.panels import rendered
 from attnhook.options import ScaleOption
@@ -137,5 +138,7 @@ class Comparison(Findings):
 
     def __repr__(self) -> str:
         views = ", ".join(view.id for view in self.views)
-        failed = f", {len(self.failures)} failures" if self.failures else ""
-        return f"Comparison({len(self.models)} models, {len(self.photos)} photos, {views}{failed})"
+        failed = f", {counted(len(self.failures), 'failure')}" if self.failures else ""
+        return (
+            f"Comparison({counted(len(self.models), 'model')}, {counted(len(self.photos), 'photo')}, {views}{failed})"
+        )

@@ -15,7 +15,7 @@ from attnhook.attribution.methods import NEEDS
 from attnhook.attribution.raw_maps import raw_attention
 from attnhook.capture.block_choice import block_index
 from attnhook.capture.records import AttentionMaps, maps_from
-from attnhook.errors import ExtractionError, ImageError
+from attnhook.errors import ExtractionError, ImageError, counted
 from attnhook.extraction import indices
 from attnhook.extraction.distributions import PERCENTILES, over_photos
 from attnhook.extraction.items import Item, require
@@ -290,7 +290,7 @@ class ExtractedMaps(Dataset[dict[str, Any]]):
 
     def __repr__(self) -> str:
         state = "" if self.complete else ", still running or stopped"
-        counts = f"{len(self)} photos, {self._failed.num_rows} failed"
+        counts = f"{counted(len(self), 'photo')}, {self._failed.num_rows} failed"
         reason = f": {self._why_empty()}" if self._failed.num_rows and not len(self) else ""
         return f"ExtractedMaps({counts}, {self.manifest.model['spec']}{state}){reason}"
 

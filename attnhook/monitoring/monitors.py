@@ -19,7 +19,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture, MeasuringCapture
 from attnhook.capture.wrapped_models import unwrapped
-from attnhook.errors import NoReadoutError, ProbeError, UnsupportedModelError
+from attnhook.errors import NoReadoutError, ProbeError, UnsupportedModelError, counted
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale
 from attnhook.monitoring.integrations.tensorboard import TensorBoardWriter
@@ -237,7 +237,7 @@ class AttentionMonitor:
 
     def _images_in_words(self, separator: str = " ") -> str:
         prepared = "" if self._assumed is None else f"{separator}prepared as {self._assumed}"
-        return f"{len(self._probe)} images{prepared}"
+        return f"{counted(len(self._probe), 'image')}{prepared}"
 
     def _begin(self, step: int, trained: nn.Module | None = None) -> None:
         """For callbacks, at the start of training: say what a resumed run lost, and try the probe or log its first step.

@@ -61,8 +61,8 @@ class Schedule:
 
     def __str__(self) -> str:
         if self.every_n_epochs is not None:
-            return f"every {self.every_n_epochs} epochs"
-        return f"every {self.every_n_steps or 1} steps"
+            return f"every {self.every_n_epochs} epochs" if self.every_n_epochs > 1 else "every epoch"
+        return f"every {self.every_n_steps} steps" if (self.every_n_steps or 1) > 1 else "every step"
 
 
 def is_first_process() -> bool:

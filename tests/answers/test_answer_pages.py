@@ -65,10 +65,8 @@ class AnswerPage(OpenPage):
 
     def brightest(self, picture: int = 0) -> tuple[int, int]:
         """The patch in which the picture is changed most."""
-        code = """(index) => { const canvas = document.querySelectorAll("canvas[role=img]")[index];
-            return [canvas.width, canvas.height, [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]]; }"""
-        width, height, data = self.page.evaluate(code, picture)
-        pixels = np.array(data, float).reshape(height, width, 4)[..., :3]
+        pixels = self.picture("canvas[role=img]", picture).astype(float)
+        height, width, _ = pixels.shape
         changed = np.abs(pixels - np.median(pixels, axis=(0, 1))).sum(-1)
         cells = changed[: height // CELLS * CELLS, : width // CELLS * CELLS]
         cells = cells.reshape(CELLS, height // CELLS, CELLS, width // CELLS).mean((1, 3))

@@ -171,6 +171,8 @@ def test_unknown_words_and_tokens() -> None:
         answer.map(0, heads=2)
     with pytest.raises(IndexError, match="no such tokens"):
         answer.map([99])
+    with pytest.raises(IndexError, match=r"no such tokens: expected a word or numbers below \d+, got 1\.5"):
+        answer[1.5]
     with pytest.raises(IndexError, match="no layers"):
         answer.map([0], layers=[])
     with pytest.raises(ValueError, match="unknown fusion"):

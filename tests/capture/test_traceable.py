@@ -66,8 +66,10 @@ def test_rows_of_another_forward_are_refused() -> None:
     model = CASES["vit"].build()
     traceable = TraceableCapture(model, images())
     _, rows = traceable(images())
-    with pytest.raises(NothingCapturedError, match="rows of 1 blocks"):
+    with pytest.raises(NothingCapturedError, match="rows of 1 block"):
         traceable.maps(rows[:1])
+    with pytest.raises(NothingCapturedError, match="NoneType: expected rows of 2"):
+        traceable.maps(None)
     for other in ([row[..., 1:] for row in rows], TraceableCapture(model, images(), rows=[0, 1])(images())[1]):
         with pytest.raises(TokenLayoutError, match=r"has rows .*: expected \(batch, 4, 1, 16\)"):
             traceable.maps(tuple(other))

@@ -103,6 +103,8 @@ def test_pixels_are_drawn_with_mean_and_std() -> None:
     for wrong in (torch.zeros(3, SIZE, SIZE), torch.zeros(0, 3, SIZE, SIZE)):
         with pytest.raises(GeometryError, match=r"expected pixels \(batch, 3"):
             AttentionMonitor(small_vit(), wrong, writers=())
+    with pytest.raises(GeometryError, match=r"got a mapping with pixel_values\. Pass its pixels"):
+        AttentionMonitor(small_vit(), {"pixel_values": grey}, writers=())
 
 
 def test_methods_and_models_without_a_readout() -> None:

@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import torch
 
 from attnhook.attribution.map_making import placed
@@ -48,10 +47,7 @@ class Page(OpenPage):
         return float(facts["value"]), float(facts["bound"]), float(written[1]), float(written[2])
 
     def pixels(self):
-        code = """() => { const c = document.getElementById("canvas");
-            return [c.height, c.width, Array.from(c.getContext("2d").getImageData(0, 0, c.width, c.height).data)]; }"""
-        height, width, flat = self.page.evaluate(code)
-        return np.array(flat, np.uint8).reshape(height, width, 4)[..., :3].astype(int)
+        return self.picture("#canvas").astype(int)
 
     def text(self, name):
         return self.page.locator(f"#{name}").inner_text()

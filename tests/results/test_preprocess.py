@@ -207,7 +207,7 @@ def test_a_timm_model_brings_its_own_and_says_so(caplog, tmp_path):
     PHOTO.save(tmp_path / "0.png")
     assert len(extract(model, tmp_path / "0.png", tmp_path / "out", num_workers=0, progress=False)) == 1
     monitor = AttentionMonitor(model, PHOTO, every_n_steps=1, writers=())
-    assert f"1 images prepared as {words}" in repr(monitor)
+    assert f"1 image prepared as {words}" in repr(monitor)
     assert "prepared as" not in repr(AttentionMonitor(model, PHOTO, preprocess=COMPOSE, every_n_steps=1, writers=()))
 
 
