@@ -19,7 +19,7 @@ from attnhook.capture.layout import TokenLayout
 from attnhook.capture.records import AttentionMaps
 from attnhook.capture.session import AttentionCapture, MeasuringCapture
 from attnhook.capture.wrapped_models import unwrapped
-from attnhook.errors import NoReadoutError, ProbeError, UnsupportedModelError, counted
+from attnhook.errors import GeometryError, NoReadoutError, ProbeError, UnsupportedModelError, counted
 from attnhook.imaging.images import ImageSource
 from attnhook.imaging.overlays import check_scale
 from attnhook.monitoring.integrations.tensorboard import TensorBoardWriter
@@ -116,6 +116,11 @@ class AttentionMonitor:
         self._strict = strict
         self._schedule = Schedule(every_n_steps, every_n_epochs)
         self._assumed: str | None = None  # the preprocessing that was assumed, in words
+        if isinstance(images, Mapping):
+            raise GeometryError(
+                f"bad probe images: expected pixels (batch, 3, height, width) or photos, got a mapping with {', '.join(map(str, images))}. "
+                "Pass its pixels, such as inputs['pixel_values'], and its other entries as model_kwargs=."
+            )
         if isinstance(images, Tensor):
             self._probe = ProbeBatch.of_pixels(images, mean, std)
         else:

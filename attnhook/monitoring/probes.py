@@ -1,7 +1,7 @@
 """The images that a monitor runs the model on again and again: pixels for the model, photos to draw on, and a fingerprint."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,11 +31,6 @@ class ProbeBatch:
     @classmethod
     def of_photos(cls, images: "ImageSource | Iterable[ImageSource]", preprocess: Any) -> "ProbeBatch":
         """Make a batch of photos."""
-        if isinstance(images, Mapping):
-            raise GeometryError(
-                f"bad probe images: expected pixels (batch, 3, height, width) or photos, got a mapping with {', '.join(map(str, images))}. "
-                "Pass its pixels, such as inputs['pixel_values'], and its other entries as model_kwargs=."
-            )
         photos = tuple(read_image(image) for image in each_image(images))
         if not photos:
             raise GeometryError("no probe images: expected at least one, got none. Pass a few photos, or pixels.")

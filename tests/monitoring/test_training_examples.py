@@ -18,7 +18,7 @@ from attnhook.zoo.demo_weights import backbone_weights
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
-STEPS, EVERY = 10, 2
+STEPS, EVERY = 5, 1
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
 LOOP_STEPS = list(range(0, STEPS, EVERY))
 OPTIMIZER_STEPS = list(range(0, STEPS + 1, EVERY))  # 0 is before training
