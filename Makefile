@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/attnhook demo --out attnhook-demo
 
 test: $(VENV)/.installed browser
-	$(call say,running all tests in two processes: about thirteen minutes; make test-fast leaves out the slow ones)
+	$(call say,running all tests in two processes: about eleven minutes; make test-fast leaves out the slow ones)
 	$(BIN)/pytest -n 2 --dist worksteal -m "not gpu"
 
 test-fast: $(VENV)/.installed

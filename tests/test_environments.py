@@ -13,14 +13,13 @@ ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONIOENCODING": "ascii"}
 # What is set (None: unset), arguments of Python, the script's modes. What has nothing to do with each other is tried in one process.
 ENVIRONMENTS = {
     "as it is, in threads, in tasks, and spawned": ({}, (), "once threads tasks spawn"),
-    "no home and no name, and ASCII": (
+    "no home, no name, no network, ASCII, and python -O": (
         ASCII | dict.fromkeys(("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME")),
-        (),
-        "nobody",
+        ("-O",),
+        "nobody offline",
     ),
-    "a home that takes no files, no network, and python -O": ({"HOME": "/proc"}, ("-O",), "offline"),
-    "the C locale without UTF-8, and warnings are errors": (
-        ASCII | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "a home that takes no files, the C locale without UTF-8, and warnings are errors": (
+        ASCII | {"HOME": "/proc", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         ("-W", "error"),
         "once",
     ),
